@@ -1,0 +1,39 @@
+"""The exception tree, by who is at fault.
+
+Owns: the four kinds of failure that every layer raises.  Must not know: anything of overlayd; how a failure is
+answered (`daemon.handlers` turns these into responses, in one place).
+"""
+
+import os
+
+
+class OverlaydError(Exception):
+    """Base of every error that overlayd raises on purpose."""
+
+
+class ProtocolError(OverlaydError):
+    """The peer broke the framing or the envelope: nothing it sends can be trusted, the connection is dropped."""
+
+
+class RequestError(OverlaydError):
+    """The request cannot be done as asked; the message says why and what to do, and goes to the client as `err`."""
+
+
+class MechanismError(OverlaydError):
+    """The kernel, or a program that acts for it, refused an operation.
+
+    operation: what was tried, in a few words ("create veth"); object: the name it was tried on ("veth-71-s");
+    errno: the kernel's error number, 0 when there is none; detail: what else is known, for a person.
+    """
+
+    def __init__(self, operation: str, object: str, errno: int = 0, detail: str = "") -> None:
+        self.operation = operation
+        self.object = object
+        self.errno = errno
+        self.detail = detail
+        reason = f"{os.strerror(errno)} (errno {errno})" if errno else ""
+        super().__init__(": ".join(part for part in (f"{operation} {object}", reason, detail) if part))
+
+
+class StateError(OverlaydError):
+    """The disk refused to keep the state, or gave back something that is not the state."""

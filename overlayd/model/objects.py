@@ -1,0 +1,192 @@
+"""The kernel objects that a node's state implies, as plain values.
+
+Owns: their vocabulary and the marks they carry.  Must not know: how they are made (`linux`), when (`daemon`), or the
+requests they come from (`wire`).
+
+Each object has a `key`, its identity across renames and restarts: two objects with one key are the same thing, possibly
+changed.  Fields with `compare=False` say where the object lives now and are no part of the comparison, so renaming a
+bridge does not look like a change of everything on it.  `have`, what the kernel shows, and `want`, what the state implies, are both maps
+from key to object; their difference is the plan.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+Interface = IPv4Interface | IPv6Interface
+
+# Our own constants.  Link groups (IFLA_GROUP) tell our links from everybody else's, let nftables match them whatever
+# they are called, and let many be deleted by one message.  Any number that is unlikely to be used by others will do; 0 is the default group.
+GROUP_DEVICE = 0x6F760001
+GROUP_BRIDGE = 0x6F760002
+GROUP_VETH = 0x6F760003
+GROUP_DOOMED = 0x6F7600FF  # veths are moved here to be deleted together
+
+# rtm_protocol of our routes: 1-4 are the kernel's, others are listed in /etc/iproute2/rt_protos; 0x6F ("o") is free.
+ROUTE_PROTOCOL = 0x6F
+
+# IFLA_IFALIAS of a device or bridge is this, a space, the kind, a space, and the scope: "overlayd bridge web".
+ALIAS = "overlayd"
+
+# The one nftables table, in families inet and bridge.
+NFT_TABLE = "overlayd"
+
+GLOBAL = ""  # the scope of the global overlay; every other scope is the name of a service with a dedicated device
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A WireGuard device, its addresses and MTU, up; its peers are objects of their own.
+
+    private_key: 32 bytes.  listen_port: UDP.  mtu: bytes.  addresses: with the prefix the device carries them with.
+    """
+
+    scope: str
+    name: str
+    private_key: bytes = field(repr=False)
+    listen_port: int
+    mtu: int
+    addresses: frozenset[Interface]
+
+    @property
+    def key(self) -> Hashable:
+        return ("device", self.scope)
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePeer:
+    """One peer of a device.
+
+    public_key: 32 bytes.  endpoint: the numeric address and port to send to, None when unknown.  keepalive: seconds, 0 = off.
+    device: the device's name.
+    """
+
+    scope: str
+    device: str = field(compare=False)
+    public_key: bytes
+    endpoint: tuple[Address, int] | None
+    keepalive: int
+    allowed_ips: frozenset[Network]
+
+    @property
+    def key(self) -> Hashable:
+        return ("peer", self.scope, self.public_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The bridge of a service on this node, up, spanning tree off, with the gateway's address on it and an explicit MAC."""
+
+    service: str
+    name: str
+    address: Interface
+    mtu: int
+
+    @property
+    def key(self) -> Hashable:
+        return ("bridge", self.service)
+
+
+@dataclass(frozen=True, slots=True)
+class Netns:
+    """A network namespace, found through a process that lives in it.
+
+    pid, started: the process and its start time in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)).  inode: of the
+    namespace (/proc/PID/ns/net).  Together they tell a reused pid from the old process.
+    """
+
+    pid: int
+    started: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Veth:
+    """A veth pair: `name` is the host end, `interface` (eth0, eth1) the end inside `netns`.
+
+    service: the service whose bridge the host end is enslaved to; None means no bridge: then the host has a host route to the address through
+    the veth.  bridge: that bridge's name now.  address: of the inner end, with its prefix.  gateway: next hop of `routes`,
+    reached on-link through the inner end.  mac: of the inner end, 6 bytes.
+    """
+
+    name: str
+    netns: Netns
+    interface: str
+    service: str | None
+    bridge: str | None = field(compare=False)
+    address: Interface
+    gateway: Address
+    routes: frozenset[Network]
+    mac: bytes
+    mtu: int
+
+    @property
+    def key(self) -> Hashable:
+        return ("veth", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of ours in the main table of the host: `destination` through `device`, scope link."""
+
+    scope: str
+    device: str = field(compare=False)
+    destination: Network
+
+    @property
+    def key(self) -> Hashable:
+        return ("route", self.destination)
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """One more host address (/32 or /128) on the global device: a `host_shared` container's."""
+
+    device: str = field(compare=False)
+    address: Address
+
+    @property
+    def key(self) -> Hashable:
+        return ("alias", self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One member of one of our nftables sets, or one entry of a map.
+
+    family: "inet" or "bridge", the table's.  set: the set's name.  member: in nft syntax ("10.200.0.5", "10.200.0.0/16").
+    value: of a map entry, in nft syntax; empty for a set.
+    """
+
+    family: str
+    set: str
+    member: str
+    value: str = ""
+
+    @property
+    def key(self) -> Hashable:
+        return ("element", self.family, self.set, self.member)
+
+
+Object = Device | DevicePeer | Bridge | Veth | Route | Alias | Element
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of one object: create (have is None), delete (want is None), or change in place (both; the keys are equal)."""
+
+    have: Object | None
+    want: Object | None
+
+    def inverse(self) -> "Step":
+        """The step that undoes this one."""
+        return Step(self.want, self.have)
