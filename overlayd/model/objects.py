@@ -9,6 +9,7 @@ bridge does not look like a change of everything on it.  `have`, what the kernel
 from key to object; their difference is the plan.
 """
 
+from abc import ABC
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from ipaddress import (
@@ -19,10 +20,29 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
+from typing import TYPE_CHECKING
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
-Interface = IPv4Interface | IPv6Interface
+if TYPE_CHECKING:
+    Address = IPv4Address | IPv6Address
+    Network = IPv4Network | IPv6Network
+    Interface = IPv4Interface | IPv6Interface
+else:
+    # At run time one class each: msgspec, which writes and reads the rows of the state, wants one type for one hook.
+    class Address(ABC):
+        """An IPv4Address or an IPv6Address."""
+
+    class Network(ABC):
+        """An IPv4Network or an IPv6Network."""
+
+    class Interface(ABC):
+        """An IPv4Interface or an IPv6Interface."""
+
+    for version in (IPv4Address, IPv6Address):
+        Address.register(version)
+    for version in (IPv4Network, IPv6Network):
+        Network.register(version)
+    for version in (IPv4Interface, IPv6Interface):
+        Interface.register(version)
 
 # Our own constants.  Link groups (IFLA_GROUP) tell our links from everybody else's, let nftables match them whatever
 # they are called, and let many be deleted by one message.  Any number that is unlikely to be used by others will do; 0 is the default group.

@@ -1,0 +1,166 @@
+"""Doing the steps of a plan, in a worker thread, and undoing them when one fails.
+
+Owns: which mechanism does which step, and the order of undo.  Must not know: why a step is wanted.
+
+Every function here blocks; `daemon.node` calls `Kernel.apply` from a thread, several at a time for different resources.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from threading import Lock
+
+from overlayd.daemon import fault
+from overlayd.errors import MechanismError
+from overlayd.linux import link, veth
+from overlayd.linux.nft import Nft
+from overlayd.linux.wireguard import Backend
+from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+
+log = logging.getLogger(__name__)
+
+
+Failure = tuple[Step, MechanismError]
+
+
+class Kernel:
+    """The mechanisms of this host.  backend: None on a node without WireGuard, which carries no devices."""
+
+    def __init__(self, backend: Backend | None, nft: Nft) -> None:
+        self.backend = backend
+        self.nft = nft
+        self._reaper = _Reaper()
+
+    def apply(self, steps: Sequence[Step]) -> None:
+        """Do the steps in order, all or nothing.  MechanismError: one failed, and those before it were undone."""
+        done: list[list[Step]] = []
+        try:
+            for batch in _batches(steps):
+                fault.point(f"apply:{_name(batch[0])}")
+                if isinstance(batch[0].want or batch[0].have, DevicePeer):
+                    done.append(batch)  # a large set is not atomic: undo covers what of it was done
+                self._do(batch)
+                if not done or done[-1] is not batch:
+                    done.append(batch)
+            fault.point("apply:done")
+        except (MechanismError, OSError) as error:
+            failure = error if isinstance(error, MechanismError) else MechanismError("apply", "plan", error.errno or 0)
+            self._undo(done)
+            raise failure from error
+
+    def repair(self, steps: Sequence[Step]) -> list[Failure]:
+        """Do the steps in order, each for itself.  Returns those that could not be done, with their errors."""
+        failed: list[Failure] = []
+        for batch in _batches(steps):
+            fault.point(f"repair:{_name(batch[0])}")
+            try:
+                self._do(batch)
+            except MechanismError as error:
+                failed += [(step, error) for step in batch]
+        return failed
+
+    def _undo(self, done: list[list[Step]]) -> None:
+        for batch in reversed(done):
+            try:
+                self._do([step.inverse() for step in reversed(batch)])
+            except MechanismError as error:
+                log.error("undo failed, the next audit will mend it: %s", error)
+
+    def _do(self, batch: list[Step]) -> None:
+        match batch[0].want or batch[0].have:
+            case DevicePeer() as peer:
+                self._device_backend(peer.device).set_peers(peer.device, batch)
+            case Element():
+                self.nft.apply(batch)
+            case Veth() if batch[0].want is None:
+                self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
+            case _:
+                for step in batch:
+                    self._do_one(step.have, step.want)
+
+    def _do_one(self, have: Object | None, want: Object | None) -> None:  # noqa: C901  one line a case
+        match have, want:
+            case None, Device():
+                self._device_backend(want.name).create(want)
+                link.dress_device(want)
+            case Device(), Device():
+                link.rename(have.name, want.name)
+                self._device_backend(want.name).configure(have, want)
+                link.redress_device(have, want)
+            case Device(), None:
+                self._device_backend(have.name).delete(have.name)
+            case None, Bridge():
+                link.create_bridge(want)
+            case Bridge(), Bridge():
+                link.change_bridge(have, want)
+            case Bridge(), None:
+                link.delete_bridge(have.name)
+            case None, Veth():
+                veth.create(want)
+            case Veth(), Veth():
+                self._reaper.delete([have.name])
+                veth.create(want)
+            case Route() | None, Route():
+                link.create_route(want)
+            case Route(), None:
+                link.delete_route(have)
+            case Alias() | None, Alias():
+                link.create_alias(want)
+            case Alias(), None:
+                link.delete_alias(have)
+            case _:
+                raise AssertionError(f"no mechanism for {have} -> {want}")
+
+    def _device_backend(self, device: str) -> Backend:
+        if self.backend is None:
+            raise MechanismError("configure WireGuard", device, 0, "this node has no WireGuard backend")
+        return self.backend
+
+
+class _Reaper:
+    """Deletes veths together: each deletion waits 16 ms for an RCU barrier, so those that come meanwhile share the next one."""
+
+    def __init__(self) -> None:
+        self._turn = Lock()
+        self._pending: list[str] = []
+        self._pending_lock = Lock()
+        self._failed: dict[str, MechanismError] = {}
+
+    def delete(self, names: list[str]) -> None:
+        with self._pending_lock:
+            self._pending += names
+        with self._turn:
+            with self._pending_lock:
+                batch, self._pending = self._pending, []
+            if batch:
+                try:
+                    veth.delete(batch)
+                except MechanismError as error:
+                    self._failed.update(dict.fromkeys(batch, error))
+            errors = [error for name in names if (error := self._failed.pop(name, None))]
+        if errors:
+            raise errors[0]
+
+
+def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Runs of neighbouring steps that one call does: peers of one device, set elements, removals of veths."""
+    for _, run in groupby(steps, key=_batch_key):
+        batch = list(run)
+        if isinstance(batch[0].want or batch[0].have, DevicePeer | Element) or _is_veth_removal(batch[0]):
+            yield batch
+        else:
+            yield from ([step] for step in batch)
+
+
+def _batch_key(step: Step) -> tuple[type[object], str, bool]:
+    thing = step.want or step.have
+    return (type(thing), thing.device if isinstance(thing, DevicePeer) else "", _is_veth_removal(step))
+
+
+def _is_veth_removal(step: Step) -> bool:
+    return step.want is None and isinstance(step.have, Veth)
+
+
+def _name(step: Step) -> str:
+    verb = "create" if step.have is None else "delete" if step.want is None else "change"
+    return f"{verb}:{type(step.want or step.have).__name__.lower()}"

@@ -1,0 +1,124 @@
+"""What the operator wants: command line over environment over file over defaults.
+
+Owns: the options of `overlayd` and their help.  Must not know: what acts on them.
+"""
+
+import argparse
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from overlayd import __version__
+
+DATA_DIR = "/var/lib/overlayd"
+SOCKET = "/run/overlayd/overlayd.sock"
+CONFIG_FILE = "/etc/overlayd/overlayd.toml"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the setting."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """The settings of a daemon; the keys of overlayd.toml are these names with hyphens."""
+
+    data_dir: str = DATA_DIR
+    socket: str = SOCKET
+    socket_group: str = "overlayd"
+    log_format: str = "text"
+    log_level: str = "info"
+    wireguard: str = "auto"
+
+
+CHOICES = {
+    "log_format": ("text", "json"),
+    "log_level": ("debug", "info", "warning", "error"),
+    "wireguard": ("auto", "kernel", "userspace"),
+}
+
+_EPILOG = """\
+Every option can also stand in the configuration file (data-dir = "/srv/overlayd") or in the environment
+(OVERLAYD_DATA_DIR=/srv/overlayd); the command line wins over the environment, and that over the file.
+
+SIGTERM and SIGINT stop the daemon and leave the data plane running: tunnels, bridges, addresses and rules stay,
+and the next start adopts them.  To remove them, stop the daemon and run `overlayd --teardown`.
+
+exit codes: 0 clean, 1 runtime failure, 2 usage, 69 socket or data directory in use, 77 a missing capability,
+78 bad configuration or damaged state
+
+example: overlayd --data-dir /var/lib/overlayd --socket /run/overlayd/overlayd.sock
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `overlayd`."""
+    parser = argparse.ArgumentParser(
+        prog="overlayd",
+        description="Own this node's overlay network: WireGuard tunnels, bridges, addresses and packet rules, "
+        "driven by an orchestrator over a Unix socket.  Runs in the foreground and logs to stderr.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = parser.add_argument
+    option("--data-dir", metavar="DIR", help=f"where identity, addresses and peers are kept (default {DATA_DIR})")
+    option("--socket", metavar="PATH", help=f"the Unix socket to serve (default {SOCKET})")
+    option(
+        "--socket-group",
+        metavar="GROUP",
+        help="group that may use the socket, beside root and the daemon's own user (default: overlayd, if it exists)",
+    )
+    option("--config", metavar="FILE", help=f"configuration file (default {CONFIG_FILE}, if it exists)")
+    option("--log-format", choices=CHOICES["log_format"], help="how a line of the log is written (default text)")
+    option("--log-level", choices=CHOICES["log_level"], help="the least severe level that is logged (default info)")
+    option(
+        "--wireguard",
+        choices=CHOICES["wireguard"],
+        help="the WireGuard to use: kernel if there is one, else wireguard-go in user space (default auto)",
+    )
+    option("--teardown", action="store_true", help="remove everything of ours from this host, then exit; no daemon may be running")
+    option(
+        "--salvage-journal",
+        action="store_true",
+        help="start from a damaged journal with what stands before the damage; a copy of the whole is kept",
+    )
+    option("--version", action="version", version=f"overlayd {__version__}")
+    return parser
+
+
+def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Config:
+    """The settings from all their sources.  ConfigError: an unknown key, a bad value, an unreadable file."""
+    fields = msgspec.structs.fields(Config)
+    values: dict[str, object] = _read_file(arguments.config or environment.get("OVERLAYD_CONFIG"))
+    for field in fields:
+        from_environment = environment.get("OVERLAYD_" + field.name.upper())
+        if from_environment is not None:
+            values[field.encode_name] = from_environment
+        given = getattr(arguments, field.name)
+        if given is not None:
+            values[field.encode_name] = given
+    try:
+        config = msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error
+    for name, allowed in CHOICES.items():
+        if getattr(config, name) not in allowed:
+            raise ConfigError(f"{name.replace('_', '-')}: {getattr(config, name)!r} is none of {', '.join(allowed)}")
+    if len(os.fsencode(config.socket)) > 107:  # sun_path of struct sockaddr_un, less its NUL
+        raise ConfigError(f"socket: the path is longer than the 107 bytes a Unix socket may have: {config.socket}")
+    return config
+
+
+def _read_file(path: str | None) -> dict[str, object]:
+    try:
+        return tomllib.loads(Path(path or CONFIG_FILE).read_text())
+    except FileNotFoundError as error:
+        if path is None:
+            return {}
+        raise ConfigError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path or CONFIG_FILE}: {error}") from error
+
+

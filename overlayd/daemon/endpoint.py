@@ -1,0 +1,114 @@
+"""The places a daemon claims for itself: its socket and its network namespace.
+
+Owns: binding, who may connect, and who holds a place already.  Must not know: what is served there.
+"""
+
+import errno
+import grp
+import os
+import pwd
+import socket
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from overlayd.errors import MechanismError, OverlaydError
+
+# An abstract socket is of its network namespace (unix(7)), so binding this one claims the namespace.
+NAMESPACE_CLAIM = b"\0overlayd"
+
+
+class InUse(OverlaydError):
+    """Another process holds the place."""
+
+
+class Credentials(NamedTuple):
+    """Who is at the other end of a connection (struct ucred, unix(7))."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} uid {self.uid} gid {self.gid}"
+
+
+def credentials(connection: socket.socket) -> Credentials:
+    """The kernel's word for who connected."""
+    return Credentials(*struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+
+
+class Admission:
+    """Who may use the socket: root, the daemon's own user, members of a group."""
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        try:
+            self._gid: int | None = grp.getgrnam(group).gr_gid if group else None
+        except KeyError:
+            self._gid = None
+
+    @property
+    def gid(self) -> int | None:
+        """The group's number, None when there is no such group."""
+        return self._gid
+
+    def __call__(self, client: Credentials) -> bool:
+        if client.uid in (0, os.getuid()) or client.gid == self._gid:
+            return True
+        if self._gid is None:
+            return False
+        try:
+            user = pwd.getpwuid(client.uid)
+        except KeyError:
+            return False
+        return self._gid in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def bind(path: str, gid: int | None) -> socket.socket:
+    """The listening socket, mode 0660, of the group `gid`.  InUse: somebody answers on the path.  A stale file is replaced."""
+    _refuse_if_answered(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    mask = os.umask(0o177)
+    try:
+        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        Path(path).unlink(missing_ok=True)
+        listener.bind(path)
+        if gid is not None:
+            os.chown(path, -1, gid)
+        Path(path).chmod(0o660)
+    except OSError as error:
+        listener.close()
+        raise MechanismError("bind socket", path, error.errno or 0) from error
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def claim_namespace() -> socket.socket:
+    """Claim this network namespace for as long as the returned socket is open.  InUse: another overlayd has it."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        claim.bind(NAMESPACE_CLAIM)
+    except OSError as error:
+        claim.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InUse("another overlayd owns the links and rules of this network namespace; stop it first") from error
+        raise MechanismError("claim network namespace", "overlayd", error.errno or 0) from error
+    return claim
+
+
+def _refuse_if_answered(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except TimeoutError as error:
+            raise InUse(f"somebody holds the socket {path} but does not accept connections") from error
+        except OSError as error:
+            if error.errno == errno.ENOTSOCK:
+                raise InUse(f"{path} exists and is not a socket: move it away") from error
+            raise MechanismError("probe socket", path, error.errno or 0) from error
+        raise InUse(f"{path} is served by {credentials(probe)} already")

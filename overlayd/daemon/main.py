@@ -1,0 +1,128 @@
+"""The process: from the command line to a running daemon, and to its end.
+
+Owns: the order of start and stop, signals, exit codes.  Must not know: what a request does.
+"""
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import uvloop
+
+from overlayd import __version__
+from overlayd.daemon import config as configuration
+from overlayd.daemon import endpoint, logs, start
+from overlayd.daemon.config import Config, ConfigError
+from overlayd.daemon.handlers import Daemon, Handlers
+from overlayd.daemon.health import Health
+from overlayd.daemon.journal import InUse as JournalInUse
+from overlayd.daemon.journal import Journal
+from overlayd.daemon.server import Server
+from overlayd.daemon.status import StatusView
+from overlayd.daemon.watch import DeathWatch
+from overlayd.errors import OverlaydError, StateError
+from overlayd.model.rows import Attachment
+
+log = logging.getLogger(__name__)
+
+# Exit codes: sysexits.h where it has one.
+FAILED = 1
+IN_USE = 69
+NO_PERMISSION = 77
+BAD_CONFIG = 78
+
+# Our own constant: how long a stop waits for requests in flight, seconds.
+PATIENCE = 10.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `overlayd` and return its exit code."""
+    options = configuration.parser().parse_args(arguments)
+    try:
+        config = configuration.load(options, os.environ)
+    except ConfigError as error:
+        print(f"overlayd: {error}", file=sys.stderr)
+        return BAD_CONFIG
+    logs.set_up(config.log_format, config.log_level)
+    lacking = start.missing_capability()
+    if lacking:
+        log.error("missing capability %s: run as root, or grant it (setcap, AmbientCapabilities=, --cap-add)", lacking)
+        return NO_PERMISSION
+    _raise_descriptor_limit()
+    try:
+        with ExitStack() as claims:
+            return _claim_and_run(config, options.teardown, options.salvage_journal, claims)
+    except (endpoint.InUse, JournalInUse) as error:
+        log.error("%s", error)
+        return IN_USE
+    except StateError as error:
+        log.error("%s", error)
+        return BAD_CONFIG
+    except OverlaydError as error:
+        log.error("%s", error)
+        return FAILED
+
+
+def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitStack) -> int:
+    journal = Journal.open(Path(config.data_dir), salvage=salvage)
+    claims.enter_context(endpoint.claim_namespace())
+    if teardown:
+        start.teardown()
+        asyncio.run(journal.close())
+        return 0
+    admission = endpoint.Admission(config.socket_group)
+    listener = claims.enter_context(endpoint.bind(config.socket, admission.gid))
+    claims.callback(Path(config.socket).unlink, missing_ok=True)
+    uvloop.run(_serve(config, journal, admission, listener))
+    return 0
+
+
+async def _serve(config: Config, journal: Journal, admission: endpoint.Admission, listener: socket.socket) -> None:
+    """Take up the state, serve until told to stop, and leave the data plane running."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    node = start.node(journal, config.wireguard)
+    boot = start.boot_id()
+    await start.resume(node, boot)
+    health = Health(node)
+    server = Server(Handlers(Daemon(node, StatusView(node, health), boot, stopping.set)), admission)
+    async with asyncio.TaskGroup() as background:
+        deaths = DeathWatch(lambda handle: background.create_task(start.reclaim(node, handle)))
+        deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
+        node.observers.append(deaths.follow)
+        reading = background.create_task(health.watch())
+        accepting = await server.listen(listener)
+        _notify("READY=1")
+        log.info("overlayd %s serves %s", __version__, config.socket)
+        await stopping.wait()
+        _notify("STOPPING=1")
+        log.info("stopping; the data plane stays")
+        accepting.close()
+        await server.drain(PATIENCE)
+        deaths.close()
+        reading.cancel()
+    await node.close()
+    await journal.close()
+
+
+def _notify(state: str) -> None:
+    """Tell the service manager (sd_notify(3)), if there is one."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def _raise_descriptor_limit() -> None:
+    """A container costs a descriptor, a connection as well: take all that we may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

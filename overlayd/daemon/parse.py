@@ -1,0 +1,77 @@
+"""Strings of requests become values, here and once.
+
+Owns: the forms of addresses, CIDRs, keys and endpoints, and the errors that name the field.  Must not know: what they are for.
+"""
+
+from base64 import b64decode
+from binascii import Error as Base64Error
+from ipaddress import ip_address, ip_network
+
+from overlayd.errors import RequestError
+from overlayd.model.objects import Address, Network
+
+KEY_SIZE = 32  # an X25519 key, RFC 7748
+KEEPALIVE_MAX = 65535  # seconds, a u16 in linux/wireguard.h
+
+
+def address(text: str, field: str) -> Address:
+    """`10.200.0.5` or `fd00::5`."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise RequestError(f"request.{field}: {text!r} is not an IP address") from None
+
+
+def network(text: str, field: str) -> Network:
+    """A CIDR; host bits beyond the prefix are dropped, an address without a prefix stands for itself."""
+    try:
+        return ip_network(text.strip(), strict=False)
+    except ValueError:
+        raise RequestError(f"request.{field}: {text!r} is not a CIDR like 10.200.0.0/16") from None
+
+
+def networks(text: str, field: str) -> tuple[Network, ...]:
+    """Comma-separated CIDRs, possibly none."""
+    return tuple(network(part, field) for part in text.split(",") if part.strip())
+
+
+def key(text: str, field: str) -> bytes:
+    """A WireGuard key: 32 bytes in base64."""
+    try:
+        value = b64decode(text, validate=True)
+    except (Base64Error, ValueError):
+        raise RequestError(f"request.{field}: {text!r} is not base64") from None
+    if len(value) != KEY_SIZE:
+        raise RequestError(f"request.{field}: {text!r} is {len(value)} bytes, a key is {KEY_SIZE}")
+    return value
+
+
+def endpoint(text: str, field: str) -> str:
+    """`host:port` with a numeric port; empty for none.  An IPv6 host stands in brackets."""
+    if not text:
+        return ""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise RequestError(f"request.{field}: {text!r} is not host:port")
+    if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
+        raise RequestError(f"request.{field}: {text!r}: an IPv6 host stands in brackets, like [fd00::1]:51820")
+    if host.startswith("["):
+        address(host[1:-1], field)
+    return text
+
+
+def dns_name(text: str, field: str) -> str:
+    """One DNS name: labels of 1-63 letters, digits, hyphens and underscores, 253 characters at most (RFC 1035, 2.3.4)."""
+    name = text.removesuffix(".").lower()
+    labels = name.split(".")
+    good = 0 < len(name) <= 253 and all(
+        0 < len(label) <= 63
+        and label.isascii()
+        and not label.startswith("-")
+        and not label.endswith("-")
+        and all(character.isalnum() or character in "-_" for character in label)
+        for label in labels
+    )
+    if not good:
+        raise RequestError(f"request.{field}: {text!r} is not a DNS name")
+    return name

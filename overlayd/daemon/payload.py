@@ -1,0 +1,30 @@
+"""Requests that come in an envelope instead of a JSON frame.
+
+Owns: what an envelope's fields mean for a request and its answer.  Must not know: sockets, or what a request does.
+"""
+
+import time
+
+from overlayd import wire
+from overlayd.errors import RequestError
+from overlayd.proto.envelope import ENCODING_NONE, KIND_REQUEST, Frame, respond
+
+
+def read_payload(frame: Frame) -> wire.Request | wire.Err | None:
+    """The request in an envelope; `err` when it cannot be one; None for kinds that are no request and get no answer."""
+    if frame.kind != KIND_REQUEST:
+        return None
+    if frame.encoding != ENCODING_NONE:
+        return wire.Err(message=f"payload_encoding {frame.encoding} is not supported: send the payload as plain JSON")
+    if frame.deadline_unix_ms and frame.deadline_unix_ms <= time.time() * 1000:
+        return wire.Err(message="the deadline was over before work on the request could start")
+    try:
+        return wire.decode_request_object(frame.payload)
+    except RequestError as error:
+        return wire.Err(message=str(error))
+
+
+def answer_payload(frame: Frame, response: wire.Response | bytes) -> bytes:
+    """The envelope of an answer."""
+    body = response if isinstance(response, bytes) else wire.encode_response_object(response)
+    return respond(frame, body)

@@ -1,0 +1,94 @@
+"""Taking up what an earlier daemon, or an earlier boot, left behind.
+
+Owns: the first state, the dead that nobody detached, the first audit of the kernel, and removing everything.  Must not know: the socket.
+"""
+
+import logging
+from pathlib import Path
+
+from overlayd.daemon.apply import Kernel
+from overlayd.daemon.handlers import detach
+from overlayd.daemon.inspect import everything_marked
+from overlayd.daemon.journal import Journal
+from overlayd.daemon.node import Node as LiveNode
+from overlayd.errors import OverlaydError
+from overlayd.linux import egress, netns
+from overlayd.linux.nft import Nft
+from overlayd.linux.wireguard import Preference, choose, generate_key
+from overlayd.model import attachments
+from overlayd.model.layout import Facts
+from overlayd.model.objects import Veth
+from overlayd.model.plan import plan
+from overlayd.model.rows import Attachment, Node, decode
+from overlayd.model.state import Draft, State
+
+log = logging.getLogger(__name__)
+
+# What the daemon cannot work without: bits of linux/capability.h.
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+
+
+def missing_capability() -> str:
+    """The first capability of those we need that this process lacks; empty when it has all."""
+    effective = 0
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+    return next((name for name, bit in CAPABILITIES.items() if not effective >> bit & 1), "")
+
+
+def boot_id() -> str:
+    """Which boot this is (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def node(journal: Journal, wireguard: Preference) -> LiveNode:
+    """The node as the journal has it, on the mechanisms of this host."""
+    backend = choose(wireguard)
+    if backend is None:
+        log.warning("no WireGuard on this host: no tunnels, guests only; install wireguard-go or load the wireguard module")
+    facts = Facts(mtu=egress.overlay_mtu(egress.physical_egress()), devices=backend is not None)
+    state = State(decode(id, data) for id, data in journal.rows.items())
+    journal.rows.clear()
+    return LiveNode(state, journal, Kernel(backend, Nft()), facts)
+
+
+async def resume(node: LiveNode, boot: str) -> None:
+    """Make sure that we have an identity, give back what the dead held, and make the kernel what the state says."""
+    if node.state.get(Node) is None:
+        key = generate_key()
+        await node.change(lambda draft: draft.put(Node(private_key=key)), everything=True)
+    await node.adopt(lambda draft: _bury(draft, boot))
+    for step, error in await node.reconcile():
+        log.error("start: %s", error)
+        if isinstance(step.want, Veth):
+            await reclaim(node, attachments.container(step.want.netns.pid))
+
+
+def _bury(draft: Draft, boot: str) -> None:
+    """Detach the containers of an earlier boot, and those that died while nobody watched."""
+    for attachment in list(draft.all(Attachment)):
+        namespace = attachment.netns
+        if namespace is not None and (attachment.boot_id != boot or not netns.is_alive(namespace)):
+            log.info("%s is gone: %s is free again", attachment.handle, attachment.address)
+            attachments.detach(draft, attachment)
+
+
+async def reclaim(node: LiveNode, handle: str) -> None:
+    """Detach a container that died, or that cannot be reached any more."""
+    attachment = node.state.get(Attachment, handle)
+    if attachment is None or attachment.netns is None or await node.run(netns.is_alive, attachment.netns):
+        return
+    try:
+        await detach(node, attachment)
+        log.info("%s died: %s is free again", handle, attachment.address)
+    except OverlaydError as error:
+        log.error("reclaiming %s: %s", handle, error)
+
+
+def teardown() -> None:
+    """Remove everything that carries our mark from this host; the data directory stays."""
+    kernel = Kernel(choose("auto"), Nft())
+    for _, error in kernel.repair(plan(everything_marked(kernel), {})):
+        log.error("teardown: %s", error)
+    kernel.nft.teardown()

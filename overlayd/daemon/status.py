@@ -1,0 +1,81 @@
+"""What `status` answers, encoded once for as long as nothing changes.
+
+Owns: the Status response and its cache.  Must not know: devices; what a peer did lately comes from `health`.
+"""
+
+from overlayd import wire
+from overlayd.daemon.health import Health
+from overlayd.daemon.node import Node
+from overlayd.linux.wireguard import public_key
+from overlayd.model.objects import GLOBAL
+from overlayd.model.peers import text
+from overlayd.model.rows import Peer, Service
+from overlayd.model.subnets import first_usable
+
+
+class StatusView:
+    """The status of a node."""
+
+    def __init__(self, node: Node, health: Health) -> None:
+        self._node = node
+        self._health = health
+        self._encoded = b""
+        self._seen: tuple[int, int, int] = (-1, -1, -1)
+
+    def encoded(self) -> bytes:
+        """The status response as JSON."""
+        seen = (self._node.state.generation, self._health.generation, id(self._node.facts))
+        if seen != self._seen:
+            self._encoded = wire.encode_response_object(self.response())
+            self._seen = seen
+        return self._encoded
+
+    def response(self) -> wire.Status:
+        state = self._node.state
+        overlay = state.overlay
+        node_key = public_key(state.node.private_key)
+        peers = state.peers(GLOBAL) if overlay else {}
+        return wire.Status(
+            interface=overlay.interface if overlay and self._node.facts.devices else None,
+            node_ip=str(state.node_address) if overlay else None,
+            public_key=text(node_key),
+            overlay_cidr=str(overlay.cluster) if overlay else None,
+            slice_cidr=str(overlay.slice) if overlay and overlay.slice else None,
+            peer_count=len(peers),
+            service_count=len(state.table(Service)),
+            peers=[self._peer(peer) for peer in peers.values()],
+            dedicated_services=[
+                self._dedicated(service) for service in state.table(Service).values() if service.dedicated
+            ],
+        )
+
+    def _peer(self, peer: Peer) -> wire.PeerStatus:
+        activity = self._health.activity(GLOBAL, peer.public_key)
+        endpoint = peer.endpoint
+        if activity is not None and activity.endpoint is not None:
+            endpoint = endpoint_text(activity.endpoint)
+        return wire.PeerStatus(
+            public_key=text(peer.public_key),
+            endpoint=endpoint,
+            allowed_ips=",".join(map(str, dict.fromkeys((*peer.listed, *peer.added)))),
+            last_handshake_unix_secs=activity.last_handshake if activity else 0,
+        )
+
+    def _dedicated(self, service: Service) -> wire.DedicatedStatus:
+        return wire.DedicatedStatus(
+            service=service.name,
+            interface=service.device,
+            public_key=text(public_key(service.private_key)),
+            listen_port=service.wg_port,
+            overlay_ip=str(first_usable(service.subnet)),
+            subnet=str(service.subnet),
+            peer_count=len(self._node.state.peers(service.name)),
+        )
+
+
+def endpoint_text(endpoint: tuple[object, int]) -> str:
+    """`1.2.3.4:5`, `[fd00::1]:5`."""
+    host, port = endpoint
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+
+

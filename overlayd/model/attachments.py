@@ -1,0 +1,183 @@
+"""Containers and guests: who is attached where, with which addresses.
+
+Owns: Attachment and Isolation rows.  Must not know: veths, namespaces beyond their identity, key generation.
+"""
+
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from overlayd.errors import RequestError
+from overlayd.model import ipam, overlay
+from overlayd.model.objects import GLOBAL, Address, Netns
+from overlayd.model.rows import Attachment, Isolation, Peer, Service
+from overlayd.model.state import Draft, State
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an attach asks for, beside its handle."""
+
+    service: str
+    join_global: bool = False
+    ephemeral: bool = False
+    isolation_network: str = ""
+    dns_server: Address | None = None
+    dns_domain: str = ""
+
+
+def container(pid: int) -> str:
+    return f"pid:{pid}"
+
+
+def guest(id: str) -> str:
+    return f"guest:{id}"
+
+
+def host(id: str) -> str:
+    return f"host:{id}"
+
+
+def attach_container(draft: Draft, wish: Wish, netns: Netns, boot_id: str) -> Attachment:
+    """Attach the namespace of a container to a service, or return the attachment it has there already."""
+    service = _service(draft, wish.service)
+    present = draft.state.in_namespace(netns.inode)
+    if present is not None and draft.get(Attachment, present.handle) is not None and present.netns is not None:
+        if present.netns != netns and present.netns.pid == netns.pid:
+            detach(draft, present)  # the pid, and the namespace's number, belong to another container now
+        else:
+            return _again(present, wish)
+    reused = draft.get(Attachment, container(netns.pid))
+    if reused is not None:
+        detach(draft, reused)
+    return _attach(draft, service, wish, container(netns.pid), netns=netns, boot_id=boot_id)
+
+
+def attach_host(draft: Draft, wish: Wish, id: str) -> Attachment:
+    """A container that shares the host's network: an address of the node's pool."""
+    overlay.require(draft)
+    present = draft.get(Attachment, host(id))
+    if present is not None:
+        return _again(present, wish)
+    address = ipam.allocate(draft, GLOBAL, host(id))
+    return _put(draft, wish, Attachment(handle=host(id), service=wish.service, address=address))
+
+
+def attach_guest(draft: Draft, wish: Wish, id: str, private_key: bytes, public_key: bytes) -> Attachment:
+    """A guest that runs its own WireGuard: an address, a key pair (used if the guest is new), and a peer of the global device."""
+    overlay.require(draft)
+    present = draft.get(Attachment, guest(id))
+    if present is not None:
+        return _again(present, wish)
+    pool = wish.service if draft.state.pool(wish.service) else GLOBAL
+    address = ipam.allocate(draft, pool, guest(id))
+    host_network = type(draft.state.overlay.cluster)(address) if draft.state.overlay else None
+    assert host_network is not None  # overlay.require
+    draft.put(Peer(public_key=public_key, listed=(host_network,)))
+    return _put(
+        draft,
+        wish,
+        Attachment(
+            handle=guest(id), service=wish.service, address=address, private_key=private_key, public_key=public_key
+        ),
+    )
+
+
+def find(state: State, handle: str, inode: int = 0) -> Attachment | None:
+    """The attachment of a handle, or of the namespace the handle's process lives in."""
+    return state.get(Attachment, handle) or (state.in_namespace(inode) if inode else None)
+
+
+def detach(draft: Draft, attachment: Attachment) -> None:
+    """Take an attachment back with all it has: addresses, peer, isolation number, and the bridge of an ephemeral service."""
+    ipam.release(draft, attachment.address, attachment.handle)
+    if attachment.global_address is not None:
+        ipam.release(draft, attachment.global_address, attachment.handle)
+    if attachment.public_key:
+        peer = draft.peer(GLOBAL, attachment.public_key)
+        if peer is not None:
+            draft.drop(peer)
+    draft.drop(attachment)
+    others = [other for other in draft.all(Attachment) if other.handle != attachment.handle]
+    if attachment.isolation_network and not any(
+        other.isolation_network == attachment.isolation_network for other in others
+    ):
+        number = draft.get(Isolation, attachment.isolation_network)
+        if number is not None:
+            draft.drop(number)
+    service = draft.get(Service, attachment.service)
+    if service is not None and attachment.ephemeral and not service.lasting:
+        _drop_if_empty(draft, service, others)
+
+
+def _drop_if_empty(draft: Draft, service: Service, others: list[Attachment]) -> None:
+    """An ephemeral service's bridge goes when nobody is left on it: neither attached nor holding an address of its subnet."""
+    if any(other.service == service.name for other in others):
+        return
+    leases = draft.state.leases(service.name).values()
+    current = [draft.get(type(lease), lease.key) for lease in leases]
+    if any(lease is not None and lease.holder for lease in current):
+        return
+    for lease in current:
+        if lease is not None:
+            draft.drop(lease)
+    for peer in list(draft.state.peers(service.name).values()):
+        draft.drop(peer)
+    draft.drop(service)
+
+
+def _service(draft: Draft, name: str) -> Service:
+    service = draft.get(Service, name)
+    if service is None:
+        raise RequestError(f"service {name} is not set up on this node: send setup_service_overlay first")
+    overlay.require(draft)
+    return service
+
+
+def _again(present: Attachment, wish: Wish) -> Attachment:
+    if present.service != wish.service:
+        raise RequestError(
+            f"already attached to service {present.service} with {present.address}: "
+            f"detach it before attaching to {wish.service}"
+        )
+    if (present.global_address is not None) != wish.join_global and present.netns is not None:
+        now = "with" if present.global_address is not None else "without"
+        raise RequestError(f"already attached to service {present.service} {now} join_global: detach it first to change that")
+    if present.isolation_network != wish.isolation_network:
+        now = present.isolation_network or "none"
+        raise RequestError(f"already attached with isolation network {now}: detach it first to change that")
+    return present
+
+
+def _attach(
+    draft: Draft, service: Service, wish: Wish, handle: str, *, netns: Netns, boot_id: str
+) -> Attachment:
+    address = ipam.allocate(draft, service.name, handle)
+    global_address = ipam.allocate(draft, GLOBAL, handle) if wish.join_global else None
+    if not wish.ephemeral and not service.lasting:
+        draft.put(replace(service, lasting=True))
+    attachment = Attachment(
+        handle=handle,
+        service=service.name,
+        address=address,
+        netns=netns,
+        boot_id=boot_id,
+        global_address=global_address,
+    )
+    return _put(draft, wish, attachment)
+
+
+def _put(draft: Draft, wish: Wish, attachment: Attachment) -> Attachment:
+    if wish.isolation_network and draft.get(Isolation, wish.isolation_network) is None:
+        used = {row.number for row in draft.all(Isolation)}
+        number = next(number for number in range(1, len(used) + 2) if number not in used)
+        draft.put(Isolation(name=wish.isolation_network, number=number))
+    attachment = replace(
+        attachment,
+        ephemeral=wish.ephemeral,
+        isolation_network=wish.isolation_network,
+        dns_server=wish.dns_server,
+        dns_domain=wish.dns_domain,
+    )
+    draft.put(attachment)
+    return attachment

@@ -1,0 +1,53 @@
+"""Handing out addresses and taking them back.
+
+Owns: leases.  Must not know: what a holder does with an address.
+"""
+
+from overlayd.errors import RequestError
+from overlayd.model.objects import GLOBAL, Address
+from overlayd.model.rows import Lease, Overlay
+from overlayd.model.state import Draft
+
+REQUEST = "request"  # the holder of what allocate_ip handed out; every other holder is an attachment's handle or an edge peer
+
+
+def allocate(draft: Draft, pool: str, holder: str) -> Address:
+    """Lease an address of a pool (a service, or GLOBAL for the node's own) to `holder`.  RequestError when there is none left."""
+    addresses = draft.state.pool(pool)
+    if addresses is None:
+        raise RequestError("global overlay not set up: send setup_global_overlay first")
+    taken = {row.address for row in draft.rows.values() if isinstance(row, Lease) and row.holder}
+    address = addresses.choose(taken)
+    if address is None:
+        where = f"service {pool}" if pool != GLOBAL else "this node's slice"
+        raise RequestError(
+            f"no free address in {where}: all of {addresses.network} is taken, {addresses.held} held; "
+            "detach containers or release addresses that are no longer used"
+        )
+    draft.put(Lease(address=address, pool=pool, holder=holder))
+    return address
+
+
+def allocate_ip(draft: Draft, service: str) -> Address:
+    """allocate_ip: from the service's subnet if it has one here, else from the node's pool."""
+    return allocate(draft, service if service and draft.state.pool(service) else GLOBAL, REQUEST)
+
+
+def release(draft: Draft, address: Address, holder: str) -> bool:
+    """Give back an address that `holder` has; False when it does not have it."""
+    lease = draft.get(Lease, str(address))
+    if lease is None or lease.holder != holder:
+        return False
+    newest = max([draft.state.releases, *(row.released for row in draft.rows.values() if isinstance(row, Lease))])
+    draft.put(Lease(address=address, pool=lease.pool, released=newest + 1))
+    return True
+
+
+def holder_of(draft: Draft, address: Address) -> str:
+    """Who holds an address, in words; empty when nobody does."""
+    lease = draft.get(Lease, str(address))
+    if lease is not None and lease.holder:
+        return "allocate_ip" if lease.holder == REQUEST else lease.holder
+    if draft.get(Overlay) is not None and address == draft.state.node_address:
+        return "the node"
+    return ""

@@ -1,0 +1,212 @@
+"""Which kernel objects the state implies.
+
+Owns: the mapping from rows to objects.  Must not know: what the kernel has (`linux.observe`), or in which order it changes (`plan`).
+
+`layout(state, facts)` is everything; `layout(state, facts, touched)` only what hangs on the touched rows, so that a request costs what it
+changes.  The rows that everything hangs on (the node, the global overlay) count as all rows.
+"""
+
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface, ip_network
+
+from overlayd.model import ruleset
+from overlayd.model.names import veth_name
+from overlayd.model.objects import (
+    GLOBAL,
+    Address,
+    Alias,
+    Bridge,
+    Device,
+    DevicePeer,
+    Netns,
+    Object,
+    Route,
+    Veth,
+)
+from overlayd.model.rows import Attachment, Edge, Isolation, Overlay, Peer, RowId, Service
+from overlayd.model.state import State
+from overlayd.model.subnets import first_usable
+
+Layout = dict[Hashable, Object]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a layout depends on beside the state.
+
+    mtu: of the overlay, bytes.  devices: a WireGuard backend is there (without one the node is guest-only).  resolved: where host
+    names in endpoints point now.
+    """
+
+    mtu: int
+    devices: bool = True
+    resolved: Mapping[str, tuple[Address, int]] = field(default_factory=dict)
+
+
+def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None) -> Layout:
+    """The objects that the rows `touched` imply, or all rows (None), by key."""
+    if touched is None or ("overlay", "") in touched or ("node", "") in touched:
+        objects = _everything(state, facts)
+    else:
+        objects = (thing for id in touched for thing in _of_row(state, facts, id))
+    return {thing.key: thing for thing in objects}
+
+
+def _everything(state: State, facts: Facts) -> Iterator[Object]:
+    yield from _overlay(state, facts)
+    for service in state.table(Service).values():
+        yield from _service(state, facts, service)
+    for peer in state.table(Peer).values():
+        yield from _peer(state, facts, peer)
+    for attachment in state.table(Attachment).values():
+        yield from _attachment(state, facts, attachment)
+    for edge in state.table(Edge).values():
+        yield from _edge(state, facts, edge)
+
+
+def _of_row(state: State, facts: Facts, id: RowId) -> Iterator[Object]:
+    table, key = id
+    if table == Service.table and (service := state.get(Service, key)):
+        yield from _service(state, facts, service)
+    elif table == Peer.table and (peer := state.get(Peer, key)):
+        yield from _peer(state, facts, peer)
+    elif table == Attachment.table and (attachment := state.get(Attachment, key)):
+        yield from _attachment(state, facts, attachment)
+    elif table == Edge.table and (edge := state.get(Edge, key)):
+        yield from _edge(state, facts, edge)
+
+
+def _overlay(state: State, facts: Facts) -> Iterator[Object]:
+    overlay = state.get(Overlay)
+    node = state.node_address
+    if overlay is None or node is None:
+        return
+    yield from ruleset.cluster(overlay.cluster)
+    yield from ruleset.node(node)
+    if overlay.up and facts.devices:
+        yield Device(
+            scope=GLOBAL,
+            name=overlay.interface,
+            private_key=state.node.private_key,
+            listen_port=overlay.wg_port,
+            mtu=facts.mtu,
+            addresses=frozenset({ip_interface(f"{node}/{overlay.cluster.prefixlen}")}),
+        )
+
+
+def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
+    gateway = first_usable(service.subnet)
+    yield from ruleset.node(gateway)
+    yield Bridge(
+        service=service.name,
+        name=service.bridge,
+        address=ip_interface(f"{gateway}/{service.subnet.prefixlen}"),
+        mtu=facts.mtu,
+    )
+    if service.dedicated and facts.devices:
+        yield Device(
+            scope=service.name,
+            name=service.device,
+            private_key=service.private_key,
+            listen_port=service.wg_port,
+            mtu=facts.mtu,
+            addresses=frozenset({ip_interface(gateway)}),
+        )
+
+
+def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
+    if not facts.devices:
+        return
+    if peer.scope == GLOBAL:
+        if state.overlay is None:
+            return
+        device = state.overlay.interface
+    else:
+        service = state.get(Service, peer.scope)
+        if service is None:
+            return
+        device = service.device
+        for network in peer.allowed_ips:
+            yield Route(scope=peer.scope, device=device, destination=network)
+    yield DevicePeer(
+        scope=peer.scope,
+        device=device,
+        public_key=peer.public_key,
+        endpoint=endpoint_address(peer.endpoint, facts),
+        keepalive=peer.keepalive,
+        allowed_ips=peer.allowed_ips,
+    )
+
+
+def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[Object]:
+    number = state.get(Isolation, attachment.isolation_network)
+    if attachment.netns is None:
+        if attachment.handle.startswith("host:") and state.overlay and facts.devices:
+            yield Alias(device=state.overlay.interface, address=attachment.address)
+        return
+    service = state.get(Service, attachment.service)
+    overlay = state.get(Overlay)
+    node = state.node_address
+    if service is None or overlay is None or node is None:
+        return
+    network = number.number if number else None
+    yield from ruleset.member(attachment.address, network, veth_name(attachment.netns.pid, "s"))
+    yield _service_leg(attachment, attachment.netns, service, facts)
+    if attachment.global_address is not None:
+        yield from ruleset.member(attachment.global_address, network)
+        yield Veth(
+            name=veth_name(attachment.netns.pid, "g"),
+            netns=attachment.netns,
+            interface="eth1",
+            service=None,
+            bridge=None,
+            address=ip_interface(attachment.global_address),
+            gateway=node,
+            routes=frozenset({overlay.cluster}),
+            mac=mac(attachment.global_address),
+            mtu=facts.mtu,
+        )
+
+
+def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: Facts) -> Veth:
+    anywhere = ip_network("0.0.0.0/0" if service.subnet.version == 4 else "::/0")
+    return Veth(
+        name=veth_name(netns.pid, "s"),
+        netns=netns,
+        interface="eth0",
+        service=service.name,
+        bridge=service.bridge,
+        address=ip_interface(f"{attachment.address}/{service.subnet.prefixlen}"),
+        gateway=first_usable(service.subnet),
+        routes=frozenset({anywhere}),
+        mac=mac(attachment.address),
+        mtu=facts.mtu,
+    )
+
+
+def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
+    yield from ruleset.edge(edge.address, edge.allowed)
+
+
+def endpoint_address(endpoint: str, facts: Facts) -> tuple[Address, int] | None:
+    """The numeric form of `host:port`: written so, or resolved; None while it is neither."""
+    if not endpoint:
+        return None
+    numeric = numeric_endpoint(endpoint)
+    return numeric if numeric is not None else facts.resolved.get(endpoint)
+
+
+def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
+    """`1.2.3.4:5` or `[fd00::1]:5` as an address and a port; None when the host is a name."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        return ip_address(host.removeprefix("[").removesuffix("]")), int(port)
+    except ValueError:
+        return None
+
+
+def mac(address: Address) -> bytes:
+    """A locally administered MAC that follows from the address, so that a new attach does not outdate neighbour caches."""
+    return b"\x02\x6f" + address.packed[-4:]
+

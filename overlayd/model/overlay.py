@@ -1,0 +1,110 @@
+"""Setting up the global overlay: identity, address range, re-addressing.
+
+Owns: the Node and Overlay rows.  Must not know: devices, requests.
+"""
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from overlayd.errors import RequestError
+from overlayd.model.names import bridge_name, dedicated_name, device_name
+from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.rows import Edge, Lease, Overlay, Service
+from overlayd.model.state import Draft
+from overlayd.model.subnets import first_usable
+
+NOT_SET_UP = "global overlay not set up: send setup_global_overlay first"
+
+
+def set_node_id(draft: Draft, node_id: int) -> None:
+    """The number that spreads service subnets over nodes.  Subnets that were assigned stay."""
+    draft.put(replace(draft.state.node, node_id=node_id))
+
+
+def announce_key(draft: Draft, public_key: bytes) -> None:
+    """Remember what the orchestrator takes our public key for."""
+    draft.put(replace(draft.state.node, announced_key=public_key))
+
+
+def require(draft: Draft) -> Overlay:
+    """The global overlay; RequestError when it is not set up."""
+    overlay = draft.get(Overlay)
+    if overlay is None or not overlay.up:
+        raise RequestError(NOT_SET_UP)
+    return overlay
+
+
+def setup_global(
+    draft: Draft,
+    *,
+    deployment: str,
+    instance_id: str,
+    cluster: Network,
+    slice: Network | None,
+    wg_port: int,
+    nat: dict[str, Any] | None,
+) -> Overlay:
+    """Bring the overlay up, or change it in place.  RequestError when the ranges make no sense or would orphan a live address."""
+    if slice is not None and not _inside(slice, cluster):
+        raise RequestError(f"slice_cidr {slice} is not inside cluster_cidr {cluster}")
+    if cluster.num_addresses < 4:
+        raise RequestError(f"cluster_cidr {cluster} is too small for an overlay")
+    old = draft.get(Overlay)
+    if old is not None and (old.cluster, old.slice) != (cluster, slice):
+        _readdress(draft, cluster, slice)
+    overlay = Overlay(
+        deployment=deployment,
+        instance_id=instance_id,
+        interface=device_name(deployment, instance_id),
+        cluster=cluster,
+        slice=slice,
+        wg_port=wg_port,
+        nat=nat,
+    )
+    draft.put(overlay)
+    for service in list(draft.all(Service)):
+        bridge = bridge_name(deployment, instance_id, service.name)
+        device = dedicated_name(deployment, instance_id, service.name) if service.dedicated else ""
+        draft.put(replace(service, bridge=bridge, device=device))
+    return overlay
+
+
+def teardown_global(draft: Draft) -> None:
+    """Drop the device; key, peers and allocations stay.  Idempotent."""
+    overlay = draft.get(Overlay)
+    if overlay is not None and overlay.up:
+        draft.put(replace(overlay, up=False))
+
+
+def _readdress(draft: Draft, cluster: Network, slice: Network | None) -> None:
+    """Refuse a range that would orphan a live address; forget released addresses that fall outside the new one."""
+    node = first_usable(slice or cluster)
+    orphans: list[str] = []
+    for service in draft.all(Service):
+        if not _inside(service.subnet, cluster):
+            orphans.append(f"{service.subnet} (service {service.name})")
+        elif node in service.subnet:
+            orphans.append(f"{service.subnet} (service {service.name}, would hold the node address {node})")
+    for lease in list(draft.all(Lease)):
+        outside = lease.pool == GLOBAL and lease.address not in (slice or cluster)
+        if lease.holder and (outside or lease.address == node):
+            orphans.append(f"{lease.address} ({lease.holder})")
+        elif outside:
+            draft.drop(lease)
+    orphans += [
+        f"{edge.address} (edge peer {edge.name})" for edge in draft.all(Edge) if edge.address not in (slice or cluster)
+    ]
+    if orphans:
+        shown = ", ".join(orphans[:10]) + (f" and {len(orphans) - 10} more" if len(orphans) > 10 else "")
+        raise RequestError(
+            f"cluster_cidr {cluster} with slice_cidr {slice or 'none'} would orphan live addresses: {shown}; detach or release them first"
+        )
+
+
+def _inside(inner: Network, outer: Network) -> bool:
+    return inner.version == outer.version and (
+        outer.network_address <= inner.network_address and inner.broadcast_address <= outer.broadcast_address  # type: ignore[operator]
+    )
+
+

@@ -1,0 +1,110 @@
+"""Peers and their allowed IPs, per scope.
+
+Owns: Peer rows, and the rule that an allowed IP belongs to one peer.  Must not know: devices, or where a peer has roamed to.
+"""
+
+from base64 import b64encode
+
+from msgspec.structs import replace
+
+from overlayd.errors import RequestError
+from overlayd.model import overlay
+from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.rows import Peer, Service
+from overlayd.model.state import Draft
+
+
+def add_peer(
+    draft: Draft,
+    scope: str,
+    public_key: bytes,
+    *,
+    own_key: bytes,
+    endpoint: str,
+    keepalive: int,
+    allowed_ips: tuple[Network, ...],
+    candidates: tuple[tuple[str, str, int], ...],
+) -> list[str]:
+    """Upsert a peer.  own_key: the public key of the scope's device.  Returns what moved, in words, for the log."""
+    require_scope(draft, scope)
+    if public_key == own_key:
+        raise RequestError(f"request.public_key: {text(public_key)} is this node's own key, not a peer")
+    old = draft.peer(scope, public_key)
+    added = tuple(network for network in old.added if network not in allowed_ips) if old else ()
+    moved = [_move(draft, scope, network, public_key) for network in allowed_ips]
+    draft.put(
+        Peer(
+            scope=scope,
+            public_key=public_key,
+            endpoint=endpoint,
+            keepalive=keepalive,
+            listed=tuple(dict.fromkeys(allowed_ips)),
+            added=added,
+            candidates=candidates,
+        )
+    )
+    return [line for line in moved if line]
+
+
+def remove_peer(draft: Draft, scope: str, public_key: bytes) -> None:
+    """Forget a peer; of an unknown one that is no error."""
+    require_scope(draft, scope)
+    peer = draft.peer(scope, public_key)
+    if peer is not None:
+        draft.drop(peer)
+
+
+def add_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network) -> list[str]:
+    """Route a network to a peer, taking it from the peer that had it.  Returns what moved, in words, for the log."""
+    require_scope(draft, scope)
+    peer = draft.peer(scope, public_key)
+    if peer is None:
+        raise RequestError(f"no peer {text(public_key)} in {scope_name(scope)}: send add_peer first")
+    if network in peer.listed or network in peer.added:
+        return []
+    moved = _move(draft, scope, network, public_key)
+    draft.put(replace(peer, added=(*peer.added, network)))
+    return [moved] if moved else []
+
+
+def remove_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network) -> None:
+    """No longer route a network to a peer; if it is not routed there, that is no error."""
+    require_scope(draft, scope)
+    peer = draft.peer(scope, public_key)
+    if peer is not None:
+        draft.put(_without(peer, network))
+
+
+def require_scope(draft: Draft, scope: str) -> None:
+    """RequestError when the scope has no device."""
+    if scope == GLOBAL:
+        overlay.require(draft)
+        return
+    service = draft.get(Service, scope)
+    if service is None or not service.dedicated:
+        raise RequestError(f"no dedicated overlay for service {scope}")
+
+
+def scope_name(scope: str) -> str:
+    return f"service {scope}" if scope else "the global overlay"
+
+
+def text(key: bytes) -> str:
+    """A key as people know it."""
+    return b64encode(key).decode()
+
+
+def _move(draft: Draft, scope: str, network: Network, to: bytes) -> str:
+    owner = draft.owner(scope, network)
+    if owner is None or owner.public_key == to:
+        return ""
+    draft.put(_without(owner, network))
+    return f"allowed IP {network} moved from peer {text(owner.public_key)} to {text(to)}"
+
+
+def _without(peer: Peer, network: Network) -> Peer:
+    return replace(
+        peer,
+        listed=tuple(other for other in peer.listed if other != network),
+        added=tuple(other for other in peer.added if other != network),
+    )

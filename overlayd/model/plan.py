@@ -1,0 +1,41 @@
+"""From what is there and what should be there to the steps between.
+
+Owns: the order of steps.  Must not know: how a step is done.
+
+The same plan serves a request (have: the state before it), a start (have: what the kernel shows) and an audit.
+"""
+
+from collections.abc import Hashable, Mapping
+
+from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+
+# What must be there before what: elements before veths, so that a container is filtered from its first packet on; peers and
+# routes after the devices they are on.  Removal goes the other way round.
+ORDER: dict[type[Object], int] = {
+    kind: rank for rank, kind in enumerate((Device, Bridge, DevicePeer, Route, Alias, Element, Veth))
+}
+
+
+def plan(have: Mapping[Hashable, Object], want: Mapping[Hashable, Object]) -> list[Step]:
+    """The steps from `have` to `want`: removals first (they free names, addresses and ports), then creations and changes.
+
+    A removed device takes its peers, routes and aliases along, so these get no steps of their own.
+    """
+    removed = [Step(thing, None) for key, thing in have.items() if key not in want]
+    dead = {step.have.scope for step in removed if isinstance(step.have, Device)}
+    removed = [step for step in removed if not _goes_along(step.have, dead)]
+    changed = [Step(have.get(key), thing) for key, thing in want.items() if have.get(key) != thing]
+    removed.sort(key=_rank, reverse=True)
+    changed.sort(key=_rank)
+    return removed + changed
+
+
+def _rank(step: Step) -> int:
+    thing = step.want or step.have
+    return ORDER[type(thing)] if thing is not None else 0
+
+
+def _goes_along(thing: Object | None, dead_scopes: set[str]) -> bool:
+    return isinstance(thing, DevicePeer | Route) and thing.scope in dead_scopes
+
+

@@ -1,0 +1,215 @@
+"""What a node remembers, as rows: the only things that are written to the journal.
+
+Owns: the row types and their JSON.  Must not know: what they mean for the kernel (`layout`), how rows change (`overlay`,
+`services`, `peers`, `attachments`, `ipam`), or where they are kept (`daemon.journal`).
+
+A row is immutable, lives in one table under one key, and is replaced as a whole.  A `Change` maps row ids to their new rows, None for a row that
+goes; it is at once the unit of decision, of durability and of undo.
+"""
+
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+from typing import Any, ClassVar
+
+import msgspec
+
+from overlayd.errors import StateError
+from overlayd.model.objects import GLOBAL, Address, Netns, Network
+
+RowId = tuple[str, str]  # (table, key)
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A row of `table`, identified in it by `key`."""
+
+    table: ClassVar[str]
+
+    @property
+    def key(self) -> str:
+        return ""
+
+    @property
+    def id(self) -> RowId:
+        return (self.table, self.key)
+
+
+Change = Mapping[RowId, Row | None]
+
+
+class Node(Row):
+    """Who this node is.  private_key: X25519, 32 bytes, made once.  announced_key: what the orchestrator takes our public key for."""
+
+    table: ClassVar[str] = "node"
+    private_key: bytes
+    node_id: int = 0
+    announced_key: bytes = b""
+
+
+class Overlay(Row):
+    """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it came, None for the built-in one.  up: False after a teardown,
+    which keeps key, peers and allocations."""
+
+    table: ClassVar[str] = "overlay"
+    deployment: str
+    instance_id: str
+    interface: str
+    cluster: Network
+    slice: Network | None = None
+    wg_port: int
+    nat: dict[str, Any] | None = None
+    up: bool = True
+
+
+class Service(Row):
+    """A service on this node.  subnet: its containers' addresses.  lasting: an attach since the setup was not ephemeral.
+    device, private_key, wg_port: only of a dedicated service."""
+
+    table: ClassVar[str] = "service"
+    name: str
+    subnet: Network
+    bridge: str
+    lasting: bool = False
+    device: str = ""
+    private_key: bytes = b""
+    wg_port: int = 0
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+    @property
+    def dedicated(self) -> bool:
+        return bool(self.device)
+
+
+class Peer(Row):
+    """A peer of the device of `scope`.  endpoint: `host:port` as it was given, empty when none.  keepalive: seconds.  listed: allowed IPs of the last
+    add_peer.  added: those of add_allowed_ip, which stay."""
+
+    table: ClassVar[str] = "peer"
+    scope: str = GLOBAL
+    public_key: bytes
+    endpoint: str = ""
+    keepalive: int = 0
+    listed: tuple[Network, ...] = ()
+    added: tuple[Network, ...] = ()
+    candidates: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return peer_key(self.scope, self.public_key)
+
+    @property
+    def allowed_ips(self) -> frozenset[Network]:
+        return frozenset(self.listed) | frozenset(self.added)
+
+
+def peer_key(scope: str, public_key: bytes) -> str:
+    """The key of a Peer row: the key in hex first, since a scope may hold any character."""
+    return f"{public_key.hex()}/{scope}"
+
+
+class Lease(Row):
+    """An address that was handed out.  pool: the service whose subnet it is from, GLOBAL for the node's own pool.  holder: who holds it,
+    empty when released; released: the order of releases, so that the oldest is reused first."""
+
+    table: ClassVar[str] = "lease"
+    address: Address
+    pool: str
+    holder: str = ""
+    released: int = 0
+
+    @property
+    def key(self) -> str:
+        return str(self.address)
+
+
+class Attachment(Row):
+    """A container or guest.  handle: `pid:71`, `guest:vm1` or `host:x`.  netns: of a container; boot_id: the boot it lives in.
+    global_address: of its eth1.  private_key: of a guest, which this node makes."""
+
+    table: ClassVar[str] = "attachment"
+    handle: str
+    service: str
+    address: Address
+    ephemeral: bool = False
+    netns: Netns | None = None
+    boot_id: str = ""
+    global_address: Address | None = None
+    isolation_network: str = ""
+    dns_server: Address | None = None
+    dns_domain: str = ""
+    private_key: bytes = b""
+    public_key: bytes = b""
+
+    @property
+    def key(self) -> str:
+        return self.handle
+
+
+class Isolation(Row):
+    """The number that stands for an isolation network in packet filters, kept while it has members."""
+
+    table: ClassVar[str] = "isolation"
+    name: str
+    number: int
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+class Record(Row):
+    """A registered name and its address."""
+
+    table: ClassVar[str] = "record"
+    name: str
+    address: Address
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+class Edge(Row):
+    """A minted edge peer: a device outside the cluster that may reach `allowed` until `expires` (Unix seconds)."""
+
+    table: ClassVar[str] = "edge"
+    name: str
+    address: Address
+    public_key: bytes
+    private_key: bytes
+    minted: int
+    expires: int
+    allowed: tuple[Network, ...]
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+ROWS: tuple[type[Row], ...] = (Node, Overlay, Service, Peer, Lease, Attachment, Isolation, Record, Edge)
+
+
+def _decode_hook(kind: type[Any], value: Any) -> Any:
+    return ip_address(value) if kind is Address else ip_network(value)
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=str)
+_DECODERS = {row.table: msgspec.json.Decoder(row, dec_hook=_decode_hook) for row in ROWS}
+
+
+def encode(row: Row) -> bytes:
+    """The row as JSON, for the journal."""
+    return _ENCODER.encode(row)
+
+
+def decode(id: RowId, data: bytes) -> Row:
+    """The row that `encode` wrote.  StateError: it is of no table that we know, or not a row of it (a newer overlayd wrote it)."""
+    decoder = _DECODERS.get(id[0])
+    if decoder is None:
+        raise StateError(f"the journal has a row in the table {id[0]!r}, unknown here: was it written by a newer overlayd?")
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise StateError(f"the journal's row {id[0]}/{id[1]} cannot be read: {error}") from error

@@ -1,0 +1,125 @@
+"""Services on this node: their subnet, bridge, and for dedicated ones the device.
+
+Owns: Service rows.  Must not know: how bridges are made, or why a container is attached.
+"""
+
+from msgspec.structs import replace
+
+from overlayd.errors import RequestError
+from overlayd.model import attachments, overlay, subnets
+from overlayd.model.names import bridge_name, dedicated_name
+from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.rows import Attachment, Overlay, Service
+from overlayd.model.state import Draft, State
+
+# Our own constant, from the contract: dedicated devices listen on one of this many ports above the global one.
+DEDICATED_PORTS = 256
+
+
+def setup_service(draft: Draft, name: str, *, subnet: Network | None, dedicated_key: bytes | None) -> Service:
+    """Set a service up, or return it as it is.  subnet: exactly this one, None for the one its name and node give.
+    dedicated_key: the private key of a dedicated service's device, used if it is new; None for a shared service."""
+    if not name:
+        raise RequestError("request.service: a service needs a name")
+    around = overlay.require(draft)
+    service = draft.get(Service, name)
+    if service is not None:
+        if service.dedicated != (dedicated_key is not None):
+            now = "dedicated" if service.dedicated else "shared"
+            raise RequestError(f"service {name} is set up as {now}: tear it down first to change its mode")
+        if subnet is not None and subnet != service.subnet:
+            raise RequestError(f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}")
+        return service
+    if subnet is None:
+        subnet = subnets.choose(around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot))
+    else:
+        _check_wanted(draft, around, subnet)
+    service = Service(
+        name=name, subnet=subnet, bridge=bridge_name(around.deployment, around.instance_id, name)
+    )
+    if dedicated_key is not None:
+        service = replace(
+            service,
+            device=dedicated_name(around.deployment, around.instance_id, name),
+            private_key=dedicated_key,
+            wg_port=_free_port(draft, around),
+        )
+    draft.put(service)
+    for lease in list(draft.state.leases(GLOBAL).values()):
+        if lease.address in subnet:
+            draft.drop(lease)  # released long ago from the node's pool; the address is the service's from now on
+    return service
+
+
+def teardown_service(draft: Draft, name: str) -> None:
+    """Detach what is attached, forget the subnet, the port and the peers of its scope.  Idempotent."""
+    service = draft.get(Service, name)
+    if service is None:
+        return
+    for attachment in list(draft.all(Attachment)):
+        if attachment.service == name:
+            attachments.detach(draft, attachment)
+    for lease in list(draft.state.leases(name).values()):
+        draft.drop(lease)
+    for peer in list(draft.state.peers(name).values()):
+        draft.drop(peer)
+    draft.drop(service)
+
+
+def prune(draft: Draft, gone: set[str]) -> None:
+    """Forget the services whose bridges were pruned: `gone` are bridge names."""
+    for service in list(draft.all(Service)):
+        if service.bridge in gone:
+            teardown_service(draft, service.name)
+
+
+def _taken(draft: Draft, around: Overlay, slot: Network) -> Network | None:
+    """A network that keeps `slot` from being a service's subnet."""
+    state = draft.state
+    for service in draft.all(Service):
+        if service.subnet.version == slot.version and service.subnet.overlaps(slot):  # type: ignore[arg-type]
+            return service.subnet
+    if around.slice is not None:
+        if around.slice.overlaps(slot):  # type: ignore[arg-type]
+            return around.slice
+    elif _inhabited(state, slot):
+        return slot
+    return _routed_elsewhere(state, around, slot)
+
+
+def _inhabited(state: State, slot: Network) -> bool:
+    """Without a slice the node's own addresses come from the whole cluster CIDR."""
+    held = (lease.address for lease in state.leases(GLOBAL).values() if lease.holder)
+    return state.node_address in slot or any(address in slot for address in held)
+
+
+def _routed_elsewhere(state: State, around: Overlay, slot: Network) -> Network | None:
+    """An allowed IP of a known peer, narrower than the cluster, that overlaps the slot."""
+    packed, length = slot.network_address.packed, slot.prefixlen
+    for scope in state.scopes():
+        allowed = state.allowed_ips(scope)
+        for address, prefix_len, _ in (*allowed.covering(packed, length), *allowed.within(packed, length)):
+            if prefix_len > around.cluster.prefixlen:
+                return type(slot)((address, prefix_len))
+    return None
+
+
+def _check_wanted(draft: Draft, around: Overlay, subnet: Network) -> None:
+    if subnet.version != around.cluster.version or not subnet.subnet_of(around.cluster):  # type: ignore[arg-type]
+        raise RequestError(f"request.subnet: {subnet} is not inside the cluster CIDR {around.cluster}")
+    if subnet.num_addresses < 4:
+        raise RequestError(f"request.subnet: {subnet} has no room for a gateway and a container")
+    taken = _taken(draft, around, subnet)
+    if taken is not None:
+        raise RequestError(f"request.subnet: {subnet} overlaps {taken}, which is in use")
+
+
+def _free_port(draft: Draft, around: Overlay) -> int:
+    used = {service.wg_port for service in draft.all(Service)}
+    for port in range(around.wg_port + 1, min(around.wg_port + DEDICATED_PORTS, 65535) + 1):
+        if port not in used:
+            return port
+    raise RequestError(
+        f"no free WireGuard port in {around.wg_port + 1}-{around.wg_port + DEDICATED_PORTS}: tear a dedicated service down"
+    )
+

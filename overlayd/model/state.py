@@ -1,0 +1,227 @@
+"""The state of a node: its rows, and the indexes that make decisions cheap.
+
+Owns: the tables, what is derived from them (address pools, owners of allowed IPs, attachments by namespace), and drafts.  Must not know: disk, kernel, clock.
+
+The state has one writer (`daemon.node`) on one thread, so the tables are plain dictionaries of immutable rows and the indexes are updated
+in place: a change costs the rows it touches, and readers on that thread never see half of one.  `apply` returns the inverse change, which is
+how a change that the disk or the kernel refused is taken back.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar, cast
+
+from overlayd._fast.allowedips import AllowedIPs
+from overlayd.model.pool import Pool
+from overlayd.model.objects import GLOBAL, Address, Network
+from overlayd.model.rows import (
+    ROWS,
+    Attachment,
+    Change,
+    Edge,
+    Isolation,
+    Lease,
+    Node,
+    Overlay,
+    Peer,
+    Record,
+    Row,
+    RowId,
+    Service,
+    peer_key,
+)
+from overlayd.model.subnets import first_usable
+
+R = TypeVar("R", bound=Row)
+
+
+class State:
+    """All rows of a node.  Tables are read freely; only `apply` changes them."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self._tables: dict[str, dict[str, Row]] = {kind.table: {} for kind in ROWS}
+        self._leases: dict[str, dict[Address, Lease]] = {}
+        self._pools: dict[str, Pool] = {}
+        self._peers: dict[str, dict[bytes, Peer]] = {}
+        self._allowed: dict[str, AllowedIPs] = {}
+        self._namespaces: dict[int, str] = {}
+        self.generation = 0  # grows with every change: what was computed from an older one is stale
+        self.releases = 0  # the newest order of release
+        self.apply({row.id: row for row in rows})
+
+    def table(self, kind: type[R]) -> dict[str, R]:
+        """The table of a row type, by key.  Not to be changed."""
+        return cast(dict[str, R], self._tables[kind.table])
+
+    def get(self, kind: type[R], key: str = "") -> R | None:
+        return self.table(kind).get(key)
+
+    @property
+    def node(self) -> Node:
+        """Who we are.  There is such a row from the first start on."""
+        return self.table(Node)[""]
+
+    @property
+    def overlay(self) -> Overlay | None:
+        """The global overlay while it is up."""
+        overlay = self.table(Overlay).get("")
+        return overlay if overlay and overlay.up else None
+
+    @property
+    def node_address(self) -> Address | None:
+        """The first usable address of the slice, or of the cluster when there is no slice."""
+        overlay = self.get(Overlay)
+        return first_usable(overlay.slice or overlay.cluster) if overlay else None
+
+    def peers(self, scope: str) -> dict[bytes, Peer]:
+        """The peers of a scope by public key."""
+        return self._peers.get(scope, {})
+
+    def allowed_ips(self, scope: str) -> AllowedIPs:
+        """Who owns an allowed IP in a scope: values are public keys."""
+        return self._allowed.setdefault(scope, AllowedIPs())
+
+    def scopes(self) -> list[str]:
+        """The scopes that have, or had, peers."""
+        return list(self._allowed)
+
+    def in_namespace(self, inode: int) -> Attachment | None:
+        """The attachment of a network namespace."""
+        handle = self._namespaces.get(inode)
+        return self.get(Attachment, handle) if handle else None
+
+    def leases(self, pool: str) -> dict[Address, Lease]:
+        return self._leases.get(pool, {})
+
+    def pool(self, name: str) -> Pool | None:
+        """The addresses of a service, or of the node (GLOBAL); None when there is no such subnet here."""
+        pool = self._pools.get(name)
+        if pool is None:
+            pool = self._build_pool(name)
+            if pool is not None:
+                self._pools[name] = pool
+        return pool
+
+    def apply(self, change: Change) -> Change:
+        """Put and remove rows.  Returns the change that takes this one back."""
+        inverse: dict[RowId, Row | None] = {}
+        for id, row in change.items():
+            table = self._tables[id[0]]
+            old = table.get(id[1])
+            inverse[id] = old
+            if row is None:
+                table.pop(id[1], None)
+            else:
+                table[id[1]] = row
+            self._index(old, row)
+        self.generation += 1
+        return inverse
+
+    def _index(self, old: Row | None, new: Row | None) -> None:
+        match new or old:
+            case Lease():
+                self._index_lease(cast(Lease | None, old), cast(Lease | None, new))
+            case Peer():
+                self._index_peer(cast(Peer | None, old), cast(Peer | None, new))
+            case Attachment():
+                self._index_attachment(cast(Attachment | None, old), cast(Attachment | None, new))
+            case Overlay() | Service() | Edge():
+                self._pools.clear()
+
+    def _index_lease(self, old: Lease | None, new: Lease | None) -> None:
+        for lease in (old, new):
+            if lease:
+                self._leases.setdefault(lease.pool, {}).pop(lease.address, None)
+        if new:
+            self._leases[new.pool][new.address] = new
+            self.releases = max(self.releases, new.released)
+        moved = old is not None and new is not None and old.pool != new.pool
+        for lease in (old, new):
+            if lease and lease.pool in self._pools:
+                if moved:
+                    del self._pools[lease.pool]
+                else:
+                    self._pools[lease.pool].update(lease.address, new)
+
+    def _index_peer(self, old: Peer | None, new: Peer | None) -> None:
+        if old:
+            allowed = self.allowed_ips(old.scope)
+            for network in old.allowed_ips:
+                if allowed.exact(network.network_address.packed, network.prefixlen) == old.public_key:
+                    allowed.remove(network.network_address.packed, network.prefixlen)
+            del self._peers[old.scope][old.public_key]
+        if new:
+            allowed = self.allowed_ips(new.scope)
+            for network in new.allowed_ips:
+                allowed.insert(network.network_address.packed, network.prefixlen, new.public_key)
+            self._peers.setdefault(new.scope, {})[new.public_key] = new
+
+    def _index_attachment(self, old: Attachment | None, new: Attachment | None) -> None:
+        if old and old.netns and self._namespaces.get(old.netns.inode) == old.handle:
+            del self._namespaces[old.netns.inode]
+        if new and new.netns:
+            self._namespaces[new.netns.inode] = new.handle
+
+    def _build_pool(self, name: str) -> Pool | None:
+        overlay = self.get(Overlay)
+        if name != GLOBAL:
+            service = self.get(Service, name)
+            if service is None:
+                return None
+            pool = Pool(service.subnet, [])
+            pool.reserve(first_usable(service.subnet))
+        elif overlay is None:
+            return None
+        else:
+            subnets = [service.subnet for service in self.table(Service).values()]
+            pool = Pool(overlay.slice or overlay.cluster, subnets)
+            pool.reserve(first_usable(overlay.slice or overlay.cluster))
+        for lease in self.leases(name).values():
+            pool.update(lease.address, lease)
+        return pool
+
+
+class Draft:
+    """A change in the making: reads see the state with the rows put so far.  Nothing touches the state."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.rows: dict[RowId, Row | None] = {}
+
+    def get(self, kind: type[R], key: str = "") -> R | None:
+        id = (kind.table, key)
+        if id in self.rows:
+            return cast(R | None, self.rows[id])
+        return self.state.get(kind, key)
+
+    def all(self, kind: type[R]) -> Iterator[R]:
+        """Every row of a type, with this draft's changes."""
+        for key, row in self.state.table(kind).items():
+            if (kind.table, key) not in self.rows:
+                yield row
+        for (table, _), changed in self.rows.items():
+            if table == kind.table and changed is not None:
+                yield cast(R, changed)
+
+    def put(self, row: Row) -> None:
+        """Add or replace a row; putting what is there already changes nothing."""
+        if self.state.get(type(row), row.key) == row:
+            self.rows.pop(row.id, None)
+        else:
+            self.rows[row.id] = row
+
+    def drop(self, row: Row) -> None:
+        if self.state.get(type(row), row.key) is None:
+            self.rows.pop(row.id, None)
+        else:
+            self.rows[row.id] = None
+
+    def peer(self, scope: str, public_key: bytes) -> Peer | None:
+        return self.get(Peer, peer_key(scope, public_key))
+
+    def owner(self, scope: str, network: Network) -> Peer | None:
+        """The peer that has exactly this allowed IP."""
+        key = self.state.allowed_ips(scope).exact(network.network_address.packed, network.prefixlen)
+        peer = self.peer(scope, cast(bytes, key)) if key is not None else None
+        return peer if peer and network in peer.allowed_ips else None
+
+
