@@ -54,8 +54,7 @@ def open_namespace(netns: Netns) -> int:
     try:
         # Looked at after the open: had the pid been reused before it, the start time or the inode tells.
         inode = os.fstat(descriptor).st_ino
-        if _started(netns.pid) != netns.started:
-            raise _gone(netns.pid, "the pid now belongs to another process")
+        ensure_running(netns)
         if inode != netns.inode:
             raise _gone(netns.pid, "the process has moved to another network namespace")
         if inode == own_inode():
@@ -81,6 +80,12 @@ def is_alive(netns: Netns) -> bool:
         raise
 
 
+def ensure_running(netns: Netns) -> None:
+    """Raise MechanismError, errno ESRCH, unless that very process still runs; in which namespace is not looked at."""
+    if _started(netns.pid) != netns.started:
+        raise _gone(netns.pid, "the pid now belongs to another process")
+
+
 def own_inode() -> int:
     """The inode of the namespace that the calling thread is in."""
     return Path(_OWN).stat().st_ino
@@ -97,8 +102,7 @@ def pidfd(netns: Netns) -> int:
     except OSError as error:
         raise MechanismError("open pidfd of", f"process {netns.pid}", error.errno or 0) from error
     try:
-        if _started(netns.pid) != netns.started:
-            raise _gone(netns.pid, "the pid now belongs to another process")
+        ensure_running(netns)
     except BaseException:
         os.close(descriptor)
         raise
@@ -144,7 +148,8 @@ def _setns(descriptor: int) -> int:
 def _started(pid: int) -> int:
     """Start time of a process in clock ticks since boot; raises MechanismError, errno ESRCH, when it has exited."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.read_bytes
+            stat = file.read()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _gone(pid, "") from error
     # The second field, the program's name in parentheses, may itself hold spaces and parentheses.

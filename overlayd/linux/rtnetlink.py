@@ -24,10 +24,10 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH = 28
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 RTEXT_FILTER_SKIP_STATS = 8
-RT_TABLE_UNSPEC, RT_TABLE_MAIN = 0, 254
+RT_TABLE_MAIN = 254
 RTPROT_UNSPEC = 0
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
-RTN_UNSPEC, RTN_UNICAST = 0, 1
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTN_UNICAST = 1
 RTNH_F_DEAD = 1
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = (
     1,
@@ -55,7 +55,7 @@ LOOPBACK = 1  # the kernel gives lo this index in every namespace
 
 # linux/if_addr.h, linux/neighbour.h
 IFA_ADDRESS, IFA_LOCAL = 1, 2
-IFA_F_NODAD, IFA_F_SECONDARY = 0x02, 0x01
+IFA_F_NODAD = 0x02
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 
@@ -81,7 +81,6 @@ class Link(NamedTuple):
     kind: str
     alias: str
     mac: bytes
-    operstate: int
     alternative_names: tuple[str, ...]
 
 
@@ -136,12 +135,29 @@ def address_body(index: int, interface: Interface) -> bytes:
     )
 
 
+def address_filter(index: int = 0) -> bytes:
+    """Body of an address dump: of one link, or of all."""
+    return _ADDRESS.pack(0, 0, 0, 0, index)
+
+
+def route_filter(protocol: int = RTPROT_UNSPEC) -> bytes:
+    """Body of a dump of the main table's unicast routes: of one protocol, or of all."""
+    return _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0)
+
+
+def link_filter() -> bytes:
+    """Body of a dump of all links, without their counters, which are most of the bytes."""
+    return link_body(u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))
+
+
 def route_body(index: int, destination: Network, protocol: int, gateway: Address | None = None) -> bytes:
-    """Body of an RTM_*ROUTE message for a unicast route in the main table: through `gateway`, else on-link."""
+    """Body of an RTM_*ROUTE message for a unicast route in the main table: through `gateway`, else on-link.  index: of
+    the link, 0 = any.
+    """
     scope = RT_SCOPE_LINK if gateway is None and destination.version == 4 else RT_SCOPE_UNIVERSE
-    body = _ROUTE.pack(
-        family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0
-    ) + u32(RTA_OIF, index)
+    body = _ROUTE.pack(family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0)
+    if index:
+        body += u32(RTA_OIF, index)
     if destination.prefixlen:
         body += attribute(RTA_DST, destination.network_address.packed)
     if gateway is not None:
@@ -175,9 +191,13 @@ def parse_link(body: memoryview) -> Link:
         kind=string(info[IFLA_INFO_KIND]) if IFLA_INFO_KIND in info else "",
         alias=string(found[IFLA_IFALIAS]) if IFLA_IFALIAS in found else "",
         mac=bytes(found.get(IFLA_ADDRESS, b"")),
-        operstate=found[IFLA_OPERSTATE][0] if IFLA_OPERSTATE in found else 0,
         alternative_names=tuple(string(name) for kind, name in names if kind == IFLA_ALT_IFNAME),
     )
+
+
+def is_operational(body: memoryview) -> bool:
+    """Whether an RTM_NEWLINK message says that the link passes packets; cheaper than all of `parse_link`."""
+    return any(kind == IFLA_OPERSTATE and value[0] == IF_OPER_UP for kind, value in attributes(body[_LINK.size :]))
 
 
 def parse_address(body: memoryview) -> LinkAddress | None:

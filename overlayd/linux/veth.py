@@ -10,7 +10,6 @@ grace period; the rest is one message on the host and one batch inside.
 import errno
 import os
 import re
-import socket
 import time
 from collections.abc import Sequence
 from ipaddress import ip_network
@@ -18,6 +17,7 @@ from ipaddress import ip_network
 from overlayd.errors import MechanismError
 from overlayd.linux import netns, sysctl
 from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import address_request, delete_request, find_link, link_index, look_up_request, route_request
 from overlayd.linux.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -29,7 +29,7 @@ from overlayd.linux.netlink import (
     text,
     u32,
 )
-from overlayd.model.objects import GROUP_DOOMED, GROUP_VETH, ROUTE_PROTOCOL, Address, Network, Veth
+from overlayd.model.objects import GROUP_DOOMED, GROUP_VETH, Address, Veth
 
 # Our own.  A name that only our host ends have (the naming rule of the overlay).
 _OUR_NAME = re.compile(r"veth-\d+-[sg]")
@@ -56,10 +56,9 @@ def create(veth: Veth) -> None:
             try:
                 _configure_inner(veth, descriptor)
                 _configure_outer(host, veth)
-                if not netns.is_alive(veth.netns):
-                    raise MechanismError("attach", f"process {veth.netns.pid}", errno.ESRCH, "it exited meanwhile")
+                netns.ensure_running(veth.netns)
             except BaseException:
-                host.transact([_delete_request(veth.name)])
+                host.transact([delete_request(veth.name)])
                 raise
     finally:
         os.close(descriptor)
@@ -71,9 +70,9 @@ def delete(names: Sequence[str]) -> None:
     Several are deleted at once by their link group: the kernel then waits for one RCU grace period, not for one each.
     """
     with Netlink() as host:
-        ours = [name for name in names if (link := _find(host, name)) is not None and _is_ours(link)]
+        ours = [name for name in names if (link := find_link(host, name)) is not None and _is_ours(link)]
         if len(ours) == 1:
-            host.transact([_delete_request(ours[0])])
+            host.transact([delete_request(ours[0])])
         elif ours:
             doom = u32(rt.IFLA_GROUP, GROUP_DOOMED)
             host.transact(
@@ -107,60 +106,60 @@ def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
     kind = nested(
         rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "veth"), nested(rt.IFLA_INFO_DATA, attribute(rt.VETH_INFO_PEER, peer))
     )
-    master = u32(rt.IFLA_MASTER, _index(veth.bridge)) if veth.bridge is not None else b""
+    master = u32(rt.IFLA_MASTER, link_index(veth.bridge)) if veth.bridge is not None else b""
     group = u32(rt.IFLA_GROUP, GROUP_VETH)
     mac = attribute(rt.IFLA_ADDRESS, host_mac(veth.mac))
     body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), master, mtu, group, mac, _ONE_QUEUE, kind, up=True)
     request = Request("create veth", veth.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-    try:
-        host.transact([request])
-    except MechanismError as error:
-        if error.errno != errno.EEXIST:
-            raise
-        # The kernel does not say which of the two names is taken.
-        leftover = _find(host, veth.name)
-        if leftover is None:
-            detail = f"the namespace of process {veth.netns.pid} already has an interface {veth.interface}"
-            raise MechanismError("create veth", veth.name, errno.EEXIST, detail) from error
-        if not _is_ours(leftover):
-            detail = "the host has a link of that name that is not ours"
-            raise MechanismError("create veth", veth.name, errno.EEXIST, detail) from error
-        host.transact([_delete_request(veth.name), request])
+    while True:
+        try:
+            host.transact([request])
+        except MechanismError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            # The kernel does not say which of the two names is taken.
+            leftover = find_link(host, veth.name)
+            if leftover is not None and _is_ours(leftover):
+                host.transact([delete_request(veth.name)])
+                continue
+            taken = "the host has a foreign link of that name"
+            if leftover is None:
+                taken = f"the namespace of process {veth.netns.pid} already has an interface {veth.interface}"
+            raise MechanismError("create veth", veth.name, errno.EEXIST, taken) from error
+        return
 
 
 def _configure_inner(veth: Veth, descriptor: int) -> None:
     with netns.entered(descriptor):
-        inner = Netlink()
-        index = _index(veth.interface)
+        index = link_index(veth.interface)
         if veth.address.version == 6:
             # Some container engines switch IPv6 off inside.
             sysctl.write(f"ipv6/conf/{veth.interface}/disable_ipv6", "0")
+        inner = Netlink()
     with inner:
         requests = [
             _up(rt.LOOPBACK, "lo"),
             _up(index, veth.interface),
-            Request(
-                "add address", str(veth.address), rt.RTM_NEWADDR, NLM_F_CREATE, rt.address_body(index, veth.address)
-            ),
+            address_request(index, veth.address),
         ]
         if veth.bridge is None:
             requests.append(_neighbour(index, veth.gateway, host_mac(veth.mac)))
-            requests.append(_route(index, ip_network(veth.gateway)))
-        requests += [_route(index, route, veth.gateway) for route in veth.routes]
+            requests.append(route_request(index, ip_network(veth.gateway)))
+        requests += [route_request(index, route, veth.gateway) for route in veth.routes]
         inner.transact(requests)
         if veth.address.version == 6:
             _await_ready(inner, veth.interface)
 
 
 def _configure_outer(host: Netlink, veth: Veth) -> None:
+    """Without a bridge the host reaches the container by a route, and the gateway is an address of another link of the
+    host: IPv6 does not answer for such a one, so that each end is told the other's MAC."""
     if veth.bridge is None:
-        index = _index(veth.name)
-        host.transact(
-            [
-                _neighbour(index, veth.address.ip, veth.mac),
-                _route(index, ip_network(veth.address.ip)),
-            ]
-        )
+        if veth.address.version == 6:
+            sysctl.write(f"ipv6/conf/{veth.name}/disable_ipv6", "0")
+        index = link_index(veth.name)
+        address = veth.address.ip
+        host.transact([_neighbour(index, address, veth.mac), route_request(index, ip_network(address))])
     _await_ready(host, veth.name)
 
 
@@ -172,21 +171,10 @@ def _await_ready(link: Netlink, name: str) -> None:
     operational state).
     """
     deadline = time.monotonic() + _READY_TIMEOUT
-    while True:
-        found = _find(link, name)
-        if found is None:
-            raise MechanismError("configure", name, errno.ENODEV, "the link vanished meanwhile")
-        if found.operstate == rt.IF_OPER_UP:
-            return
+    while not rt.is_operational(link.transact([look_up_request(name)])[0]):
         if time.monotonic() > deadline:
             raise MechanismError("configure", name, errno.ETIMEDOUT, "the link does not come up")
         time.sleep(_READY_INTERVAL)
-
-
-def _find(link: Netlink, name: str) -> rt.Link | None:
-    body = rt.link_body(text(rt.IFLA_IFNAME, name), u32(rt.IFLA_EXT_MASK, rt.RTEXT_FILTER_SKIP_STATS))
-    replies = link.transact([Request("look up", name, rt.RTM_GETLINK, 0, body, (errno.ENODEV,))])
-    return rt.parse_link(replies[0]) if replies else None
 
 
 def _is_ours(link: rt.Link) -> bool:
@@ -194,26 +182,10 @@ def _is_ours(link: rt.Link) -> bool:
     return link.kind == "veth" and marked
 
 
-def _index(name: str) -> int:
-    try:
-        return socket.if_nametoindex(name)
-    except OSError as error:
-        raise MechanismError("look up", name, errno.ENODEV) from error
-
-
 def _up(index: int, name: str) -> Request:
     return Request("set up", name, rt.RTM_SETLINK, 0, rt.link_body(index=index, up=True))
-
-
-def _route(index: int, destination: Network, gateway: Address | None = None) -> Request:
-    body = rt.route_body(index, destination, ROUTE_PROTOCOL, gateway)
-    return Request("add route", str(destination), rt.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def _neighbour(index: int, address: Address, mac: bytes) -> Request:
     body = rt.neighbour_body(index, address, mac)
     return Request("add neighbour", str(address), rt.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
-
-
-def _delete_request(name: str) -> Request:
-    return Request("delete veth", name, rt.RTM_DELLINK, 0, rt.link_body(text(rt.IFLA_IFNAME, name)), (errno.ENODEV,))
