@@ -1,0 +1,202 @@
+"""Netlink: attributes, acknowledgements, dumps, and the socket of the routing family.
+
+Owns: the framing of messages and attributes, the matching of acknowledgements to requests.  Must not know: what the
+bodies say (`rtnetlink`), what a request is for, which namespace it acts in (a socket stays in the one it was opened
+in).
+
+Source: linux/netlink.h.  Numbers are in host byte order; messages and attributes are padded to four bytes.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from overlayd.errors import MechanismError
+
+# linux/netlink.h
+SOL_NETLINK = 270
+NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
+NLM_F_ACK_TLVS = 0x200
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLMSGERR_ATTR_MSG = 1
+NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
+_U32 = struct.Struct("=I")
+_ERRNO = struct.Struct("=i")
+
+# Our own.  A socket's receive buffer holds some 270 acknowledgements; an overflow would lose the rest.
+_BATCH = 64
+# Most that one read takes; the kernel builds dumps in pieces of at most 32 KiB.
+_READ = 1 << 16
+# A dump that others' changes interrupt is read again this often; each takes milliseconds.
+_DUMP_TRIES = 32
+
+
+class Request(NamedTuple):
+    """One rtnetlink message to send.
+
+    operation, object: name it in the error should the kernel refuse it.  type: RTM_*.  flags: NLM_F_* beyond REQUEST
+    and ACK.  body: the family header and attributes.  tolerated: errnos that mean that there was nothing to do.
+    """
+
+    operation: str
+    object: str
+    type: int
+    flags: int
+    body: bytes
+    tolerated: tuple[int, ...] = ()
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One netlink attribute, padded."""
+    size = 4 + len(payload)
+    return _ATTRIBUTE.pack(size, kind) + payload + b"\0\0\0"[: -size % 4]
+
+
+def nested(kind: int, *attributes: bytes) -> bytes:
+    """An attribute that holds attributes."""
+    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
+
+
+def u32(kind: int, value: int) -> bytes:
+    """An attribute that holds an unsigned 32-bit number."""
+    return attribute(kind, _U32.pack(value))
+
+
+def text(kind: int, value: str) -> bytes:
+    """An attribute that holds a zero-terminated string."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The attributes in `data`, in order, as (type without flags, payload)."""
+    offset, end = 0, len(data)
+    while offset + 4 <= end:
+        size, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if size < 4:
+            return
+        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + size]
+        offset += (size + 3) & ~3
+
+
+def string(payload: memoryview) -> str:
+    """The text of an attribute, without its final zero."""
+    return bytes(payload).rstrip(b"\0").decode(errors="replace")
+
+
+def number(payload: memoryview | None) -> int:
+    """The unsigned 32-bit number of an attribute; 0 when it is None."""
+    return 0 if payload is None else int(_U32.unpack(payload[:4])[0])
+
+
+class Netlink:
+    """A NETLINK_ROUTE socket of the namespace that the calling thread is in when it is opened; one thread at a time."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._sequence = 0
+        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+            self._socket.setsockopt(SOL_NETLINK, option, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket; idempotent."""
+        self._socket.close()
+
+    def transact(self, requests: Sequence[Request]) -> list[memoryview]:
+        """Send all requests, in one system call where they are few; return the bodies of the replies (of RTM_GET*), in
+        order.
+
+        The kernel carries out every request, also those after one that it refused.  Raises MechanismError for the first
+        that was refused with an errno that it does not tolerate; its detail is the kernel's own explanation where it
+        gives one.
+        """
+        replies: list[memoryview] = []
+        failure: MechanismError | None = None
+        for start in range(0, len(requests), _BATCH):
+            batch = requests[start : start + _BATCH]
+            first = self._sequence + 1
+            self._sequence += len(batch)
+            self._socket.send(
+                b"".join(
+                    _HEADER.pack(16 + len(r.body), r.type, r.flags | NLM_F_REQUEST | NLM_F_ACK, sequence, 0)
+                    + r.body
+                    + b"\0\0\0"[: -len(r.body) % 4]
+                    for sequence, r in enumerate(batch, first)
+                )
+            )
+            unanswered = len(batch)
+            while unanswered:
+                for kind, flags, sequence, body in _messages(self._socket.recv(_READ)):
+                    if kind != NLMSG_ERROR:
+                        replies.append(body)
+                        continue
+                    unanswered -= 1
+                    request = batch[sequence - first]
+                    number, detail = _refusal(flags, body, 20)
+                    if number and number not in request.tolerated and failure is None:
+                        failure = MechanismError(request.operation, request.object, number, detail)
+        if failure is not None:
+            raise failure
+        return replies
+
+    def dump(self, operation: str, kind: int, body: bytes) -> list[memoryview]:
+        """The bodies of everything that a dump request `kind` (RTM_GET*) with this `body` lists.
+
+        A dump that a concurrent change interrupted (NLM_F_DUMP_INTR) may have holes, and is read again.  Raises
+        MechanismError named `operation` when the kernel refuses, or errno EINTR when it was interrupted every time.
+        """
+        for _ in range(_DUMP_TRIES):
+            self._sequence += 1
+            flags = NLM_F_REQUEST | NLM_F_DUMP
+            self._socket.send(_HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body)
+            found, interrupted = self._read_dump(operation)
+            if not interrupted:
+                return found
+        raise MechanismError(operation, "all", errno.EINTR, "it changed each time it was read")
+
+    def _read_dump(self, operation: str) -> tuple[list[memoryview], bool]:
+        found: list[memoryview] = []
+        interrupted = False
+        while True:
+            for kind, flags, _sequence, body in _messages(self._socket.recv(_READ)):
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    number, detail = _refusal(flags, body, 4 if kind == NLMSG_DONE else 20)
+                    if number:
+                        raise MechanismError(operation, "all", number, detail)
+                    return found, interrupted
+                found.append(body)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    """The messages of one datagram as (type, flags, sequence, body)."""
+    view = memoryview(data)
+    offset, end = 0, len(data)
+    while offset + 16 <= end:
+        size, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
+        yield kind, flags, sequence, view[offset + 16 : offset + size]
+        offset += (size + 3) & ~3
+
+
+def _refusal(flags: int, body: memoryview, explanation: int) -> tuple[int, str]:
+    """The errno (0 for success) and the kernel's words, which start at offset `explanation`, of an acknowledgement."""
+    number = -_ERRNO.unpack_from(body)[0]
+    if not number or not flags & NLM_F_ACK_TLVS:
+        return number, ""
+    words = [payload for kind, payload in attributes(body[explanation:]) if kind == NLMSGERR_ATTR_MSG]
+    return number, string(words[0]) if words else ""

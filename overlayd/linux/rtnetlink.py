@@ -1,0 +1,246 @@
+"""Rtnetlink messages: bodies of requests about links, addresses, routes and neighbours, and what the kernel says of
+them.
+
+Owns: the numbers and layouts.  Must not know: how messages travel (`netlink`), when they are sent, the objects of the
+model.
+
+Sources: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h, linux/veth.h.  Addresses are in network
+byte order.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
+from typing import NamedTuple
+
+from overlayd.linux.netlink import attribute, attributes, number, string, u32
+from overlayd.model.objects import Address, Interface, Network
+
+# linux/rtnetlink.h
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH = 28
+RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
+RTEXT_FILTER_SKIP_STATS = 8
+RT_TABLE_MAIN = 254
+RTPROT_UNSPEC = 0
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTN_UNICAST = 1
+RTNH_F_DEAD = 1
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = (
+    1,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    15,
+)
+RTAX_MTU = 2
+
+# linux/if.h, linux/if_link.h, linux/if_bridge.h, linux/veth.h
+IFF_UP = 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE = 1, 3, 4, 5, 10, 16
+IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 26, 27, 28, 29
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 31, 32, 52, 53
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
+IF_OPER_UP = 6
+VETH_INFO_PEER = 1
+LOOPBACK = 1  # the kernel gives lo this index in every namespace
+
+# linux/if_addr.h, linux/neighbour.h
+IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_F_NODAD = 0x02
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_PERMANENT = 0x80
+
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
+_ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst length, src length, tos, table, protocol, scope, type, flags
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
+_NEXTHOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, hops, index
+
+
+class Link(NamedTuple):
+    """What RTM_NEWLINK says of a link.  peer: IFLA_LINK, of a veth the other end's index in its namespace; 0 when there
+    is none.
+    """
+
+    ifindex: int
+    flags: int
+    name: str
+    mtu: int
+    group: int
+    master: int
+    peer: int
+    kind: str
+    alias: str
+    mac: bytes
+    alternative_names: tuple[str, ...]
+
+
+class LinkAddress(NamedTuple):
+    """What RTM_NEWADDR says of an address: `interface` is the local address with its prefix length, `link` the index of
+    what carries it.
+    """
+
+    ifindex: int
+    flags: int
+    scope: int
+    interface: Interface
+
+
+class KernelRoute(NamedTuple):
+    """What RTM_NEWROUTE says of a route.  hops: (link index, RTNH_F_* flags) of each next hop.  mtu: of the route, 0
+    when it has none.
+    """
+
+    destination: Network
+    table: int
+    protocol: int
+    scope: int
+    type: int
+    gateway: Address | None
+    source: Address | None
+    metric: int
+    mtu: int
+    hops: tuple[tuple[int, int], ...]
+
+
+def family(address: Address | Interface | Network) -> int:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def link_body(*attributes: bytes, index: int = 0, up: bool = False) -> bytes:
+    """Body of an RTM_*LINK message; `up` also sets the link up."""
+    return _LINK.pack(0, 0, index, IFF_UP if up else 0, IFF_UP if up else 0) + b"".join(attributes)
+
+
+def address_body(index: int, interface: Interface) -> bytes:
+    """Body of an RTM_*ADDR message.  Duplicate address detection is off: our allocator knows that the address is
+    unique.
+    """
+    packed = interface.ip.packed
+    flags = IFA_F_NODAD if interface.version == 6 else 0
+    return (
+        _ADDRESS.pack(family(interface), interface.network.prefixlen, flags, RT_SCOPE_UNIVERSE, index)
+        + attribute(IFA_LOCAL, packed)
+        + attribute(IFA_ADDRESS, packed)
+    )
+
+
+def address_filter(index: int = 0) -> bytes:
+    """Body of an address dump: of one link, or of all."""
+    return _ADDRESS.pack(0, 0, 0, 0, index)
+
+
+def route_filter(protocol: int = RTPROT_UNSPEC) -> bytes:
+    """Body of a dump of the main table's unicast routes: of one protocol, or of all."""
+    return _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0)
+
+
+def link_filter() -> bytes:
+    """Body of a dump of all links, without their counters, which are most of the bytes."""
+    return link_body(u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))
+
+
+def route_body(index: int, destination: Network, protocol: int, gateway: Address | None = None) -> bytes:
+    """Body of an RTM_*ROUTE message for a unicast route in the main table: through `gateway`, else on-link.  index: of
+    the link, 0 = any.
+    """
+    scope = RT_SCOPE_LINK if gateway is None and destination.version == 4 else RT_SCOPE_UNIVERSE
+    body = _ROUTE.pack(family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0)
+    if index:
+        body += u32(RTA_OIF, index)
+    if destination.prefixlen:
+        body += attribute(RTA_DST, destination.network_address.packed)
+    if gateway is not None:
+        body += attribute(RTA_GATEWAY, gateway.packed)
+    return body
+
+
+def neighbour_body(index: int, address: Address, mac: bytes) -> bytes:
+    """Body of an RTM_NEWNEIGH message for a permanent neighbour."""
+    return (
+        _NEIGHBOUR.pack(family(address), index, NUD_PERMANENT, 0, 0)
+        + attribute(NDA_DST, address.packed)
+        + attribute(NDA_LLADDR, mac)
+    )
+
+
+def parse_link(body: memoryview) -> Link:
+    """Decode the body of an RTM_NEWLINK message."""
+    _family, _type, index, flags, _change = _LINK.unpack_from(body)
+    found = dict(attributes(body[_LINK.size :]))
+    info = dict(attributes(found[IFLA_LINKINFO])) if IFLA_LINKINFO in found else {}
+    names = attributes(found[IFLA_PROP_LIST]) if IFLA_PROP_LIST in found else ()
+    return Link(
+        ifindex=index,
+        flags=flags,
+        name=string(found[IFLA_IFNAME]),
+        mtu=number(found.get(IFLA_MTU)),
+        group=number(found.get(IFLA_GROUP)),
+        master=number(found.get(IFLA_MASTER)),
+        peer=number(found.get(IFLA_LINK)),
+        kind=string(info[IFLA_INFO_KIND]) if IFLA_INFO_KIND in info else "",
+        alias=string(found[IFLA_IFALIAS]) if IFLA_IFALIAS in found else "",
+        mac=bytes(found.get(IFLA_ADDRESS, b"")),
+        alternative_names=tuple(string(name) for kind, name in names if kind == IFLA_ALT_IFNAME),
+    )
+
+
+def is_operational(body: memoryview) -> bool:
+    """Whether an RTM_NEWLINK message says that the link passes packets; cheaper than all of `parse_link`."""
+    return any(kind == IFLA_OPERSTATE and value[0] == IF_OPER_UP for kind, value in attributes(body[_LINK.size :]))
+
+
+def parse_address(body: memoryview) -> LinkAddress | None:
+    """Decode the body of an RTM_NEWADDR message; None when it is of neither IP family."""
+    kind, prefix, flags, scope, index = _ADDRESS.unpack_from(body)
+    found = dict(attributes(body[_ADDRESS.size :]))
+    packed = found.get(IFA_LOCAL, found.get(IFA_ADDRESS))
+    if packed is None:
+        return None
+    if kind == socket.AF_INET:
+        return LinkAddress(index, flags, scope, IPv4Interface((bytes(packed), prefix)))
+    if kind == socket.AF_INET6:
+        return LinkAddress(index, flags, scope, IPv6Interface((bytes(packed), prefix)))
+    return None
+
+
+def parse_route(body: memoryview) -> KernelRoute | None:
+    """Decode the body of an RTM_NEWROUTE message; None when it is of neither IP family."""
+    kind, prefix, _src, _tos, table, protocol, scope, type_, flags = _ROUTE.unpack_from(body)
+    if kind not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    found = dict(attributes(body[_ROUTE.size :]))
+    packed = bytes(found.get(RTA_DST, bytes(4 if kind == socket.AF_INET else 16)))
+    metrics = dict(attributes(found[RTA_METRICS])) if RTA_METRICS in found else {}
+    hops = [(number(found[RTA_OIF]), flags)] if RTA_OIF in found else []
+    if RTA_MULTIPATH in found:
+        hops += _nexthops(found[RTA_MULTIPATH])
+    return KernelRoute(
+        destination=IPv4Network((packed, prefix)) if kind == socket.AF_INET else IPv6Network((packed, prefix)),
+        table=number(found[RTA_TABLE]) if RTA_TABLE in found else table,
+        protocol=protocol,
+        scope=scope,
+        type=type_,
+        gateway=ip_address(bytes(found[RTA_GATEWAY])) if RTA_GATEWAY in found else None,
+        source=ip_address(bytes(found[RTA_PREFSRC])) if RTA_PREFSRC in found else None,
+        metric=number(found.get(RTA_PRIORITY)),
+        mtu=number(metrics.get(RTAX_MTU)),
+        hops=tuple(hops),
+    )
+
+
+def _nexthops(data: memoryview) -> Iterator[tuple[int, int]]:
+    while len(data) >= _NEXTHOP.size:
+        size, flags, _weight, index = _NEXTHOP.unpack_from(data)
+        yield index, flags
+        data = data[max(size + 3 & ~3, _NEXTHOP.size) :]

@@ -1,0 +1,191 @@
+"""Veth pairs: attach a container to its bridge (or straight to the host), and detach it.
+
+Owns: the attach path, the most frequent thing that overlayd does, and the deletion of veths.  Must not know: who is
+attached, why.
+
+The peer is born inside the namespace under its final name, because moving a link between namespaces waits for an RCU
+grace period; the rest is one message on the host and one batch inside.
+"""
+
+import errno
+import os
+import re
+import time
+from collections.abc import Sequence
+from ipaddress import ip_network
+
+from overlayd.errors import MechanismError
+from overlayd.linux import netns, sysctl
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import address_request, delete_request, find_link, link_index, look_up_request, route_request
+from overlayd.linux.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Netlink,
+    Request,
+    attribute,
+    nested,
+    text,
+    u32,
+)
+from overlayd.model.objects import GROUP_DOOMED, GROUP_VETH, Address, Veth
+
+# Our own.  A name that only our host ends have (the naming rule of the overlay).
+_OUR_NAME = re.compile(r"veth-\d+-[sg]")
+# How long the kernel may take to let packets through a new link, and how often we look, in seconds.  Linux 6.8 and
+# later does it when it is first asked; before that a kernel worker does it, normally within a millisecond.
+_READY_TIMEOUT = 1.0
+_READY_INTERVAL = 0.0005
+# A container needs no parallel queues, and each costs time to make: without this the kernel makes one for every CPU.
+_ONE_QUEUE = u32(rt.IFLA_NUM_TX_QUEUES, 1) + u32(rt.IFLA_NUM_RX_QUEUES, 1)
+
+
+def create(veth: Veth) -> None:
+    """Make the pair and configure both ends; when it returns the container can send.
+
+    Raises MechanismError, having left no link behind, when the process is gone (errno ESRCH) or we may not enter its
+    namespace (EACCES, EPERM), when the bridge is missing (ENODEV), when the namespace already has an interface of that
+    name or the host has a foreign link of the host end's (EEXIST), or with what else the kernel refuses.  A leftover
+    host end of ours is replaced.
+    """
+    descriptor = netns.open_namespace(veth.netns)
+    try:
+        with Netlink() as host:
+            _create_pair(host, veth, descriptor)
+            try:
+                _configure_inner(veth, descriptor)
+                _configure_outer(host, veth)
+                netns.ensure_running(veth.netns)
+            except BaseException:
+                host.transact([delete_request(veth.name)])
+                raise
+    finally:
+        os.close(descriptor)
+
+
+def delete(names: Sequence[str]) -> None:
+    """Delete the pairs whose host ends have these names; what is absent, or is not ours, is left alone.
+
+    Several are deleted at once by their link group: the kernel then waits for one RCU grace period, not for one each.
+    """
+    with Netlink() as host:
+        ours = [name for name in names if (link := find_link(host, name)) is not None and _is_ours(link)]
+        if len(ours) == 1:
+            host.transact([delete_request(ours[0])])
+        elif ours:
+            doom = u32(rt.IFLA_GROUP, GROUP_DOOMED)
+            host.transact(
+                [
+                    Request(
+                        "doom", name, rt.RTM_SETLINK, 0, rt.link_body(text(rt.IFLA_IFNAME, name), doom), (errno.ENODEV,)
+                    )
+                    for name in ours
+                ]
+            )
+            # ENODEV: another thread's message deleted ours together with its own.
+            host.transact([Request("delete", "doomed veths", rt.RTM_DELLINK, 0, rt.link_body(doom), (errno.ENODEV,))])
+
+
+def host_mac(mac: bytes) -> bytes:
+    """MAC of the host end, from that of the inner end: unlike it, and above the bridge's own, which therefore never
+    follows its ports.
+    """
+    return b"\xfe" + mac[1:]
+
+
+def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
+    mtu = u32(rt.IFLA_MTU, veth.mtu)
+    peer = rt.link_body(
+        text(rt.IFLA_IFNAME, veth.interface),
+        u32(rt.IFLA_NET_NS_FD, descriptor),
+        attribute(rt.IFLA_ADDRESS, veth.mac),
+        mtu,
+        _ONE_QUEUE,
+    )
+    kind = nested(
+        rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "veth"), nested(rt.IFLA_INFO_DATA, attribute(rt.VETH_INFO_PEER, peer))
+    )
+    master = u32(rt.IFLA_MASTER, link_index(veth.bridge)) if veth.bridge is not None else b""
+    group = u32(rt.IFLA_GROUP, GROUP_VETH)
+    mac = attribute(rt.IFLA_ADDRESS, host_mac(veth.mac))
+    body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), master, mtu, group, mac, _ONE_QUEUE, kind, up=True)
+    request = Request("create veth", veth.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    while True:
+        try:
+            host.transact([request])
+        except MechanismError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            # The kernel does not say which of the two names is taken.
+            leftover = find_link(host, veth.name)
+            if leftover is not None and _is_ours(leftover):
+                host.transact([delete_request(veth.name)])
+                continue
+            taken = "the host has a foreign link of that name"
+            if leftover is None:
+                taken = f"the namespace of process {veth.netns.pid} already has an interface {veth.interface}"
+            raise MechanismError("create veth", veth.name, errno.EEXIST, taken) from error
+        return
+
+
+def _configure_inner(veth: Veth, descriptor: int) -> None:
+    with netns.entered(descriptor):
+        index = link_index(veth.interface)
+        if veth.address.version == 6:
+            # Some container engines switch IPv6 off inside.
+            sysctl.write(f"ipv6/conf/{veth.interface}/disable_ipv6", "0")
+        inner = Netlink()
+    with inner:
+        requests = [
+            _up(rt.LOOPBACK, "lo"),
+            _up(index, veth.interface),
+            address_request(index, veth.address),
+        ]
+        if veth.bridge is None:
+            requests.append(_neighbour(index, veth.gateway, host_mac(veth.mac)))
+            requests.append(route_request(index, ip_network(veth.gateway)))
+        requests += [route_request(index, route, veth.gateway) for route in veth.routes]
+        inner.transact(requests)
+        if veth.address.version == 6:
+            _await_ready(inner, veth.interface)
+
+
+def _configure_outer(host: Netlink, veth: Veth) -> None:
+    """Without a bridge the host reaches the container by a route, and the gateway is an address of another link of the
+    host: IPv6 does not answer for such a one, so that each end is told the other's MAC."""
+    if veth.bridge is None:
+        if veth.address.version == 6:
+            sysctl.write(f"ipv6/conf/{veth.name}/disable_ipv6", "0")
+        index = link_index(veth.name)
+        address = veth.address.ip
+        host.transact([_neighbour(index, address, veth.mac), route_request(index, ip_network(address))])
+    _await_ready(host, veth.name)
+
+
+def _await_ready(link: Netlink, name: str) -> None:
+    """Wait until the kernel has seen the carrier of a new link: until then the link, or its bridge port, drops every
+    packet.
+
+    The carrier is there at once, but a worker acts on it later (linkwatch: queueing discipline, bridge port state,
+    operational state).
+    """
+    deadline = time.monotonic() + _READY_TIMEOUT
+    while not rt.is_operational(link.transact([look_up_request(name)])[0]):
+        if time.monotonic() > deadline:
+            raise MechanismError("configure", name, errno.ETIMEDOUT, "the link does not come up")
+        time.sleep(_READY_INTERVAL)
+
+
+def _is_ours(link: rt.Link) -> bool:
+    marked = link.group in (GROUP_VETH, GROUP_DOOMED) or _OUR_NAME.fullmatch(link.name) is not None
+    return link.kind == "veth" and marked
+
+
+def _up(index: int, name: str) -> Request:
+    return Request("set up", name, rt.RTM_SETLINK, 0, rt.link_body(index=index, up=True))
+
+
+def _neighbour(index: int, address: Address, mac: bytes) -> Request:
+    body = rt.neighbour_body(index, address, mac)
+    return Request("add neighbour", str(address), rt.RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
