@@ -1,0 +1,93 @@
+# On a Debian machine, as root:  make demo  and  make test  need nothing before them.
+# Every path is relative, so that a checkout may lie anywhere; programs of .venv are run as modules, because the first
+# line of an installed script cannot hold a path with a space.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON := .venv/bin/python
+
+# Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
+BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
+DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping libnftables1 tcpdump util-linux wireguard-go wireguard-tools
+TEST_PACKAGES := $(DEMO_PACKAGES) nftables
+
+SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
+
+# $(call install,PACKAGES): install the missing ones, and ask the network only if there are any.
+define install
+missing=(); \
+for package in $(1); do \
+  [[ "$$(dpkg-query -W -f='$${db:Status-Status}' "$$package" 2>/dev/null || true)" == installed ]] || missing+=("$$package"); \
+done; \
+if (($${#missing[@]})); then \
+  echo "installing: $${missing[*]}"; \
+  export DEBIAN_FRONTEND=noninteractive; \
+  apt-get update -q && apt-get install -q -y --no-install-recommends "$${missing[@]}"; \
+fi
+endef
+
+.PHONY: help
+help: ## show this list
+	@echo 'overlayd: the per-node daemon that owns a container cluster'"'"'s encrypted overlay network'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+.PHONY: demo
+demo: demo-packages build ## two nodes, two containers, one encrypted overlay, in namespaces of this machine (root)
+	@PYTHONPATH=tests $(PYTHON) -m lab.demo
+
+.PHONY: test
+test: test-packages lint ## lint, types and every test (root)
+	@$(PYTHON) -m pytest
+
+.PHONY: lint
+lint: build ## ruff and mypy --strict
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
+
+.PHONY: bench
+bench: demo-packages build ## the benchmarks of bench/, one after the other
+	@for script in bench/*.py; do echo "== $$script"; $(PYTHON) "$$script"; done
+
+.PHONY: build
+build: .venv/built ## virtual environment in .venv, extension modules compiled in place
+
+.PHONY: clean
+clean: ## remove everything that was built, the virtual environment too
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f overlayd/_fast/*.so overlayd/_fast/*.c
+	find overlayd tests bench -name __pycache__ -type d -exec rm -rf {} +
+
+.PHONY: root
+root:
+	@if ((EUID)); then echo 'make: this target makes network namespaces and must run as root' >&2; exit 1; fi
+
+.PHONY: build-packages demo-packages test-packages
+build-packages:
+	@if ((EUID == 0)) && command -v apt-get > /dev/null; then $(call install,$(BUILD_PACKAGES)); fi
+demo-packages: root
+	@$(call install,$(DEMO_PACKAGES))
+test-packages: root
+	@$(call install,$(TEST_PACKAGES))
+
+# The first python3 in PATH that is new enough and can make virtual environments, else Debian's own.
+.venv/created: | build-packages
+	@for python in python3 /usr/bin/python3; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then break; fi; \
+	done; \
+	echo "virtual environment: .venv, by $$("$$python" --version)"; \
+	"$$python" -m venv --clear .venv
+	@touch $@
+
+.venv/installed: .venv/created pyproject.toml constraints.txt
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools cython
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+.venv/built: .venv/installed setup.cfg $(SOURCES)
+	@$(PYTHON) -W ignore -c 'from setuptools import setup; setup()' --quiet build_ext
+	@touch $@

@@ -1,0 +1,60 @@
+"""What every test runs under: a session that must leave the machine as it found it."""
+
+import contextlib
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import netns, processes
+
+PREFIX = "ot"  # of every namespace that a test makes
+# Environment variable by which a program is known as started, at whatever remove, by this session
+SESSION = "OVERLAYD_TEST_SESSION"
+
+
+def _listing(*argv: str) -> set[str]:
+    """The lines that a program prints; none when it cannot run here (no root, not installed)."""
+    with contextlib.suppress(FileNotFoundError):
+        return set(subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines())
+    return set()
+
+
+def _machine() -> dict[str, set[str]]:
+    """What a careless test would leave on this machine."""
+    links = _listing("ip", "-o", "link")
+    session = os.environ.get(SESSION, "")
+    return {
+        "network namespaces": set(netns.named(PREFIX)),
+        "links": {line.split(":")[1].strip() for line in links},
+        "nftables tables": _listing("nft", "list", "tables"),
+        "processes": {
+            f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
+            for pid in processes.marked(SESSION, session)
+            if processes.start_time(pid) is not None
+        },
+    }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Compare namespaces, links, tables and processes before and after the session.
+
+    Set up before and so torn down after every other session fixture.  A difference is an error of the last test, so
+    that it counts in the summary.  The kernel removes the links of a deleted namespace in its own time: the comparison
+    waits for it.
+    """
+    os.environ[SESSION] = secrets.token_hex(8)
+    before = _machine()
+    yield
+    deadline = time.monotonic() + 10
+    while True:
+        after = _machine()
+        left = {kind: sorted(after[kind] - before[kind]) for kind in after if after[kind] - before[kind]}
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert not left, f"the tests left behind: {left}"

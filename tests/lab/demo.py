@@ -1,0 +1,192 @@
+"""`make demo`: two nodes, a container on each, one encrypted overlay between them, told step by step.
+
+Owns: the story and how it reads.  Must not know: how nodes are made (`lab.lab`).  The requests are those that an
+orchestrator sends, over the daemon's socket; the tables at the end are what `overlayctl status` prints.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_interface
+
+from lab import Connection, Lab, netns, ping, transfer
+from lab.lab import OUTSIDE, Terminated
+from lab.traffic import MARKER
+
+CLUSTER = "10.200.0.0/16"
+PORT = 51820
+MEGABYTES = 32
+SERVICE_PREFIX = 28  # of the subnet that each service gets on a node, IPv4
+STEPS = 9
+
+
+class Side:
+    """One of the two: a node, the connection to its daemon, the service it runs and the container in it."""
+
+    def __init__(self, lab: Lab, number: int, name: str, service: str) -> None:
+        self.number = number
+        self.node = lab.node(name)
+        self.service = service
+        self.container = lab.container()
+        self.connection: Connection
+        self.public_key = ""
+        self.address = ""  # of the container
+
+    @property
+    def slice(self) -> str:
+        """This node's part of the cluster: the addresses that are its own."""
+        return f"10.200.{self.number}.0/24"
+
+
+class Demo:
+    """The story, a method a step; every claim it prints was checked before."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.steps = 0
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Print the title, let the work print its facts, then say how long it took."""
+        self.steps += 1
+        print(f"\n[{self.steps}/{STEPS}] {title}", flush=True)
+        began = time.monotonic()
+        yield
+        self.fact(f"({time.monotonic() - began:.2f} s)")
+
+    def fact(self, text: str) -> None:
+        """One line, or some, below the step."""
+        for line in text.splitlines():
+            print(f"      {line}".rstrip(), flush=True)
+
+    def run(self) -> None:
+        """All of it, in order."""
+        self.build()
+        self.start_daemons()
+        self.set_up_overlay()
+        self.attach_containers()
+        self.ping()
+        self.transfer()
+        self.show_status()
+        self.take_down()
+
+    def build(self) -> None:
+        with self.step("A laboratory of network namespaces: two nodes joined by veths, and a host outside"):
+            self.alpha = Side(self.lab, 1, "alpha", "web")
+            self.beta = Side(self.lab, 2, "beta", "db")
+            self.sides = (self.alpha, self.beta)
+            ping(self.alpha.node, str(self.beta.node.address), count=2)
+            nodes = ", ".join(f"{side.node.name} {side.node.address}" for side in self.sides)
+            self.fact(f"{nodes}, outside {OUTSIDE.ip}; MTU {self.lab.mtu}")
+
+    def start_daemons(self) -> None:
+        with self.step("A daemon on each node"):
+            for side in self.sides:
+                began = time.monotonic()
+                side.node.start()
+                side.connection = side.node.connect()
+                self.fact(f"{side.node.name}: overlayd answers on its socket after {time.monotonic() - began:.2f} s")
+
+    def set_up_overlay(self) -> None:
+        with self.step(f"The global overlay {CLUSTER}: a WireGuard device on each node, each the other's peer"):
+            for side in self.sides:
+                side.connection.request("set_local_node_id", node_id=side.number)
+                side.connection.request(
+                    "setup_global_overlay",
+                    deployment="demo",
+                    instance_id=side.node.name,
+                    cluster_cidr=CLUSTER,
+                    slice_cidr=side.slice,
+                    wg_port=PORT,
+                )
+                status = side.connection.request("status")
+                side.public_key = status["public_key"]
+                self.fact(f"{side.node.name}: {status['interface']} {status['node_ip']}, key {side.public_key}")
+            for side, other in (self.sides, self.sides[::-1]):
+                side.connection.request(
+                    "add_peer",
+                    public_key=other.public_key,
+                    endpoint=f"{other.node.address}:{PORT}",
+                    allowed_ips=other.slice,
+                    persistent_keepalive_secs=0,
+                )
+
+    def attach_containers(self) -> None:
+        with self.step("A service on each node, and a container in it: a process in a network namespace of its own"):
+            for side, other in (self.sides, self.sides[::-1]):
+                bridge = side.connection.request("setup_service_overlay", service=side.service, mode="auto")["name"]
+                began = time.monotonic()
+                side.address = side.connection.request(
+                    "attach_container", handle=side.container.handle, service=side.service, join_global=False
+                )["ip"]
+                took = (time.monotonic() - began) * 1000
+                subnet = str(ip_interface(f"{side.address}/{SERVICE_PREFIX}").network)
+                other.connection.request("add_allowed_ip", pubkey=side.public_key, cidr=subnet)
+                self.fact(f"{side.service} on {side.node.name}: bridge {bridge}, subnet {subnet};")
+                self.fact(f"    process {side.container.pid} attached as {side.address} in {took:.1f} ms")
+
+    def ping(self) -> None:
+        with self.step("Echoes from container to container, and to the host outside"):
+            running = ping(self.alpha.container, self.beta.address, count=20)
+            self.fact(f"web -> db: 20 of 20 answered, {running.round_trip():.2f} ms on average, through the tunnel")
+            running = ping(self.alpha.container, str(OUTSIDE.ip), count=5)
+            self.fact(f"web -> outside: 5 of 5 answered, {running.round_trip():.2f} ms on average, masqueraded")
+
+    def transfer(self) -> None:
+        underlay = self.lab.capture(self.alpha.node)
+        inside = self.lab.capture(self.beta.container, "eth0")
+        with self.step(f"{MEGABYTES} MB over TCP from web to db, a known text in every block, recorded on both sides"):
+            with underlay, inside:
+                result = transfer(self.alpha.container, self.beta.container, self.beta.address, MEGABYTES)
+            self.fact(f"{result.size:,} bytes arrived intact, {result.megabits:,.0f} Mbit/s while recorded")
+
+        with self.step("What crossed the underlay meanwhile"):
+            packets = underlay.packets()
+            foreign = [packet for packet in packets if not packet.is_wireguard(PORT)]
+            largest = max(packet.size for packet in packets)
+            assert not foreign, f"packets that are not WireGuard's: {foreign[:3]}"
+            assert largest <= self.lab.mtu, f"a packet of {largest} bytes on an underlay of {self.lab.mtu}"
+            assert inside.holds(MARKER), "the text is not even in the container: the search proves nothing"
+            assert not underlay.holds(MARKER), "plaintext on the underlay"
+            self.fact(f"{len(packets):,} packets, every one a WireGuard message over UDP port {PORT}")
+            self.fact(f"the largest has {largest} bytes, the underlay takes {self.lab.mtu}")
+            self.fact("the known text: found inside the container, not found on the underlay")
+
+    def show_status(self) -> None:
+        with self.step("Both nodes, as `overlayctl status` shows them"):
+            for side in self.sides:
+                self.fact(f"--- {side.node.name} ---\n{side.node.overlayctl('status')}\n")
+
+    def take_down(self) -> None:
+        with self.step("Taking everything down"):
+            for side in self.sides:
+                side.connection.request("detach_container", handle=side.container.handle)
+                side.connection.request("shutdown")
+                side.connection.close()
+                code = side.node.wait()
+                assert code == 0, f"{side.node.name}: exit code {code}"
+                self.fact(f"{side.node.name}: container detached, daemon asked to shut down, exit code {code}")
+
+
+def main() -> int:
+    """Run the demo; return the exit code."""
+    if os.geteuid():
+        print("the demo makes network namespaces and must run as root", file=sys.stderr)
+        return 1
+    print("overlayd demo: two nodes, a container on each, one encrypted overlay between them")
+    began = time.monotonic()
+    try:
+        with Lab() as lab:
+            Demo(lab).run()
+    except KeyboardInterrupt as interrupt:
+        print("\ninterrupted; namespaces, processes and files of the demo are removed", file=sys.stderr)
+        return 143 if isinstance(interrupt, Terminated) else 130
+    assert not netns.named(lab.prefix), "namespaces are left behind"
+    print(f"\nAll checks held; nothing is left behind. {time.monotonic() - began:.1f} s in all.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

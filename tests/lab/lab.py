@@ -1,0 +1,166 @@
+"""The laboratory: what is made in it is removed with it.
+
+Owns: the prefix that names everything, the underlay that joins the nodes, and the removal of all of it after success,
+failure, Ctrl-C and SIGTERM; what a killed laboratory left is swept by the next one.  Must not know: what the tests do
+with the nodes.
+
+    outside 198.51.100.1 --- router --- bridge "underlay" 172.31.0.254/24 --- alpha 172.31.0.1, beta 172.31.0.2, ...
+
+The router is a namespace of its own; the host's own network is never touched.  No route leads back to an overlay
+address, so only masqueraded traffic gets an answer from outside.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from ipaddress import IPv4Interface
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from lab import netns, processes
+from lab.capture import Capture
+from lab.container import Container
+from lab.node import Node
+from lab.processes import run
+
+UNDERLAY = IPv4Interface("172.31.0.254/24")
+OUTSIDE = IPv4Interface("198.51.100.1/24")  # TEST-NET-2, RFC 5737
+OUTSIDE_ROUTER = IPv4Interface("198.51.100.254/24")
+DIRECTORY = re.compile(r"overlayd-lab-(?P<prefix>ot[0-9a-f]{6})-(?P<pid>\d+)-(?P<started>\d+)")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived while a laboratory was open."""
+
+
+def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _remove(prefix: str, directory: Path) -> None:
+    """End every process and delete every namespace and file of the laboratory `prefix`."""
+    names = netns.named(prefix)
+    inodes = {netns.inode(name) for name in names}
+    inside = {pid for pid in processes.pids() if processes.namespace_of(pid) in inodes}
+    processes.end(inside | processes.marked(processes.MARK, prefix))
+    for name in names:
+        netns.delete(name)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep() -> list[str]:
+    """Remove what laboratories of dead processes left behind; return their prefixes."""
+    swept = []
+    for directory in Path(tempfile.gettempdir()).glob("overlayd-lab-*"):
+        match = DIRECTORY.fullmatch(directory.name)
+        if match and processes.start_time(int(match["pid"])) != int(match["started"]):
+            _remove(match["prefix"], directory)
+            swept.append(match["prefix"])
+    return swept
+
+
+class Lab:
+    """A context manager.  mtu: of the underlay, bytes; 1400 rather than 1500 shows up sizes that are hard-coded
+    somewhere.
+    """
+
+    def __init__(self, mtu: int = 1500) -> None:
+        self.mtu = mtu
+        self.prefix = f"ot{secrets.token_hex(3)}"
+        owner = os.getpid()
+        self.directory = Path(
+            tempfile.gettempdir(), f"overlayd-lab-{self.prefix}-{owner}-{processes.start_time(owner)}"
+        )
+        self.router = f"{self.prefix}-router"
+        self.outside = f"{self.prefix}-outside"
+        self.nodes: list[Node] = []
+        self._stack = contextlib.ExitStack()
+        self._previous: Callable[[int, FrameType | None], Any] | int | None = None
+
+    def __enter__(self) -> "Lab":
+        sweep()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, _on_sigterm)
+        try:
+            self.directory.mkdir(mode=0o700)
+            self._build_underlay()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            for node in self.nodes:
+                print(f"--- log of {node.name} ---\n{node.log_tail()}", flush=True)
+        self.close()
+
+    def close(self) -> None:
+        """Remove everything; a second signal meanwhile does not stop the removal."""
+        if threading.current_thread() is not threading.main_thread():
+            self._close()
+            return
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            self._close()
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, self._previous if self._previous is not None else signal.SIG_DFL)
+
+    def _close(self) -> None:
+        try:
+            self._stack.close()
+        finally:
+            _remove(self.prefix, self.directory)
+
+    def _build_underlay(self) -> None:
+        for name in (self.router, self.outside):
+            netns.add(name)
+            # The underlay is IPv4 only: no neighbour discovery in the captures.
+            run(["ip", "netns", "exec", name, "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"])
+        ip = ["ip", "-n", self.router]
+        run([*ip, "link", "add", "underlay", "mtu", str(self.mtu), "type", "bridge", "mcast_snooping", "0"])
+        run([*ip, "address", "add", str(UNDERLAY), "dev", "underlay"])
+        run([*ip, "link", "set", "underlay", "up"])
+        run([*ip, "link", "add", "outside", "type", "veth", "peer", "name", "uplink", "netns", self.outside])
+        run([*ip, "address", "add", str(OUTSIDE_ROUTER), "dev", "outside"])
+        run([*ip, "link", "set", "outside", "up"])
+        run(["ip", "netns", "exec", self.router, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
+        run(["ip", "-n", self.outside, "address", "add", str(OUTSIDE), "dev", "uplink"])
+        run(["ip", "-n", self.outside, "link", "set", "uplink", "up"])
+        run(["ip", "-n", self.outside, "route", "add", str(UNDERLAY.network), "via", str(OUTSIDE_ROUTER.ip)])
+
+    def node(self, name: str) -> Node:
+        """A new node on the underlay; its default route leads outside.  The daemon is not started."""
+        address = IPv4Interface((UNDERLAY.network[len(self.nodes) + 1], UNDERLAY.network.prefixlen))
+        node = Node(name, self.prefix, self.directory / name, address)
+        netns.add(node.netns)
+        ip = ["ip", "-n", node.netns]
+        mtu = ["mtu", str(self.mtu)]
+        run([*ip, "link", "add", "uplink", *mtu, "type", "veth", "peer", "name", name, *mtu, "netns", self.router])
+        node.write_sysctl("net/ipv6/conf/uplink/disable_ipv6", "1")
+        run([*ip, "address", "add", str(address), "dev", "uplink"])
+        run([*ip, "link", "set", "uplink", "up"])
+        run([*ip, "route", "add", "default", "via", str(UNDERLAY.ip)])
+        run(["ip", "-n", self.router, "link", "set", "dev", name, "master", "underlay", "up"])
+        self.nodes.append(node)
+        self._stack.callback(node.close)
+        return node
+
+    def container(self) -> Container:
+        """A new process in a network namespace of its own, with nothing in it but a loopback that is down."""
+        return self._stack.enter_context(Container(self.prefix))
+
+    def capture(self, place: Node | Container, interface: str = "uplink") -> Capture:
+        """A recorder of what crosses an interface of a node or container; record with `with capture: ...`."""
+        return Capture(place.namespace, interface, self.directory)

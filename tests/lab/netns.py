@@ -1,0 +1,56 @@
+"""Network namespaces of a laboratory.
+
+Owns: making, entering and removing a named namespace.  Must not know: what a node or a container is.
+"""
+
+import ctypes
+import os
+import socket
+from pathlib import Path
+
+from lab.processes import run
+
+DIRECTORY = Path("/run/netns")
+CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def add(name: str) -> None:
+    """Make the namespace, with its loopback up."""
+    run(["ip", "netns", "add", name])
+    run(["ip", "-n", name, "link", "set", "lo", "up"])
+
+
+def delete(name: str) -> None:
+    """Remove the namespace, and with it every link in it once no process lives there; a missing one is fine."""
+    if (DIRECTORY / name).exists():
+        run(["ip", "netns", "delete", name])
+
+
+def named(prefix: str) -> list[str]:
+    """The names of the namespaces that start with `prefix`."""
+    return sorted(entry.name for entry in DIRECTORY.glob(f"{prefix}*")) if DIRECTORY.is_dir() else []
+
+
+def inode(name: str) -> int:
+    """What identifies the namespace to the kernel, as in /proc/PID/ns/net."""
+    return (DIRECTORY / name).stat().st_ino
+
+
+def _enter(descriptor: int) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def open_socket(namespace: Path, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A socket of the namespace behind `namespace` (/run/netns/NAME, /proc/PID/ns/net), for use from anywhere.
+
+    A socket stays in the namespace it was made in (network_namespaces(7)), so this thread enters, makes it and returns.
+    """
+    with Path("/proc/thread-self/ns/net").open("rb") as home, namespace.open("rb") as target:
+        _enter(target.fileno())
+        try:
+            return socket.socket(family, kind)
+        finally:
+            _enter(home.fileno())

@@ -1,0 +1,179 @@
+"""A node: a network namespace, a private /run, and the real daemon in them.
+
+Owns: the daemon's process, its directories and its log.  Must not know: the underlay (`lab.lab` lays it), or what is
+asked of the daemon.
+"""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+from lab import netns, processes
+from lab.frames import Connection
+from lab.processes import CommandFailed, environment, run
+
+DAEMON = [sys.executable, "-c", "from overlayd.cli import daemon; daemon()"]
+CONTROL = [sys.executable, "-c", "from overlayd.cli import control; control()"]
+
+# `ip netns exec` gives a program the namespace and a mount namespace with a matching /sys.  In it the node's own
+# directory becomes /run, so each node has its own /run/wireguard, and a wireguard-go that outlives the daemon is found
+# by the next one.
+ENTER = 'mount --bind "$1" /run && shift && exec "$@"'
+
+
+class DaemonExited(Exception):
+    """The daemon ended before it was ready.  code: its exit code (-N: killed by signal N); log: what it wrote."""
+
+    def __init__(self, code: int, log: str) -> None:
+        self.code = code
+        self.log = log
+        super().__init__(f"the daemon exited with code {code}\n{log}")
+
+
+class Node:
+    """name: for people.  address: on the underlay.  directory: holds the data directory, socket, log and the private
+    /run.
+    """
+
+    def __init__(self, name: str, prefix: str, directory: Path, address: IPv4Interface) -> None:
+        self.name = name
+        self.prefix = prefix
+        self.netns = f"{prefix}-{name}"  # as in `ip netns exec`
+        self.namespace = netns.DIRECTORY / self.netns
+        self.address = address.ip
+        self.run_directory = directory / "run"
+        self.data_dir = directory / "data"
+        self.socket = directory / "overlayd.sock"
+        self.log = directory / "overlayd.log"
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.run_directory.mkdir(parents=True)
+
+    def command(self, argv: Sequence[str | Path]) -> list[str]:
+        """The command line that runs `argv` as a program of this node."""
+        enter = ["ip", "netns", "exec", self.netns, "sh", "-c", ENTER, "sh", str(self.run_directory)]
+        return [*enter, *map(str, argv)]
+
+    def run(self, argv: Sequence[str | Path], *, timeout: float = 60) -> str:
+        """Run a program on this node and return what it printed."""
+        return run(self.command(argv), timeout=timeout, prefix=self.prefix)
+
+    def overlayctl(self, *arguments: str) -> str:
+        """What `overlayctl --socket SOCKET ARGUMENTS` prints."""
+        return self.run([*CONTROL, "--socket", str(self.socket), *arguments])
+
+    def write_sysctl(self, path: str, value: str) -> None:
+        """Set /proc/sys/PATH as this node sees it."""
+        self.run(["sh", "-c", f"echo {value} > /proc/sys/{path}"])
+
+    def open_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A socket of this node, for use from the test's own process."""
+        return netns.open_socket(self.namespace, family, kind)
+
+    # -- the daemon ---------------------------------------------------------------------------------------------------
+
+    def daemon_command(self, *options: str) -> list[str]:
+        """The command line that runs the daemon on this node's data directory and socket."""
+        return self.command([*DAEMON, "--data-dir", self.data_dir, "--socket", self.socket, *options])
+
+    def start(self, *options: str, timeout: float = 20) -> None:
+        """Start the daemon and wait until it listens; DaemonExited when it ends instead, TimeoutError when it does
+        neither.
+        """
+        assert self.daemon is None, f"{self.name}: the daemon runs already"
+        with self.log.open("ab") as log:
+            # Its own session: Ctrl-C in the terminal reaches the laboratory alone, which then ends the daemon.
+            self.daemon = subprocess.Popen(
+                self.daemon_command(*options),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(self.prefix),
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + timeout
+        while not self._listens():
+            if (code := self.daemon.poll()) is not None:
+                self.daemon = None
+                raise DaemonExited(code, self.log_tail())
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name}: the daemon did not listen within {timeout} s\n{self.log_tail()}")
+            time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        try:
+            self.connect().close()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
+    def connect(self) -> Connection:
+        """A new connection to the daemon."""
+        return Connection(self.socket)
+
+    def _signal(self, number: signal.Signals, timeout: float) -> int:
+        assert self.daemon is not None, f"{self.name}: no daemon runs"
+        self.daemon.send_signal(number)
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 10) -> int:
+        """Wait until the daemon has ended by itself; return its exit code."""
+        assert self.daemon is not None, f"{self.name}: no daemon runs"
+        code = self.daemon.wait(timeout)
+        self.daemon = None
+        return code
+
+    def stop(self) -> int:
+        """SIGTERM; return the exit code."""
+        return self._signal(signal.SIGTERM, 10)
+
+    def kill(self) -> int:
+        """SIGKILL."""
+        return self._signal(signal.SIGKILL, 10)
+
+    def log_tail(self, lines: int = 60) -> str:
+        """The end of the daemon's log."""
+        return (
+            "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else "(no log)"
+        )
+
+    def close(self) -> None:
+        """End the daemon, without ceremony; the rest goes with the laboratory."""
+        if self.daemon is not None:
+            self.kill()
+
+    # -- what the kernel shows ----------------------------------------------------------------------------------------
+
+    def pids(self) -> set[int]:
+        """The processes that live in this node's namespace."""
+        inode = netns.inode(self.netns)
+        return {pid for pid in processes.pids() if processes.namespace_of(pid) == inode}
+
+    def wireguard_pids(self) -> set[int]:
+        """The userspace WireGuard processes of this node."""
+        found = set()
+        for pid in self.pids():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{pid}/comm").read_text().startswith("wireguard"):
+                    found.add(pid)
+        return found
+
+    def footprint(self) -> dict[str, str]:
+        """Links, addresses, routes and firewall of the node as text without counters, for comparing before and
+        after.
+        """
+        views = {
+            "links": ["ip", "-br", "link"],
+            "addresses": ["ip", "-br", "address"],
+            "routes": ["ip", "route", "show", "table", "all"],
+            "routes6": ["ip", "-6", "route", "show", "table", "all"],
+        }
+        shown = {name: self.run(argv) for name, argv in views.items()}
+        with contextlib.suppress(CommandFailed):
+            shown["firewall"] = self.run(["nft", "--stateless", "list", "ruleset"])
+        return shown

@@ -1,0 +1,86 @@
+"""Starting, finding and ending programs.
+
+Owns: the environment that every program of a laboratory runs in, and the mark by which it is found again.  Must not
+know: nodes, links or the daemon.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Environment variable that every program of a laboratory inherits; its value is the laboratory's prefix
+MARK = "OVERLAYD_LAB"
+
+
+class CommandFailed(Exception):
+    """A program ended with a non-zero code; the message holds the command line and what it printed."""
+
+
+def environment(prefix: str = "") -> dict[str, str]:
+    """The environment for a program of the laboratory `prefix`: this checkout's code first, the C locale, the mark."""
+    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path, "LC_ALL": "C.UTF-8"} | ({MARK: prefix} if prefix else {})
+
+
+def run(argv: Sequence[str | Path], *, timeout: float = 60, prefix: str = "", stdin: str = "") -> str:
+    """Run a program to its end and return what it printed; CommandFailed when it fails."""
+    done = subprocess.run(
+        argv, input=stdin, capture_output=True, text=True, timeout=timeout, env=environment(prefix), check=False
+    )
+    if done.returncode:
+        raise CommandFailed(
+            f"{' '.join(map(str, argv))}: exit code {done.returncode}\n{done.stdout}{done.stderr}".rstrip()
+        )
+    return done.stdout
+
+
+def pids() -> Iterator[int]:
+    """Every process of this machine."""
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def start_time(pid: int) -> int | None:
+    """When `pid` started, in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)); None when it is gone or a
+    zombie.
+    """
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if after_name[0] in "ZX" else int(after_name[19])
+
+
+def namespace_of(pid: int) -> int | None:
+    """The inode of the network namespace that `pid` lives in; None when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+
+
+def marked(variable: str, value: str) -> set[int]:
+    """The processes, other than this one, that inherited `variable=value`."""
+    wanted = f"{variable}={value}".encode()
+    found = set()
+    for pid in pids():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if pid != os.getpid() and wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.add(pid)
+    return found
+
+
+def end(victims: Collection[int], *, seconds: float = 5) -> None:
+    """SIGKILL these processes and wait until each is gone or a zombie; TimeoutError when one is not."""
+    for pid in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + seconds
+    while left := [pid for pid in victims if start_time(pid) is not None]:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {left} survived SIGKILL for {seconds} s")
+        time.sleep(0.005)

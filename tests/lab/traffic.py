@@ -1,0 +1,140 @@
+"""Traffic between containers: echoes and bulk data.
+
+Owns: sending, receiving and judging it.  Must not know: who built the path.
+"""
+
+import hashlib
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from lab.processes import environment
+
+MARKER = b"overlayd-plaintext-marker"  # in every block that `transfer` sends; must never be seen outside the tunnel
+BLOCK = (MARKER + bytes(range(256)) * 256)[: 64 * 1024]
+
+
+class Place(Protocol):
+    """Where traffic starts or ends: a node or a container."""
+
+    def command(self, argv: Sequence[str]) -> list[str]: ...
+    def open_socket(self, family: int = ..., kind: int = ...) -> socket.socket: ...
+
+
+class Ping:
+    """A running ping, `interval` seconds apart; `stop` ends it and tells what was lost."""
+
+    def __init__(self, source: Place, destination: str, interval: float = 0.01, options: Sequence[str] = ()) -> None:
+        self.process = subprocess.Popen(
+            source.command(["ping", "-n", "-O", "-i", str(interval), *options, str(destination)]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(),
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self.received: set[int] = set()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if "bytes from" in line and (match := re.search(r"icmp_seq=(\d+)", line)):
+                self.received.add(int(match[1]))
+
+    def wait_for(self, echoes: int, timeout: float = 15) -> None:
+        """Wait until this many more echoes came back."""
+        goal = len(self.received) + echoes
+        deadline = time.monotonic() + timeout
+        while len(self.received) < goal:
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise TimeoutError(
+                    f"{len(self.received)} of {goal} echoes after {timeout} s\n{''.join(self.lines[-5:])}"
+                )
+            time.sleep(0.01)
+
+    def stop(self) -> list[int]:
+        """End it; return the sequence numbers that were sent before the last answered one and never answered."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        self.process.wait(10)
+        self._reader.join(10)
+        # Sequence numbers are 16 bits wide: no more than 65,535 echoes a ping, eleven minutes at 10 ms.
+        return sorted(set(range(1, max(self.received, default=0))) - self.received)
+
+    def round_trip(self) -> float:
+        """The mean round-trip time in milliseconds, from ping's own summary."""
+        summary = re.search(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/", "".join(self.lines))
+        assert summary, "".join(self.lines)
+        return float(summary[1])
+
+
+def ping(source: Place, destination: str, count: int = 5, options: Sequence[str] = ()) -> Ping:
+    """Send `count` echoes; AssertionError unless every one was answered."""
+    running = Ping(source, destination, 0.02, ["-c", str(count), "-W", "5", *options])
+    try:
+        running.process.wait(30)
+    finally:
+        running.stop()
+    assert len(running.received) == count, "".join(running.lines)
+    return running
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """size: bytes that arrived.  seconds: from connecting to the last byte.  client: who the receiver saw."""
+
+    size: int
+    seconds: float
+    client: str
+
+    @property
+    def megabits(self) -> float:
+        """Mbit/s."""
+        return self.size * 8 / self.seconds / 1e6
+
+
+def transfer(source: Place, destination: Place, address: str, megabytes: int = 100) -> Transfer:
+    """Send so many million bytes over TCP and check that exactly these arrive; every block carries MARKER."""
+    size = megabytes * 1_000_000
+    sent, received = hashlib.blake2b(), hashlib.blake2b()
+    with destination.open_socket() as listener, source.open_socket() as sender:
+        for end in (listener, sender):
+            end.settimeout(60)
+        listener.bind((address, 0))
+        listener.listen(1)
+        started = time.monotonic()
+        sender.connect(listener.getsockname())
+        receiver, client = listener.accept()
+
+        def send() -> None:
+            left = size
+            with sender:
+                while left:
+                    block = BLOCK[: min(left, len(BLOCK))]
+                    sender.sendall(block)
+                    sent.update(block)
+                    left -= len(block)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        arrived = 0
+        with receiver:
+            receiver.settimeout(60)
+            while data := receiver.recv(1 << 20):
+                received.update(data)
+                arrived += len(data)
+        seconds = time.monotonic() - started
+        thread.join()
+    assert (arrived, received.digest()) == (size, sent.digest()), f"{arrived} of {size} bytes arrived, or other bytes"
+    return Transfer(arrived, seconds, client[0])
