@@ -1,0 +1,200 @@
+"""The JSON form of requests, responses and events, in frames and alone.
+
+Owns: encoding, decoding, and what is answered to a bad frame.  Must not know: sockets, or how
+received bytes are cut into bodies (`_fast.frame`).
+
+To decode is one typed pass over the bytes.  Only when that fails does `mismatch` look again, for the key to blame.
+"""
+
+from functools import cache
+
+import msgspec
+from msgspec import Raw, Struct
+
+from overlayd.errors import OverlaydError, ProtocolError, RequestError
+from overlayd.wire.mismatch import mismatch
+from overlayd.wire.requests import Request
+from overlayd.wire.responses import Err, Event, Response
+from overlayd.wire.values import U64, U64_MAX
+
+Buffer = bytes | bytearray | memoryview
+
+MAX_BODY = 8 * 1024 * 1024  # bytes of one frame's body, both directions
+
+
+class BadRequest(RequestError):
+    """A request frame that can be answered (`id`) but not understood; the message names the key to blame."""
+
+    def __init__(self, id: int, message: str) -> None:
+        super().__init__(message)
+        self.id = id
+
+
+class NotARequest(OverlaydError):
+    """A response or event frame from a client: to be logged and ignored."""
+
+
+def decode_request(body: Buffer) -> tuple[int, Request]:
+    """The id and the request of one frame's body.
+
+    Raises BadRequest when the frame has a readable id but its request is unknown or ill-formed, NotARequest for
+    other frames of the contract, ProtocolError for what is no frame at all: not JSON, not an object, no id.
+    """
+    try:
+        frame = _client_frame.decode(body)
+    except (ValueError, RecursionError) as error:  # every msgspec error is a ValueError, and so is bad UTF-8
+        raise _blame(body, error) from None
+    if type(frame) is not _RequestFrame:
+        raise NotARequest(f"{frame.__struct_config__.tag} frame from a client")
+    if frame.id > U64_MAX:
+        raise ProtocolError("request frame without a readable id")
+    return frame.id, frame.request
+
+
+def decode_request_object(body: Buffer) -> Request:
+    """A request without a frame around it.
+
+    Raises RequestError naming the key to blame, ProtocolError when it is not JSON.
+    """
+    try:
+        return _request.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(_what_is_wrong(body, error)) from None
+
+
+def encode_response(id: int, response: Response) -> bytes:
+    """A whole response frame.  An answer that cannot be sent becomes an `err` that says so."""
+    try:
+        body = _encode(_ResponseFrame(id, response))
+    except UnicodeEncodeError:  # a lone surrogate: a name from the system that is not UTF-8
+        return encode_response(id, _as_utf8(response))
+    return _frame(body) if len(body) <= MAX_BODY else encode_response(id, _too_large(len(body)))
+
+
+def encode_response_object(response: Response) -> bytes:
+    """A response without a frame around it: for `encode_spliced`, or for another carrier."""
+    try:
+        return _encode(response)
+    except UnicodeEncodeError:
+        return _encode(_as_utf8(response))
+
+
+def encode_spliced(id: int, response: bytes) -> bytes:
+    """A whole response frame around what `encode_response_object` returned."""
+    body = b'{"frame":"response","id":%d,"response":%b}' % (id, response)
+    return _frame(body) if len(body) <= MAX_BODY else encode_response(id, _too_large(len(body)))
+
+
+def encode_event(event: Event) -> bytes:
+    """A whole event frame: the event's keys stand in the frame object itself."""
+    return _frame(b'{"frame":"event",' + _encode(event)[1:])
+
+
+def encode_request(id: int, request: Request) -> bytes:
+    """A whole request frame.  id: u64.  Raises RequestError when it is too large, or has text that is not UTF-8."""
+    try:
+        body = _encode(_RequestFrame(id, request))
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the request holds text that is not UTF-8: {error.object!a:.60}") from None
+    if len(body) > MAX_BODY:
+        raise RequestError(f"the request is {len(body)} bytes, a frame carries at most {MAX_BODY}")
+    return _frame(body)
+
+
+def decode_server_frame(body: Buffer) -> tuple[int, Response] | Event | None:
+    """What the daemon sent: an id and its response, or an event; None for an event that a newer daemon added.
+
+    Raises ProtocolError for anything else.
+    """
+    try:
+        frame = _server_frame.decode(body)
+        if type(frame) is _ResponseFrame:
+            if frame.id > U64_MAX:
+                raise ValueError("id: expected u64")
+            return frame.id, frame.response
+        return _event.decode(body) if frame.event in _EVENTS else None
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"bad frame from the daemon: {error}") from None
+
+
+class _RequestFrame(Struct, frozen=True, gc=False, tag_field="frame", tag="request"):
+    id: U64
+    request: Request
+
+
+class _Envelope(Struct, frozen=True, gc=False, tag_field="frame", tag="request"):
+    """A request frame of which only the id need be right."""
+
+    id: U64
+    request: Raw = Raw(b"")  # empty: the key is missing
+
+
+class _ResponseFrame(Struct, frozen=True, gc=False, tag_field="frame", tag="response"):
+    id: U64
+    response: Response
+
+
+class _SomeResponse(Struct, frozen=True, gc=False, tag_field="frame", tag="response"):
+    pass
+
+
+class _SomeEvent(Struct, frozen=True, gc=False, tag_field="frame", tag="event"):
+    event: str = ""
+
+
+_EVENTS = frozenset(event.__struct_config__.tag for event in Event.__args__)
+
+_encode = msgspec.json.Encoder().encode
+_client_frame = msgspec.json.Decoder(_RequestFrame | _SomeResponse | _SomeEvent)
+_client_envelope = msgspec.json.Decoder(_Envelope | _SomeResponse | _SomeEvent)
+_server_frame = msgspec.json.Decoder(_ResponseFrame | _SomeEvent)
+_request: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def _frame(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "little") + body
+
+
+def _too_large(size: int) -> Err:
+    return Err(f"the answer is too large: {size} bytes, a frame carries at most {MAX_BODY}")
+
+
+def _as_utf8(response: Response) -> Err:
+    if isinstance(response, Err):
+        return Err(response.message.encode(errors="backslashreplace").decode())
+    return Err("the answer holds text that is not UTF-8")
+
+
+def _blame(body: Buffer, error: Exception) -> OverlaydError:
+    """The exception for a frame that the typed decoder refused with `error`."""
+    try:
+        envelope = _client_envelope.decode(body)
+    except (ValueError, RecursionError) as reason:
+        return ProtocolError(f"not a frame: {reason}")
+    if not isinstance(envelope, _Envelope):
+        return ProtocolError(f"not a frame: {error}")
+    if envelope.id > U64_MAX:
+        return ProtocolError("request frame without a readable id")
+    if not envelope.request:
+        return BadRequest(envelope.id, "request: required key is missing")
+    return BadRequest(envelope.id, _what_is_wrong(envelope.request, error))
+
+
+def _what_is_wrong(body: Buffer | Raw, error: Exception) -> str:
+    """What a person should read about a request object that the typed decoder refused with `error`.
+
+    Raises ProtocolError when it is not JSON.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.ValidationError:  # JSON, but a number that no type of ours could hold
+        return f"request: {error}"
+    except (ValueError, RecursionError) as reason:
+        raise ProtocolError(f"not JSON: {reason}") from None
+    return mismatch(value, _request_shape(), "request") or f"request: {error}"
+
+
+@cache
+def _request_shape() -> msgspec.inspect.Type:
+    return msgspec.inspect.type_info(Request)

@@ -1,0 +1,225 @@
+"""Every request, one class an `op`.
+
+Owns: the shapes.  Must not know: what a request does (`daemon.handlers`).
+
+A docstring names the success response where it is not `ok`, and says which requests and keys are additions.
+"""
+
+from typing import Literal
+
+from overlayd.wire.values import GLOBAL, U16, U64, Handle, NatConfig, Peer, Scope, Value, require_u64
+
+
+class _Request(Value, frozen=True, tag_field="op"):
+    pass
+
+
+class SetLocalNodeId(_Request, frozen=True, tag="set_local_node_id"):
+    """The orchestrator's number of this node: it spreads the services' subnets over the nodes."""
+
+    node_id: U64
+
+    def __post_init__(self) -> None:
+        require_u64(self.node_id)
+
+
+class SetLocalWgPubkey(_Request, frozen=True, tag="set_local_wg_pubkey"):
+    """The public key that the orchestrator knows this node by."""
+
+    pubkey: str
+
+
+class SetupGlobalOverlay(_Request, frozen=True, kw_only=True, tag="setup_global_overlay"):
+    """Bring up this node's device in the cluster's overlay.  -> bridge_name: the device's name"""
+
+    deployment: str
+    instance_id: str
+    cluster_cidr: str
+    slice_cidr: str | None = None
+    wg_port: U16
+    host_adapter_mandatory: bool = False
+    nat: NatConfig | None = None
+
+
+class TeardownGlobalOverlay(_Request, frozen=True, tag="teardown_global_overlay"):
+    """Drop the global device; key, peers and allocations stay on disk."""
+
+
+class SetupServiceOverlay(_Request, frozen=True, tag="setup_service_overlay"):
+    """Make a service's bridge, or its own device too.  -> bridge_name, or service_overlay for a dedicated one
+
+    mode: auto means shared.  subnet: use exactly this CIDR (an addition to the contract); none: overlayd chooses.
+    """
+
+    service: str
+    mode: Literal["auto", "shared", "dedicated"]
+    subnet: str | None = None
+
+
+class TeardownServiceOverlay(_Request, frozen=True, tag="teardown_service_overlay"):
+    """Remove a service's bridge and device, and free its subnet and port."""
+
+    service: str
+
+
+class AllocateIp(_Request, frozen=True, tag="allocate_ip"):
+    """Hand out an address.  -> ip"""
+
+    service: str
+    join_global: bool
+
+
+class ReleaseIp(_Request, frozen=True, tag="release_ip"):
+    """Take back what `allocate_ip` handed out."""
+
+    ip: str
+
+
+class AttachContainer(_Request, frozen=True, tag="attach_container"):
+    """Connect a container to a service.  -> attached, or guest_config for a guest_managed handle"""
+
+    handle: Handle
+    service: str
+    join_global: bool
+    ephemeral: bool = False
+    isolation_network: str | None = None
+    dns_server: str | None = None
+    dns_domain: str | None = None
+
+
+class DetachContainer(_Request, frozen=True, tag="detach_container"):
+    """Disconnect a container and release its addresses."""
+
+    handle: Handle
+
+
+class AddPeer(Peer, frozen=True, tag_field="op", tag="add_peer"):
+    """Add a peer, or set what is known of it."""
+
+    scope: Scope = GLOBAL
+
+
+class RemovePeer(_Request, frozen=True, tag="remove_peer"):
+    """Forget a peer."""
+
+    pubkey: str
+    scope: Scope = GLOBAL
+
+
+class AddAllowedIp(_Request, frozen=True, tag="add_allowed_ip"):
+    """Route a CIDR to a peer, and away from the peer that had it."""
+
+    pubkey: str
+    cidr: str
+    scope: Scope = GLOBAL
+
+
+class RemoveAllowedIp(_Request, frozen=True, tag="remove_allowed_ip"):
+    """Take a CIDR from a peer."""
+
+    pubkey: str
+    cidr: str
+    scope: Scope = GLOBAL
+
+
+class RegisterDns(_Request, frozen=True, tag="register_dns"):
+    """Let a name resolve to an address."""
+
+    name: str
+    ip: str
+
+
+class UnregisterDns(_Request, frozen=True, tag="unregister_dns"):
+    """Forget a name."""
+
+    name: str
+
+
+class WriteScopedResolver(_Request, frozen=True, tag="write_scoped_resolver"):
+    """Send a zone's queries to a resolver (macOS; elsewhere only the zone is checked)."""
+
+    zone: str
+    node_ip: str
+    port: U16 | None = None
+
+
+class RemoveScopedResolver(_Request, frozen=True, tag="remove_scoped_resolver"):
+    """Undo write_scoped_resolver."""
+
+    zone: str
+
+
+class PruneOrphanBridges(_Request, frozen=True, tag="prune_orphan_bridges"):
+    """Remove every service bridge that is not listed.  -> pruned_bridges"""
+
+    live_bridge_names: tuple[str, ...]
+
+
+class GetStatus(_Request, frozen=True, tag="status"):
+    """Ask for the node's devices and peers.  -> status"""
+
+
+class NatTick(_Request, frozen=True, tag="nat_tick"):
+    """Refresh candidates and retry traversal now."""
+
+
+class GetNatStatus(_Request, frozen=True, tag="nat_status"):
+    """Ask how peers are reached.  -> nat_status"""
+
+
+class Shutdown(_Request, frozen=True, tag="shutdown"):
+    """Drop the global device and end the daemon."""
+
+
+class MintEdgePeer(_Request, frozen=True, tag="mint_edge_peer"):
+    """Make a key and an address for a device outside the cluster (an addition).  -> edge_config
+
+    ttl_secs: how long it may connect; allow: the CIDRs it may reach.
+    """
+
+    name: str
+    ttl_secs: U64
+    allow: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_u64(self.ttl_secs)
+
+
+class ListEdgePeers(_Request, frozen=True, tag="list_edge_peers"):
+    """Ask for the minted edge peers (an addition).  -> edge_peers"""
+
+
+class RevokeEdgePeer(_Request, frozen=True, tag="revoke_edge_peer"):
+    """Disconnect an edge peer for good (an addition)."""
+
+    name: str
+
+
+Request = (
+    SetLocalNodeId
+    | SetLocalWgPubkey
+    | SetupGlobalOverlay
+    | TeardownGlobalOverlay
+    | SetupServiceOverlay
+    | TeardownServiceOverlay
+    | AllocateIp
+    | ReleaseIp
+    | AttachContainer
+    | DetachContainer
+    | AddPeer
+    | RemovePeer
+    | AddAllowedIp
+    | RemoveAllowedIp
+    | RegisterDns
+    | UnregisterDns
+    | WriteScopedResolver
+    | RemoveScopedResolver
+    | PruneOrphanBridges
+    | GetStatus
+    | NatTick
+    | GetNatStatus
+    | Shutdown
+    | MintEdgePeer
+    | ListEdgePeers
+    | RevokeEdgePeer
+)

@@ -1,0 +1,201 @@
+"""Every response, one class a `result`, and every event, one class an `event`.
+
+Owns: the shapes.  Must not know: which request asked, or who listens.
+"""
+
+from typing import Literal
+
+from overlayd.wire.values import I64, U8, U16, U32, U64, NatCandidate, Peer, Secret, Value, require_u64
+
+
+class _Response(Value, frozen=True, tag_field="result"):
+    pass
+
+
+class Ok(_Response, frozen=True, tag="ok"):
+    """Done."""
+
+
+class Ip(_Response, frozen=True, tag="ip"):
+    """The address handed out."""
+
+    ip: str
+
+
+class Attached(_Response, frozen=True, tag="attached"):
+    """The container's address.  namespace_guid: Windows only."""
+
+    ip: str
+    namespace_guid: str | None = None
+
+
+class GuestConfig(Secret, frozen=True, tag_field="result", tag="guest_config"):
+    """What a guest needs to run its own WireGuard."""
+
+    overlay_ip: str
+    prefix_len: U8
+    private_key: str
+    public_key: str
+    listen_port: U16
+    peers: tuple[Peer, ...]
+    dns_server: str | None = None
+    dns_domain: str | None = None
+
+
+class BridgeName(_Response, frozen=True, tag="bridge_name"):
+    """The name of the interface that was set up."""
+
+    name: str
+
+
+class StatusPeer(Value, frozen=True):
+    """A peer of the global device.  last_handshake_unix_secs: 0 = never."""
+
+    public_key: str
+    endpoint: str
+    allowed_ips: str
+    last_handshake_unix_secs: I64
+
+
+class DedicatedService(Value, frozen=True):
+    """A service with a device of its own, and that device."""
+
+    service: str
+    interface: str
+    public_key: str
+    listen_port: U16
+    overlay_ip: str
+    subnet: str
+    peer_count: U32
+
+
+class Status(_Response, frozen=True, kw_only=True, tag="status"):
+    """The node's overlay.  peer_count: of the global device; service_count: shared and dedicated, once each."""
+
+    interface: str | None = None
+    node_ip: str | None = None
+    public_key: str | None = None
+    overlay_cidr: str | None = None
+    slice_cidr: str | None = None
+    peer_count: U32
+    service_count: U32
+    peers: tuple[StatusPeer, ...] = ()
+    dedicated_services: tuple[DedicatedService, ...] = ()
+
+
+class NatPeer(Value, frozen=True):
+    """How one node is reached."""
+
+    node_id: str
+    connection_type: Literal["direct", "hole-punched", "relayed", "unreachable"]
+    remote_endpoint: str | None = None
+
+
+class NatStatus(_Response, frozen=True, kw_only=True, tag="nat_status"):
+    """This node's candidates, and how its peers are reached.  last_refresh: Unix seconds."""
+
+    candidates: tuple[NatCandidate, ...] = ()
+    peers: tuple[NatPeer, ...] = ()
+    last_refresh: U64
+
+    def __post_init__(self) -> None:
+        require_u64(self.last_refresh)
+
+
+class PrunedBridges(_Response, frozen=True, tag="pruned_bridges"):
+    """The bridges that were removed, sorted."""
+
+    reclaimed: tuple[str, ...]
+
+
+class ServiceOverlay(_Response, frozen=True, tag="service_overlay"):
+    """A service's overlay.  All but the first two fields are set when it is dedicated."""
+
+    name: str
+    mode: Literal["shared", "dedicated"]
+    wg_public_key: str | None = None
+    wg_port: U16 | None = None
+    overlay_ip: str | None = None
+    subnet: str | None = None
+
+
+class EdgeConfig(Secret, frozen=True, kw_only=True, tag_field="result", tag="edge_config"):
+    """What an edge peer needs to connect (an addition).  version: of this shape."""
+
+    version: U32
+    name: str
+    overlay_ip: str
+    prefix_len: U8
+    private_key: str
+    public_key: str
+    peers: tuple[Peer, ...]
+    dns_server: str | None = None
+    dns_domain: str | None = None
+    expires_at_unix: U64
+
+    def __post_init__(self) -> None:
+        require_u64(self.expires_at_unix)
+
+
+class EdgePeer(Value, frozen=True, kw_only=True):
+    """A minted edge peer.  last_handshake_unix_secs: none = unknown."""
+
+    name: str
+    overlay_ip: str
+    public_key: str
+    minted_at_unix: U64
+    expires_at_unix: U64
+    last_handshake_unix_secs: I64 | None = None
+    allowed: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_u64(self.minted_at_unix, self.expires_at_unix)
+
+
+class EdgePeers(_Response, frozen=True, tag="edge_peers"):
+    """Every minted edge peer that was not revoked (an addition)."""
+
+    peers: tuple[EdgePeer, ...]
+
+
+class Err(_Response, frozen=True, tag="err"):
+    """The request failed.  message: what and why, for a person."""
+
+    message: str
+
+
+Response = (
+    Ok
+    | Ip
+    | Attached
+    | GuestConfig
+    | BridgeName
+    | Status
+    | NatStatus
+    | PrunedBridges
+    | ServiceOverlay
+    | EdgeConfig
+    | EdgePeers
+    | Err
+)
+
+
+class _Event(Value, frozen=True, tag_field="event"):
+    pass
+
+
+class PeerHealthChanged(_Event, frozen=True, tag="peer_health_changed"):
+    """A peer's handshake went stale, or came back."""
+
+    pubkey: str
+    healthy: bool
+
+
+class NatEndpointChanged(_Event, frozen=True, tag="nat_endpoint_changed"):
+    """Traversal or roaming moved a peer.  endpoint: ip:port."""
+
+    pubkey: str
+    endpoint: str
+
+
+Event = PeerHealthChanged | NatEndpointChanged

@@ -1,0 +1,561 @@
+"""The contract: golden frames, byte for byte and by meaning, and what hostile bytes get."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlayd import wire
+from overlayd.errors import OverlaydError, ProtocolError, RequestError
+from overlayd.wire import mismatch, values
+
+GOLDEN = Path(__file__).parent / "golden"
+KEY_A = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
+KEY_B = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+PRIVATE = "QK8q3ChZ0eyVJZ4yO2zXvrsI5GIKK/W0FWS9mCvUwm0="
+CANDIDATES = (
+    wire.NatCandidate("host", "192.0.2.7:51820", 2130706431),
+    wire.NatCandidate("server-reflexive", "[2001:db8::7]:51820", 2**32 - 1),
+)
+PEER = wire.Peer(KEY_A, "192.0.2.7:51820", "10.200.0.0/16", 25)
+WEB = wire.ServiceScope("web")
+PROD: dict[str, Any] = {"deployment": "prod", "instance_id": "i-1", "cluster_cidr": "10.200.0.0/16", "wg_port": 51820}
+
+# What each golden frame means, by the name of its file; the frames were written from the contract, not by the encoder.
+REQUESTS: dict[str, tuple[int, wire.Request]] = {
+    "set_local_node_id": (2**64 - 1, wire.SetLocalNodeId(2**64 - 1)),
+    "set_local_wg_pubkey": (7, wire.SetLocalWgPubkey(KEY_A)),
+    "setup_global_overlay": (7, wire.SetupGlobalOverlay(**PROD)),
+    "setup_global_overlay_full": (
+        7,
+        wire.SetupGlobalOverlay(
+            **{**PROD, "wg_port": 65535},
+            slice_cidr="10.200.7.0/24",
+            host_adapter_mandatory=True,
+            nat=wire.NatConfig(
+                enabled=False,
+                stun_servers=("stun.example.net:3478",),
+                turn_servers=(wire.TurnServer("turn.example.net:3478", "u", "p"),),
+                hole_punch_timeout_secs=5,
+                stun_refresh_interval_secs=30,
+                max_candidate_pairs=4,
+                relay_server=wire.RelayServer(3478, "192.0.2.1:3478", 100, "secret"),
+            ),
+        ),
+    ),
+    "teardown_global_overlay": (7, wire.TeardownGlobalOverlay()),
+    "setup_service_overlay": (7, wire.SetupServiceOverlay("web", "dedicated")),
+    "setup_service_overlay_subnet": (7, wire.SetupServiceOverlay("web", "auto", "10.200.9.0/28")),
+    "teardown_service_overlay": (7, wire.TeardownServiceOverlay("web")),
+    "allocate_ip": (7, wire.AllocateIp("web", True)),
+    "release_ip": (7, wire.ReleaseIp("fd00::5")),
+    "attach_container": (7, wire.AttachContainer(wire.LinuxPid(2**32 - 1), "web", False)),
+    "attach_container_full": (
+        7,
+        wire.AttachContainer(
+            wire.GuestManaged("vm-1"),
+            "web",
+            True,
+            ephemeral=True,
+            isolation_network="blue",
+            dns_server="10.200.7.1",
+            dns_domain="svc.local",
+        ),
+    ),
+    "attach_container_windows": (7, wire.AttachContainer(wire.WindowsContainer("5f2c", "10.200.7.9"), "wéb", False)),
+    "detach_container": (7, wire.DetachContainer(wire.HostShared("node-exporter"))),
+    "add_peer": (7, wire.AddPeer(KEY_A, "192.0.2.7:51820", "10.200.1.0/24,fd00::/120", 25)),
+    "add_peer_full": (
+        7,
+        wire.AddPeer(KEY_A, "node-7.example.net:51820", "10.200.1.0/24,fd00::/120", 25, CANDIDATES, WEB),
+    ),
+    "remove_peer": (7, wire.RemovePeer(KEY_A)),
+    "remove_peer_scoped": (7, wire.RemovePeer(KEY_A, WEB)),
+    "add_allowed_ip": (7, wire.AddAllowedIp(KEY_A, "10.200.1.0/24")),
+    "add_allowed_ip_scoped": (7, wire.AddAllowedIp(KEY_A, "fd00::/120", WEB)),
+    "remove_allowed_ip": (7, wire.RemoveAllowedIp(KEY_A, "10.200.1.0/24")),
+    "remove_allowed_ip_scoped": (7, wire.RemoveAllowedIp(KEY_A, "fd00::/120", WEB)),
+    "register_dns": (7, wire.RegisterDns("web.svc.local", "10.200.7.5")),
+    "unregister_dns": (7, wire.UnregisterDns("web.svc.local")),
+    "write_scoped_resolver": (7, wire.WriteScopedResolver("svc.local", "10.200.7.1")),
+    "write_scoped_resolver_port": (7, wire.WriteScopedResolver("svc.local", "10.200.7.1", 5353)),
+    "remove_scoped_resolver": (7, wire.RemoveScopedResolver("svc.local")),
+    "prune_orphan_bridges": (7, wire.PruneOrphanBridges(("zl-prod-i-web-b", "zl-1a2b3c4d5-b"))),
+    "status": (0, wire.GetStatus()),
+    "nat_tick": (0, wire.NatTick()),
+    "nat_status": (0, wire.GetNatStatus()),
+    "shutdown": (0, wire.Shutdown()),
+    "mint_edge_peer": (7, wire.MintEdgePeer("laptop", 3600, ("10.200.0.0/16",))),
+    "list_edge_peers": (0, wire.ListEdgePeers()),
+    "revoke_edge_peer": (7, wire.RevokeEdgePeer("laptop")),
+}
+RESPONSES: dict[str, tuple[int, wire.Response]] = {
+    "ok": (2**64 - 1, wire.Ok()),
+    "ip": (7, wire.Ip("10.200.7.5")),
+    "attached": (7, wire.Attached("10.200.7.5")),
+    "attached_windows": (7, wire.Attached("10.200.7.5", "0a1b2c3d-0000-4000-8000-000000000001")),
+    "guest_config": (7, wire.GuestConfig("10.200.7.5", 16, PRIVATE, KEY_B, 51820, (PEER,))),
+    "guest_config_dns": (
+        7,
+        wire.GuestConfig(
+            "fd00::5",
+            128,
+            PRIVATE,
+            KEY_B,
+            51820,
+            (wire.Peer(PEER.public_key, PEER.endpoint, PEER.allowed_ips, 25, CANDIDATES),),
+            "10.200.7.1",
+            "svc.local",
+        ),
+    ),
+    "guest_config_no_peers": (7, wire.GuestConfig("fd00::5", 128, PRIVATE, KEY_B, 51820, ())),
+    "bridge_name": (7, wire.BridgeName("zl-prod-i-1-g")),
+    "status": (7, wire.Status(peer_count=0, service_count=0)),
+    "status_full": (
+        7,
+        wire.Status(
+            interface="zl-prod-i-1-g",
+            node_ip="10.200.7.1",
+            public_key=KEY_B,
+            overlay_cidr="10.200.0.0/16",
+            slice_cidr="10.200.7.0/24",
+            peer_count=2,
+            service_count=3,
+            peers=(
+                wire.StatusPeer(KEY_A, "192.0.2.7:51820", "10.200.1.0/24", 1767225600),
+                wire.StatusPeer(KEY_B, "", "", 0),
+            ),
+            dedicated_services=(
+                wire.DedicatedService("db", "zl-prod-i-db-d", KEY_B, 51821, "10.200.9.1", "10.200.9.0/28", 1),
+            ),
+        ),
+    ),
+    "nat_status": (7, wire.NatStatus(last_refresh=0)),
+    "nat_status_full": (
+        7,
+        wire.NatStatus(
+            candidates=CANDIDATES,
+            peers=(wire.NatPeer("7", "hole-punched", "192.0.2.7:51820"), wire.NatPeer("8", "unreachable")),
+            last_refresh=1767225600,
+        ),
+    ),
+    "pruned_bridges": (7, wire.PrunedBridges(("zl-a-b",))),
+    "pruned_bridges_none": (7, wire.PrunedBridges(())),
+    "service_overlay": (7, wire.ServiceOverlay("zl-prod-i-web-b", "shared")),
+    "service_overlay_dedicated": (
+        7,
+        wire.ServiceOverlay("zl-prod-i-db-b", "dedicated", KEY_B, 51821, "10.200.9.1", "10.200.9.0/28"),
+    ),
+    "edge_config": (
+        7,
+        wire.EdgeConfig(
+            version=1,
+            name="laptop",
+            overlay_ip="10.200.7.9",
+            prefix_len=16,
+            private_key=PRIVATE,
+            public_key=KEY_B,
+            peers=(PEER,),
+            dns_server="10.200.7.1",
+            dns_domain="svc.local",
+            expires_at_unix=1767229200,
+        ),
+    ),
+    "edge_peers": (
+        7,
+        wire.EdgePeers(
+            (
+                wire.EdgePeer(
+                    name="laptop",
+                    overlay_ip="10.200.7.9",
+                    public_key=KEY_A,
+                    minted_at_unix=1767225600,
+                    expires_at_unix=1767229200,
+                    last_handshake_unix_secs=1767225700,
+                    allowed=("10.200.0.0/16",),
+                ),
+                wire.EdgePeer(
+                    name="phone",
+                    overlay_ip="10.200.7.10",
+                    public_key=KEY_B,
+                    minted_at_unix=1767225600,
+                    expires_at_unix=1767229200,
+                    allowed=(),
+                ),
+            )
+        ),
+    ),
+    "edge_peers_none": (7, wire.EdgePeers(())),
+    "err": (7, wire.Err('no dedicated overlay for service "wéb"')),
+}
+EVENTS: dict[str, wire.Event] = {
+    "peer_health_changed": wire.PeerHealthChanged(KEY_A, False),
+    "nat_endpoint_changed": wire.NatEndpointChanged(KEY_A, "[2001:db8::7]:51820"),
+}
+# Spellings that no golden request has because we would write them differently.
+SPELLINGS = {
+    "partial_nat": (
+        7,
+        wire.SetupGlobalOverlay(
+            **PROD,
+            nat=wire.NatConfig(
+                enabled=True,
+                stun_servers=("stun.l.google.com:19302", "stun1.l.google.com:19302"),
+                turn_servers=(),
+                hole_punch_timeout_secs=15,
+                stun_refresh_interval_secs=60,
+                max_candidate_pairs=4,
+                relay_server=wire.RelayServer(3478, "192.0.2.1:3478", 100),
+            ),
+        ),
+    ),
+    "empty_nat": (7, wire.SetupGlobalOverlay(**PROD, nat=wire.NatConfig())),
+}
+
+
+def load(kind: str) -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((GOLDEN / kind).glob("*.json"))}
+
+
+def compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def framed(value: object) -> bytes:
+    body = compact(value)
+    return len(body).to_bytes(4, "little") + body
+
+
+def request_frame(request: object, id: int = 7) -> bytes:
+    return compact({"frame": "request", "id": id, "request": request})
+
+
+@pytest.mark.parametrize("kind, meanings", [("requests", REQUESTS), ("responses", RESPONSES), ("events", EVENTS)])
+def test_every_message_has_a_golden_frame(kind: str, meanings: dict[str, Any]) -> None:
+    assert load(kind).keys() == meanings.keys()
+    union = {"requests": wire.Request, "responses": wire.Response, "events": wire.Event}[kind]
+    seen = {type(meaning[1] if isinstance(meaning, tuple) else meaning) for meaning in meanings.values()}
+    assert seen == set(get_args(union))
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_golden_request(name: str) -> None:
+    frame, (id, request) = load("requests")[name], REQUESTS[name]
+    assert wire.decode_request(compact(frame)) == (id, request)
+    assert wire.decode_request(memoryview(compact(frame))) == (id, request)
+    assert wire.decode_request_object(compact(frame["request"])) == request
+    assert wire.encode_request(id, request) == framed(frame)
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+def test_golden_response(name: str) -> None:
+    frame, (id, response) = load("responses")[name], RESPONSES[name]
+    assert wire.encode_response(id, response) == framed(frame)
+    assert wire.encode_response_object(response) == compact(frame["response"])
+    assert wire.encode_spliced(id, compact(frame["response"])) == framed(frame)
+    assert wire.decode_server_frame(compact(frame)) == (id, response)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_golden_event(name: str) -> None:
+    frame, event = load("events")[name], EVENTS[name]
+    assert wire.encode_event(event) == framed(frame)
+    assert wire.decode_server_frame(compact(frame)) == event
+    assert wire.decode_server_frame(compact(dict(reversed(frame.items())))) == event
+
+
+@pytest.mark.parametrize("name", load("spellings"))
+def test_other_spellings_mean_the_same(name: str) -> None:
+    spelling = load("spellings")[name]
+    assert wire.decode_request(compact(spelling["frame"])) == (REQUESTS | SPELLINGS)[spelling["like"]]
+
+
+@pytest.mark.parametrize("name", load("bad"))
+def test_bad_request_names_the_key(name: str) -> None:
+    bad = load("bad")[name]
+    with pytest.raises(wire.BadRequest) as caught:
+        wire.decode_request(compact(bad["frame"]))
+    assert (caught.value.id, str(caught.value)) == (bad["frame"]["id"], bad["message"])
+    if "request" in bad["frame"]:
+        with pytest.raises(RequestError) as alone:
+            wire.decode_request_object(compact(bad["frame"]["request"]))
+        assert str(alone.value) == bad["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"7",
+        b"{",
+        b"{}",
+        b'{"id":1,"request":{"op":"status"}}',
+        b'{"frame":"datagram","id":1,"request":{"op":"status"}}',
+        b'{"frame":1,"id":1,"request":{"op":"status"}}',
+        b'{"frame":"request","request":{"op":"status"}}',
+        b'{"frame":"request","id":null,"request":{"op":"status"}}',
+        b'{"frame":"request","id":-1,"request":{"op":"status"}}',
+        b'{"frame":"request","id":1.0,"request":{"op":"status"}}',
+        b'{"frame":"request","id":true,"request":{"op":"status"}}',
+        b'{"frame":"request","id":"1","request":{"op":"status"}}',
+        b'{"frame":"request","id":18446744073709551616,"request":{"op":"status"}}',
+        b'{"frame":"request","id":18446744073709551616,"request":{"op":"nope"}}',
+        b'{"frame":"request","id":1,"request":{"op":"status"}} x',
+        b'{"frame":"request","id":1,"request":{"op":"status"}',
+        b'{"frame":"request","id":1,"request":{"op":"status","x":NaN}}',
+        b'\xef\xbb\xbf{"frame":"request","id":1,"request":{"op":"status"}}',
+        b'{"frame":"request","id":1,"request":{"op":"unregister_dns","name":"\xff"}}',
+        b'{"frame":"request","id":1,"request":{"op":"unregister_dns","name":"\xed\xa0\x80"}}',
+        rb'{"frame":"request","id":1,"request":{"op":"unregister_dns","name":"\ud800"}}',
+        rb'{"frame":"request","id":1,"request":{"op":"unregister_dns","name":"\udc00x"}}',
+        b"[" * 200_000,
+        b'{"frame":' * 200_000,
+        b'{"frame":"request","id":1,"request":' + b"[" * 200_000,
+        b'{"frame":"request","id":1,"request":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        b'{"frame":"request","id":1,"request":{"op":"status","x":' + b'{"x":' * 200_000,
+    ],
+    ids=lambda body: repr(body[:70]),
+)
+def test_no_frame_at_all(body: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_request(body)
+    with pytest.raises(ProtocolError):
+        wire.decode_server_frame(body)
+
+
+@pytest.mark.parametrize("frame", [*load("responses").values(), *load("events").values()])
+def test_server_frames_from_a_client_are_told_apart(frame: object) -> None:
+    with pytest.raises(wire.NotARequest):
+        wire.decode_request(compact(frame))
+
+
+@pytest.mark.parametrize("name", ["nat_status", "edge_config", "edge_peers", "status_full", "guest_config"])
+def test_a_client_refuses_numbers_out_of_range(name: str) -> None:
+    frame = load("responses")[name]
+    numbers = [path for path in paths(frame) if type(at_path(frame, path)) is int]
+    assert len(numbers) > 1
+    for path in numbers:
+        with pytest.raises(ProtocolError):
+            wire.decode_server_frame(compact(damaged(frame, path, 2**64)))
+
+
+def test_a_client_refuses_requests() -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode_server_frame(request_frame({"op": "status"}))
+
+
+def test_a_client_passes_over_events_of_a_newer_daemon() -> None:
+    assert wire.decode_server_frame(b'{"frame":"event","event":"disk_full","pubkey":7}') is None
+    with pytest.raises(ProtocolError):
+        wire.decode_server_frame(b'{"frame":"event","event":"peer_health_changed","pubkey":7,"healthy":true}')
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 5000])
+def test_numbers_that_no_type_holds_are_answered(number: str) -> None:
+    with pytest.raises(wire.BadRequest, match=r"request\.node_id") as caught:
+        wire.decode_request(
+            f'{{"frame":"request","id":3,"request":{{"op":"set_local_node_id","node_id":{number}}}}}'.encode()
+        )
+    assert caught.value.id == 3
+    assert len(str(caught.value)) < 200
+
+
+def test_the_last_of_equal_keys_counts() -> None:
+    body = b'{"frame":"request","id":1,"id":2,"request":{"op":"unregister_dns","name":"a","name":"b"}}'
+    assert wire.decode_request(body) == (2, wire.UnregisterDns("b"))
+    with pytest.raises(wire.BadRequest):
+        wire.decode_request(b'{"frame":"request","id":1,"request":{"op":"status","op":"shutdown"}}')
+
+
+def test_an_answer_too_large_is_answered_as_an_error() -> None:
+    peers = (wire.StatusPeer("k" * 1000, "", "", 0),) * 9000
+    status = wire.Status(peer_count=9000, service_count=0, peers=peers)
+    for frame in (
+        wire.encode_response(2**64 - 1, status),
+        wire.encode_spliced(2**64 - 1, wire.encode_response_object(status)),
+    ):
+        id, err = decode_response(frame)
+        assert id == 2**64 - 1
+        assert isinstance(err, wire.Err)
+        assert "too large" in err.message
+
+
+def test_the_largest_body_passes() -> None:
+    room = wire.MAX_BODY - (len(wire.encode_response(1, wire.Err(""))) - 4)
+    assert len(wire.encode_response(1, wire.Err("x" * room))) == 4 + wire.MAX_BODY
+    assert decode_response(wire.encode_response(1, wire.Err("x" * (room + 1)))) != (1, wire.Err("x" * (room + 1)))
+    room = wire.MAX_BODY - (len(wire.encode_request(1, wire.UnregisterDns(""))) - 4)
+    assert len(wire.encode_request(1, wire.UnregisterDns("x" * room))) == 4 + wire.MAX_BODY
+    with pytest.raises(RequestError, match="8388609 bytes"):
+        wire.encode_request(1, wire.UnregisterDns("x" * (room + 1)))
+
+
+def test_text_that_is_not_utf8_never_leaves() -> None:
+    name = b"caf\xe9".decode(errors="surrogateescape")
+    assert decode_response(wire.encode_response(1, wire.Err(f"no {name}"))) == (1, wire.Err("no caf\\udce9"))
+    assert wire.encode_response_object(wire.Err(name)) == rb'{"result":"err","message":"caf\\udce9"}'
+    assert isinstance(decode_response(wire.encode_response(1, wire.BridgeName(name)))[1], wire.Err)
+    with pytest.raises(RequestError, match="UTF-8"):
+        wire.encode_request(1, wire.UnregisterDns(name))
+
+
+def test_secrets_stay_out_of_reprs() -> None:
+    for value in (
+        RESPONSES["guest_config"],
+        RESPONSES["edge_config"],
+        REQUESTS["setup_global_overlay_full"],
+    ):
+        assert PRIVATE not in repr(value)
+        assert "secret" not in repr(value)
+
+
+def test_values_are_immutable_and_hashable() -> None:
+    for _, message in (*REQUESTS.values(), *RESPONSES.values()):
+        hash(message)
+        for field in msgspec.structs.fields(message):
+            with pytest.raises(AttributeError):
+                setattr(message, field.name, None)
+
+
+def decode_response(frame: bytes) -> tuple[int, wire.Response]:
+    assert int.from_bytes(frame[:4], "little") == len(frame) - 4
+    answer = wire.decode_server_frame(frame[4:])
+    assert isinstance(answer, tuple)
+    return answer
+
+
+# --- Arbitrary values and arbitrary damage ---
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+BOUNDS = {"u8": (0, 2**8 - 1), "u16": (0, 2**16 - 1), "u32": (0, 2**32 - 1), "u64": (0, 2**64 - 1)}
+BOUNDS["i64"] = (-(2**63), 2**63 - 1)
+
+
+def values_of(shape: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
+    match shape:
+        case msgspec.inspect.StructType(cls=cls, fields=fields):
+            return st.builds(cls, **{field.name: values_of(field.type) for field in fields})
+        case msgspec.inspect.UnionType(types=types):
+            return st.one_of([values_of(one) for one in types])
+        case msgspec.inspect.VarTupleType(item_type=item):
+            return st.lists(values_of(item), max_size=3).map(tuple)
+        case msgspec.inspect.LiteralType(values=literals):
+            return st.sampled_from(literals)
+        case msgspec.inspect.Metadata():
+            low, high = BOUNDS[mismatch.type_name(shape)]
+            return st.integers(low, high) | st.sampled_from([low, high])
+        case msgspec.inspect.StrType():
+            return text
+        case msgspec.inspect.BoolType():
+            return st.booleans()
+        case msgspec.inspect.NoneType():
+            return st.none()
+    raise TypeError(shape)
+
+
+ids = st.integers(0, 2**64 - 1)
+
+
+@given(ids, values_of(msgspec.inspect.type_info(wire.Request)))
+def test_requests_round_trip(id: int, request: wire.Request) -> None:
+    frame = wire.encode_request(id, request)
+    assert int.from_bytes(frame[:4], "little") == len(frame) - 4
+    assert wire.decode_request(frame[4:]) == (id, request)
+    assert b":null" not in frame
+
+
+@given(ids, values_of(msgspec.inspect.type_info(wire.Response)))
+def test_responses_round_trip(id: int, response: wire.Response) -> None:
+    assert decode_response(wire.encode_response(id, response)) == (id, response)
+    assert wire.encode_spliced(id, wire.encode_response_object(response)) == wire.encode_response(id, response)
+    assert b":null" not in wire.encode_response_object(response)
+
+
+@given(values_of(msgspec.inspect.type_info(wire.Event)))
+def test_events_round_trip(event: wire.Event) -> None:
+    assert wire.decode_server_frame(wire.encode_event(event)[4:]) == event
+
+
+SHAPE = msgspec.inspect.type_info(wire.Request)
+ODD_NUMBERS = [0, -1, -0.0, 1.0, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**63, 2**64 - 1, 2**64, 10**400]
+ODD_TEXTS = ["", "x", "linux_pid", "global", "service", "auto", "\u0000", "x" * 100]
+odd_values = st.sampled_from([None, True, False, *ODD_NUMBERS, *ODD_TEXTS, [], ["x"], [[]], {}, {"scope": "global"}])
+
+
+def paths(value: object, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(path for key, inner in items for path in paths(inner, (*at, key)))]
+
+
+def at_path(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def damaged(value: Any, path: tuple[Any, ...], change: Any) -> Any:
+    """A copy of a JSON value with the place at `path` replaced; removed from its parent if `change` is Ellipsis."""
+    if not path:
+        return None if change is ... else change
+    key, *rest = path
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if not rest and change is ...:
+        del copy[key]
+    else:
+        copy[key] = damaged(value[key], tuple(rest), change)
+    return copy
+
+
+@given(st.data())
+def test_a_damaged_request_is_a_value_or_a_clean_error(data: st.DataObject) -> None:
+    """The slow walk that words the error is also the oracle of the fast decoder: they refuse the same requests."""
+    request = data.draw(st.sampled_from([frame["request"] for frame in load("requests").values()]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        request = damaged(request, data.draw(st.sampled_from(paths(request))), data.draw(odd_values | st.just(...)))
+    wrong = mismatch.mismatch(request, SHAPE, "request")
+    try:
+        id, decoded = wire.decode_request(request_frame(request, 9))
+    except wire.BadRequest as error:
+        assert error.id == 9
+        assert str(error) == wrong
+        assert len(str(error)) < 300
+        str(error).encode()
+    else:
+        assert wrong is None
+        assert id == 9
+        assert wire.decode_request(wire.encode_request(id, decoded)[4:]) == (id, decoded)
+
+
+@given(
+    st.sampled_from([compact(frame) for frame in load("requests").values()]),
+    st.lists(st.tuples(st.integers(0, 1000), st.binary(max_size=3), st.integers(0, 8)), min_size=1, max_size=3),
+)
+def test_damaged_bytes_are_a_value_or_a_clean_error(body: bytes, damage: list[tuple[int, bytes, int]]) -> None:
+    for place, insert, remove in damage:
+        at = place % (len(body) + 1)
+        body = body[:at] + insert + body[at + remove :]
+    try:
+        id, request = wire.decode_request(body)
+    except (wire.BadRequest, wire.NotARequest, ProtocolError) as error:
+        assert not isinstance(error, wire.BadRequest) or 0 <= error.id <= values.U64_MAX
+        str(error).encode()
+    else:
+        assert wire.decode_request(wire.encode_request(id, request)[4:]) == (id, request)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_value_or_a_clean_error(body: bytes) -> None:
+    for decode in (wire.decode_request, wire.decode_request_object, wire.decode_server_frame):
+        try:
+            decode(body)
+        except OverlaydError as error:
+            str(error).encode()
