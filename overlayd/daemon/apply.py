@@ -30,6 +30,7 @@ class Kernel:
         self.backend = backend
         self.nft = nft
         self._reaper = _Reaper()
+        self._rules = False
 
     def apply(self, steps: Sequence[Step]) -> None:
         """Do the steps in order, all or nothing.  MechanismError: one failed, and those before it were undone."""
@@ -71,6 +72,7 @@ class Kernel:
             case DevicePeer() as peer:
                 self._device_backend(peer.device).set_peers(peer.device, batch)
             case Element():
+                self._ensure_rules()
                 self.nft.apply(batch)
             case Veth() if batch[0].want is None:
                 self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
@@ -100,16 +102,24 @@ class Kernel:
             case Veth(), Veth():
                 self._reaper.delete([have.name])
                 veth.create(want)
-            case Route() | None, Route():
+            case None, Route():
                 link.create_route(want)
+            case Route(), Route():
+                link.change_route(have, want)
             case Route(), None:
                 link.delete_route(have)
-            case Alias() | None, Alias():
+            case None, Alias():
                 link.create_alias(want)
             case Alias(), None:
                 link.delete_alias(have)
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
+
+    def _ensure_rules(self) -> None:
+        """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
+        if not self._rules:
+            self.nft.ensure()
+            self._rules = True
 
     def _device_backend(self, device: str) -> Backend:
         if self.backend is None:

@@ -16,13 +16,14 @@ from overlayd.daemon import parse
 from overlayd.daemon.node import Node
 from overlayd.daemon.status import StatusView
 from overlayd.errors import MechanismError, RequestError, StateError
-from overlayd.linux import link, netns
-from overlayd.linux.wireguard import generate_key, public_key
+from overlayd.linux import netns
+from overlayd.linux.wireguard import public_key
 from overlayd.model import attachments, ipam, overlay, peers, services
 from overlayd.model.attachments import Wish
-from overlayd.model.objects import GLOBAL, Address, Netns
-from overlayd.model.rows import Attachment, Overlay, Record, Service
+from overlayd.model.objects import GLOBAL, Netns
+from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft
+from overlayd.model.subnets import first_usable
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +115,9 @@ async def teardown_global_overlay(daemon: Daemon, request: wire.TeardownGlobalOv
 
 async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverlay) -> wire.Response:
     subnet = parse.network(request.subnet, "subnet") if request.subnet is not None else None
-    if request.mode not in ("auto", "shared", "dedicated"):
-        raise RequestError(f"request.mode: expected auto, shared or dedicated, got {request.mode!r}")
-    dedicated_key = generate_key() if request.mode == "dedicated" else None
+    if request.mode == "dedicated":
+        raise RequestError("not supported yet: setup_service_overlay with mode dedicated")
+    dedicated_key = None
     service = await daemon.node.change(
         lambda draft: services.setup_service(draft, request.service, subnet=subnet, dedicated_key=dedicated_key),
         exclusive=[_service(request.service)],
@@ -129,7 +130,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
         mode="dedicated",
         wg_public_key=peers.text(public_key(service.private_key)),
         wg_port=service.wg_port,
-        overlay_ip=str(services.gateway(service)),
+        overlay_ip=str(first_usable(service.subnet)),
         subnet=str(service.subnet),
     )
 
@@ -324,11 +325,11 @@ async def shutdown(daemon: Daemon, request: wire.Shutdown) -> wire.Response:
     return wire.Ok()
 
 
-async def not_yet(daemon: Daemon, request: Any) -> wire.Response:
+async def not_yet(daemon: Daemon, request: wire.Request) -> wire.Response:
     raise RequestError(f"not supported yet: {_op(request)}")
 
 
-def status(daemon: Daemon, request: wire.StatusRequest) -> bytes:
+def status(daemon: Daemon, request: wire.Request) -> bytes:
     return daemon.status.encoded()
 
 
@@ -336,4 +337,39 @@ def _service(name: str) -> str:
     return f"service {name}"
 
 
-__all__ = ["Address", "Record", "link"]
+Quick = Callable[[Daemon, Any], wire.Response | bytes]
+Slow = Callable[[Daemon, Any], Awaitable[wire.Response]]
+
+# Requests that only read the state: answered on the spot.
+QUICK: dict[type[wire.Request], Quick] = {
+    wire.GetStatus: status,
+}
+
+# Requests that change something, or wait.
+HANDLERS: dict[type[wire.Request], Slow] = {
+    wire.SetLocalNodeId: set_local_node_id,
+    wire.SetLocalWgPubkey: set_local_wg_pubkey,
+    wire.SetupGlobalOverlay: setup_global_overlay,
+    wire.TeardownGlobalOverlay: teardown_global_overlay,
+    wire.SetupServiceOverlay: setup_service_overlay,
+    wire.TeardownServiceOverlay: teardown_service_overlay,
+    wire.AllocateIp: allocate_ip,
+    wire.ReleaseIp: release_ip,
+    wire.AttachContainer: attach_container,
+    wire.DetachContainer: detach_container,
+    wire.AddPeer: add_peer,
+    wire.RemovePeer: remove_peer,
+    wire.AddAllowedIp: add_allowed_ip,
+    wire.RemoveAllowedIp: remove_allowed_ip,
+    wire.RegisterDns: not_yet,
+    wire.UnregisterDns: not_yet,
+    wire.WriteScopedResolver: not_yet,
+    wire.RemoveScopedResolver: not_yet,
+    wire.PruneOrphanBridges: not_yet,
+    wire.NatTick: not_yet,
+    wire.GetNatStatus: not_yet,
+    wire.Shutdown: shutdown,
+    wire.MintEdgePeer: not_yet,
+    wire.ListEdgePeers: not_yet,
+    wire.RevokeEdgePeer: not_yet,
+}

@@ -82,6 +82,18 @@ class Node:
                 observer(change)
             return answer
 
+    async def adopt(self, decide: Callable[[Draft], None]) -> None:
+        """Change the state alone, at a start, when `reconcile` follows."""
+        async with self._locks.hold(everything=True):
+            draft = Draft(self.state)
+            decide(draft)
+            inverse = self.state.apply(draft.rows)
+            try:
+                await self._commit(draft.rows)
+            except BaseException:
+                self.state.apply(inverse)
+                raise
+
     async def learn(self, facts: Facts, touched: Collection[RowId] | None = None) -> None:
         """Follow a change of circumstances (the MTU, where a host name points): the kernel changes, the state does not."""
         async with self._locks.hold(everything=True):

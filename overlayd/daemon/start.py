@@ -8,7 +8,7 @@ from pathlib import Path
 
 from overlayd.daemon.apply import Kernel
 from overlayd.daemon.handlers import detach
-from overlayd.daemon.inspect import everything_marked
+from overlayd.daemon.inspect import observe
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node as LiveNode
 from overlayd.errors import OverlaydError
@@ -55,18 +55,17 @@ def node(journal: Journal, wireguard: Preference) -> LiveNode:
 
 async def resume(node: LiveNode, boot: str) -> None:
     """Make sure that we have an identity, give back what the dead held, and make the kernel what the state says."""
-    if node.state.get(Node) is None:
-        key = generate_key()
-        await node.change(lambda draft: draft.put(Node(private_key=key)), everything=True)
-    await node.adopt(lambda draft: _bury(draft, boot))
+    await node.adopt(lambda draft: _take_up(draft, boot))
     for step, error in await node.reconcile():
         log.error("start: %s", error)
         if isinstance(step.want, Veth):
             await reclaim(node, attachments.container(step.want.netns.pid))
 
 
-def _bury(draft: Draft, boot: str) -> None:
-    """Detach the containers of an earlier boot, and those that died while nobody watched."""
+def _take_up(draft: Draft, boot: str) -> None:
+    """Make an identity if there is none; detach the containers of an earlier boot, and those that died while nobody watched."""
+    if draft.get(Node) is None:
+        draft.put(Node(private_key=generate_key()))
     for attachment in list(draft.all(Attachment)):
         namespace = attachment.netns
         if namespace is not None and (attachment.boot_id != boot or not netns.is_alive(namespace)):
@@ -89,6 +88,6 @@ async def reclaim(node: LiveNode, handle: str) -> None:
 def teardown() -> None:
     """Remove everything that carries our mark from this host; the data directory stays."""
     kernel = Kernel(choose("auto"), Nft())
-    for _, error in kernel.repair(plan(everything_marked(kernel), {})):
+    for _, error in kernel.repair(plan(observe(kernel, {}), {})):
         log.error("teardown: %s", error)
     kernel.nft.teardown()

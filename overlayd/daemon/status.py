@@ -43,26 +43,26 @@ class StatusView:
             slice_cidr=str(overlay.slice) if overlay and overlay.slice else None,
             peer_count=len(peers),
             service_count=len(state.table(Service)),
-            peers=[self._peer(peer) for peer in peers.values()],
-            dedicated_services=[
+            peers=tuple(self._peer(peer) for peer in peers.values()),
+            dedicated_services=tuple(
                 self._dedicated(service) for service in state.table(Service).values() if service.dedicated
-            ],
+            ),
         )
 
-    def _peer(self, peer: Peer) -> wire.PeerStatus:
+    def _peer(self, peer: Peer) -> wire.StatusPeer:
         activity = self._health.activity(GLOBAL, peer.public_key)
         endpoint = peer.endpoint
         if activity is not None and activity.endpoint is not None:
             endpoint = endpoint_text(activity.endpoint)
-        return wire.PeerStatus(
+        return wire.StatusPeer(
             public_key=text(peer.public_key),
             endpoint=endpoint,
             allowed_ips=",".join(map(str, dict.fromkeys((*peer.listed, *peer.added)))),
             last_handshake_unix_secs=activity.last_handshake if activity else 0,
         )
 
-    def _dedicated(self, service: Service) -> wire.DedicatedStatus:
-        return wire.DedicatedStatus(
+    def _dedicated(self, service: Service) -> wire.DedicatedService:
+        return wire.DedicatedService(
             service=service.name,
             interface=service.device,
             public_key=text(public_key(service.private_key)),
