@@ -80,7 +80,7 @@ class Kernel:
                 for step in batch:
                     self._do_one(step.have, step.want)
 
-    def _do_one(self, have: Object | None, want: Object | None) -> None:  # noqa: C901  one line a case
+    def _do_one(self, have: Object | None, want: Object | None) -> None:
         match have, want:
             case None, Device():
                 self._device_backend(want.name).create(want)
@@ -128,7 +128,9 @@ class Kernel:
 
 
 class _Reaper:
-    """Deletes veths together: each deletion waits 16 ms for an RCU barrier, so those that come meanwhile share the next one."""
+    """Deletes veths together: each deletion waits 16 ms for an RCU barrier, so those that come meanwhile share the
+    next one.
+    """
 
     def __init__(self) -> None:
         self._turn = Lock()

@@ -6,7 +6,7 @@ Owns: the options of `overlayd` and their help.  Must not know: what acts on the
 import argparse
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -78,7 +78,11 @@ def parser() -> argparse.ArgumentParser:
         choices=CHOICES["wireguard"],
         help="the WireGuard to use: kernel if there is one, else wireguard-go in user space (default auto)",
     )
-    option("--teardown", action="store_true", help="remove everything of ours from this host, then exit; no daemon may be running")
+    option(
+        "--teardown",
+        action="store_true",
+        help="remove everything of ours from this host, then exit; no daemon may be running",
+    )
     option(
         "--salvage-journal",
         action="store_true",
@@ -120,5 +124,3 @@ def _read_file(path: str | None) -> dict[str, object]:
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path or CONFIG_FILE}: {error}") from error
-
-

@@ -66,7 +66,9 @@ class Admission:
 
 
 def bind(path: str, gid: int | None) -> socket.socket:
-    """The listening socket, mode 0660, of the group `gid`.  InUse: somebody answers on the path.  A stale file is replaced."""
+    """The listening socket, mode 0660, of the group `gid`.  InUse: somebody answers on the path.  A stale file is
+    replaced.
+    """
     _refuse_if_answered(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     mask = os.umask(0o177)

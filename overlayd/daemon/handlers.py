@@ -1,6 +1,7 @@
 """What each request does.
 
-Owns: one short handler a request, the table that finds it, and the one place where errors become responses.  Must not know: sockets and frames.
+Owns: one short handler a request, the table that finds it, and the one place where errors become responses.  Must
+not know: sockets and frames.
 
 A handler turns strings into values, asks `node` for a change or reads the state, and turns the outcome into a response.
 """
@@ -84,13 +85,16 @@ async def set_local_wg_pubkey(daemon: Daemon, request: wire.SetLocalWgPubkey) ->
 
 async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay) -> wire.Response:
     if not request.deployment or not request.instance_id:
-        raise RequestError("request.deployment and request.instance_id must not be empty: our links are named after them")
+        raise RequestError(
+            "request.deployment and request.instance_id must not be empty: our links are named after them"
+        )
     cluster = parse.network(request.cluster_cidr, "cluster_cidr")
     slice = parse.network(request.slice_cidr, "slice_cidr") if request.slice_cidr is not None else None
     node = daemon.node
     if request.host_adapter_mandatory and node.kernel.backend is None:
         raise RequestError(
-            "no WireGuard backend on this node: load the kernel's wireguard module or install wireguard-go (and provide /dev/net/tun)"
+            "no WireGuard backend on this node: load the kernel's wireguard module, or install wireguard-go and "
+            "provide /dev/net/tun"
         )
 
     def decide(draft: Draft) -> Overlay:
@@ -142,7 +146,9 @@ async def teardown_service_overlay(daemon: Daemon, request: wire.TeardownService
 
 
 async def allocate_ip(daemon: Daemon, request: wire.AllocateIp) -> wire.Response:
-    address = await daemon.node.change(lambda draft: ipam.allocate_ip(draft, request.service), shared=[_service(request.service)])
+    address = await daemon.node.change(
+        lambda draft: ipam.allocate_ip(draft, request.service), shared=[_service(request.service)]
+    )
     return wire.Ip(ip=str(address))
 
 
@@ -197,7 +203,8 @@ def _living(pid: int) -> Netns:
         raise RequestError(f"cannot attach pid {pid}: {error}") from error
     if namespace.inode == netns.own_inode():
         raise RequestError(
-            f"pid {pid} lives in the host's own network namespace: refused; start the container with a network namespace of its own"
+            f"pid {pid} lives in the host's own network namespace: refused; start the container with a network "
+            "namespace of its own"
         )
     return namespace
 
@@ -310,7 +317,9 @@ async def remove_allowed_ip(daemon: Daemon, request: wire.RemoveAllowedIp) -> wi
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
     network = parse.network(request.cidr, "cidr")
-    await daemon.node.change(lambda draft: peers.remove_allowed_ip(draft, scope, key, network), exclusive=[_peers(scope)])
+    await daemon.node.change(
+        lambda draft: peers.remove_allowed_ip(draft, scope, key, network), exclusive=[_peers(scope)]
+    )
     return wire.Ok()
 
 

@@ -1,6 +1,7 @@
 """What peers did lately, read from the devices in the background.
 
-Owns: the newest activity of every peer, and when it is read.  Must not know: requests; they read what is here, however old.
+Owns: the newest activity of every peer, and when it is read.  Must not know: requests; they read what is here,
+however old.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What the kernel has of ours, as the objects that the state would have it have.
 
-Owns: putting links, WireGuard devices and set elements together into one layout.  Must not know: what should be there, beyond
-where to look.  Blocks: for worker threads.
+Owns: putting links, WireGuard devices and set elements together into one layout.  Must not know: what should be
+there, beyond where to look.  Blocks: for worker threads.
 """
 
 import time
@@ -15,7 +15,9 @@ from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Object, 
 
 
 def observe(kernel: Kernel, want: Layout) -> Layout:
-    """Everything that carries our mark.  want: tells in which namespaces veths end, and which endpoints peers were given."""
+    """Everything that carries our mark.  want: tells in which namespaces veths end, and which endpoints peers were
+    given.
+    """
     namespaces = {thing.name: thing.netns for thing in want.values() if isinstance(thing, Veth)}
     found: Layout = {}
     for thing in links.observe(namespaces).values():
@@ -29,7 +31,8 @@ def observe(kernel: Kernel, want: Layout) -> Layout:
 
 
 def present(kernel: Kernel, have: Layout) -> Layout:
-    """Of the objects that should be there, those that are, as they are: bridges and devices are looked up, the others believed.
+    """Of the objects that should be there, those that are, as they are: bridges and devices are looked up, the
+    others believed.
 
     A device that is gone took its peers and routes along.
     """
@@ -71,7 +74,9 @@ def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
 
 
 def _peers(device: Device, state: DeviceState, want: Layout) -> Layout:
-    """The peers of a device.  One that is heard of stays where it has roamed to: its endpoint counts as the one it was given."""
+    """The peers of a device.  One that is heard of stays where it has roamed to: its endpoint counts as the one it
+    was given.
+    """
     now = time.time()
     peers: Layout = {}
     for peer in state.peers.values():

@@ -1,6 +1,7 @@
 """Who may change what at the same time.
 
-Owns: the order of requests on one resource: first come, first served.  Must not know: what a resource is; names are compared, nothing else.
+Owns: the order of requests on one resource: first come, first served.  Must not know: what a resource is; names are
+compared, nothing else.
 """
 
 from asyncio import Future, get_running_loop
@@ -8,7 +9,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-EVERYTHING = ""  # held by every change, exclusively by those that touch all (a global setup); sorts before every other name
+EVERYTHING = (
+    ""  # held by every change, exclusively by those that touch all (a global setup); sorts before every other name
+)
 
 
 class _Queue:
@@ -53,8 +56,9 @@ class ResourceLocks:
     async def hold(
         self, exclusive: Iterable[str] = (), shared: Iterable[str] = (), *, everything: bool = False
     ) -> AsyncIterator[None]:
-        """Hold the named resources, alone or together with others who share them, once those who asked earlier are done.
-        everything: hold all there are, alone."""
+        """Hold the named resources, alone or together with others who share them, once those who asked earlier are
+        done. everything: hold all there are, alone.
+        """
         wanted = {EVERYTHING: everything} | dict.fromkeys(shared, False) | dict.fromkeys(exclusive, True)
         held: list[str] = []
         try:

@@ -11,7 +11,9 @@ import orjson
 
 
 class TextLines(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z warning server: connection closed`: one line an event, whatever a client put into it."""
+    """`2026-01-31T12:00:00.000Z warning server: connection closed`: one line an event, whatever a client put into
+    it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = _stamp(record)

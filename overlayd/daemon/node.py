@@ -1,7 +1,7 @@
 """The node: the sole writer of its state, and the one way a change takes.
 
-Owns: the state, the order decision -> journal -> kernel -> answer, and the way back when the disk or the kernel refuses.
-Must not know: the wire, sockets, or which request a change comes from.
+Owns: the state, the order decision -> journal -> kernel -> answer, and the way back when the disk or the kernel
+refuses. Must not know: the wire, sockets, or which request a change comes from.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# Kernel work in flight at once.  Deletions of links wait most of their time and share one barrier, so more threads than processors pay.
+# Kernel work in flight at once.  Deletions of links wait most of their time and share one barrier, so more threads
+# than processors pay.
 WORKERS = 16
 
 
@@ -55,9 +56,10 @@ class Node:
     ) -> T:
         """Take one decision through state, journal and kernel; return what it returned.
 
-        decide: puts rows into a draft of the current state; raises RequestError to refuse.  exclusive, shared: the resources that no other change,
-        or none that wants them exclusively, may touch meanwhile; everything: nothing may.  verify: rows whose objects are looked up in the kernel rather than believed to be there.  RequestError, StateError and
-        MechanismError leave state, journal and kernel as they were.
+        decide: puts rows into a draft of the current state; raises RequestError to refuse.  exclusive, shared: the
+        resources that no other change, or none that wants them exclusively, may touch meanwhile; everything:
+        nothing may.  verify: rows whose objects are looked up in the kernel rather than believed to be there.
+        RequestError, StateError and MechanismError leave state, journal and kernel as they were.
         """
         async with self._locks.hold(exclusive, shared, everything=everything):
             draft = Draft(self.state)
@@ -95,7 +97,9 @@ class Node:
                 raise
 
     async def learn(self, facts: Facts, touched: Collection[RowId] | None = None) -> None:
-        """Follow a change of circumstances (the MTU, where a host name points): the kernel changes, the state does not."""
+        """Follow a change of circumstances (the MTU, where a host name points): the kernel changes, the state does
+        not.
+        """
         async with self._locks.hold(everything=True):
             have = layout(self.state, self.facts, touched)
             self.facts = facts

@@ -1,6 +1,7 @@
 """Strings of requests become values, here and once.
 
-Owns: the forms of addresses, CIDRs, keys and endpoints, and the errors that name the field.  Must not know: what they are for.
+Owns: the forms of addresses, CIDRs, keys and endpoints, and the errors that name the field.  Must not know: what
+they are for.
 """
 
 from base64 import b64decode
@@ -61,7 +62,9 @@ def endpoint(text: str, field: str) -> str:
 
 
 def dns_name(text: str, field: str) -> str:
-    """One DNS name: labels of 1-63 letters, digits, hyphens and underscores, 253 characters at most (RFC 1035, 2.3.4)."""
+    """One DNS name: labels of 1-63 letters, digits, hyphens and underscores, 253 characters at most (RFC 1035,
+    2.3.4).
+    """
     name = text.removesuffix(".").lower()
     labels = name.split(".")
     good = 0 < len(name) <= 253 and all(

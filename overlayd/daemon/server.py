@@ -1,9 +1,11 @@
 """The Unix socket: connections, pipelining, backpressure, and what becomes of bad input.
 
-Owns: the bytes of every connection and the order of its answers.  Must not know: what a request does (`daemon.handlers`), or the kernel.
+Owns: the bytes of every connection and the order of its answers.  Must not know: what a request does
+(`daemon.handlers`), or the kernel.
 
-A read may hold many requests: quick ones (those that only read the state) are answered on the spot and their answers leave in one
-write; the others become tasks.  An answer that was asked for after a change on the same connection waits for that change.
+A read may hold many requests: quick ones (those that only read the state) are answered on the spot and their
+answers leave in one write; the others become tasks.  An answer that was asked for after a change on the same
+connection waits for that change.
 """
 
 import asyncio
@@ -263,7 +265,9 @@ class Connection(asyncio.BufferedProtocol):
         self._changes[number] = None
         self.server.spawn(self._loop.create_task(self._change(number, request, encode)))
 
-    async def _change(self, number: int, request: wire.Request, encode: Callable[[wire.Response | bytes], bytes]) -> None:
+    async def _change(
+        self, number: int, request: wire.Request, encode: Callable[[wire.Response | bytes], bytes]
+    ) -> None:
         response = await self.server.handlers.run(request)
         del self._changes[number]
         self._send(encode(response))

@@ -1,6 +1,7 @@
 """Taking up what an earlier daemon, or an earlier boot, left behind.
 
-Owns: the first state, the dead that nobody detached, the first audit of the kernel, and removing everything.  Must not know: the socket.
+Owns: the first state, the dead that nobody detached, the first audit of the kernel, and removing everything.  Must
+not know: the socket.
 """
 
 import logging
@@ -46,7 +47,9 @@ def node(journal: Journal, wireguard: Preference) -> LiveNode:
     """The node as the journal has it, on the mechanisms of this host."""
     backend = choose(wireguard)
     if backend is None:
-        log.warning("no WireGuard on this host: no tunnels, guests only; install wireguard-go or load the wireguard module")
+        log.warning(
+            "no WireGuard on this host: no tunnels, guests only; install wireguard-go or load the wireguard module"
+        )
     facts = Facts(mtu=egress.overlay_mtu(egress.physical_egress()), devices=backend is not None)
     state = State(decode(id, data) for id, data in journal.rows.items())
     journal.rows.clear()
@@ -63,7 +66,9 @@ async def resume(node: LiveNode, boot: str) -> None:
 
 
 def _take_up(draft: Draft, boot: str) -> None:
-    """Make an identity if there is none; detach the containers of an earlier boot, and those that died while nobody watched."""
+    """Make an identity if there is none; detach the containers of an earlier boot, and those that died while nobody
+    watched.
+    """
     if draft.get(Node) is None:
         draft.put(Node(private_key=generate_key()))
     for attachment in list(draft.all(Attachment)):

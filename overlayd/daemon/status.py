@@ -77,5 +77,3 @@ def endpoint_text(endpoint: tuple[object, int]) -> str:
     """`1.2.3.4:5`, `[fd00::1]:5`."""
     host, port = endpoint
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-
-

@@ -64,7 +64,9 @@ def attach_host(draft: Draft, wish: Wish, id: str) -> Attachment:
 
 
 def attach_guest(draft: Draft, wish: Wish, id: str, private_key: bytes, public_key: bytes) -> Attachment:
-    """A guest that runs its own WireGuard: an address, a key pair (used if the guest is new), and a peer of the global device."""
+    """A guest that runs its own WireGuard: an address, a key pair (used if the guest is new), and a peer of the
+    global device.
+    """
     overlay.require(draft)
     present = draft.get(Attachment, guest(id))
     if present is not None:
@@ -89,7 +91,9 @@ def find(state: State, handle: str, inode: int = 0) -> Attachment | None:
 
 
 def detach(draft: Draft, attachment: Attachment) -> None:
-    """Take an attachment back with all it has: addresses, peer, isolation number, and the bridge of an ephemeral service."""
+    """Take an attachment back with all it has: addresses, peer, isolation number, and the bridge of an ephemeral
+    service.
+    """
     ipam.release(draft, attachment.address, attachment.handle)
     if attachment.global_address is not None:
         ipam.release(draft, attachment.global_address, attachment.handle)
@@ -111,7 +115,9 @@ def detach(draft: Draft, attachment: Attachment) -> None:
 
 
 def _drop_if_empty(draft: Draft, service: Service, others: list[Attachment]) -> None:
-    """An ephemeral service's bridge goes when nobody is left on it: neither attached nor holding an address of its subnet."""
+    """An ephemeral service's bridge goes when nobody is left on it: neither attached nor holding an address of its
+    subnet.
+    """
     if any(other.service == service.name for other in others):
         return
     leases = draft.state.leases(service.name).values()
@@ -142,16 +148,16 @@ def _again(present: Attachment, wish: Wish) -> Attachment:
         )
     if (present.global_address is not None) != wish.join_global and present.netns is not None:
         now = "with" if present.global_address is not None else "without"
-        raise RequestError(f"already attached to service {present.service} {now} join_global: detach it first to change that")
+        raise RequestError(
+            f"already attached to service {present.service} {now} join_global: detach it first to change that"
+        )
     if present.isolation_network != wish.isolation_network:
         now = present.isolation_network or "none"
         raise RequestError(f"already attached with isolation network {now}: detach it first to change that")
     return present
 
 
-def _attach(
-    draft: Draft, service: Service, wish: Wish, handle: str, *, netns: Netns, boot_id: str
-) -> Attachment:
+def _attach(draft: Draft, service: Service, wish: Wish, handle: str, *, netns: Netns, boot_id: str) -> Attachment:
     address = ipam.allocate(draft, service.name, handle)
     global_address = ipam.allocate(draft, GLOBAL, handle) if wish.join_global else None
     if not wish.ephemeral and not service.lasting:

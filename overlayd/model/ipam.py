@@ -8,11 +8,15 @@ from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Lease, Overlay
 from overlayd.model.state import Draft
 
-REQUEST = "request"  # the holder of what allocate_ip handed out; every other holder is an attachment's handle or an edge peer
+REQUEST = (
+    "request"  # the holder of what allocate_ip handed out; every other holder is an attachment's handle or an edge peer
+)
 
 
 def allocate(draft: Draft, pool: str, holder: str) -> Address:
-    """Lease an address of a pool (a service, or GLOBAL for the node's own) to `holder`.  RequestError when there is none left."""
+    """Lease an address of a pool (a service, or GLOBAL for the node's own) to `holder`.  RequestError when there is
+    none left.
+    """
     addresses = draft.state.pool(pool)
     if addresses is None:
         raise RequestError("global overlay not set up: send setup_global_overlay first")

@@ -1,9 +1,10 @@
 """Which kernel objects the state implies.
 
-Owns: the mapping from rows to objects.  Must not know: what the kernel has (`linux.observe`), or in which order it changes (`plan`).
+Owns: the mapping from rows to objects.  Must not know: what the kernel has (`linux.observe`), or in which order it
+changes (`plan`).
 
-`layout(state, facts)` is everything; `layout(state, facts, touched)` only what hangs on the touched rows, so that a request costs what it
-changes.  The rows that everything hangs on (the node, the global overlay) count as all rows.
+`layout(state, facts)` is everything; `layout(state, facts, touched)` only what hangs on the touched rows, so that a
+request costs what it changes.  The rows that everything hangs on (the node, the global overlay) count as all rows.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
@@ -35,8 +36,8 @@ Layout = dict[Hashable, Object]
 class Facts:
     """What a layout depends on beside the state.
 
-    mtu: of the overlay, bytes.  devices: a WireGuard backend is there (without one the node is guest-only).  resolved: where host
-    names in endpoints point now.
+    mtu: of the overlay, bytes.  devices: a WireGuard backend is there (without one the node is guest-only).
+    resolved: where host names in endpoints point now.
     """
 
     mtu: int
@@ -207,6 +208,7 @@ def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
 
 
 def mac(address: Address) -> bytes:
-    """A locally administered MAC that follows from the address, so that a new attach does not outdate neighbour caches."""
+    """A locally administered MAC that follows from the address, so that a new attach does not outdate neighbour
+    caches.
+    """
     return b"\x02\x6f" + address.packed[-4:]
-

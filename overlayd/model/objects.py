@@ -3,13 +3,13 @@
 Owns: their vocabulary and the marks they carry.  Must not know: how they are made (`linux`), when (`daemon`), or the
 requests they come from (`wire`).
 
-Each object has a `key`, its identity across renames and restarts: two objects with one key are the same thing, possibly
-changed.  Fields with `compare=False` say where the object lives now and are no part of the comparison, so renaming a
-bridge does not look like a change of everything on it.  `have`, what the kernel shows, and `want`, what the state implies, are both maps
-from key to object; their difference is the plan.
+Each object has a `key`, its identity across renames and restarts: two objects with one key are the same thing,
+possibly changed.  Fields with `compare=False` say where the object lives now and are no part of the comparison, so
+renaming a bridge does not look like a change of everything on it.  `have`, what the kernel shows, and `want`, what
+the state implies, are both maps from key to object; their difference is the plan.
 """
 
-from abc import ABC
+from abc import ABCMeta
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from ipaddress import (
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     Interface = IPv4Interface | IPv6Interface
 else:
     # At run time one class each: msgspec, which writes and reads the rows of the state, wants one type for one hook.
-    class Address(ABC):
+    class Address(metaclass=ABCMeta):
         """An IPv4Address or an IPv6Address."""
 
-    class Network(ABC):
+    class Network(metaclass=ABCMeta):
         """An IPv4Network or an IPv6Network."""
 
-    class Interface(ABC):
+    class Interface(metaclass=ABCMeta):
         """An IPv4Interface or an IPv6Interface."""
 
     for version in (IPv4Address, IPv6Address):
@@ -44,8 +44,9 @@ else:
     for version in (IPv4Interface, IPv6Interface):
         Interface.register(version)
 
-# Our own constants.  Link groups (IFLA_GROUP) tell our links from everybody else's, let nftables match them whatever
-# they are called, and let many be deleted by one message.  Any number that is unlikely to be used by others will do; 0 is the default group.
+# Our own constants.  Link groups (IFLA_GROUP) tell our links from everybody else's, let nftables match them
+# whatever they are called, and let many be deleted by one message.  Any number that is unlikely to be used by
+# others will do; 0 is the default group.
 GROUP_DEVICE = 0x6F760001
 GROUP_BRIDGE = 0x6F760002
 GROUP_VETH = 0x6F760003
@@ -86,8 +87,8 @@ class Device:
 class DevicePeer:
     """One peer of a device.
 
-    public_key: 32 bytes.  endpoint: the numeric address and port to send to, None when unknown.  keepalive: seconds, 0 = off.
-    device: the device's name.
+    public_key: 32 bytes.  endpoint: the numeric address and port to send to, None when unknown.  keepalive:
+    seconds, 0 = off. device: the device's name.
     """
 
     scope: str
@@ -104,7 +105,9 @@ class DevicePeer:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """The bridge of a service on this node, up, spanning tree off, with the gateway's address on it and an explicit MAC."""
+    """The bridge of a service on this node, up, spanning tree off, with the gateway's address on it and an explicit
+    MAC.
+    """
 
     service: str
     name: str
@@ -120,8 +123,8 @@ class Bridge:
 class Netns:
     """A network namespace, found through a process that lives in it.
 
-    pid, started: the process and its start time in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)).  inode: of the
-    namespace (/proc/PID/ns/net).  Together they tell a reused pid from the old process.
+    pid, started: the process and its start time in clock ticks since boot (field 22 of /proc/PID/stat, proc(5)).
+    inode: of the namespace (/proc/PID/ns/net).  Together they tell a reused pid from the old process.
     """
 
     pid: int
@@ -133,9 +136,9 @@ class Netns:
 class Veth:
     """A veth pair: `name` is the host end, `interface` (eth0, eth1) the end inside `netns`.
 
-    service: the service whose bridge the host end is enslaved to; None means no bridge: then the host has a host route to the address through
-    the veth.  bridge: that bridge's name now.  address: of the inner end, with its prefix.  gateway: next hop of `routes`,
-    reached on-link through the inner end.  mac: of the inner end, 6 bytes.
+    service: the service whose bridge the host end is enslaved to; None means no bridge: then the host has a host
+    route to the address through the veth.  bridge: that bridge's name now.  address: of the inner end, with its
+    prefix.  gateway: next hop of `routes`, reached on-link through the inner end.  mac: of the inner end, 6 bytes.
     """
 
     name: str
@@ -183,8 +186,8 @@ class Alias:
 class Element:
     """One member of one of our nftables sets, or one entry of a map.
 
-    family: "inet" or "bridge", the table's.  set: the set's name.  member: in nft syntax ("10.200.0.5", "10.200.0.0/16").
-    value: of a map entry, in nft syntax; empty for a set.
+    family: "inet" or "bridge", the table's.  set: the set's name.  member: in nft syntax ("10.200.0.5",
+    "10.200.0.0/16"). value: of a map entry, in nft syntax; empty for a set.
     """
 
     family: str
@@ -202,7 +205,9 @@ Object = Device | DevicePeer | Bridge | Veth | Route | Alias | Element
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One change of one object: create (have is None), delete (want is None), or change in place (both; the keys are equal)."""
+    """One change of one object: create (have is None), delete (want is None), or change in place (both; the keys
+    are equal).
+    """
 
     have: Object | None
     want: Object | None

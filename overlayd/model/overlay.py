@@ -45,7 +45,9 @@ def setup_global(
     wg_port: int,
     nat: dict[str, Any] | None,
 ) -> Overlay:
-    """Bring the overlay up, or change it in place.  RequestError when the ranges make no sense or would orphan a live address."""
+    """Bring the overlay up, or change it in place.  RequestError when the ranges make no sense or would orphan a
+    live address.
+    """
     if slice is not None and not _inside(slice, cluster):
         raise RequestError(f"slice_cidr {slice} is not inside cluster_cidr {cluster}")
     if cluster.num_addresses < 4:
@@ -98,7 +100,8 @@ def _readdress(draft: Draft, cluster: Network, slice: Network | None) -> None:
     if orphans:
         shown = ", ".join(orphans[:10]) + (f" and {len(orphans) - 10} more" if len(orphans) > 10 else "")
         raise RequestError(
-            f"cluster_cidr {cluster} with slice_cidr {slice or 'none'} would orphan live addresses: {shown}; detach or release them first"
+            f"cluster_cidr {cluster} with slice_cidr {slice or 'none'} would orphan live addresses: {shown}; "
+            "detach or release them first"
         )
 
 
@@ -106,5 +109,3 @@ def _inside(inner: Network, outer: Network) -> bool:
     return inner.version == outer.version and (
         outer.network_address <= inner.network_address and inner.broadcast_address <= outer.broadcast_address  # type: ignore[operator]
     )
-
-

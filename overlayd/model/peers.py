@@ -1,6 +1,7 @@
 """Peers and their allowed IPs, per scope.
 
-Owns: Peer rows, and the rule that an allowed IP belongs to one peer.  Must not know: devices, or where a peer has roamed to.
+Owns: Peer rows, and the rule that an allowed IP belongs to one peer.  Must not know: devices, or where a peer has
+roamed to.
 """
 
 from base64 import b64encode

@@ -9,15 +9,16 @@ from collections.abc import Hashable, Mapping
 
 from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
 
-# What must be there before what: elements before veths, so that a container is filtered from its first packet on; peers and
-# routes after the devices they are on.  Removal goes the other way round.
+# What must be there before what: elements before veths, so that a container is filtered from its first packet on;
+# peers and routes after the devices they are on.  Removal goes the other way round.
 ORDER: dict[type[Object], int] = {
     kind: rank for rank, kind in enumerate((Device, Bridge, DevicePeer, Route, Alias, Element, Veth))
 }
 
 
 def plan(have: Mapping[Hashable, Object], want: Mapping[Hashable, Object]) -> list[Step]:
-    """The steps from `have` to `want`: removals first (they free names, addresses and ports), then creations and changes.
+    """The steps from `have` to `want`: removals first (they free names, addresses and ports), then creations and
+    changes.
 
     A removed device takes its peers, routes and aliases along, so these get no steps of their own.
     """
@@ -37,5 +38,3 @@ def _rank(step: Step) -> int:
 
 def _goes_along(thing: Object | None, dead_scopes: set[str]) -> bool:
     return isinstance(thing, DevicePeer | Route) and thing.scope in dead_scopes
-
-

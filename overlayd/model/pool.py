@@ -1,10 +1,10 @@
 """The addresses of one subnet, and which to hand out next.
 
-Owns: the order of allocation: never-used addresses first, lowest first; then the one released longest ago.  Must not know: who
-asks, services, the journal.
+Owns: the order of allocation: never-used addresses first, lowest first; then the one released longest ago.  Must
+not know: who asks, services, the journal.
 
-A pool is an index over the leases of its subnet, rebuilt from them at any time.  Its window is at most 65,536 addresses, more
-than a node's bridges can carry.
+A pool is an index over the leases of its subnet, rebuilt from them at any time.  Its window is at most 65,536
+addresses, more than a node's bridges can carry.
 """
 
 from collections.abc import Container, Iterable
@@ -28,7 +28,9 @@ class Pool:
         self._reserved: set[int] = set()
         self._held: set[Address] = set()
         self._released: dict[Address, int] = {}
-        self._oldest: list[tuple[int, int]] = []  # heap of (release, index); entries that _released no longer confirms are stale
+        self._oldest: list[
+            tuple[int, int]
+        ] = []  # heap of (release, index); entries that _released no longer confirms are stale
         for subnet in excluded:
             if subnet.version == network.version:
                 low = int(subnet.network_address) - self._base

@@ -1,10 +1,10 @@
 """What a node remembers, as rows: the only things that are written to the journal.
 
-Owns: the row types and their JSON.  Must not know: what they mean for the kernel (`layout`), how rows change (`overlay`,
-`services`, `peers`, `attachments`, `ipam`), or where they are kept (`daemon.journal`).
+Owns: the row types and their JSON.  Must not know: what they mean for the kernel (`layout`), how rows change
+(`overlay`, `services`, `peers`, `attachments`, `ipam`), or where they are kept (`daemon.journal`).
 
-A row is immutable, lives in one table under one key, and is replaced as a whole.  A `Change` maps row ids to their new rows, None for a row that
-goes; it is at once the unit of decision, of durability and of undo.
+A row is immutable, lives in one table under one key, and is replaced as a whole.  A `Change` maps row ids to their
+new rows, None for a row that goes; it is at once the unit of decision, of durability and of undo.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,9 @@ Change = Mapping[RowId, Row | None]
 
 
 class Node(Row):
-    """Who this node is.  private_key: X25519, 32 bytes, made once.  announced_key: what the orchestrator takes our public key for."""
+    """Who this node is.  private_key: X25519, 32 bytes, made once.  announced_key: what the orchestrator takes our
+    public key for.
+    """
 
     table: ClassVar[str] = "node"
     private_key: bytes
@@ -46,8 +48,9 @@ class Node(Row):
 
 
 class Overlay(Row):
-    """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it came, None for the built-in one.  up: False after a teardown,
-    which keeps key, peers and allocations."""
+    """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it came, None for the
+    built-in one.  up: False after a teardown, which keeps key, peers and allocations.
+    """
 
     table: ClassVar[str] = "overlay"
     deployment: str
@@ -61,8 +64,9 @@ class Overlay(Row):
 
 
 class Service(Row):
-    """A service on this node.  subnet: its containers' addresses.  lasting: an attach since the setup was not ephemeral.
-    device, private_key, wg_port: only of a dedicated service."""
+    """A service on this node.  subnet: its containers' addresses.  lasting: an attach since the setup was not
+    ephemeral. device, private_key, wg_port: only of a dedicated service.
+    """
 
     table: ClassVar[str] = "service"
     name: str
@@ -83,8 +87,9 @@ class Service(Row):
 
 
 class Peer(Row):
-    """A peer of the device of `scope`.  endpoint: `host:port` as it was given, empty when none.  keepalive: seconds.  listed: allowed IPs of the last
-    add_peer.  added: those of add_allowed_ip, which stay."""
+    """A peer of the device of `scope`.  endpoint: `host:port` as it was given, empty when none.  keepalive:
+    seconds.  listed: allowed IPs of the last add_peer.  added: those of add_allowed_ip, which stay.
+    """
 
     table: ClassVar[str] = "peer"
     scope: str = GLOBAL
@@ -110,8 +115,9 @@ def peer_key(scope: str, public_key: bytes) -> str:
 
 
 class Lease(Row):
-    """An address that was handed out.  pool: the service whose subnet it is from, GLOBAL for the node's own pool.  holder: who holds it,
-    empty when released; released: the order of releases, so that the oldest is reused first."""
+    """An address that was handed out.  pool: the service whose subnet it is from, GLOBAL for the node's own pool.
+    holder: who holds it, empty when released; released: the order of releases, so that the oldest is reused first.
+    """
 
     table: ClassVar[str] = "lease"
     address: Address
@@ -125,8 +131,9 @@ class Lease(Row):
 
 
 class Attachment(Row):
-    """A container or guest.  handle: `pid:71`, `guest:vm1` or `host:x`.  netns: of a container; boot_id: the boot it lives in.
-    global_address: of its eth1.  private_key: of a guest, which this node makes."""
+    """A container or guest.  handle: `pid:71`, `guest:vm1` or `host:x`.  netns: of a container; boot_id: the boot
+    it lives in. global_address: of its eth1.  private_key: of a guest, which this node makes.
+    """
 
     table: ClassVar[str] = "attachment"
     handle: str
@@ -205,10 +212,14 @@ def encode(row: Row) -> bytes:
 
 
 def decode(id: RowId, data: bytes) -> Row:
-    """The row that `encode` wrote.  StateError: it is of no table that we know, or not a row of it (a newer overlayd wrote it)."""
+    """The row that `encode` wrote.  StateError: it is of no table that we know, or not a row of it (a newer
+    overlayd wrote it).
+    """
     decoder = _DECODERS.get(id[0])
     if decoder is None:
-        raise StateError(f"the journal has a row in the table {id[0]!r}, unknown here: was it written by a newer overlayd?")
+        raise StateError(
+            f"the journal has a row in the table {id[0]!r}, unknown here: was it written by a newer overlayd?"
+        )
     try:
         return decoder.decode(data)
     except msgspec.MsgspecError as error:

@@ -28,15 +28,17 @@ def setup_service(draft: Draft, name: str, *, subnet: Network | None, dedicated_
             now = "dedicated" if service.dedicated else "shared"
             raise RequestError(f"service {name} is set up as {now}: tear it down first to change its mode")
         if subnet is not None and subnet != service.subnet:
-            raise RequestError(f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}")
+            raise RequestError(
+                f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}"
+            )
         return service
     if subnet is None:
-        subnet = subnets.choose(around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot))
+        subnet = subnets.choose(
+            around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot)
+        )
     else:
         _check_wanted(draft, around, subnet)
-    service = Service(
-        name=name, subnet=subnet, bridge=bridge_name(around.deployment, around.instance_id, name)
-    )
+    service = Service(name=name, subnet=subnet, bridge=bridge_name(around.deployment, around.instance_id, name))
     if dedicated_key is not None:
         service = replace(
             service,
@@ -119,7 +121,5 @@ def _free_port(draft: Draft, around: Overlay) -> int:
     for port in range(around.wg_port + 1, min(around.wg_port + DEDICATED_PORTS, 65535) + 1):
         if port not in used:
             return port
-    raise RequestError(
-        f"no free WireGuard port in {around.wg_port + 1}-{around.wg_port + DEDICATED_PORTS}: tear a dedicated service down"
-    )
-
+    last = around.wg_port + DEDICATED_PORTS
+    raise RequestError(f"no free WireGuard port in {around.wg_port + 1}-{last}: tear a dedicated service down")

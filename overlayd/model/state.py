@@ -1,29 +1,28 @@
 """The state of a node: its rows, and the indexes that make decisions cheap.
 
-Owns: the tables, what is derived from them (address pools, owners of allowed IPs, attachments by namespace), and drafts.  Must not know: disk, kernel, clock.
+Owns: the tables, what is derived from them (address pools, owners of allowed IPs, attachments by namespace), and
+drafts.  Must not know: disk, kernel, clock.
 
-The state has one writer (`daemon.node`) on one thread, so the tables are plain dictionaries of immutable rows and the indexes are updated
-in place: a change costs the rows it touches, and readers on that thread never see half of one.  `apply` returns the inverse change, which is
-how a change that the disk or the kernel refused is taken back.
+The state has one writer (`daemon.node`) on one thread, so the tables are plain dictionaries of immutable rows and
+the indexes are updated in place: a change costs the rows it touches, and readers on that thread never see half of
+one.  `apply` returns the inverse change, which is how a change that the disk or the kernel refused is taken back.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar, cast
 
 from overlayd._fast.allowedips import AllowedIPs
-from overlayd.model.pool import Pool
 from overlayd.model.objects import GLOBAL, Address, Network
+from overlayd.model.pool import Pool
 from overlayd.model.rows import (
     ROWS,
     Attachment,
     Change,
     Edge,
-    Isolation,
     Lease,
     Node,
     Overlay,
     Peer,
-    Record,
     Row,
     RowId,
     Service,
@@ -223,5 +222,3 @@ class Draft:
         key = self.state.allowed_ips(scope).exact(network.network_address.packed, network.prefixlen)
         peer = self.peer(scope, cast(bytes, key)) if key is not None else None
         return peer if peer and network in peer.allowed_ips else None
-
-
