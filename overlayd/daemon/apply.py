@@ -149,9 +149,9 @@ class _Reaper:
                     veth.delete(batch)
                 except MechanismError as error:
                     self._failed.update(dict.fromkeys(batch, error))
-            errors = [error for name in names if (error := self._failed.pop(name, None))]
-        if errors:
-            raise errors[0]
+            failures = [self._failed.pop(name) for name in names if name in self._failed]
+        if failures:
+            raise failures[0]
 
 
 def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:

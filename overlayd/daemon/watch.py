@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from overlayd.errors import MechanismError
 from overlayd.linux import netns
+from overlayd.model.objects import Netns
 from overlayd.model.rows import Attachment, Change
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 class DeathWatch:
     """Calls `died(handle)` once when the process of an attachment ends."""
 
-    def __init__(self, died: Callable[[str], None]) -> None:
+    def __init__(self, died: Callable[[str], object]) -> None:
         self._died = died
         self._descriptors: dict[str, int] = {}
 
@@ -30,7 +31,7 @@ class DeathWatch:
                 if isinstance(row, Attachment) and row.netns is not None:
                     self._watch(handle, row.netns)
 
-    def _watch(self, handle: str, namespace: netns.Netns) -> None:
+    def _watch(self, handle: str, namespace: Netns) -> None:
         loop = asyncio.get_running_loop()
         try:
             descriptor = netns.pidfd(namespace)

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     Interface = IPv4Interface | IPv6Interface
 else:
     # At run time one class each: msgspec, which writes and reads the rows of the state, wants one type for one hook.
-    class Address(metaclass=ABCMeta):
+    class Address(metaclass=ABCMeta):  # noqa: B024  nothing but a name
         """An IPv4Address or an IPv6Address."""
 
-    class Network(metaclass=ABCMeta):
+    class Network(metaclass=ABCMeta):  # noqa: B024  nothing but a name
         """An IPv4Network or an IPv6Network."""
 
-    class Interface(metaclass=ABCMeta):
+    class Interface(metaclass=ABCMeta):  # noqa: B024  nothing but a name
         """An IPv4Interface or an IPv6Interface."""
 
     for version in (IPv4Address, IPv6Address):

@@ -8,7 +8,7 @@ new rows, None for a row that goes; it is at once the unit of decision, of durab
 """
 
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, ip_address, ip_network
 from typing import Any, ClassVar
 
 import msgspec
@@ -19,7 +19,7 @@ from overlayd.model.objects import GLOBAL, Address, Netns, Network
 RowId = tuple[str, str]  # (table, key)
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     """A row of `table`, identified in it by `key`."""
 
     table: ClassVar[str]
@@ -36,7 +36,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 Change = Mapping[RowId, Row | None]
 
 
-class Node(Row):
+class Node(Row, frozen=True, kw_only=True, omit_defaults=True):
     """Who this node is.  private_key: X25519, 32 bytes, made once.  announced_key: what the orchestrator takes our
     public key for.
     """
@@ -47,7 +47,7 @@ class Node(Row):
     announced_key: bytes = b""
 
 
-class Overlay(Row):
+class Overlay(Row, frozen=True, kw_only=True, omit_defaults=True):
     """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it came, None for the
     built-in one.  up: False after a teardown, which keeps key, peers and allocations.
     """
@@ -63,7 +63,7 @@ class Overlay(Row):
     up: bool = True
 
 
-class Service(Row):
+class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A service on this node.  subnet: its containers' addresses.  lasting: an attach since the setup was not
     ephemeral. device, private_key, wg_port: only of a dedicated service.
     """
@@ -86,7 +86,7 @@ class Service(Row):
         return bool(self.device)
 
 
-class Peer(Row):
+class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A peer of the device of `scope`.  endpoint: `host:port` as it was given, empty when none.  keepalive:
     seconds.  listed: allowed IPs of the last add_peer.  added: those of add_allowed_ip, which stay.
     """
@@ -114,7 +114,7 @@ def peer_key(scope: str, public_key: bytes) -> str:
     return f"{public_key.hex()}/{scope}"
 
 
-class Lease(Row):
+class Lease(Row, frozen=True, kw_only=True, omit_defaults=True):
     """An address that was handed out.  pool: the service whose subnet it is from, GLOBAL for the node's own pool.
     holder: who holds it, empty when released; released: the order of releases, so that the oldest is reused first.
     """
@@ -130,7 +130,7 @@ class Lease(Row):
         return str(self.address)
 
 
-class Attachment(Row):
+class Attachment(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A container or guest.  handle: `pid:71`, `guest:vm1` or `host:x`.  netns: of a container; boot_id: the boot
     it lives in. global_address: of its eth1.  private_key: of a guest, which this node makes.
     """
@@ -154,7 +154,7 @@ class Attachment(Row):
         return self.handle
 
 
-class Isolation(Row):
+class Isolation(Row, frozen=True, kw_only=True, omit_defaults=True):
     """The number that stands for an isolation network in packet filters, kept while it has members."""
 
     table: ClassVar[str] = "isolation"
@@ -166,7 +166,7 @@ class Isolation(Row):
         return self.name
 
 
-class Record(Row):
+class Record(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A registered name and its address."""
 
     table: ClassVar[str] = "record"
@@ -178,7 +178,7 @@ class Record(Row):
         return self.name
 
 
-class Edge(Row):
+class Edge(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A minted edge peer: a device outside the cluster that may reach `allowed` until `expires` (Unix seconds)."""
 
     table: ClassVar[str] = "edge"
@@ -199,7 +199,7 @@ ROWS: tuple[type[Row], ...] = (Node, Overlay, Service, Peer, Lease, Attachment, 
 
 
 def _decode_hook(kind: type[Any], value: Any) -> Any:
-    return ip_address(value) if kind is Address else ip_network(value)
+    return ip_network(value) if issubclass(IPv4Network, kind) else ip_address(value)
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=str)

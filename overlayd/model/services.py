@@ -79,10 +79,10 @@ def _taken(draft: Draft, around: Overlay, slot: Network) -> Network | None:
     """A network that keeps `slot` from being a service's subnet."""
     state = draft.state
     for service in draft.all(Service):
-        if service.subnet.version == slot.version and service.subnet.overlaps(slot):  # type: ignore[arg-type]
+        if service.subnet.version == slot.version and service.subnet.overlaps(slot):
             return service.subnet
     if around.slice is not None:
-        if around.slice.overlaps(slot):  # type: ignore[arg-type]
+        if around.slice.overlaps(slot):
             return around.slice
     elif _inhabited(state, slot):
         return slot
