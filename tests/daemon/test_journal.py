@@ -77,15 +77,20 @@ async def test_commits_come_back_in_order(tmp_path: Path) -> None:
     assert await rows_of(tmp_path) == STATES[3]
 
 
-async def test_a_change_is_kept_as_it_was_when_committed(tmp_path: Path) -> None:
+async def test_what_the_caller_does_to_its_mappings_reaches_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(tmp_path, A)
+    monkeypatch.setattr(journal, "CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(journal, "CHECKPOINT_RATIO", 0)
+    before = (tmp_path / "journal").stat().st_ino
     async with opened(tmp_path) as made:
-        await made.commit(A)
         mine: dict[tuple[str, str], bytes | None] = dict(B)
         done = made.commit(mine)
         mine.clear()
         made.rows.clear()
         await done
-        made._checkpoint_if_long()
+    assert (tmp_path / "journal").stat().st_ino != before
     assert await rows_of(tmp_path) == STATES[2]
 
 
@@ -188,14 +193,20 @@ async def test_a_large_state_is_not_rewritten_before_the_log_is_four_times_its_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "CHECKPOINT_BYTES", 1000)
+    path = tmp_path / "journal"
     async with opened(tmp_path) as made:
+        await made.commit(A)
         await made.commit({("t", f"k{n}"): b'"%0100d"' % n for n in range(100)})
-        inode = (tmp_path / "journal").stat().st_ino
-        for n in range(200):
-            await made.commit({("t", f"k{n % 100}"): b'"%0100d"' % n})
-        assert (tmp_path / "journal").stat().st_ino == inode
-        await asyncio.gather(*(made.commit({("t", f"k{n % 100}"): b'"%0100d"' % n}) for n in range(200)))
-    assert (tmp_path / "journal").stat().st_ino != inode
+        inode, size = path.stat().st_ino, path.stat().st_size
+        while path.stat().st_size < 3.9 * size:
+            await made.commit({("t", f"k{n}"): b'"%0100d"' % n for n in range(10)})
+        assert path.stat().st_ino == inode
+        await made.commit({("t", f"k{n}"): b'"%0100d"' % n for n in range(50)})
+        await made.commit(B)  # written after the checkpoint, and does not cause another
+        replaced = path.stat().st_ino
+        assert replaced != inode
+        await made.commit(C)
+        assert path.stat().st_ino == replaced
 
 
 # Torn, damaged and missing

@@ -1,6 +1,6 @@
 """The journal where things go wrong at the worst moment: crashes at every step, disks that refuse."""
 
-# ruff: noqa: ASYNC221 -- a test may block its loop
+# ruff: noqa: ASYNC110, ASYNC221 -- a test may block its loop, and poll
 
 import asyncio
 import errno
@@ -222,6 +222,24 @@ async def test_a_failed_sync_is_followed_by_a_rewrite_that_may_fail_too(tmp_path
         assert (tmp_path / "journal").stat().st_ino != inode
     assert files(tmp_path) == {"lock", "journal"}
     assert await rows_of(tmp_path) == STATES[2]
+
+
+async def test_no_commit_relies_on_a_checkpoint_whose_name_may_not_be_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    async with opened(tmp_path) as made:
+        await made.commit(A)
+        with failing("journal:checkpoint:directory", error=errno.EIO), monkeypatch.context() as patched:
+            patched.setattr(journal, "CHECKPOINT_BYTES", 0)
+            patched.setattr(journal, "CHECKPOINT_RATIO", 0)
+            await made.commit(B)
+            while made._no_checkpoint_below == 0:  # it is due after the commit was answered
+                await asyncio.sleep(0.001)
+        replaced = path.stat().st_ino
+        await made.commit(C)
+        assert path.stat().st_ino != replaced
+    assert await rows_of(tmp_path) == STATES[3]
 
 
 async def test_an_unforeseen_exception_fails_its_batch_and_not_the_journal(
