@@ -88,8 +88,10 @@ table inet {NFT_TABLE} {{
         ct state established,related accept
         iifgroup {GROUP_DEVICE:#x} jump edge
         # Never routed: a frame inside a bridge, shown here by br_netfilter.  The bridge table has judged it.
-        ip daddr {{ 224.0.0.0/24, 255.255.255.255 }} accept
-        ip6 daddr {{ fe80::/10, ff02::/16 }} accept
+        ip daddr 224.0.0.0/24 accept
+        ip daddr 255.255.255.255 accept
+        ip6 daddr fe80::/10 accept
+        ip6 daddr ff02::/16 accept
         jump isolate
 {
         _by_version('''

@@ -46,11 +46,12 @@ class Namespace:
             finally:
                 _setns(home.fileno())
 
-    def sysctl(self, **values: int) -> None:
-        """Set net.* variables inside; "__" in a name stands for a dot."""
+    def sysctl(self, *settings: str) -> None:
+        """Set variables below /proc/sys/net inside: "ipv4/ip_forward=1"."""
         with self.entered():
-            for name, value in values.items():
-                Path("/proc/sys/net", *name.split("__")).write_text(f"{value}\n")
+            for setting in settings:
+                path, _, value = setting.partition("=")
+                Path("/proc/sys/net", path).write_text(f"{value}\n")
 
 
 def _setns(descriptor: int) -> None:
