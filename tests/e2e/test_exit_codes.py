@@ -24,12 +24,19 @@ def test_a_second_daemon_on_one_data_directory(member: Member) -> None:
     assert member.request("status")["public_key"] == member.public_key
 
 
-def test_a_second_daemon_on_one_socket(member: Member) -> None:
-    node = member.node
-    argv = [*DAEMON, "--data-dir", f"{node.data_dir}.second", "--socket", str(node.socket)]
-    code, said = node.try_daemon(argv)
+def test_a_second_daemon_on_one_socket(member: Member, lab: Lab) -> None:
+    node, elsewhere = member.node, lab.node("elsewhere")
+    code, said = elsewhere.try_daemon([*DAEMON, "--data-dir", str(elsewhere.data_dir), "--socket", str(node.socket)])
     assert code == IN_USE, said
     assert str(node.socket) in said
+    assert member.request("status")["public_key"] == member.public_key
+
+
+def test_a_second_daemon_in_one_network_namespace(member: Member) -> None:
+    node = member.node
+    argv = [*DAEMON, "--data-dir", f"{node.data_dir}.second", "--socket", f"{node.socket}.second"]
+    code, said = node.try_daemon(argv)
+    assert code == IN_USE, said
     assert member.request("status")["public_key"] == member.public_key
 
 
