@@ -9,35 +9,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_interface
 
-from lab import Connection, Lab, netns, ping, transfer
+from lab import Lab, netns, ping, transfer
+from lab.cluster import CLUSTER, PORT, Member
 from lab.lab import OUTSIDE, Terminated
 from lab.traffic import MARKER
 
-CLUSTER = "10.200.0.0/16"
-PORT = 51820
 MEGABYTES = 32
-SERVICE_PREFIX = 28  # of the subnet that each service gets on a node, IPv4
 STEPS = 9
 
 
 class Side:
-    """One of the two: a node, the connection to its daemon, the service it runs and the container in it."""
+    """One of the two: a node, the service it runs, and the container in it."""
 
     def __init__(self, lab: Lab, number: int, name: str, service: str) -> None:
-        self.number = number
-        self.node = lab.node(name)
+        self.member = Member(lab, number, name)
+        self.node = self.member.node
         self.service = service
         self.container = lab.container()
-        self.connection: Connection
-        self.public_key = ""
         self.address = ""  # of the container
-
-    @property
-    def slice(self) -> str:
-        """This node's part of the cluster: the addresses that are its own."""
-        return f"10.200.{self.number}.0/24"
 
 
 class Demo:
@@ -85,45 +75,25 @@ class Demo:
         with self.step("A daemon on each node"):
             for side in self.sides:
                 began = time.monotonic()
-                side.node.start()
-                side.connection = side.node.connect()
+                side.member.start()
                 self.fact(f"{side.node.name}: overlayd answers on its socket after {time.monotonic() - began:.2f} s")
 
     def set_up_overlay(self) -> None:
         with self.step(f"The global overlay {CLUSTER}: a WireGuard device on each node, each the other's peer"):
             for side in self.sides:
-                side.connection.request("set_local_node_id", node_id=side.number)
-                side.connection.request(
-                    "setup_global_overlay",
-                    deployment="demo",
-                    instance_id=side.node.name,
-                    cluster_cidr=CLUSTER,
-                    slice_cidr=side.slice,
-                    wg_port=PORT,
-                )
-                status = side.connection.request("status")
-                side.public_key = status["public_key"]
-                self.fact(f"{side.node.name}: {status['interface']} {status['node_ip']}, key {side.public_key}")
+                status = side.member.set_up()
+                self.fact(f"{side.node.name}: {status['interface']} {status['node_ip']}, key {status['public_key']}")
             for side, other in (self.sides, self.sides[::-1]):
-                side.connection.request(
-                    "add_peer",
-                    public_key=other.public_key,
-                    endpoint=f"{other.node.address}:{PORT}",
-                    allowed_ips=other.slice,
-                    persistent_keepalive_secs=0,
-                )
+                side.member.introduce(other.member)
 
     def attach_containers(self) -> None:
         with self.step("A service on each node, and a container in it: a process in a network namespace of its own"):
             for side, other in (self.sides, self.sides[::-1]):
-                bridge = side.connection.request("setup_service_overlay", service=side.service, mode="auto")["name"]
+                bridge = side.member.set_up_service(side.service)
                 began = time.monotonic()
-                side.address = side.connection.request(
-                    "attach_container", handle=side.container.handle, service=side.service, join_global=False
-                )["ip"]
+                side.address = side.member.attach(side.container, side.service)
                 took = (time.monotonic() - began) * 1000
-                subnet = str(ip_interface(f"{side.address}/{SERVICE_PREFIX}").network)
-                other.connection.request("add_allowed_ip", pubkey=side.public_key, cidr=subnet)
+                subnet = side.member.announce(other.member, side.address)
                 self.fact(f"{side.service} on {side.node.name}: bridge {bridge}, subnet {subnet};")
                 self.fact(f"    process {side.container.pid} attached as {side.address} in {took:.1f} ms")
 
@@ -162,9 +132,8 @@ class Demo:
     def take_down(self) -> None:
         with self.step("Taking everything down"):
             for side in self.sides:
-                side.connection.request("detach_container", handle=side.container.handle)
-                side.connection.request("shutdown")
-                side.connection.close()
+                side.member.detach(side.container)
+                side.member.request("shutdown")
                 code = side.node.wait()
                 assert code == 0, f"{side.node.name}: exit code {code}"
                 self.fact(f"{side.node.name}: container detached, daemon asked to shut down, exit code {code}")

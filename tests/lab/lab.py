@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -164,3 +165,7 @@ class Lab:
     def capture(self, place: Node | Container, interface: str = "uplink") -> Capture:
         """A recorder of what crosses an interface of a node or container; record with `with capture: ...`."""
         return Capture(place.namespace, interface, self.directory)
+
+    def open_outside(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A socket of the host outside."""
+        return netns.open_socket(netns.DIRECTORY / self.outside, family, kind)

@@ -5,6 +5,7 @@ asked of the daemon.
 """
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -13,10 +14,11 @@ import time
 from collections.abc import Sequence
 from ipaddress import IPv4Interface
 from pathlib import Path
+from typing import Any
 
 from lab import netns, processes
 from lab.frames import Connection
-from lab.processes import CommandFailed, environment, run
+from lab.processes import environment, run
 
 DAEMON = [sys.executable, "-c", "from overlayd.cli import daemon; daemon()"]
 CONTROL = [sys.executable, "-c", "from overlayd.cli import control; control()"]
@@ -77,9 +79,21 @@ class Node:
 
     # -- the daemon ---------------------------------------------------------------------------------------------------
 
-    def daemon_command(self, *options: str) -> list[str]:
-        """The command line that runs the daemon on this node's data directory and socket."""
-        return self.command([*DAEMON, "--data-dir", self.data_dir, "--socket", self.socket, *options])
+    def daemon_argv(self, *options: str) -> list[str]:
+        """The arguments that run the daemon on this node's data directory and socket."""
+        return [*DAEMON, "--data-dir", str(self.data_dir), "--socket", str(self.socket), *options]
+
+    def try_daemon(self, argv: Sequence[str], timeout: float = 20) -> tuple[int, str]:
+        """Run a daemon that is expected to end by itself; return its exit code and what it logged."""
+        done = subprocess.run(
+            self.command(argv),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment(self.prefix),
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
 
     def start(self, *options: str, timeout: float = 20) -> None:
         """Start the daemon and wait until it listens; DaemonExited when it ends instead, TimeoutError when it does
@@ -89,7 +103,7 @@ class Node:
         with self.log.open("ab") as log:
             # Its own session: Ctrl-C in the terminal reaches the laboratory alone, which then ends the daemon.
             self.daemon = subprocess.Popen(
-                self.daemon_command(*options),
+                self.command(self.daemon_argv(*options)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -163,17 +177,36 @@ class Node:
                     found.add(pid)
         return found
 
-    def footprint(self) -> dict[str, str]:
-        """Links, addresses, routes and firewall of the node as text without counters, for comparing before and
-        after.
+    def footprint(self) -> dict[str, object]:
+        """Links, addresses, routes and firewall, for comparing before and after.
+
+        Left out is what comes and goes by itself: counters, carrier, and the addresses that IPv6 gives every link.
         """
-        views = {
-            "links": ["ip", "-br", "link"],
-            "addresses": ["ip", "-br", "address"],
-            "routes": ["ip", "route", "show", "table", "all"],
-            "routes6": ["ip", "-6", "route", "show", "table", "all"],
+        ruleset = json.loads(self.run(["nft", "--json", "--stateless", "list", "ruleset"]))["nftables"]
+        for statement in ruleset:
+            for body in statement.values():
+                if isinstance(body, dict) and "elem" in body:
+                    body["elem"].sort(key=json.dumps)
+        return {
+            "links": [
+                [link.get(key) for key in ("ifindex", "ifname", "address", "mtu", "group", "master", "ifalias")]
+                for link in self._ip("link")
+            ],
+            "addresses": [
+                [link["ifname"], address["local"], address["prefixlen"]]
+                for link in self._ip("address")
+                for address in link["addr_info"]
+                if not address["local"].startswith("fe80:")
+            ],
+            "routes": sorted(
+                [str(route.get(key)) for key in ("table", "dst", "gateway", "dev", "protocol", "metric", "prefsrc")]
+                for family in ("-4", "-6")
+                for route in self._ip(family, "route", "show", "table", "all")
+                if not route["dst"].startswith(("fe80:", "ff00:"))
+            ),
+            "firewall": ruleset,
         }
-        shown = {name: self.run(argv) for name, argv in views.items()}
-        with contextlib.suppress(CommandFailed):
-            shown["firewall"] = self.run(["nft", "--stateless", "list", "ruleset"])
+
+    def _ip(self, *arguments: str) -> list[dict[str, Any]]:
+        shown: list[dict[str, Any]] = json.loads(self.run(["ip", "-j", *arguments]) or "[]")
         return shown

@@ -1,0 +1,72 @@
+"""How the daemon ends tells a supervisor why."""
+
+import os
+import signal
+
+from lab import Lab
+from lab.cluster import Member
+from lab.node import DAEMON
+
+IN_USE = os.EX_UNAVAILABLE  # 69, sysexits.h
+NO_PERMISSION = os.EX_NOPERM  # 77
+BAD_CONFIGURATION = os.EX_CONFIG  # 78
+USAGE = 2
+
+
+def test_a_second_daemon_on_one_data_directory(member: Member) -> None:
+    node = member.node
+    argv = [*DAEMON, "--data-dir", str(node.data_dir), "--socket", f"{node.socket}.second"]
+    code, said = node.try_daemon(argv)
+    assert code == IN_USE, said
+    assert node.daemon is not None
+    assert str(node.data_dir) in said
+    assert str(node.daemon.pid) in said
+    assert member.request("status")["public_key"] == member.public_key
+
+
+def test_a_second_daemon_on_one_socket(member: Member, lab: Lab) -> None:
+    node, elsewhere = member.node, lab.node("elsewhere")
+    code, said = elsewhere.try_daemon([*DAEMON, "--data-dir", str(elsewhere.data_dir), "--socket", str(node.socket)])
+    assert code == IN_USE, said
+    assert str(node.socket) in said
+    assert member.request("status")["public_key"] == member.public_key
+
+
+def test_a_second_daemon_in_one_network_namespace(member: Member) -> None:
+    node = member.node
+    argv = [*DAEMON, "--data-dir", f"{node.data_dir}.second", "--socket", f"{node.socket}.second"]
+    code, said = node.try_daemon(argv)
+    assert code == IN_USE, said
+    assert member.request("status")["public_key"] == member.public_key
+
+
+def test_without_the_right_to_administer_networks(lab: Lab) -> None:
+    node = lab.node("weak")
+    code, said = node.try_daemon(["setpriv", "--bounding-set", "-net_admin", "--", *node.daemon_argv()])
+    assert code == NO_PERMISSION, said
+    assert "CAP_NET_ADMIN" in said
+
+
+def test_a_wrong_option_and_a_wrong_setting(lab: Lab) -> None:
+    node = lab.node("wrong")
+    code, said = node.try_daemon(node.daemon_argv("--no-such-option"))
+    assert (code, "--no-such-option" in said) == (USAGE, True), said
+    config = node.run_directory / "overlayd.toml"
+    config.write_text('wireguard = "magic"\n')
+    code, said = node.try_daemon(node.daemon_argv("--config", str(config)))
+    assert (code, "wireguard" in said) == (BAD_CONFIGURATION, True), said
+
+
+def test_signals_and_the_shutdown_request_end_it_cleanly(lab: Lab) -> None:
+    member = Member(lab, 7, "ending")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        member.start()
+        assert member.node.daemon is not None
+        member.node.daemon.send_signal(number)
+        assert member.node.wait() == 0
+    member.start()
+    interface = member.set_up()["interface"]
+    assert member.request("shutdown") == {"result": "ok"}
+    assert member.node.wait() == 0
+    assert interface not in member.node.run(["ip", "-br", "link"])
+    assert member.node.wireguard_pids() == set()

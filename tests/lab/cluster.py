@@ -1,0 +1,101 @@
+"""Nodes that an orchestrator has made into a cluster.
+
+Owns: the requests, in their order, that bring up an overlay between nodes.  Must not know: what is tested on it.
+"""
+
+from ipaddress import ip_interface
+from typing import Any
+
+from lab.container import Container
+from lab.frames import Connection
+from lab.lab import Lab
+
+CLUSTER = "10.200.0.0/16"
+PORT = 51820
+SERVICE_PREFIX = 28  # of the subnet that a service gets on a node, in IPv4
+
+
+class Member:
+    """A node of the cluster and the orchestrator's connection to it.  number: its node id, and the third byte of its
+    slice.
+    """
+
+    def __init__(self, lab: Lab, number: int, name: str) -> None:
+        self.lab = lab
+        self.number = number
+        self.node = lab.node(name)
+        self.slice = f"10.200.{number}.0/24"
+        self.public_key = ""
+        self.connection: Connection
+
+    def start(self, *options: str) -> None:
+        """Start the daemon, or the next one on the same directories, and connect."""
+        self.node.start(*options)
+        self.connection = self.node.connect()
+
+    def request(self, op: str, **keys: Any) -> dict[str, Any]:
+        """One request to this node; `Refused` when the answer is `err`."""
+        return self.connection.request(op, **keys)
+
+    def set_up(self) -> dict[str, Any]:
+        """Number the node and bring up its device; return its status."""
+        self.request("set_local_node_id", node_id=self.number)
+        self.request(
+            "setup_global_overlay",
+            deployment="lab",
+            instance_id=self.node.name,
+            cluster_cidr=CLUSTER,
+            slice_cidr=self.slice,
+            wg_port=PORT,
+        )
+        status = self.request("status")
+        self.public_key = status["public_key"]
+        return status
+
+    def introduce(self, other: "Member") -> None:
+        """Make the other node a peer of this one."""
+        self.request(
+            "add_peer",
+            public_key=other.public_key,
+            endpoint=f"{other.node.address}:{PORT}",
+            allowed_ips=other.slice,
+            persistent_keepalive_secs=0,
+        )
+
+    def set_up_service(self, service: str) -> str:
+        """Make the service's bridge; return its name."""
+        return str(self.request("setup_service_overlay", service=service, mode="auto")["name"])
+
+    def attach(self, container: Container, service: str, **keys: Any) -> str:
+        """Attach a container to a service; return its address."""
+        keys = {"join_global": False} | keys
+        return str(self.request("attach_container", handle=container.handle, service=service, **keys)["ip"])
+
+    def detach(self, container: Container) -> None:
+        """Detach a container."""
+        self.request("detach_container", handle=container.handle)
+
+    def announce(self, other: "Member", address: str) -> str:
+        """Tell the other node that the service subnet around `address` is behind this one; return the subnet."""
+        subnet = str(ip_interface(f"{address}/{SERVICE_PREFIX}").network)
+        other.request("add_allowed_ip", pubkey=self.public_key, cidr=subnet)
+        return subnet
+
+
+class Pair:
+    """Two nodes, each the other's peer, and a container on each: `web` on alpha, `db` on beta."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.alpha, self.beta = Member(lab, 1, "alpha"), Member(lab, 2, "beta")
+        for member in (self.alpha, self.beta):
+            member.start()
+            member.set_up()
+        self.alpha.introduce(self.beta)
+        self.beta.introduce(self.alpha)
+        self.web, self.db = lab.container(), lab.container()
+        self.bridges = (self.alpha.set_up_service("web"), self.beta.set_up_service("db"))
+        self.web_address = self.alpha.attach(self.web, "web")
+        self.db_address = self.beta.attach(self.db, "db")
+        self.alpha.announce(self.beta, self.web_address)
+        self.beta.announce(self.alpha, self.db_address)

@@ -1,0 +1,222 @@
+"""The folder is the layer: who imports whom, which layers do no I/O, and how long a module may be.
+
+Read from the source, not from running it: `ast` for .py and .pyi, import and cimport lines for .pyx and .pxd.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "overlayd"
+
+# docs/architecture.md: what each layer may import of overlayd, beside itself.
+MAY_IMPORT = {
+    "": set(),  # overlayd/__init__.py
+    "errors": set(),
+    "wire": {"errors"},
+    "_fast": {"errors"},
+    "proto": {"errors", "wire", "_fast"},
+    "model": {"errors", "_fast"},
+    "linux": {"errors", "_fast", "proto", "model"},
+    "daemon": {"", "errors", "wire", "_fast", "proto", "model", "linux"},
+    "client": {"", "errors", "wire", "_fast", "proto"},
+    "cli": {"", "errors", "wire", "client", "daemon.main"},
+}
+PURE = {"errors", "wire", "_fast", "proto", "model"}
+# Modules by which a function could reach a socket, a file, a clock, chance, a process or an event loop.
+IMPURE = {
+    *("asyncio", "builtins", "concurrent", "ctypes", "datetime", "fcntl", "fileinput", "glob", "http", "io"),
+    *("logging", "mmap", "multiprocessing", "os", "pathlib", "posix", "pyroute2", "random", "resource", "sched"),
+    *("secrets", "select", "selectors", "shutil", "signal", "socket", "socketserver", "sqlite3", "ssl", "subprocess"),
+    *("sys", "tempfile", "termios", "threading", "time", "tty", "urllib", "uuid", "uvloop"),
+}
+IMPURE_BUILTINS = {"open", "print", "input", "breakpoint"}  # calls of these count as imports of `builtins`
+ALLOWED_IMPURE = {("errors", "os")}  # for os.strerror, a table of texts
+# What Cython may take from C: memory and arithmetic, no system calls.
+IMPURE_HEADERS = {"sys/socket.h", "unistd.h", "time.h", "pthread.h", "fcntl.h", "stdio.h"}
+LARGEST_MODULE = 500  # lines
+NAMES_THAT_SAY_NOTHING = {"util", "utils", "common", "helper", "helpers", "manager", "misc"}
+
+CYTHON_IMPORT = re.compile(
+    r"^\s*(?:from\s+(?P<source>[.\w]+)\s+c?import\s+(?P<names>[^#]+)|c?import\s+(?P<modules>[\w., ]+))"
+)
+CYTHON_HEADER = re.compile(r"""^\s*cdef\s+extern\s+from\s+["']<?(?P<header>[^"'>]+)""")
+
+
+def modules(package: Path) -> list[Path]:
+    """Every source file of the package."""
+    return sorted(path for suffix in ("py", "pyi", "pyx", "pxd") for path in package.rglob(f"*.{suffix}"))
+
+
+def dotted(path: Path, package: Path) -> tuple[str, ...]:
+    """overlayd/model/plan.py -> ("overlayd", "model", "plan"); a package's __init__ -> the package."""
+    parts = (package.name, *path.relative_to(package).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def absolute(source: str, path: Path, package: Path) -> str:
+    """The module that `from SOURCE import ...` in `path` names, with leading dots resolved."""
+    level = len(source) - len(source.lstrip("."))
+    if not level:
+        return source
+    here = dotted(path, package)
+    base = here if path.stem == "__init__" else here[:-1]
+    base = base[: len(base) - (level - 1)]
+    return ".".join((*base, *filter(None, source.lstrip(".").split("."))))
+
+
+def imports(path: Path, package: Path) -> Iterator[str]:
+    """Every module that a file imports, as an absolute dotted name.
+
+    `from a import b` gives a.b, because b may be a module: the longer name says more about the layer.  Imports inside
+    functions and under TYPE_CHECKING count as well.
+    """
+    text = path.read_text()
+    if path.suffix in (".pyx", ".pxd"):
+        for line in text.replace("\\\n", " ").splitlines():
+            if (match := CYTHON_IMPORT.match(line)) is None:
+                continue
+            if match["modules"]:
+                yield from (part.split()[0] for part in match["modules"].split(",") if part.strip())
+            else:
+                base = absolute(match["source"], path, package)
+                yield from (
+                    f"{base}.{name.split()[0]}" for name in match["names"].strip(" ()").split(",") if name.strip()
+                )
+        return
+    for node in ast.walk(ast.parse(text, str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_BUILTINS:
+            yield f"builtins.{node.func.id}"
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute("." * node.level + (node.module or ""), path, package)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def layer(module: tuple[str, ...]) -> str:
+    """("overlayd", "model", "plan") -> "model"; the package itself -> ""."""
+    return module[1] if len(module) > 1 else ""
+
+
+def forbidden_overlayd(importer: str, imported: tuple[str, ...]) -> bool:
+    """Whether a module of the layer `importer` may not import the module `imported` of overlayd."""
+    allowed = MAY_IMPORT[importer]
+    if layer(imported) in MAY_IMPORT:
+        return layer(imported) not in {importer, *allowed} and ".".join(imported[1:3]) not in allowed
+    return "" not in {importer, *allowed}  # a name in overlayd/__init__.py, such as __version__
+
+
+def impure(importer: str, imported: tuple[str, ...]) -> bool:
+    """Whether the layer `importer` is pure and the foreign module `imported` is not."""
+    if importer not in PURE or (importer, imported[0]) in ALLOWED_IMPURE:
+        return False
+    return imported[0] in IMPURE or imported[:2] == ("libc", "time")
+
+
+def headers(path: Path) -> list[str]:
+    """The C headers that a Cython file includes."""
+    lines = path.read_text().splitlines() if path.suffix in (".pyx", ".pxd") else []
+    return [match["header"] for line in lines if (match := CYTHON_HEADER.match(line))]
+
+
+def violations(package: Path) -> list[str]:
+    """Everything in the package that breaks the table, one line each."""
+    found = []
+    for path in modules(package):
+        here = layer(dotted(path, package))
+        name = f"{path.relative_to(package.parent)}"
+        if here not in MAY_IMPORT:
+            found.append(f"{name}: not in any layer")
+            continue
+        for imported in imports(path, package):
+            parts = tuple(imported.split("."))
+            if parts[0] != package.name:
+                if impure(here, parts):
+                    found.append(f"{name}: {here} is pure and imports {imported}")
+            elif forbidden_overlayd(here, parts):
+                found.append(f"{name}: {here or 'the package'} imports {imported}")
+        if here in PURE:
+            found += [
+                f"{name}: {here} is pure and includes {header}" for header in headers(path) if header in IMPURE_HEADERS
+            ]
+    return found
+
+
+def test_every_import_keeps_to_its_layer() -> None:
+    assert violations(PACKAGE) == []
+
+
+def test_modules_are_short_and_named_after_what_they_own() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules(PACKAGE)}
+    assert {name: length for name, length in lengths.items() if length > LARGEST_MODULE} == {}
+    assert [name for name in lengths if Path(name).stem in NAMES_THAT_SAY_NOTHING] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "complaint"),
+    [
+        ("model/plan.py", "from overlayd.linux import link\n", "model imports overlayd.linux.link"),
+        ("model/plan.py", "from ..linux import link\n", "model imports overlayd.linux.link"),
+        ("model/plan.py", "from .. import wire\n", "model imports overlayd.wire"),
+        ("model/plan.py", "def late():\n    import overlayd.daemon.node\n", "model imports overlayd.daemon.node"),
+        ("model/plan.py", "import time\n", "model is pure and imports time"),
+        ("proto/mux.py", "from asyncio import sleep\n", "proto is pure and imports asyncio.sleep"),
+        ("proto/mux.py", "open('/etc/passwd')\n", "proto is pure and imports builtins.open"),
+        ("proto/mux.py", "import os.path\n", "proto is pure and imports os.path"),
+        ("proto/mux.py", "from overlayd.model import plan\n", "proto imports overlayd.model.plan"),
+        ("wire/codec.py", "from overlayd._fast import frame\n", "wire imports overlayd._fast.frame"),
+        ("linux/link.py", "from overlayd import wire\n", "linux imports overlayd.wire"),
+        (
+            "daemon/node.py",
+            "from overlayd.client import OverlayClient\n",
+            "daemon imports overlayd.client.OverlayClient",
+        ),
+        ("client.py", "from overlayd.linux import link\n", "client imports overlayd.linux.link"),
+        ("cli.py", "from overlayd.daemon import node\n", "cli imports overlayd.daemon.node"),
+        ("errors.py", "from overlayd import wire\n", "errors imports overlayd.wire"),
+        ("errors.py", "import time\n", "errors is pure and imports time"),
+        ("_fast/frame.pyx", "from overlayd.wire cimport codec\n", "_fast imports overlayd.wire.codec"),
+        ("_fast/frame.pyx", "cimport overlayd.model.ipam\n", "_fast imports overlayd.model.ipam"),
+        ("_fast/frame.pyx", "from libc.time cimport time\n", "_fast is pure and imports libc.time.time"),
+        ("_fast/frame.pyx", "import socket, struct\n", "_fast is pure and imports socket"),
+        (
+            "_fast/frame.pyx",
+            'cdef extern from "<sys/socket.h>":\n    pass\n',
+            "_fast is pure and includes sys/socket.h",
+        ),
+        ("stray/thing.py", "", "not in any layer"),
+    ],
+)
+def test_a_planted_violation_is_found(tmp_path: Path, file: str, text: str, complaint: str) -> None:
+    planted = tmp_path / "overlayd" / file
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    planted.write_text(text)
+    assert violations(tmp_path / "overlayd") == [f"overlayd/{file}: {complaint}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("errors.py", "import os\n"),
+        ("proto/mux.py", "from overlayd._fast.frame import Decoder\nfrom . import connection\nimport struct\n"),
+        ("model/plan.py", "from .objects import Step\nfrom overlayd.errors import RequestError\n"),
+        ("wire/__init__.py", "from .codec import encode\nfrom overlayd.errors import ProtocolError\n"),
+        ("linux/link.py", "import socket\nfrom overlayd.model.objects import Veth\n"),
+        ("daemon/main.py", "from overlayd import __version__, wire\nimport asyncio\n"),
+        ("cli.py", "from overlayd.daemon.main import run\nfrom overlayd.daemon import main\nimport asyncio\n"),
+        (
+            "_fast/frame.pyx",
+            "# import socket\nfrom libc.string cimport memcpy\nfrom cpython.bytes cimport (PyBytes_AsString)\n",
+        ),
+    ],
+)
+def test_what_is_allowed_is_not_complained_of(tmp_path: Path, file: str, text: str) -> None:
+    planted = tmp_path / "overlayd" / file
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    planted.write_text(text)
+    assert violations(tmp_path / "overlayd") == []
