@@ -2,48 +2,64 @@
 
 Owns: the order of requests on one resource: first come, first served.  Must not know: what a resource is; names are
 compared, nothing else.
+
+A request queues for all its resources in one instant, so the order of arrival is the same in every queue: nobody
+waits in a circle, and nobody overtakes.
 """
 
 from asyncio import Future, get_running_loop
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
-EVERYTHING = (
-    ""  # held by every change, exclusively by those that touch all (a global setup); sorts before every other name
-)
+EVERYTHING = ""  # held by every request, exclusively by one that touches all there is
+
+
+class _Ticket:
+    """A request in its queues.  missing: how many of them it does not hold yet."""
+
+    __slots__ = ("missing", "turn")
+
+    def __init__(self) -> None:
+        self.missing = 0
+        self.turn: Future[None] | None = None
+
+    def granted(self) -> None:
+        self.missing -= 1
+        if not self.missing and self.turn is not None and not self.turn.done():
+            self.turn.set_result(None)
 
 
 class _Queue:
-    """The holders of one resource and those who wait for it, in order of arrival."""
+    """Those who hold one resource, and those who wait for it in order of arrival; the values say who wants it alone."""
 
-    __slots__ = ("exclusive", "holders", "waiting")
+    __slots__ = ("alone", "holders", "waiting")
 
     def __init__(self) -> None:
-        self.holders = 0
-        self.exclusive = False
-        self.waiting: deque[tuple[bool, Future[None]]] = deque()
+        self.holders: set[_Ticket] = set()
+        self.alone = False
+        self.waiting: dict[_Ticket, bool] = {}
 
-    def free(self, exclusive: bool) -> bool:
-        return not self.waiting and not self.exclusive and not (exclusive and self.holders)
+    def add(self, ticket: _Ticket, alone: bool) -> None:
+        ticket.missing += 1
+        self.waiting[ticket] = alone
+        self._grant()
 
-    def take(self, exclusive: bool) -> None:
-        self.holders += 1
-        self.exclusive = exclusive
+    def remove(self, ticket: _Ticket) -> None:
+        self.waiting.pop(ticket, None)
+        self.holders.discard(ticket)
+        self._grant()
 
-    def release(self) -> None:
-        self.holders -= 1
-        self.exclusive = False
-        while self.waiting:
-            exclusive, turn = self.waiting[0]
-            if turn.cancelled():
-                self.waiting.popleft()
-            elif self.exclusive or (exclusive and self.holders):
+    def _grant(self) -> None:
+        if not self.holders:
+            self.alone = False
+        while self.waiting and not self.alone:
+            ticket, alone = next(iter(self.waiting.items()))
+            if alone and self.holders:
                 break
-            else:
-                self.waiting.popleft()
-                self.take(exclusive)
-                turn.set_result(None)
+            del self.waiting[ticket]
+            self.holders.add(ticket)
+            self.alone = alone
+            ticket.granted()
 
 
 class ResourceLocks:
@@ -57,35 +73,20 @@ class ResourceLocks:
         self, exclusive: Iterable[str] = (), shared: Iterable[str] = (), *, everything: bool = False
     ) -> AsyncIterator[None]:
         """Hold the named resources, alone or together with others who share them, once those who asked earlier are
-        done. everything: hold all there are, alone.
+        done.  everything: hold all there are, alone.
         """
-        wanted = {EVERYTHING: everything} | dict.fromkeys(shared, False) | dict.fromkeys(exclusive, True)
-        held: list[str] = []
+        wanted = dict.fromkeys(shared, False) | dict.fromkeys(exclusive, True) | {EVERYTHING: everything}
+        ticket = _Ticket()
+        for name, alone in wanted.items():
+            self._queues.setdefault(name, _Queue()).add(ticket, alone)
         try:
-            for name in sorted(wanted):  # always in one order, so nobody waits in a circle
-                await self._acquire(name, wanted[name])
-                held.append(name)
+            if ticket.missing:
+                ticket.turn = get_running_loop().create_future()
+                await ticket.turn
             yield
         finally:
-            for name in reversed(held):
-                self._release(name)
-
-    async def _acquire(self, name: str, exclusive: bool) -> None:
-        queue = self._queues.setdefault(name, _Queue())
-        if queue.free(exclusive):
-            queue.take(exclusive)
-            return
-        turn = get_running_loop().create_future()
-        queue.waiting.append((exclusive, turn))
-        try:
-            await turn
-        except BaseException:
-            if turn.done() and not turn.cancelled():
-                self._release(name)  # cancelled in the moment its turn came
-            raise
-
-    def _release(self, name: str) -> None:
-        queue = self._queues[name]
-        queue.release()
-        if not queue.holders and not queue.waiting:
-            del self._queues[name]
+            for name in wanted:
+                queue = self._queues[name]
+                queue.remove(ticket)
+                if not queue.holders and not queue.waiting:
+                    del self._queues[name]

@@ -31,9 +31,11 @@ def test_conflicting_holders_never_overlap_and_keep_their_order(requests):
                 assert not any(conflict(mine, other) for other in holding)
                 holding.append(mine)
                 began.append(number)
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                holding.remove(mine)
+                try:
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                finally:
+                    holding.remove(mine)
 
         tasks = []
         for number, (exclusive, shared, everything, turns, cancel) in enumerate(requests):
