@@ -85,6 +85,8 @@ class Journal:
     salvage, else None.  syncs: how many times a batch of commits was synced.
     """
 
+    rows: dict[log.Row, bytes]
+
     def __init__(self, directory: Path, lock: int) -> None:
         """Not for callers: see `open`."""
         self._directory = directory
@@ -119,23 +121,21 @@ class Journal:
         journal = cls(directory, lock)
         try:
             journal._recover(salvage)
-        except OSError as error:
+        except BaseException as error:
             journal._release()
-            raise _refusal(f"cannot recover {journal._path}", error) from error
-        except StateError:
-            journal._release()
+            if isinstance(error, OSError):
+                raise _refusal(f"cannot recover {journal._path}", error) from error
             raise
         journal.rows = dict(journal._live)
         journal._thread.start()
         return journal
 
-    rows: dict[log.Row, bytes]
-
     def commit(self, change: Mapping[log.Row, bytes | None]) -> asyncio.Future[None]:
         """Keep `change` (None removes the row), after every change committed before it and all or nothing.
 
         Resolves when the change is durable, with StateError when it was refused and undone.  Commits that arrive while
-        others are being synced share the next sync, and its fate.  Cancelling the future does not take the commit back.
+        others are being synced share the next sync, and its fate; a refusal does not stop the commits queued behind it,
+        so a caller whose next change builds on this one awaits it.  Cancelling the future takes nothing back.
         Raises ValueError for a value that is not JSON: see `log.encode_change`.
         """
         if self._closing:
@@ -179,7 +179,7 @@ class Journal:
             self._load(_read(self._file), salvage)
         for path in leftovers:
             if path.name in ("journal.first", "journal.new"):
-                path.unlink()
+                path.unlink(missing_ok=True)  # a salvage has used the name
 
     def _load(self, data: bytes, salvage: bool) -> None:
         try:
@@ -223,14 +223,14 @@ class Journal:
             fault.point("journal:recover:cut")
             os.ftruncate(self._file, found.good_length)
             os.fsync(self._file)
-            outcome = f"kept as {kept}"
+            outcome = f"cut off and kept as {kept}"
         except OSError as error:
             # A full disk is how a log gets torn, and no reason not to start. The next commit rewrites the log.
             self._suspect = True
-            outcome = f"left in place until the next commit ({error.strerror})"
+            outcome = f"ignored, and left in place until the next commit ({error.strerror})"
         self.recovered = (
             f"{self._path} ends in a write that never finished: {found.torn} bytes from byte {found.good_length} on, "
-            f"after commit {found.sequence}, cut off and {outcome}"
+            f"after commit {found.sequence}; they were {outcome}"
         )
 
     def _salvage(self, data: bytes, damage: log.LogDamaged, kept: str) -> None:

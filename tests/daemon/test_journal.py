@@ -258,6 +258,7 @@ async def test_a_damaged_journal_is_refused_with_all_ways_out_and_copied_once(tm
 async def test_salvage_keeps_what_precedes_the_damage_and_a_copy(tmp_path: Path) -> None:
     await write(tmp_path, A, B, C)
     data = damage(tmp_path)
+    (tmp_path / "journal.new").write_bytes(b"OVL")  # of a checkpoint that a crash interrupted
     async with opened(tmp_path, salvage=True) as made:
         assert made.rows == STATES[1]
         assert made.recovered is not None
