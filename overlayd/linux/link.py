@@ -233,6 +233,12 @@ def find_link(netlink: Netlink, name: str) -> rt.Link | None:
     return rt.parse_link(replies[0]) if replies else None
 
 
+def read_link(netlink: Netlink, index: int) -> rt.Link:
+    """The link with that index; raises MechanismError with errno ENODEV when there is none."""
+    body = rt.link_body(u32(rt.IFLA_EXT_MASK, rt.RTEXT_FILTER_SKIP_STATS), index=index)
+    return rt.parse_link(netlink.transact([Request("look up link", str(index), rt.RTM_GETLINK, 0, body)])[0])
+
+
 def link_index(name: str) -> int:
     """The index of the link; raises MechanismError with errno ENODEV when there is none."""
     try:

@@ -239,6 +239,11 @@ def parse_route(body: memoryview) -> KernelRoute | None:
     )
 
 
+def is_default(body: memoryview) -> bool:
+    """Whether an RTM_NEWROUTE message is about a default route; cheap, where there may be a million others."""
+    return body[1] == 0
+
+
 def _nexthops(data: memoryview) -> Iterator[tuple[int, int]]:
     while len(data) >= _NEXTHOP.size:
         size, flags, _weight, index = _NEXTHOP.unpack_from(data)

@@ -70,7 +70,7 @@ def delete(names: Sequence[str]) -> None:
     Several are deleted at once by their link group: the kernel then waits for one RCU grace period, not for one each.
     """
     with Netlink() as host:
-        ours = [name for name in names if (link := find_link(host, name)) is not None and _is_ours(link)]
+        ours = [name for name in names if (link := find_link(host, name)) is not None and is_ours(link)]
         if len(ours) == 1:
             host.transact([delete_request(ours[0])])
         elif ours:
@@ -92,6 +92,12 @@ def host_mac(mac: bytes) -> bytes:
     follows its ports.
     """
     return b"\xfe" + mac[1:]
+
+
+def is_ours(link: rt.Link) -> bool:
+    """Whether the link is the host end of a veth of ours, by its group or, had it lost that, by its name."""
+    marked = link.group in (GROUP_VETH, GROUP_DOOMED) or _OUR_NAME.fullmatch(link.name) is not None
+    return link.kind == "veth" and marked
 
 
 def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
@@ -119,7 +125,7 @@ def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
                 raise
             # The kernel does not say which of the two names is taken.
             leftover = find_link(host, veth.name)
-            if leftover is not None and _is_ours(leftover):
+            if leftover is not None and is_ours(leftover):
                 host.transact([delete_request(veth.name)])
                 continue
             taken = "the host has a foreign link of that name"
@@ -175,11 +181,6 @@ def _await_ready(link: Netlink, name: str) -> None:
         if time.monotonic() > deadline:
             raise MechanismError("configure", name, errno.ETIMEDOUT, "the link does not come up")
         time.sleep(_READY_INTERVAL)
-
-
-def _is_ours(link: rt.Link) -> bool:
-    marked = link.group in (GROUP_VETH, GROUP_DOOMED) or _OUR_NAME.fullmatch(link.name) is not None
-    return link.kind == "veth" and marked
 
 
 def _up(index: int, name: str) -> Request:

@@ -1,0 +1,273 @@
+"""What of ours is in the kernel: bridges, veths, routes, aliases and the link side of devices.
+
+Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
+what should be there, WireGuard keys and peers, nftables.
+
+An object that is there but not sound (a bridge that is down, a veth whose inner end is gone, unseen or half configured)
+comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is repaired or made anew.
+"""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, ip_network
+
+from overlayd.errors import MechanismError
+from overlayd.linux import netns, veth
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import bridge_mac, find_link, read_link
+from overlayd.linux.netlink import Netlink
+from overlayd.model.objects import (
+    ALIAS,
+    GLOBAL,
+    GROUP_BRIDGE,
+    GROUP_DEVICE,
+    GROUP_DOOMED,
+    GROUP_VETH,
+    ROUTE_PROTOCOL,
+    Address,
+    Alias,
+    Bridge,
+    Interface,
+    Netns,
+    Network,
+    Route,
+    Veth,
+)
+
+_log = logging.getLogger(__name__)
+
+# Our own: stand for what an unsound object does not have.
+_NO_ADDRESS = IPv4Interface("0.0.0.0/0")
+_NO_GATEWAY = IPv4Address("0.0.0.0")
+_NO_NAMESPACE = Netns(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLink:
+    """The network side of a WireGuard device: what its link shows; the rest of a `Device` is known by its backend.
+
+    addresses: without aliases.  mtu: bytes, 0 when the link is down.
+    """
+
+    scope: str
+    name: str
+    mtu: int
+    addresses: frozenset[Interface]
+
+    @property
+    def key(self) -> Hashable:
+        """That of the `Device`."""
+        return ("device", self.scope)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedBridge:
+    """A bridge found by its name alone.  names: its name and its alternative names.  ports: names of the veths enslaved
+    to it.
+    """
+
+    names: tuple[str, ...]
+    ports: tuple[str, ...]
+
+
+Observed = Bridge | Veth | Route | Alias | DeviceLink
+
+
+def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
+    """Everything with our mark in the namespace of the calling thread, by key.
+
+    namespaces: host end's name -> the namespace that its inner end should be in; a veth that is not in it is not sound.
+    Reads each kind of thing once, and once more inside each namespace.  Raises MechanismError when the kernel refuses.
+    """
+    with Netlink() as netlink:
+        host = _read(netlink)
+    found: list[Observed] = []
+    for link in host.links.values():
+        addresses = host.addresses[link.ifindex]
+        if link.group == GROUP_BRIDGE and (service := _scope(link, "bridge")) is not None:
+            found.append(_bridge(link, service, addresses))
+        elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
+            found += _device(link, scope, addresses)
+    found += _routes(host)
+    by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
+    for link in host.links.values():
+        if link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED):
+            by_namespace[namespaces.get(link.name, _NO_NAMESPACE)].append(link)
+    for namespace, links in by_namespace.items():
+        inside = _look_inside(namespace)
+        found += (_veth(link, namespace, host, inside) for link in links)
+    return {thing.key: thing for thing in found}
+
+
+def observe_bridge(name: str) -> Bridge | None:
+    """The bridge of that name or alternative name, None when there is none of ours; costs nothing for other links."""
+    with Netlink() as netlink:
+        link = find_link(netlink, name)
+        service = None if link is None else _scope(link, "bridge")
+        if link is None or service is None or link.group != GROUP_BRIDGE:
+            return None
+        return _bridge(link, service, _addresses(netlink, link.ifindex)[link.ifindex])
+
+
+def observe_veth(name: str, namespace: Netns) -> Veth | None:
+    """The veth with that host end, its inner end looked for in `namespace`; None when there is no host end of ours."""
+    with Netlink() as netlink:
+        link = find_link(netlink, name)
+        if link is None or not veth.is_ours(link):
+            return None
+        links = {link.ifindex: link}
+        addresses: _Addresses = defaultdict(list)
+        routes: set[_Route] = set()
+        if link.master:
+            links[link.master] = read_link(netlink, link.master)
+            addresses = _addresses(netlink, link.master)
+        else:
+            routes = _read_routes(netlink)
+    return _veth(link, namespace, _View(links, addresses, routes), _look_inside(namespace))
+
+
+def bridges_named(prefix: str, suffix: str) -> list[NamedBridge]:
+    """All bridges one of whose names starts with `prefix` and ends with `suffix`, ours or not."""
+    with Netlink() as netlink:
+        links = _read_links(netlink)
+    ports: defaultdict[int, list[str]] = defaultdict(list)
+    for link in links.values():
+        if link.kind == "veth":
+            ports[link.master].append(link.name)
+    return [
+        NamedBridge(names, tuple(sorted(ports[link.ifindex])))
+        for link in links.values()
+        if link.kind == "bridge"
+        for names in [(link.name, *link.alternative_names)]
+        if any(name.startswith(prefix) and name.endswith(suffix) for name in names)
+    ]
+
+
+_Addresses = defaultdict[int, list[Interface]]  # by link index, IPv6 link-local ones left out
+_Route = tuple[int, Network, Address | None]  # link index, destination, gateway
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What one namespace shows: links by index, addresses, and the routes of our protocol."""
+
+    links: dict[int, rt.Link]
+    addresses: _Addresses
+    routes: set[_Route]
+
+
+def _read(netlink: Netlink) -> _View:
+    return _View(_read_links(netlink), _addresses(netlink), _read_routes(netlink))
+
+
+def _read_links(netlink: Netlink) -> dict[int, rt.Link]:
+    links = map(rt.parse_link, netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()))
+    return {link.ifindex: link for link in links}
+
+
+def _addresses(netlink: Netlink, index: int = 0) -> _Addresses:
+    found: _Addresses = defaultdict(list)
+    for address in map(rt.parse_address, netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter(index))):
+        if address is not None and address.scope == rt.RT_SCOPE_UNIVERSE:
+            found[address.ifindex].append(address.interface)
+    return found
+
+
+def _read_routes(netlink: Netlink) -> set[_Route]:
+    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL))
+    return {
+        (index, route.destination, route.gateway)
+        for route in map(rt.parse_route, bodies)
+        if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == ROUTE_PROTOCOL
+        for index, _flags in route.hops
+    }
+
+
+def _look_inside(namespace: Netns) -> _View | None:
+    """What the namespace shows, None when it cannot be looked at: its process has exited, or we may not."""
+    if namespace == _NO_NAMESPACE:
+        return None
+    try:
+        descriptor = netns.open_namespace(namespace)
+        try:
+            with netns.socket_in(descriptor) as netlink:
+                return _read(netlink)
+        finally:
+            os.close(descriptor)
+    except MechanismError as error:
+        _log.warning("a container's end of its veth cannot be seen: %s", error)
+        return None
+
+
+def _scope(link: rt.Link, kind: str) -> str | None:
+    """The scope in the alias of a bridge or device of ours, None when it has no such alias."""
+    mark = f"{ALIAS} {kind} "
+    return link.alias[len(mark) :] if link.alias.startswith(mark) else None
+
+
+def _is_up(link: rt.Link) -> bool:
+    return bool(link.flags & rt.IFF_UP)
+
+
+def _bridge(link: rt.Link, service: str, addresses: list[Interface]) -> Bridge:
+    address = addresses[0] if len(addresses) == 1 else _NO_ADDRESS
+    sound = _is_up(link) and link.kind == "bridge" and link.mac == bridge_mac(address.ip)
+    return Bridge(service, link.name, address, link.mtu if sound else 0)
+
+
+def _device(link: rt.Link, scope: str, addresses: list[Interface]) -> Iterable[DeviceLink | Alias]:
+    """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix."""
+    aliases = {address for address in addresses if scope == GLOBAL and address.network.num_addresses == 1}
+    yield DeviceLink(scope, link.name, link.mtu if _is_up(link) else 0, frozenset(addresses) - aliases)
+    yield from (Alias(link.name, address.ip) for address in aliases)
+
+
+def _routes(host: _View) -> Iterable[Route]:
+    for index, destination, _gateway in host.routes:
+        link = host.links.get(index)
+        scope = None if link is None or link.group != GROUP_DEVICE else _scope(link, "device")
+        if link is not None and scope is not None:
+            yield Route(scope, link.name, destination)
+
+
+def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) -> Veth:
+    bridge = host.links.get(link.master)
+    name = None if bridge is None else bridge.name
+    service = None if bridge is None else _scope(bridge, "bridge")
+    inner = None if inside is None else inside.links.get(link.peer)
+    if inside is None or inner is None or inner.peer != link.ifindex:
+        return Veth(link.name, namespace, "", service, name, _NO_ADDRESS, _NO_GATEWAY, frozenset(), b"", 0)
+
+    addresses = inside.addresses[inner.ifindex]
+    address = addresses[0] if len(addresses) == 1 else _NO_ADDRESS
+    routes = [(destination, via) for index, destination, via in inside.routes if index == inner.ifindex]
+    gateways = {via for _destination, via in routes if via is not None}
+    if bridge is None:
+        gateways |= {destination.network_address for destination, via in routes if via is None}
+        reached = (link.ifindex, ip_network(address.ip), None) in host.routes
+    else:
+        gateways = gateways or {address.ip for address in host.addresses[bridge.ifindex]}
+        reached = service is not None
+    sound = (
+        reached
+        and link.group == GROUP_VETH
+        and len(gateways) == 1
+        and all(map(_is_up, (link, inner, inside.links[rt.LOOPBACK])))
+        and link.mtu == inner.mtu
+        and link.mac == veth.host_mac(inner.mac)
+    )
+    return Veth(
+        name=link.name,
+        netns=namespace,
+        interface=inner.name,
+        service=service,
+        bridge=name,
+        address=address,
+        gateway=min(gateways, default=_NO_GATEWAY),
+        routes=frozenset(destination for destination, via in routes if via is not None),
+        mac=inner.mac,
+        mtu=inner.mtu if sound else 0,
+    )

@@ -1,0 +1,162 @@
+"""The codec against what the kernel makes of it, as `ip` shows it; and the errors."""
+
+import errno
+import json
+from ipaddress import ip_interface, ip_network
+
+import pytest
+
+from overlayd.errors import MechanismError
+from overlayd.linux import netlink as netlink_module
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import address_request, find_link, link_index, look_up_request, route_request
+from overlayd.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, Request, attribute, attributes, nested, text
+
+
+def bridge(name, *more, up=False):
+    kind = nested(rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "bridge"))
+    body = rt.link_body(text(rt.IFLA_IFNAME, name), kind, *more, up=up)
+    return Request("create bridge", name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+@pytest.mark.parametrize("size", range(9))
+def test_attributes_are_padded_and_come_back(size):
+    encoded = attribute(7, bytes(size)) + nested(8, text(1, "x"))
+    assert len(encoded) % 4 == 0
+    (first, zeros), (second, inside) = attributes(memoryview(encoded))
+    assert (first, bytes(zeros), second) == (7, bytes(size), 8)
+    assert [(kind, bytes(value)) for kind, value in attributes(inside)] == [(1, b"x\0")]
+
+
+@pytest.mark.parametrize("data", [b"", b"\1", b"\0\0\0\0", b"\3\0\1\0", b"\xff\xff\1\0ab"])
+def test_damaged_attributes_end_the_walk(data):
+    assert len(list(attributes(memoryview(data)))) <= 1
+
+
+def test_links_decode_as_ip_shows_them(host, shell):
+    shell(
+        "ip link add d0 mtu 1333 address 02:00:00:00:00:07 group 77 type veth peer name d1;"
+        "ip link set d0 up alias 'overlayd x y'"
+    )
+    shell("ip link property add dev d0 altname other; ip link add br0 type bridge; ip link set d0 master br0")
+    shell("ip link add v0 type veth peer name v1")
+    with Netlink() as netlink:
+        links = {link.name: link for link in map(rt.parse_link, netlink.dump("list", rt.RTM_GETLINK, rt.link_filter()))}
+    shown = {link["ifname"]: link for link in json.loads(shell("ip -j -d link"))}
+    assert links.keys() == shown.keys()
+    d0 = links["d0"]
+    assert (d0.mtu, d0.group, d0.alias, d0.alternative_names) == (1333, 77, "overlayd x y", ("other",))
+    assert (d0.mac, d0.kind, d0.master) == (bytes([2, 0, 0, 0, 0, 7]), "veth", links["br0"].ifindex)
+    assert (links["v0"].peer, links["v1"].peer) == (links["v1"].ifindex, links["v0"].ifindex)
+    for name, link in links.items():
+        assert link.ifindex == shown[name]["ifindex"]
+        assert bool(link.flags & rt.IFF_UP) == ("UP" in shown[name]["flags"])
+        assert link.kind == shown[name].get("linkinfo", {}).get("info_kind", "")
+
+
+def test_addresses_and_routes_decode_as_they_were_asked_for(host, shell):
+    shell("ip link add d0 type bridge; ip link add d1 type bridge; ip link set d0 up; ip link set d1 up")
+    wanted = {ip_interface("10.1.2.3/16"), ip_interface("fd01::3/64")}
+    with Netlink() as netlink:
+        d0, d1 = link_index("d0"), link_index("d1")
+        netlink.transact([address_request(d0, interface) for interface in wanted])
+        netlink.transact(
+            [
+                route_request(d0, ip_network("10.9.0.0/16"), ip_interface("10.1.0.1/32").ip),
+                route_request(d1, ip_network("10.8.0.1/32")),
+                route_request(d0, ip_network("::/0"), ip_interface("fd01::1/64").ip),
+            ]
+        )
+        shell(
+            "ip route add 10.7.0.0/16 nexthop via 10.1.0.1 dev d0 nexthop dev d1;"
+            "ip route add 10.6.0.0/16 dev d0 mtu 1300 metric 5"
+        )
+        addresses = [rt.parse_address(body) for body in netlink.dump("list", rt.RTM_GETADDR, rt.address_filter(d0))]
+        routes = {
+            r.destination: r for r in map(rt.parse_route, netlink.dump("list", rt.RTM_GETROUTE, rt.route_filter()))
+        }
+        ours = [rt.parse_route(body) for body in netlink.dump("list", rt.RTM_GETROUTE, rt.route_filter(0x6F))]
+    assert {a.interface for a in addresses if a.scope == rt.RT_SCOPE_UNIVERSE} == wanted
+    assert routes[ip_network("10.9.0.0/16")].gateway == ip_interface("10.1.0.1/32").ip
+    assert routes[ip_network("10.8.0.1/32")].scope == rt.RT_SCOPE_LINK
+    assert [index for index, _flags in routes[ip_network("10.7.0.0/16")].hops] == [d0, d1]
+    assert (routes[ip_network("10.6.0.0/16")].mtu, routes[ip_network("10.6.0.0/16")].metric) == (1300, 5)
+    assert routes[ip_network("10.1.0.0/16")].source == ip_interface("10.1.2.3/16").ip
+    assert {route.destination for route in ours} == {
+        ip_network("10.9.0.0/16"),
+        ip_network("10.8.0.1/32"),
+        ip_network("::/0"),
+    }
+    assert "nodad" in shell("ip address show dev d0") and "tentative" not in shell(
+        "ip address show dev d0 to fd01::/64"
+    )
+
+
+def test_a_batch_names_the_request_that_was_refused_and_does_the_others(host):
+    with Netlink() as netlink, pytest.raises(MechanismError) as raised:
+        netlink.transact([bridge("a0"), bridge("a0"), bridge("b0")])
+    assert (raised.value.operation, raised.value.object, raised.value.errno) == ("create bridge", "a0", errno.EEXIST)
+    assert link_index("a0") and link_index("b0")
+
+
+def test_the_kernels_explanation_is_in_the_detail(host):
+    unknown = rt.link_body(text(rt.IFLA_IFNAME, "x0"), nested(rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "nonesuch")))
+    with Netlink() as netlink, pytest.raises(MechanismError) as raised:
+        netlink.transact([Request("create", "x0", rt.RTM_NEWLINK, NLM_F_CREATE, unknown)])
+    assert raised.value.errno == errno.EOPNOTSUPP
+    assert raised.value.detail == "Unknown device type"
+
+
+def test_tolerated_errors_are_no_errors_and_replies_come_back_in_order(host):
+    with Netlink() as netlink:
+        replies = netlink.transact(
+            [
+                look_up_request("nope", errno.ENODEV),
+                bridge("a0"),
+                look_up_request("a0"),
+                look_up_request("lo"),
+            ]
+        )
+        assert [rt.parse_link(body).name for body in replies] == ["a0", "lo"]
+        assert find_link(netlink, "nope") is None
+
+
+def test_more_requests_than_the_receive_buffer_holds_acknowledgements(host):
+    with Netlink() as netlink:
+        netlink.transact([bridge("a0", up=True)])
+        index = link_index("a0")
+        many = [ip_interface(f"10.{n >> 8}.{n & 255}.1/32") for n in range(1000)]
+        netlink.transact([address_request(index, interface) for interface in many])
+        bodies = netlink.dump("list", rt.RTM_GETADDR, rt.address_filter(index))
+    found = {rt.parse_address(body).interface for body in bodies}
+    assert found >= set(many)
+
+
+def test_an_interrupted_dump_is_read_again(host, monkeypatch):
+    """The kernel sets the flag on its own time: here it is set on the first message of the first reading."""
+    genuine = netlink_module._messages
+    readings = []
+
+    def interrupt_once(data):
+        for kind, flags, sequence, body in genuine(data):
+            readings.append(kind)
+            yield kind, flags | (netlink_module.NLM_F_DUMP_INTR if len(readings) == 1 else 0), sequence, body
+
+    monkeypatch.setattr(netlink_module, "_messages", interrupt_once)
+    with Netlink() as netlink:
+        bodies = netlink.dump("list", rt.RTM_GETLINK, rt.link_filter())
+    assert readings.count(netlink_module.NLMSG_DONE) == 2
+    assert len(bodies) == len({rt.parse_link(body).name for body in bodies})
+
+
+def test_a_dump_that_is_always_interrupted_is_an_error(host, monkeypatch):
+    monkeypatch.setattr(Netlink, "_read_dump", lambda self, operation: ([], True))
+    with Netlink() as netlink, pytest.raises(MechanismError) as raised:
+        netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter())
+    assert raised.value.errno == errno.EINTR
+
+
+def test_a_refused_dump_is_an_error(host):
+    with Netlink() as netlink, pytest.raises(MechanismError) as raised:
+        netlink.dump("list links", rt.RTM_GETLINK, b"\1" * 16)
+    assert (raised.value.operation, raised.value.errno) == ("list links", errno.EINVAL)

@@ -1,0 +1,365 @@
+"""Attach and detach of real processes in real namespaces; after every failure the host and the container are as before."""
+
+import errno
+import json
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+
+import pytest
+
+from overlayd.errors import MechanismError
+from overlayd.linux import link, netns, veth
+from overlayd.linux.observe import observe_veth
+from overlayd.model.objects import GROUP_VETH, Bridge, Veth
+
+BRIDGE = {4: "10.9.0.1/24", 6: "fd09::1/112"}
+NODE = {4: "10.200.0.1/16", 6: "fd0a::1/64"}
+EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
+VERSIONS = pytest.mark.parametrize("version", [4, 6])
+
+
+def make_bridge(version=4):
+    link.create_bridge(Bridge("web", "zl-web-b", ip_interface(BRIDGE[version]), 1340))
+
+
+def service_leg(box, number=5, version=4):
+    """The veth of a container on the bridge of service web."""
+    gateway = ip_interface(BRIDGE[version])
+    return Veth(
+        name=f"veth-{box.pid}-s",
+        netns=box.netns,
+        interface="eth0",
+        service="web",
+        bridge="zl-web-b",
+        address=ip_interface(f"{gateway.ip + number}/{gateway.network.prefixlen}"),
+        gateway=gateway.ip,
+        routes=frozenset({ip_network(EVERYTHING[version])}),
+        mac=bytes([2, 0, 0, 0, number >> 8, number & 255]),
+        mtu=1340,
+    )
+
+
+def global_leg(box, version=4):
+    """The veth of a container in the global overlay; the gateway is an address of another link of the host."""
+    node = ip_interface(NODE[version])
+    return Veth(
+        name=f"veth-{box.pid}-g",
+        netns=box.netns,
+        interface="eth1",
+        service=None,
+        bridge=None,
+        address=ip_interface(node.ip + 9),
+        gateway=node.ip,
+        routes=frozenset({node.network}),
+        mac=bytes([2, 0, 0, 0, 1, 9]),
+        mtu=1340,
+    )
+
+
+def make_node(shell, version=4):
+    shell(f"ip link add node0 type bridge; ip link set node0 up; ip address add {NODE[version]} dev node0 nodad")
+
+
+def refusal(wanted):
+    with pytest.raises(MechanismError) as raised:
+        veth.create(wanted)
+    return raised.value
+
+
+def udp(version, bound):
+    found = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    # Less than a second: that is when an unanswered address resolution is tried again.
+    found.settimeout(0.5)
+    found.bind((str(bound), 5000))
+    return found
+
+
+def udp_inside(box, version, bound):
+    descriptor = netns.open_namespace(box.netns)
+    try:
+        with netns.entered(descriptor):
+            return udp(version, bound)
+    finally:
+        os.close(descriptor)
+
+
+@VERSIONS
+def test_a_service_leg_is_what_was_wanted(host, container, shell, version):
+    make_bridge(version)
+    box = container()
+    wanted = service_leg(box, version=version)
+    veth.create(wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted
+    inner = {each["ifname"]: each for each in json.loads(box.run("ip -j -d address"))}
+    assert inner.keys() == {"lo", "eth0"}
+    assert "UP" in inner["lo"]["flags"] and "UP" in inner["eth0"]["flags"]
+    assert (inner["eth0"]["mtu"], inner["eth0"]["address"]) == (1340, "02:00:00:00:00:05")
+    assert (inner["eth0"]["num_tx_queues"], inner["eth0"]["num_rx_queues"]) == (1, 1)
+    own = [each for each in inner["eth0"]["addr_info"] if each["scope"] == "global"]
+    assert [(each["local"], each["prefixlen"]) for each in own] == [
+        (str(wanted.address.ip), wanted.address.network.prefixlen)
+    ]
+    default = json.loads(box.run(f"ip -j -{version} route show default"))
+    assert [(route["gateway"], route["dev"]) for route in default] == [(str(wanted.gateway), "eth0")]
+    (outer,) = json.loads(shell(f"ip -j -d link show {wanted.name}"))
+    assert (outer["master"], outer["mtu"], int(outer["group"])) == ("zl-web-b", 1340, GROUP_VETH)
+    assert (outer["address"], outer["linkinfo"]["info_slave_data"]["state"]) == ("fe:00:00:00:00:05", "forwarding")
+
+
+@VERSIONS
+def test_the_first_packet_passes_both_ways(host, container, version):
+    """To the gateway and back, and between containers, with nothing sent before and nothing sent twice."""
+    make_bridge(version)
+    boxes = [container() for _ in range(8)]
+    gateway = udp(version, ip_interface(BRIDGE[version]).ip)
+    sockets = []
+    for number, box in enumerate(boxes, 5):
+        wanted = service_leg(box, number, version)
+        veth.create(wanted)
+        mine = udp_inside(box, version, wanted.address.ip)
+        mine.sendto(b"ping", (str(wanted.gateway), 5000))
+        data, origin = gateway.recvfrom(100)
+        assert (data, origin[0]) == (b"ping", str(wanted.address.ip))
+        gateway.sendto(b"pong", origin)
+        assert mine.recv(100) == b"pong"
+        if sockets:
+            mine.sendto(b"hello", sockets[-1].getsockname())
+            assert sockets[-1].recv(100) == b"hello"
+        sockets.append(mine)
+    for each in (gateway, *sockets):
+        each.close()
+
+
+@VERSIONS
+def test_the_host_can_send_first(host, container, version):
+    make_bridge(version)
+    gateway = udp(version, ip_interface(BRIDGE[version]).ip)
+    for number in range(5, 10):
+        wanted = service_leg(box := container(), number, version)
+        veth.create(wanted)
+        mine = udp_inside(box, version, wanted.address.ip)
+        gateway.sendto(b"hello", mine.getsockname())
+        assert mine.recv(100) == b"hello"
+        mine.close()
+    gateway.close()
+
+
+@VERSIONS
+def test_a_global_leg_works_without_a_bridge(host, container, shell, version):
+    make_node(shell, version)
+    box = container()
+    wanted = global_leg(box, version)
+    veth.create(wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted
+    node, mine = udp(version, wanted.gateway), udp_inside(box, version, wanted.address.ip)
+    mine.sendto(b"ping", (str(wanted.gateway), 5000))
+    data, origin = node.recvfrom(100)
+    assert (data, origin[0]) == (b"ping", str(wanted.address.ip))
+    node.sendto(b"pong", origin)
+    assert mine.recv(100) == b"pong"
+    node.close()
+    mine.close()
+
+
+def test_both_legs_and_both_go(host, container, shell):
+    make_bridge()
+    make_node(shell)
+    before = host()
+    box = container()
+    legs = [service_leg(box), global_leg(box)]
+    for wanted in legs:
+        veth.create(wanted)
+    assert "eth0" in box.run("ip link") and "eth1" in box.run("ip link")
+    veth.delete([wanted.name for wanted in legs])
+    assert host() == before
+    assert "eth" not in box.run("ip -br link")
+
+
+def test_ipv6_switched_off_inside_is_switched_on_for_our_interface(host, container):
+    make_bridge(6)
+    box = container()
+    box.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+    wanted = service_leg(box, version=6)
+    veth.create(wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted
+    assert box.run("sysctl -n net.ipv6.conf.default.disable_ipv6").strip() == "1"
+
+
+def test_a_dead_process(host, container):
+    make_bridge()
+    box = container()
+    box.kill()
+    before = host()
+    assert refusal(service_leg(box)).errno == errno.ESRCH
+    assert host() == before
+
+
+def test_a_reused_pid(host, container):
+    make_bridge()
+    box = container()
+    before = host()
+    wanted = service_leg(box)
+    assert refusal(replace(wanted, netns=replace(box.netns, started=1))).errno == errno.ESRCH
+    assert host() == before
+
+
+def test_a_process_in_the_hosts_own_namespace(host, container):
+    make_bridge()
+    box = container(own_namespace=False)
+    before = host()
+    assert refusal(service_leg(box)).errno == errno.EINVAL
+    assert host() == before
+
+
+@pytest.mark.parametrize("moment", ["_create_pair", "_configure_inner", "_configure_outer"])
+def test_a_process_that_exits_in_the_middle(host, container, monkeypatch, moment):
+    make_bridge()
+    box = container()
+    before = host()
+    genuine = getattr(veth, moment)
+
+    def killed_before(*arguments):
+        box.kill()
+        genuine(*arguments)
+
+    monkeypatch.setattr(veth, moment, killed_before)
+    assert refusal(service_leg(box)).errno == errno.ESRCH
+    assert host() == before
+
+
+def test_a_host_end_deleted_in_the_middle(host, container, shell, monkeypatch):
+    make_bridge()
+    box = container()
+    before = host()
+    genuine = veth._configure_outer
+
+    def deleted_before(*arguments):
+        shell(f"ip link delete veth-{box.pid}-s")
+        genuine(*arguments)
+
+    monkeypatch.setattr(veth, "_configure_outer", deleted_before)
+    assert refusal(service_leg(box)).errno == errno.ENODEV
+    assert host() == before
+
+
+def test_a_missing_bridge(host, container):
+    box = container()
+    before = host()
+    refused = refusal(service_leg(box))
+    assert (refused.errno, refused.object) == (errno.ENODEV, "zl-web-b")
+    assert host() == before
+
+
+def test_a_master_that_is_no_bridge(host, container, shell):
+    shell("ip link add zl-web-b type veth peer name other")
+    box = container()
+    before, inside = host(), box.run("ip link")
+    assert refusal(service_leg(box)).errno == errno.EOPNOTSUPP
+    assert (host(), box.run("ip link")) == (before, inside)
+
+
+def test_a_gateway_that_is_not_on_link(host, container):
+    make_bridge()
+    box = container()
+    before, inside = host(), box.run("ip -br link")
+    refused = refusal(replace(service_leg(box), gateway=ip_address("192.0.2.1")))
+    assert (refused.operation, refused.object) == ("add route", "0.0.0.0/0")
+    assert refused.errno == errno.ENETUNREACH
+    assert host() == before
+    assert box.run("ip -br link").replace("UNKNOWN", "DOWN   ").split()[0] == inside.split()[0] == "lo"
+    assert "eth0" not in box.run("ip link")
+
+
+def test_an_interface_of_that_name_is_there_already(host, container):
+    make_bridge()
+    box = container()
+    box.run("ip link add eth0 type bridge")
+    before = host()
+    refused = refusal(service_leg(box))
+    assert refused.errno == errno.EEXIST
+    assert "already has an interface eth0" in str(refused)
+    assert host() == before
+    assert "eth0" in box.run("ip link")
+
+
+@pytest.mark.parametrize("group", [0, GROUP_VETH])
+def test_a_leftover_of_ours_is_replaced(host, container, shell, group):
+    make_bridge()
+    box = container()
+    wanted = service_leg(box)
+    shell(f"ip link add {wanted.name} group {group} type veth peer name eth0 netns {box.pid}")
+    veth.create(wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted
+
+
+def test_a_leftover_is_not_blamed_for_a_taken_name_inside(host, container, shell):
+    make_bridge()
+    box = container()
+    wanted = service_leg(box)
+    box.run("ip link add eth0 type bridge")
+    shell(f"ip link add {wanted.name} type veth peer name left")
+    assert "already has an interface eth0" in str(refusal(wanted))
+
+
+def test_a_foreign_link_of_that_name_is_left_alone(host, container, shell):
+    make_bridge()
+    box = container()
+    wanted = service_leg(box)
+    shell(f"ip link add {wanted.name} type bridge")
+    before = host()
+    refused = refusal(wanted)
+    assert refused.errno == errno.EEXIST
+    assert "foreign" in str(refused)
+    assert host() == before
+    veth.delete([wanted.name])
+    assert host() == before
+
+
+def test_no_descriptor_stays_open(host, container):
+    make_bridge()
+    box = container()
+    wanted = service_leg(box)
+    before = descriptors()
+    veth.create(wanted)
+    refusal(replace(wanted, bridge="nope"))
+    veth.delete([wanted.name])
+    refusal(replace(wanted, gateway=ip_address("192.0.2.1")))
+    assert descriptors() == before
+
+
+def descriptors():
+    return sorted(Path("/proc/self/fd").iterdir())
+
+
+def test_a_hundred_are_deleted_at_once_and_nothing_else(host, container, shell):
+    make_bridge()
+    box, other = container(), container()
+    before = host()
+    names = [f"veth-{number}-s" for number in range(100)]
+    shell("; ".join(f"ip link add {name} group {GROUP_VETH} type veth peer name p{name[5:]}" for name in names))
+    kept = service_leg(other)
+    veth.create(kept)
+    veth.create(service_leg(box, 6))
+    veth.delete([*names, f"veth-{box.pid}-s", "veth-none-s", "zl-web-b", "lo"])
+    assert observe_veth(kept.name, other.netns) == kept
+    veth.delete([kept.name])
+    assert host() == before
+    veth.delete([*names, kept.name])
+    veth.delete([])
+    assert host() == before
+
+
+def test_threads_attach_and_delete_at_the_same_time(host, container):
+    make_bridge()
+    before = host()
+    boxes = [container() for _ in range(12)]
+    legs = [service_leg(box, number) for number, box in enumerate(boxes, 5)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(veth.create, legs))
+        assert [observe_veth(leg.name, leg.netns) for leg in legs] == legs
+        list(pool.map(veth.delete, [[leg.name for leg in legs[start : start + 3]] for start in range(0, 12, 3)]))
+    assert host() == before
