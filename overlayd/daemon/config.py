@@ -8,6 +8,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 import msgspec
 
@@ -16,6 +17,11 @@ from overlayd import __version__
 DATA_DIR = "/var/lib/overlayd"
 SOCKET = "/run/overlayd/overlayd.sock"
 CONFIG_FILE = "/etc/overlayd/overlayd.toml"
+
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+WireGuard = Literal["auto", "kernel", "userspace"]
 
 
 class ConfigError(Exception):
@@ -28,16 +34,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     data_dir: str = DATA_DIR
     socket: str = SOCKET
     socket_group: str = "overlayd"
-    log_format: str = "text"
-    log_level: str = "info"
-    wireguard: str = "auto"
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+    wireguard: WireGuard = "auto"
 
-
-CHOICES = {
-    "log_format": ("text", "json"),
-    "log_level": ("debug", "info", "warning", "error"),
-    "wireguard": ("auto", "kernel", "userspace"),
-}
 
 _EPILOG = """\
 Every option can also stand in the configuration file (data-dir = "/srv/overlayd") or in the environment
@@ -71,11 +71,11 @@ def parser() -> argparse.ArgumentParser:
         help="group that may use the socket, beside root and the daemon's own user (default: overlayd, if it exists)",
     )
     option("--config", metavar="FILE", help=f"configuration file (default {CONFIG_FILE}, if it exists)")
-    option("--log-format", choices=CHOICES["log_format"], help="how a line of the log is written (default text)")
-    option("--log-level", choices=CHOICES["log_level"], help="the least severe level that is logged (default info)")
+    option("--log-format", choices=get_args(LogFormat), help="how a line of the log is written (default text)")
+    option("--log-level", choices=get_args(LogLevel), help="the least severe level that is logged (default info)")
     option(
         "--wireguard",
-        choices=CHOICES["wireguard"],
+        choices=get_args(WireGuard),
         help="the WireGuard to use: kernel if there is one, else wireguard-go in user space (default auto)",
     )
     option(
@@ -107,9 +107,6 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         config = msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from error
-    for name, allowed in CHOICES.items():
-        if getattr(config, name) not in allowed:
-            raise ConfigError(f"{name.replace('_', '-')}: {getattr(config, name)!r} is none of {', '.join(allowed)}")
     if len(os.fsencode(config.socket)) > 107:  # sun_path of struct sockaddr_un, less its NUL
         raise ConfigError(f"socket: the path is longer than the 107 bytes a Unix socket may have: {config.socket}")
     return config

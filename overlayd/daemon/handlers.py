@@ -262,7 +262,7 @@ def _own_key(node: Node, scope: str) -> bytes:
     if scope == GLOBAL:
         return public_key(node.state.node.private_key)
     service = node.state.get(Service, scope)
-    return public_key(service.private_key) if service and service.dedicated else b""
+    return public_key(service.private_key) if service is not None and service.dedicated else b""
 
 
 def _peers(scope: str) -> str:
