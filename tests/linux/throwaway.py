@@ -34,7 +34,7 @@ class Namespace:
     def nft(self, script: str) -> str:
         """Run an nft script with the program, not with what is under test."""
         command = ["ip", "netns", "exec", self.name, "nft", "-f", "-"]
-        return subprocess.run(command, input=script, text=True, check=True, capture_output=True).stdout
+        return subprocess.run(command, input=script, text=True, check=True, stdout=subprocess.PIPE).stdout
 
     @contextmanager
     def entered(self) -> Iterator[None]:
