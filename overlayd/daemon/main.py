@@ -20,7 +20,8 @@ from overlayd import __version__
 from overlayd.daemon import config as configuration
 from overlayd.daemon import endpoint, logs, start
 from overlayd.daemon.config import Config, ConfigError
-from overlayd.daemon.handlers import Daemon, Handlers
+from overlayd.daemon.handlers import Handlers
+from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal

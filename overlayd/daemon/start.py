@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from overlayd.daemon.apply import Kernel
-from overlayd.daemon.handlers import detach
+from overlayd.daemon.handlers.containers import detach
 from overlayd.daemon.inspect import observe
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node as LiveNode

@@ -41,7 +41,7 @@ class State:
         self._leases: dict[str, dict[Address, Lease]] = {}
         self._pools: dict[str, Pool] = {}
         self._peers: dict[str, dict[bytes, Peer]] = {}
-        self._allowed: dict[str, AllowedIPs] = {}
+        self._allowed: dict[str, AllowedIPs[bytes]] = {}
         self._namespaces: dict[int, str] = {}
         self.generation = 0  # grows with every change: what was computed from an older one is stale
         self.releases = 0  # the newest order of release
@@ -75,7 +75,7 @@ class State:
         """The peers of a scope by public key."""
         return self._peers.get(scope, {})
 
-    def allowed_ips(self, scope: str) -> AllowedIPs:
+    def allowed_ips(self, scope: str) -> AllowedIPs[bytes]:
         """Who owns an allowed IP in a scope: values are public keys."""
         return self._allowed.setdefault(scope, AllowedIPs())
 
@@ -220,5 +220,5 @@ class Draft:
     def owner(self, scope: str, network: Network) -> Peer | None:
         """The peer that has exactly this allowed IP."""
         key = self.state.allowed_ips(scope).exact(network.network_address.packed, network.prefixlen)
-        peer = self.peer(scope, cast(bytes, key)) if key is not None else None
+        peer = self.peer(scope, key) if key is not None else None
         return peer if peer and network in peer.allowed_ips else None

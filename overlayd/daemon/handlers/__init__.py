@@ -1,0 +1,92 @@
+"""What each request does: one short handler a request, in the module of its subject.
+
+Owns: the table that finds a handler, and the one place where errors become responses.  Must not know: sockets and
+frames.
+
+A handler turns strings into values, asks the node for a change or reads the state, and turns the outcome into a
+response.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from overlayd import wire
+from overlayd.daemon.handlers import containers, overlay, peers, services
+from overlayd.daemon.handlers.context import Daemon
+from overlayd.errors import MechanismError, RequestError, StateError
+
+log = logging.getLogger(__name__)
+
+
+class Handlers:
+    """The dispatch table, bound to a daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+
+    def quick(self, request: wire.Request) -> Callable[[], wire.Response | bytes] | None:
+        """How to answer a request that only reads the state; None for every other one."""
+        handler = QUICK.get(type(request))
+        if handler is None:
+            return None
+        return lambda: handler(self.daemon, request)
+
+    async def run(self, request: wire.Request) -> wire.Response:
+        """Do a request and answer it.  Never raises: this is where errors become responses."""
+        try:
+            return await HANDLERS[type(request)](self.daemon, request)
+        except RequestError as error:
+            return wire.Err(message=str(error))
+        except (MechanismError, StateError) as error:
+            log.error("%s: %s", _op(request), error)
+            return wire.Err(message=str(error))
+        except Exception as error:
+            log.exception("%s: unexpected error", _op(request))
+            return wire.Err(message=f"internal error: {type(error).__name__}: {error}")
+
+
+def _op(request: wire.Request) -> str:
+    return str(request.__struct_config__.tag)
+
+
+async def not_yet(daemon: Daemon, request: wire.Request) -> wire.Response:
+    raise RequestError(f"not supported yet: {_op(request)}")
+
+
+Quick = Callable[[Daemon, Any], wire.Response | bytes]
+Slow = Callable[[Daemon, Any], Awaitable[wire.Response]]
+
+# Requests that only read the state: answered on the spot.
+QUICK: dict[type[wire.Request], Quick] = {
+    wire.GetStatus: overlay.status,
+}
+
+# Requests that change something, or wait.
+HANDLERS: dict[type[wire.Request], Slow] = {
+    wire.SetLocalNodeId: overlay.set_local_node_id,
+    wire.SetLocalWgPubkey: overlay.set_local_wg_pubkey,
+    wire.SetupGlobalOverlay: overlay.setup_global_overlay,
+    wire.TeardownGlobalOverlay: overlay.teardown_global_overlay,
+    wire.SetupServiceOverlay: services.setup_service_overlay,
+    wire.TeardownServiceOverlay: services.teardown_service_overlay,
+    wire.AllocateIp: services.allocate_ip,
+    wire.ReleaseIp: services.release_ip,
+    wire.AttachContainer: containers.attach_container,
+    wire.DetachContainer: containers.detach_container,
+    wire.AddPeer: peers.add_peer,
+    wire.RemovePeer: peers.remove_peer,
+    wire.AddAllowedIp: peers.add_allowed_ip,
+    wire.RemoveAllowedIp: peers.remove_allowed_ip,
+    wire.RegisterDns: not_yet,
+    wire.UnregisterDns: not_yet,
+    wire.WriteScopedResolver: not_yet,
+    wire.RemoveScopedResolver: not_yet,
+    wire.PruneOrphanBridges: not_yet,
+    wire.NatTick: not_yet,
+    wire.GetNatStatus: not_yet,
+    wire.Shutdown: overlay.shutdown,
+    wire.MintEdgePeer: not_yet,
+    wire.ListEdgePeers: not_yet,
+    wire.RevokeEdgePeer: not_yet,
+}

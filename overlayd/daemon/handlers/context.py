@@ -1,0 +1,23 @@
+"""What every handler works with, and the names of what it locks.
+
+Owns: nothing of its own.  Must not know: any request.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from overlayd.daemon.node import Node
+from overlayd.daemon.status import StatusView
+
+
+class Daemon(NamedTuple):
+    """The running daemon, as handlers see it.  stop: ends it once the answers in flight are out."""
+
+    node: Node
+    status: StatusView
+    boot_id: str
+    stop: Callable[[], None]
+
+
+def service_lock(name: str) -> str:
+    return f"service {name}"

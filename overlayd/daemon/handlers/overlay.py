@@ -1,0 +1,78 @@
+"""The node and its global overlay.
+
+Owns: set_local_node_id, set_local_wg_pubkey, setup and teardown of the global overlay, status, shutdown.  Must not
+know: sockets and frames.
+"""
+
+import logging
+
+import msgspec
+
+from overlayd import wire
+from overlayd.daemon import parse
+from overlayd.daemon.handlers.context import Daemon
+from overlayd.errors import RequestError
+from overlayd.linux.wireguard import public_key
+from overlayd.model import overlay, peers
+from overlayd.model.rows import Overlay
+from overlayd.model.state import Draft
+
+log = logging.getLogger(__name__)
+
+
+async def set_local_node_id(daemon: Daemon, request: wire.SetLocalNodeId) -> wire.Response:
+    await daemon.node.change(lambda draft: overlay.set_node_id(draft, request.node_id), exclusive=["node"])
+    return wire.Ok()
+
+
+async def set_local_wg_pubkey(daemon: Daemon, request: wire.SetLocalWgPubkey) -> wire.Response:
+    key = parse.key(request.pubkey, "pubkey")
+    own = public_key(daemon.node.state.node.private_key)
+    if key != own:
+        log.warning("the orchestrator takes our public key for %s; it is %s", request.pubkey, peers.text(own))
+    await daemon.node.change(lambda draft: overlay.announce_key(draft, key), exclusive=["node"])
+    return wire.Ok()
+
+
+async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay) -> wire.Response:
+    if not request.deployment or not request.instance_id:
+        raise RequestError(
+            "request.deployment and request.instance_id must not be empty: our links are named after them"
+        )
+    cluster = parse.network(request.cluster_cidr, "cluster_cidr")
+    slice = parse.network(request.slice_cidr, "slice_cidr") if request.slice_cidr is not None else None
+    node = daemon.node
+    if request.host_adapter_mandatory and node.kernel.backend is None:
+        raise RequestError(
+            "no WireGuard backend on this node: load the kernel's wireguard module, or install wireguard-go and "
+            "provide /dev/net/tun"
+        )
+
+    def decide(draft: Draft) -> Overlay:
+        return overlay.setup_global(
+            draft,
+            deployment=request.deployment,
+            instance_id=request.instance_id,
+            cluster=cluster,
+            slice=slice,
+            wg_port=request.wg_port,
+            nat=msgspec.to_builtins(request.nat) if request.nat is not None else None,
+        )
+
+    row = await node.change(decide, everything=True, verify=[(Overlay.table, "")])
+    return wire.BridgeName(name=row.interface)
+
+
+async def teardown_global_overlay(daemon: Daemon, request: wire.TeardownGlobalOverlay) -> wire.Response:
+    await daemon.node.change(overlay.teardown_global, everything=True)
+    return wire.Ok()
+
+
+def status(daemon: Daemon, request: wire.Request) -> bytes:
+    return daemon.status.encoded()
+
+
+async def shutdown(daemon: Daemon, request: wire.Shutdown) -> wire.Response:
+    await daemon.node.change(overlay.teardown_global, everything=True)
+    daemon.stop()
+    return wire.Ok()

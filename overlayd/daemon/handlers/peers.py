@@ -1,0 +1,92 @@
+"""Peers and their allowed IPs.
+
+Owns: add_peer, remove_peer, add_allowed_ip, remove_allowed_ip.  Must not know: sockets and frames.
+"""
+
+import logging
+
+from overlayd import wire
+from overlayd.daemon import parse
+from overlayd.daemon.handlers.context import Daemon
+from overlayd.daemon.node import Node
+from overlayd.errors import RequestError
+from overlayd.linux.wireguard import public_key
+from overlayd.model import peers
+from overlayd.model.objects import GLOBAL
+from overlayd.model.rows import Service
+
+log = logging.getLogger(__name__)
+
+
+def _scope(scope: wire.Scope) -> str:
+    return scope.service if isinstance(scope, wire.ServiceScope) else GLOBAL
+
+
+def _own_key(node: Node, scope: str) -> bytes:
+    if scope == GLOBAL:
+        return public_key(node.state.node.private_key)
+    service = node.state.get(Service, scope)
+    return public_key(service.private_key) if service is not None and service.dedicated else b""
+
+
+def _peers(scope: str) -> str:
+    return f"peers {scope}"
+
+
+async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
+    scope = _scope(request.scope)
+    key = parse.key(request.public_key, "public_key")
+    endpoint = parse.endpoint(request.endpoint, "endpoint")
+    allowed_ips = parse.networks(request.allowed_ips, "allowed_ips")
+    if request.persistent_keepalive_secs > parse.KEEPALIVE_MAX:
+        raise RequestError(
+            f"request.persistent_keepalive_secs: at most {parse.KEEPALIVE_MAX}, got {request.persistent_keepalive_secs}"
+        )
+    moved = await daemon.node.change(
+        lambda draft: peers.add_peer(
+            draft,
+            scope,
+            key,
+            own_key=_own_key(daemon.node, scope),
+            endpoint=endpoint,
+            keepalive=request.persistent_keepalive_secs,
+            allowed_ips=allowed_ips,
+            candidates=tuple((c.candidate_type, c.address, c.priority) for c in request.candidates),
+        ),
+        exclusive=[_peers(scope)],
+    )
+    _log_moves(moved)
+    return wire.Ok()
+
+
+async def remove_peer(daemon: Daemon, request: wire.RemovePeer) -> wire.Response:
+    scope = _scope(request.scope)
+    key = parse.key(request.pubkey, "pubkey")
+    await daemon.node.change(lambda draft: peers.remove_peer(draft, scope, key), exclusive=[_peers(scope)])
+    return wire.Ok()
+
+
+async def add_allowed_ip(daemon: Daemon, request: wire.AddAllowedIp) -> wire.Response:
+    scope = _scope(request.scope)
+    key = parse.key(request.pubkey, "pubkey")
+    network = parse.network(request.cidr, "cidr")
+    moved = await daemon.node.change(
+        lambda draft: peers.add_allowed_ip(draft, scope, key, network), exclusive=[_peers(scope)]
+    )
+    _log_moves(moved)
+    return wire.Ok()
+
+
+async def remove_allowed_ip(daemon: Daemon, request: wire.RemoveAllowedIp) -> wire.Response:
+    scope = _scope(request.scope)
+    key = parse.key(request.pubkey, "pubkey")
+    network = parse.network(request.cidr, "cidr")
+    await daemon.node.change(
+        lambda draft: peers.remove_allowed_ip(draft, scope, key, network), exclusive=[_peers(scope)]
+    )
+    return wire.Ok()
+
+
+def _log_moves(moved: list[str]) -> None:
+    for line in moved:
+        log.warning("%s", line)

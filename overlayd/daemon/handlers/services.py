@@ -1,0 +1,65 @@
+"""Services on this node, and addresses handed out without a container.
+
+Owns: setup and teardown of services, allocate_ip, release_ip.  Must not know: sockets and frames.
+"""
+
+import logging
+
+from overlayd import wire
+from overlayd.daemon import parse
+from overlayd.daemon.handlers.context import Daemon, service_lock
+from overlayd.errors import RequestError
+from overlayd.linux.wireguard import public_key
+from overlayd.model import ipam, peers, services
+from overlayd.model.rows import Service
+from overlayd.model.state import Draft
+from overlayd.model.subnets import first_usable
+
+log = logging.getLogger(__name__)
+
+
+async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverlay) -> wire.Response:
+    subnet = parse.network(request.subnet, "subnet") if request.subnet is not None else None
+    if request.mode == "dedicated":
+        raise RequestError("not supported yet: setup_service_overlay with mode dedicated")
+    dedicated_key = None
+    service = await daemon.node.change(
+        lambda draft: services.setup_service(draft, request.service, subnet=subnet, dedicated_key=dedicated_key),
+        exclusive=[service_lock(request.service)],
+        verify=[(Service.table, request.service)],
+    )
+    if not service.dedicated:
+        return wire.BridgeName(name=service.bridge)
+    return wire.ServiceOverlay(
+        name=service.bridge,
+        mode="dedicated",
+        wg_public_key=peers.text(public_key(service.private_key)),
+        wg_port=service.wg_port,
+        overlay_ip=str(first_usable(service.subnet)),
+        subnet=str(service.subnet),
+    )
+
+
+async def teardown_service_overlay(daemon: Daemon, request: wire.TeardownServiceOverlay) -> wire.Response:
+    # Whoever is attached goes as well: their own locks are too many to name, so nobody else may change anything.
+    await daemon.node.change(lambda draft: services.teardown_service(draft, request.service), everything=True)
+    return wire.Ok()
+
+
+async def allocate_ip(daemon: Daemon, request: wire.AllocateIp) -> wire.Response:
+    address = await daemon.node.change(
+        lambda draft: ipam.allocate_ip(draft, request.service), shared=[service_lock(request.service)]
+    )
+    return wire.Ip(ip=str(address))
+
+
+async def release_ip(daemon: Daemon, request: wire.ReleaseIp) -> wire.Response:
+    address = parse.address(request.ip, "ip")
+
+    def decide(draft: Draft) -> None:
+        if not ipam.release(draft, address, ipam.REQUEST):
+            holder = ipam.holder_of(draft, address) or "nobody"
+            log.info("release_ip %s: left alone, held by %s", address, holder)
+
+    await daemon.node.change(decide, exclusive=[f"address {address}"])
+    return wire.Ok()
