@@ -10,8 +10,9 @@ with what the kernel refused.
 import errno
 import hashlib
 import socket
-from collections.abc import Iterable
-from ipaddress import IPv6Interface, ip_interface
+import time
+from collections.abc import Callable, Iterable
+from ipaddress import IPv6Address, IPv6Interface, ip_interface
 from pathlib import Path
 
 from overlayd.errors import MechanismError
@@ -45,6 +46,12 @@ from overlayd.model.objects import (
 # Our own.  A bridge's link-local address; one on each link is enough, and a fixed one needs no duplicate address
 # detection.
 _LINK_LOCAL = IPv6Interface("fe80::1/64")
+# How long the kernel may take to let packets through a new link, and how often we look, in seconds.  Linux 6.8 and
+# later handles a carrier when it is first asked; else a kernel worker does, normally within a millisecond.
+_READY_TIMEOUT = 1.0
+_READY_INTERVAL = 0.0002
+
+_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")  # RFC 4291 section 2.7.1
 
 
 def create_bridge(bridge: Bridge) -> None:
@@ -247,6 +254,41 @@ def link_index(name: str) -> int:
         raise MechanismError("find link", name, errno.ENODEV) from error
 
 
+def await_ready(netlink: Netlink, *names: str) -> None:
+    """Wait until the kernel has acted on the carrier of these links: until then they drop every packet.
+
+    The carrier of a veth is there at once, and that of a bridge with its first port; but the queueing discipline, the
+    bridge port's state and the operational state follow later, by a kernel worker (net/core/link_watch.c).
+    """
+    look_ups = [look_up_request(name) for name in names]
+    _await(lambda: all(map(rt.is_operational, netlink.transact(look_ups))), names[0], "it does not come up")
+
+
+def await_answering(netlink: Netlink, index: int, address: Interface) -> None:
+    """Wait until the link answers for a new IPv6 address; IPv4 does at once.
+
+    A kernel worker joins the group in which neighbours ask for the address (its solicited-node group, RFC 4291 section
+    2.7.1) some time after the address was added; whoever asks before asks again only after a second.
+    """
+    if address.version == 4:
+        return
+    group = IPv6Address(_SOLICITED_NODE + address.ip.packed[-3:])
+    asked = rt.address_filter(index, socket.AF_INET6)
+
+    def joined() -> bool:
+        return group in map(rt.parse_group, netlink.dump("list groups", rt.RTM_GETMULTICAST, asked))
+
+    _await(joined, str(address), "the link does not answer for it")
+
+
+def _await(ready: Callable[[], bool], name: str, complaint: str) -> None:
+    deadline = time.monotonic() + _READY_TIMEOUT
+    while not ready():
+        if time.monotonic() > deadline:
+            raise MechanismError("configure", name, errno.ETIMEDOUT, complaint)
+        time.sleep(_READY_INTERVAL)
+
+
 def address_request(index: int, interface: Interface) -> Request:
     """Add one address to the link, unless it has it."""
     flags = NLM_F_CREATE | NLM_F_REPLACE
@@ -292,6 +334,7 @@ def _configure_bridge(netlink: Netlink, bridge: Bridge) -> None:
     netlink.transact(requests)
     foreign = {carried for carried in _addresses(netlink, index) if not carried.is_link_local} - wanted
     _change_addresses(netlink, index, wanted, foreign)
+    await_answering(netlink, index, address)
 
 
 def _mark_device(netlink: Netlink, device: Device) -> int:

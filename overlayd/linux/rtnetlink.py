@@ -11,7 +11,7 @@ byte order.
 import socket
 import struct
 from collections.abc import Iterator
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address
+from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import NamedTuple
 
 from overlayd.linux.netlink import attribute, attributes, number, string, u32
@@ -22,6 +22,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH = 28
+RTM_GETMULTICAST = 58
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 RTEXT_FILTER_SKIP_STATS = 8
 RT_TABLE_MAIN = 254
@@ -54,7 +55,7 @@ VETH_INFO_PEER = 1
 LOOPBACK = 1  # the kernel gives lo this index in every namespace
 
 # linux/if_addr.h, linux/neighbour.h
-IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
@@ -135,9 +136,9 @@ def address_body(index: int, interface: Interface) -> bytes:
     )
 
 
-def address_filter(index: int = 0) -> bytes:
-    """Body of an address dump: of one link, or of all."""
-    return _ADDRESS.pack(0, 0, 0, 0, index)
+def address_filter(index: int = 0, kind: int = socket.AF_UNSPEC) -> bytes:
+    """Body of an address dump: of one link or all, of one family or all."""
+    return _ADDRESS.pack(kind, 0, 0, 0, index)
 
 
 def route_filter(protocol: int = RTPROT_UNSPEC) -> bytes:
@@ -212,6 +213,11 @@ def parse_address(body: memoryview) -> LinkAddress | None:
     if kind == socket.AF_INET6:
         return LinkAddress(index, flags, scope, IPv6Interface((bytes(packed), prefix)))
     return None
+
+
+def parse_group(body: memoryview) -> IPv6Address:
+    """Decode the body of an RTM_GETMULTICAST reply for AF_INET6: a multicast group that a link has joined."""
+    return IPv6Address(bytes(dict(attributes(body[_ADDRESS.size :]))[IFA_MULTICAST]))
 
 
 def parse_route(body: memoryview) -> KernelRoute | None:

@@ -10,14 +10,21 @@ grace period; the rest is one message on the host and one batch inside.
 import errno
 import os
 import re
-import time
 from collections.abc import Sequence
 from ipaddress import ip_network
 
 from overlayd.errors import MechanismError
 from overlayd.linux import netns, sysctl
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import address_request, delete_request, find_link, link_index, look_up_request, route_request
+from overlayd.linux.link import (
+    address_request,
+    await_answering,
+    await_ready,
+    delete_request,
+    find_link,
+    link_index,
+    route_request,
+)
 from overlayd.linux.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -33,10 +40,6 @@ from overlayd.model.objects import GROUP_DOOMED, GROUP_VETH, Address, Veth
 
 # Our own.  A name that only our host ends have (the naming rule of the overlay).
 _OUR_NAME = re.compile(r"veth-\d+-[sg]")
-# How long the kernel may take to let packets through a new link, and how often we look, in seconds.  Linux 6.8 and
-# later does it when it is first asked; before that a kernel worker does it, normally within a millisecond.
-_READY_TIMEOUT = 1.0
-_READY_INTERVAL = 0.0005
 # A container needs no parallel queues, and each costs time to make: without this the kernel makes one for every CPU.
 _ONE_QUEUE = u32(rt.IFLA_NUM_TX_QUEUES, 1) + u32(rt.IFLA_NUM_RX_QUEUES, 1)
 
@@ -154,33 +157,22 @@ def _configure_inner(veth: Veth, descriptor: int) -> None:
         requests += [route_request(index, route, veth.gateway) for route in veth.routes]
         inner.transact(requests)
         if veth.address.version == 6:
-            _await_ready(inner, veth.interface)
+            await_ready(inner, veth.interface)
+            await_answering(inner, index, veth.address)
 
 
 def _configure_outer(host: Netlink, veth: Veth) -> None:
-    """Without a bridge the host reaches the container by a route, and the gateway is an address of another link of the
-    host: IPv6 does not answer for such a one, so that each end is told the other's MAC."""
-    if veth.bridge is None:
-        if veth.address.version == 6:
-            sysctl.write(f"ipv6/conf/{veth.name}/disable_ipv6", "0")
-        index = link_index(veth.name)
-        address = veth.address.ip
-        host.transact([_neighbour(index, address, veth.mac), route_request(index, ip_network(address))])
-    _await_ready(host, veth.name)
-
-
-def _await_ready(link: Netlink, name: str) -> None:
-    """Wait until the kernel has seen the carrier of a new link: until then the link, or its bridge port, drops every
-    packet.
-
-    The carrier is there at once, but a worker acts on it later (linkwatch: queueing discipline, bridge port state,
-    operational state).
-    """
-    deadline = time.monotonic() + _READY_TIMEOUT
-    while not rt.is_operational(link.transact([look_up_request(name)])[0]):
-        if time.monotonic() > deadline:
-            raise MechanismError("configure", name, errno.ETIMEDOUT, "the link does not come up")
-        time.sleep(_READY_INTERVAL)
+    if veth.bridge is not None:
+        await_ready(host, veth.name, veth.bridge)
+        return
+    if veth.address.version == 6:
+        sysctl.write(f"ipv6/conf/{veth.name}/disable_ipv6", "0")
+    index = link_index(veth.name)
+    address = veth.address.ip
+    # The gateway is an address of another link of the host; IPv6 does not answer for such a one: each end is told the
+    # other's MAC.
+    host.transact([_neighbour(index, address, veth.mac), route_request(index, ip_network(address))])
+    await_ready(host, veth.name)
 
 
 def _up(index: int, name: str) -> Request:

@@ -56,8 +56,8 @@ def host() -> Iterator[Callable[[], str]]:
                 "ip -o link | sed 's/ state [A-Z]*//; s/NO-CARRIER,//; s/,LOWER_UP//; s/ qdisc [a-z]*//'",
                 "ip -o -4 address",
                 "ip -o -6 address | grep -v fe80 || true",
-                "ip route",
-                "ip -6 route | grep -v fe80 || true",
+                "ip route | sed 's/ linkdown//'",
+                "ip -6 route | grep -v fe80 | sed 's/ linkdown//'",
                 "ip neighbour show nud permanent",
             )
         )

@@ -1,4 +1,4 @@
-"""Attach and detach of real processes in real namespaces; after every failure the host and the container are as before."""
+"""Attach and detach of real processes in real namespaces; after every failure host and container are as before."""
 
 import errno
 import json
@@ -132,6 +132,23 @@ def test_the_first_packet_passes_both_ways(host, container, version):
         sockets.append(mine)
     for each in (gateway, *sockets):
         each.close()
+
+
+@VERSIONS
+def test_the_first_container_of_a_new_bridge_is_answered_at_once(host, container, version):
+    """The bridge itself has no carrier before its first port."""
+    box = container()
+    for _ in range(10):
+        make_bridge(version)
+        wanted = service_leg(box, version=version)
+        veth.create(wanted)
+        gateway, mine = udp(version, wanted.gateway), udp_inside(box, version, wanted.address.ip)
+        gateway.sendto(b"hello", mine.getsockname())
+        assert mine.recv(100) == b"hello"
+        gateway.close()
+        mine.close()
+        veth.delete([wanted.name])
+        link.delete_bridge("zl-web-b")
 
 
 @VERSIONS
