@@ -106,6 +106,10 @@ class Payload(msgspec.Struct, frozen=True):
 
 _NEED_MORE = NeedMore()
 _LEGACY = Legacy()
+# Members as globals: in Python 3.11 an attribute of an enum class costs as much as the rest of a decision.
+_IS_LEGACY = Verdict.LEGACY
+_IS_ENVELOPE = Verdict.ENVELOPE
+_TOO_SHORT = Verdict.NEED_MORE
 
 
 class EndpointMux:
@@ -143,9 +147,9 @@ class EndpointMux:
         if not len(buffer):
             return _NEED_MORE
         verdict = self._legacy(buffer)
-        if verdict is Verdict.NEED_MORE:
+        if verdict is _TOO_SHORT:
             return _NEED_MORE
-        if verdict is Verdict.LEGACY or buffer[0] != envelope.FRAMING_VERSION:
+        if verdict is _IS_LEGACY or buffer[0] != envelope.FRAMING_VERSION:
             return _LEGACY
         decoded = envelope.decode(buffer)
         if decoded is None:
@@ -177,11 +181,11 @@ def json_wire(buffer: Buffer) -> Verdict:
     """
     if buffer[0] == envelope.FRAMING_VERSION:
         if len(buffer) < envelope.HEADER:
-            return Verdict.NEED_MORE
+            return _TOO_SHORT
         if buffer[JSON_HEADER] <= 1:
-            return Verdict.ENVELOPE
+            return _IS_ENVELOPE
     if len(buffer) >= JSON_HEADER:
         length = int.from_bytes(buffer[:JSON_HEADER], "little")
         if length > JSON_MAX_BODY:
             raise ProtocolError(f"frame too large: {length} bytes, at most {JSON_MAX_BODY} allowed")
-    return Verdict.LEGACY
+    return _IS_LEGACY

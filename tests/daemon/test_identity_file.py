@@ -28,7 +28,7 @@ def me() -> DaemonProcess:
 def test_the_identity_is_this_process(me: DaemonProcess) -> None:
     executable = Path("/proc/self/exe").read_bytes()
     assert me.pid == os.getpid()
-    assert me.exe_path == os.readlink(f"/proc/{os.getpid()}/exe")
+    assert me.exe_path == str(Path(f"/proc/{os.getpid()}/exe").readlink())
     assert me.exe_hash == blake3(executable).digest()
     assert me.exe_sha256 == hashlib.sha256(executable).digest()
     assert me.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
