@@ -17,12 +17,13 @@ PACKAGE = ROOT / "overlayd"
 MAY_IMPORT = {
     "": set(),  # overlayd/__init__.py
     "errors": set(),
+    "fault": set(),
     "wire": {"errors"},
     "_fast": {"errors"},
     "proto": {"errors", "wire", "_fast"},
     "model": {"errors", "_fast"},
-    "linux": {"errors", "_fast", "proto", "model"},
-    "daemon": {"", "errors", "wire", "_fast", "proto", "model", "linux"},
+    "linux": {"errors", "fault", "_fast", "proto", "model"},
+    "daemon": {"", "errors", "fault", "wire", "_fast", "proto", "model", "linux"},
     "client": {"", "errors", "wire", "_fast", "proto"},
     "cli": {"", "errors", "wire", "client", "daemon.main"},
 }

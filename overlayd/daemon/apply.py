@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from threading import Lock
 
-from overlayd.daemon import fault
+from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft

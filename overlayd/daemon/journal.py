@@ -39,7 +39,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from overlayd.daemon import fault
+from overlayd import fault
 from overlayd.errors import StateError
 from overlayd.proto import log
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from oracles_log import Change, Rows, states
 from test_journal import STATES, A, B, C, files, opened, rows_of, write
 
-from overlayd.daemon import fault, journal
+from overlayd import fault
+from overlayd.daemon import journal
 from overlayd.daemon.journal import Journal
 from overlayd.errors import StateError
 from overlayd.proto import log
