@@ -1,0 +1,209 @@
+import gc
+import random
+import sys
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles_allowedips import DictAllowedIPs
+
+from overlayd._fast.allowedips import AllowedIPs
+
+Prefix = tuple[bytes, int]
+
+
+@st.composite
+def prefixes(draw: st.DrawFn) -> Prefix:
+    """Prefixes of either version; few distinct bits, so that they nest, meet and share stems of every length."""
+    size = draw(st.sampled_from([4, 16]))
+    base = bytearray(draw(st.sampled_from([b"\x00", b"\x0a", b"\xff"])) * size)
+    for _ in range(draw(st.integers(0, 3))):
+        position = draw(st.integers(0, size * 8 - 1))
+        base[position // 8] ^= 0x80 >> position % 8
+    near_a_border = st.sampled_from([0, 1, 8, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128])
+    return bytes(base), min(draw(st.one_of(near_a_border, st.integers(0, 128))), size * 8)
+
+
+def script(max_size: int) -> st.SearchStrategy[list[tuple[str, Prefix]]]:
+    return st.lists(st.tuples(st.sampled_from(["insert", "insert", "remove"]), prefixes()), max_size=max_size)
+
+
+def dense(trie: AllowedIPs[object], oracle: DictAllowedIPs, count: int) -> list[Prefix]:
+    """Fill both with random IPv4 prefixes in a few /16s, enough for the root table; returns them."""
+    rng = random.Random(count)
+    held: list[Prefix] = []
+    while len(oracle.networks) < count:
+        packed = bytes([10, rng.choice([0, 1, 7, 200]), rng.randrange(256), rng.randrange(256)])
+        held.append((packed, rng.choice([9, 12, 15, 16, 17, 20, 24, 28, 30, 32])))
+        value = object()
+        assert trie.insert(*held[-1], value) is oracle.insert(*held[-1], value)
+    return held
+
+
+def assert_same_everywhere(trie: AllowedIPs[object], oracle: DictAllowedIPs, asked: list[Prefix]) -> None:
+    assert len(trie) == len(oracle.networks)
+    assert list(trie) == oracle.entries()
+    for packed, prefix_len in asked:
+        assert trie.lookup(packed) is oracle.lookup(packed)
+        assert trie.exact(packed, prefix_len) is oracle.exact(packed, prefix_len)
+        assert trie.covering(packed, prefix_len) == oracle.covering(packed, prefix_len)
+        assert trie.within(packed, prefix_len) == oracle.within(packed, prefix_len)
+
+
+def run(trie: AllowedIPs[object], oracle: DictAllowedIPs, steps: list[tuple[str, Prefix]]) -> None:
+    for operation, (packed, prefix_len) in steps:
+        if operation == "insert":
+            value = object()
+            assert trie.insert(packed, prefix_len, value) is oracle.insert(packed, prefix_len, value)
+        else:
+            assert trie.remove(packed, prefix_len) is oracle.remove(packed, prefix_len)
+
+
+@given(script(40), st.lists(prefixes(), max_size=10))
+def test_it_agrees_with_a_search_of_all_prefixes(steps: list[tuple[str, Prefix]], asked: list[Prefix]) -> None:
+    trie: AllowedIPs[object] = AllowedIPs()
+    oracle = DictAllowedIPs()
+    run(trie, oracle, steps)
+    assert_same_everywhere(trie, oracle, asked + [prefix for _, prefix in steps])
+
+
+@settings(max_examples=25)  # the oracle is slow with this many prefixes
+@given(script(30), st.lists(prefixes(), max_size=10), st.integers(250, 262))
+def test_it_agrees_above_the_root_table(steps: list[tuple[str, Prefix]], asked: list[Prefix], count: int) -> None:
+    trie: AllowedIPs[object] = AllowedIPs()
+    oracle = DictAllowedIPs()
+    held = dense(trie, oracle, count)
+    run(trie, oracle, steps)
+    edges = [(bytes([10, second, 0, 0]), 16) for second in (0, 1, 2, 7, 8, 199, 200, 255)]
+    for packed, _ in asked + held[::64] + edges + [prefix for _, prefix in steps]:
+        assert trie.lookup(packed) is oracle.lookup(packed)
+    for packed, prefix_len in held:
+        assert trie.remove(packed, prefix_len) is oracle.remove(packed, prefix_len)
+    assert_same_everywhere(trie, oracle, asked + [prefix for _, prefix in steps])
+
+
+@pytest.mark.parametrize("order", ["same", "reverse", "random"])
+def test_filling_and_emptying_leaves_nothing(order: str) -> None:
+    trie: AllowedIPs[object] = AllowedIPs()
+    oracle = DictAllowedIPs()
+    for _ in range(2):
+        held = dense(trie, oracle, 400)
+        for prefix_len in range(33):
+            held.append((bytes([10, 1, 2, 3]), prefix_len))
+            trie.insert(*held[-1], "nested")
+        for prefix_len in range(129):
+            held.append((b"\xfd" + bytes(15), prefix_len))
+            trie.insert(*held[-1], "nested")
+        assert [entry[1] for entry in trie.covering(b"\xfd" + bytes(15), 128)] == list(range(129))
+        if order == "reverse":
+            held.reverse()
+        elif order == "random":
+            random.Random(7).shuffle(held)
+        for packed, prefix_len in held:
+            trie.remove(packed, prefix_len)
+            assert trie.exact(packed, prefix_len) is None
+        assert (len(trie), list(trie)) == (0, [])
+        assert trie.lookup(bytes([10, 1, 2, 3])) is None
+        oracle = DictAllowedIPs()
+
+
+def test_versions_do_not_mix() -> None:
+    trie: AllowedIPs[str] = AllowedIPs()
+    trie.insert(bytes(4), 0, "four")
+    assert trie.lookup(bytes(16)) is None
+    trie.insert(bytes(16), 0, "six")
+    assert (trie.lookup(b"\xff" * 4), trie.lookup(b"\xff" * 16)) == ("four", "six")
+    assert list(trie) == [(bytes(4), 0, "four"), (bytes(16), 0, "six")]
+
+
+def test_host_bits_are_ignored() -> None:
+    trie: AllowedIPs[str] = AllowedIPs()
+    assert trie.insert(bytes([10, 1, 2, 3]), 16, "a") is None
+    assert trie.insert(bytes([10, 1, 9, 9]), 16, "b") == "a"
+    assert list(trie) == [(bytes([10, 1, 0, 0]), 16, "b")]
+    assert trie.remove(bytes([10, 1, 255, 0]), 16) == "b"
+
+
+def test_what_is_no_prefix_is_refused_and_changes_nothing() -> None:
+    trie: AllowedIPs[object] = AllowedIPs()
+    for packed, prefix_len in [
+        (b"", 0),
+        (bytes(5), 8),
+        (bytes(15), 8),
+        (bytes(4), 33),
+        (bytes(16), 129),
+        (bytes(4), -1),
+    ]:
+        for call in (trie.remove, trie.exact, trie.covering, trie.within):
+            with pytest.raises(ValueError, match=r"packed address|prefix length"):
+                call(packed, prefix_len)
+        with pytest.raises(ValueError, match=r"packed address|prefix length"):
+            trie.insert(packed, prefix_len, 1)
+    with pytest.raises(ValueError, match="packed address"):
+        trie.lookup(bytes(6))
+    with pytest.raises(ValueError, match="None"):
+        trie.insert(bytes(4), 0, None)
+    with pytest.raises(TypeError):
+        trie.lookup("10.0.0.1")  # type: ignore[arg-type]
+    assert len(trie) == 0
+
+
+def test_values_are_held_exactly_as_long_as_their_prefixes() -> None:
+    value = object()
+    before = sys.getrefcount(value)
+    trie: AllowedIPs[object] = AllowedIPs()
+    for last in range(200):
+        trie.insert(bytes([10, 0, 0, last]), 32, value)
+    assert sys.getrefcount(value) == before + 200
+    for last in range(100):
+        trie.insert(bytes([10, 0, 0, last]), 32, "other")
+    for last in range(150):
+        trie.remove(bytes([10, 0, 0, last]), 32)
+    assert sys.getrefcount(value) == before + 50
+    del trie
+    assert sys.getrefcount(value) == before
+
+
+class Holder:
+    """A value that holds its trie, and uses it when it dies."""
+
+    def __init__(self, trie: AllowedIPs[object]) -> None:
+        self.trie = trie
+
+    def __del__(self) -> None:
+        self.trie.lookup(bytes(4))
+        self.trie.insert(bytes(4), 7, "late")
+
+
+def test_a_cycle_through_a_value_is_collected() -> None:
+    trie: AllowedIPs[object] = AllowedIPs()
+    holder = Holder(trie)
+    trie.insert(bytes(4), 8, holder)
+    gone = weakref.ref(holder)
+    del trie, holder
+    gc.collect()
+    assert gone() is None
+
+
+class Meddler:
+    """Garbage in a cycle of its own, whose finaliser empties the trie when the collector finds it."""
+
+    def __init__(self, trie: AllowedIPs[object]) -> None:
+        self.myself = self
+        self.trie = trie
+
+    def __del__(self) -> None:
+        for packed, prefix_len, _ in list(self.trie):
+            self.trie.remove(packed, prefix_len)
+
+
+def test_a_finaliser_that_changes_the_trie_under_a_listing_is_an_error_and_no_crash() -> None:
+    trie: AllowedIPs[object] = AllowedIPs()
+    for i in range(5000):
+        trie.insert(bytes([10, 0, i >> 8, i & 255]), 32, "x")
+    gc.collect()
+    Meddler(trie)
+    with pytest.raises(RuntimeError, match="changed"):
+        trie.within(bytes([10, 0, 0, 0]), 8)
+    assert len(trie) == 0
