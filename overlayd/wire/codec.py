@@ -81,8 +81,11 @@ def encode_response_object(response: Response) -> bytes:
 
 def encode_spliced(id: int, response: bytes) -> bytes:
     """A whole response frame around what `encode_response_object` returned."""
-    body = b'{"frame":"response","id":%d,"response":%b}' % (id, response)
-    return _frame(body) if len(body) <= MAX_BODY else encode_response(id, _too_large(len(body)))
+    head = b'{"frame":"response","id":%d,"response":' % id
+    size = len(head) + len(response) + 1
+    if size > MAX_BODY:
+        return encode_response(id, _too_large(size))
+    return b"".join((size.to_bytes(4, "little"), head, response, b"}"))  # one copy: it may be megabytes
 
 
 def encode_event(event: Event) -> bytes:

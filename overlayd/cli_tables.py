@@ -1,0 +1,157 @@
+"""What `overlayctl` prints: answers as tables, as JSON, as a wg-quick file.
+
+Owns: layout for people.  Must not know: where answers come from; the clock (`now` is an argument, Unix seconds).
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from overlayd import wire
+from overlayd.errors import ProtocolError
+
+SHORT_KEY = 8  # characters; as many as WireGuard's own logs need to tell peers apart
+LAST_SECOND = 253402300799  # of the year 9999, where datetime ends
+HEALTHY_SECS = 180  # a session is renewed every 120 s and dies after 180 s (WireGuard: REJECT_AFTER_TIME)
+
+
+def pretty_json(value: object) -> str:
+    """A message, or a sequence of parts of one, as indented JSON in the contract's shape."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def line_json(value: object) -> str:
+    """The same on one line."""
+    return msgspec.json.encode(value).decode()
+
+
+def status(status: wire.Status, *, wide: bool) -> str:
+    """The node's overlay, and a table of its dedicated services if it has any."""
+    facts = [
+        ("interface", status.interface or "none: the global overlay is not set up"),
+        ("node address", status.node_ip or "none"),
+        ("public key", status.public_key or "none"),
+        ("cluster CIDR", status.overlay_cidr or "none"),
+        ("node slice", status.slice_cidr or "none"),
+        ("peers", str(status.peer_count)),
+        ("services", f"{status.service_count}, {len(status.dedicated_services)} of them dedicated"),
+    ]
+    lines = [f"{name:<14}{value}" for name, value in facts]
+    if status.dedicated_services:
+        rows = [
+            (
+                service.service,
+                service.interface,
+                service.overlay_ip,
+                service.subnet,
+                str(service.listen_port),
+                str(service.peer_count),
+                key(service.public_key, wide=wide),
+            )
+            for service in status.dedicated_services
+        ]
+        header = ("SERVICE", "DEVICE", "ADDRESS", "SUBNET", "PORT", "PEERS", "PUBLIC KEY")
+        lines += ["", table(header, rows)]
+    return "\n".join(lines)
+
+
+def peers(peers: Sequence[wire.StatusPeer], *, wide: bool, now: float) -> str:
+    """One line a peer, the stale ones marked."""
+    rows = [
+        (
+            key(peer.public_key, wide=wide),
+            peer.endpoint or "unknown",
+            peer.allowed_ips.replace(",", ", ") or "none",
+            age(peer.last_handshake_unix_secs, now) + _staleness(peer.last_handshake_unix_secs, now),
+        )
+        for peer in peers
+    ]
+    return table(("PUBLIC KEY", "ENDPOINT", "ALLOWED IPS", "LAST HANDSHAKE"), rows) if rows else "no peers"
+
+
+def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float) -> str:
+    """One line an edge peer."""
+    rows = [
+        (
+            peer.name,
+            peer.overlay_ip,
+            ", ".join(peer.allowed) or "none",
+            "expired" if peer.expires_at_unix <= now else f"in {span(peer.expires_at_unix - now)}",
+            "unknown" if peer.last_handshake_unix_secs is None else age(peer.last_handshake_unix_secs, now),
+            key(peer.public_key, wide=wide),
+        )
+        for peer in peers
+    ]
+    header = ("NAME", "ADDRESS", "ALLOWED", "EXPIRES", "LAST HANDSHAKE", "PUBLIC KEY")
+    return table(header, rows) if rows else "no edge peers"
+
+
+def event(event: wire.Event, *, now: float) -> str:
+    """One line; keys are whole, to be searched for."""
+    time = datetime.fromtimestamp(now).astimezone().isoformat(timespec="seconds")
+    match event:
+        case wire.PeerHealthChanged(pubkey=pubkey, healthy=healthy):
+            return f"{time} {pubkey} {'healthy' if healthy else 'unhealthy'}"
+        case wire.NatEndpointChanged(pubkey=pubkey, endpoint=endpoint):
+            return f"{time} {pubkey} endpoint {endpoint}"
+
+
+def wg_quick(config: wire.EdgeConfig) -> str:
+    """The configuration as a file for wg-quick(8).
+
+    Raises ProtocolError for a value of more than one line: it could smuggle in a PostUp command.
+    """
+    expires = datetime.fromtimestamp(min(config.expires_at_unix, LAST_SECOND), UTC)
+    interface = [
+        ("PrivateKey", config.private_key),
+        ("Address", f"{config.overlay_ip}/{config.prefix_len}"),
+    ]
+    if config.dns_server:
+        interface.append(
+            ("DNS", f"{config.dns_server}, {config.dns_domain}" if config.dns_domain else config.dns_server)
+        )
+    sections = [("[Interface]", interface)]
+    for peer in config.peers:
+        settings = [("PublicKey", peer.public_key), ("AllowedIPs", peer.allowed_ips.replace(",", ", "))]
+        if peer.endpoint:
+            settings.append(("Endpoint", peer.endpoint))
+        if peer.persistent_keepalive_secs:
+            settings.append(("PersistentKeepalive", str(peer.persistent_keepalive_secs)))
+        sections.append(("[Peer]", settings))
+    lines = [f"# {config.name}: an edge peer, until {expires:%Y-%m-%d %H:%M:%S} UTC"]
+    for title, settings in sections:
+        lines += ["", title, *(f"{name} = {value}" for name, value in settings)]
+    for line in lines:
+        if not line.isprintable():
+            raise ProtocolError(f"the daemon sent a value that no configuration may hold: {line!a:.80}")
+    return "\n".join(lines)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def key(text: str, *, wide: bool) -> str:
+    """A public key, its beginning only unless wide."""
+    return text if wide or len(text) <= SHORT_KEY else f"{text[:SHORT_KEY]}..."
+
+
+def age(then: int, now: float) -> str:
+    """How long ago; then: Unix seconds, 0 = never."""
+    return f"{span(now - then)} ago" if then else "never"
+
+
+def span(seconds: float) -> str:
+    """A length of time in its largest fitting unit; a negative one, of clocks that disagree, is none."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds / size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def _staleness(last_handshake: int, now: float) -> str:
+    return " (stale)" if last_handshake and now - last_handshake >= HEALTHY_SECS else ""

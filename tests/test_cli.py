@@ -1,0 +1,477 @@
+"""overlayctl against a server that gives canned answers: what it prints, asks, and exits with."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from overlayd import cli, cli_tables, wire
+from overlayd.cli_call import UsageError, parse_request
+from overlayd.errors import ProtocolError
+
+KEY = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
+PRIVATE = "QK8q3ChZ0eyVJZ4yO2zXvrsI5GIKK/W0FWS9mCvUwm0="
+EDGE = wire.EdgeConfig(
+    version=1,
+    name="laptop",
+    overlay_ip="10.200.7.9",
+    prefix_len=16,
+    private_key=PRIVATE,
+    public_key=KEY,
+    peers=(wire.Peer(KEY, "192.0.2.7:51820", "10.200.0.0/16,fd00::/64", 25),),
+    dns_server="10.200.7.1",
+    dns_domain="svc.local",
+    expires_at_unix=1767229200,
+)
+STATUS = wire.Status(
+    interface="zl-prod-i-g",
+    node_ip="10.200.7.1",
+    public_key=KEY,
+    overlay_cidr="10.200.0.0/16",
+    peer_count=2,
+    service_count=3,
+    peers=(
+        wire.StatusPeer(KEY, "192.0.2.7:51820", "10.200.1.0/24,fd00::/120", 1000),
+        wire.StatusPeer(PRIVATE, "", "", 0),
+    ),
+    dedicated_services=(wire.DedicatedService("db", "zl-d", KEY, 51821, "10.200.9.1", "10.200.9.0/28", 1),),
+)
+EDGE_PEER = wire.EdgePeer(
+    name="laptop",
+    overlay_ip="10.200.7.9",
+    public_key=KEY,
+    minted_at_unix=0,
+    expires_at_unix=7200,
+    last_handshake_unix_secs=0,
+    allowed=("10.200.0.0/16",),
+)
+
+
+class Canned:
+    """Answers each request of one connection after another with `answer(request)`; None hangs up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: list[wire.Request] = []
+        self.greeting = b""
+        self.answer: Callable[[wire.Request], wire.Response | None] = lambda request: wire.Ok()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            with connection, connection.makefile("rb") as stream:
+                if self.asked is None:
+                    return
+                connection.sendall(self.greeting)
+                while header := stream.read(4):
+                    id, request = wire.decode_request(stream.read(int.from_bytes(header, "little")))
+                    self.asked.append(request)
+                    response = self.answer(request)
+                    if response is None:
+                        break
+                    connection.sendall(wire.encode_response(id, response))
+
+    def close(self) -> None:
+        self.asked = None  # type: ignore[assignment]
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(str(self.path))
+        self._thread.join()
+        self._listener.close()
+
+
+@pytest.fixture
+def canned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
+    server = Canned(tmp_path / "s")
+    monkeypatch.setenv("OVERLAYD_SOCKET", str(server.path))
+    yield server
+    server.close()
+
+
+def ctl(*arguments: str) -> subprocess.Popen[str]:
+    """overlayctl in a process of its own."""
+    code = "from overlayd.cli import control; control()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_status_as_a_table(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: STATUS
+    assert cli.run(["status"]) == 0
+    assert capsys.readouterr().out == (
+        "interface     zl-prod-i-g\n"
+        "node address  10.200.7.1\n"
+        f"public key    {KEY}\n"
+        "cluster CIDR  10.200.0.0/16\n"
+        "node slice    none\n"
+        "peers         2\n"
+        "services      3, 1 of them dedicated\n"
+        "\n"
+        "SERVICE  DEVICE  ADDRESS     SUBNET         PORT   PEERS  PUBLIC KEY\n"
+        "db       zl-d    10.200.9.1  10.200.9.0/28  51821  1      yAnz5TF+...\n"
+    )
+    assert canned.asked == [wire.GetStatus()]
+
+
+def test_status_before_setup(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: wire.Status(peer_count=0, service_count=0)
+    assert cli.run(["status"]) == 0
+    out = capsys.readouterr().out
+    assert "the global overlay is not set up" in out
+    assert "SERVICE" not in out
+
+
+def test_json_is_the_contracts(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: STATUS
+    assert cli.run(["status", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(wire.encode_response_object(STATUS))
+    assert cli.run(["peers", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(wire.encode_response_object(STATUS))["peers"]
+
+
+def test_peers(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: STATUS
+    assert cli.run(["peers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "PUBLIC KEY   ENDPOINT         ALLOWED IPS                LAST HANDSHAKE"
+    assert lines[1].startswith("yAnz5TF+...  192.0.2.7:51820  10.200.1.0/24, fd00::/120  ")
+    assert lines[1].endswith(" d ago (stale)")
+    assert lines[2] == "QK8q3ChZ...  unknown          none                       never"
+    assert cli.run(["peers", "-o", "wide"]) == 0
+    assert KEY in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (-5, "0 s"),
+        (0, "0 s"),
+        (12.9, "12 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (7199, "119 min"),
+        (7200, "2 h"),
+        (172799, "47 h"),
+        (172800, "2 d"),
+        (10**7, "115 d"),
+    ],
+)
+def test_spans_of_time(seconds: float, text: str) -> None:
+    assert cli_tables.span(seconds) == text
+
+
+def test_stale_from_180_seconds_on() -> None:
+    peer = wire.StatusPeer(KEY, "h:1", "", 1000)
+    assert cli_tables.peers([peer], wide=False, now=1179.9).endswith("2 min ago")
+    assert cli_tables.peers([peer], wide=False, now=1180).endswith("3 min ago (stale)")
+    assert cli_tables.peers([], wide=False, now=0) == "no peers"
+
+
+def test_the_daemons_error_is_printed_and_exits_1(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: wire.Err("global overlay not set up")
+    assert cli.run(["call", "allocate_ip", "service=web", "join_global=true"]) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "overlayctl: global overlay not set up\n")
+
+
+def test_call_prints_the_answer(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: wire.Ip("10.200.7.5")
+    assert cli.run(["call", "allocate_ip", "service=web", "join_global=true"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"result": "ip", "ip": "10.200.7.5"}
+    assert canned.asked == [wire.AllocateIp("web", True)]
+
+
+ATTACH = wire.AttachContainer(wire.LinuxPid(71), "web", False)
+
+
+@pytest.mark.parametrize(
+    "words, request_",
+    [
+        ("status", wire.GetStatus()),
+        ("attach_container handle.platform=linux_pid handle.pid=71 service=web join_global=false", ATTACH),
+        ('attach_container handle={"platform":"linux_pid","pid":71} service=web join_global=false', ATTACH),
+        ("set_local_node_id node_id=18446744073709551615", wire.SetLocalNodeId(2**64 - 1)),
+        ("setup_service_overlay service=7 mode=auto subnet=a=b", wire.SetupServiceOverlay("7", "auto", "a=b")),
+        ("unregister_dns name=true", wire.UnregisterDns("true")),
+        ("unregister_dns name=", wire.UnregisterDns("")),
+        ("prune_orphan_bridges live_bridge_names=a,b", wire.PruneOrphanBridges(("a", "b"))),
+        ("prune_orphan_bridges live_bridge_names=", wire.PruneOrphanBridges(())),
+        ('prune_orphan_bridges live_bridge_names=["a,b"]', wire.PruneOrphanBridges(("a,b",))),
+        ("write_scoped_resolver zone=z node_ip=i port=53", wire.WriteScopedResolver("z", "i", 53)),
+        (
+            "remove_peer pubkey=k scope.scope=service scope.service=web",
+            wire.RemovePeer("k", wire.ServiceScope("web")),
+        ),
+        (
+            "setup_global_overlay deployment=d instance_id=i cluster_cidr=c wg_port=1 nat.enabled=false "
+            "nat.relay_server.listen_port=2 nat.relay_server.external_addr=e nat.relay_server.max_sessions=3 "
+            'nat.turn_servers=[{"addr":"a","username":"u","credential":"c"}]',
+            wire.SetupGlobalOverlay(
+                deployment="d",
+                instance_id="i",
+                cluster_cidr="c",
+                wg_port=1,
+                nat=wire.NatConfig(
+                    enabled=False,
+                    relay_server=wire.RelayServer(2, "e", 3),
+                    turn_servers=(wire.TurnServer("a", "u", "c"),),
+                ),
+            ),
+        ),
+    ],
+)
+def test_words_make_a_request(words: str, request_: wire.Request) -> None:
+    op, *pairs = words.split(" ")
+    assert parse_request(op, pairs) == request_
+
+
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        ("atach_container", "did you mean attach_container"),
+        ("zzz", "--list shows all"),
+        ("allocate_ip service", "'service' is not key=value"),
+        ("allocate_ip service=web join_global=yes", '^join_global: expected bool, got "yes"'),
+        ("allocate_ip service=web", r"^join_global: required key is missing\nusage of allocate_ip: service=TEXT"),
+        ("allocate_ip service=web service=web", "service is given twice"),
+        ("allocate_ip servce=web", "no key servce; there is join_global, service"),
+        ("status x=1", "no key x$"),
+        ("setup_service_overlay service=web mode=private", "^mode: expected"),
+        ("write_scoped_resolver zone=z node_ip=i port=70000", "^port: expected u16, got 70000"),
+        ("write_scoped_resolver zone=z node_ip=i port=5x", '^port: expected u16, got "5x"'),
+        ("set_local_node_id node_id=18446744073709551616", "^node_id: expected u64"),
+        ("set_local_node_id node_id=-1", "^node_id: expected u64, got -1"),
+        ("detach_container handle=linux_pid", "^handle: JSON is malformed"),
+        ("detach_container handle.platform=jail", '^handle.platform: unknown platform "jail"'),
+        ("detach_container handle.pid=5", "^handle.platform: required key is missing"),
+        ("detach_container handle={} handle.pid=5 handle.pid=5", "twice"),
+        ("detach_container handle=5 handle.pid=5", "handle already has a value"),
+        ("detach_container handle.pid.x=5", "no key handle.pid.x"),
+        ("unregister_dns name=\udce9", "not UTF-8"),
+        ("unregister_dns op=status name=x", "op is given twice"),
+    ],
+)
+def test_words_that_make_no_request(words: str, why: str) -> None:
+    op, *pairs = words.split(" ")
+    with pytest.raises(UsageError, match=why):
+        parse_request(op, pairs)
+
+
+def test_wrong_words_exit_2_without_asking(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["call", "nonsense"], [], ["status", "-o", "xml"], ["--timeout", "0", "status"], ["call"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.run(arguments)
+        assert caught.value.code == 2
+        assert "usage: overlayctl" in capsys.readouterr().err
+    assert canned.asked == []
+
+
+def test_the_list_names_every_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(["call", "--list"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    heads = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert len(heads) == len(get_args(wire.Request))
+    assert "setup_service_overlay service=TEXT mode=auto|dedicated|shared [subnet=TEXT]" in heads
+    assert "prune_orphan_bridges live_bridge_names=TEXT,..." in heads
+    for line in out.splitlines():
+        assert line.strip()
+
+
+def test_edge_mint_prints_a_wg_quick_file(canned: Canned, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    canned.answer = lambda request: EDGE
+    allow = ["--allow", "10.200.0.0/16", "--allow", "fd00::/64"]
+    assert cli.run(["edge", "mint", "laptop", "--ttl", "8h", *allow]) == 0
+    out = capsys.readouterr().out
+    assert canned.asked == [wire.MintEdgePeer("laptop", 8 * 3600, ("10.200.0.0/16", "fd00::/64"))]
+    assert out == (
+        "# laptop: an edge peer, until 2026-01-01 01:00:00 UTC\n"
+        "\n"
+        "[Interface]\n"
+        f"PrivateKey = {PRIVATE}\n"
+        "Address = 10.200.7.9/16\n"
+        "DNS = 10.200.7.1, svc.local\n"
+        "\n"
+        "[Peer]\n"
+        f"PublicKey = {KEY}\n"
+        "AllowedIPs = 10.200.0.0/16, fd00::/64\n"
+        "Endpoint = 192.0.2.7:51820\n"
+        "PersistentKeepalive = 25\n"
+    )
+    assert shutil.which("wg-quick"), "wg-quick is needed to judge the file"
+    file = tmp_path / "edge.conf"
+    file.write_text(out)
+    stripped = subprocess.run(["wg-quick", "strip", file], capture_output=True, text=True, check=True).stdout
+    assert "Address" not in stripped  # wg-quick took its own settings, and leaves what wg reads
+    assert f"PublicKey = {KEY}" in stripped
+
+
+def test_edge_mint_as_json(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: EDGE
+    assert cli.run(["edge", "mint", "laptop", "--ttl", "90", "--allow", "10.200.0.0/16", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(wire.encode_response_object(EDGE))
+
+
+def test_a_wg_quick_file_holds_no_commands() -> None:
+    fields = {field: getattr(EDGE, field) for field in EDGE.__struct_fields__}
+    for field in ("name", "dns_server", "dns_domain", "private_key", "overlay_ip"):
+        with pytest.raises(ProtocolError):
+            cli_tables.wg_quick(wire.EdgeConfig(**{**fields, field: "x\nPostUp = reboot"}))
+    with pytest.raises(ProtocolError):
+        cli_tables.wg_quick(wire.EdgeConfig(**{**fields, "peers": (wire.Peer(KEY, "h:1\rPostUp = x", "", 0),)}))
+    bare = cli_tables.wg_quick(
+        wire.EdgeConfig(
+            **{**fields, "dns_server": None, "peers": (wire.Peer(KEY, "", "", 0),), "expires_at_unix": 2**64 - 1}
+        )
+    )
+    assert "DNS" not in bare
+    assert "Endpoint" not in bare
+    assert "Keepalive" not in bare
+
+
+@pytest.mark.parametrize("ttl, seconds", [("90", 90), ("90s", 90), ("30m", 1800), ("8h", 28800), ("7d", 604800)])
+def test_times_to_live(ttl: str, seconds: int) -> None:
+    args = cli._parser().parse_args(["edge", "mint", "x", "--ttl", ttl, "--allow", "c"])
+    assert args.ttl == seconds
+
+
+@pytest.mark.parametrize("ttl", ["", "h", "1w", "-1h", "1.5h", "٣h", "1 h", "9" * 11])
+def test_no_times_to_live(ttl: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["edge", "mint", "x", f"--ttl={ttl}", "--allow", "c"])
+    assert "90s, 30m, 8h or 7d" in capsys.readouterr().err
+
+
+def test_edge_list_and_revoke(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: (
+        wire.EdgePeers((EDGE_PEER,)) if isinstance(request, wire.ListEdgePeers) else wire.Ok()
+    )
+    assert cli.run(["edge", "list"]) == 0
+    assert capsys.readouterr().out == (
+        "NAME    ADDRESS     ALLOWED        EXPIRES  LAST HANDSHAKE  PUBLIC KEY\n"
+        "laptop  10.200.7.9  10.200.0.0/16  expired  never           yAnz5TF+...\n"
+    )
+    assert "in 2 h" in cli_tables.edge_peers([EDGE_PEER], wide=False, now=0)
+    assert cli.run(["edge", "list", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "laptop"
+    assert cli.run(["edge", "revoke", "laptop"]) == 0
+    assert capsys.readouterr().out == ""
+    assert canned.asked[-1] == wire.RevokeEdgePeer("laptop")
+
+
+def test_events_end_quietly_on_ctrl_c(canned: Canned) -> None:
+    canned.greeting = wire.encode_event(wire.PeerHealthChanged(KEY, False))
+    canned.greeting += wire.encode_event(wire.NatEndpointChanged(KEY, "192.0.2.7:51820"))
+    with ctl("events") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=20)
+    assert lines[0].endswith(f" {KEY} unhealthy\n")
+    assert lines[1].endswith(f" {KEY} endpoint 192.0.2.7:51820\n")
+    assert (process.returncode, rest, errors) == (130, "", "")
+
+
+def test_events_as_json_and_the_daemons_end(canned: Canned) -> None:
+    canned.greeting = wire.encode_event(wire.PeerHealthChanged(KEY, True))
+    with ctl("events", "-o", "json") as process:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+    assert line == {"event": "peer_health_changed", "pubkey": KEY, "healthy": True}
+
+
+def test_a_closed_pipe_ends_quietly(canned: Canned) -> None:
+    peers = (wire.StatusPeer(KEY, "192.0.2.7:51820", "10.200.1.0/24", 0),) * 20_000
+    canned.answer = lambda request: wire.Status(peer_count=0, service_count=0, peers=peers)
+    with ctl("peers") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_unreachable_exits_69_and_says_what_to_check(
+    tmp_path: Path, canned: Canned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.run(["--socket", str(tmp_path / "none"), "status"]) == 69
+    err = capsys.readouterr().err
+    assert "No such file or directory" in err
+    assert "is overlayd running" in err
+    assert "OVERLAYD_SOCKET" in err
+
+    stale = tmp_path / "stale"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(stale))
+    assert cli.run(["--socket", str(stale), "status"]) == 69
+    assert "Nobody listens there" in capsys.readouterr().err
+
+    canned.answer = lambda request: None
+    assert cli.run(["status"]) == 69
+    assert "members of the socket's group" in capsys.readouterr().err
+
+    assert cli.run(["--socket", "x" * 300, "status"]) == 69
+    assert "path too long" in capsys.readouterr().err
+
+
+def test_a_socket_that_one_may_not_use(canned: Canned) -> None:
+    """Root may always: another user tries."""
+    canned.path.chmod(0o660)
+    for parent in canned.path.parents:
+        if parent.name.startswith("pytest"):
+            parent.chmod(0o711)
+    code = (
+        "import os; from overlayd import cli\n"
+        "cli.run(['--socket', '/nonexistent', 'status'])  # imports what the other user may not be able to read\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"raise SystemExit(cli.run(['--socket', {str(canned.path)!r}, 'status']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 69
+    assert "Permission denied" in done.stderr
+    assert "members of the socket's group" in done.stderr
+
+
+def test_a_hung_daemon_exits_69(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    release = threading.Event()
+    canned.answer = lambda request: release.wait(20) and None
+    try:
+        assert cli.run(["--timeout", "0.1", "status"]) == 69
+    finally:
+        release.set()
+    assert capsys.readouterr().err == "overlayctl: no answer to status within 0.1 s\n"
+
+
+def test_help_teaches_and_is_quick_to_start() -> None:
+    code = (
+        "import sys; from overlayd.cli import run\n"
+        "try: run(['--help'])\n"
+        "except SystemExit: print('slow:', {'asyncio', 'msgspec', 'uvloop'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "examples:" in out
+    assert "exit status:" in out
+    assert "slow: set()" in out
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["status"], ["peers"], ["events"], ["call"], ["edge"], ["edge", "mint"], ["edge", "list"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.run([*words, "--help"])
+        assert caught.value.code == 0
+    assert "handle.pid=71" in capsys.readouterr().out
