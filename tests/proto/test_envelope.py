@@ -225,6 +225,30 @@ def test_generic_fields_are_those_of_the_wire(body: bytes) -> None:
     assert fields(body) == found
 
 
+@pytest.mark.parametrize(("body", "says"), [
+    (b"\x00\x01", "field number 0"),
+    (field(20, 6, bytes(8)), "wire type: 6"),
+    (field(20, 7, bytes(8)), "wire type: 7"),
+    (field(20, 4, b""), "without a start"),
+    (field(20, 3, b"") + field(21, 4, b""), "end of group 21"),
+    (field(20, 3, b""), "past the end"),
+    (field(20, 1, bytes(7)), "past the end"),
+    (field(20, 5, bytes(3)), "past the end"),
+    (field(20, 2, b"\x02x"), "past the end"),
+    (field(4, 2, varint((1 << 64) - 1)), "past the end"),
+    (field(5, 0, b"\x80"), "past the end"),
+    (field(5, 0, b"\x80" * 10 + b"\x00"), "64 bits"),
+    (varint(1 << 32 | 8) + b"\x01", "32 bits"),
+    (field(8, 2, delimited(b"\xff")), "UTF-8"),
+    (field(9, 2, delimited(b"\xed\xa0\x80")), "UTF-8"),
+])  # fmt: skip
+def test_a_refusal_says_what_is_wrong(body: bytes, says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
+        envelope.decode_body(body)
+    with pytest.raises(ProtocolError):
+        oracles_envelope.decode(body)
+
+
 def test_groups_nest_to_the_depth_asked_for() -> None:
     assert fields(b"\x7b" * 3 + b"\x7c" * 3, 3) == [(15, 3, None)]
     with pytest.raises(ProtocolError, match="too deep"):
