@@ -180,12 +180,14 @@ class Node:
     def footprint(self) -> dict[str, object]:
         """Links, addresses, routes and firewall, for comparing before and after.
 
-        Left out is what comes and goes by itself: counters, carrier, and the addresses that IPv6 gives every link.
+        Left out is what comes and goes by itself, carrier and the addresses that IPv6 gives every link, and what says
+        nothing of what a packet meets: counters and the numbers (handles) of rules.
         """
         ruleset = json.loads(self.run(["nft", "--json", "--stateless", "list", "ruleset"]))["nftables"]
         for statement in ruleset:
             for body in statement.values():
-                if isinstance(body, dict) and "elem" in body:
+                body.pop("handle", None)
+                if "elem" in body:
                     body["elem"].sort(key=json.dumps)
         return {
             "links": [
