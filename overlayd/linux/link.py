@@ -216,8 +216,9 @@ def enable_forwarding(names: Iterable[str]) -> None:
                 sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")
         sysctl.write("ipv6/conf/all/forwarding", "1")
     for name in names:
-        sysctl.write(f"ipv4/conf/{name}/forwarding", "1")
-        sysctl.write(f"ipv4/conf/{name}/rp_filter", "2")
+        carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
+        sysctl.write(f"ipv4/conf/{carried}/forwarding", "1")
+        sysctl.write(f"ipv4/conf/{carried}/rp_filter", "2")
 
 
 def look_up_request(name: str, *tolerated: int) -> Request:
@@ -302,28 +303,23 @@ def route_request(index: int, destination: Network, gateway: Address | None = No
 
 
 def _configure_bridge(netlink: Netlink, bridge: Bridge) -> None:
-    index = link_index(bridge.name)
-    address = bridge.address
-    data = nested(
-        rt.IFLA_INFO_DATA,
-        u32(rt.IFLA_BR_STP_STATE, 0),
-        u32(rt.IFLA_BR_FORWARD_DELAY, 0),
-        attribute(rt.IFLA_BR_MCAST_SNOOPING, b"\0"),
-    )
+    index, address = link_index(bridge.name), bridge.address
+    # In a message of its own and first: an adopted bridge refuses a forward delay of 0 while its spanning tree is on.
+    no_spanning_tree = rt.link_body(_bridge_data(u32(rt.IFLA_BR_STP_STATE, 0)), index=index)
     body = rt.link_body(
         u32(rt.IFLA_GROUP, GROUP_BRIDGE),
         text(rt.IFLA_IFALIAS, f"{ALIAS} bridge {bridge.service}"),
         u32(rt.IFLA_MTU, bridge.mtu),
         attribute(rt.IFLA_ADDRESS, bridge_mac(address.ip)),
-        nested(rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "bridge"), data),
+        _bridge_data(u32(rt.IFLA_BR_FORWARD_DELAY, 0), attribute(rt.IFLA_BR_MCAST_SNOOPING, b"\0")),
         index=index,
     )
+    requests = [Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, each) for each in (no_spanning_tree, body)]
     wanted = {address}
-    requests = [Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, body)]
     if address.version == 6:
         # The kernel's own link-local address would be tentative for a second after the first port came up, and
         # forwarded packets need one to find their neighbour.
-        sysctl.write(f"ipv6/conf/{bridge.name}/disable_ipv6", "0")
+        sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/disable_ipv6", "0")
         mode = attribute(rt.IFLA_INET6_ADDR_GEN_MODE, bytes([rt.IN6_ADDR_GEN_MODE_NONE]))
         no_link_local = nested(rt.IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
         requests.append(
@@ -335,6 +331,10 @@ def _configure_bridge(netlink: Netlink, bridge: Bridge) -> None:
     foreign = {carried for carried in _addresses(netlink, index) if not carried.is_link_local} - wanted
     _change_addresses(netlink, index, wanted, foreign)
     await_answering(netlink, index, address)
+
+
+def _bridge_data(*settings: bytes) -> bytes:
+    return nested(rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "bridge"), nested(rt.IFLA_INFO_DATA, *settings))
 
 
 def _mark_device(netlink: Netlink, device: Device) -> int:
@@ -349,7 +349,7 @@ def _mark_device(netlink: Netlink, device: Device) -> int:
     netlink.transact([Request("configure device", device.name, rt.RTM_SETLINK, 0, body)])
     if any(address.version == 4 for address in device.addresses):
         # Else a secondary address would go with the primary one that it replaces.
-        sysctl.write(f"ipv4/conf/{device.name}/promote_secondaries", "1")
+        sysctl.write(f"ipv4/conf/{socket.if_indextoname(index)}/promote_secondaries", "1")
     return index
 
 
@@ -362,7 +362,8 @@ def _addresses(netlink: Netlink, index: int) -> set[Interface]:
 
 def _alternative_name(kind: int, index: int, name: str) -> Request:
     body = rt.link_body(nested(rt.IFLA_PROP_LIST, text(rt.IFLA_ALT_IFNAME, name)), index=index)
-    return Request("set alternative name", name, kind, NLM_F_CREATE | NLM_F_EXCL, body)
+    flags = NLM_F_CREATE | NLM_F_EXCL if kind == rt.RTM_NEWLINKPROP else 0
+    return Request("set alternative name", name, kind, flags, body)
 
 
 def _change_addresses(netlink: Netlink, index: int, add: Iterable[Interface], remove: Iterable[Interface]) -> None:

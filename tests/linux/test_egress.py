@@ -1,0 +1,87 @@
+"""Which default route counts, in a host with several, and the MTU that follows."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from overlayd.linux.egress import VIRTUAL_PREFIXES, Egress, overlay_mtu, physical_egress
+
+
+@pytest.fixture
+def uplink(host, shell):
+    """Makes an interface with addresses and a default route for each, by the name of a bridge."""
+
+    def make(name, mtu=1500, metric=100, addresses=("192.0.2.2/24",)):
+        shell(f"ip link add {name} type bridge; ip link set {name} mtu {mtu} up")
+        for address in addresses:
+            gateway = ip_address(address.partition("/")[0]) + 7
+            shell(f"ip address add {address} dev {name} {'nodad' if gateway.version == 6 else ''}")
+            shell(f"ip -{gateway.version} route add default via {gateway} dev {name} metric {metric}")
+
+    return make
+
+
+def test_no_default_route(host):
+    assert physical_egress() is None
+
+
+def test_the_lowest_metric_counts(uplink):
+    uplink("en0", metric=300)
+    uplink("en1", metric=50, mtu=9000, addresses=["198.51.100.2/24"])
+    uplink("en2", metric=100, addresses=["203.0.113.2/24"])
+    assert physical_egress() == Egress("en1", 9000, ip_address("198.51.100.2"), ipv6=False)
+
+
+@pytest.mark.parametrize("prefix", VIRTUAL_PREFIXES)
+def test_virtual_interfaces_do_not_count(uplink, prefix):
+    name = f"{prefix}9"
+    uplink(name, metric=1)
+    assert physical_egress() is None
+    uplink("en0", metric=100, addresses=["198.51.100.2/24"])
+    assert physical_egress().interface == "en0"
+
+
+def test_ipv4_comes_before_ipv6(uplink):
+    uplink("en0", metric=1, mtu=1400, addresses=["2001:db8::2/64"])
+    assert physical_egress() == Egress("en0", 1400, ip_address("2001:db8::2"), ipv6=True)
+    uplink("en1", metric=900, addresses=["192.0.2.2/24"])
+    assert physical_egress() == Egress("en1", 1500, ip_address("192.0.2.2"), ipv6=False)
+
+
+def test_the_mtu_of_the_route_and_its_source_win(uplink, shell):
+    uplink("en0")
+    shell("ip address add 192.0.2.77/24 dev en0")
+    shell("ip route replace default via 192.0.2.9 dev en0 metric 100 mtu 1450 src 192.0.2.77")
+    assert physical_egress() == Egress("en0", 1450, ip_address("192.0.2.77"), ipv6=False)
+
+
+def test_one_of_several_next_hops(uplink, shell):
+    uplink("veth9", metric=5)
+    uplink("en0", metric=9, addresses=["198.51.100.2/24"])
+    shell("ip route del default metric 5; ip route del default metric 9")
+    shell("ip route add default nexthop via 192.0.2.9 dev veth9 nexthop via 198.51.100.9 dev en0")
+    assert physical_egress().interface == "en0"
+
+
+def test_a_default_route_of_another_table_does_not_count(uplink, shell):
+    uplink("en0")
+    shell("ip route del default; ip route add default via 192.0.2.9 dev en0 table 100")
+    assert physical_egress() is None
+
+
+def test_a_dead_next_hop_does_not_count(uplink, shell):
+    uplink("en0")
+    shell("ip link set en0 down")
+    assert physical_egress() is None
+
+
+@pytest.mark.parametrize(
+    ("mtu", "ipv6", "expected"),
+    [(1500, True, 1420), (1500, False, 1440), (9000, True, 8920), (1340, False, 1280), (1300, True, 1280)],
+)
+def test_overlay_mtu(mtu, ipv6, expected):
+    assert overlay_mtu(Egress("en0", mtu, ip_address("192.0.2.2"), ipv6)) == expected
+
+
+def test_overlay_mtu_without_an_egress():
+    assert overlay_mtu(None) == 1420

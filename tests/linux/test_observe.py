@@ -1,0 +1,162 @@
+"""What was made is what is seen, and what was damaged afterwards is seen to differ."""
+
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+from test_veth import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, service_leg
+
+from overlayd.linux import link, netns, veth
+from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_veth
+from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, Alias, Bridge, Device, Route
+
+
+def device(name, scope, *addresses):
+    return Device(scope, name, bytes(32), 51820, 1340, frozenset(map(ip_interface, addresses)))
+
+
+@VERSIONS
+def test_everything_comes_back_as_it_was_made(host, container, shell, version):
+    """Beside much that is not ours: links, addresses and routes without our mark."""
+    shell("ip link add zl-foreign-b type bridge; ip link add veth-1-x type veth peer name p; ip link set p up")
+    shell("ip link set zl-foreign-b up; ip address add 10.77.0.1/24 dev zl-foreign-b; ip route add 10.78.0.0/16 dev p")
+    make_bridge(version)
+    make_node(shell, version)
+    shell("ip tuntap add dev zl-x-g mode tun; ip tuntap add dev zl-a-d mode tun")
+    link.dress_device(device("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"))
+    link.dress_device(device("zl-a-d", "a", "10.4.0.1/32"))
+    aliases = [Alias("zl-x-g", ip_address(address)) for address in ("10.2.0.9", "fd02::9")]
+    for alias in aliases:
+        link.create_alias(alias)
+    routes = [Route("a", "zl-a-d", ip_network(destination)) for destination in ("10.5.0.0/16", "fd05::/64")]
+    for route in routes:
+        link.create_route(route)
+    boxes = [container(), container()]
+    legs = [service_leg(boxes[0], 5, version), service_leg(boxes[1], 6, version), global_leg(boxes[1], version)]
+    for leg in legs:
+        veth.create(leg)
+    wanted = [
+        Bridge("web", "zl-web-b", ip_interface(BRIDGE[version]), 1340),
+        DeviceLink("", "zl-x-g", 1340, frozenset(map(ip_interface, ("10.2.0.1/16", "fd02::1/64")))),
+        DeviceLink("a", "zl-a-d", 1340, frozenset({ip_interface("10.4.0.1/32")})),
+        *aliases,
+        *routes,
+        *legs,
+    ]
+    assert observe({leg.name: leg.netns for leg in legs}) == {each.key: each for each in wanted}
+    assert observe_bridge("zl-foreign-b") is None
+    assert observe_bridge("nope") is None
+    assert observe_veth("veth-1-x", boxes[0].netns) is None
+
+
+def test_nothing_is_nothing(host):
+    assert observe({}) == {}
+    assert bridges_named("zl-", "-b") == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip link delete zl-web-b",
+        "ip link set {name} nomaster",
+        "ip link set {name} down",
+        "ip link set {name} mtu 1300",
+        "ip link set {name} address 02:00:00:00:00:99",
+        f"ip link set {{name}} group {GROUP_DOOMED}",
+        "ip link set zl-web-b alias other",
+        "nsenter -n -t {pid} ip link set lo down",
+        "nsenter -n -t {pid} ip link set eth0 down",
+        "nsenter -n -t {pid} ip link set eth0 mtu 1300",
+        "nsenter -n -t {pid} ip link set eth0 name eth7",
+        "nsenter -n -t {pid} ip address flush dev eth0",
+        "nsenter -n -t {pid} ip address add 10.9.0.77/24 dev eth0",
+        "nsenter -n -t {pid} ip route delete default",
+        "nsenter -n -t {pid} ip route replace default via 10.9.0.2 proto 111",
+        "kill {pid}",
+    ],
+)
+def test_a_damaged_veth_differs(host, container, shell, damage):
+    make_bridge()
+    box = container()
+    wanted = service_leg(box)
+    veth.create(wanted)
+    shell(damage.format(name=wanted.name, pid=box.pid))
+    if damage.startswith("kill"):
+        box.process.wait()
+        assert observe_veth(wanted.name, box.netns) != wanted
+        assert observe({wanted.name: box.netns}).get(wanted.key) != wanted
+        return
+    assert observe_veth(wanted.name, box.netns) != wanted
+    seen = observe({wanted.name: box.netns})[wanted.key]
+    assert seen != wanted
+    assert seen.name == wanted.name
+    veth.delete([wanted.name])
+    link.create_bridge(Bridge("web", "zl-web-b", ip_interface(BRIDGE[4]), 1340))
+    veth.create(wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted
+
+
+def test_a_global_leg_without_its_host_route_differs(host, container, shell):
+    make_node(shell)
+    wanted = global_leg(box := container())
+    veth.create(wanted)
+    shell(f"ip route delete {wanted.address.ip}")
+    assert observe_veth(wanted.name, box.netns) != wanted
+
+
+def test_a_veth_whose_namespace_is_not_known_or_not_to_be_had_differs(host, container):
+    make_bridge()
+    box, other = container(), container()
+    wanted = service_leg(box)
+    veth.create(wanted)
+    for namespaces in ({}, {wanted.name: other.netns}, {wanted.name: netns.Netns(box.pid, 1, box.netns.inode)}):
+        seen = observe(namespaces)
+        assert seen[wanted.key] != wanted
+        assert seen[wanted.key].mtu == 0
+        assert seen[("bridge", "web")].mtu == 1340
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip link set zl-web-b down",
+        "ip link set zl-web-b mtu 1300",
+        "ip link set zl-web-b address 02:00:00:00:00:99",
+        "ip address flush dev zl-web-b",
+        "ip address add 10.9.0.2/24 dev zl-web-b",
+        "ip link delete zl-web-b",
+        "ip link set zl-web-b group 0",
+    ],
+)
+def test_a_damaged_bridge_differs_and_is_put_right(host, shell, damage):
+    wanted = Bridge("web", "zl-web-b", ip_interface(BRIDGE[4]), 1340)
+    link.create_bridge(wanted)
+    shell(damage)
+    assert observe_bridge("zl-web-b") != wanted
+    assert observe({}).get(wanted.key) != wanted
+    link.create_bridge(wanted)
+    assert observe_bridge("zl-web-b") == wanted == observe({})[wanted.key]
+
+
+def test_a_device_that_is_down_differs(host, shell):
+    shell("ip tuntap add dev zl-x-g mode tun")
+    link.dress_device(device("zl-x-g", "", "10.2.0.1/16"))
+    shell("ip link set zl-x-g down")
+    assert observe({})[("device", "")].mtu == 0
+    shell(f"ip link set zl-x-g group {GROUP_DEVICE} alias other")
+    assert observe({}) == {}
+
+
+def test_bridges_by_name(host, shell):
+    make_bridge()
+    shell(
+        "ip link add zl-old-b type bridge; ip link add br7 type bridge; ip link property add dev br7 altname zl-alt-b"
+    )
+    shell("ip link add zl-not-b type veth peer name p0; ip link add docker0 type bridge")
+    shell("ip link add veth-2-s type veth peer name p2; ip link add veth-1-s type veth peer name p1")
+    shell("ip link set veth-2-s master zl-old-b; ip link set veth-1-s master zl-old-b; ip link set p0 master docker0")
+    found = {bridge.names: bridge.ports for bridge in bridges_named("zl-", "-b")}
+    assert found == {
+        ("zl-web-b",): (),
+        ("zl-old-b",): ("veth-1-s", "veth-2-s"),
+        ("br7", "zl-alt-b"): (),
+    }
