@@ -49,8 +49,8 @@ def test_conflicting_holders_never_overlap_and_keep_their_order(requests):
         kept = [n for n, result in enumerate(results) if result is None]
         for i, one in enumerate(kept):
             for other in kept[i + 1 :]:
-                same = requests[one][0] & requests[other][0]
-                if same and len(requests[one][0] | requests[one][1]) == 1 == len(requests[other][0] | requests[other][1]):
+                alone = all(len(requests[n][0] | requests[n][1]) == 1 for n in (one, other))
+                if alone and requests[one][0] & requests[other][0]:
                     assert began.index(one) < began.index(other)
 
     asyncio.run(run())
@@ -65,7 +65,10 @@ async def test_a_holder_of_everything_waits_for_all_and_keeps_later_ones_out():
             await asyncio.sleep(0.001)
 
     await asyncio.gather(
-        one("first", exclusive=["a"]), one("all", everything=True), one("late", exclusive=["b"]), one("last", shared=["b"])
+        one("first", exclusive=["a"]),
+        one("all", everything=True),
+        one("late", exclusive=["b"]),
+        one("last", shared=["b"]),
     )
     assert order.index("first") < order.index("all") < order.index("late") < order.index("last")
 

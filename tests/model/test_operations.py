@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from overlayd.errors import RequestError
+from overlayd.errors import RequestError, StateError
 from overlayd.model import attachments, ipam, overlay, peers, rows, services
 from overlayd.model.attachments import Wish
 from overlayd.model.layout import Facts, layout
@@ -262,9 +262,7 @@ def test_a_reused_pid_in_another_namespace_replaces_the_dead_container():
     state = ready()
     attach(state, 7)
     newer = Netns(pid=7, started=99999, inode=4242)
-    attachment, _ = change(
-        state, lambda draft: attachments.attach_container(draft, Wish(service="web"), newer, "boot")
-    )
+    attachment, _ = change(state, lambda draft: attachments.attach_container(draft, Wish(service="web"), newer, "boot"))
     assert attachment.netns == newer
     assert len(state.table(Attachment)) == 1
 
@@ -423,8 +421,6 @@ def test_without_a_backend_there_are_no_devices():
 
 
 def test_a_row_of_a_newer_overlayd_is_refused_not_dropped():
-    from overlayd.errors import StateError
-
     with pytest.raises(StateError, match="newer"):
         rows.decode(("comets", "x"), b"{}")
     with pytest.raises(StateError, match="service/web"):
