@@ -85,16 +85,20 @@ class Kernel:
             case None, Device():
                 self._device_backend(want.name).create(want)
                 link.dress_device(want)
+                link.enable_forwarding([want.name])
             case Device(), Device():
                 link.rename(have.name, want.name)
                 self._device_backend(want.name).configure(have, want)
                 link.redress_device(have, want)
+                link.enable_forwarding([want.name])
             case Device(), None:
                 self._device_backend(have.name).delete(have.name)
             case None, Bridge():
                 link.create_bridge(want)
+                link.enable_forwarding([want.name])
             case Bridge(), Bridge():
                 link.change_bridge(have, want)
+                link.enable_forwarding([want.name])
             case Bridge(), None:
                 link.delete_bridge(have.name)
             case None, Veth():
