@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of `overlayd`."""
     parser = argparse.ArgumentParser(
         prog="overlayd",
-        description="Own this node's overlay network: WireGuard tunnels, bridges, addresses and packet rules, "
+        description="Own this node's overlay network: WireGuard tunnels, bridges, addresses and packet rules,\n"
         "driven by an orchestrator over a Unix socket.  Runs in the foreground and logs to stderr.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
