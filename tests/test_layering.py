@@ -17,12 +17,13 @@ PACKAGE = ROOT / "overlayd"
 MAY_IMPORT = {
     "": set(),  # overlayd/__init__.py
     "errors": set(),
+    "fault": set(),
     "wire": {"errors"},
     "_fast": {"errors"},
     "proto": {"errors", "wire", "_fast"},
     "model": {"errors", "_fast"},
     "linux": {"errors", "_fast", "proto", "model"},
-    "daemon": {"", "errors", "wire", "_fast", "proto", "model", "linux"},
+    "daemon": {"", "errors", "fault", "wire", "_fast", "proto", "model", "linux"},
     "client": {"", "errors", "wire", "_fast", "proto"},
     "cli": {"", "errors", "wire", "client", "daemon.main"},
 }
@@ -192,6 +193,7 @@ def test_modules_are_short_and_named_after_what_they_own() -> None:
             'cdef extern from "<sys/socket.h>":\n    pass\n',
             "_fast is pure and includes sys/socket.h",
         ),
+        ("linux/link.py", "from overlayd import fault\n", "linux imports overlayd.fault"),
         ("stray/thing.py", "", "not in any layer"),
     ],
 )
