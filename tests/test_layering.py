@@ -193,7 +193,7 @@ def test_modules_are_short_and_named_after_what_they_own() -> None:
             'cdef extern from "<sys/socket.h>":\n    pass\n',
             "_fast is pure and includes sys/socket.h",
         ),
-        ("linux/link.py", "from overlayd import fault\n", "linux imports overlayd.fault"),
+        ("linux/link.py", "from overlayd import wire\n", "linux imports overlayd.wire"),
         ("stray/thing.py", "", "not in any layer"),
     ],
 )
