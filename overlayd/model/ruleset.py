@@ -1,0 +1,343 @@
+"""The nftables rules of a node: fixed chains over sets and maps, and the members that a node's state puts into them.
+
+Owns: the text of our two tables, which elements an address, a bridge port or an edge peer costs, and how to read a
+ruleset back.  Must not know: how a script reaches the kernel (`linux.nft`), or who asks for a change.
+
+A request adds and deletes members and never a rule, so its cost does not grow with the node.  Our links are matched by
+link group: renaming one changes nothing here.
+
+Isolation compares the networks of both ends in constant space.  nftables (up to at least 1.0.6) cannot use the result
+of a map lookup as part of another lookup's key, so the sender's network number travels through `meta priority`: set
+from the map `network4`, looked up in the set `member4` as `number . destination`, and zeroed again.  Priority, and not
+the packet mark, because nobody loses anything: IPv4 forwarding overwrites it just before the hook, and the packet
+leaves through a bridge or veth of ours, which has no queue to prioritise.  Only packets from one member to another are
+touched.
+
+What passes, for a packet that starts a connection (packets of established ones always do; nothing the node itself sends
+is filtered):
+
+    from                  to members      to members       to other local and     to the node and     to the
+                          of its network  of others        remote overlay         bridge gateways     outside
+    a member              yes             no               no                     yes                 yes
+    any other container   -               no               yes                    yes                 yes
+    a remote address      -               no               yes                    yes                 yes
+    an edge peer          -               no               as granted             as granted          as granted
+    the outside           -               no               yes                    yes                 -
+
+"Outside" is what is neither in the cluster CIDR nor behind a link of ours.  A grant does not open an isolation
+network.  A published port (destination NAT) does not either: what reaches a member from the outside is only what the
+member asked for.  A host_shared container sends as the node does, unfiltered; what is sent to it is judged like any
+other local address.  Sources are believed: a container that may forge them (CAP_NET_RAW) can pose as another across a
+bridge, though never between ports of one.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import collapse_addresses, ip_address, ip_network
+from typing import Any
+
+from overlayd.model.objects import (
+    GROUP_BRIDGE,
+    GROUP_DEVICE,
+    GROUP_VETH,
+    NFT_TABLE,
+    Address,
+    Element,
+    Network,
+    Step,
+)
+
+# A network number is a traffic class handle, in which 0 ("none") and 2^32 - 1 ("root") mean something else.
+MAX_NETWORK = 0xFFFF_FFFE
+
+_OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """One of our sets or maps.
+
+    key: nftables' types of the parts of a key, more than one for a concatenation.  value: the type of a map's values,
+    "" for a set.  interval: whether a key's address may be a prefix.
+    """
+
+    key: tuple[str, ...]
+    value: str = ""
+    interval: bool = False
+
+    def declaration(self, name: str) -> str:
+        types = " . ".join(self.key) + (f" : {self.value}" if self.value else "")
+        flags = " flags interval;" if self.interval else ""
+        return f"{'map' if self.value else 'set'} {name} {{ type {types};{flags} }}"
+
+
+# By family and name.
+SETS = {
+    ("bridge", "network"): Set(("ifname",), "classid"),
+    ("bridge", "member"): Set(("classid", "ifname")),
+}
+for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+    SETS |= {
+        ("inet", f"cluster{_version}"): Set((_address,), interval=True),
+        ("inet", f"node{_version}"): Set((_address,)),
+        ("inet", f"network{_version}"): Set((_address,), "classid"),
+        ("inet", f"member{_version}"): Set(("classid", _address)),
+        ("inet", f"edge{_version}"): Set((_address,)),
+        ("inet", f"grant{_version}"): Set((_address, _address), interval=True),
+    }
+
+
+def _declarations(family: str) -> str:
+    return "\n".join(f"    {each.declaration(name)}" for (of, name), each in SETS.items() if of == family)
+
+
+def _by_version(rules: str) -> str:
+    """`rules`, written for IPv4, followed by the same for IPv6; every "4" in them is a version."""
+    return rules + rules.replace("4", "6").replace("ip ", "ip6 ")
+
+
+def fixed() -> str:
+    """The script that makes both tables, or brings them back to what they should be, in one transaction.
+
+    Running it again neither duplicates a rule nor loses an element, and no packet sees the tables without rules: a
+    flush of a table removes its rules and keeps its sets.
+    """
+    return f"""
+add table inet {NFT_TABLE}
+add table bridge {NFT_TABLE}
+flush table inet {NFT_TABLE}
+flush table bridge {NFT_TABLE}
+
+table inet {NFT_TABLE} {{
+{_declarations("inet")}
+
+    # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
+        ct state established,related accept
+        iifgroup {GROUP_DEVICE:#x} jump edge
+        # Never routed: a frame inside a bridge, shown here by br_netfilter.  The bridge table has judged it.
+        ip daddr 224.0.0.0/24 accept
+        ip6 daddr fe80::/10 accept
+        ip6 daddr ff02::/16 accept
+        jump isolate
+{
+        _by_version('''
+        ip saddr @network4 oifgroup OURS drop
+        ip saddr @network4 ip daddr @cluster4 drop
+''').replace("OURS", _OURS)
+    }
+    }}
+
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        iif lo accept
+        ct state established,related accept
+        iifgroup {GROUP_DEVICE:#x} jump edge
+        jump isolate
+{
+        _by_version('''
+        ip saddr @network4 ip daddr @cluster4 ip daddr != @node4 drop
+''')
+    }
+    }}
+
+    chain edge {{
+{
+        _by_version('''
+        ip saddr . ip daddr @grant4 return
+        ip saddr @edge4 drop
+''')
+    }
+    }}
+
+    # Settles what goes from member to member, and refuses to members what comes from anyone else.
+    chain isolate {{
+{
+        _by_version('''
+        ip saddr @network4 ip daddr @network4 goto compare4
+        ip daddr @network4 drop
+''')
+    }
+    }}
+
+    # Entered only when both ends are in network4: a priority that the sender chose never counts as a network number.
+    chain compare4 {{
+        meta priority set ip saddr map @network4
+        meta priority . ip daddr @member4 meta priority set none accept
+        drop
+    }}
+
+    chain compare6 {{
+        meta priority set ip6 saddr map @network6
+        meta priority . ip6 daddr @member6 meta priority set none accept
+        drop
+    }}
+
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        oif lo return
+        oifgroup {_OURS} return
+{
+        _by_version('''
+        ip saddr @cluster4 ip daddr != @cluster4 masquerade
+''')
+    }
+    }}
+}}
+
+# Between two ports of one bridge the port is the identity: it holds for every protocol, IPv6 link-local addresses and
+# multicast included, and no container can forge it.  ARP and neighbour discovery towards the gateway are not
+# forwarded, so they do not pass here; between fellow members they pass like all else.  No connection tracking is
+# needed, since what is allowed between two ports is allowed both ways.
+table bridge {NFT_TABLE} {{
+{_declarations("bridge")}
+
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
+        iifname @network oifname @network goto compare
+        iifname @network drop
+        oifname @network drop
+    }}
+
+    chain compare {{
+        meta priority set iifname map @network
+        meta priority . oifname @member meta priority set none accept
+        drop
+    }}
+}}
+"""
+
+
+def removed() -> str:
+    """The script that removes both tables, whether they exist or not."""
+    return "".join(
+        f"add table {family} {NFT_TABLE}\ndelete table {family} {NFT_TABLE}\n" for family in ("inet", "bridge")
+    )
+
+
+def cluster(network: Network) -> list[Element]:
+    """The cluster CIDR: the source of what is masqueraded, and what a member must not reach."""
+    return [Element("inet", f"cluster{network.version}", _prefix(network))]
+
+
+def node(address: Address) -> list[Element]:
+    """An address of the node itself that members reach: the node address, and the gateway address of every bridge."""
+    return [Element("inet", f"node{address.version}", str(address))]
+
+
+def member(address: Address, network: int | None, port: str | None = None) -> list[Element]:
+    """A local container's address in an isolation network; two elements, and two more when it sits on a bridge.
+
+    network: the number that stands for the isolation network on this node, 1 to MAX_NETWORK, one number a network;
+    None is a container without a network, which costs nothing.  port: the name of the veth's host end when a bridge
+    holds it. Raises ValueError for a number out of range.
+    """
+    if network is None:
+        return []
+    if not 1 <= network <= MAX_NETWORK:
+        raise ValueError(f"network number {network} is not in 1..{MAX_NETWORK}")
+    number, version = _classid(network), address.version
+    elements = [
+        Element("inet", f"network{version}", str(address), number),
+        Element("inet", f"member{version}", f"{number} . {address}"),
+    ]
+    if port is not None:
+        elements.append(Element("bridge", "network", f'"{port}"', number))
+        elements.append(Element("bridge", "member", f'{number} . "{port}"'))
+    return elements
+
+
+def edge(address: Address, allowed: Sequence[Network]) -> list[Element]:
+    """A roaming peer's overlay address, and the CIDRs it may reach: one element, and one for each CIDR.
+
+    CIDRs inside others are left out, and adjacent ones joined: the kernel refuses overlapping elements.  Those of the
+    other IP version than the address cannot be reached from it and are left out too.
+    """
+    version = address.version
+    reachable: Iterable[Network]
+    if version == 4:
+        reachable = collapse_addresses(network for network in allowed if network.version == 4)
+    else:
+        reachable = collapse_addresses(network for network in allowed if network.version == 6)
+    grants = [Element("inet", f"grant{version}", f"{address} . {_prefix(network)}") for network in reachable]
+    return [Element("inet", f"edge{version}", str(address)), *grants]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Elements of one set that are added, or else deleted, together."""
+
+    add: bool
+    family: str
+    set: str
+    elements: tuple[Element, ...]
+
+
+def changes(steps: Sequence[Step]) -> list[Change]:
+    """What does `steps`, each of them about an Element, when done in this order in one transaction; empty for nothing.
+
+    Deletes come first: that is how a map entry changes its value, and how a CIDR gives way to one that overlaps it.
+    Raises TypeError for a step about anything else.
+    """
+    sets: dict[tuple[bool, str, str], list[Element]] = {}
+    for step in steps:
+        if step.have == step.want:
+            continue
+        for add, element in ((False, step.have), (True, step.want)):
+            if element is None:
+                continue
+            if not isinstance(element, Element):
+                raise TypeError(f"not an nftables element: {element!r}")
+            sets.setdefault((add, element.family, element.set), []).append(element)
+    return [Change(*key, tuple(sets[key])) for key in sorted(sets, key=lambda key: key[0])]
+
+
+def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
+    """Every element of our sets in a JSON listing (libnftables-json(5)), written as `member` and the others write it.
+
+    Whoever added it: what others put into our sets is there to be found and removed.
+    """
+    found: dict[Hashable, Element] = {}
+    for item in listing["nftables"]:
+        holder = item.get("set") or item.get("map")
+        if holder is None or (holder["family"], holder["name"]) not in SETS:
+            continue
+        key_types = holder["type"] if isinstance(holder["type"], list) else [holder["type"]]
+        for entry in holder.get("elem", ()):
+            key, value = entry if isinstance(entry, list) else (entry, None)
+            if isinstance(key, dict) and "elem" in key:  # with a comment, which none of ours has
+                key = key["elem"]["val"]
+            parts = key["concat"] if isinstance(key, dict) and "concat" in key else [key]
+            element = Element(
+                holder["family"],
+                holder["name"],
+                " . ".join(_datum(type, part) for type, part in zip(key_types, parts, strict=True)),
+                "" if value is None else _datum(holder["map"], value),
+            )
+            found[element.key] = element
+    return found
+
+
+def _classid(number: int) -> str:
+    """A number as a traffic class handle, the type of `meta priority`: major and minor half, in hexadecimal."""
+    return f"{number >> 16:x}:{number & 0xFFFF:x}"
+
+
+def _prefix(network: Network) -> str:
+    """As nftables writes it: a host prefix is a bare address."""
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+
+
+def _datum(type: str, value: Any) -> str:
+    """One value of a listing as this module writes it: nftables has other spellings for some."""
+    if type == "classid":
+        major, minor = value.split(":")
+        return _classid(int(major or "0", 16) << 16 | int(minor or "0", 16))
+    if type == "ifname":
+        return f'"{value}"'
+    if isinstance(value, dict):
+        if "prefix" in value:
+            return _prefix(ip_network((value["prefix"]["addr"], value["prefix"]["len"])))
+        return "-".join(value["range"])
+    return _prefix(ip_network(value)) if "/" in value else str(ip_address(value))

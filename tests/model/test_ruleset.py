@@ -1,0 +1,103 @@
+"""The words of the ruleset: elements, scripts, and reading a listing back."""
+
+from ipaddress import IPv4Network, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlayd.model import ruleset
+from overlayd.model.objects import Alias, Element, Step
+from overlayd.model.ruleset import Change
+
+V4 = ip_address("10.200.0.5")
+V6 = ip_address("fd00:200::5")
+
+
+def test_a_member_costs_two_elements_and_two_more_on_a_bridge() -> None:
+    assert ruleset.member(V4, 0x1_0002) == [
+        Element("inet", "network4", "10.200.0.5", "1:2"),
+        Element("inet", "member4", "1:2 . 10.200.0.5"),
+    ]
+    assert ruleset.member(V6, 5, "veth-71-s") == [
+        Element("inet", "network6", "fd00:200::5", "0:5"),
+        Element("inet", "member6", "0:5 . fd00:200::5"),
+        Element("bridge", "network", '"veth-71-s"', "0:5"),
+        Element("bridge", "member", '0:5 . "veth-71-s"'),
+    ]
+
+
+def test_a_container_without_a_network_costs_nothing() -> None:
+    assert ruleset.member(V4, None, "veth-71-s") == []
+
+
+@pytest.mark.parametrize("number", [-1, 0, 0xFFFF_FFFF])
+def test_numbers_with_a_meaning_of_their_own_are_refused(number: int) -> None:
+    with pytest.raises(ValueError, match="network number"):
+        ruleset.member(V4, number)
+
+
+def test_edge_joins_what_overlaps() -> None:
+    allowed = [ip_network(text) for text in ("10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/25", "192.0.2.128/25", "fd00::/8")]
+    assert ruleset.edge(V4, allowed) == [
+        Element("inet", "edge4", "10.200.0.5"),
+        Element("inet", "grant4", "10.200.0.5 . 10.0.0.0/8"),
+        Element("inet", "grant4", "10.200.0.5 . 192.0.2.0/24"),
+    ]
+    assert [element.member for element in ruleset.edge(V6, allowed)] == ["fd00:200::5", "fd00:200::5 . fd00::/8"]
+
+
+def test_edge_without_grants_is_still_an_edge() -> None:
+    assert ruleset.edge(V4, []) == [Element("inet", "edge4", "10.200.0.5")]
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.integers(24, 32)), max_size=8))
+def test_edge_grants_cover_what_is_allowed_and_never_overlap(pairs: list[tuple[int, int]]) -> None:
+    allowed = [IPv4Network((f"192.0.2.{last}", length), strict=False) for last, length in pairs]
+    granted = [IPv4Network(element.member.split(" . ")[1]) for element in ruleset.edge(V4, allowed)[1:]]
+    assert sorted(address for network in granted for address in network) == sorted(
+        {address for network in allowed for address in network}
+    )
+
+
+def test_deletes_come_first_and_a_set_is_changed_once() -> None:
+    a, b, c = (Element("inet", "network4", f"10.200.0.{last}", "0:1") for last in (1, 2, 3))
+    moved = Element("inet", "network4", "10.200.0.3", "0:2")
+    other = Element("bridge", "member", '0:1 . "v"')
+    assert ruleset.changes([Step(None, a), Step(b, None), Step(c, moved), Step(None, other), Step(a, a)]) == [
+        Change(False, "inet", "network4", (b, c)),
+        Change(True, "inet", "network4", (a, moved)),
+        Change(True, "bridge", "member", (other,)),
+    ]
+
+
+def test_nothing_to_do_is_no_change() -> None:
+    assert ruleset.changes([]) == ruleset.changes([Step(None, None)]) == []
+
+
+def test_only_elements_are_changed() -> None:
+    with pytest.raises(TypeError):
+        ruleset.changes([Step(None, Alias("wg0", V4))])
+
+
+def test_a_listing_is_read_whatever_its_spelling() -> None:
+    def listed(kind: str, name: str, type: object, elem: list[object], **more: object) -> dict[str, object]:
+        return {kind: {"family": "inet", "table": "overlayd", "name": name, "type": type, "elem": elem, **more}}
+
+    listing = {
+        "nftables": [
+            {"metainfo": {"version": "1.0.6"}},
+            listed("set", "cluster4", "ipv4_addr", [{"prefix": {"addr": "10.200.0.0", "len": 16}}]),
+            listed("map", "network6", "ipv6_addr", [["::ffff:10.0.0.1", ":5"]], map="classid"),
+            listed("set", "member4", ["classid", "ipv4_addr"], [{"concat": ["0:5", "10.200.0.5"]}]),
+            listed("set", "node4", "ipv4_addr", ["10.200.0.1"]),
+            listed("set", "leftover", "ipv4_addr", ["192.0.2.1"]),
+            {"chain": {"family": "inet", "table": "overlayd", "name": "input"}},
+        ]
+    }
+    assert list(ruleset.elements(listing).values()) == [
+        Element("inet", "cluster4", "10.200.0.0/16"),
+        Element("inet", "network6", "::ffff:a00:1", "0:5"),
+        Element("inet", "member4", "0:5 . 10.200.0.5"),
+        Element("inet", "node4", "10.200.0.1"),
+    ]
