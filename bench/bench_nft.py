@@ -1,0 +1,58 @@
+"""What a change of membership costs through libnftables, on a node that has many members already.
+
+Run as root: `python bench/bench_nft.py [members]` in a throw-away network namespace (`unshare -n`).
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+
+from overlayd.linux.nft import Nft
+from overlayd.model import ruleset
+from overlayd.model.objects import Element, Step
+
+
+def median_ms(repeat: int, *calls: Callable[[], object]) -> list[float]:
+    """The median time of each of `calls`, made in turn `repeat` times, in milliseconds."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeat):
+        for call, into in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            into.append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(each) for each in times]
+
+
+def steps(elements: list[Element], *, add: bool) -> list[Step]:
+    return [Step(None, element) if add else Step(element, None) for element in elements]
+
+
+def main() -> None:
+    members = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000
+    nft = Nft()
+    print(f"ensure, first           {median_ms(1, nft.ensure)[0]:8.3f} ms")
+    print(f"ensure, again           {median_ms(20, nft.ensure)[0]:8.3f} ms")
+    first = int(IPv4Address("10.200.0.2"))
+    crowd = [e for n in range(members) for e in ruleset.member(IPv4Address(first + n), n // 10 + 1)]
+    took = median_ms(1, lambda: nft.apply(steps(crowd, add=True)))[0]
+    print(f"{len(crowd)} elements at once  {took:8.3f} ms")
+
+    address = IPv4Address("10.201.0.1")
+    cases = {
+        "one element": ruleset.node(address),
+        "a routed member": ruleset.member(address, 7),
+        "a bridged member": ruleset.member(address, 7, "veth-71-s"),
+        "an edge peer, 2 CIDRs": ruleset.edge(address, [IPv4Network("10.9.0.0/16"), IPv4Network("10.7.0.0/16")]),
+    }
+    for name, elements in cases.items():
+        add, delete = steps(elements, add=True), steps(elements, add=False)
+        plus, minus = median_ms(300, lambda add=add: nft.apply(add), lambda delete=delete: nft.apply(delete))
+        print(f"{name:22}  {plus:8.3f} ms to add, {minus:.3f} ms to delete")
+    print(f"intact                  {median_ms(20, nft.intact)[0]:8.3f} ms")
+    print(f"observe                 {median_ms(3, nft.observe)[0]:8.3f} ms")
+
+
+if __name__ == "__main__":
+    main()

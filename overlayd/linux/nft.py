@@ -1,0 +1,175 @@
+"""nftables in process.
+
+Rules and listings go through libnftables.  Elements do not: whatever it adds, libnftables (1.0.6) first reads all
+tables, and the members of every interval set on the host, whoever owns it.  They have a codec of their own,
+`linux.setelem`.
+
+Owns: the binding, and the life of our two tables in the kernel.  Must not know: what the rules mean (`model.ruleset`),
+or when to change them.
+"""
+
+import ctypes
+import os
+import threading
+from collections.abc import Hashable, Sequence
+from errno import EEXIST, ENOENT, errorcode
+from typing import Any
+
+import orjson
+
+from overlayd.errors import MechanismError
+from overlayd.linux import setelem
+from overlayd.model import blockers, ruleset
+from overlayd.model.objects import NFT_TABLE, Element, Step
+
+# include/nftables/libnftables.h: NFT_CTX_OUTPUT_*
+_STATELESS = 1 << 2
+_JSON = 1 << 4
+_NUMERIC_SYMBOL = 1 << 9
+_TERSE = 1 << 11
+
+# Two calls, not one: libnftables 1.0.6 reads only the last table that a script lists.
+_LIST_OURS = (f"list table inet {NFT_TABLE}", f"list table bridge {NFT_TABLE}")
+
+_ERRNO = {os.strerror(number): number for number in errorcode}  # libnftables gives the kernel's errors as words only
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libnftables.so.1")
+    except OSError as error:
+        raise MechanismError("load", "libnftables.so.1", detail=f"{error}; install libnftables1") from error
+    context = ctypes.c_void_p
+    for name, result, arguments in (
+        ("nft_ctx_new", context, [ctypes.c_uint32]),
+        ("nft_ctx_free", None, [context]),
+        ("nft_ctx_buffer_output", ctypes.c_int, [context]),
+        ("nft_ctx_buffer_error", ctypes.c_int, [context]),
+        ("nft_ctx_get_output_buffer", ctypes.c_char_p, [context]),
+        ("nft_ctx_get_error_buffer", ctypes.c_char_p, [context]),
+        ("nft_ctx_output_set_flags", None, [context, ctypes.c_uint]),
+        ("nft_run_cmd_from_buffer", ctypes.c_int, [context, ctypes.c_char_p]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class Nft:
+    """The nftables of one network namespace: that of the thread which makes the instance, whoever calls it later.
+
+    Any thread may call; calls wait for each other, as transactions do in the kernel.  Every method raises
+    MechanismError, with the kernel's errno and libnftables' message, when the kernel or the parser refuses.
+    """
+
+    def __init__(self) -> None:
+        self._library = _load()
+        self._lock = threading.Lock()
+        self._installed = ""  # our tables as listed right after ensure(), without elements
+        # Both open a netlink socket, and with it the namespace.
+        self._context = self._library.nft_ctx_new(0)
+        if not self._context:
+            raise MechanismError("open", "nftables")
+        self._netlink = setelem.connect()
+        self._library.nft_ctx_buffer_output(self._context)
+        self._library.nft_ctx_buffer_error(self._context)
+
+    def close(self) -> None:
+        """Free the context and the netlink sockets; the tables stay."""
+        with self._lock:
+            self._netlink.close()
+            self._library.nft_ctx_free(self._context)
+            self._context = None
+
+    def run(self, script: str) -> str:
+        """Run a script in nft syntax as one transaction; returns what it prints."""
+        return self._run(script, 0)
+
+    def ensure(self) -> None:
+        """Make our tables, or put their rules back; elements stay.
+
+        Tables that do not take them, made by another version with sets of other types, are replaced and lose their
+        elements: observe() after this.
+        """
+        try:
+            self._run(ruleset.fixed(), 0)
+        except MechanismError:
+            self._run(ruleset.removed() + ruleset.fixed(), 0)
+        self._installed = self._rules()
+
+    def apply(self, steps: Sequence[Step]) -> None:
+        """Do `steps`, each about an Element, in one transaction: all or none.
+
+        What a step wants gone may be gone already, and what it wants added may be there.
+        """
+        try:
+            self._change(ruleset.changes(steps))
+        except MechanismError as error:
+            if error.errno not in (ENOENT, EEXIST):
+                raise
+            # Somebody changed members behind our back: do the same from what is really there.
+            have = self.observe()
+            wanted = {element.key: step.want for step in steps if (element := step.want or step.have)}
+            steps = [Step(have.get(key), want) for key, want in wanted.items()]
+            self._change(ruleset.changes(steps))
+
+    def observe(self) -> dict[Hashable, Element]:
+        """Every element of our sets and maps, by key; a table that is missing has none."""
+        found: dict[Hashable, Element] = {}
+        for command in _LIST_OURS:
+            try:
+                found |= ruleset.elements(self._list(command, 0))
+            except MechanismError as error:
+                if error.errno != ENOENT:
+                    raise
+        return found
+
+    def intact(self) -> bool:
+        """Whether tables, chains, sets and rules are as ensure() left them; elements are not read."""
+        return bool(self._installed) and self._rules() == self._installed
+
+    def teardown(self) -> None:
+        """Remove both tables; fine when there are none."""
+        self._run(ruleset.removed(), 0)
+
+    def forward_blockers(self) -> list[str]:
+        """Chains of other tables that keep our traffic from being forwarded, and the rule each of them lacks.
+
+        Legacy iptables (xtables) is not in the nftables ruleset and goes unseen.
+        """
+        return blockers.forward_blockers(self._list("list ruleset", _TERSE | _NUMERIC_SYMBOL))
+
+    def _change(self, changes: list[ruleset.Change]) -> None:
+        with self._lock:
+            setelem.transact(self._netlink, changes)
+
+    def _rules(self) -> str:
+        """Our tables as nft writes them, without elements; a table that is missing is left out.
+
+        Cut out of the whole ruleset, the one listing for which libnftables 1.0.6 does not fetch the elements all the
+        same.
+        """
+        text = "\n" + self._run("list ruleset", _TERSE | _STATELESS)
+        heads = (f"\ntable {family} {NFT_TABLE} {{\n" for family in ("inet", "bridge"))
+        return "".join(text[start : text.index("\n}", start)] for head in heads if (start := text.find(head)) >= 0)
+
+    def _list(self, command: str, flags: int) -> dict[str, Any]:
+        listing: dict[str, Any] = orjson.loads(self._run(command, _JSON | flags))
+        return listing
+
+    def _run(self, script: str, flags: int) -> str:
+        with self._lock:
+            self._library.nft_ctx_output_set_flags(self._context, flags)
+            status = self._library.nft_run_cmd_from_buffer(self._context, script.encode())
+            # Both buffers are emptied by reading them.
+            output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
+            message = self._library.nft_ctx_get_error_buffer(self._context).decode(errors="replace").strip()
+        if status != 0:
+            raise MechanismError("run", "nftables script", _errno(message), message[:2000])
+        return output.decode()
+
+
+def _errno(message: str) -> int:
+    """The errno that libnftables put into words in the first line of its message; 0 for what is not the kernel's."""
+    reason = message.partition("\n")[0].removeprefix("Error: ").removeprefix("Could not process rule: ")
+    return _ERRNO.get(reason.partition("; did you mean")[0], 0)

@@ -1,0 +1,291 @@
+"""The binding against the kernel's nftables, each test in a namespace of its own."""
+
+import threading
+from collections.abc import Hashable, Iterable, Iterator
+from errno import ENOENT
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+from throwaway import Namespace
+
+from overlayd.errors import MechanismError
+from overlayd.linux.nft import Nft
+from overlayd.model import ruleset
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, Element, Step
+
+GROUPS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
+
+
+@pytest.fixture
+def space() -> Iterator[Namespace]:
+    with Namespace() as namespace:
+        yield namespace
+
+
+@pytest.fixture
+def nft(space: Namespace) -> Iterator[Nft]:
+    with space.entered():
+        nft = Nft()
+    nft.ensure()
+    yield nft
+    nft.close()
+
+
+def every_kind() -> list[Element]:
+    """Elements of every set, with the spellings that nftables is known to change."""
+    return [
+        *ruleset.cluster(ip_network("10.200.0.0/16")),
+        *ruleset.cluster(ip_network("fd00:200::/32")),
+        *ruleset.node(ip_address("10.200.0.1")),
+        *ruleset.node(ip_address("fd00:200::1")),
+        *ruleset.member(ip_address("10.200.0.5"), 1, "veth-71-s"),
+        *ruleset.member(ip_address("10.200.0.6"), 0x5_0000, "veth-72-s"),
+        *ruleset.member(ip_address("::ffff:10.200.0.5"), ruleset.MAX_NETWORK, "veth-73-s"),
+        *ruleset.member(ip_address("fd00:200::5"), 0x1234_5678),
+        *ruleset.edge(ip_address("10.200.9.9"), [ip_network("0.0.0.0/0")]),
+        *ruleset.edge(ip_address("10.200.9.8"), [ip_network("10.200.0.5/32"), ip_network("10.201.0.0/17")]),
+        *ruleset.edge(ip_address("fd00:200::99"), [ip_network("::/0")]),
+        *ruleset.edge(ip_address("fd00:200::98"), [ip_network("fd00:201::/64"), ip_network("fd00:202::1/128")]),
+    ]
+
+
+def create(elements: Iterable[Element]) -> list[Step]:
+    return [Step(None, element) for element in elements]
+
+
+def delete(elements: Iterable[Element]) -> list[Step]:
+    return [Step(element, None) for element in elements]
+
+
+def by_key(elements: Iterable[Element]) -> dict[Hashable, Element]:
+    return {element.key: element for element in elements}
+
+
+def test_what_was_applied_is_observed(nft: Nft) -> None:
+    nft.apply(create(every_kind()))
+    assert nft.observe() == by_key(every_kind())
+    nft.apply(delete(every_kind()))
+    assert nft.observe() == {}
+
+
+def test_ensure_again_duplicates_no_rule_and_loses_no_element(nft: Nft, space: Namespace) -> None:
+    nft.apply(create(every_kind()))
+    before = space.nft("list ruleset")
+    nft.ensure()
+    assert space.nft("list ruleset") == before
+
+
+def test_a_flushed_ruleset_is_rebuilt(nft: Nft, space: Namespace) -> None:
+    nft.apply(create(every_kind()))
+    have, text = nft.observe(), space.nft("list ruleset")
+    space.nft("flush ruleset")
+    assert not nft.intact()
+    assert nft.observe() == {}
+    nft.ensure()
+    nft.apply(create(have.values()))
+    assert nft.intact()
+    assert nft.observe() == have
+    assert space.nft("list ruleset") == text
+
+
+def test_tables_of_another_version_are_replaced(space: Namespace) -> None:
+    space.nft("add table inet overlayd; add set inet overlayd node4 { type ether_addr; }")
+    with space.entered():
+        nft = Nft()
+    nft.ensure()
+    nft.apply(create(every_kind()))
+    assert nft.observe() == by_key(every_kind())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "delete table bridge overlayd",
+        "flush chain inet overlayd edge",
+        "insert rule inet overlayd forward accept",
+        "add chain inet overlayd forward { policy drop; }",
+    ],
+)
+def test_damage_to_the_rules_is_noticed_and_mended(nft: Nft, space: Namespace, damage: str) -> None:
+    assert nft.intact()
+    space.nft(damage)
+    assert not nft.intact()
+    nft.ensure()
+    assert nft.intact()
+    assert "policy drop" not in space.nft("list ruleset")
+
+
+def test_elements_and_other_tables_are_no_damage(nft: Nft, space: Namespace) -> None:
+    nft.apply(create(every_kind()))
+    space.nft("add table inet other")
+    assert nft.intact()
+
+
+def test_apply_is_idempotent_when_the_kernel_is_ahead_or_behind(nft: Nft) -> None:
+    elements = every_kind()
+    nft.apply(create(elements))
+    nft.apply(create(elements))
+    assert nft.observe() == by_key(elements)
+    nft.apply(delete(elements[:7]))
+    nft.apply(delete(elements))
+    assert nft.observe() == {}
+
+
+def test_a_map_entry_changes_its_value_whatever_the_kernel_holds(nft: Nft) -> None:
+    one, two, three = (ruleset.member(ip_address("10.200.0.5"), number)[0] for number in (1, 2, 3))
+    nft.apply([Step(None, one)])
+    nft.apply([Step(one, two)])
+    assert nft.observe() == by_key([two])
+    nft.apply([Step(None, three)])  # believed absent
+    assert nft.observe() == by_key([three])
+    nft.apply([Step(one, two)])  # believed to be another
+    assert nft.observe() == by_key([two])
+    nft.apply([Step(one, None)])
+    assert nft.observe() == {}
+
+
+def test_a_grant_gives_way_to_one_that_overlaps_it(nft: Nft) -> None:
+    address = ip_address("10.200.9.9")
+    narrow, wide = (ruleset.edge(address, [ip_network(text)])[1] for text in ("10.1.0.0/16", "10.0.0.0/8"))
+    nft.apply([Step(None, narrow)])
+    nft.apply([Step(narrow, None), Step(None, wide)])
+    assert nft.observe() == by_key([wide])
+
+
+def test_what_others_put_into_our_sets_is_seen_and_can_be_deleted(nft: Nft, space: Namespace) -> None:
+    space.nft(
+        """
+        add element inet overlayd cluster4 { 10.9.0.1-10.9.0.6 }
+        add element inet overlayd node4 { 10.9.0.1 comment "mine" }
+        add element inet overlayd network4 { 10.9.0.2 comment "mine" : 1:2 }
+        add element inet overlayd grant4 { 10.9.0.1 . 10.9.0.1-10.9.0.6 }
+        add element inet overlayd grant4 { 10.9.0.2-10.9.0.4 . 10.9.0.0/24 comment "mine" }
+        add set inet overlayd leftover { type ipv4_addr; elements = { 10.9.0.3 }; }
+        """
+    )
+    found = nft.observe()
+    assert {(element.set, element.member, element.value) for element in found.values()} == {
+        ("cluster4", "10.9.0.1-10.9.0.6", ""),
+        ("node4", "10.9.0.1", ""),
+        ("network4", "10.9.0.2", "1:2"),
+        ("grant4", "10.9.0.1 . 10.9.0.1-10.9.0.6", ""),
+        ("grant4", "10.9.0.2-10.9.0.4 . 10.9.0.0/24", ""),
+    }
+    nft.apply(delete(found.values()))
+    assert nft.observe() == {}
+
+
+def test_a_transaction_is_all_or_nothing(nft: Nft, space: Namespace) -> None:
+    space.nft("delete table bridge overlayd")
+    with pytest.raises(MechanismError) as caught:
+        nft.apply(create(ruleset.member(ip_address("10.200.0.5"), 1, "veth-71-s")))
+    assert caught.value.errno == ENOENT
+    assert caught.value.object == "bridge overlayd network"
+    space.nft("add table bridge overlayd")
+    assert nft.observe() == {}
+
+
+def test_a_syntax_error_has_no_errno(nft: Nft) -> None:
+    with pytest.raises(MechanismError, match="syntax error") as caught:
+        nft.run("add add add")
+    assert caught.value.errno == 0
+
+
+def test_without_tables(nft: Nft) -> None:
+    nft.teardown()
+    nft.teardown()
+    assert not nft.intact()
+    assert nft.observe() == {}
+    nft.apply(delete(every_kind()))
+    with pytest.raises(MechanismError) as caught:
+        nft.apply(create(every_kind()))
+    assert caught.value.errno == ENOENT
+
+
+def test_teardown_spares_other_tables(nft: Nft, space: Namespace) -> None:
+    space.nft("add table ip overlayd; add table inet other")
+    nft.teardown()
+    assert space.nft("list tables").split("\n") == ["table ip overlayd", "table inet other", ""]
+
+
+def test_ten_thousand_elements_in_one_transaction(nft: Nft) -> None:
+    first = int(IPv4Address("10.200.0.0"))
+    elements = [
+        element for offset in range(5_000) for element in ruleset.member(IPv4Address(first + offset), offset // 10 + 1)
+    ]
+    assert len(elements) == 10_000
+    nft.apply(create(elements))
+    assert nft.observe() == by_key(elements)
+    nft.apply(delete(elements))
+    assert nft.observe() == {}
+
+
+def test_many_threads_on_one_instance(nft: Nft) -> None:
+    failures: list[BaseException] = []
+
+    def work(third: int) -> None:
+        try:
+            for last in range(1, 40):
+                elements = ruleset.member(ip_address(f"10.200.{third}.{last}"), third + 1)
+                nft.apply(create(elements))
+                if last % 2:
+                    nft.apply(delete(elements))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(third,)) for third in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(nft.observe()) == 8 * 19 * 2
+
+
+def test_no_blockers_on_a_clean_host(nft: Nft, space: Namespace) -> None:
+    space.nft(
+        """
+        table inet other {
+            chain forward { type filter hook forward priority 0; policy accept; iifname "x" drop
+                            limit rate 1/second drop; }
+            chain input { type filter hook input priority 0; policy drop; }
+        }
+        """
+    )
+    assert nft.forward_blockers() == []
+
+
+def test_a_drop_policy_is_reported_until_the_named_rules_are_there(nft: Nft, space: Namespace) -> None:
+    space.nft(
+        """
+        table ip filter {
+            chain user { return; }
+            chain FORWARD { type filter hook forward priority 0; policy drop; jump user; ct state established accept; }
+        }
+        """
+    )
+    (text,) = nft.forward_blockers()
+    assert text.startswith("table ip filter chain FORWARD has policy drop: ")
+    assert f'"iifgroup {GROUPS} accept" and "oifgroup {GROUPS} accept"' in text
+    first, second = text.partition("(")[2].rstrip(")").split("; ")
+    space.nft(first.removeprefix("nft "))
+    (text,) = nft.forward_blockers()
+    assert "iifgroup" not in text
+    space.nft(
+        second.removeprefix("nft ").replace("FORWARD", "user")
+    )  # ahead of everything in a chain that is jumped to
+    assert nft.forward_blockers() == []
+
+
+def test_a_final_reject_is_reported(nft: Nft, space: Namespace) -> None:
+    space.nft(
+        f"""
+        table inet firewalld {{
+            chain last {{ counter reject with icmpx admin-prohibited; iifgroup {GROUPS} accept
+                          oifgroup {GROUPS} accept; }}
+            chain filter_FORWARD {{ type filter hook forward priority filter + 10; policy accept; jump last; }}
+        }}
+        """
+    )
+    (text,) = nft.forward_blockers()
+    assert text.startswith("table inet firewalld chain filter_FORWARD rejects: ")
