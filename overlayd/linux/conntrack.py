@@ -1,0 +1,153 @@
+"""Forgetting the connections of an address.
+
+Owns: the few ctnetlink messages that takes.  Must not know: whose address it was, or why it is forgotten.
+
+Rules judge the first packet of a connection, and packets of established ones pass: when an address goes to another
+container, or loses a right, its old entries must go too.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+from errno import ENOENT
+
+from overlayd.errors import MechanismError
+from overlayd.model.objects import Address
+
+# linux/netlink.h
+_NETLINK_NETFILTER = 12
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLA_F_NESTED, _NLA_TYPE_MASK = 0x8000, 0x3FFF
+# linux/netfilter/nfnetlink.h: the subsystem is the high byte of the message type
+_CTNETLINK = 1 << 8
+# linux/netfilter/nfnetlink_conntrack.h
+_CT_GET, _CT_DELETE = _CTNETLINK | 1, _CTNETLINK | 2
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ID, _CTA_ZONE, _CTA_FILTER = 1, 2, 12, 18, 25
+_CTA_TUPLE_IP = 1
+_CTA_IP_SRC, _CTA_IP_DST = {4: 1, 6: 3}, {4: 2, 6: 4}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC, ...
+# net/netfilter/nf_conntrack_netlink.c: bits of CTA_FILTER_ORIG_FLAGS (1) and CTA_FILTER_REPLY_FLAGS (2)
+_FILTER_IP_SRC, _FILTER_IP_DST = 1 << 0, 1 << 1
+
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_NFGENMSG = struct.Struct(">BBH")  # family, version, resource id
+
+# Our own: deletes in flight, few enough that their answers fit the socket's default receive buffer.
+_BATCH = 64
+
+
+def forget(address: Address) -> int:
+    """Delete every conntrack entry of the calling thread's namespace with `address` at either end, before or after NAT.
+
+    Returns how many there were.  Raises MechanismError.
+    """
+    entries: dict[bytes, bytes] = {}  # an entry's id to the attributes that name it
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
+        try:
+            for request in _filters(address):
+                entries |= _find(netlink, address, request)
+            return _delete(netlink, address, list(entries.values()))
+        except OSError as error:
+            raise MechanismError("forget connections of", str(address), error.errno or 0) from error
+
+
+def _filters(address: Address) -> Iterator[bytes]:
+    """What to ask for, so that together the answers hold every entry with `address`.
+
+    The kernel filters IPv4 (CTA_FILTER, Linux 5.8; older ones send everything, which `_find` allows for), one end of
+    one direction at a time.  For IPv6 it compares the wrong way round and sends all but the entries asked for (seen on
+    6.18; ctnetlink_filter_match_tuple), so there the whole table of that family is read once.
+    """
+    if address.version == 6:
+        yield b""
+        return
+    for tuple_type in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY):
+        for side, flag in ((_CTA_IP_SRC, _FILTER_IP_SRC), (_CTA_IP_DST, _FILTER_IP_DST)):
+            flags = b"".join(  # CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS have the numbers of the tuples
+                _attribute(direction, struct.pack("=I", flag if direction == tuple_type else 0))
+                for direction in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY)
+            )
+            ip = _attribute(_CTA_TUPLE_IP | _NLA_F_NESTED, _attribute(side[4], address.packed))
+            yield _attribute(tuple_type | _NLA_F_NESTED, ip) + _attribute(_CTA_FILTER | _NLA_F_NESTED, flags)
+
+
+def _find(netlink: socket.socket, address: Address, request: bytes) -> dict[bytes, bytes]:
+    """The entries with `address` among those that `request` brings."""
+    sides = (_CTA_IP_SRC[address.version], _CTA_IP_DST[address.version])
+    netlink.send(_message(_CT_GET, _NLM_F_DUMP, address, request))
+    found: dict[bytes, bytes] = {}
+    for body in _answers(netlink, 1):
+        if address.packed not in body:  # most entries of an unfiltered table need no closer look
+            continue
+        attributes = _attributes(body[_NFGENMSG.size :])
+        tuples = (_attributes(attributes[type]) for type in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY))
+        ends = [_attributes(each[_CTA_TUPLE_IP]) for each in tuples]
+        if not any(end.get(side) == address.packed for end in ends for side in sides):
+            continue
+        name = _attribute(_CTA_TUPLE_ORIG | _NLA_F_NESTED, attributes[_CTA_TUPLE_ORIG])
+        name += _attribute(_CTA_ID, attributes[_CTA_ID])  # not a successor with the same tuple
+        if _CTA_ZONE in attributes:
+            name += _attribute(_CTA_ZONE, attributes[_CTA_ZONE])
+        found[attributes[_CTA_ID]] = name
+    return found
+
+
+def _delete(netlink: socket.socket, address: Address, names: list[bytes]) -> int:
+    """Delete the entries of these names; those that ended meanwhile do not count."""
+    deleted = 0
+    for start in range(0, len(names), _BATCH):
+        batch = names[start : start + _BATCH]
+        netlink.send(b"".join(_message(_CT_DELETE, _NLM_F_ACK, address, name) for name in batch))
+        gone: list[int] = []
+        for _ in _answers(netlink, len(batch), gone):
+            pass
+        deleted += len(batch) - len(gone)
+    return deleted
+
+
+def _answers(netlink: socket.socket, count: int, missing: list[int] | None = None) -> Iterator[bytes]:
+    """The bodies of answers until `count` requests are settled; ENOENT goes to `missing` when given.
+
+    Raises OSError with the errno of a request that failed.
+    """
+    while count:
+        data = netlink.recv(1 << 17)
+        offset = 0
+        while offset < len(data):
+            length, type, _, _, _ = _HEADER.unpack_from(data, offset)
+            body = data[offset + _HEADER.size : offset + length]
+            offset += _padded(length)
+            if type not in (_NLMSG_ERROR, _NLMSG_DONE):
+                yield body
+                continue
+            count -= 1
+            errno = -struct.unpack_from("=i", body)[0]
+            if errno == ENOENT and missing is not None:
+                missing.append(errno)
+            elif errno:
+                raise OSError(errno, "ctnetlink")
+
+
+def _message(type: int, flags: int, address: Address, attributes: bytes) -> bytes:
+    body = _NFGENMSG.pack(_FAMILY[address.version], 0, 0) + attributes
+    return _HEADER.pack(_HEADER.size + len(body), type, _NLM_F_REQUEST | flags, 0, 0) + body
+
+
+def _attribute(type: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), type) + value.ljust(_padded(len(value)), b"\0")
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    """Attributes by type, without the flag bits."""
+    found: dict[int, bytes] = {}
+    while len(data) >= 4:
+        length, type = struct.unpack_from("=HH", data)
+        found[type & _NLA_TYPE_MASK] = data[4:length]
+        data = data[_padded(length) :]
+    return found
+
+
+def _padded(length: int) -> int:
+    """Netlink aligns to 4 bytes."""
+    return (length + 3) & ~3
