@@ -12,7 +12,7 @@ from threading import Lock
 
 from overlayd import fault
 from overlayd.errors import MechanismError
-from overlayd.linux import link, veth
+from overlayd.linux import conntrack, link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
 from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
@@ -75,7 +75,7 @@ class Kernel:
                 self._ensure_rules()
                 self.nft.apply(batch)
             case Veth() if batch[0].want is None:
-                self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
+                self._delete_veths([step.have for step in batch if isinstance(step.have, Veth)])
             case _:
                 for step in batch:
                     self._do_one(step.have, step.want)
@@ -104,7 +104,7 @@ class Kernel:
             case None, Veth():
                 veth.create(want)
             case Veth(), Veth():
-                self._reaper.delete([have.name])
+                self._delete_veths([have])
                 veth.create(want)
             case None, Route():
                 link.create_route(want)
@@ -118,6 +118,12 @@ class Kernel:
                 link.delete_alias(have)
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
+
+    def _delete_veths(self, veths: list[Veth]) -> None:
+        """The links, and the connections that were tracked for their addresses: the next holder starts afresh."""
+        self._reaper.delete([thing.name for thing in veths])
+        for thing in veths:
+            conntrack.forget(thing.address.ip)
 
     def _ensure_rules(self) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""

@@ -26,10 +26,20 @@ is filtered):
 
 "Outside" is what is neither in the cluster CIDR nor behind a link of ours.  A grant does not open an isolation
 network.  A published port (destination NAT) does not either: what reaches a member from the outside is only what the
+<<<<<<< HEAD
 member asked for.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
+=======
+member asked for.  A host_shared container sends as the node does, unfiltered; what is sent to it is judged like any
+other local address.  Sources are believed: a container that may forge them (CAP_NET_RAW) can pose as another across a
+bridge, though never between ports of one.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+>>>>>>> nft
 from ipaddress import collapse_addresses, ip_address, ip_network
 from typing import Any
 
@@ -50,6 +60,7 @@ MAX_NETWORK = 0xFFFF_FFFE
 _OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
 
 
+<<<<<<< HEAD
 def _sets(version: int, address: str) -> str:
     """The sets of one IP version; `address` is nftables' type of its addresses."""
     return f"""
@@ -60,6 +71,44 @@ def _sets(version: int, address: str) -> str:
         set edge{version} {{ type {address}; }}
         set grant{version} {{ type {address} . {address}; flags interval; }}
 """
+=======
+@dataclass(frozen=True, slots=True)
+class Set:
+    """One of our sets or maps.
+
+    key: nftables' types of the parts of a key, more than one for a concatenation.  value: the type of a map's values,
+    "" for a set.  interval: whether a key's address may be a prefix.
+    """
+
+    key: tuple[str, ...]
+    value: str = ""
+    interval: bool = False
+
+    def declaration(self, name: str) -> str:
+        types = " . ".join(self.key) + (f" : {self.value}" if self.value else "")
+        flags = " flags interval;" if self.interval else ""
+        return f"{'map' if self.value else 'set'} {name} {{ type {types};{flags} }}"
+
+
+# By family and name.
+SETS = {
+    ("bridge", "network"): Set(("ifname",), "classid"),
+    ("bridge", "member"): Set(("classid", "ifname")),
+}
+for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+    SETS |= {
+        ("inet", f"cluster{_version}"): Set((_address,), interval=True),
+        ("inet", f"node{_version}"): Set((_address,)),
+        ("inet", f"network{_version}"): Set((_address,), "classid"),
+        ("inet", f"member{_version}"): Set(("classid", _address)),
+        ("inet", f"edge{_version}"): Set((_address,)),
+        ("inet", f"grant{_version}"): Set((_address, _address), interval=True),
+    }
+
+
+def _declarations(family: str) -> str:
+    return "\n".join(f"    {each.declaration(name)}" for (of, name), each in SETS.items() if of == family)
+>>>>>>> nft
 
 
 def _by_version(rules: str) -> str:
@@ -80,8 +129,13 @@ flush table inet {NFT_TABLE}
 flush table bridge {NFT_TABLE}
 
 table inet {NFT_TABLE} {{
+<<<<<<< HEAD
 {_sets(4, "ipv4_addr")}
 {_sets(6, "ipv6_addr")}
+=======
+{_declarations("inet")}
+
+>>>>>>> nft
     # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.
     chain forward {{
         type filter hook forward priority filter; policy accept;
@@ -89,7 +143,10 @@ table inet {NFT_TABLE} {{
         iifgroup {GROUP_DEVICE:#x} jump edge
         # Never routed: a frame inside a bridge, shown here by br_netfilter.  The bridge table has judged it.
         ip daddr 224.0.0.0/24 accept
+<<<<<<< HEAD
         ip daddr 255.255.255.255 accept
+=======
+>>>>>>> nft
         ip6 daddr fe80::/10 accept
         ip6 daddr ff02::/16 accept
         jump isolate
@@ -163,8 +220,12 @@ table inet {NFT_TABLE} {{
 # forwarded, so they do not pass here; between fellow members they pass like all else.  No connection tracking is
 # needed, since what is allowed between two ports is allowed both ways.
 table bridge {NFT_TABLE} {{
+<<<<<<< HEAD
     map network {{ type ifname : classid; }}
     set member {{ type classid . ifname; }}
+=======
+{_declarations("bridge")}
+>>>>>>> nft
 
     chain forward {{
         type filter hook forward priority filter; policy accept;
@@ -237,6 +298,7 @@ def edge(address: Address, allowed: Sequence[Network]) -> list[Element]:
     return [Element("inet", f"edge{version}", str(address)), *grants]
 
 
+<<<<<<< HEAD
 def script(steps: Sequence[Step]) -> str:
     """One transaction that does `steps`, each of them about an Element; empty when there is nothing to do.
 
@@ -249,10 +311,34 @@ def script(steps: Sequence[Step]) -> str:
         if step.have == step.want:
             continue
         for element, into in ((step.have, deleted), (step.want, added)):
+=======
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Elements of one set that are added, or else deleted, together."""
+
+    add: bool
+    family: str
+    set: str
+    elements: tuple[Element, ...]
+
+
+def changes(steps: Sequence[Step]) -> list[Change]:
+    """What does `steps`, each of them about an Element, when done in this order in one transaction; empty for nothing.
+
+    Deletes come first: that is how a map entry changes its value, and how a CIDR gives way to one that overlaps it.
+    Raises TypeError for a step about anything else.
+    """
+    sets: dict[tuple[bool, str, str], list[Element]] = {}
+    for step in steps:
+        if step.have == step.want:
+            continue
+        for add, element in ((False, step.have), (True, step.want)):
+>>>>>>> nft
             if element is None:
                 continue
             if not isinstance(element, Element):
                 raise TypeError(f"not an nftables element: {element!r}")
+<<<<<<< HEAD
             text = f"{element.member} : {element.value}" if element.value else element.member
             into.setdefault((element.family, element.set), []).append(text)
     return "".join(
@@ -268,10 +354,30 @@ def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
     for item in listing["nftables"]:
         holder = item.get("set") or item.get("map")
         if holder is None or holder["table"] != NFT_TABLE:
+=======
+            sets.setdefault((add, element.family, element.set), []).append(element)
+    return [Change(*key, tuple(sets[key])) for key in sorted(sets, key=lambda key: key[0])]
+
+
+def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
+    """Every element of our sets in a JSON listing (libnftables-json(5)), written as `member` and the others write it.
+
+    Whoever added it: what others put into our sets is there to be found and removed.
+    """
+    found: dict[Hashable, Element] = {}
+    for item in listing["nftables"]:
+        holder = item.get("set") or item.get("map")
+        if holder is None or (holder["family"], holder["name"]) not in SETS:
+>>>>>>> nft
             continue
         key_types = holder["type"] if isinstance(holder["type"], list) else [holder["type"]]
         for entry in holder.get("elem", ()):
             key, value = entry if isinstance(entry, list) else (entry, None)
+<<<<<<< HEAD
+=======
+            if isinstance(key, dict) and "elem" in key:  # with a comment, which none of ours has
+                key = key["elem"]["val"]
+>>>>>>> nft
             parts = key["concat"] if isinstance(key, dict) and "concat" in key else [key]
             element = Element(
                 holder["family"],

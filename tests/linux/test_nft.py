@@ -152,11 +152,44 @@ def test_a_grant_gives_way_to_one_that_overlaps_it(nft: Nft) -> None:
     assert nft.observe() == by_key([wide])
 
 
+<<<<<<< HEAD
 def test_a_transaction_is_all_or_nothing(nft: Nft) -> None:
     good = ruleset.node(ip_address("10.200.0.1"))[0]
     with pytest.raises(MechanismError) as caught:
         nft.apply(create([good, Element("inet", "no_such_set", "10.0.0.1")]))
     assert caught.value.errno == ENOENT
+=======
+def test_what_others_put_into_our_sets_is_seen_and_can_be_deleted(nft: Nft, space: Namespace) -> None:
+    space.nft(
+        """
+        add element inet overlayd cluster4 { 10.9.0.1-10.9.0.6 }
+        add element inet overlayd node4 { 10.9.0.1 comment "mine" }
+        add element inet overlayd network4 { 10.9.0.2 comment "mine" : 1:2 }
+        add element inet overlayd grant4 { 10.9.0.1 . 10.9.0.1-10.9.0.6 }
+        add element inet overlayd grant4 { 10.9.0.2-10.9.0.4 . 10.9.0.0/24 comment "mine" }
+        add set inet overlayd leftover { type ipv4_addr; elements = { 10.9.0.3 }; }
+        """
+    )
+    found = nft.observe()
+    assert {(element.set, element.member, element.value) for element in found.values()} == {
+        ("cluster4", "10.9.0.1-10.9.0.6", ""),
+        ("node4", "10.9.0.1", ""),
+        ("network4", "10.9.0.2", "1:2"),
+        ("grant4", "10.9.0.1 . 10.9.0.1-10.9.0.6", ""),
+        ("grant4", "10.9.0.2-10.9.0.4 . 10.9.0.0/24", ""),
+    }
+    nft.apply(delete(found.values()))
+    assert nft.observe() == {}
+
+
+def test_a_transaction_is_all_or_nothing(nft: Nft, space: Namespace) -> None:
+    space.nft("delete table bridge overlayd")
+    with pytest.raises(MechanismError) as caught:
+        nft.apply(create(ruleset.member(ip_address("10.200.0.5"), 1, "veth-71-s")))
+    assert caught.value.errno == ENOENT
+    assert caught.value.object == "bridge overlayd network"
+    space.nft("add table bridge overlayd")
+>>>>>>> nft
     assert nft.observe() == {}
 
 

@@ -1,0 +1,166 @@
+"""Elements of our nftables sets, added and deleted by nfnetlink messages.
+
+Owns: their encoding, and the transaction.  Must not know: what an element means, or how sets are made and listed
+(those go through libnftables).  A transaction costs what it changes, whatever else is in the ruleset.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+from overlayd.errors import MechanismError
+from overlayd.model.objects import NFT_TABLE, Element
+from overlayd.model.ruleset import SETS, Change, Set
+
+# linux/netlink.h
+_NETLINK_NETFILTER, _SO_SNDBUFFORCE = 12, 32  # the latter: asm-generic/socket.h
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 0x1, 0x4, 0x400
+_NLMSG_ERROR = 2
+_NLA_F_NESTED = 0x8000
+# linux/netfilter/nfnetlink.h
+_BATCH_BEGIN, _BATCH_END, _NFTABLES = 0x10, 0x11, 10
+# linux/netfilter/nf_tables.h
+_NEWSETELEM, _DELSETELEM = _NFTABLES << 8 | 12, _NFTABLES << 8 | 14
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3 | _NLA_F_NESTED
+_LIST_ELEM = 1 | _NLA_F_NESTED
+_ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_KEY_END = 1 | _NLA_F_NESTED, 2 | _NLA_F_NESTED, 3, 10 | _NLA_F_NESTED
+_DATA_VALUE = 1
+_INTERVAL_END = 1
+# linux/netfilter.h: NFPROTO_*
+_FAMILY = {"inet": 1, "bridge": 7}
+
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_NFGENMSG = struct.Struct(">BBH")  # family, version, resource id
+
+# Our own: elements in a message.  The list of them is one attribute, which holds 65,535 bytes at most, and the largest
+# element of ours (an IPv6 grant) takes 96.
+_MESSAGE = 500
+
+
+def connect() -> socket.socket:
+    """A socket for `transact`, in the calling thread's network namespace."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+
+
+def transact(netlink: socket.socket, changes: list[Change]) -> None:
+    """Make all `changes`, in their order, or none.
+
+    Adding what is there is fine, unless it is a map entry with another value.  Raises MechanismError with ENOENT for a
+    missing table or set, or a delete of a missing element; EEXIST for an entry with another value; ENOTEMPTY for a
+    prefix that overlaps one that is there.
+    """
+    messages = [
+        Change(change.add, change.family, change.set, change.elements[start : start + _MESSAGE])
+        for change in changes
+        for start in range(0, len(change.elements), _MESSAGE)
+    ]
+    if not messages:
+        return
+    parts = [_message(_BATCH_BEGIN, 0, 0, 0, b"")]
+    for sequence, change in enumerate(messages, 1):
+        type, flags = (_NEWSETELEM, _NLM_F_CREATE) if change.add else (_DELSETELEM, 0)
+        # One acknowledgement is enough: it is sent when all is done, and every failure is reported anyway.
+        flags |= _NLM_F_ACK if sequence == len(messages) else 0
+        parts.append(_message(type, flags, sequence, _FAMILY[change.family], _list(change)))
+    parts.append(_message(_BATCH_END, 0, 0, 0, b""))
+    data = b"".join(parts)
+    try:
+        if len(data) > 1 << 16:
+            netlink.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))  # a batch is one datagram
+        netlink.send(data)
+        answers = list(_answers(netlink))
+    except OSError as error:
+        raise MechanismError("change members of", f"table {NFT_TABLE}", error.errno or 0) from error
+    if not answers:
+        raise MechanismError("change members of", f"table {NFT_TABLE}", detail="the kernel did not answer")
+    errno, sequence = next((answer for answer in answers if answer[0]), (0, 0))
+    if errno:
+        failed = messages[max(sequence, 1) - 1]
+        members = ", ".join(element.member for element in failed.elements[:3])
+        raise MechanismError(
+            "add to" if failed.add else "delete from",
+            f"{failed.family} {NFT_TABLE} {failed.set}",
+            errno,
+            members + (", ..." if len(failed.elements) > 3 else ""),
+        )
+
+
+def _answers(netlink: socket.socket) -> Iterator[tuple[int, int]]:
+    """The errno and the sequence number of every answer to a batch; all are queued by the time that sending returns."""
+    while True:
+        try:
+            data = netlink.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        offset = 0
+        while offset < len(data):
+            length, type, _, sequence, _ = _HEADER.unpack_from(data, offset)
+            if type == _NLMSG_ERROR:
+                yield -struct.unpack_from("=i", data, offset + _HEADER.size)[0], sequence
+            offset += (length + 3) & ~3
+
+
+def _list(change: Change) -> bytes:
+    """The attributes of a message about the elements of `change`."""
+    form = SETS[change.family, change.set]
+    elements = b"".join(_attribute(_LIST_ELEM, each) for element in change.elements for each in _element(element, form))
+    return (
+        _attribute(_LIST_TABLE, NFT_TABLE.encode() + b"\0")
+        + _attribute(_LIST_SET, change.set.encode() + b"\0")
+        + _attribute(_LIST_ELEMENTS, elements)
+    )
+
+
+def _element(element: Element, form: Set) -> Iterator[bytes]:
+    """The kernel's elements for one of ours: one, or two for a prefix on its own, which is a start and an end."""
+    parts = element.member.split(" . ")
+    first = b"".join(_datum(type, part)[0] for type, part in zip(form.key, parts, strict=True))
+    key = _attribute(_ELEM_KEY, _attribute(_DATA_VALUE, first))
+    if form.value:
+        key += _attribute(_ELEM_DATA, _attribute(_DATA_VALUE, _datum(form.value, element.value)[0]))
+    if not form.interval:
+        yield key
+        return
+    last = b"".join(_datum(type, part)[1] for type, part in zip(form.key, parts, strict=True))
+    if len(form.key) > 1:
+        yield key + _attribute(_ELEM_KEY_END, _attribute(_DATA_VALUE, last))
+        return
+    yield key
+    after = int.from_bytes(last, "big") + 1
+    if after < 1 << 8 * len(last):  # else the interval has no end
+        end = after.to_bytes(len(last), "big")
+        flag = _attribute(_ELEM_FLAGS, struct.pack(">I", _INTERVAL_END))
+        yield _attribute(_ELEM_KEY, _attribute(_DATA_VALUE, end)) + flag
+
+
+def _datum(type: str, text: str) -> tuple[bytes, bytes]:
+    """The first and the last value that a part of a key stands for; both are the same but for a prefix or range.
+
+    We add no ranges, but may have to delete somebody's.
+    """
+    if type == "classid":
+        major, minor = text.split(":")
+        value = struct.pack("=I", int(major, 16) << 16 | int(minor, 16))
+    elif type == "ifname":
+        value = text.strip('"').encode().ljust(16, b"\0")
+    elif "-" in text:
+        first, _, final = text.partition("-")
+        return _datum(type, first)[0], _datum(type, final)[0]
+    else:
+        address, _, length = text.partition("/")
+        value = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+        if length:
+            free = 8 * len(value) - int(length)
+            last = int.from_bytes(value, "big") | (1 << free) - 1
+            return value, last.to_bytes(len(value), "big")
+    return value, value
+
+
+def _message(type: int, flags: int, sequence: int, family: int, attributes: bytes) -> bytes:
+    resource = _NFTABLES if type in (_BATCH_BEGIN, _BATCH_END) else 0  # whose batch it is
+    body = _NFGENMSG.pack(family, 0, resource) + attributes
+    return _HEADER.pack(_HEADER.size + len(body), type, _NLM_F_REQUEST | flags, sequence, 0) + body
+
+
+def _attribute(type: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), type) + value + bytes(-len(value) % 4)
