@@ -1,12 +1,8 @@
-<<<<<<< HEAD
-"""nftables in process, through libnftables.
-=======
 """nftables in process.
 
 Rules and listings go through libnftables.  Elements do not: whatever it adds, libnftables (1.0.6) first reads all
 tables, and the members of every interval set on the host, whoever owns it.  They have a codec of their own,
 `linux.setelem`.
->>>>>>> nft
 
 Owns: the binding, and the life of our two tables in the kernel.  Must not know: what the rules mean (`model.ruleset`),
 or when to change them.
@@ -22,10 +18,7 @@ from typing import Any
 import orjson
 
 from overlayd.errors import MechanismError
-<<<<<<< HEAD
-=======
 from overlayd.linux import setelem
->>>>>>> nft
 from overlayd.model import blockers, ruleset
 from overlayd.model.objects import NFT_TABLE, Element, Step
 
@@ -38,15 +31,7 @@ _TERSE = 1 << 11
 # Two calls, not one: libnftables 1.0.6 reads only the last table that a script lists.
 _LIST_OURS = (f"list table inet {NFT_TABLE}", f"list table bridge {NFT_TABLE}")
 
-<<<<<<< HEAD
-# How libnftables words the kernel's errors (strerror(3)), and two that it finds by itself.
-_ERRNO = {os.strerror(number): number for number in errorcode} | {
-    "element does not exist": ENOENT,
-    "interval overlaps with an existing one": EEXIST,
-}
-=======
 _ERRNO = {os.strerror(number): number for number in errorcode}  # libnftables gives the kernel's errors as words only
->>>>>>> nft
 
 
 def _load() -> ctypes.CDLL:
@@ -81,27 +66,18 @@ class Nft:
         self._library = _load()
         self._lock = threading.Lock()
         self._installed = ""  # our tables as listed right after ensure(), without elements
-<<<<<<< HEAD
-        self._context = self._library.nft_ctx_new(0)  # opens the netlink socket, hence the namespace
-=======
         # Both open a netlink socket, and with it the namespace.
         self._context = self._library.nft_ctx_new(0)
         if not self._context:
             raise MechanismError("open", "nftables")
         self._netlink = setelem.connect()
->>>>>>> nft
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
 
     def close(self) -> None:
-<<<<<<< HEAD
-        """Free the context and its netlink socket; the tables stay."""
-        with self._lock:
-=======
         """Free the context and the netlink sockets; the tables stay."""
         with self._lock:
             self._netlink.close()
->>>>>>> nft
             self._library.nft_ctx_free(self._context)
             self._context = None
 
@@ -126,16 +102,8 @@ class Nft:
 
         What a step wants gone may be gone already, and what it wants added may be there.
         """
-<<<<<<< HEAD
-        script = ruleset.script(steps)
-        if not script:
-            return
-        try:
-            self._run(script, 0)
-=======
         try:
             self._change(ruleset.changes(steps))
->>>>>>> nft
         except MechanismError as error:
             if error.errno not in (ENOENT, EEXIST):
                 raise
@@ -143,19 +111,6 @@ class Nft:
             have = self.observe()
             wanted = {element.key: step.want for step in steps if (element := step.want or step.have)}
             steps = [Step(have.get(key), want) for key, want in wanted.items()]
-<<<<<<< HEAD
-            self._run(ruleset.script(steps), 0)
-
-    def observe(self) -> dict[Hashable, Element]:
-        """Every element of our sets and maps, by key; none when the tables are missing."""
-        try:
-            listings = [self._list(command, 0) for command in _LIST_OURS]
-        except MechanismError as error:
-            if error.errno != ENOENT:
-                raise
-            return {}
-        return {key: element for listing in listings for key, element in ruleset.elements(listing).items()}
-=======
             self._change(ruleset.changes(steps))
 
     def observe(self) -> dict[Hashable, Element]:
@@ -168,7 +123,6 @@ class Nft:
                 if error.errno != ENOENT:
                     raise
         return found
->>>>>>> nft
 
     def intact(self) -> bool:
         """Whether tables, chains, sets and rules are as ensure() left them; elements are not read."""
@@ -185,13 +139,10 @@ class Nft:
         """
         return blockers.forward_blockers(self._list("list ruleset", _TERSE | _NUMERIC_SYMBOL))
 
-<<<<<<< HEAD
-=======
     def _change(self, changes: list[ruleset.Change]) -> None:
         with self._lock:
             setelem.transact(self._netlink, changes)
 
->>>>>>> nft
     def _rules(self) -> str:
         """Our tables as nft writes them, without elements; a table that is missing is left out.
 

@@ -26,12 +26,6 @@ is filtered):
 
 "Outside" is what is neither in the cluster CIDR nor behind a link of ours.  A grant does not open an isolation
 network.  A published port (destination NAT) does not either: what reaches a member from the outside is only what the
-<<<<<<< HEAD
-member asked for.
-"""
-
-from collections.abc import Hashable, Iterable, Sequence
-=======
 member asked for.  A host_shared container sends as the node does, unfiltered; what is sent to it is judged like any
 other local address.  Sources are believed: a container that may forge them (CAP_NET_RAW) can pose as another across a
 bridge, though never between ports of one.
@@ -39,7 +33,6 @@ bridge, though never between ports of one.
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
->>>>>>> nft
 from ipaddress import collapse_addresses, ip_address, ip_network
 from typing import Any
 
@@ -60,18 +53,6 @@ MAX_NETWORK = 0xFFFF_FFFE
 _OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
 
 
-<<<<<<< HEAD
-def _sets(version: int, address: str) -> str:
-    """The sets of one IP version; `address` is nftables' type of its addresses."""
-    return f"""
-        set cluster{version} {{ type {address}; flags interval; }}
-        set node{version} {{ type {address}; }}
-        map network{version} {{ type {address} : classid; }}
-        set member{version} {{ type classid . {address}; }}
-        set edge{version} {{ type {address}; }}
-        set grant{version} {{ type {address} . {address}; flags interval; }}
-"""
-=======
 @dataclass(frozen=True, slots=True)
 class Set:
     """One of our sets or maps.
@@ -108,7 +89,6 @@ for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
 
 def _declarations(family: str) -> str:
     return "\n".join(f"    {each.declaration(name)}" for (of, name), each in SETS.items() if of == family)
->>>>>>> nft
 
 
 def _by_version(rules: str) -> str:
@@ -129,13 +109,8 @@ flush table inet {NFT_TABLE}
 flush table bridge {NFT_TABLE}
 
 table inet {NFT_TABLE} {{
-<<<<<<< HEAD
-{_sets(4, "ipv4_addr")}
-{_sets(6, "ipv6_addr")}
-=======
 {_declarations("inet")}
 
->>>>>>> nft
     # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.
     chain forward {{
         type filter hook forward priority filter; policy accept;
@@ -143,10 +118,6 @@ table inet {NFT_TABLE} {{
         iifgroup {GROUP_DEVICE:#x} jump edge
         # Never routed: a frame inside a bridge, shown here by br_netfilter.  The bridge table has judged it.
         ip daddr 224.0.0.0/24 accept
-<<<<<<< HEAD
-        ip daddr 255.255.255.255 accept
-=======
->>>>>>> nft
         ip6 daddr fe80::/10 accept
         ip6 daddr ff02::/16 accept
         jump isolate
@@ -220,12 +191,7 @@ table inet {NFT_TABLE} {{
 # forwarded, so they do not pass here; between fellow members they pass like all else.  No connection tracking is
 # needed, since what is allowed between two ports is allowed both ways.
 table bridge {NFT_TABLE} {{
-<<<<<<< HEAD
-    map network {{ type ifname : classid; }}
-    set member {{ type classid . ifname; }}
-=======
 {_declarations("bridge")}
->>>>>>> nft
 
     chain forward {{
         type filter hook forward priority filter; policy accept;
@@ -298,20 +264,6 @@ def edge(address: Address, allowed: Sequence[Network]) -> list[Element]:
     return [Element("inet", f"edge{version}", str(address)), *grants]
 
 
-<<<<<<< HEAD
-def script(steps: Sequence[Step]) -> str:
-    """One transaction that does `steps`, each of them about an Element; empty when there is nothing to do.
-
-    Deletes come first: that is how a map entry changes its value, and how a CIDR gives way to one that overlaps
-    it.  One command for each set, however many elements.
-    """
-    deleted: dict[tuple[str, str], list[str]] = {}
-    added: dict[tuple[str, str], list[str]] = {}
-    for step in steps:
-        if step.have == step.want:
-            continue
-        for element, into in ((step.have, deleted), (step.want, added)):
-=======
 @dataclass(frozen=True, slots=True)
 class Change:
     """Elements of one set that are added, or else deleted, together."""
@@ -333,28 +285,10 @@ def changes(steps: Sequence[Step]) -> list[Change]:
         if step.have == step.want:
             continue
         for add, element in ((False, step.have), (True, step.want)):
->>>>>>> nft
             if element is None:
                 continue
             if not isinstance(element, Element):
                 raise TypeError(f"not an nftables element: {element!r}")
-<<<<<<< HEAD
-            text = f"{element.member} : {element.value}" if element.value else element.member
-            into.setdefault((element.family, element.set), []).append(text)
-    return "".join(
-        f"{verb} element {family} {NFT_TABLE} {name} {{ {', '.join(members)} }}\n"
-        for verb, sets in (("delete", deleted), ("add", added))
-        for (family, name), members in sets.items()
-    )
-
-
-def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
-    """Every element in a JSON listing (libnftables-json(5)) of our tables, in the words `member` and the others use."""
-    found: dict[Hashable, Element] = {}
-    for item in listing["nftables"]:
-        holder = item.get("set") or item.get("map")
-        if holder is None or holder["table"] != NFT_TABLE:
-=======
             sets.setdefault((add, element.family, element.set), []).append(element)
     return [Change(*key, tuple(sets[key])) for key in sorted(sets, key=lambda key: key[0])]
 
@@ -368,16 +302,12 @@ def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
     for item in listing["nftables"]:
         holder = item.get("set") or item.get("map")
         if holder is None or (holder["family"], holder["name"]) not in SETS:
->>>>>>> nft
             continue
         key_types = holder["type"] if isinstance(holder["type"], list) else [holder["type"]]
         for entry in holder.get("elem", ()):
             key, value = entry if isinstance(entry, list) else (entry, None)
-<<<<<<< HEAD
-=======
             if isinstance(key, dict) and "elem" in key:  # with a comment, which none of ours has
                 key = key["elem"]["val"]
->>>>>>> nft
             parts = key["concat"] if isinstance(key, dict) and "concat" in key else [key]
             element = Element(
                 holder["family"],

@@ -24,29 +24,6 @@ from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, Eleme
 #   a1 a2 a3 ax  network A: two on bridge web, one on bridge db, one on a veth without a bridge
 #   b1 b2        network B: on web, on db
 #   p1 p2 p3     containers without a network: on web, on db, on web
-<<<<<<< HEAD
-#   re           a remote overlay address, behind the device
-#   e1 e2        edge peers behind the device: e1 may reach p1, bridge web's gateway, b1 and the outside; e2 nothing
-#   gw gd no     the node: gateway of web, gateway of db, node address
-#   hp ha        host_shared containers, addresses on the device: without a network, in network A
-#   ou           the outside
-#   ph           the node's physical address
-TABLE = """
-       a1 a2 a3 ax b1 b2 p1 p2 p3 re gw gd no hp ha ou ph
-    a1  .  +  +  +  -  -  -  -  -  -  +  +  +  -  +  +  +
-    a2  +  .  +  +  -  -  -  -  -  -  +  +  +  -  +  +  +
-    a3  +  +  .  +  -  -  -  -  -  -  +  +  +  -  +  +  +
-    ax  +  +  +  .  -  -  -  -  -  -  +  +  +  -  +  +  +
-    b1  -  -  -  -  .  +  -  -  -  -  +  +  +  -  -  +  +
-    b2  -  -  -  -  +  .  -  -  -  -  +  +  +  -  -  +  +
-    p1  -  -  -  -  -  -  .  +  +  +  +  +  +  +  -  +  +
-    p2  -  -  -  -  -  -  +  .  +  +  +  +  +  +  -  +  +
-    re  -  -  -  -  -  -  +  +  +  .  +  +  +  +  -  +  +
-    e1  -  -  -  -  -  -  +  -  -  .  +  -  -  -  -  +  -
-    e2  -  -  -  -  -  -  -  -  -  .  -  -  -  -  -  -  -
-    no  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +
-    ou  -  -  -  -  -  -  +  +  +  +  +  +  +  +  -  .  +
-=======
 #   re si        behind the device: a remote overlay address, an address outside of the cluster CIDR
 #   e1 e2        edge peers behind the device: e1 may reach p1, bridge web's gateway, b1 and ou; e2 nothing
 #   gw gd no     the node: gateway of web, gateway of db, node address
@@ -69,7 +46,6 @@ TABLE = """
     no  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +
     hp  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +
     ou  -  -  -  -  -  -  +  +  +  +  .  +  +  +  +  -  .  .  +
->>>>>>> nft
 """
 
 HOSTS = """
@@ -77,30 +53,18 @@ HOSTS = """
     a3=10.200.2.2  b2=10.200.2.3  p2=10.200.2.4  gd=10.200.2.1
     no=10.200.0.1  ax=10.200.0.9  hp=10.200.0.20  ha=10.200.0.21
     re=10.200.77.7  e1=10.200.99.1  e2=10.200.99.2
-<<<<<<< HEAD
-    ph=192.0.2.1  ou=192.0.2.2
-"""
-V4 = dict(entry.split("=") for entry in HOSTS.split())
-V6 = {
-    name: str(ip_address(text.replace("10.200.", "fd00:200::").replace("192.0.2.", "2001:db8::").replace(".", ":")))
-=======
     ph=192.0.2.1  ou=192.0.2.2  oc=10.200.50.5  si=192.0.3.5
 """
 V4 = dict(entry.split("=") for entry in HOSTS.split())
 V6 = {
     name: str(ip_address(text.replace("10.200.", "fd00:200::").replace("192.0.", "2001:db8::").replace(".", ":")))
->>>>>>> nft
     for name, text in V4.items()
 }
 ADDRESSES = {4: V4, 6: V6}
 BRIDGES = {"web": ("a1", "a2", "b1", "p1", "p3"), "db": ("a3", "b2", "p2")}
 NETWORK = {"a1": 6, "a2": 6, "a3": 6, "ax": 6, "ha": 6, "b1": 0x1_0000, "b2": 0x1_0000}
 AT_NODE = ("gw", "gd", "no", "hp", "ha", "ph")
-<<<<<<< HEAD
-AT_REMOTE = ("re", "e1", "e2")
-=======
 AT_REMOTE = ("re", "si", "e1", "e2")
->>>>>>> nft
 NODE_MAC, REMOTE_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 PORT = 7
 
@@ -112,11 +76,7 @@ def expected() -> dict[tuple[str, str], bool]:
 
 def members() -> list[Element]:
     elements = []
-<<<<<<< HEAD
-    for version, cidr, outside in ((4, "10.200.0.0/16", "192.0.2.2/31"), (6, "fd00:200::/64", "2001:db8::2/127")):
-=======
     for version, cidr, outside in ((4, "10.200.0.0/16", "192.0.2.2/31"), (6, "fd00:200::/64", "2001:db8::2:2/127")):
->>>>>>> nft
         address = {name: ip_address(text) for name, text in ADDRESSES[version].items()}
         elements += ruleset.cluster(ip_network(cidr))
         for name in ("no", "gw", "gd"):
@@ -153,24 +113,16 @@ def build(topology: Topology, stack: contextlib.ExitStack) -> None:
         node.ip(f"link add {host} {options} type veth peer name {inner} netns {space.name}", f"link set {host} up")
         space.ip(f"link set {inner} up")
 
-<<<<<<< HEAD
-    remote, outside = namespace(*AT_REMOTE), namespace("ou")
-=======
     remote, outside = namespace(*AT_REMOTE), namespace("ou", "oc")
->>>>>>> nft
     connect(remote, "wg", "wg", f"address {NODE_MAC} group {GROUP_DEVICE}")
     connect(outside, "eth9", "eth9", "")
     node.ip(
         *(f"address add {V4[name]}/{length} dev wg" for name, length in (("no", 16), ("hp", 32), ("ha", 32))),
         *(f"address add {V6[name]}/{length} dev wg" for name, length in (("no", 64), ("hp", 128), ("ha", 128))),
         f"address add {V4['ph']}/24 dev eth9",
-<<<<<<< HEAD
-        f"address add {V6['ph']}/64 dev eth9",
-=======
         f"address add {V6['ph']}/112 dev eth9",
         *(f"route add {each['si']} dev wg" for each in (V4, V6)),
         *(f"route add {each['oc']} via {each['ou']}" for each in (V4, V6)),
->>>>>>> nft
     )
     remote.ip(
         *(f"address add {V4[name]}/32 dev wg" for name in AT_REMOTE),
@@ -184,13 +136,9 @@ def build(topology: Topology, stack: contextlib.ExitStack) -> None:
     node.ip(*(f"neighbour add {V6[name]} lladdr {REMOTE_MAC} dev wg" for name in AT_REMOTE))
     outside.ip(
         f"address add {V4['ou']}/24 dev eth9",
-<<<<<<< HEAD
-        f"address add {V6['ou']}/64 dev eth9",
-=======
         f"address add {V6['ou']}/112 dev eth9",
         f"address add {V4['oc']}/32 dev eth9",
         f"address add {V6['oc']}/128 dev eth9",
->>>>>>> nft
         f"route add 10.200.0.0/16 via {V4['ph']}",
         f"route add fd00:200::/64 via {V6['ph']}",
     )
@@ -255,11 +203,8 @@ def topology(wired: Topology, request: pytest.FixtureRequest) -> Topology:
     wired.node.sysctl(f"bridge/bridge-nf-call-iptables={seen}", f"bridge/bridge-nf-call-ip6tables={seen}")
     if request.param == "links renamed":
         wired.node.ip(*(f"link set {name} name re-{name}" for name in ("wg", *BRIDGES)))
-<<<<<<< HEAD
-=======
     for space in set(wired.spaces.values()):
         space.ip("neighbour flush all")  # discovery has to get through again
->>>>>>> nft
     return wired
 
 
@@ -282,12 +227,7 @@ def probe(
             with topology.spaces[source].entered():
                 client = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
             stack.callback(client.close)
-<<<<<<< HEAD
-            if source != "no":  # the node's own connections choose their address by route
-                client.bind((address[source], 0))
-=======
             client.bind((address[source], 0))
->>>>>>> nft
             clients[source, target] = client
             client.connect_ex((address[target], PORT))
             selector.register(client, selectors.EVENT_READ, (source, target))
@@ -342,23 +282,15 @@ def drawn(cells: dict[tuple[str, str], bool]) -> str:
 def test_the_table(topology: Topology, version: int, kind: int) -> None:
     cells = expected()
     answers = probe(topology, version, kind, cells)
-<<<<<<< HEAD
-    assert drawn({cell: cell in answers for cell in cells}) == drawn(cells)
-=======
     got = {cell: cell in answers for cell in cells}
     assert got == cells, f"\n{drawn(got)}"
->>>>>>> nft
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_leaves_the_overlay_is_masqueraded_and_nothing_else(topology: Topology, version: int) -> None:
     address = ADDRESSES[version]
     seen_as = {(source, "ou"): address["ph"] for source in ("a1", "ax", "p1", "re", "e1")}
-<<<<<<< HEAD
-    for pair in ("a1 a2", "a1 a3", "ax a1", "p1 p2", "p1 re", "re p1", "p1 ph", "ou p1", "ou re"):
-=======
     for pair in ("a1 a2", "a1 a3", "ax a1", "p1 p2", "p1 re", "re p1", "p1 ph", "ou p1", "ou re", "p1 si", "no ph"):
->>>>>>> nft
         source, target = pair.split()
         seen_as[source, target] = address[source]
     assert probe(topology, version, socket.SOCK_STREAM, dict.fromkeys(seen_as, True)) == seen_as
@@ -374,41 +306,6 @@ def link_local(space: Namespace) -> tuple[str, int]:
 
 
 def test_link_local_addresses_and_multicast_are_no_way_around(topology: Topology) -> None:
-<<<<<<< HEAD
-    """One bridge, from each to each and to all: only fellow members hear a member, and plain containers each other."""
-    names = BRIDGES["web"]
-    heard: set[tuple[str, str, str]] = set()
-    with contextlib.ExitStack() as stack:
-        sockets = {}
-        for name in names:
-            with topology.spaces[name].entered():
-                sockets[name] = stack.enter_context(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
-            sockets[name].bind(("::", PORT + 1))
-        where = {name: link_local(topology.spaces[name]) for name in names}
-        reachable = {(a, b) for a in names for b in names if a != b and NETWORK.get(a) == NETWORK.get(b)}
-        wanted = {(*pair, how) for pair in reachable for how in ("unicast", "multicast")}
-        end = time.monotonic() + 5
-        with selectors.DefaultSelector() as selector:
-            for name, here in sockets.items():
-                selector.register(here, selectors.EVENT_READ, name)
-            while time.monotonic() < end:
-                for source, here in sockets.items():
-                    index = where[source][1]
-                    here.sendto(f"{source} multicast".encode(), ("ff02::1", PORT + 1, 0, index))
-                    for target in set(names) - {source}:
-                        with contextlib.suppress(OSError):  # an unreachable neighbour is what is hoped for
-                            here.sendto(f"{source} unicast".encode(), (where[target][0], PORT + 1, 0, index))
-                while ready := selector.select(0.1):
-                    for key, _ in ready:
-                        with contextlib.suppress(OSError):
-                            source, how = sockets[key.data].recv(64).decode().split()
-                            heard.add((source, key.data, how))
-                if wanted and wanted <= heard:
-                    wanted, end = set(), time.monotonic() + 0.3
-    assert {entry for entry in heard if entry[0] != entry[1]} == {
-        (*pair, how) for pair in reachable for how in ("unicast", "multicast")
-    }
-=======
     """On one bridge, what is never routed: only fellow members hear a member, and plain containers each other."""
     names = BRIDGES["web"]
     fellows = {(a, b) for a in names for b in names if a != b and NETWORK.get(a) == NETWORK.get(b)}
@@ -459,4 +356,3 @@ def test_link_local_addresses_and_multicast_are_no_way_around(topology: Topology
             if not complete and expected <= heard:
                 complete, end = True, time.monotonic() + 0.3
     assert heard == expected
->>>>>>> nft

@@ -152,13 +152,6 @@ def test_a_grant_gives_way_to_one_that_overlaps_it(nft: Nft) -> None:
     assert nft.observe() == by_key([wide])
 
 
-<<<<<<< HEAD
-def test_a_transaction_is_all_or_nothing(nft: Nft) -> None:
-    good = ruleset.node(ip_address("10.200.0.1"))[0]
-    with pytest.raises(MechanismError) as caught:
-        nft.apply(create([good, Element("inet", "no_such_set", "10.0.0.1")]))
-    assert caught.value.errno == ENOENT
-=======
 def test_what_others_put_into_our_sets_is_seen_and_can_be_deleted(nft: Nft, space: Namespace) -> None:
     space.nft(
         """
@@ -189,7 +182,6 @@ def test_a_transaction_is_all_or_nothing(nft: Nft, space: Namespace) -> None:
     assert caught.value.errno == ENOENT
     assert caught.value.object == "bridge overlayd network"
     space.nft("add table bridge overlayd")
->>>>>>> nft
     assert nft.observe() == {}
 
 

@@ -8,10 +8,7 @@ from hypothesis import strategies as st
 
 from overlayd.model import ruleset
 from overlayd.model.objects import Alias, Element, Step
-<<<<<<< HEAD
-=======
 from overlayd.model.ruleset import Change
->>>>>>> nft
 
 V4 = ip_address("10.200.0.5")
 V6 = ip_address("fd00:200::5")
@@ -63,26 +60,6 @@ def test_edge_grants_cover_what_is_allowed_and_never_overlap(pairs: list[tuple[i
     )
 
 
-<<<<<<< HEAD
-def test_script_deletes_first_and_groups_by_set() -> None:
-    a, b, c = (Element("inet", "network4", f"10.200.0.{last}", "0:1") for last in (1, 2, 3))
-    moved = Element("inet", "network4", "10.200.0.3", "0:2")
-    other = Element("bridge", "member", '0:1 . "v"')
-    assert ruleset.script([Step(None, a), Step(b, None), Step(c, moved), Step(None, other), Step(a, a)]) == (
-        "delete element inet overlayd network4 { 10.200.0.2 : 0:1, 10.200.0.3 : 0:1 }\n"
-        "add element inet overlayd network4 { 10.200.0.1 : 0:1, 10.200.0.3 : 0:2 }\n"
-        'add element bridge overlayd member { 0:1 . "v" }\n'
-    )
-
-
-def test_nothing_to_do_is_an_empty_script() -> None:
-    assert ruleset.script([]) == ruleset.script([Step(None, None)]) == ""
-
-
-def test_only_elements_have_scripts() -> None:
-    with pytest.raises(TypeError):
-        ruleset.script([Step(None, Alias("wg0", V4))])
-=======
 def test_deletes_come_first_and_a_set_is_changed_once() -> None:
     a, b, c = (Element("inet", "network4", f"10.200.0.{last}", "0:1") for last in (1, 2, 3))
     moved = Element("inet", "network4", "10.200.0.3", "0:2")
@@ -101,7 +78,6 @@ def test_nothing_to_do_is_no_change() -> None:
 def test_only_elements_are_changed() -> None:
     with pytest.raises(TypeError):
         ruleset.changes([Step(None, Alias("wg0", V4))])
->>>>>>> nft
 
 
 def test_a_listing_is_read_whatever_its_spelling() -> None:
@@ -115,11 +91,7 @@ def test_a_listing_is_read_whatever_its_spelling() -> None:
             listed("map", "network6", "ipv6_addr", [["::ffff:10.0.0.1", ":5"]], map="classid"),
             listed("set", "member4", ["classid", "ipv4_addr"], [{"concat": ["0:5", "10.200.0.5"]}]),
             listed("set", "node4", "ipv4_addr", ["10.200.0.1"]),
-<<<<<<< HEAD
-            {"set": {"family": "ip", "table": "other", "name": "x", "type": "ipv4_addr", "elem": ["192.0.2.1"]}},
-=======
             listed("set", "leftover", "ipv4_addr", ["192.0.2.1"]),
->>>>>>> nft
             {"chain": {"family": "inet", "table": "overlayd", "name": "input"}},
         ]
     }
