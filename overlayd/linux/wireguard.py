@@ -99,8 +99,11 @@ def choose(preference: Preference) -> Backend | None:
 
 
 def _candidates(preference: Preference) -> Iterable[Backend]:
+    from overlayd.linux.wireguard_kernel import Kernel  # noqa: PLC0415
     from overlayd.linux.wireguard_user import Userspace  # noqa: PLC0415
 
+    if preference in ("auto", "kernel"):
+        yield Kernel()
     if preference in ("auto", "userspace"):
         yield Userspace()
 
