@@ -11,8 +11,9 @@ from itertools import groupby
 from threading import Lock
 
 from overlayd import fault
+from overlayd.daemon.forgetter import Forgetter
 from overlayd.errors import MechanismError
-from overlayd.linux import conntrack, link, veth
+from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
 from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
@@ -30,6 +31,7 @@ class Kernel:
         self.backend = backend
         self.nft = nft
         self._reaper = _Reaper()
+        self._forgetter = Forgetter()
         self._rules = False
 
     def apply(self, steps: Sequence[Step]) -> None:
@@ -48,6 +50,10 @@ class Kernel:
             failure = error if isinstance(error, MechanismError) else MechanismError("apply", "plan", error.errno or 0)
             self._undo(done)
             raise failure from error
+
+    def close(self) -> None:
+        """Finish what goes on behind the answers."""
+        self._forgetter.close()
 
     def repair(self, steps: Sequence[Step]) -> list[Failure]:
         """Do the steps in order, each for itself.  Returns those that could not be done, with their errors."""
@@ -102,6 +108,7 @@ class Kernel:
             case Bridge(), None:
                 link.delete_bridge(have.name)
             case None, Veth():
+                self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
             case Veth(), Veth():
                 self._delete_veths([have])
@@ -122,8 +129,7 @@ class Kernel:
     def _delete_veths(self, veths: list[Veth]) -> None:
         """The links, and the connections that were tracked for their addresses: the next holder starts afresh."""
         self._reaper.delete([thing.name for thing in veths])
-        for thing in veths:
-            conntrack.forget(thing.address.ip)
+        self._forgetter.forget(thing.address.ip for thing in veths)
 
     def _ensure_rules(self) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""

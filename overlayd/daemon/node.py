@@ -120,6 +120,7 @@ class Node:
         """Wait for the changes in flight and let the threads go.  Later changes wait for ever: stop asking first."""
         async with self._locks.hold(everything=True):
             await asyncio.to_thread(self._workers.shutdown)
+            await asyncio.to_thread(self.kernel.close)
 
     async def _take_back(self, inverse: Change) -> None:
         self.state.apply(inverse)
