@@ -57,4 +57,4 @@ def nothing_left_behind() -> Iterator[None]:
         if not left or time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    assert not left, f"the tests left behind: {left}"
+    assert not left, f"left behind, or made meanwhile by another run of the tests on this machine: {left}"
