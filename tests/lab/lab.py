@@ -35,8 +35,6 @@ UNDERLAY = IPv4Interface("172.31.0.254/24")
 OUTSIDE = IPv4Interface("198.51.100.1/24")  # TEST-NET-2, RFC 5737
 OUTSIDE_ROUTER = IPv4Interface("198.51.100.254/24")
 DIRECTORY = re.compile(r"overlayd-lab-(?P<prefix>ot[0-9a-f]{6})-(?P<pid>\d+)-(?P<started>\d+)")
-
-
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # beside SIGINT, which Python turns into KeyboardInterrupt by itself
 
 
@@ -68,6 +66,8 @@ def sweep() -> list[str]:
     swept = []
     for directory in Path(tempfile.gettempdir()).glob("overlayd-lab-*"):
         match = DIRECTORY.fullmatch(directory.name)
+        if directory.lstat().st_uid != os.geteuid():
+            continue  # anybody may make a directory of such a name
         if match and processes.start_time(int(match["pid"])) != int(match["started"]):
             _remove(match["prefix"], directory)
             swept.append(match["prefix"])
