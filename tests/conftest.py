@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab import netns, processes
+from lab.lab import of_others
 
 PREFIX = "ot"  # of every namespace that a test makes
 # Environment variable by which a program is known as started, at whatever remove, by this session
@@ -26,9 +27,10 @@ def _listing(*argv: str) -> set[str]:
 def _machine() -> dict[str, set[str]]:
     """What a careless test would leave on this machine."""
     links = _listing("ip", "-o", "link")
+    others = of_others()
     session = os.environ.get(SESSION, "")
     return {
-        "network namespaces": set(netns.named(PREFIX)),
+        "network namespaces": {name for name in netns.named(PREFIX) if name.partition("-")[0] not in others},
         "links": {line.split(":")[1].strip() for line in links},
         "nftables tables": _listing("nft", "list", "tables"),
         "processes": {

@@ -19,7 +19,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Interface
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -61,17 +61,27 @@ def _remove(prefix: str, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def sweep() -> list[str]:
-    """Remove what laboratories of dead processes left behind; return their prefixes."""
-    swept = []
+def _laboratories() -> Iterator[tuple[str, Path, int, bool]]:
+    """Every laboratory of this user: its prefix and directory, the process that made it, whether that still lives."""
     for directory in Path(tempfile.gettempdir()).glob("overlayd-lab-*"):
         match = DIRECTORY.fullmatch(directory.name)
-        if directory.lstat().st_uid != os.geteuid():
-            continue  # anybody may make a directory of such a name
-        if match and processes.start_time(int(match["pid"])) != int(match["started"]):
-            _remove(match["prefix"], directory)
-            swept.append(match["prefix"])
-    return swept
+        # Anybody may make a directory of such a name.
+        if match and directory.lstat().st_uid == os.geteuid():
+            pid = int(match["pid"])
+            yield match["prefix"], directory, pid, processes.start_time(pid) == int(match["started"])
+
+
+def sweep() -> list[str]:
+    """Remove what laboratories of dead processes left behind; return their prefixes."""
+    dead = [(prefix, directory) for prefix, directory, _, lives in _laboratories() if not lives]
+    for prefix, directory in dead:
+        _remove(prefix, directory)
+    return [prefix for prefix, _ in dead]
+
+
+def of_others() -> set[str]:
+    """The prefixes of the laboratories that other living processes have open."""
+    return {prefix for prefix, _, pid, lives in _laboratories() if lives and pid != os.getpid()}
 
 
 class Lab:
