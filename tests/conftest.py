@@ -6,7 +6,6 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from lab import netns, processes
@@ -34,9 +33,7 @@ def _machine() -> dict[str, set[str]]:
         "links": {line.split(":")[1].strip() for line in links},
         "nftables tables": _listing("nft", "list", "tables"),
         "processes": {
-            f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
-            for pid in processes.marked(SESSION, session)
-            if processes.start_time(pid) is not None
+            f"{pid} {processes.name(pid)}" for pid in processes.marked(SESSION, session) if processes.start_time(pid)
         },
     }
 
