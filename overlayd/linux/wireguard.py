@@ -37,7 +37,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """ "kernel" or "userspace"."""
+        """The preference that names it: "kernel" or "userspace"."""
 
     @staticmethod
     def missing() -> str:

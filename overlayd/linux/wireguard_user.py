@@ -97,8 +97,9 @@ class Userspace:
             process = _process_behind(name)
             if process is not None:
                 with process:
-                    if process.link() not in (name, ""):
-                        return  # that link was called `name` when its process started
+                    link = process.link()
+                    if link is None or (link and not _same_link(link, name)):
+                        return  # no wireguard-go, or that of a link which was called `name` when it started
                     process.end()
             for path in (_socket(name).resolve(), _socket(name)):
                 path.unlink(missing_ok=True)
@@ -254,6 +255,13 @@ def _require_free(port: int, name: str) -> None:
         except OSError as error:
             if error.errno == EADDRINUSE:  # a family that this machine lacks is no obstacle
                 raise MechanismError("configure WireGuard device", name, EADDRINUSE, f"UDP port {port}") from error
+
+
+def _same_link(one: str, other: str) -> bool:
+    """Whether two names are one link's, of which the second may be an alternative name."""
+    with suppress(OSError):
+        return one == other or socket.if_nametoindex(one) == socket.if_nametoindex(other)
+    return False
 
 
 def _process_behind(name: str) -> _Process | None:
