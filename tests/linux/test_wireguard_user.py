@@ -257,6 +257,7 @@ class TestFaults(Namespaces):
             assert caught.value.errno == EADDRINUSE
             assert alpha.read(have.name).private_key == second.private_key
             assert not (SOCKETS / f"{want.name}.sock").exists()
+            alpha.namespace("ip", "link", "set", have.name, "name", want.name)
             alpha.configure(have, want)
 
     def test_a_socket_of_another_device_is_not_taken_over_by_a_rename(self, alpha):
