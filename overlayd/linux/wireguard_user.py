@@ -23,6 +23,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import IO, Self
 
+from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
 from overlayd.linux.wireguard import Activity, DeviceState, peer_changes
 from overlayd.model.objects import Device, Step
@@ -72,8 +73,10 @@ class Userspace:
             if _socket(device.name).exists():
                 raise MechanismError("create WireGuard device", device.name, EEXIST, "its socket serves another link")
             with _reported("create", device.name):
+                fault.point("wireguard:start")
                 _start(device.name)
         try:
+            fault.point("wireguard:started")
             shown = self.read(device.name)
             self._set_device(device, key=shown.private_key, port=shown.listen_port)
         except BaseException:
@@ -99,7 +102,9 @@ class Userspace:
                 with process:
                     if process.link() not in (name, ""):
                         return  # that link was called `name` when its process started
+                    fault.point("wireguard:end")
                     process.end()
+            fault.point("wireguard:ended")
             for path in (_socket(name).resolve(), _socket(name)):
                 path.unlink(missing_ok=True)
 
@@ -110,6 +115,7 @@ class Userspace:
         if changes:
             with _Dialogue("set peers of", device) as dialogue:
                 for operation in uapi.encode_peers(changes, _BATCH):
+                    fault.point("wireguard:peers")
                     dialogue.ask(operation)
 
     def read(self, device: str) -> DeviceState:
@@ -133,6 +139,7 @@ class Userspace:
             _require_free(new_port, device.name)
         if new_key is not None or new_port is not None:
             with _Dialogue("configure", device.name) as dialogue:
+                fault.point("wireguard:configure")
                 dialogue.ask(uapi.encode_device(new_key, new_port))
 
     def _can_drop(self, device: str) -> bool:
@@ -346,6 +353,8 @@ def _rename_socket(old: str, new: str) -> None:
         with suppress(FileNotFoundError, ConnectionRefusedError), _connect(new):
             raise MechanismError("rename WireGuard device", old, EEXIST, f"{path} serves another link")
         path.unlink(missing_ok=True)
+        fault.point("wireguard:rename")
         path.symlink_to(served.name)
+    fault.point("wireguard:renamed")
     if _socket(old).is_symlink():
         _socket(old).unlink()
