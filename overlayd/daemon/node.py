@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from overlayd import fault
 from overlayd.daemon.apply import Failure, Kernel
 from overlayd.daemon.inspect import observe, present
 from overlayd.daemon.journal import Journal
@@ -73,6 +74,7 @@ class Node:
             except BaseException:
                 self.state.apply(inverse)
                 raise
+            fault.point("node:journaled")
             try:
                 if verify:
                     have = await self.run(present, self.kernel, have)
@@ -80,6 +82,7 @@ class Node:
             except BaseException:
                 await self._take_back(inverse)
                 raise
+            fault.point("node:applied")
             for observer in self.observers:
                 observer(change)
             return answer

@@ -23,6 +23,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import IO, Self
 
+from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
 from overlayd.linux.wireguard import Activity, DeviceState, peer_changes
 from overlayd.model.objects import Device, Step
@@ -72,8 +73,10 @@ class Userspace:
             if _socket(device.name).exists():
                 raise MechanismError("create WireGuard device", device.name, EEXIST, "its socket serves another link")
             with _reported("create", device.name):
+                fault.point("wireguard:start")
                 _start(device.name)
         try:
+            fault.point("wireguard:started")
             shown = self.read(device.name)
             self._set_device(device, key=shown.private_key, port=shown.listen_port)
         except BaseException:
@@ -100,7 +103,9 @@ class Userspace:
                     link = process.link()
                     if link is None or (link and not _same_link(link, name)):
                         return  # no wireguard-go, or that of a link which was called `name` when it started
+                    fault.point("wireguard:end")
                     process.end()
+            fault.point("wireguard:ended")
             for path in (_socket(name).resolve(), _socket(name)):
                 path.unlink(missing_ok=True)
 
@@ -111,6 +116,7 @@ class Userspace:
         if changes:
             with _Dialogue("set peers of", device) as dialogue:
                 for operation in uapi.encode_peers(changes, _BATCH):
+                    fault.point("wireguard:peers")
                     dialogue.ask(operation)
 
     def read(self, device: str) -> DeviceState:
@@ -134,6 +140,7 @@ class Userspace:
             _require_free(new_port, device.name)
         if new_key is not None or new_port is not None:
             with _Dialogue("configure", device.name) as dialogue:
+                fault.point("wireguard:configure")
                 dialogue.ask(uapi.encode_device(new_key, new_port))
 
     def _can_drop(self, device: str) -> bool:
@@ -354,6 +361,8 @@ def _rename_socket(old: str, new: str) -> None:
         with suppress(FileNotFoundError, ConnectionRefusedError), _connect(new):
             raise MechanismError("rename WireGuard device", old, EEXIST, f"{path} serves another link")
         path.unlink(missing_ok=True)
+        fault.point("wireguard:rename")
         path.symlink_to(served.name)
+    fault.point("wireguard:renamed")
     if _socket(old).is_symlink():
         _socket(old).unlink()
