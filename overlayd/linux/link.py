@@ -144,21 +144,26 @@ def rename(old: str, new: str) -> str:
         if new in link.alternative_names:
             netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, new)])
         body = rt.link_body(text(rt.IFLA_IFNAME, new), index=link.ifindex)
+        keep = _alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, link.name)
         try:
-            netlink.transact([Request("rename", f"{link.name} to {new}", rt.RTM_SETLINK, 0, body)])
+            # In one system call, which no death of ours can cut in two: the old name would never be known again.
+            netlink.transact([Request("rename", f"{link.name} to {new}", rt.RTM_SETLINK, 0, body), keep])
         except MechanismError as error:
             if error.errno != errno.EBUSY:
                 raise
             netlink.transact([_alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, new)])
             return link.name
         outdated = [name for name in link.alternative_names if name != new]
-        netlink.transact(
-            [
-                _alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, link.name),
-                *(_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name) for name in outdated),
-            ]
-        )
+        netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name) for name in outdated])
         return new
+
+
+def forget_name(name: str) -> None:
+    """Let no link answer to `name` as an alternative name any more."""
+    with Netlink() as netlink:
+        link = find_link(netlink, name)
+        if link is not None and name in link.alternative_names:
+            netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name)])
 
 
 def create_route(route: Route) -> None:
