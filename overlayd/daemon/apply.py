@@ -89,22 +89,23 @@ class Kernel:
     def _do_one(self, have: Object | None, want: Object | None) -> None:
         match have, want:
             case None, Device():
-                self._device_backend(want.name).create(want)
-                link.dress_device(want)
-                link.enable_forwarding([want.name])
+                backend = self._device_backend(want.name)
+                backend.create(want)
+                try:
+                    link.dress_device(want)
+                except BaseException:
+                    backend.delete(want.name)
+                    raise
             case Device(), Device():
                 link.rename(have.name, want.name)
                 self._device_backend(want.name).configure(have, want)
                 link.redress_device(have, want)
-                link.enable_forwarding([want.name])
             case Device(), None:
                 self._device_backend(have.name).delete(have.name)
             case None, Bridge():
                 link.create_bridge(want)
-                link.enable_forwarding([want.name])
             case Bridge(), Bridge():
                 link.change_bridge(have, want)
-                link.enable_forwarding([want.name])
             case Bridge(), None:
                 link.delete_bridge(have.name)
             case None, Veth():

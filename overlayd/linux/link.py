@@ -226,6 +226,17 @@ def enable_forwarding(names: Iterable[str]) -> None:
         sysctl.write(f"ipv4/conf/{carried}/rp_filter", "2")
 
 
+def forwards(name: str) -> bool:
+    """Whether all that `enable_forwarding` wants of the link of this name is so."""
+    wanted = [(f"ipv4/conf/{name}/forwarding", "1"), (f"ipv4/conf/{name}/rp_filter", "2")]
+    if Path("/proc/sys/net/ipv6").exists():
+        wanted.append(("ipv6/conf/all/forwarding", "1"))
+    try:
+        return all(sysctl.read(parameter) == value for parameter, value in wanted)
+    except MechanismError:
+        return False  # it has just gone
+
+
 def look_up_request(name: str, *tolerated: int) -> Request:
     """Ask for one link by its name or alternative name.
 
@@ -335,6 +346,7 @@ def _configure_bridge(netlink: Netlink, bridge: Bridge) -> None:
     netlink.transact(requests)
     foreign = {carried for carried in _addresses(netlink, index) if not carried.is_link_local} - wanted
     _change_addresses(netlink, index, wanted, foreign)
+    enable_forwarding([bridge.name])
     await_answering(netlink, index, address)
 
 
@@ -355,6 +367,7 @@ def _mark_device(netlink: Netlink, device: Device) -> int:
     if any(address.version == 4 for address in device.addresses):
         # Else a secondary address would go with the primary one that it replaces.
         sysctl.write(f"ipv4/conf/{socket.if_indextoname(index)}/promote_secondaries", "1")
+    enable_forwarding([device.name])
     return index
 
 
