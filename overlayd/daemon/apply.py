@@ -108,6 +108,8 @@ class Kernel:
                 link.change_bridge(have, want)
             case Bridge(), None:
                 link.delete_bridge(have.name)
+                backend = self._device_backend(want.name)
+                backend.add_name(have.name, want.name)
             case None, Veth():
                 self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
