@@ -50,9 +50,11 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
         "status": _status(cell),
         "left": {"files": _files(cell), "processes": _programs("wireguard-go"), "ports": _udp_ports()},
     }
-    view["forwarding"] = _forwarding(
-        name.removeprefix("link ") for name in view["host"] if name.startswith("link zl-")
-    )
+    # A device is reached by the name of its link; that it may still be reached by an older one does no harm.
+    view["wireguard"] = {
+        name: shown for name, shown in view["wireguard"].items() if f"link {name.partition(' ')[2]}" in view["host"]
+    }
+    view["forwarding"] = _forwarding(name.removeprefix("link ") for name in view["host"] if name.startswith("link zl-"))
     for pid, shown in containers.items():
         view[f"container {pid}"] = {name: it for name, it in _network(_finish(shown)).items() if _ours(name)}
     own = view["status"]["public_key"]
@@ -220,7 +222,8 @@ def _status(cell: Cell) -> dict[str, Any]:
 
 def _files(cell: Cell) -> list[str]:
     places = (cell.data, Path("/run/wireguard"))
-    return sorted(path.name for place in places if place.exists() for path in place.iterdir())
+    found = (path for place in places if place.exists() for path in place.iterdir())
+    return sorted(path.name for path in found if not (path.is_symlink() and path.exists()))  # see above
 
 
 def _programs(name: str) -> int:
