@@ -8,6 +8,7 @@ addresses, MTU, alias and group of a device's link (`link`).
 import os
 from collections.abc import Iterable, Sequence
 from errno import ENODEV
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from overlayd.errors import MechanismError
@@ -27,6 +28,9 @@ __all__ = [
 ]
 
 Preference = Literal["auto", "kernel", "userspace"]
+
+# Our own constant: every add_peer asks for its device's key, which takes 40 us to compute; a node has few devices.
+_KEYS_REMEMBERED = 256
 
 
 class Backend(Protocol):
@@ -163,6 +167,7 @@ def generate_key() -> bytes:
     return bytes(key)
 
 
+@lru_cache(_KEYS_REMEMBERED)
 def public_key(private: bytes) -> bytes:
     """The public key of a private one, both 32 bytes (X25519 with the base point, RFC 7748, section 6.1)."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
