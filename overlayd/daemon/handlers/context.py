@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from overlayd.daemon.node import Node
 from overlayd.daemon.status import StatusView
+from overlayd.model.objects import GLOBAL
 
 
 class Daemon(NamedTuple):
@@ -21,3 +22,8 @@ class Daemon(NamedTuple):
 
 def service_lock(name: str) -> str:
     return f"service {name}"
+
+
+def peers_locks(scope: str) -> list[str]:
+    """What a change of a scope's peers must have for itself.  Routes have no scope: a destination has one."""
+    return [f"peers {scope}"] if scope == GLOBAL else [f"peers {scope}", "routes"]
