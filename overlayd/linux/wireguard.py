@@ -6,8 +6,9 @@ addresses, MTU, alias and group of a device's link (`link`).
 """
 
 import os
+import socket
 from collections.abc import Iterable, Sequence
-from errno import ENODEV
+from errno import EADDRINUSE, ENODEV
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -25,6 +26,7 @@ __all__ = [
     "missing",
     "peer_changes",
     "public_key",
+    "udp_port_is_free",
 ]
 
 Preference = Literal["auto", "kernel", "userspace"]
@@ -157,6 +159,20 @@ def _difference(have: DevicePeer, want: DevicePeer, drops: bool) -> PeerChange:
         add=tuple(want.allowed_ips if replace else want.allowed_ips - have.allowed_ips),
         drop=tuple(lost) if drops else (),
     )
+
+
+def udp_port_is_free(port: int) -> bool:
+    """Whether a device could listen on the port, in both families that this machine has."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(("", port))
+        except OSError as error:
+            if error.errno == EADDRINUSE:  # a family that this machine lacks is no obstacle
+                return False
+    return True
 
 
 def generate_key() -> bytes:

@@ -25,7 +25,7 @@ from typing import IO, Self
 
 from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
-from overlayd.linux.wireguard import Activity, DeviceState, peer_changes
+from overlayd.linux.wireguard import Activity, DeviceState, peer_changes, udp_port_is_free
 from overlayd.model.objects import Device, Step
 from overlayd.proto import uapi
 from overlayd.proto.wireguard import KEY_SIZE, PeerChange
@@ -253,15 +253,8 @@ def _require_free(port: int, name: str) -> None:
     wireguard-go opens the port when the link goes up, where nobody hears of a failure; and when the link is up, it
     closes the old port before it finds that it cannot have the new one.
     """
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(("", port))
-        except OSError as error:
-            if error.errno == EADDRINUSE:  # a family that this machine lacks is no obstacle
-                raise MechanismError("configure WireGuard device", name, EADDRINUSE, f"UDP port {port}") from error
+    if not udp_port_is_free(port):
+        raise MechanismError("configure WireGuard device", name, EADDRINUSE, f"UDP port {port}")
 
 
 def _same_link(one: str, other: str) -> bool:

@@ -4,14 +4,15 @@ Owns: the mapping from rows to objects.  Must not know: what the kernel has (`li
 changes (`plan`).
 
 `layout(state, facts)` is everything; `layout(state, facts, touched)` only what hangs on the touched rows, so that a
-request costs what it changes.  The rows that everything hangs on (the node, the global overlay) count as all rows.
+request costs what it changes.  The rows that everything hangs on (the node, the global overlay) count as all rows, and
+a service counts as its peers and its attachments: they hang on its device and its bridge.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
-from overlayd.model import ruleset
+from overlayd.model import peers, ruleset
 from overlayd.model.names import veth_name
 from overlayd.model.objects import (
     GLOBAL,
@@ -70,6 +71,7 @@ def _of_row(state: State, facts: Facts, id: RowId) -> Iterator[Object]:
     table, key = id
     if table == Service.table and (service := state.get(Service, key)):
         yield from _service(state, facts, service)
+        yield from _on_service(state, facts, service)
     elif table == Peer.table and (peer := state.get(Peer, key)):
         yield from _peer(state, facts, peer)
     elif table == Attachment.table and (attachment := state.get(Attachment, key)):
@@ -116,6 +118,14 @@ def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
         )
 
 
+def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
+    for peer in state.peers(service.name).values():
+        yield from _peer(state, facts, peer)
+    for attachment in state.table(Attachment).values():
+        if attachment.service == service.name:
+            yield from _attachment(state, facts, attachment)
+
+
 def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
     if not facts.devices:
         return
@@ -124,12 +134,13 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
             return
         device = state.overlay.interface
     else:
-        service = state.get(Service, peer.scope)
-        if service is None:
+        service, overlay = state.get(Service, peer.scope), state.get(Overlay)
+        if service is None or overlay is None:
             return
         device = service.device
         for network in peer.allowed_ips:
-            yield Route(scope=peer.scope, device=device, destination=network)
+            if peers.has_route(network, overlay.cluster):
+                yield Route(scope=peer.scope, device=device, destination=network)
     yield DevicePeer(
         scope=peer.scope,
         device=device,

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from overlayd.errors import RequestError
 from overlayd.model.names import bridge_name, dedicated_name, device_name
 from overlayd.model.objects import GLOBAL, Network
-from overlayd.model.rows import Edge, Lease, Overlay, Service
+from overlayd.model.rows import Lease, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
 
@@ -52,6 +52,9 @@ def setup_global(
         raise RequestError(f"slice_cidr {slice} is not inside cluster_cidr {cluster}")
     if cluster.num_addresses < 4:
         raise RequestError(f"cluster_cidr {cluster} is too small for an overlay")
+    for service in draft.all(Service):
+        if service.wg_port == wg_port:
+            raise RequestError(f"wg_port {wg_port} is that of the dedicated service {service.name}: tear it down first")
     old = draft.get(Overlay)
     if old is not None and (old.cluster, old.slice) != (cluster, slice):
         _readdress(draft, cluster, slice)
@@ -94,9 +97,6 @@ def _readdress(draft: Draft, cluster: Network, slice: Network | None) -> None:
             orphans.append(f"{lease.address} ({lease.holder})")
         elif outside:
             draft.drop(lease)
-    orphans += [
-        f"{edge.address} (edge peer {edge.name})" for edge in draft.all(Edge) if edge.address not in (slice or cluster)
-    ]
     if orphans:
         shown = ", ".join(orphans[:10]) + (f" and {len(orphans) - 10} more" if len(orphans) > 10 else "")
         raise RequestError(

@@ -7,9 +7,9 @@ import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, service_lock
+from overlayd.daemon.handlers.context import Daemon, peers_locks, service_lock
 from overlayd.errors import RequestError
-from overlayd.linux.wireguard import public_key
+from overlayd.linux.wireguard import generate_key, public_key, udp_port_is_free
 from overlayd.model import ipam, peers, services
 from overlayd.model.rows import Service
 from overlayd.model.state import Draft
@@ -20,12 +20,18 @@ log = logging.getLogger(__name__)
 
 async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverlay) -> wire.Response:
     subnet = parse.network(request.subnet, "subnet") if request.subnet is not None else None
-    if request.mode == "dedicated":
-        raise RequestError("not supported yet: setup_service_overlay with mode dedicated")
-    dedicated_key = None
+    dedicated = request.mode == "dedicated"
+    if dedicated and daemon.node.kernel.backend is None:
+        raise RequestError(
+            "a dedicated service needs a WireGuard device, and this node has no backend for one: load the kernel's "
+            "wireguard module, or install wireguard-go and provide /dev/net/tun"
+        )
+    key = generate_key() if dedicated else None
     service = await daemon.node.change(
-        lambda draft: services.setup_service(draft, request.service, subnet=subnet, dedicated_key=dedicated_key),
-        exclusive=[service_lock(request.service)],
+        lambda draft: services.setup_service(
+            draft, request.service, subnet=subnet, dedicated_key=key, port_is_free=udp_port_is_free
+        ),
+        exclusive=[service_lock(request.service), *peers_locks(request.service)],
         verify=[(Service.table, request.service)],
     )
     if not service.dedicated:
