@@ -6,17 +6,17 @@ Every function here blocks; `daemon.node` calls `Kernel.apply` from a thread, se
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from threading import Lock
 
 from overlayd import fault
 from overlayd.daemon.forgetter import Forgetter
+from overlayd.daemon.reaper import Reaper
 from overlayd.errors import MechanismError
 from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
-from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Kernel:
     def __init__(self, backend: Backend | None, nft: Nft) -> None:
         self.backend = backend
         self.nft = nft
-        self._reaper = _Reaper()
+        self._reaper = Reaper()
         self._forgetter = Forgetter()
         self._rules = False
 
@@ -51,8 +51,13 @@ class Kernel:
             self._undo(done)
             raise failure from error
 
+    def forget(self, addresses: Iterable[Address]) -> None:
+        """Forget the connections of these addresses, behind the answers."""
+        self._forgetter.forget(addresses)
+
     def close(self) -> None:
         """Finish what goes on behind the answers."""
+        self._reaper.close()
         self._forgetter.close()
 
     def repair(self, steps: Sequence[Step]) -> list[Failure]:
@@ -128,8 +133,8 @@ class Kernel:
 
     def _delete_veths(self, veths: list[Veth]) -> None:
         """The links, and the connections that were tracked for their addresses: the next holder starts afresh."""
-        self._reaper.delete([thing.name for thing in veths])
-        self._forgetter.forget(thing.address.ip for thing in veths)
+        self._reaper.delete(thing.name for thing in veths)
+        self.forget(thing.address.ip for thing in veths)
 
     def _ensure_rules(self) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
@@ -141,33 +146,6 @@ class Kernel:
         if self.backend is None:
             raise MechanismError("configure WireGuard", device, 0, "this node has no WireGuard backend")
         return self.backend
-
-
-class _Reaper:
-    """Deletes veths together: each deletion waits 16 ms for an RCU barrier, so those that come meanwhile share the
-    next one.
-    """
-
-    def __init__(self) -> None:
-        self._turn = Lock()
-        self._pending: list[str] = []
-        self._pending_lock = Lock()
-        self._failed: dict[str, MechanismError] = {}
-
-    def delete(self, names: list[str]) -> None:
-        with self._pending_lock:
-            self._pending += names
-        with self._turn:
-            with self._pending_lock:
-                batch, self._pending = self._pending, []
-            if batch:
-                try:
-                    veth.delete(batch)
-                except MechanismError as error:
-                    self._failed.update(dict.fromkeys(batch, error))
-            failures = [self._failed.pop(name) for name in names if name in self._failed]
-        if failures:
-            raise failures[0]
 
 
 def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
