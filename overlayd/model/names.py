@@ -56,7 +56,7 @@ def require_legal(link: str, after: str) -> None:
     """
     if any(character in "/:\0" or character.isspace() for character in link):
         raise RequestError(
-            f"{after} makes the link name {link!r}, and Linux takes no '/', ':' or white space in one: choose another name"
+            f"{after} makes the link name {link!r}, but Linux takes no '/', ':' or white space there"
         )
 
 
