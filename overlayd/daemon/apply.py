@@ -6,7 +6,7 @@ Every function here blocks; `daemon.node` calls `Kernel.apply` from a thread, se
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from threading import Lock
 
@@ -15,7 +15,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import conntrack, link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
-from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,14 @@ class Kernel:
                 failed += [(step, error) for step in batch]
         return failed
 
+    def forget(self, addresses: Iterable[Address]) -> None:
+        """Drop the connections that are tracked for addresses that lost their holder: the next one starts afresh."""
+        for address in addresses:
+            try:
+                conntrack.forget(address)
+            except MechanismError as error:
+                log.warning("%s", error)
+
     def _undo(self, done: list[list[Step]]) -> None:
         for batch in reversed(done):
             try:
@@ -75,7 +83,7 @@ class Kernel:
                 self._ensure_rules()
                 self.nft.apply(batch)
             case Veth() if batch[0].want is None:
-                self._delete_veths([step.have for step in batch if isinstance(step.have, Veth)])
+                self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
             case _:
                 for step in batch:
                     self._do_one(step.have, step.want)
@@ -104,7 +112,7 @@ class Kernel:
             case None, Veth():
                 veth.create(want)
             case Veth(), Veth():
-                self._delete_veths([have])
+                self._reaper.delete([have.name])
                 veth.create(want)
             case None, Route():
                 link.create_route(want)
@@ -112,18 +120,19 @@ class Kernel:
                 link.change_route(have, want)
             case Route(), None:
                 link.delete_route(have)
+            case None, Proxy():
+                link.create_proxy(want)
+            case Proxy(), Proxy():
+                link.delete_proxy(have)
+                link.create_proxy(want)
+            case Proxy(), None:
+                link.delete_proxy(have)
             case None, Alias():
                 link.create_alias(want)
             case Alias(), None:
                 link.delete_alias(have)
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
-
-    def _delete_veths(self, veths: list[Veth]) -> None:
-        """The links, and the connections that were tracked for their addresses: the next holder starts afresh."""
-        self._reaper.delete([thing.name for thing in veths])
-        for thing in veths:
-            conntrack.forget(thing.address.ip)
 
     def _ensure_rules(self) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""

@@ -17,7 +17,7 @@ from overlayd.daemon.locks import ResourceLocks
 from overlayd.errors import StateError
 from overlayd.model.layout import Facts, Layout, layout
 from overlayd.model.plan import plan
-from overlayd.model.rows import Change, Row, RowId, encode
+from overlayd.model.rows import Change, Lease, Row, RowId, encode
 from overlayd.model.state import Draft, State
 
 T = TypeVar("T")
@@ -80,6 +80,7 @@ class Node:
             except BaseException:
                 await self._take_back(inverse)
                 raise
+            await self._forget_released(inverse)
             for observer in self.observers:
                 observer(change)
             return answer
@@ -95,6 +96,12 @@ class Node:
             except BaseException:
                 self.state.apply(inverse)
                 raise
+            await self._forget_released(inverse)
+
+    async def alone(self, work: Callable[..., T], *arguments: object) -> T:
+        """Do blocking work in a worker thread while no change is in flight."""
+        async with self._locks.hold(everything=True):
+            return await self.run(work, *arguments)
 
     async def learn(self, facts: Facts, touched: Collection[RowId] | None = None) -> None:
         """Follow a change of circumstances (the MTU, where a host name points): the kernel changes, the state does
@@ -128,6 +135,17 @@ class Node:
         except StateError as error:
             self._owed |= inverse
             log.error("a refused change could not be taken back on disk, it will be with the next one: %s", error)
+
+    async def _forget_released(self, inverse: Change) -> None:
+        """Drop what the kernel remembers of connections of addresses that lost their holder."""
+        leases = (row for row in inverse.values() if isinstance(row, Lease) and row.holder)
+        released = [old.address for old in leases if not self._holds(old)]
+        if released:
+            await self.run(self.kernel.forget, released)
+
+    def _holds(self, lease: Lease) -> bool:
+        now = self.state.get(Lease, lease.key)
+        return now is not None and now.holder == lease.holder
 
     async def _commit(self, change: Change) -> None:
         rows = {**self._owed, **change}

@@ -82,7 +82,7 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.UnregisterDns: not_yet,
     wire.WriteScopedResolver: not_yet,
     wire.RemoveScopedResolver: not_yet,
-    wire.PruneOrphanBridges: not_yet,
+    wire.PruneOrphanBridges: services.prune_orphan_bridges,
     wire.NatTick: not_yet,
     wire.GetNatStatus: not_yet,
     wire.Shutdown: overlay.shutdown,
