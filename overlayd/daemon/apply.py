@@ -11,8 +11,9 @@ from itertools import groupby
 from threading import Lock
 
 from overlayd import fault
+from overlayd.daemon.forgetter import Forgetter
 from overlayd.errors import MechanismError
-from overlayd.linux import conntrack, link, veth
+from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
 from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
@@ -30,6 +31,7 @@ class Kernel:
         self.backend = backend
         self.nft = nft
         self._reaper = _Reaper()
+        self._forgetter = Forgetter()
         self._rules = False
 
     def apply(self, steps: Sequence[Step]) -> None:
@@ -49,6 +51,10 @@ class Kernel:
             self._undo(done)
             raise failure from error
 
+    def close(self) -> None:
+        """Finish what goes on behind the answers."""
+        self._forgetter.close()
+
     def repair(self, steps: Sequence[Step]) -> list[Failure]:
         """Do the steps in order, each for itself.  Returns those that could not be done, with their errors."""
         failed: list[Failure] = []
@@ -61,12 +67,8 @@ class Kernel:
         return failed
 
     def forget(self, addresses: Iterable[Address]) -> None:
-        """Drop the connections that are tracked for addresses that lost their holder: the next one starts afresh."""
-        for address in addresses:
-            try:
-                conntrack.forget(address)
-            except MechanismError as error:
-                log.warning("%s", error)
+        """Drop the connections of addresses that lost their holder, behind the answer: the next one starts afresh."""
+        self._forgetter.forget(addresses)
 
     def _undo(self, done: list[list[Step]]) -> None:
         for batch in reversed(done):
@@ -110,6 +112,7 @@ class Kernel:
             case Bridge(), None:
                 link.delete_bridge(have.name)
             case None, Veth():
+                self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
             case Veth(), Veth():
                 self._reaper.delete([have.name])
@@ -128,6 +131,7 @@ class Kernel:
             case Proxy(), None:
                 link.delete_proxy(have)
             case None, Alias():
+                self._forgetter.wait_for(want.address)
                 link.create_alias(want)
             case Alias(), None:
                 link.delete_alias(have)

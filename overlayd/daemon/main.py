@@ -12,13 +12,14 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from overlayd import __version__
 from overlayd.daemon import config as configuration
-from overlayd.daemon import endpoint, logs, start
+from overlayd.daemon import endpoint, identity, logs, start
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
@@ -30,6 +31,8 @@ from overlayd.daemon.status import StatusView
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
 from overlayd.model.rows import Attachment
+from overlayd.proto.identity import answer_probe, encode
+from overlayd.proto.mux import EndpointMux, json_wire
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +84,10 @@ def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitSt
     admission = endpoint.Admission(config.socket_group)
     listener = claims.enter_context(endpoint.bind(config.socket, admission.gid))
     claims.callback(Path(config.socket).unlink, missing_ok=True)
-    uvloop.run(_serve(config, journal, admission, listener))
+    try:
+        uvloop.run(_serve(config, journal, admission, listener))
+    except ExceptionGroup as failed:  # of the task group: one failed, and the others were stopped for it
+        raise failed.exceptions[0] from None
     return 0
 
 
@@ -93,20 +99,29 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         loop.add_signal_handler(number, stopping.set)
     node = start.node(journal, config.wireguard)
     boot = start.boot_id()
+    # It reads the whole executable: beside the start, not before it.
+    me = asyncio.create_task(asyncio.to_thread(identity.current, config.namespace_id, config.socket))
     await start.resume(node, boot)
+    mux = EndpointMux(
+        legacy=json_wire,
+        answer_probe=partial(answer_probe, identity=encode(await me)),
+        served=frozenset({config.payload_protocol}),
+    )
     health = Health(node)
-    server = Server(Handlers(Daemon(node, StatusView(node, health), boot, stopping.set)), admission)
+    handlers = Handlers(Daemon(node, StatusView(node, health), boot, stopping.set))
+    server = Server(handlers, admission, None if config.no_probe else mux)
     async with asyncio.TaskGroup() as background:
         deaths = DeathWatch(lambda handle: background.create_task(start.reclaim(node, handle)))
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         node.observers.append(deaths.follow)
         reading = background.create_task(health.watch())
         accepting = await server.listen(listener)
-        _notify("READY=1")
-        log.info("overlayd %s serves %s", __version__, config.socket)
-        await stopping.wait()
-        _notify("STOPPING=1")
-        log.info("stopping; the data plane stays")
+        with identity.published(await me, config.identity_file):
+            _notify("READY=1")
+            log.info("overlayd %s serves %s", __version__, config.socket)
+            await stopping.wait()
+            _notify("STOPPING=1")
+            log.info("stopping; the data plane stays")
         accepting.close()
         await server.drain(PATIENCE)
         deaths.close()

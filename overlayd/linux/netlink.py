@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 
 # linux/netlink.h
@@ -25,6 +26,9 @@ NLM_F_ACK_TLVS = 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLMSGERR_ATTR_MSG = 1
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+
+# linux/rtnetlink.h: the kind of a message, its two lowest bits, that only reads.
+_GET = 2
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
@@ -52,6 +56,18 @@ class Request(NamedTuple):
     flags: int
     body: bytes
     tolerated: tuple[int, ...] = ()
+
+
+class Message(NamedTuple):
+    """One netlink message.  port: of the socket that asked for it or, in a notification, for the change; 0 when the
+    kernel acted by itself.
+    """
+
+    type: int
+    flags: int
+    sequence: int
+    port: int
+    body: memoryview
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -129,6 +145,8 @@ class Netlink:
         failure: MechanismError | None = None
         for start in range(0, len(requests), _BATCH):
             batch = requests[start : start + _BATCH]
+            if batch[0].type & 3 != _GET:
+                fault.point(f"netlink:{batch[0].operation}")
             first = self._sequence + 1
             self._sequence += len(batch)
             self._socket.send(
@@ -141,7 +159,7 @@ class Netlink:
             )
             unanswered = len(batch)
             while unanswered:
-                for kind, flags, sequence, body in _messages(self._socket.recv(_READ)):
+                for kind, flags, sequence, _port, body in messages(self._socket.recv(_READ)):
                     if kind != NLMSG_ERROR:
                         replies.append(body)
                         continue
@@ -173,7 +191,7 @@ class Netlink:
         found: list[memoryview] = []
         interrupted = False
         while True:
-            for kind, flags, _sequence, body in _messages(self._socket.recv(_READ)):
+            for kind, flags, _sequence, _port, body in messages(self._socket.recv(_READ)):
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     number, detail = _refusal(flags, body, 4 if kind == NLMSG_DONE else 20)
@@ -183,13 +201,13 @@ class Netlink:
                 found.append(body)
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """The messages of one datagram as (type, flags, sequence, body)."""
+def messages(data: bytes) -> Iterator[Message]:
+    """The messages of one datagram."""
     view = memoryview(data)
     offset, end = 0, len(data)
     while offset + 16 <= end:
-        size, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
-        yield kind, flags, sequence, view[offset + 16 : offset + size]
+        size, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
+        yield Message(kind, flags, sequence, port, view[offset + 16 : offset + size])
         offset += (size + 3) & ~3
 
 

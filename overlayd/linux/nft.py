@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import setelem
 from overlayd.model import blockers, ruleset
@@ -91,10 +92,12 @@ class Nft:
         Tables that do not take them, made by another version with sets of other types, are replaced and lose their
         elements: observe() after this.
         """
+        fault.point("nft:ensure")
         try:
             self._run(ruleset.fixed(), 0)
         except MechanismError:
             self._run(ruleset.removed() + ruleset.fixed(), 0)
+        fault.point("nft:ensured")
         self._installed = self._rules()
 
     def apply(self, steps: Sequence[Step]) -> None:

@@ -23,7 +23,10 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_GETMULTICAST = 58
+RTM_NEWNETCONF = 80
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
+RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE = 1, 5, 7, 9, 11
+RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF = 24, 25
 RTEXT_FILTER_SKIP_STATS = 8
 RT_TABLE_MAIN = 254
 RTPROT_UNSPEC = 0
@@ -54,6 +57,10 @@ IF_OPER_UP = 6
 VETH_INFO_PEER = 1
 LOOPBACK = 1  # the kernel gives lo this index in every namespace
 
+# linux/netconf.h
+NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_RP_FILTER = 1, 2, 3
+NETCONFA_IFINDEX_ALL = -1
+
 # linux/if_addr.h, linux/neighbour.h
 IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
@@ -66,6 +73,8 @@ _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, s
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst length, src length, tos, table, protocol, scope, type, flags
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 _NEXTHOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, hops, index
+_NETCONF_HEAD = 4  # netconfmsg: family, padded
+_S32 = struct.Struct("=i")
 
 
 class Link(NamedTuple):
@@ -112,6 +121,16 @@ class KernelRoute(NamedTuple):
     metric: int
     mtu: int
     hops: tuple[tuple[int, int], ...]
+
+
+class Netconf(NamedTuple):
+    """What RTM_NEWNETCONF says of a link's parameters of one family.  ifindex: NETCONFA_IFINDEX_ALL for those of the
+    whole host.  forwarding, rp_filter: None when the message does not tell.
+    """
+
+    ifindex: int
+    forwarding: int | None
+    rp_filter: int | None
 
 
 def family(address: Address | Interface | Network) -> int:
@@ -265,6 +284,14 @@ def parse_route(body: memoryview) -> KernelRoute | None:
         mtu=number(metrics.get(RTAX_MTU)),
         hops=tuple(hops),
     )
+
+
+def parse_netconf(body: memoryview) -> Netconf:
+    """Decode the body of an RTM_NEWNETCONF message."""
+    found = {
+        kind: int(_S32.unpack(value[:4])[0]) for kind, value in attributes(body[_NETCONF_HEAD:]) if len(value) >= 4
+    }
+    return Netconf(found.get(NETCONFA_IFINDEX, 0), found.get(NETCONFA_FORWARDING), found.get(NETCONFA_RP_FILTER))
 
 
 def is_default(body: memoryview) -> bool:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from ipaddress import ip_network
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import netns, sysctl
 from overlayd.linux import rtnetlink as rt
@@ -57,8 +58,10 @@ def create(veth: Veth) -> None:
         with Netlink() as host:
             _create_pair(host, veth, descriptor)
             try:
+                fault.point("veth:born")
                 _configure_inner(veth, descriptor)
                 _configure_outer(host, veth)
+                fault.point("veth:configured")
                 netns.ensure_running(veth.netns)
             except BaseException:
                 host.transact([delete_request(veth.name)])

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from errno import EADDRINUSE, ENODEV
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from overlayd.errors import MechanismError
@@ -30,6 +31,9 @@ __all__ = [
 
 Preference = Literal["auto", "kernel", "userspace"]
 
+# Our own constant: every add_peer asks for its device's key, which takes 40 us to compute; a node has few devices.
+_KEYS_REMEMBERED = 256
+
 
 class Backend(Protocol):
     """One way to have WireGuard devices.  Every method blocks, and raises MechanismError when the device says no.
@@ -39,7 +43,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """ "kernel" or "userspace"."""
+        """The preference that names it: "kernel" or "userspace"."""
 
     @staticmethod
     def missing() -> str:
@@ -179,6 +183,7 @@ def generate_key() -> bytes:
     return bytes(key)
 
 
+@lru_cache(_KEYS_REMEMBERED)
 def public_key(private: bytes) -> bytes:
     """The public key of a private one, both 32 bytes (X25519 with the base point, RFC 7748, section 6.1)."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415

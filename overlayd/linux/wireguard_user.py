@@ -23,6 +23,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import IO, Self
 
+from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
 from overlayd.linux.wireguard import Activity, DeviceState, peer_changes, udp_port_is_free
 from overlayd.model.objects import Device, Step
@@ -72,8 +73,10 @@ class Userspace:
             if _socket(device.name).exists():
                 raise MechanismError("create WireGuard device", device.name, EEXIST, "its socket serves another link")
             with _reported("create", device.name):
+                fault.point("wireguard:start")
                 _start(device.name)
         try:
+            fault.point("wireguard:started")
             shown = self.read(device.name)
             self._set_device(device, key=shown.private_key, port=shown.listen_port)
         except BaseException:
@@ -97,9 +100,12 @@ class Userspace:
             process = _process_behind(name)
             if process is not None:
                 with process:
-                    if process.link() not in (name, ""):
-                        return  # that link was called `name` when its process started
+                    link = process.link()
+                    if link is None or (link and not _same_link(link, name)):
+                        return  # no wireguard-go, or that of a link which was called `name` when it started
+                    fault.point("wireguard:end")
                     process.end()
+            fault.point("wireguard:ended")
             for path in (_socket(name).resolve(), _socket(name)):
                 path.unlink(missing_ok=True)
 
@@ -110,6 +116,7 @@ class Userspace:
         if changes:
             with _Dialogue("set peers of", device) as dialogue:
                 for operation in uapi.encode_peers(changes, _BATCH):
+                    fault.point("wireguard:peers")
                     dialogue.ask(operation)
 
     def read(self, device: str) -> DeviceState:
@@ -133,6 +140,7 @@ class Userspace:
             _require_free(new_port, device.name)
         if new_key is not None or new_port is not None:
             with _Dialogue("configure", device.name) as dialogue:
+                fault.point("wireguard:configure")
                 dialogue.ask(uapi.encode_device(new_key, new_port))
 
     def _can_drop(self, device: str) -> bool:
@@ -249,6 +257,13 @@ def _require_free(port: int, name: str) -> None:
         raise MechanismError("configure WireGuard device", name, EADDRINUSE, f"UDP port {port}")
 
 
+def _same_link(one: str, other: str) -> bool:
+    """Whether two names are one link's, of which the second may be an alternative name."""
+    with suppress(OSError):
+        return one == other or socket.if_nametoindex(one) == socket.if_nametoindex(other)
+    return False
+
+
 def _process_behind(name: str) -> _Process | None:
     """The process that listens on the socket of `name`."""
     try:
@@ -339,6 +354,8 @@ def _rename_socket(old: str, new: str) -> None:
         with suppress(FileNotFoundError, ConnectionRefusedError), _connect(new):
             raise MechanismError("rename WireGuard device", old, EEXIST, f"{path} serves another link")
         path.unlink(missing_ok=True)
+        fault.point("wireguard:rename")
         path.symlink_to(served.name)
+    fault.point("wireguard:renamed")
     if _socket(old).is_symlink():
         _socket(old).unlink()

@@ -8,6 +8,7 @@ operation and a response are lines of `key=value` and end with an empty line; th
 `errno=N`.  A peer's lines start with its `public_key`.
 """
 
+from binascii import a2b_hex
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -211,10 +212,10 @@ def _peer_key(peer: bytes) -> bytes:
 
 def _key(value: bytes) -> bytes:
     try:
-        key = bytes.fromhex(value.decode())
+        key = a2b_hex(value)
     except ValueError as error:
         raise ProtocolError(f"UAPI: not a key: {value!r}") from error
-    if len(value) != _KEY_DIGITS or len(key) != KEY_SIZE:
+    if len(key) != KEY_SIZE:
         raise ProtocolError(f"UAPI: not a key: {value!r}")
     return key
 

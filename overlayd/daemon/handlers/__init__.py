@@ -25,25 +25,34 @@ class Handlers:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
 
-    def quick(self, request: wire.Request) -> Callable[[], wire.Response | bytes] | None:
-        """How to answer a request that only reads the state; None for every other one."""
-        handler = QUICK.get(type(request))
-        if handler is None:
-            return None
-        return lambda: handler(self.daemon, request)
+    def is_quick(self, request: wire.Request) -> bool:
+        """Whether the request only reads the state: `read` answers it; `run` does every other one."""
+        return type(request) in QUICK
+
+    def read(self, request: wire.Request) -> wire.Response | bytes:
+        """Answer a quick request on the spot; bytes: an answer that is encoded already.  Never raises."""
+        try:
+            return QUICK[type(request)](self.daemon, request)
+        except Exception as error:
+            return _failure(request, error)
 
     async def run(self, request: wire.Request) -> wire.Response:
-        """Do a request and answer it.  Never raises: this is where errors become responses."""
+        """Do a request and answer it.  Never raises."""
         try:
             return await HANDLERS[type(request)](self.daemon, request)
-        except RequestError as error:
-            return wire.Err(message=str(error))
-        except (MechanismError, StateError) as error:
-            log.error("%s: %s", _op(request), error)
-            return wire.Err(message=str(error))
         except Exception as error:
-            log.exception("%s: unexpected error", _op(request))
-            return wire.Err(message=f"internal error: {type(error).__name__}: {error}")
+            return _failure(request, error)
+
+
+def _failure(request: wire.Request, error: Exception) -> wire.Err:
+    """Where errors become responses."""
+    if isinstance(error, RequestError):
+        return wire.Err(message=str(error))
+    if isinstance(error, (MechanismError, StateError)):
+        log.error("%s: %s", _op(request), error)
+        return wire.Err(message=str(error))
+    log.error("%s: unexpected error", _op(request), exc_info=error)
+    return wire.Err(message=f"internal error: {type(error).__name__}: {error}")
 
 
 def _op(request: wire.Request) -> str:

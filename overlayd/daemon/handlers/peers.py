@@ -38,7 +38,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
         raise RequestError(
             f"request.persistent_keepalive_secs: at most {parse.KEEPALIVE_MAX}, got {request.persistent_keepalive_secs}"
         )
-    moved = await daemon.node.change(
+    moved = await daemon.node.change_together(
         lambda draft: peers.add_peer(
             draft,
             scope,
@@ -58,7 +58,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
 async def remove_peer(daemon: Daemon, request: wire.RemovePeer) -> wire.Response:
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
-    await daemon.node.change(lambda draft: peers.remove_peer(draft, scope, key), exclusive=peers_locks(scope))
+    await daemon.node.change_together(lambda draft: peers.remove_peer(draft, scope, key), exclusive=peers_locks(scope))
     return wire.Ok()
 
 
@@ -66,7 +66,7 @@ async def add_allowed_ip(daemon: Daemon, request: wire.AddAllowedIp) -> wire.Res
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
     network = parse.network(request.cidr, "cidr")
-    moved = await daemon.node.change(
+    moved = await daemon.node.change_together(
         lambda draft: peers.add_allowed_ip(draft, scope, key, network), exclusive=peers_locks(scope)
     )
     _log_moves(moved)
@@ -77,7 +77,7 @@ async def remove_allowed_ip(daemon: Daemon, request: wire.RemoveAllowedIp) -> wi
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
     network = parse.network(request.cidr, "cidr")
-    await daemon.node.change(
+    await daemon.node.change_together(
         lambda draft: peers.remove_allowed_ip(draft, scope, key, network), exclusive=peers_locks(scope)
     )
     return wire.Ok()
