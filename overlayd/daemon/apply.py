@@ -16,7 +16,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
-from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,6 @@ class Kernel:
             self._undo(done)
             raise failure from error
 
-    def forget(self, addresses: Iterable[Address]) -> None:
-        """Forget the connections of these addresses, behind the answers."""
-        self._forgetter.forget(addresses)
-
     def close(self) -> None:
         """Finish what goes on behind the answers."""
         self._reaper.close()
@@ -71,6 +67,10 @@ class Kernel:
                 failed += [(step, error) for step in batch]
         return failed
 
+    def forget(self, addresses: Iterable[Address]) -> None:
+        """Drop the connections of addresses that lost their holder, behind the answer: the next one starts afresh."""
+        self._forgetter.forget(addresses)
+
     def _undo(self, done: list[list[Step]]) -> None:
         for batch in reversed(done):
             try:
@@ -86,7 +86,7 @@ class Kernel:
                 self._ensure_rules()
                 self.nft.apply(batch)
             case Veth() if batch[0].want is None:
-                self._delete_veths([step.have for step in batch if isinstance(step.have, Veth)])
+                self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
             case _:
                 for step in batch:
                     self._do_one(step.have, step.want)
@@ -116,7 +116,7 @@ class Kernel:
                 self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
             case Veth(), Veth():
-                self._delete_veths([have])
+                self._reaper.delete([have.name])
                 veth.create(want)
             case None, Route():
                 link.create_route(want)
@@ -124,17 +124,20 @@ class Kernel:
                 link.change_route(have, want)
             case Route(), None:
                 link.delete_route(have)
+            case None, Proxy():
+                link.create_proxy(want)
+            case Proxy(), Proxy():
+                link.delete_proxy(have)
+                link.create_proxy(want)
+            case Proxy(), None:
+                link.delete_proxy(have)
             case None, Alias():
+                self._forgetter.wait_for(want.address)
                 link.create_alias(want)
             case Alias(), None:
                 link.delete_alias(have)
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
-
-    def _delete_veths(self, veths: list[Veth]) -> None:
-        """The links, and the connections that were tracked for their addresses: the next holder starts afresh."""
-        self._reaper.delete(thing.name for thing in veths)
-        self.forget(thing.address.ip for thing in veths)
 
     def _ensure_rules(self) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""

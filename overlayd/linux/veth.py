@@ -147,6 +147,10 @@ def _configure_inner(veth: Veth, descriptor: int) -> None:
         if veth.address.version == 6:
             # Some container engines switch IPv6 off inside.
             sysctl.write(f"ipv6/conf/{veth.interface}/disable_ipv6", "0")
+        elif veth.bridge is None:
+            # What reaches the container through its other interface is answered through this one: strict filtering
+            # (1) would drop it, and the loose kind (2) wins wherever both are set.
+            sysctl.write("ipv4/conf/all/rp_filter", "2")
         inner = Netlink()
     with inner:
         requests = [

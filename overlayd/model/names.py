@@ -55,9 +55,7 @@ def require_legal(link: str, after: str) -> None:
     is made of, for the message.
     """
     if any(character in "/:\0" or character.isspace() for character in link):
-        raise RequestError(
-            f"{after} makes the link name {link!r}, but Linux takes no '/', ':' or white space there"
-        )
+        raise RequestError(f"{after} makes the link name {link!r}, but Linux takes no '/', ':' or white space there")
 
 
 def is_bridge_name(link: str) -> bool:

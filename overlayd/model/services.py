@@ -84,7 +84,7 @@ def teardown_service(draft: Draft, name: str) -> None:
 
 
 def prune(draft: Draft, gone: set[str]) -> None:
-    """Forget the services whose bridges were pruned: `gone` are bridge names."""
+    """Tear down the services of these bridges."""
     for service in list(draft.all(Service)):
         if service.bridge in gone:
             teardown_service(draft, service.name)
