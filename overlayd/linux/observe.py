@@ -11,7 +11,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
 from overlayd.errors import MechanismError
@@ -84,14 +84,7 @@ def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
     """
     with Netlink() as netlink:
         host = _read(netlink)
-    found: list[Observed] = []
-    for link in host.links.values():
-        addresses = host.addresses[link.ifindex]
-        if link.group == GROUP_BRIDGE and (service := _scope(link, "bridge")) is not None:
-            found.append(_bridge(link, service, addresses))
-        elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
-            found += _device(link, scope, addresses)
-    found += _routes(host)
+    found = _without_veths(host)
     by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
     for link in host.links.values():
         if link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED):
@@ -99,6 +92,23 @@ def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
     for namespace, links in by_namespace.items():
         inside = _look_inside(namespace)
         found += (_veth(link, namespace, host, inside) for link in links)
+    return {thing.key: thing for thing in found}
+
+
+def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
+    """As `observe`, without a look into the namespaces: of `veths`, which should be there, the inner ends are believed
+    to be as wanted.  What a container does to its own end is its own affair.
+    """
+    with Netlink() as netlink:
+        host = _read(netlink)
+    found = _without_veths(host)
+    wanted = {each.name: each for each in veths}
+    for link in host.links.values():
+        if link.kind == "veth":
+            if link.name in wanted:
+                found.append(_outer_end(link, wanted[link.name], host))
+            elif link.group in (GROUP_VETH, GROUP_DOOMED):
+                found.append(_veth(link, _NO_NAMESPACE, host, None))
     return {thing.key: thing for thing in found}
 
 
@@ -157,6 +167,18 @@ class _View:
     links: dict[int, rt.Link]
     addresses: _Addresses
     routes: set[_Route]
+
+
+def _without_veths(host: _View) -> list[Observed]:
+    found: list[Observed] = []
+    for link in host.links.values():
+        addresses = host.addresses[link.ifindex]
+        if link.group == GROUP_BRIDGE and (service := _scope(link, "bridge")) is not None:
+            found.append(_bridge(link, service, addresses))
+        elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
+            found += _device(link, scope, addresses)
+    found += _routes(host)
+    return found
 
 
 def _read(netlink: Netlink) -> _View:
@@ -231,6 +253,18 @@ def _routes(host: _View) -> Iterable[Route]:
         scope = None if link is None or link.group != GROUP_DEVICE else _scope(link, "device")
         if link is not None and scope is not None:
             yield Route(scope, link.name, destination)
+
+
+def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
+    bridge = host.links.get(link.master)
+    reached = bridge is not None or (link.ifindex, ip_network(want.address.ip), None) in host.routes
+    sound = reached and _is_up(link) and link.group == GROUP_VETH and link.mac == veth.host_mac(want.mac)
+    return replace(
+        want,
+        service=None if bridge is None else _scope(bridge, "bridge"),
+        bridge=None if bridge is None else bridge.name,
+        mtu=link.mtu if sound else 0,
+    )
 
 
 def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) -> Veth:
