@@ -85,7 +85,7 @@ def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
     Reads each kind of thing once, and once more inside each namespace.  Raises MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
-        host = replace(_read(netlink), proxies=_read_proxies(netlink))
+        host = _read_host(netlink)
     found = _without_veths(host)
     by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
     for link in host.links.values():
@@ -102,7 +102,7 @@ def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
     to be as wanted.  What a container does to its own end is its own affair.
     """
     with Netlink() as netlink:
-        host = _read(netlink)
+        host = _read_host(netlink)
     found = _without_veths(host)
     wanted = {each.name: each for each in veths}
     for link in host.links.values():
@@ -183,6 +183,10 @@ def _without_veths(host: _View) -> list[Observed]:
     found += _routes(host)
     found += _proxies(host)
     return found
+
+
+def _read_host(netlink: Netlink) -> _View:
+    return replace(_read(netlink), proxies=_read_proxies(netlink))
 
 
 def _read(netlink: Netlink) -> _View:
