@@ -12,7 +12,7 @@ from overlayd.linux import observe as links
 from overlayd.linux.wireguard import DeviceState
 from overlayd.model.health import FRESH
 from overlayd.model.layout import Layout
-from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Veth
+from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Proxy, Veth
 from overlayd.model.plan import device_scope
 
 
@@ -36,7 +36,8 @@ def present(kernel: Kernel, have: Layout) -> Layout:
     """Of the objects that should be there, those that are, as they are: bridges and devices are looked up, the
     others believed.
 
-    A device that is gone took its peers, routes and aliases along; the veths of a bridge that is gone are without one.
+    A device that is gone took its peers, routes and aliases along; the veths of a bridge that is gone are without one,
+    and its proxies went with it.
     """
     gone: set[str] = set()
     bridgeless: set[str] = set()
@@ -58,7 +59,11 @@ def present(kernel: Kernel, have: Layout) -> Layout:
     for key, thing in found.items():
         if isinstance(thing, Veth) and thing.service in bridgeless:
             found[key] = replace(thing, service=None)
-    return {key: thing for key, thing in found.items() if device_scope(thing) not in gone}
+    return {
+        key: thing
+        for key, thing in found.items()
+        if device_scope(thing) not in gone and not (isinstance(thing, Proxy) and thing.service in bridgeless)
+    }
 
 
 def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:

@@ -19,8 +19,9 @@ from overlayd.daemon.journal import Journal
 from overlayd.daemon.locks import ResourceLocks
 from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, layout
+from overlayd.model.objects import Address
 from overlayd.model.plan import plan
-from overlayd.model.rows import Change, Row, RowId, encode
+from overlayd.model.rows import Change, Lease, Row, RowId, encode
 from overlayd.model.state import Draft, State
 
 T = TypeVar("T")
@@ -104,6 +105,12 @@ class Node:
             except BaseException:
                 self.state.apply(inverse)
                 raise
+            self.kernel.forget(self._released(inverse))
+
+    async def alone(self, work: Callable[..., T], *arguments: object) -> T:
+        """Do blocking work in a worker thread while no change is in flight."""
+        async with self._hold(everything=True):
+            return await self.run(work, *arguments)
 
     async def learn(
         self,
@@ -210,8 +217,15 @@ class Node:
             await self._take_back(inverse)
             raise
         fault.point("node:applied")
+        self.kernel.forget(self._released(inverse))
         for observer in self.observers:
             observer(change)
+
+    def _released(self, inverse: Change) -> list[Address]:
+        """The addresses that lost their holder."""
+        held = (row for row in inverse.values() if isinstance(row, Lease) and row.holder)
+        now = ((old, self.state.get(Lease, old.key)) for old in held)
+        return [old.address for old, lease in now if lease is None or lease.holder != old.holder]
 
     async def _take_back(self, inverse: Change) -> None:
         self.state.apply(inverse)

@@ -23,6 +23,7 @@ from overlayd.model.objects import (
     DevicePeer,
     Netns,
     Object,
+    Proxy,
     Route,
     Veth,
 )
@@ -153,16 +154,17 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
 
 def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[Object]:
     number = state.get(Isolation, attachment.isolation_network)
-    if attachment.netns is None:
-        if attachment.handle.startswith("host:") and state.overlay and facts.devices:
-            yield Alias(device=state.overlay.interface, address=attachment.address)
-        return
+    network = number.number if number else None
     service = state.get(Service, attachment.service)
+    if attachment.netns is None:
+        yield from ruleset.member(attachment.address, network)
+        if state.overlay and facts.devices:
+            yield from _on_device(attachment, service, state.overlay.interface)
+        return
     overlay = state.get(Overlay)
     node = state.node_address
     if service is None or overlay is None or node is None:
         return
-    network = number.number if number else None
     yield from ruleset.member(attachment.address, network, veth_name(attachment.netns.pid, "s"))
     yield _service_leg(attachment, attachment.netns, service, facts)
     if attachment.global_address is not None:
@@ -179,6 +181,17 @@ def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[
             mac=mac(attachment.global_address),
             mtu=facts.mtu,
         )
+
+
+def _on_device(attachment: Attachment, service: Service | None, device: str) -> Iterator[Object]:
+    """A host_shared container's address, or the way to a guest: the global device's own route covers it, unless its
+    address is of a subnet that is on-link elsewhere.
+    """
+    if not attachment.public_key:
+        yield Alias(device=device, address=attachment.address)
+    elif service is not None and attachment.address in service.subnet:
+        yield Route(scope=GLOBAL, device=device, destination=ip_network(attachment.address))
+        yield Proxy(service=service.name, bridge=service.bridge, address=attachment.address)
 
 
 def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: Facts) -> Veth:

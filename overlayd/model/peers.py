@@ -116,8 +116,8 @@ def _require_no_other_route(draft: Draft, scope: str, network: Network) -> None:
     if scope == GLOBAL or around is None or not has_route(network, around.cluster):
         return
     for service in draft.all(Service):
-        if network == service.subnet:
-            raise RequestError(f"allowed IP {network} is the subnet of service {service.name} on this node")
+        if network.version == service.subnet.version and network.subnet_of(service.subnet):  # type: ignore[arg-type]
+            raise RequestError(f"allowed IP {network} is of the subnet of service {service.name} on this node")
         if service.name != scope and draft.owner(service.name, network) is not None:
             raise RequestError(
                 f"allowed IP {network} leads to the dedicated overlay of service {service.name} already: "

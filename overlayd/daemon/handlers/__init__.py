@@ -92,7 +92,7 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.UnregisterDns: names.unregister_dns,
     wire.WriteScopedResolver: names.write_scoped_resolver,
     wire.RemoveScopedResolver: names.remove_scoped_resolver,
-    wire.PruneOrphanBridges: not_yet,
+    wire.PruneOrphanBridges: services.prune_orphan_bridges,
     wire.NatTick: nat.nat_tick,
     wire.Shutdown: overlay.shutdown,
     wire.MintEdgePeer: not_yet,
