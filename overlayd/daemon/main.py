@@ -21,6 +21,7 @@ from overlayd import __version__
 from overlayd.daemon import config as configuration
 from overlayd.daemon import endpoint, identity, logs, start
 from overlayd.daemon.config import Config, ConfigError
+from overlayd.daemon.expiry import Expiry
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
@@ -114,6 +115,9 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         deaths = DeathWatch(lambda handle: background.create_task(start.reclaim(node, handle)))
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         node.observers.append(deaths.follow)
+        expiry = Expiry(node, background.create_task)
+        expiry.arm()
+        node.observers.append(expiry.follow)
         reading = background.create_task(health.watch())
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
@@ -125,6 +129,7 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         accepting.close()
         await server.drain(PATIENCE)
         deaths.close()
+        expiry.close()
         reading.cancel()
     await node.close()
     await journal.close()

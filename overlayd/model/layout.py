@@ -212,6 +212,15 @@ def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: 
 
 def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
     yield from ruleset.edge(edge.address, edge.allowed)
+    if state.overlay and facts.devices:
+        yield DevicePeer(
+            scope=GLOBAL,
+            device=state.overlay.interface,
+            public_key=edge.public_key,
+            endpoint=None,
+            keepalive=0,
+            allowed_ips=frozenset({ip_network(edge.address)}),
+        )
 
 
 def endpoint_address(endpoint: str, facts: Facts) -> tuple[Address, int] | None:

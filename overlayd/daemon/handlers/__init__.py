@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from overlayd import wire
-from overlayd.daemon.handlers import containers, overlay, peers, services
+from overlayd.daemon.handlers import containers, edge, overlay, peers, services
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError, StateError
 
@@ -95,7 +95,7 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.NatTick: not_yet,
     wire.GetNatStatus: not_yet,
     wire.Shutdown: overlay.shutdown,
-    wire.MintEdgePeer: not_yet,
-    wire.ListEdgePeers: not_yet,
-    wire.RevokeEdgePeer: not_yet,
+    wire.MintEdgePeer: edge.mint_edge_peer,
+    wire.ListEdgePeers: edge.list_edge_peers,
+    wire.RevokeEdgePeer: edge.revoke_edge_peer,
 }
