@@ -120,10 +120,11 @@ def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
 
 
 def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
+    """What hangs on a service's device and bridge: not guests that were there before it, with the node's addresses."""
     for peer in state.peers(service.name).values():
         yield from _peer(state, facts, peer)
     for attachment in state.table(Attachment).values():
-        if attachment.service == service.name:
+        if attachment.service == service.name and attachment.address in service.subnet:
             yield from _attachment(state, facts, attachment)
 
 
