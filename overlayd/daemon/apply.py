@@ -6,22 +6,24 @@ Every function here blocks; `daemon.node` calls `Kernel.apply` from a thread, se
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from threading import Lock
 
 from overlayd import fault
 from overlayd.daemon.forgetter import Forgetter
+from overlayd.daemon.reaper import Reaper
 from overlayd.errors import MechanismError
 from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
-from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 log = logging.getLogger(__name__)
 
 
 Failure = tuple[Step, MechanismError]
+
+_RENAMED = (Device, Bridge)  # the links that change their names
 
 
 class Kernel:
@@ -30,7 +32,7 @@ class Kernel:
     def __init__(self, backend: Backend | None, nft: Nft) -> None:
         self.backend = backend
         self.nft = nft
-        self._reaper = _Reaper()
+        self._reaper = Reaper()
         self._forgetter = Forgetter()
         self._rules = False
 
@@ -39,41 +41,55 @@ class Kernel:
         done: list[list[Step]] = []
         try:
             for batch in _batches(steps):
-                fault.point(f"apply:{_name(batch[0])}")
-                if isinstance(batch[0].want or batch[0].have, DevicePeer):
-                    done.append(batch)  # a large set is not atomic: undo covers what of it was done
-                self._do(batch)
+                if batch[0].have is not None or isinstance(batch[0].want, DevicePeer):
+                    done.append(batch)  # it may fail half-way; what creates one object cleans up by itself
+                self._try(batch, "apply")
                 if not done or done[-1] is not batch:
                     done.append(batch)
-            fault.point("apply:done")
-        except (MechanismError, OSError) as error:
-            failure = error if isinstance(error, MechanismError) else MechanismError("apply", "plan", error.errno or 0)
+        except MechanismError:
             self._undo(done)
-            raise failure from error
+            raise
 
     def close(self) -> None:
         """Finish what goes on behind the answers."""
+        self._reaper.close()
         self._forgetter.close()
 
     def repair(self, steps: Sequence[Step]) -> list[Failure]:
         """Do the steps in order, each for itself.  Returns those that could not be done, with their errors."""
         failed: list[Failure] = []
         for batch in _batches(steps):
-            fault.point(f"repair:{_name(batch[0])}")
             try:
-                self._do(batch)
+                self._try(batch, "repair")
             except MechanismError as error:
                 failed += [(step, error) for step in batch]
         return failed
 
+    def forget(self, addresses: Iterable[Address]) -> None:
+        """Drop the connections of addresses that lost their holder, behind the answer: the next one starts afresh."""
+        self._forgetter.forget(addresses)
+
     def _undo(self, done: list[list[Step]]) -> None:
         for batch in reversed(done):
             try:
-                self._do([step.inverse() for step in reversed(batch)])
+                self._try([step.inverse() for step in reversed(batch)], "undo")
+                for step in batch:
+                    if isinstance(step.have, _RENAMED) and isinstance(step.want, _RENAMED):
+                        link.forget_name(step.want.name)
             except MechanismError as error:
                 log.error("undo failed, the next audit will mend it: %s", error)
 
+    def _try(self, batch: list[Step], purpose: str) -> None:
+        """Do a batch.  MechanismError is the only error."""
+        try:
+            fault.point(f"{purpose}:{_name(batch[0])}")
+            self._do(batch)
+        except OSError as error:
+            raise MechanismError(purpose, _name(batch[0]), error.errno or 0) from error
+
     def _do(self, batch: list[Step]) -> None:
+        if batch[0].along:
+            return
         match batch[0].want or batch[0].have:
             case DevicePeer() as peer:
                 self._device_backend(peer.device).set_peers(peer.device, batch)
@@ -81,7 +97,7 @@ class Kernel:
                 self._ensure_rules()
                 self.nft.apply(batch)
             case Veth() if batch[0].want is None:
-                self._delete_veths([step.have for step in batch if isinstance(step.have, Veth)])
+                self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
             case _:
                 for step in batch:
                     self._do_one(step.have, step.want)
@@ -89,29 +105,32 @@ class Kernel:
     def _do_one(self, have: Object | None, want: Object | None) -> None:
         match have, want:
             case None, Device():
-                self._device_backend(want.name).create(want)
-                link.dress_device(want)
-                link.enable_forwarding([want.name])
+                backend = self._device_backend(want.name)
+                backend.create(want)
+                try:
+                    link.dress_device(want)
+                except BaseException:
+                    backend.delete(want.name)
+                    raise
             case Device(), Device():
+                backend = self._device_backend(want.name)
+                backend.add_name(have.name, want.name)
                 link.rename(have.name, want.name)
-                self._device_backend(want.name).configure(have, want)
+                backend.configure(have, want)
                 link.redress_device(have, want)
-                link.enable_forwarding([want.name])
             case Device(), None:
                 self._device_backend(have.name).delete(have.name)
             case None, Bridge():
                 link.create_bridge(want)
-                link.enable_forwarding([want.name])
             case Bridge(), Bridge():
                 link.change_bridge(have, want)
-                link.enable_forwarding([want.name])
             case Bridge(), None:
                 link.delete_bridge(have.name)
             case None, Veth():
                 self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
             case Veth(), Veth():
-                self._delete_veths([have])
+                self._reaper.delete([have.name])
                 veth.create(want)
             case None, Route():
                 link.create_route(want)
@@ -119,17 +138,20 @@ class Kernel:
                 link.change_route(have, want)
             case Route(), None:
                 link.delete_route(have)
+            case None, Proxy():
+                link.create_proxy(want)
+            case Proxy(), Proxy():
+                link.delete_proxy(have)
+                link.create_proxy(want)
+            case Proxy(), None:
+                link.delete_proxy(have)
             case None, Alias():
+                self._forgetter.wait_for(want.address)
                 link.create_alias(want)
             case Alias(), None:
                 link.delete_alias(have)
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
-
-    def _delete_veths(self, veths: list[Veth]) -> None:
-        """The links, and the connections that were tracked for their addresses: the next holder starts afresh."""
-        self._reaper.delete([thing.name for thing in veths])
-        self._forgetter.forget(thing.address.ip for thing in veths)
 
     def _ensure_rules(self) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
@@ -143,33 +165,6 @@ class Kernel:
         return self.backend
 
 
-class _Reaper:
-    """Deletes veths together: each deletion waits 16 ms for an RCU barrier, so those that come meanwhile share the
-    next one.
-    """
-
-    def __init__(self) -> None:
-        self._turn = Lock()
-        self._pending: list[str] = []
-        self._pending_lock = Lock()
-        self._failed: dict[str, MechanismError] = {}
-
-    def delete(self, names: list[str]) -> None:
-        with self._pending_lock:
-            self._pending += names
-        with self._turn:
-            with self._pending_lock:
-                batch, self._pending = self._pending, []
-            if batch:
-                try:
-                    veth.delete(batch)
-                except MechanismError as error:
-                    self._failed.update(dict.fromkeys(batch, error))
-            failures = [self._failed.pop(name) for name in names if name in self._failed]
-        if failures:
-            raise failures[0]
-
-
 def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """Runs of neighbouring steps that one call does: peers of one device, set elements, removals of veths."""
     for _, run in groupby(steps, key=_batch_key):
@@ -180,9 +175,9 @@ def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
             yield from ([step] for step in batch)
 
 
-def _batch_key(step: Step) -> tuple[type[object], str, bool]:
+def _batch_key(step: Step) -> tuple[type[object], str, bool, bool]:
     thing = step.want or step.have
-    return (type(thing), thing.device if isinstance(thing, DevicePeer) else "", _is_veth_removal(step))
+    return (type(thing), thing.device if isinstance(thing, DevicePeer) else "", _is_veth_removal(step), step.along)
 
 
 def _is_veth_removal(step: Step) -> bool:

@@ -7,6 +7,7 @@ from overlayd import wire
 from overlayd.daemon.health import Health
 from overlayd.daemon.node import Node
 from overlayd.linux.wireguard import public_key
+from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
 from overlayd.model.rows import Peer, Service
@@ -52,7 +53,7 @@ class StatusView:
     def _peer(self, peer: Peer) -> wire.StatusPeer:
         activity = self._health.activity(GLOBAL, peer.public_key)
         endpoint = peer.endpoint
-        if activity is not None and activity.endpoint is not None:
+        if activity is not None and activity.endpoint is not None and activity.last_handshake:  # else it cannot roam
             endpoint = endpoint_text(activity.endpoint)
         return wire.StatusPeer(
             public_key=text(peer.public_key),
@@ -71,9 +72,3 @@ class StatusView:
             subnet=str(service.subnet),
             peer_count=len(self._node.state.peers(service.name)),
         )
-
-
-def endpoint_text(endpoint: tuple[object, int]) -> str:
-    """`1.2.3.4:5`, `[fd00::1]:5`."""
-    host, port = endpoint
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
