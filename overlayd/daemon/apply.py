@@ -8,10 +8,10 @@ Every function here blocks; `daemon.node` calls `Kernel.apply` from a thread, se
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from threading import Lock
 
 from overlayd import fault
 from overlayd.daemon.forgetter import Forgetter
+from overlayd.daemon.reaper import Reaper
 from overlayd.errors import MechanismError
 from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
@@ -30,7 +30,7 @@ class Kernel:
     def __init__(self, backend: Backend | None, nft: Nft) -> None:
         self.backend = backend
         self.nft = nft
-        self._reaper = _Reaper()
+        self._reaper = Reaper()
         self._forgetter = Forgetter()
         self._rules = False
 
@@ -53,6 +53,7 @@ class Kernel:
 
     def close(self) -> None:
         """Finish what goes on behind the answers."""
+        self._reaper.close()
         self._forgetter.close()
 
     def repair(self, steps: Sequence[Step]) -> list[Failure]:
@@ -148,33 +149,6 @@ class Kernel:
         if self.backend is None:
             raise MechanismError("configure WireGuard", device, 0, "this node has no WireGuard backend")
         return self.backend
-
-
-class _Reaper:
-    """Deletes veths together: each deletion waits 16 ms for an RCU barrier, so those that come meanwhile share the
-    next one.
-    """
-
-    def __init__(self) -> None:
-        self._turn = Lock()
-        self._pending: list[str] = []
-        self._pending_lock = Lock()
-        self._failed: dict[str, MechanismError] = {}
-
-    def delete(self, names: list[str]) -> None:
-        with self._pending_lock:
-            self._pending += names
-        with self._turn:
-            with self._pending_lock:
-                batch, self._pending = self._pending, []
-            if batch:
-                try:
-                    veth.delete(batch)
-                except MechanismError as error:
-                    self._failed.update(dict.fromkeys(batch, error))
-            failures = [self._failed.pop(name) for name in names if name in self._failed]
-        if failures:
-            raise failures[0]
 
 
 def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -238,17 +238,33 @@ def enable_forwarding(names: Iterable[str]) -> None:
     What already has its value is not written, so a read-only /proc/sys is no obstacle once it is prepared; else
     MechanismError names the parameter.
     """
-    sysctl.write("ipv4/ip_forward", "1")
-    if Path("/proc/sys/net/ipv6").exists() and sysctl.read("ipv6/conf/all/forwarding") != "1":
-        for accept_ra in sorted(Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra")):
-            name = accept_ra.parent.name
-            if name not in ("all", "default") and sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
-                sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")
-        sysctl.write("ipv6/conf/all/forwarding", "1")
+    for parameter, value in _forwarding(names):
+        if parameter == "ipv6/conf/all/forwarding" and sysctl.read(parameter) != value:
+            _keep_listening()
+        sysctl.write(parameter, value)
+
+
+def forwarding_faults(names: Iterable[str]) -> list[str]:
+    """What `enable_forwarding` would have to set, for a person; empty when all is as it should be."""
+    found = ((parameter, sysctl.read(parameter), value) for parameter, value in _forwarding(names))
+    return [f"net/{parameter} is {now}, it must be {value}" for parameter, now, value in found if now != value]
+
+
+def _forwarding(names: Iterable[str]) -> list[tuple[str, str]]:
+    wanted = [("ipv4/ip_forward", "1")]
+    if Path("/proc/sys/net/ipv6").exists():
+        wanted.append(("ipv6/conf/all/forwarding", "1"))
     for name in names:
         carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
-        sysctl.write(f"ipv4/conf/{carried}/forwarding", "1")
-        sysctl.write(f"ipv4/conf/{carried}/rp_filter", "2")
+        wanted += [(f"ipv4/conf/{carried}/forwarding", "1"), (f"ipv4/conf/{carried}/rp_filter", "2")]
+    return wanted
+
+
+def _keep_listening() -> None:
+    for accept_ra in sorted(Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra")):
+        name = accept_ra.parent.name
+        if name not in ("all", "default") and sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
+            sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")
 
 
 def look_up_request(name: str, *tolerated: int) -> Request:

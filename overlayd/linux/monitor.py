@@ -90,7 +90,7 @@ class RulesetChanged(NamedTuple):
 
 
 class Overrun(NamedTuple):
-    """More happened than the socket could hold: some of it was not heard of.  ruleset: of nftables, else of the rest."""
+    """More happened than the socket holds: some was not heard of.  ruleset: of nftables, else of the rest."""
 
     ruleset: bool
 

@@ -85,16 +85,8 @@ def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
     Reads each kind of thing once, and once more inside each namespace.  Raises MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
-        host = replace(_read(netlink), proxies=_read_proxies(netlink))
-    found: list[Observed] = []
-    for link in host.links.values():
-        addresses = host.addresses[link.ifindex]
-        if link.group == GROUP_BRIDGE and (service := _scope(link, "bridge")) is not None:
-            found.append(_bridge(link, service, addresses))
-        elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
-            found += _device(link, scope, addresses)
-    found += _routes(host)
-    found += _proxies(host)
+        host = _read_host(netlink)
+    found = _without_veths(host)
     by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
     for link in host.links.values():
         if link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED):
@@ -102,6 +94,23 @@ def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
     for namespace, links in by_namespace.items():
         inside = _look_inside(namespace)
         found += (_veth(link, namespace, host, inside) for link in links)
+    return {thing.key: thing for thing in found}
+
+
+def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
+    """As `observe`, without a look into the namespaces: of `veths`, which should be there, the inner ends are believed
+    to be as wanted.  What a container does to its own end is its own affair.
+    """
+    with Netlink() as netlink:
+        host = _read_host(netlink)
+    found = _without_veths(host)
+    wanted = {each.name: each for each in veths}
+    for link in host.links.values():
+        if link.kind == "veth":
+            if link.name in wanted:
+                found.append(_outer_end(link, wanted[link.name], host))
+            elif link.group in (GROUP_VETH, GROUP_DOOMED):
+                found.append(_veth(link, _NO_NAMESPACE, host, None))
     return {thing.key: thing for thing in found}
 
 
@@ -161,6 +170,23 @@ class _View:
     addresses: _Addresses
     routes: set[_Route]
     proxies: frozenset[tuple[int, Address]] = frozenset()  # link index, address
+
+
+def _without_veths(host: _View) -> list[Observed]:
+    found: list[Observed] = []
+    for link in host.links.values():
+        addresses = host.addresses[link.ifindex]
+        if link.group == GROUP_BRIDGE and (service := _scope(link, "bridge")) is not None:
+            found.append(_bridge(link, service, addresses))
+        elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
+            found += _device(link, scope, addresses)
+    found += _routes(host)
+    found += _proxies(host)
+    return found
+
+
+def _read_host(netlink: Netlink) -> _View:
+    return replace(_read(netlink), proxies=_read_proxies(netlink))
 
 
 def _read(netlink: Netlink) -> _View:
@@ -253,6 +279,18 @@ def _proxies(host: _View) -> Iterable[Proxy]:
         service = None if link is None or link.group != GROUP_BRIDGE else _scope(link, "bridge")
         if link is not None and service is not None:
             yield Proxy(service, link.name, address)
+
+
+def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
+    bridge = host.links.get(link.master)
+    reached = bridge is not None or (link.ifindex, ip_network(want.address.ip), None) in host.routes
+    sound = reached and _is_up(link) and link.group == GROUP_VETH and link.mac == veth.host_mac(want.mac)
+    return replace(
+        want,
+        service=None if bridge is None else _scope(bridge, "bridge"),
+        bridge=None if bridge is None else bridge.name,
+        mtu=link.mtu if sound else 0,
+    )
 
 
 def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) -> Veth:

@@ -55,6 +55,7 @@ class Userspace:
     def __init__(self) -> None:
         # Whether the process behind a device can drop one allowed IP; asked when it is first needed.
         self._drops: dict[str, bool] = {}
+        self._readers: dict[str, uapi.ActivityReader] = {}
 
     @staticmethod
     def missing() -> str:
@@ -88,6 +89,7 @@ class Userspace:
         with _reported("rename", have.name):
             _rename_socket(have.name, want.name)
         self._drops.pop(have.name, None)
+        self._readers.pop(have.name, None)
         try:
             self._set_device(want, key=have.private_key, port=have.listen_port)
         except BaseException:
@@ -96,6 +98,7 @@ class Userspace:
 
     def delete(self, name: str) -> None:
         self._drops.pop(name, None)
+        self._readers.pop(name, None)
         with _reported("delete", name):
             process = _process_behind(name)
             if process is not None:
@@ -125,7 +128,7 @@ class Userspace:
 
     def activity(self, device: str) -> dict[bytes, Activity]:
         with _Dialogue("read", device) as dialogue:
-            return uapi.parse_activity(dialogue.ask(uapi.GET))
+            return self._readers.setdefault(device, uapi.ActivityReader()).read(dialogue.ask(uapi.GET))
 
     def alive(self, device: str) -> bool:
         with suppress(OSError), _connect(device):

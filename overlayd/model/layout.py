@@ -39,12 +39,12 @@ class Facts:
     """What a layout depends on beside the state.
 
     mtu: of the overlay, bytes.  devices: a WireGuard backend is there (without one the node is guest-only).
-    resolved: where host names in endpoints point now.
+    resolved: where the host names in endpoints point, by the key of the peer's row and the endpoint in it.
     """
 
     mtu: int
     devices: bool = True
-    resolved: Mapping[str, tuple[Address, int]] = field(default_factory=dict)
+    resolved: Mapping[tuple[str, str], tuple[Address, int]] = field(default_factory=dict)
 
 
 def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None) -> Layout:
@@ -147,7 +147,7 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
         scope=peer.scope,
         device=device,
         public_key=peer.public_key,
-        endpoint=endpoint_address(peer.endpoint, facts),
+        endpoint=endpoint_address(peer, facts),
         keepalive=peer.keepalive,
         allowed_ips=peer.allowed_ips,
     )
@@ -224,12 +224,11 @@ def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
         )
 
 
-def endpoint_address(endpoint: str, facts: Facts) -> tuple[Address, int] | None:
-    """The numeric form of `host:port`: written so, or resolved; None while it is neither."""
-    if not endpoint:
+def endpoint_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
+    """The numeric form of a peer's `host:port`: written so, or resolved; None while it is neither."""
+    if not peer.endpoint:
         return None
-    numeric = numeric_endpoint(endpoint)
-    return numeric if numeric is not None else facts.resolved.get(endpoint)
+    return numeric_endpoint(peer.endpoint) or facts.resolved.get((peer.key, peer.endpoint))
 
 
 def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
@@ -239,6 +238,12 @@ def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
         return ip_address(host.removeprefix("[").removesuffix("]")), int(port)
     except ValueError:
         return None
+
+
+def endpoint_text(endpoint: tuple[Address, int]) -> str:
+    """`1.2.3.4:5`, `[fd00::1]:5`."""
+    host, port = endpoint
+    return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"
 
 
 def mac(address: Address) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
-from overlayd.model.names import bridge_name, dedicated_name, device_name
+from overlayd.model.names import bridge_name, dedicated_name, device_name, require_legal
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Lease, Overlay, Service
 from overlayd.model.state import Draft
@@ -55,13 +55,15 @@ def setup_global(
     for service in draft.all(Service):
         if service.wg_port == wg_port:
             raise RequestError(f"wg_port {wg_port} is that of the dedicated service {service.name}: tear it down first")
+    interface = device_name(deployment, instance_id)
+    require_legal(interface, f"deployment {deployment!r} with instance_id {instance_id!r}")
     old = draft.get(Overlay)
     if old is not None and (old.cluster, old.slice) != (cluster, slice):
         _readdress(draft, cluster, slice)
     overlay = Overlay(
         deployment=deployment,
         instance_id=instance_id,
-        interface=device_name(deployment, instance_id),
+        interface=interface,
         cluster=cluster,
         slice=slice,
         wg_port=wg_port,

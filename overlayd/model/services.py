@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from overlayd.errors import RequestError
 from overlayd.model import attachments, overlay, subnets
-from overlayd.model.names import bridge_name, dedicated_name
+from overlayd.model.names import bridge_name, dedicated_name, require_legal
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft, State
@@ -45,13 +45,15 @@ def setup_service(
                 f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}"
             )
         return service
+    bridge = bridge_name(around.deployment, around.instance_id, name)
+    require_legal(bridge, f"service {name!r}")
     if subnet is None:
         subnet = subnets.choose(
             around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot)
         )
     else:
         _check_wanted(draft, around, subnet)
-    service = Service(name=name, subnet=subnet, bridge=bridge_name(around.deployment, around.instance_id, name))
+    service = Service(name=name, subnet=subnet, bridge=bridge)
     if dedicated_key is not None:
         service = replace(
             service,

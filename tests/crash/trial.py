@@ -58,7 +58,9 @@ def _reclaimed(cell: Cell, pid: int) -> bool:
     """Wait until what a dead container held is free; False when the daemon died of it, or does not do it in time."""
     deadline = time.monotonic() + RECLAIMED_WITHIN
     while not cell.ended():
-        if f"attachment pid:{pid}" not in rows(cell) and f"veth-{pid}-s" not in (name for _, name in socket.if_nameindex()):
+        if f"attachment pid:{pid}" not in rows(cell) and f"veth-{pid}-s" not in (
+            name for _, name in socket.if_nameindex()
+        ):
             # Answered when nothing else is under way.
             return cell.request("teardown_service_overlay", service="unknown") is not None
         if time.monotonic() > deadline:
@@ -173,5 +175,3 @@ def _repeated(cell: Cell, scenario: Scenario, known: dict[str, Any], done: bool)
 
 def _headed(title: str, lines: list[str]) -> list[str]:
     return [title, *lines] if lines else []
-
-

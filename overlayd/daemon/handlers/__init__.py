@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from overlayd import wire
-from overlayd.daemon.handlers import containers, edge, overlay, peers, services
+from overlayd.daemon.handlers import containers, edge, names, nat, overlay, peers, services
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError, StateError
 
@@ -69,6 +69,7 @@ Slow = Callable[[Daemon, Any], Awaitable[wire.Response]]
 # Requests that only read the state: answered on the spot.
 QUICK: dict[type[wire.Request], Quick] = {
     wire.GetStatus: overlay.status,
+    wire.GetNatStatus: nat.nat_status,
 }
 
 # Requests that change something, or wait.
@@ -87,13 +88,12 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.RemovePeer: peers.remove_peer,
     wire.AddAllowedIp: peers.add_allowed_ip,
     wire.RemoveAllowedIp: peers.remove_allowed_ip,
-    wire.RegisterDns: not_yet,
-    wire.UnregisterDns: not_yet,
-    wire.WriteScopedResolver: not_yet,
-    wire.RemoveScopedResolver: not_yet,
+    wire.RegisterDns: names.register_dns,
+    wire.UnregisterDns: names.unregister_dns,
+    wire.WriteScopedResolver: names.write_scoped_resolver,
+    wire.RemoveScopedResolver: names.remove_scoped_resolver,
     wire.PruneOrphanBridges: services.prune_orphan_bridges,
-    wire.NatTick: not_yet,
-    wire.GetNatStatus: not_yet,
+    wire.NatTick: nat.nat_tick,
     wire.Shutdown: overlay.shutdown,
     wire.MintEdgePeer: edge.mint_edge_peer,
     wire.ListEdgePeers: edge.list_edge_peers,

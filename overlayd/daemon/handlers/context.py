@@ -7,11 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from overlayd import wire
+from overlayd.daemon.candidates import Candidates
+from overlayd.daemon.health import Health
 from overlayd.daemon.node import Node
-from overlayd.daemon.status import StatusView, endpoint_text
+from overlayd.daemon.status import StatusView
 from overlayd.errors import RequestError
 from overlayd.linux import egress
 from overlayd.linux.wireguard import public_key
+from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.overlay import NOT_SET_UP
 from overlayd.model.peers import text
@@ -22,11 +25,16 @@ KEEPALIVE = 25
 
 
 class Daemon(NamedTuple):
-    """The running daemon, as handlers see it.  stop: ends it once the answers in flight are out."""
+    """The running daemon, as handlers see it.  ask_names: looks up the host names of peers that do not answer; stop:
+    ends the daemon once the answers in flight are out.
+    """
 
     node: Node
     status: StatusView
+    health: Health
+    candidates: Candidates
     boot_id: str
+    ask_names: Callable[[], None]
     stop: Callable[[], None]
 
 
