@@ -15,6 +15,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import conntrack, link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
+from overlayd.model.layout import Layout
 from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class Kernel:
             case DevicePeer() as peer:
                 self._device_backend(peer.device).set_peers(peer.device, batch)
             case Element():
-                self._ensure_rules()
+                self._ensure_rules([step.want for step in batch if isinstance(step.want, Element)])
                 self.nft.apply(batch)
             case Veth() if batch[0].want is None:
                 self._delete_veths([step.have for step in batch if isinstance(step.have, Veth)])
@@ -104,8 +105,9 @@ class Kernel:
             case None, Veth():
                 veth.create(want)
             case Veth(), Veth():
-                self._delete_veths([have])
-                veth.create(want)
+                veth.change(have, want)
+                if have.address != want.address:
+                    conntrack.forget(have.address.ip)
             case None, Route():
                 link.create_route(want)
             case Route(), Route():
@@ -125,10 +127,17 @@ class Kernel:
         for thing in veths:
             conntrack.forget(thing.address.ip)
 
-    def _ensure_rules(self) -> None:
+    def members(self) -> Layout:
+        """The members of our nftables sets.  None when our tables are not as we made them: then the next element brings
+        them back.
+        """
+        self._rules = self.nft.intact()
+        return dict(self.nft.observe()) if self._rules else {}
+
+    def _ensure_rules(self, members: Sequence[Element]) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
         if not self._rules:
-            self.nft.ensure()
+            self.nft.ensure(members)
             self._rules = True
 
     def _device_backend(self, device: str) -> Backend:

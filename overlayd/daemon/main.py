@@ -25,10 +25,12 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
+from overlayd.linux.monitor import Monitor
 from overlayd.model.rows import Attachment
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         loop.add_signal_handler(number, stopping.set)
     node = start.node(journal, config.wireguard)
     boot = start.boot_id()
+    sentinel = Sentinel(node, Monitor())
     await start.resume(node, boot)
     health = Health(node)
     server = Server(Handlers(Daemon(node, StatusView(node, health), boot, stopping.set)), admission)
@@ -101,6 +104,7 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         node.observers.append(deaths.follow)
         reading = background.create_task(health.watch())
+        background.create_task(sentinel.watch())
         accepting = await server.listen(listener)
         _notify("READY=1")
         log.info("overlayd %s serves %s", __version__, config.socket)
@@ -111,6 +115,7 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         await server.drain(PATIENCE)
         deaths.close()
         reading.cancel()
+        sentinel.stop()
     await node.close()
     await journal.close()
 

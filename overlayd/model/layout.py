@@ -20,6 +20,7 @@ from overlayd.model.objects import (
     Bridge,
     Device,
     DevicePeer,
+    Element,
     Netns,
     Object,
     Route,
@@ -52,6 +53,32 @@ def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None)
     else:
         objects = (thing for id in touched for thing in _of_row(state, facts, id))
     return {thing.key: thing for thing in objects}
+
+
+def of_service(state: State, facts: Facts, name: str) -> Layout:
+    """The bridge of a service and the veths of its containers."""
+    service = state.get(Service, name)
+    if service is None:
+        return {}
+    rows = [service.id, *(row.id for row in state.table(Attachment).values() if row.service == name)]
+    return {key: thing for key, thing in layout(state, facts, rows).items() if isinstance(thing, Bridge | Veth)}
+
+
+def of_device(state: State, facts: Facts, scope: str) -> Layout:
+    """The device of a scope with its peers, and the routes and aliases on it."""
+    return {
+        key: thing
+        for key, thing in layout(state, facts).items()
+        if (isinstance(thing, Device | DevicePeer | Route) and thing.scope == scope)
+        or (isinstance(thing, Alias) and scope == GLOBAL)
+    }
+
+
+def elements(state: State, facts: Facts) -> Layout:
+    """All members of our nftables sets."""
+    rows = [row.id for table in (Service, Attachment, Edge) for row in state.table(table).values()]
+    objects = (*_overlay(state, facts), *layout(state, facts, rows).values())
+    return {thing.key: thing for thing in objects if isinstance(thing, Element)}
 
 
 def _everything(state: State, facts: Facts) -> Iterator[Object]:
