@@ -33,7 +33,7 @@ endef
 .PHONY: help
 help: ## show this list
 	@echo 'overlayd: the per-node daemon that owns a container cluster'"'"'s encrypted overlay network'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 .PHONY: demo
 demo: demo-packages build ## two nodes, two containers, one encrypted overlay, in namespaces of this machine (root)
@@ -42,6 +42,10 @@ demo: demo-packages build ## two nodes, two containers, one encrypted overlay, i
 .PHONY: test
 test: test-packages lint ## lint, types and every test (root)
 	@$(PYTHON) -m pytest
+
+.PHONY: test-kernel
+test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an emulated machine (root; two minutes)
+	@tests/kernel/run-guest $(PYTHON)
 
 .PHONY: lint
 lint: build ## ruff and mypy --strict

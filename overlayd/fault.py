@@ -1,9 +1,10 @@
 """Fault points: named places between durable steps where a test may end the process or refuse an operation.
 
-Owns: reading OVERLAYD_FAULT.  Must not know: what the points mean.
+Owns: reading OVERLAYD_FAULT and OVERLAYD_FAULT_TRACE.  Must not know: what the points mean.
 
-`OVERLAYD_FAULT=name:n` kills the process (SIGKILL) at the n-th passage of the point `name`, counted from 1;
-`OVERLAYD_FAULT=name:n:errno` raises OSError(errno) there instead.  Unset, a point does nothing.
+`OVERLAYD_FAULT=name:n` kills the process (SIGKILL) at the n-th passage of the point `name`, counted from 1, or of any
+point if the name is `*`; `OVERLAYD_FAULT=name:n:errno` raises OSError(errno) there instead.
+`OVERLAYD_FAULT_TRACE=FILE` appends the name of every point passed to FILE, a line each.  Unset, a point does nothing.
 """
 
 import os
@@ -12,16 +13,19 @@ from collections.abc import Callable
 from typing import Never
 
 
-def _armed(spec: str) -> Callable[[str], None]:
-    *names, last = spec.split(":")
+def _armed(spec: str, trace: str) -> Callable[[str], None]:
+    *names, last = spec.split(":") if spec else ("", "0")
     error = 0
     if names[-1].isdecimal():
         error, last = int(last), names.pop()
     target, passages = ":".join(names), int(last)
+    told = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if trace else -1
 
     def point(name: str) -> None:
         nonlocal passages
-        if name == target:
+        if told >= 0:
+            os.write(told, name.encode() + b"\n")
+        if target in (name, "*"):
             passages -= 1
             if passages == 0:
                 _strike(error)
@@ -40,4 +44,8 @@ def _unarmed(name: str) -> None:
     pass
 
 
-point: Callable[[str], None] = _armed(os.environ["OVERLAYD_FAULT"]) if os.environ.get("OVERLAYD_FAULT") else _unarmed
+def _chosen(spec: str, trace: str) -> Callable[[str], None]:
+    return _armed(spec, trace) if spec or trace else _unarmed
+
+
+point: Callable[[str], None] = _chosen(os.environ.get("OVERLAYD_FAULT", ""), os.environ.get("OVERLAYD_FAULT_TRACE", ""))

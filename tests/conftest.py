@@ -6,10 +6,10 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from lab import netns, processes
+from lab.lab import of_others
 
 PREFIX = "ot"  # of every namespace that a test makes
 # Environment variable by which a program is known as started, at whatever remove, by this session
@@ -26,15 +26,14 @@ def _listing(*argv: str) -> set[str]:
 def _machine() -> dict[str, set[str]]:
     """What a careless test would leave on this machine."""
     links = _listing("ip", "-o", "link")
+    others = of_others()
     session = os.environ.get(SESSION, "")
     return {
-        "network namespaces": set(netns.named(PREFIX)),
+        "network namespaces": {name for name in netns.named(PREFIX) if name.partition("-")[0] not in others},
         "links": {line.split(":")[1].strip() for line in links},
         "nftables tables": _listing("nft", "list", "tables"),
         "processes": {
-            f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
-            for pid in processes.marked(SESSION, session)
-            if processes.start_time(pid) is not None
+            f"{pid} {processes.name(pid)}" for pid in processes.marked(SESSION, session) if processes.start_time(pid)
         },
     }
 
@@ -57,4 +56,4 @@ def nothing_left_behind() -> Iterator[None]:
         if not left or time.monotonic() > deadline:
             break
         time.sleep(0.1)
-    assert not left, f"the tests left behind: {left}"
+    assert not left, f"left behind, or made meanwhile by another run of the tests on this machine: {left}"

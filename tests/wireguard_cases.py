@@ -236,6 +236,21 @@ class DeviceCases(Namespaces):
         assert not alpha.alive(renamed.name)
         assert alpha.index(renamed.name) is None
 
+    def test_a_device_may_carry_its_new_name_as_an_alternative(self, alpha):
+        device = alpha.create()
+        index = alpha.index(device.name)
+        renamed = dataclasses.replace(device, name=f"{device.name}x", listen_port=51830)
+        alpha.names.add(renamed.name)
+        # What is done where the kernel does not rename a running link.
+        alpha.namespace("ip", "link", "property", "add", "dev", device.name, "altname", renamed.name)
+        alpha.configure(device, renamed)
+        assert alpha.alive(renamed.name)
+        assert alpha.shown(renamed.name)[1] == 51830
+        assert alpha.index(renamed.name) == index
+        alpha.delete(renamed.name)
+        assert alpha.index(device.name) is None
+        assert not alpha.alive(renamed.name)
+
     def test_a_deleted_device_is_gone_and_may_be_deleted_again(self, alpha):
         device = alpha.create()
         alpha.delete(device.name)

@@ -13,11 +13,13 @@ from typing import Literal, get_args
 import msgspec
 
 from overlayd import __version__
+from overlayd.proto.envelope import is_consumer_protocol
 
 DATA_DIR = "/var/lib/overlayd"
 SOCKET = "/run/overlayd/overlayd.sock"
 CONFIG_FILE = "/etc/overlayd/overlayd.toml"
-
+NAMESPACE_ID = "overlayd"
+PAYLOAD_PROTOCOL = 0xF0DE  # of those that the envelope's family leaves to private use
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -37,6 +39,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     wireguard: WireGuard = "auto"
+    identity_file: str = ""
+    namespace_id: str = NAMESPACE_ID
+    payload_protocol: int = PAYLOAD_PROTOCOL
+    no_probe: bool = False
 
 
 _EPILOG = """\
@@ -79,6 +85,28 @@ def parser() -> argparse.ArgumentParser:
         help="the WireGuard to use: kernel if there is one, else wireguard-go in user space (default auto)",
     )
     option(
+        "--identity-file",
+        metavar="FILE",
+        help="publish there who serves the socket, for clients that verify it; removed on a clean stop (default: none)",
+    )
+    option(
+        "--namespace-id",
+        metavar="NAME",
+        help=f"the name that the identity gives the socket (default {NAMESPACE_ID})",
+    )
+    option(
+        "--payload-protocol",
+        metavar="N",
+        help=f"the envelope protocol that requests come in, 0x7000-0x7eff or 0xf000-0xffff "
+        f"(default {PAYLOAD_PROTOCOL:#x})",
+    )
+    option(
+        "--no-probe",
+        action="store_true",
+        default=None,
+        help="serve JSON frames only: no identity probes, no envelopes",
+    )
+    option(
         "--teardown",
         action="store_true",
         help="remove everything of ours from this host, then exit; no daemon may be running",
@@ -104,9 +132,19 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         if given is not None:
             values[field.encode_name] = given
     try:
-        config = msgspec.convert(values, Config)
+        protocol = values.get("payload-protocol")
+        if isinstance(protocol, str):
+            values["payload-protocol"] = int(protocol, 0)
+        config = msgspec.convert(values, Config, strict=False)  # the environment has nothing but text
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from error
+    except ValueError:
+        raise ConfigError(f"payload-protocol: not a number: {protocol}") from None
+    if not is_consumer_protocol(config.payload_protocol):
+        number = f"{config.payload_protocol:#06x}"
+        raise ConfigError(f"payload-protocol: {number} is not in 0x7000-0x7eff or 0xf000-0xffff")
+    if config.no_probe and config.identity_file:
+        raise ConfigError("identity-file: of no use with no-probe, since nobody could check it")
     if len(os.fsencode(config.socket)) > 107:  # sun_path of struct sockaddr_un, less its NUL
         raise ConfigError(f"socket: the path is longer than the 107 bytes a Unix socket may have: {config.socket}")
     return config

@@ -5,8 +5,11 @@ looks like on the wire or in the file (`proto.identity`), nor when it is probed.
 """
 
 import hashlib
+import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from blake3 import blake3
@@ -14,6 +17,8 @@ from blake3 import blake3
 from overlayd.errors import StateError
 from overlayd.proto import identity as proto
 from overlayd.proto.identity import DaemonProcess
+
+log = logging.getLogger(__name__)
 
 _EXECUTABLE = Path("/proc/self/exe")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -23,8 +28,9 @@ _CHUNK = 256 * 1024
 
 
 def current(namespace_id: str, socket: str, idle_timeout_secs: int | None = None) -> DaemonProcess:
-    """The identity of this process, which serves `socket`, an absolute path.  Call it once, at start: it reads a file.
+    """The identity of this process, which serves the path `socket`.  Call it once, at start: it reads a file.
 
+    An absolute path is kept byte for byte, for that is how probers compare it.
     The executable is read through /proc/self/exe, so it is the running one even if its path was replaced meanwhile.
     A path that is not UTF-8 is kept with replacement characters, as the broker's own daemons do.
     Raises StateError if procfs cannot be read.
@@ -39,13 +45,32 @@ def current(namespace_id: str, socket: str, idle_timeout_secs: int | None = None
         pid=os.getpid(),
         exe_path=_printable(exe_path),
         namespace_id=namespace_id,
-        path=_printable(socket),
+        path=_printable(socket if socket.startswith("/") else f"{Path.cwd()}/{socket}"),
         started_at_unix_ms=time.time_ns() // 1_000_000,
         boot_id=boot_id,
         exe_hash=exe_hash,
         exe_sha256=exe_sha256,
         idle_timeout_secs=idle_timeout_secs,
     )
+
+
+@contextmanager
+def published(identity: DaemonProcess, file: str) -> Iterator[None]:
+    """The identity stands in `file` for as long as the block runs; an empty name: nowhere.
+
+    Raises StateError if it cannot be published; if it cannot be removed, that is only logged.
+    """
+    if not file:
+        yield
+        return
+    publish(identity, Path(file))
+    try:
+        yield
+    finally:
+        try:
+            withdraw(identity, Path(file))
+        except StateError as error:
+            log.error("%s", error)
 
 
 def publish(identity: DaemonProcess, file: Path) -> None:

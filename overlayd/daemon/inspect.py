@@ -13,7 +13,8 @@ from overlayd.linux import observe as links
 from overlayd.linux.wireguard import DeviceState
 from overlayd.model.health import FRESH
 from overlayd.model.layout import Layout
-from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Object, Route, Veth
+from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Proxy, Veth
+from overlayd.model.plan import device_scope
 
 
 def observe(kernel: Kernel, want: Layout) -> Layout:
@@ -77,15 +78,19 @@ def present(kernel: Kernel, have: Layout) -> Layout:
     """Of the objects that should be there, those that are, as they are: bridges and devices are looked up, the
     others believed.
 
-    A device that is gone took its peers and routes along.
+    A device that is gone took its peers, routes and aliases along; the veths of a bridge that is gone are without one,
+    and its proxies went with it.
     """
     gone: set[str] = set()
+    bridgeless: set[str] = set()
     found: Layout = {}
     for key, thing in have.items():
         if isinstance(thing, Bridge):
             bridge = links.observe_bridge(thing.name)
             if bridge is not None and bridge.service == thing.service:
                 found[key] = bridge
+            else:
+                bridgeless.add(thing.service)
         elif isinstance(thing, Device):
             if kernel.backend is not None and kernel.backend.alive(thing.name):
                 found[key] = thing
@@ -93,11 +98,14 @@ def present(kernel: Kernel, have: Layout) -> Layout:
                 gone.add(thing.scope)
         else:
             found[key] = thing
-    return {key: thing for key, thing in found.items() if not (_is_of_device(thing) and thing.scope in gone)}  # type: ignore[union-attr]
-
-
-def _is_of_device(thing: Object) -> bool:
-    return isinstance(thing, DevicePeer | Route)
+    for key, thing in found.items():
+        if isinstance(thing, Veth) and thing.service in bridgeless:
+            found[key] = replace(thing, service=None)
+    return {
+        key: thing
+        for key, thing in found.items()
+        if device_scope(thing) not in gone and not (isinstance(thing, Proxy) and thing.service in bridgeless)
+    }
 
 
 def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:

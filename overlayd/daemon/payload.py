@@ -5,13 +5,18 @@ Owns: what an envelope's fields mean for a request and its answer.  Must not kno
 
 import time
 
+import msgspec
+
 from overlayd import wire
-from overlayd.errors import RequestError
+from overlayd.errors import ProtocolError, RequestError
 from overlayd.proto.envelope import ENCODING_NONE, KIND_REQUEST, Frame, respond
 
 
 def read_payload(frame: Frame) -> wire.Request | wire.Err | None:
-    """The request in an envelope; `err` when it cannot be one; None for kinds that are no request and get no answer."""
+    """The request in an envelope; `err` when it cannot be one; None for kinds that are no request and get no answer.
+
+    A payload that is not JSON is `err` too: unlike in a JSON frame, there is an id to answer to.
+    """
     if frame.kind != KIND_REQUEST:
         return None
     if frame.encoding != ENCODING_NONE:
@@ -20,11 +25,15 @@ def read_payload(frame: Frame) -> wire.Request | wire.Err | None:
         return wire.Err(message="the deadline was over before work on the request could start")
     try:
         return wire.decode_request_object(frame.payload)
-    except RequestError as error:
+    except (RequestError, ProtocolError) as error:
         return wire.Err(message=str(error))
 
 
 def answer_payload(frame: Frame, response: wire.Response | bytes) -> bytes:
-    """The envelope of an answer."""
+    """The envelope of an answer; an answer that cannot be sent becomes an `err` that says so."""
     body = response if isinstance(response, bytes) else wire.encode_response_object(response)
-    return respond(frame, body)
+    try:
+        return respond(frame, body)
+    except ProtocolError as error:
+        untraced = msgspec.structs.replace(frame, traceparent="", tracestate="")  # it may be the trace that is too long
+        return respond(untraced, wire.encode_response_object(wire.Err(message=f"the answer is too large: {error}")))

@@ -197,7 +197,7 @@ class Sentinel:
             log.info(
                 "the way out is %s with MTU %d: MTU %d inside, was %d", way.interface, way.mtu, mtu, node.facts.mtu
             )
-            await node.learn(replace(node.facts, mtu=mtu), ())
+            await node.learn(lambda facts: replace(facts, mtu=mtu), ())
             self.suspect(EVERYTHING, "mtu")
 
     # What is said.

@@ -20,7 +20,7 @@ from overlayd.model import attachments
 from overlayd.model.layout import Facts
 from overlayd.model.objects import Veth
 from overlayd.model.plan import plan
-from overlayd.model.rows import Attachment, Node, decode
+from overlayd.model.rows import Attachment, Lease, Node, decode
 from overlayd.model.state import Draft, State
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ async def resume(node: LiveNode, boot: str) -> None:
         log.error("start: %s", error)
         if isinstance(step.want, Veth):
             await reclaim(node, attachments.container(step.want.netns.pid))
+    released = (lease.address for lease in node.state.table(Lease).values() if not lease.holder)
+    node.kernel.forget(released)  # an earlier daemon may have ended between a release and this
 
 
 def _take_up(draft: Draft, boot: str) -> None:

@@ -26,9 +26,9 @@ from overlayd.linux.monitor import (
     process_name,
 )
 from overlayd.model import attachments
-from overlayd.model.layout import layout
-from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Bridge, Veth
-from overlayd.model.rows import Attachment, RowId, Service
+from overlayd.model.layout import bridge, layout
+from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth
+from overlayd.model.rows import Attachment, Service
 
 _VETH = re.compile(r"veth-(\d+)-[sg]")
 
@@ -148,24 +148,23 @@ class Judge:
 
     def _is_as_wanted(self, found: rt.Link, service: str) -> bool:
         """Whether a bridge's or veth's own words show that it is what the state wants."""
-        pid = _pid(found)
-        row: RowId = (Attachment.table, attachments.container(pid)) if pid else (Service.table, service)
-        want = layout(self._node.state, self._node.facts, [row])
-        thing = want.get(("veth", found.name) if pid else ("bridge", service))
+        state, facts = self._node.state, self._node.facts
         if not found.flags & rt.IFF_UP:
             return False
-        if isinstance(thing, Veth):
+        if pid := _pid(found):
+            thing = layout(state, facts, [(Attachment.table, attachments.container(pid))]).get(("veth", found.name))
+            if not isinstance(thing, Veth):
+                return False
             master = Part("service", thing.service) if thing.service is not None else None
-            return self._parts.get(found.master) == master and (found.mtu, found.group, found.mac) == (
-                thing.mtu,
-                GROUP_VETH,
-                veth.host_mac(thing.mac),
-            )
-        return (
-            isinstance(thing, Bridge)
-            and thing.name in (found.name, *found.alternative_names)
-            and (found.kind, found.mtu, found.group) == ("bridge", thing.mtu, GROUP_BRIDGE)
-            and (found.mac, found.alias) == (link.bridge_mac(thing.address.ip), f"{ALIAS} bridge {thing.service}")
+            wanted = (master, thing.mtu, GROUP_VETH, veth.host_mac(thing.mac))
+            return (self._parts.get(found.master), found.mtu, found.group, found.mac) == wanted
+        row = state.get(Service, service)
+        if row is None:
+            return False
+        want = bridge(row, facts)
+        return want.name in (found.name, *found.alternative_names) and (
+            (found.kind, found.mtu, found.group, found.mac, found.alias)
+            == ("bridge", want.mtu, GROUP_BRIDGE, link.bridge_mac(want.address.ip), f"{ALIAS} bridge {service}")
         )
 
 

@@ -40,6 +40,7 @@ from overlayd.model.objects import (
     Device,
     Interface,
     Network,
+    Proxy,
     Route,
 )
 
@@ -192,6 +193,35 @@ def delete_alias(alias: Alias) -> None:
         link = find_link(netlink, alias.device)
         if link is not None:
             _change_addresses(netlink, link.ifindex, (), {ip_interface(alias.address)})
+
+
+def create_proxy(proxy: Proxy) -> None:
+    """Let the bridge answer for the address, at once; errno ENODEV when the bridge is missing.
+
+    The kernel answers only while a route leads to the address through another link.
+    """
+    index = link_index(proxy.bridge)
+    carried = socket.if_indextoname(index)
+    version = proxy.address.version
+    sysctl.write(f"ipv{version}/neigh/{carried}/proxy_delay", "0")  # else a random time up to 0.8 s
+    if version == 6:
+        sysctl.write(f"ipv6/conf/{carried}/proxy_ndp", "1")
+    body = rt.proxy_body(index, proxy.address, ROUTE_PROTOCOL)
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    with Netlink() as netlink:
+        netlink.transact([Request("add neighbour proxy", str(proxy.address), rt.RTM_NEWNEIGH, flags, body)])
+
+
+def delete_proxy(proxy: Proxy) -> None:
+    """Let the bridge no longer answer for the address; fine when either is gone."""
+    with Netlink() as netlink:
+        link = find_link(netlink, proxy.bridge)
+        if link is not None:
+            body = rt.proxy_body(link.ifindex, proxy.address, ROUTE_PROTOCOL)
+            tolerated = (errno.ENOENT, errno.ENODEV)
+            netlink.transact(
+                [Request("delete neighbour proxy", str(proxy.address), rt.RTM_DELNEIGH, 0, body, tolerated)]
+            )
 
 
 def delete_link(name: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 
 # linux/netlink.h
@@ -25,6 +26,9 @@ NLM_F_ACK_TLVS = 0x200
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLMSGERR_ATTR_MSG = 1
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+
+# linux/rtnetlink.h: the kind of a message, its two lowest bits, that only reads.
+_GET = 2
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
@@ -141,6 +145,8 @@ class Netlink:
         failure: MechanismError | None = None
         for start in range(0, len(requests), _BATCH):
             batch = requests[start : start + _BATCH]
+            if batch[0].type & 3 != _GET:
+                fault.point(f"netlink:{batch[0].operation}")
             first = self._sequence + 1
             self._sequence += len(batch)
             self._socket.send(

@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import setelem
 from overlayd.model import blockers, ruleset
@@ -91,11 +92,13 @@ class Nft:
         Tables that do not take them, made by another version with sets of other types or holding another value for a
         member, are replaced and lose their other elements: observe() after this.
         """
+        fault.point("nft:ensure")
         script = ruleset.with_members(members)
         try:
             self._run(script, 0)
         except MechanismError:
             self._run(ruleset.removed() + script, 0)
+        fault.point("nft:ensured")
         self._installed = self._rules()
 
     def apply(self, steps: Sequence[Step]) -> None:
@@ -108,9 +111,7 @@ class Nft:
         except MechanismError as error:
             if error.errno not in (ENOENT, EEXIST):
                 raise
-            # Somebody changed members, or the tables, behind our back: do the same from what is really there.
-            if not self.intact():
-                self.ensure()
+            # Somebody changed members behind our back: do the same from what is really there.
             have = self.observe()
             wanted = {element.key: step.want for step in steps if (element := step.want or step.have)}
             steps = [Step(have.get(key), want) for key, want in wanted.items()]

@@ -1,4 +1,4 @@
-"""What of ours is in the kernel: bridges, veths, routes, aliases and the link side of devices.
+"""What of ours is in the kernel: bridges, veths, routes, proxies, aliases and the link side of devices.
 
 Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
 what should be there, WireGuard keys and peers, nftables.
@@ -9,6 +9,7 @@ comes out with `mtu` 0, which no wanted object has: so it is found to differ, an
 
 import logging
 import os
+import socket
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from overlayd.model.objects import (
     Interface,
     Netns,
     Network,
+    Proxy,
     Route,
     Veth,
 )
@@ -73,7 +75,7 @@ class NamedBridge:
     ports: tuple[str, ...]
 
 
-Observed = Bridge | Veth | Route | Alias | DeviceLink
+Observed = Bridge | Veth | Route | Proxy | Alias | DeviceLink
 
 
 def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
@@ -83,7 +85,7 @@ def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
     Reads each kind of thing once, and once more inside each namespace.  Raises MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
-        host = _read(netlink)
+        host = _read_host(netlink)
     found = _without_veths(host)
     by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
     for link in host.links.values():
@@ -100,7 +102,7 @@ def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
     to be as wanted.  What a container does to its own end is its own affair.
     """
     with Netlink() as netlink:
-        host = _read(netlink)
+        host = _read_host(netlink)
     found = _without_veths(host)
     wanted = {each.name: each for each in veths}
     for link in host.links.values():
@@ -168,11 +170,12 @@ _Route = tuple[int, Network, Address | None]  # link index, destination, gateway
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What one namespace shows: links by index, addresses, and the routes of our protocol."""
+    """What one namespace shows: links by index, addresses, and the routes and neighbour proxies of our protocol."""
 
     links: dict[int, rt.Link]
     addresses: _Addresses
     routes: set[_Route]
+    proxies: frozenset[tuple[int, Address]] = frozenset()  # link index, address
 
 
 def _without_veths(host: _View) -> list[Observed]:
@@ -184,7 +187,12 @@ def _without_veths(host: _View) -> list[Observed]:
         elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
             found += _device(link, scope, addresses)
     found += _routes(host)
+    found += _proxies(host)
     return found
+
+
+def _read_host(netlink: Netlink) -> _View:
+    return replace(_read(netlink), proxies=_read_proxies(netlink))
 
 
 def _read(netlink: Netlink) -> _View:
@@ -212,6 +220,16 @@ def _read_routes(netlink: Netlink) -> set[_Route]:
         if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == ROUTE_PROTOCOL
         for index, _flags in route.hops
     }
+
+
+def _read_proxies(netlink: Netlink) -> frozenset[tuple[int, Address]]:
+    families = (socket.AF_INET, socket.AF_INET6)
+    bodies = (
+        body for each in families for body in netlink.dump("list proxies", rt.RTM_GETNEIGH, rt.proxy_filter(each))
+    )
+    return frozenset(
+        (index, address) for index, address, protocol in map(rt.parse_proxy, bodies) if protocol == ROUTE_PROTOCOL
+    )
 
 
 def _look_inside(namespace: Netns) -> _View | None:
@@ -259,6 +277,14 @@ def _routes(host: _View) -> Iterable[Route]:
         scope = None if link is None or link.group != GROUP_DEVICE else _scope(link, "device")
         if link is not None and scope is not None:
             yield Route(scope, link.name, destination)
+
+
+def _proxies(host: _View) -> Iterable[Proxy]:
+    for index, address in host.proxies:
+        link = host.links.get(index)
+        service = None if link is None or link.group != GROUP_BRIDGE else _scope(link, "bridge")
+        if link is not None and service is not None:
+            yield Proxy(service, link.name, address)
 
 
 def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:

@@ -21,7 +21,7 @@ from overlayd.model.objects import Address, Interface, Network
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH = 28
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_GETMULTICAST = 58
 RTM_NEWNETCONF = 80
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
@@ -64,7 +64,8 @@ NETCONFA_IFINDEX_ALL = -1
 # linux/if_addr.h, linux/neighbour.h
 IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
+NTF_PROXY = 0x08
 NUD_PERMANENT = 0x80
 
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
@@ -192,6 +193,27 @@ def neighbour_body(index: int, address: Address, mac: bytes) -> bytes:
         + attribute(NDA_DST, address.packed)
         + attribute(NDA_LLADDR, mac)
     )
+
+
+def proxy_body(index: int, address: Address, protocol: int) -> bytes:
+    """Body of an RTM_*NEIGH message for a proxy: the link answers for the address of somebody else."""
+    return (
+        _NEIGHBOUR.pack(family(address), index, NUD_PERMANENT, NTF_PROXY, 0)
+        + attribute(NDA_DST, address.packed)
+        + attribute(NDA_PROTOCOL, bytes([protocol]))
+    )
+
+
+def proxy_filter(kind: int) -> bytes:
+    """Body of a dump of the proxies of a family (AF_INET, AF_INET6)."""
+    return _NEIGHBOUR.pack(kind, 0, 0, NTF_PROXY, 0)
+
+
+def parse_proxy(body: memoryview) -> tuple[int, Address, int]:
+    """Decode the body of an RTM_NEWNEIGH message about a proxy: link index, address, protocol."""
+    _family, index, _state, _flags, _type = _NEIGHBOUR.unpack_from(body)
+    found = dict(attributes(body[_NEIGHBOUR.size :]))
+    return index, ip_address(bytes(found[NDA_DST])), found[NDA_PROTOCOL][0] if NDA_PROTOCOL in found else 0
 
 
 def parse_link(body: memoryview) -> Link:

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.model.objects import NFT_TABLE, Element
 from overlayd.model.ruleset import SETS, Change, Set
@@ -65,6 +66,7 @@ def transact(netlink: socket.socket, changes: list[Change]) -> None:
     parts.append(_message(_BATCH_END, 0, 0, 0, b""))
     data = b"".join(parts)
     try:
+        fault.point("nft:elements")
         if len(data) > 1 << 16:
             netlink.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))  # a batch is one datagram
         netlink.send(data)

@@ -6,6 +6,7 @@ Documentation/networking/ip-sysctl.rst.
 
 from pathlib import Path
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 
 _ROOT = Path("/proc/sys/net")
@@ -26,6 +27,7 @@ def write(name: str, value: str) -> None:
     if read(name) == value:
         return
     try:
+        fault.point("sysctl")
         (_ROOT / name).write_text(value)
     except OSError as error:
         raise MechanismError("set sysctl", f"net/{name}", error.errno or 0, f"it must be {value}") from error

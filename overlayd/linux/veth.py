@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from ipaddress import ip_network
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import netns, sysctl
 from overlayd.linux import rtnetlink as rt
@@ -57,8 +58,10 @@ def create(veth: Veth) -> None:
         with Netlink() as host:
             _create_pair(host, veth, descriptor)
             try:
+                fault.point("veth:born")
                 _configure_inner(veth, descriptor)
                 _configure_outer(host, veth)
+                fault.point("veth:configured")
                 netns.ensure_running(veth.netns)
             except BaseException:
                 host.transact([delete_request(veth.name)])
@@ -175,6 +178,10 @@ def _configure_inner(veth: Veth, descriptor: int) -> None:
         if veth.address.version == 6:
             # Some container engines switch IPv6 off inside.
             sysctl.write(f"ipv6/conf/{veth.interface}/disable_ipv6", "0")
+        elif veth.bridge is None:
+            # What reaches the container through its other interface is answered through this one: strict filtering
+            # (1) would drop it, and the loose kind (2) wins wherever both are set.
+            sysctl.write("ipv4/conf/all/rp_filter", "2")
         inner = Netlink()
     with inner:
         requests = [

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from errno import EBUSY, EEXIST, EINVAL, ENODEV, ENOENT, EPROTO, ETIMEDOUT
 from typing import Self
 
+from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
 from overlayd.linux.wireguard import Activity, DeviceState, peer_changes
 from overlayd.model.objects import Device, Step
@@ -73,8 +74,10 @@ class Kernel:
             if made:
                 kind = wgnl.nest(_IFLA_LINKINFO, wgnl.name_attribute(_IFLA_INFO_KIND, _KIND))
                 body = _ANY_LINK + wgnl.name_attribute(_IFLA_IFNAME, device.name) + kind
+                fault.point("wireguard:start")
                 route.request(_RTM_NEWLINK, _NLM_F_CREATE | _NLM_F_EXCL, body)
         try:
+            fault.point("wireguard:started")
             shown = self.read(device.name)
             self._set_device(device, key=shown.private_key, port=shown.listen_port)
         except BaseException:
@@ -88,6 +91,7 @@ class Kernel:
     def delete(self, name: str) -> None:
         with _reported("delete", name), _Netlink(socket.NETLINK_ROUTE) as route:
             if _is_link(route, name):
+                fault.point("wireguard:end")
                 route.request(_RTM_DELLINK, 0, _ANY_LINK + wgnl.name_attribute(_IFLA_IFNAME, name))
 
     def set_peers(self, device: str, steps: Sequence[Step]) -> None:
@@ -122,6 +126,7 @@ class Kernel:
         new_port = device.listen_port if device.listen_port != port else None
         if new_key is not None or new_port is not None:
             with _reported("configure", device.name), _Netlink(_NETLINK_GENERIC) as generic:
+                fault.point("wireguard:configure")
                 generic.request(_family(generic), 0, wgnl.encode_device(device.name, new_key, new_port))
 
 
@@ -247,6 +252,7 @@ def _is_link(route: _Netlink, name: str) -> bool:
 def _send_peers(generic: _Netlink, device: str, changes: Sequence[PeerChange]) -> None:
     family = _family(generic)
     for message in wgnl.encode_peers(device, changes, _MESSAGE):
+        fault.point("wireguard:peers")
         generic.request(family, 0, message)
 
 

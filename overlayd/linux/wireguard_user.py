@@ -23,8 +23,9 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import IO, Self
 
+from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
-from overlayd.linux.wireguard import Activity, DeviceState, peer_changes
+from overlayd.linux.wireguard import Activity, DeviceState, peer_changes, udp_port_is_free
 from overlayd.model.objects import Device, Step
 from overlayd.proto import uapi
 from overlayd.proto.wireguard import KEY_SIZE, PeerChange
@@ -54,6 +55,7 @@ class Userspace:
     def __init__(self) -> None:
         # Whether the process behind a device can drop one allowed IP; asked when it is first needed.
         self._drops: dict[str, bool] = {}
+        self._readers: dict[str, uapi.ActivityReader] = {}
 
     @staticmethod
     def missing() -> str:
@@ -72,8 +74,10 @@ class Userspace:
             if _socket(device.name).exists():
                 raise MechanismError("create WireGuard device", device.name, EEXIST, "its socket serves another link")
             with _reported("create", device.name):
+                fault.point("wireguard:start")
                 _start(device.name)
         try:
+            fault.point("wireguard:started")
             shown = self.read(device.name)
             self._set_device(device, key=shown.private_key, port=shown.listen_port)
         except BaseException:
@@ -85,6 +89,7 @@ class Userspace:
         with _reported("rename", have.name):
             _rename_socket(have.name, want.name)
         self._drops.pop(have.name, None)
+        self._readers.pop(have.name, None)
         try:
             self._set_device(want, key=have.private_key, port=have.listen_port)
         except BaseException:
@@ -93,13 +98,17 @@ class Userspace:
 
     def delete(self, name: str) -> None:
         self._drops.pop(name, None)
+        self._readers.pop(name, None)
         with _reported("delete", name):
             process = _process_behind(name)
             if process is not None:
                 with process:
-                    if process.link() not in (name, ""):
-                        return  # that link was called `name` when its process started
+                    link = process.link()
+                    if link is None or (link and not _same_link(link, name)):
+                        return  # no wireguard-go, or that of a link which was called `name` when it started
+                    fault.point("wireguard:end")
                     process.end()
+            fault.point("wireguard:ended")
             for path in (_socket(name).resolve(), _socket(name)):
                 path.unlink(missing_ok=True)
 
@@ -110,6 +119,7 @@ class Userspace:
         if changes:
             with _Dialogue("set peers of", device) as dialogue:
                 for operation in uapi.encode_peers(changes, _BATCH):
+                    fault.point("wireguard:peers")
                     dialogue.ask(operation)
 
     def read(self, device: str) -> DeviceState:
@@ -118,7 +128,7 @@ class Userspace:
 
     def activity(self, device: str) -> dict[bytes, Activity]:
         with _Dialogue("read", device) as dialogue:
-            return uapi.parse_activity(dialogue.ask(uapi.GET))
+            return self._readers.setdefault(device, uapi.ActivityReader()).read(dialogue.ask(uapi.GET))
 
     def alive(self, device: str) -> bool:
         with suppress(OSError), _connect(device):
@@ -133,6 +143,7 @@ class Userspace:
             _require_free(new_port, device.name)
         if new_key is not None or new_port is not None:
             with _Dialogue("configure", device.name) as dialogue:
+                fault.point("wireguard:configure")
                 dialogue.ask(uapi.encode_device(new_key, new_port))
 
     def _can_drop(self, device: str) -> bool:
@@ -245,15 +256,15 @@ def _require_free(port: int, name: str) -> None:
     wireguard-go opens the port when the link goes up, where nobody hears of a failure; and when the link is up, it
     closes the old port before it finds that it cannot have the new one.
     """
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(("", port))
-        except OSError as error:
-            if error.errno == EADDRINUSE:  # a family that this machine lacks is no obstacle
-                raise MechanismError("configure WireGuard device", name, EADDRINUSE, f"UDP port {port}") from error
+    if not udp_port_is_free(port):
+        raise MechanismError("configure WireGuard device", name, EADDRINUSE, f"UDP port {port}")
+
+
+def _same_link(one: str, other: str) -> bool:
+    """Whether two names are one link's, of which the second may be an alternative name."""
+    with suppress(OSError):
+        return one == other or socket.if_nametoindex(one) == socket.if_nametoindex(other)
+    return False
 
 
 def _process_behind(name: str) -> _Process | None:
@@ -346,6 +357,8 @@ def _rename_socket(old: str, new: str) -> None:
         with suppress(FileNotFoundError, ConnectionRefusedError), _connect(new):
             raise MechanismError("rename WireGuard device", old, EEXIST, f"{path} serves another link")
         path.unlink(missing_ok=True)
+        fault.point("wireguard:rename")
         path.symlink_to(served.name)
+    fault.point("wireguard:renamed")
     if _socket(old).is_symlink():
         _socket(old).unlink()

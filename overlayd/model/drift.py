@@ -7,7 +7,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import fields
 
-from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 FEW = 4  # our own: so many differences of a kind are told one by one
 PLURALS: dict[type[Object], str] = {
@@ -17,6 +17,7 @@ PLURALS: dict[type[Object], str] = {
     Veth: "veths",
     Route: "routes",
     Alias: "addresses",
+    Proxy: "proxies",
     Element: "members of nftables sets",
 }
 
@@ -34,6 +35,8 @@ def name(thing: Object) -> str:
             return f"route {thing.destination} through {thing.device}"
         case Alias():
             return f"address {thing.address} on {thing.device}"
+        case Proxy():
+            return f"proxy for {thing.address} on {thing.bridge}"
         case Element():
             return f"{thing.member} in nftables set {thing.family} {thing.set}"
 

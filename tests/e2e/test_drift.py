@@ -1,13 +1,18 @@
 """What somebody else changes or removes is put back within moments, and the log says what it was."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import pytest
 from lab import Lab, ping
-from lab.cluster import Member
+from lab.cluster import Member, Pair
 from lab.lab import OUTSIDE
+from lab.processes import CommandFailed
 
 LATER = 5.0  # seconds after which a test gives up
 
@@ -113,3 +118,47 @@ def assert_forwarding(watched: Watched) -> None:
     )
     paths = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{name}" for name in names)]
     assert watched.node.run(["cat", *(f"/proc/sys/{path}" for path in paths)]).split() == ["1", "1", "2", "1", "2"]
+
+
+def test_a_wireguard_process_that_is_killed_comes_back_with_its_peers(pair: Pair) -> None:
+    alpha = pair.alpha
+    ping(pair.web, pair.db_address)
+    interface = alpha.request("status")["interface"]
+    before = alpha.node.run(["wg", "showconf", interface])
+    (killed,) = alpha.node.wireguard_pids()
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: alpha.node.wireguard_pids() not in (set(), {killed}))
+    until(lambda: f"device {interface} is missing" in alpha.node.log.read_text())
+    assert alpha.node.run(["wg", "showconf", interface]) == before
+    ping(pair.web, pair.db_address, options=["-W", "10"])
+
+
+def test_a_container_that_deletes_its_own_interface_in_a_loop_is_not_fought(watched: Watched, lab: Lab) -> None:
+    box = lab.container()
+    watched.member.attach(box, "web")
+    box.run(["sh", "-c", "end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do ip link del eth0; done || true"])
+    told = watched.said().count(f"veth-{box.pid}-s is missing")
+    assert 1 <= told <= 4, "the 1st, 2nd, 4th and perhaps 8th time within three seconds"
+    watched.member.detach(box)
+    ping(watched.box, watched.neighbour, count=2)
+
+
+def test_an_adversary_costs_little(watched: Watched) -> None:
+    """Somebody who sets the MTU of a bridge back as fast as possible keeps the daemon from doing little else."""
+    assert watched.node.daemon is not None
+    daemon = psutil.Process(watched.node.daemon.pid)
+    used = sum(daemon.cpu_times()[:2])
+    with suppress(CommandFailed):
+        watched.do(f"timeout 3 sh -c 'while true; do ip link set {watched.bridge} mtu 1300; done'")
+    assert sum(daemon.cpu_times()[:2]) - used < 1.0
+    watched.healed()
+
+
+def test_the_mtu_follows_the_way_out(watched: Watched) -> None:
+    watched.do("ip link set uplink mtu 1400")
+    mtu = 1400 - 60
+    for place, interface in ((watched.node, watched.bridge), (watched.node, watched.device), (watched.box, "eth0")):
+        until(lambda place=place, interface=interface: f"mtu {mtu} " in place.run(["ip", "link", "show", interface]))
+    watched.do("ip link set uplink mtu 1500")
+    watched.healed()
+    ping(watched.box, watched.neighbour, count=2, options=["-M", "do", "-s", "1400"])

@@ -5,6 +5,7 @@ orchestrator sends, over the daemon's socket; the tables at the end are what `ov
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def main() -> int:
             Demo(lab).run()
     except KeyboardInterrupt as interrupt:
         print("\ninterrupted; namespaces, processes and files of the demo are removed", file=sys.stderr)
-        return 143 if isinstance(interrupt, Terminated) else 130
+        return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
     assert not netns.named(lab.prefix), "namespaces are left behind"
     print(f"\nAll checks held; nothing is left behind. {time.monotonic() - began:.1f} s in all.")
     return 0

@@ -1,8 +1,8 @@
 """The laboratory: what is made in it is removed with it.
 
 Owns: the prefix that names everything, the underlay that joins the nodes, and the removal of all of it after success,
-failure, Ctrl-C and SIGTERM; what a killed laboratory left is swept by the next one.  Must not know: what the tests do
-with the nodes.
+failure, Ctrl-C, SIGTERM and SIGHUP; what a killed laboratory left is swept by the next one.  Must not know: what the
+tests do with the nodes.
 
     outside 198.51.100.1 --- router --- bridge "underlay" 172.31.0.254/24 --- alpha 172.31.0.1, beta 172.31.0.2, ...
 
@@ -19,7 +19,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Interface
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -35,14 +35,19 @@ UNDERLAY = IPv4Interface("172.31.0.254/24")
 OUTSIDE = IPv4Interface("198.51.100.1/24")  # TEST-NET-2, RFC 5737
 OUTSIDE_ROUTER = IPv4Interface("198.51.100.254/24")
 DIRECTORY = re.compile(r"overlayd-lab-(?P<prefix>ot[0-9a-f]{6})-(?P<pid>\d+)-(?P<started>\d+)")
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # beside SIGINT, which Python turns into KeyboardInterrupt by itself
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived while a laboratory was open."""
+    """SIGTERM or SIGHUP, `number`, arrived while a laboratory was open."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.strsignal(number))
 
 
-def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    raise Terminated(number)
 
 
 def _remove(prefix: str, directory: Path) -> None:
@@ -56,15 +61,27 @@ def _remove(prefix: str, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def sweep() -> list[str]:
-    """Remove what laboratories of dead processes left behind; return their prefixes."""
-    swept = []
+def _laboratories() -> Iterator[tuple[str, Path, int, bool]]:
+    """Every laboratory of this user: its prefix and directory, the process that made it, whether that still lives."""
     for directory in Path(tempfile.gettempdir()).glob("overlayd-lab-*"):
         match = DIRECTORY.fullmatch(directory.name)
-        if match and processes.start_time(int(match["pid"])) != int(match["started"]):
-            _remove(match["prefix"], directory)
-            swept.append(match["prefix"])
-    return swept
+        # Anybody may make a directory of such a name.
+        if match and directory.lstat().st_uid == os.geteuid():
+            pid = int(match["pid"])
+            yield match["prefix"], directory, pid, processes.start_time(pid) == int(match["started"])
+
+
+def sweep() -> list[str]:
+    """Remove what laboratories of dead processes left behind; return their prefixes."""
+    dead = [(prefix, directory) for prefix, directory, _, lives in _laboratories() if not lives]
+    for prefix, directory in dead:
+        _remove(prefix, directory)
+    return [prefix for prefix, _ in dead]
+
+
+def of_others() -> set[str]:
+    """The prefixes of the laboratories that other living processes have open."""
+    return {prefix for prefix, _, pid, lives in _laboratories() if lives and pid != os.getpid()}
 
 
 class Lab:
@@ -83,12 +100,12 @@ class Lab:
         self.outside = f"{self.prefix}-outside"
         self.nodes: list[Node] = []
         self._stack = contextlib.ExitStack()
-        self._previous: Callable[[int, FrameType | None], Any] | int | None = None
+        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> "Lab":
         sweep()
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, _on_sigterm)
+            self._handlers = {number: signal.signal(number, _on_signal) for number in ENDING}
         try:
             self.directory.mkdir(mode=0o700)
             self._build_underlay()
@@ -111,12 +128,13 @@ class Lab:
             self._close()
             return
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
         try:
             self._close()
         finally:
-            signal.signal(signal.SIGINT, interrupt)
-            signal.signal(signal.SIGTERM, self._previous if self._previous is not None else signal.SIG_DFL)
+            for number, handler in {signal.SIGINT: interrupt, **self._handlers}.items():
+                signal.signal(number, handler)
 
     def _close(self) -> None:
         try:

@@ -4,7 +4,6 @@ Owns: the daemon's process, its directories and its log.  Must not know: the und
 asked of the daemon.
 """
 
-import contextlib
 import json
 import signal
 import socket
@@ -170,12 +169,7 @@ class Node:
 
     def wireguard_pids(self) -> set[int]:
         """The userspace WireGuard processes of this node."""
-        found = set()
-        for pid in self.pids():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if Path(f"/proc/{pid}/comm").read_text().startswith("wireguard"):
-                    found.add(pid)
-        return found
+        return {pid for pid in self.pids() if processes.name(pid).startswith("wireguard")}
 
     def footprint(self) -> dict[str, object]:
         """Links, addresses, routes and firewall, for comparing before and after.

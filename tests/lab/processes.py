@@ -55,6 +55,14 @@ def start_time(pid: int) -> int | None:
     return None if after_name[0] in "ZX" else int(after_name[19])
 
 
+def name(pid: int) -> str:
+    """The name of the program that `pid` runs, at most 15 bytes; empty when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def namespace_of(pid: int) -> int | None:
     """The inode of the network namespace that `pid` lives in; None when the process is gone."""
     try:

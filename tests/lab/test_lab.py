@@ -121,7 +121,7 @@ def start_victim() -> tuple[subprocess.Popen[str], str, str, int]:
     return victim, prefix, directory, int(pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_removes_everything(number: signal.Signals) -> None:
     victim, prefix, directory, pid = start_victim()
     victim.send_signal(number)

@@ -50,9 +50,9 @@ def table(space: Namespace) -> set[tuple[str, str]]:
     return {(str(ip_address(entry[0])), str(ip_address(entry[1]))) for entry in entries}
 
 
-def forget(space: Namespace, address: str) -> int:
+def forget(space: Namespace, *addresses: str) -> int:
     with space.entered():
-        return conntrack.forget(ip_address(address))
+        return conntrack.forget([ip_address(address) for address in addresses])
 
 
 @pytest.mark.parametrize("prefix", ["10.9.0.", "fd09::"])
@@ -71,6 +71,14 @@ def test_an_address_that_only_nat_shows_counts(space: Namespace) -> None:
     assert table(space) == {("10.9.0.1", "10.9.0.2")}
     talk(space, "10.9.0.1", "10.9.0.99")
     assert forget(space, "10.9.0.99") == 1
+
+
+def test_many_addresses_at_once(space: Namespace) -> None:
+    for source, target in (("10.9.0.1", "10.9.0.2"), ("10.9.0.3", "10.9.0.4"), ("fd09::1", "fd09::2")):
+        talk(space, source, target)
+    assert forget(space) == 0
+    assert forget(space, "10.9.0.2", "fd09::1", "10.9.0.7") == 2
+    assert table(space) == {("10.9.0.3", "10.9.0.4")}
 
 
 def test_more_than_one_batch(space: Namespace) -> None:

@@ -9,6 +9,7 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from errno import EADDRINUSE, EEXIST, ENAMETOOLONG, ENOENT, ENOSPC, EPROTO, ETIMEDOUT
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from overlayd.errors import MechanismError
 from overlayd.linux import wireguard_user
-from overlayd.linux.wireguard import choose, generate_key
+from overlayd.linux.wireguard import choose, generate_key, public_key
 from overlayd.linux.wireguard_user import Userspace
 from overlayd.model.objects import Device, Step
 
@@ -74,6 +75,7 @@ class Answerer:
         self.listener.bind(str(self.path))
         self.listener.listen()
         self.answer = answer
+        self.received = []
         self.thread = threading.Thread(target=self.serve)
         self.thread.start()
 
@@ -84,7 +86,7 @@ class Answerer:
             except OSError:
                 return
             with connection, suppress(BrokenPipeError):
-                connection.recv(1 << 16)
+                self.received.append(connection.recv(1 << 16))
                 connection.sendall(self.answer)
 
     def __enter__(self):
@@ -219,6 +221,31 @@ class TestFaults(Namespaces):
         assert alpha.index(device.name) is None
         assert alpha.alive(renamed.name)
 
+    def test_a_rename_loses_no_packet(self, alpha, beta):
+        here, there = alpha.create(), beta.create()
+        to_there = a_peer(
+            public_key=public_key(there.private_key),
+            endpoint=(ip_address("192.0.2.2"), there.listen_port),
+            allowed_ips=frozenset({ip_network("10.7.0.2")}),
+        )
+        to_here = a_peer(public_key=public_key(here.private_key), allowed_ips=frozenset({ip_network("10.7.0.1")}))
+        alpha.up(here, "10.7.0.1/24")
+        beta.up(there, "10.7.0.2/24")
+        alpha.set_peers(here.name, [Step(None, to_there)])
+        beta.set_peers(there.name, [Step(None, to_here)])
+        alpha.namespace("ping", "-c", 1, "-W", 5, "10.7.0.2")
+        renamed = replace(here, name=f"{here.name}x")
+        alpha.names.add(renamed.name)
+        replies = []
+        pings = ("ping", "-q", "-c", 30, "-i", "0.02", "-W", 5, "10.7.0.2")
+        thread = threading.Thread(target=lambda: replies.append(alpha.namespace(*pings, check=False)))
+        thread.start()
+        alpha.namespace("ip", "link", "set", here.name, "name", renamed.name)
+        alpha.configure(here, renamed)
+        thread.join()
+        assert "30 received" in replies[0]
+        assert alpha.activity(renamed.name)[to_there.public_key].rx_bytes > 30 * 84
+
     def test_a_rename_that_fails_half_way_leaves_the_old_name(self, alpha):
         first, second = alpha.create(listen_port=1001), alpha.create(listen_port=1002)
         alpha.up(first)
@@ -230,6 +257,7 @@ class TestFaults(Namespaces):
             assert caught.value.errno == EADDRINUSE
             assert alpha.read(have.name).private_key == second.private_key
             assert not (SOCKETS / f"{want.name}.sock").exists()
+            alpha.namespace("ip", "link", "set", have.name, "name", want.name)
             alpha.configure(have, want)
 
     def test_a_socket_of_another_device_is_not_taken_over_by_a_rename(self, alpha):
@@ -303,6 +331,21 @@ class TestFaults(Namespaces):
                 with pytest.raises(MechanismError, match=name) as caught:
                     ask()
                 assert caught.value.errno == errno
+
+    def test_one_allowed_ip_is_dropped_by_one_line_where_the_process_can(self, alpha):
+        name = alpha.device().name
+        peer = a_peer(1, allowed_ips=frozenset({ip_network("10.0.0.0/24"), ip_network("10.0.1.0/24")}))
+        fewer = replace(peer, allowed_ips=frozenset({ip_network("10.0.0.0/24")}))
+        with Answerer(name, b"errno=0\n\n") as answerer:
+            alpha.set_peers(name, [Step(peer, fewer)])
+            alpha.set_peers(name, [Step(peer, fewer)])
+        probe, *changes = answerer.received  # asked once
+        assert peer.public_key.hex().encode() not in probe
+        assert (
+            changes
+            == [f"set=1\npublic_key={peer.public_key.hex()}\nupdate_only=true\nallowed_ip=-10.0.1.0/24\n\n".encode()]
+            * 2
+        )
 
     def test_a_listener_that_is_no_wireguard_is_never_killed(self, alpha):
         name = alpha.device().name

@@ -380,6 +380,14 @@ def test_a_services_subnet_avoids_what_peers_route():
     assert not serve(state, "web").subnet.overlaps(wanted)
 
 
+@pytest.mark.parametrize("name", ["a/b", "a b", "a:b", "a\nb", "a\0b"])
+def test_a_name_that_no_link_may_have_is_refused(name):
+    with pytest.raises(RequestError, match="link name"):
+        serve(ready(), name)
+    with pytest.raises(RequestError, match="link name"):
+        set_up(new_state(), instance=name)
+
+
 def test_a_wanted_subnet_is_used_or_refused():
     state = ready()
     subnet = ip_network("10.200.50.0/27")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from overlayd import wire
-from overlayd.daemon.handlers import containers, overlay, peers, services
+from overlayd.daemon.handlers import containers, names, nat, overlay, peers, services
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError, StateError
 
@@ -25,25 +25,34 @@ class Handlers:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
 
-    def quick(self, request: wire.Request) -> Callable[[], wire.Response | bytes] | None:
-        """How to answer a request that only reads the state; None for every other one."""
-        handler = QUICK.get(type(request))
-        if handler is None:
-            return None
-        return lambda: handler(self.daemon, request)
+    def is_quick(self, request: wire.Request) -> bool:
+        """Whether the request only reads the state: `read` answers it; `run` does every other one."""
+        return type(request) in QUICK
+
+    def read(self, request: wire.Request) -> wire.Response | bytes:
+        """Answer a quick request on the spot; bytes: an answer that is encoded already.  Never raises."""
+        try:
+            return QUICK[type(request)](self.daemon, request)
+        except Exception as error:
+            return _failure(request, error)
 
     async def run(self, request: wire.Request) -> wire.Response:
-        """Do a request and answer it.  Never raises: this is where errors become responses."""
+        """Do a request and answer it.  Never raises."""
         try:
             return await HANDLERS[type(request)](self.daemon, request)
-        except RequestError as error:
-            return wire.Err(message=str(error))
-        except (MechanismError, StateError) as error:
-            log.error("%s: %s", _op(request), error)
-            return wire.Err(message=str(error))
         except Exception as error:
-            log.exception("%s: unexpected error", _op(request))
-            return wire.Err(message=f"internal error: {type(error).__name__}: {error}")
+            return _failure(request, error)
+
+
+def _failure(request: wire.Request, error: Exception) -> wire.Err:
+    """Where errors become responses."""
+    if isinstance(error, RequestError):
+        return wire.Err(message=str(error))
+    if isinstance(error, (MechanismError, StateError)):
+        log.error("%s: %s", _op(request), error)
+        return wire.Err(message=str(error))
+    log.error("%s: unexpected error", _op(request), exc_info=error)
+    return wire.Err(message=f"internal error: {type(error).__name__}: {error}")
 
 
 def _op(request: wire.Request) -> str:
@@ -60,6 +69,7 @@ Slow = Callable[[Daemon, Any], Awaitable[wire.Response]]
 # Requests that only read the state: answered on the spot.
 QUICK: dict[type[wire.Request], Quick] = {
     wire.GetStatus: overlay.status,
+    wire.GetNatStatus: nat.nat_status,
 }
 
 # Requests that change something, or wait.
@@ -78,13 +88,12 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.RemovePeer: peers.remove_peer,
     wire.AddAllowedIp: peers.add_allowed_ip,
     wire.RemoveAllowedIp: peers.remove_allowed_ip,
-    wire.RegisterDns: not_yet,
-    wire.UnregisterDns: not_yet,
-    wire.WriteScopedResolver: not_yet,
-    wire.RemoveScopedResolver: not_yet,
-    wire.PruneOrphanBridges: not_yet,
-    wire.NatTick: not_yet,
-    wire.GetNatStatus: not_yet,
+    wire.RegisterDns: names.register_dns,
+    wire.UnregisterDns: names.unregister_dns,
+    wire.WriteScopedResolver: names.write_scoped_resolver,
+    wire.RemoveScopedResolver: names.remove_scoped_resolver,
+    wire.PruneOrphanBridges: services.prune_orphan_bridges,
+    wire.NatTick: nat.nat_tick,
     wire.Shutdown: overlay.shutdown,
     wire.MintEdgePeer: not_yet,
     wire.ListEdgePeers: not_yet,

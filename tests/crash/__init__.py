@@ -1,0 +1,16 @@
+"""The daemon killed, or refused an operation, at every point where that can matter.
+
+Owns: the proof that nothing is lost, leaked or given twice.  Must not know: overlayd's own idea of its state; it reads
+the kernel through `ip`, `wg` and `nft`, the disk through its own reader, and reckons with its own model.
+
+`python -m crash` (make crash) runs everything; the tests here run a sample of it.  Needs root.
+
+    cell       a throw-away machine: namespaces with the real daemon in them, which can be killed, rebooted, watched
+    view       all that such a machine shows, in a form that can be compared
+    scenarios  requests under test, each with what happened before it
+    trial      one scenario, disturbed at one point, and what must be true afterwards
+    model      the reference: what the requests so far must have led to, in dictionaries
+    sequences  random requests, deaths and reboots against the model
+    planted    deliberate bugs, which the harness must find
+    worker     a process that runs trials, each in a cell of its own
+"""

@@ -1,0 +1,289 @@
+"""A cell: a machine as far as overlayd can tell, made in some 20 ms and gone without a trace.
+
+Owns: the namespaces (processes, mounts, network) of the cell, the daemon and the containers in it, and its end.  Must
+not know: what is asked of the daemon, or what is true of it.
+
+The code of a trial runs inside, as process 1 of the cell: when it ends the kernel ends everybody else there, and the
+links, mounts and files go with them.  The daemon is a fork of a process that has imported overlayd already, not a new
+interpreter: it runs the same code and is ready in a tenth of the time.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lab.frames import Connection, Refused
+
+from overlayd import fault
+from overlayd.daemon.main import main
+from overlayd.linux import wireguard
+
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000  # linux/sched.h
+MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000  # linux/mount.h
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+HOME = Path("/run/cell")  # on the cell's own file system in memory, as all of /run
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+# A default route, for the MTU and for endpoints.  Nobody is at the other end of the cable.
+NETWORK = """\
+link set lo up
+link add uplink mtu 1500 type veth peer name cable
+link set cable up
+address add 172.31.0.1/24 dev uplink
+link set uplink up
+route add default via 172.31.0.254
+"""
+
+PATIENCE = 10.0  # seconds until a daemon that neither listens nor ends is called stuck
+LONGEST = 60.0  # seconds that a whole trial may take
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Stuck(Exception):
+    """The daemon neither does what was asked nor ends."""
+
+
+def inside(work: Callable[["Cell"], Any]) -> Any:
+    """Run `work` in a new cell and return what it returned, which must be JSON.  RuntimeError when it raised."""
+    readable, writable = os.pipe()
+    outer = os.fork()
+    if not outer:
+        _found(work, writable)
+    os.close(writable)
+    told = b""
+    deadline = time.monotonic() + LONGEST
+    while select.select([readable], [], [], max(deadline - time.monotonic(), 0))[0]:
+        piece = os.read(readable, 1 << 16)
+        if not piece:
+            break
+        told += piece
+    else:
+        os.kill(outer, signal.SIGKILL)  # the cell dies with it
+    os.close(readable)
+    os.waitpid(outer, 0)
+    if not told.endswith(b"\n"):
+        raise RuntimeError(f"the trial did not end within {LONGEST} s")
+    outcome = json.loads(told)
+    if "raised" in outcome:
+        raise RuntimeError(outcome["raised"])
+    return outcome["returned"]
+
+
+def _found(work: Callable[["Cell"], Any], writable: int) -> None:
+    """Never returns."""
+    try:
+        _check(_libc.unshare(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWNET))
+        first = os.fork()
+        if first:
+            os.waitpid(first, 0)
+            os._exit(0)
+        _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+        _mount(None, "/", None, MS_REC | MS_PRIVATE)
+        _mount("proc", "/proc", "proc")
+        _mount("tmpfs", "/run", "tmpfs")
+        outcome = {"returned": work(Cell())}
+    except BaseException:
+        outcome = {"raised": traceback.format_exc()}
+    with os.fdopen(writable, "wb") as told:
+        told.write(json.dumps(outcome).encode() + b"\n")
+    os._exit(0)
+
+
+def _check(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int = 0) -> None:
+    _check(_libc.mount((source or "none").encode(), target.encode(), kind.encode() if kind else None, flags, None))
+
+
+class Cell:
+    """The machine; made by `inside`.  daemon: its process id, 0 while none runs."""
+
+    def __init__(self) -> None:
+        self.data = HOME / "data"
+        self.socket = HOME / "overlayd.sock"
+        self.log = HOME / "overlayd.log"
+        self.trace = HOME / "trace"
+        self.daemon = 0
+        self.containers: set[int] = set()
+        self.connection: Connection | None = None
+        self.identity = ""  # the node's public key, once it was seen
+        self._plant: Callable[[], None] = lambda: None
+        self._boots = 0
+        HOME.mkdir()
+        wireguard.public_key(bytes(32))  # imports the cryptography that every daemon needs
+        self._boot()
+
+    def plant(self, bug: Callable[[], None]) -> None:
+        """Let every later daemon run `bug` before its own code."""
+        self._plant = bug
+
+    # The daemon.
+
+    def start(self, fault: str = "") -> bool:
+        """Start the daemon and wait until it listens; False when it ended instead, as `fault` may make it."""
+        assert not self.daemon
+        self.daemon = os.fork()
+        if not self.daemon:
+            self._be_daemon(fault)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.connection = Connection(self.socket, PATIENCE)
+                return True
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self.ended():
+                    return False
+            if time.monotonic() > deadline:
+                raise Stuck(f"the daemon does not listen\n{self.last_words()}")
+            time.sleep(0.001)
+
+    def _be_daemon(self, spec: str) -> None:
+        """Never returns."""
+        code = 99
+        try:
+            self.trace.unlink(missing_ok=True)
+            os.environ["OVERLAYD_FAULT"] = spec
+            os.environ["OVERLAYD_FAULT_TRACE"] = str(self.trace)
+            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            importlib.reload(fault)
+            self._plant()
+            code = main(["--data-dir", str(self.data), "--socket", str(self.socket), "--wireguard", "userspace"])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def request(self, op: str, **keys: Any) -> dict[str, Any] | None:
+        """Ask the daemon; None when it died before it answered.  An `err` is an answer like another."""
+        assert self.connection is not None
+        try:
+            return self.connection.request(op, **keys)
+        except Refused as refusal:
+            return {"result": "err", "message": str(refusal)}
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return None
+        except TimeoutError as error:
+            raise Stuck(f"no answer to {op}\n{self.last_words()}") from error
+
+    def ended(self) -> bool:
+        """Whether the daemon has ended."""
+        if self.daemon and os.waitpid(self.daemon, os.WNOHANG)[0]:
+            self._forget_daemon()
+        return not self.daemon
+
+    def await_end(self) -> None:
+        """Wait until the daemon has ended by itself."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.ended():
+            if time.monotonic() > deadline:
+                raise Stuck(f"the daemon does not end\n{self.last_words()}")
+            time.sleep(0.001)
+
+    def kill_daemon(self) -> None:
+        """SIGKILL; fine when there is none."""
+        if self.daemon:
+            os.kill(self.daemon, signal.SIGKILL)
+            os.waitpid(self.daemon, 0)
+            self._forget_daemon()
+
+    def _forget_daemon(self) -> None:
+        self.daemon = 0
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def passed(self) -> list[str]:
+        """The fault points that the newest daemon has passed."""
+        return self.trace.read_text().split("\n")[:-1] if self.trace.exists() else []
+
+    def last_words(self) -> str:
+        """The end of the log of all daemons of this cell."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:]) if self.log.exists() else ""
+
+    # Containers.
+
+    def start_container(self, pid: int) -> None:
+        """A process with this very number, in a network namespace of its own."""
+        assert pid not in self.containers
+        readable, writable = os.pipe()
+        LAST_PID.write_text(str(pid - 1))
+        got = os.fork()
+        if not got:
+            os.close(readable)
+            _check(_libc.unshare(CLONE_NEWNET))
+            os.close(writable)
+            while True:
+                signal.pause()
+        os.close(writable)
+        os.read(readable, 1)
+        os.close(readable)
+        assert got == pid, f"asked for process {pid}, got {got}"
+        self.containers.add(pid)
+
+    def kill_container(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        self.containers.remove(pid)
+
+    # The machine.
+
+    def reboot(self) -> None:
+        """Everything ends but what is on the disk: processes, links, rules, /run."""
+        self.kill_daemon()
+        self.containers.clear()
+        os.kill(-1, signal.SIGKILL)  # every process but this one: the cell's own, no other can be seen from here
+        while True:
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                break
+        self.socket.unlink(missing_ok=True)
+        for left in Path("/run/wireguard").glob("*"):
+            left.unlink()
+        _check(_libc.unshare(CLONE_NEWNET))
+        self._boot()
+
+    def _boot(self) -> None:
+        self._boots += 1
+        boot_id = HOME / f"boot-{self._boots}"
+        boot_id.write_text(f"00000000-0000-4000-8000-{self._boots:012}\n")
+        _mount(str(boot_id), str(BOOT_ID), None, MS_BIND)
+        self.run(["ip", "-batch", "-"], NETWORK)
+
+    def run(self, argv: list[str], given: str = "") -> str:
+        """Run a program here and return what it printed."""
+        done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(argv)}: exit code {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    def reap(self) -> None:
+        """Bury the orphans that have ended; process 1 inherits them."""
+        ours = {self.daemon, *self.containers}
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None or ended.si_pid in ours:
+                return
+            os.waitpid(ended.si_pid, 0)

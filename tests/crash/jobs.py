@@ -1,0 +1,43 @@
+"""What a worker can be asked to do.
+
+Owns: the table of jobs.  Must not know: who asks.
+"""
+
+import gc
+from typing import Any
+
+from crash import trial
+from crash.cell import Cell, inside
+from crash.planted import BUGS
+from crash.scenarios import SCENARIOS
+
+_known: dict[str, dict[str, Any]] = {}  # what the undisturbed run of a scenario has shown
+
+
+def undisturbed(scenario: str) -> dict[str, Any]:
+    """See `trial.undisturbed`."""
+    if scenario not in _known:
+        _known[scenario] = inside(lambda cell: trial.undisturbed(cell, SCENARIOS[scenario]))
+    return _known[scenario]
+
+
+def disturbed(scenario: str, how: str, point: str, passage: int, bug: str = "") -> list[str]:
+    """Kill the daemon (how: "killed") or refuse it an operation ("refused") at a passage of a point; what was wrong.
+
+    bug: the name of one that is planted into the daemon.
+    """
+    known = undisturbed(scenario)
+    rule = {"killed": trial.killed, "refused": trial.refused}[how]
+
+    def work(cell: Cell) -> list[str]:
+        if bug:
+            cell.plant(BUGS[bug])
+        problems = rule(cell, SCENARIOS[scenario], (point, passage), known)
+        return [*problems, cell.last_words()] if problems else []
+
+    result: list[str] = inside(work)
+    return result
+
+
+JOBS = {"undisturbed": undisturbed, "disturbed": disturbed}
+gc.freeze()  # what is imported stays: forks need not touch it

@@ -1,0 +1,172 @@
+"""The requests under test, each with what happened before it.
+
+Owns: the table.  Must not know: where a scenario is disturbed.  A new request needs an entry here, and its meaning in
+`model`.
+
+A step is a request as on the wire, or one of these, whose names start with "!":
+
+    !container pid   a container starts, as process `pid`
+    !die pid         it ends, and the daemon reclaims what it held
+    !orphan pid      it ends while the daemon is down; then the daemon starts
+    !replace pid     the same, and a container that is none of ours gets its pid before the daemon starts
+    !restart         the daemon is killed and started
+    !reboot          the machine
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Step = dict[str, Any]
+
+A, B, C = (letter * 43 + "=" for letter in "AEI")  # public keys of peers: all base64 digits are good for one
+KEYS = frozenset({A, B, C})
+FIRST, SECOND, THIRD = 5001, 5002, 5003  # containers
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """name: unique.  before: steps that are not disturbed.  act: the one that is."""
+
+    name: str
+    before: Sequence[Step]
+    act: Step
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody asks for the act, rather than it happening."""
+        return not self.act["op"].startswith("!")
+
+    @property
+    def starts_daemon(self) -> bool:
+        return self.act["op"] in STARTS
+
+
+STARTS = ("!orphan", "!replace", "!restart", "!reboot")
+
+
+def step(op: str, **keys: Any) -> Step:
+    return {"op": op, **keys}
+
+
+def overlay(**keys: Any) -> Step:
+    usual = {"deployment": "c", "instance_id": "1", "cluster_cidr": "10.200.0.0/16", "slice_cidr": "10.200.1.0/24"}
+    return step("setup_global_overlay", **{**usual, "wg_port": 51820, **keys})
+
+
+def service(name: str = "w", **keys: Any) -> Step:
+    return step("setup_service_overlay", **{"service": name, "mode": "auto", **keys})
+
+
+def attach(pid: int = FIRST, name: str = "w", **keys: Any) -> Step:
+    return step("attach_container", **{"handle": _handle(pid), "service": name, "join_global": False, **keys})
+
+
+def detach(pid: int = FIRST) -> Step:
+    return step("detach_container", handle=_handle(pid))
+
+
+def peer(key: str = A, allowed_ips: str = "10.200.7.0/24", **keys: Any) -> Step:
+    usual = {"endpoint": "192.0.2.1:51820", "persistent_keepalive_secs": 0}
+    return step("add_peer", **{"public_key": key, "allowed_ips": allowed_ips, **usual, **keys})
+
+
+def container(pid: int = FIRST) -> Step:
+    return step("!container", pid=pid)
+
+
+def _handle(pid: int) -> dict[str, Any]:
+    return {"platform": "linux_pid", "pid": pid}
+
+
+UP = (overlay(),)
+SERVED = (*UP, service(), container())
+ATTACHED = (*SERVED, attach())
+BUSY = (
+    step("set_local_node_id", node_id=3),
+    *UP,
+    service(),
+    service("v"),
+    peer(),
+    peer(B, "10.200.8.0/24,10.201.0.0/16"),
+    step("allocate_ip", service="w", join_global=False),
+    step("allocate_ip", service="", join_global=True),
+    container(),
+    attach(join_global=True, isolation_network="red"),
+    container(SECOND),
+    attach(SECOND, "v", isolation_network="red"),
+)
+SIXES = overlay(cluster_cidr="fd00:1::/64", slice_cidr="fd00:1::1:0/112")
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("node id", (), step("set_local_node_id", node_id=7)),
+        Scenario("announced key", (), step("set_local_wg_pubkey", pubkey=A)),
+        Scenario("overlay first", (), overlay()),
+        Scenario("overlay again", BUSY, overlay()),
+        Scenario("overlay with another port", BUSY, overlay(wg_port=51821)),
+        Scenario("overlay of another instance", BUSY, overlay(instance_id="2")),
+        Scenario("overlay of another instance and port", BUSY, overlay(instance_id="2", wg_port=51821)),
+        Scenario("overlay gets a slice", (overlay(slice_cidr=None), service(), peer()), overlay()),
+        Scenario("overlay moves", (*UP, peer()), overlay(cluster_cidr="10.210.0.0/16", slice_cidr="10.210.1.0/24")),
+        Scenario("overlay of IPv6", (), SIXES),
+        Scenario("overlay down", BUSY, step("teardown_global_overlay")),
+        Scenario("overlay up again", (*BUSY, step("teardown_global_overlay")), overlay()),
+        Scenario("service first", UP, service()),
+        Scenario("service of a given subnet", UP, service(subnet="10.200.77.0/24")),
+        Scenario("service again", SERVED, service()),
+        Scenario("service of IPv6", (SIXES,), service()),
+        Scenario("service down", (*UP, service()), step("teardown_service_overlay", service="w")),
+        Scenario("service down with containers", BUSY, step("teardown_service_overlay", service="w")),
+        Scenario("allocate from a service", SERVED, step("allocate_ip", service="w", join_global=False)),
+        Scenario("allocate from the node", UP, step("allocate_ip", service="", join_global=True)),
+        Scenario(
+            "release",
+            (*SERVED, step("allocate_ip", service="w", join_global=False)),
+            step("release_ip", ip="10.200.196.18"),
+        ),
+        Scenario("attach", SERVED, attach()),
+        Scenario("attach again", ATTACHED, attach()),
+        Scenario("attach with join_global", SERVED, attach(join_global=True)),
+        Scenario("attach ephemeral", SERVED, attach(ephemeral=True)),
+        Scenario("attach isolated", SERVED, attach(isolation_network="red")),
+        Scenario("attach isolated with join_global", SERVED, attach(isolation_network="red", join_global=True)),
+        Scenario("attach second", (*ATTACHED, container(SECOND)), attach(SECOND)),
+        Scenario("attach over IPv6", (SIXES, service(), container()), attach(join_global=True)),
+        Scenario("detach", ATTACHED, detach()),
+        Scenario("detach with join_global", (*SERVED, attach(join_global=True)), detach()),
+        Scenario("detach the last ephemeral", (*SERVED, attach(ephemeral=True)), detach()),
+        Scenario("detach the last isolated", (*SERVED, attach(isolation_network="red")), detach()),
+        Scenario("detach one of a network", BUSY, detach()),
+        Scenario("peer first", UP, peer()),
+        Scenario("peer of a name", UP, peer(endpoint="nobody.invalid:51820")),
+        Scenario("peer again", (*UP, peer()), peer()),
+        Scenario(
+            "peer changes",
+            (*UP, peer(), step("add_allowed_ip", pubkey=A, cidr="10.200.9.0/24")),
+            peer(A, "10.200.7.0/25,10.200.10.0/24", endpoint="192.0.2.2:51820", persistent_keepalive_secs=25),
+        ),
+        Scenario("peer takes from another", (*UP, peer(), peer(B, "10.200.8.0/24")), peer(B, "10.200.7.0/24")),
+        Scenario("peer gone", BUSY, step("remove_peer", pubkey=B)),
+        Scenario("allowed IP", (*UP, peer()), step("add_allowed_ip", pubkey=A, cidr="10.200.9.0/24")),
+        Scenario(
+            "allowed IP moves",
+            (*UP, peer(), peer(B, "10.200.8.0/24")),
+            step("add_allowed_ip", pubkey=B, cidr="10.200.7.0/24"),
+        ),
+        Scenario(
+            "allowed IP gone",
+            (*UP, peer(A, "10.200.7.0/24,10.200.8.0/24")),
+            step("remove_allowed_ip", pubkey=A, cidr="10.200.8.0/24"),
+        ),
+        Scenario("shutdown", BUSY, step("shutdown")),
+        Scenario("first start", (), step("!restart")),
+        Scenario("restart", BUSY, step("!restart")),
+        Scenario("reboot", BUSY, step("!reboot")),
+        Scenario("container dies", BUSY, step("!die", pid=FIRST)),
+        Scenario("ephemeral container dies", (*SERVED, attach(ephemeral=True)), step("!die", pid=FIRST)),
+        Scenario("container dies unseen", BUSY, step("!orphan", pid=FIRST)),
+        Scenario("container is replaced unseen", BUSY, step("!replace", pid=FIRST)),
+    )
+}

@@ -1,0 +1,177 @@
+"""One scenario in one cell: undisturbed, or disturbed at one fault point, and what must be true afterwards.
+
+Owns: doing steps, and the rules.  Must not know: which scenarios there are, or how trials are spread over processes.
+
+The undisturbed run tells the points that the act passes, and what the cell shows before the act, after it and after it
+was repeated (`model` says whether that is right).  Then the rules are:
+
+- killed: the next daemon shows what was before or what was to come, wholly; the latter if the act was acknowledged, or
+  if nobody asked for it but it happened.  Repeating the request leads where it leads undisturbed.
+- refused an operation: if the request got `err`, all is as before; else it was done.  Repeating it leads as above.
+"""
+
+import os
+import socket
+import time
+from errno import ENOMEM, ENOSPC
+from typing import Any
+
+from crash.cell import Cell
+from crash.scenarios import KEYS, Scenario, Step
+from crash.view import difference, rows, take
+
+Point = tuple[str, int]  # a fault point and its passage since the daemon's start, from 1
+
+# Where there is no operation that could be refused: a kill is the only thing that can happen there.
+CANNOT_FAIL = ("node:journaled", "node:applied", "journal:synced", "journal:checkpoint:done")
+
+RECLAIMED_WITHIN = 1.0  # seconds, by contract
+
+
+def perform(cell: Cell, step: Step, fault: str = "") -> dict[str, Any] | None:
+    """Do a step; its answer, None when the daemon died before it gave one.  fault: for a daemon that is started."""
+    op, keys = step["op"], {key: value for key, value in step.items() if key != "op"}
+    if not op.startswith("!"):
+        answer = cell.request(op, **keys)
+        if op == "shutdown" and answer == {"result": "ok"}:
+            cell.await_end()
+        return answer
+    if op == "!container":
+        cell.start_container(keys["pid"])
+    elif op == "!die":
+        cell.kill_container(keys["pid"])
+        return {"result": "ok"} if _reclaimed(cell, keys["pid"]) else None
+    else:
+        cell.kill_daemon()
+        if op == "!reboot":
+            cell.reboot()
+        elif op in ("!orphan", "!replace"):
+            cell.kill_container(keys["pid"])
+            if op == "!replace":
+                cell.start_container(keys["pid"])
+        if not cell.start(fault):
+            return None
+    return {"result": "ok"}
+
+
+def _reclaimed(cell: Cell, pid: int) -> bool:
+    """Wait until what a dead container held is free; False when the daemon died of it, or does not do it in time."""
+    deadline = time.monotonic() + RECLAIMED_WITHIN
+    while not cell.ended():
+        if f"attachment pid:{pid}" not in rows(cell) and f"veth-{pid}-s" not in (
+            name for _, name in socket.if_nameindex()
+        ):
+            # Answered when nothing else is under way.
+            return cell.request("teardown_service_overlay", service="unknown") is not None
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return False
+
+
+def undisturbed(cell: Cell, scenario: Scenario) -> dict[str, Any]:
+    """What `disturbed` needs to know: points, answers and views."""
+    cell.start()
+    _prepare(cell, scenario)
+    before = take(cell, KEYS)
+    earlier = 0 if scenario.starts_daemon else len(cell.passed())
+    answer = perform(cell, scenario.act)
+    if answer is None or answer["result"] == "err":
+        raise RuntimeError(f"{scenario.name}: {answer}\n{cell.last_words()}")
+    passed = cell.passed()
+    if not cell.daemon:
+        cell.start()
+    after = take(cell, KEYS)
+    again = after
+    if scenario.asked:
+        perform(cell, scenario.act)
+        if not cell.daemon:
+            cell.start()
+        again = take(cell, KEYS)
+    points = [(name, passed[: at + 1].count(name)) for at, name in enumerate(passed) if at >= earlier]
+    return {"points": points, "answer": answer, "before": before, "after": after, "again": again}
+
+
+def killed(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) -> list[str]:
+    """Kill the daemon at a point; returns what was found wrong."""
+    answer = _up_to(cell, scenario, f"{point[0]}:{point[1]}")
+    if not _dies(cell):
+        return [f"the point was not passed this time (answer: {answer})"]
+    if answer is not None and answer != known["answer"] and not scenario.starts_daemon:
+        return [f"the answer was {answer} instead of {known['answer']}"]
+    if not cell.start():
+        return [f"the next daemon did not start\n{cell.last_words()}"]
+    found = take(cell, KEYS)
+    done = not difference(known["after"], found)
+    if not done and (answer is not None or not scenario.asked):
+        return ["lost, though acknowledged" if answer else "not made up for", *difference(known["after"], found)]
+    if not done and difference(known["before"], found):
+        return [
+            "neither wholly there nor wholly absent",
+            *(f"absent would be: {line}" for line in difference(known["before"], found)),
+            *(f"there would be: {line}" for line in difference(known["after"], found)),
+        ]
+    return _repeated(cell, scenario, known, done)
+
+
+def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) -> list[str]:
+    """Refuse the daemon an operation; returns what was found wrong."""
+    number = ENOSPC if point[0].startswith("journal:") else ENOMEM
+    answer = _up_to(cell, scenario, f"{point[0]}:{point[1]}:{number}")
+    if not scenario.asked:
+        cell.kill_daemon()
+        if not cell.start():
+            return [f"the next daemon did not start\n{cell.last_words()}"]
+        return _headed("not made up for", difference(known["after"], take(cell, KEYS)))
+    if answer is None:
+        return [f"the daemon died of errno {number}\n{cell.last_words()}"]
+    done = answer["result"] != "err"
+    if not done and os.strerror(number) not in answer["message"]:
+        return [f"the answer does not tell of errno {number}: {answer}"]
+    if not cell.daemon:
+        cell.start()
+    found = take(cell, KEYS)
+    problems = _headed(
+        "not done, though acknowledged" if done else "not as before",
+        difference(known["after" if done else "before"], found),
+    )
+    return problems or _repeated(cell, scenario, known, done)
+
+
+def _prepare(cell: Cell, scenario: Scenario) -> None:
+    for step in scenario.before:
+        answer = perform(cell, step)
+        if answer is None or answer["result"] == "err":
+            raise RuntimeError(f"{scenario.name}: {step}: {answer}\n{cell.last_words()}")
+
+
+def _up_to(cell: Cell, scenario: Scenario, fault: str) -> dict[str, Any] | None:
+    """Everything up to and including the act, with the fault in the daemon that does the act."""
+    cell.start("" if scenario.starts_daemon else fault)
+    _prepare(cell, scenario)
+    return perform(cell, scenario.act, fault)
+
+
+def _dies(cell: Cell) -> bool:
+    """Whether the daemon dies, as its fault wants; some of its work is done after the answer."""
+    deadline = time.monotonic() + 1
+    while not cell.ended():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def _repeated(cell: Cell, scenario: Scenario, known: dict[str, Any], done: bool) -> list[str]:
+    if not scenario.asked:
+        return []
+    answer = perform(cell, scenario.act)
+    if answer is None or answer["result"] == "err":
+        return [f"repeating it failed: {answer}\n{cell.last_words()}"]
+    if not cell.daemon:
+        cell.start()
+    return _headed("repeating it led astray", difference(known["again" if done else "after"], take(cell, KEYS)))
+
+
+def _headed(title: str, lines: list[str]) -> list[str]:
+    return [title, *lines] if lines else []

@@ -1,0 +1,211 @@
+"""What a cell shows, in a form that can be compared: kernel, disk and the daemon's own word.
+
+Owns: reading them, and blanking what differs from one run of the same requests to another.  Must not know: what should
+be there.
+
+The kernel is read through `ip`, `wg` and `nft`, the journal by the few lines below: not through overlayd's own code,
+which is what is judged.  Blanked are keys that the daemon made, and what numbers the kernel gave to namespaces and
+processes.  Left out is what the kernel adds by itself (IPv6 link-local addresses and their routes), and our nftables
+tables while they hold no element, in which case they do nothing: the first request that needs them leaves them behind
+when it is taken back.
+"""
+
+import base64
+import json
+import re
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from crash.cell import Cell
+
+View = dict[str, dict[str, Any]]
+
+# What of an interface's JSON (ip -j -d address) matters.
+LINK = ("mtu", "group", "ifalias", "master", "address", "altnames")
+SHOW = "ip -j -d address && ip -j route show table all && ip -j -6 route show table all"
+
+_KEY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=")  # base64 of 32 bytes
+_RECORD = struct.Struct("<4sIIQQ")  # of the journal: marker, checksum, length, sequence, floor
+_HEADER_BYTES = 32
+
+
+def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
+    """Everything that `cell` shows, its daemon running and idle.
+
+    known_keys: those of the requests, which stay as they are; every other one was made by the daemon.
+    """
+    cell.reap()
+    host = _start(SHOW)
+    devices = _start("wg show all dump")
+    firewall = _start("nft -j list ruleset")
+    containers = {pid: _start(f"nsenter -t {pid} -n sh -c '{SHOW}'") for pid in sorted(cell.containers)}
+    view: View = {
+        "host": _network(_finish(host)),
+        "wireguard": _wireguard(_finish(devices)),
+        "elements": _elements(_finish(firewall)),
+        "rows": rows(cell),
+        "status": _status(cell),
+        "left": {"files": _files(cell), "processes": _programs("wireguard-go"), "ports": _udp_ports()},
+    }
+    for pid, shown in containers.items():
+        view[f"container {pid}"] = _network(_finish(shown))
+    own = view["status"]["public_key"]
+    view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
+    cell.identity = own
+    words = {own: "(own)"} | {key: key for key in known_keys}
+    blanked: View = json.loads(_KEY.sub(lambda match: words.get(match[0], "(made)"), json.dumps(view)))
+    return blanked
+
+
+def difference(expected: View, found: View) -> list[str]:
+    """How two views differ, a line each; empty when they do not."""
+    lines = []
+    for part in sorted(expected.keys() | found.keys()):
+        wanted, got = expected.get(part, {}), found.get(part, {})
+        for key in sorted(wanted.keys() | got.keys()):
+            if wanted.get(key) != got.get(key):
+                lines.append(f"{part} {key}: expected {wanted.get(key)}, found {got.get(key)}")
+    return lines
+
+
+def rows(cell: Cell) -> dict[str, Any]:
+    """What is in the journal, by table and key."""
+    journal = cell.data / "journal"
+    return _rows(journal.read_bytes()) if journal.exists() else {}
+
+
+def _start(script: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+def _finish(program: subprocess.Popen[str]) -> str:
+    text, _ = program.communicate()
+    if program.returncode:
+        raise RuntimeError(f"{program.args}: exit code {program.returncode}")
+    return text
+
+
+def _network(text: str) -> dict[str, Any]:
+    """Links with their addresses, and routes, of one namespace."""
+    links, routes, routes6 = _json_texts(text)
+    found: dict[str, Any] = {}
+    for link in links:
+        shown = {key: link[key] for key in LINK if key in link}
+        kind = link.get("linkinfo", {}).get("info_kind", "")
+        if kind == "tun" or link["ifname"] in ("uplink", "cable"):
+            shown.pop("address", None)  # random
+        shown["kind"] = kind
+        shown["up"] = "UP" in link["flags"]
+        shown["addresses"] = sorted(
+            f"{address['local']}/{address['prefixlen']}"
+            for address in link["addr_info"]
+            if not address["local"].startswith("fe80:")
+        )
+        found[f"link {link['ifname']}"] = shown
+    for route in (*routes, *routes6):
+        destination = route["dst"]
+        if not destination.startswith(("fe80:", "ff00:")):
+            where = {key: route[key] for key in ("gateway", "protocol", "prefsrc", "type") if key in route}
+            found[f"route {destination} {route.get('dev')} {route.get('table', 'main')}"] = where
+    return found
+
+
+def _json_texts(text: str) -> list[Any]:
+    """The JSON texts that follow each other in a program's output."""
+    decoder = json.JSONDecoder()
+    found, at = [], 0
+    while at < len(text.rstrip()):
+        value, at = decoder.raw_decode(text, at)
+        found.append(value)
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return found
+
+
+def _wireguard(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for line in text.splitlines():
+        device, *fields = line.split("\t")
+        if len(fields) == 4:
+            _private, public, port, mark = fields
+            found[f"device {device}"] = {"key": public, "port": port, "mark": mark}
+        else:
+            key, _psk, endpoint, allowed, _handshake, _rx, _tx, keepalive = fields
+            found.setdefault(f"peers {device}", {})[key] = [endpoint, keepalive, sorted(allowed.split(","))]
+    for peers in [name for name in found if name.startswith("peers ")]:
+        found[peers] = sorted([key, *rest] for key, rest in found[peers].items())  # keys as values: some are blanked
+    return found
+
+
+def _elements(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    rules = []
+    for item in json.loads(text)["nftables"]:
+        holder = item.get("set") or item.get("map")
+        if holder is not None and holder.get("elem"):
+            elements = holder["elem"]
+            found[f"{holder['family']} {holder['table']} {holder['name']}"] = sorted(elements, key=json.dumps)
+        elif "rule" in item:
+            rules.append({**item["rule"], "handle": None})
+    if found:
+        found["rules"] = len(rules), json.dumps(rules)
+    return found
+
+
+def _rows(data: bytes) -> dict[str, Any]:
+    """The rows of a journal, by its format alone: each record sets and removes rows."""
+    rows: dict[str, Any] = {}
+    at = _HEADER_BYTES
+    while at + _RECORD.size <= len(data):
+        _marker, _crc, length, _sequence, _floor = _RECORD.unpack_from(data, at)
+        at += _RECORD.size
+        put, removed = json.loads(data[at : at + length])
+        at += length
+        for table, changed in put.items():
+            rows |= {f"{table} {key}": row for key, row in changed.items()}
+        for table, keys in removed.items():
+            for key in keys:
+                rows.pop(f"{table} {key}", None)
+    for row in rows.values():
+        if row.get("netns"):
+            row["netns"] = row["netns"]["pid"]
+    return {_with_base64(id): row for id, row in rows.items()}
+
+
+def _with_base64(id: str) -> str:
+    """A peer's row is named after its key in hex; everything else shows keys in base64."""
+    table, _, key = id.partition(" ")
+    if table != "peer":
+        return id
+    return f"peer {base64.b64encode(bytes.fromhex(key[:64])).decode()}{key[64:]}"
+
+
+def _status(cell: Cell) -> dict[str, Any]:
+    answer = cell.request("status")
+    if answer is None:
+        raise RuntimeError(f"the daemon died of a status request\n{cell.last_words()}")
+    for peer in answer.get("peers", ()):
+        peer.pop("last_handshake_unix_secs")
+    return {key: sorted(value, key=json.dumps) if isinstance(value, list) else value for key, value in answer.items()}
+
+
+def _files(cell: Cell) -> list[str]:
+    places = (cell.data, Path("/run/wireguard"))
+    return sorted(path.name for place in places if place.exists() for path in place.iterdir())
+
+
+def _programs(name: str) -> int:
+    count = 0
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (directory / "cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        count += Path(arguments[0].decode()).name == name
+    return count
+
+
+def _udp_ports() -> list[int]:
+    lines = Path("/proc/net/udp").read_text().splitlines()[1:]
+    return sorted(int(line.split()[1].rpartition(":")[2], 16) for line in lines)

@@ -1,0 +1,72 @@
+"""A process that runs trials, each in a cell of its own.
+
+Owns: the dialogue with such processes: one JSON text a line, a job in, its outcome out.  Must not know: what makes a
+trial good.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
+from typing import Any
+
+from lab.processes import environment
+
+Job = dict[str, Any]  # do: the name of a function of JOBS; its other keys are for it
+PROCESSES = 2
+
+
+class Workers:
+    """A context manager: so many processes, and the jobs they share."""
+
+    def __init__(self, processes: int = PROCESSES) -> None:
+        argv = [sys.executable, "-m", "crash.worker"]
+        self._processes = [
+            subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+            for _ in range(processes)
+        ]
+        self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()  # and its cell with it
+            process.communicate()
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
+        """Jobs with their outcomes, as they are done.  An outcome {"raised": text} is an exception's."""
+        with ThreadPoolExecutor(len(self._processes)) as threads:
+            for done in as_completed([threads.submit(self._do, job) for job in jobs]):
+                yield done.result()
+
+    def _do(self, job: Job) -> tuple[Job, Any]:
+        process = self._idle.get()
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        outcome = json.loads(process.stdout.readline())
+        self._idle.put(process)
+        return job, outcome
+
+
+def _serve() -> None:
+    """Be such a process."""
+    from crash.jobs import JOBS  # noqa: PLC0415  the daemon's modules, which the process that asks does without
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            outcome = JOBS[job.pop("do")](**job)
+        except RuntimeError as error:
+            outcome = {"raised": str(error)}
+        print(json.dumps(outcome), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,83 @@
+"""Strings of requests: what is taken, what is refused, and that the error names the field and the value."""
+
+from base64 import b64encode
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlayd.daemon import parse
+from overlayd.errors import RequestError
+
+READERS = [parse.address, parse.network, parse.networks, parse.key, parse.endpoint, parse.dns_name]
+
+
+@given(st.text(max_size=80), st.sampled_from(READERS))
+def test_any_text_is_a_value_or_an_error_that_names_the_field(text, read):
+    try:
+        read(text, "the_field")
+    except RequestError as error:
+        assert str(error).startswith("request.the_field: ")
+
+
+@given(st.ip_addresses())
+def test_addresses(address):
+    assert parse.address(str(address), "ip") == address
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("10.200.0.0/16", "10.200.0.0/16"),
+        ("10.200.7.9/16", "10.200.0.0/16"),
+        (" 10.1.2.3 ", "10.1.2.3/32"),
+        ("fd00::5/48", "fd00::/48"),
+    ],
+)
+def test_host_bits_are_dropped(text, network):
+    assert parse.network(text, "cidr") == ip_network(network)
+
+
+def test_lists_of_networks_may_be_empty_and_spaced():
+    assert parse.networks("", "allowed_ips") == ()
+    assert parse.networks("10.0.0.0/8, fd00::/8", "allowed_ips") == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_keys(key):
+    assert parse.key(b64encode(key).decode(), "pubkey") == key
+
+
+@given(st.binary(max_size=64).filter(lambda key: len(key) != 32))
+def test_keys_of_another_length_say_their_length(key):
+    with pytest.raises(RequestError, match=f"{len(key)} bytes, a key is 32"):
+        parse.key(b64encode(key).decode(), "pubkey")
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1:51820", "[fd00::1]:51820", "node-7.example:1", "", "a:65535"])
+def test_endpoints(text):
+    assert parse.endpoint(text, "endpoint") == text
+
+
+@pytest.mark.parametrize(
+    "text", ["192.0.2.1", "host:", ":51820", "host:0", "host:65536", "host:-1", "fd00::1:51820", "[fd00::1:5", "[x]:5"]
+)
+def test_bad_endpoints(text):
+    with pytest.raises(RequestError, match=r"^request\.endpoint: "):
+        parse.endpoint(text, "endpoint")
+
+
+@pytest.mark.parametrize("text", ["Web.Example.", "a", "_srv._tcp.x-1", "a" * 63 + ".b"])
+def test_dns_names(text):
+    assert parse.dns_name(text, "zone") == text.removesuffix(".").lower()
+
+
+@pytest.mark.parametrize("text", ["", ".", "a..b", "-a", "a-", "a" * 64, "bücher", "a b", ".".join(["abc"] * 64)])
+def test_bad_dns_names(text):
+    with pytest.raises(RequestError, match="not a DNS name"):
+        parse.dns_name(text, "zone")
+
+
+def test_an_address_is_not_a_network_of_many():
+    assert parse.network("fd00::1", "cidr").network_address == ip_address("fd00::1")
