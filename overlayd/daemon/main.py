@@ -22,6 +22,7 @@ from overlayd.daemon import config as configuration
 from overlayd.daemon import endpoint, identity, logs, start
 from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.config import Config, ConfigError
+from overlayd.daemon.expiry import Expiry
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
@@ -128,6 +129,9 @@ async def _serve(
         deaths = DeathWatch(lambda handle: background.create_task(start.reclaim(node, handle)))
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         node.observers.append(deaths.follow)
+        expiry = Expiry(node, background.create_task)
+        expiry.arm()
+        node.observers.append(expiry.follow)
         watching = [background.create_task(work) for work in (health.watch(), candidates.watch())]
         background.create_task(sentinel.watch())
         accepting = await server.listen(listener)
@@ -140,6 +144,7 @@ async def _serve(
         accepting.close()
         await server.drain(PATIENCE)
         deaths.close()
+        expiry.close()
         resolver.close()
         for task in watching:
             task.cancel()

@@ -82,8 +82,9 @@ class Node:
         resources share one commit and one visit to the kernel.
 
         They are decided in the order in which they came, each on the state that the one before it left.  When the
-        kernel refuses them together, each is carried out alone, so that an error meets who caused it.  Of the objects
-        that `decide` changes none may hang on a row that it does not touch.
+        kernel refuses them together, each is carried out alone, so that an error meets who caused it; it never hears
+        of what a later one of them cancels out.  Of the objects that `decide` changes none may hang on a row that it
+        does not touch.
         """
         decision = Decision(decide)
         group = self._gathering.join(exclusive, decision)

@@ -150,10 +150,11 @@ def bridge(service: Service, facts: Facts) -> Bridge:
 
 
 def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
+    """What hangs on a service's device and bridge: not guests that were there before it, with the node's addresses."""
     for peer in state.peers(service.name).values():
         yield from _peer(state, facts, peer)
     for attachment in state.table(Attachment).values():
-        if attachment.service == service.name:
+        if attachment.service == service.name and attachment.address in service.subnet:
             yield from _attachment(state, facts, attachment)
 
 
@@ -242,6 +243,15 @@ def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: 
 
 def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
     yield from ruleset.edge(edge.address, edge.allowed)
+    if state.overlay and facts.devices:
+        yield DevicePeer(
+            scope=GLOBAL,
+            device=state.overlay.interface,
+            public_key=edge.public_key,
+            endpoint=None,
+            keepalive=0,
+            allowed_ips=frozenset({ip_network(edge.address)}),
+        )
 
 
 def endpoint_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
