@@ -115,6 +115,12 @@ def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
     return {thing.key: thing for thing in found}
 
 
+def all_links() -> list[rt.Link]:
+    """Every link of the namespace, whoever made it."""
+    with Netlink() as netlink:
+        return list(_read_links(netlink).values())
+
+
 def observe_bridge(name: str) -> Bridge | None:
     """The bridge of that name or alternative name, None when there is none of ours; costs nothing for other links."""
     with Netlink() as netlink:
