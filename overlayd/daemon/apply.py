@@ -6,17 +6,19 @@ Every function here blocks; `daemon.node` calls `Kernel.apply` from a thread, se
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from errno import ENOENT
 from itertools import groupby
-from threading import Lock
 
 from overlayd import fault
 from overlayd.daemon.forgetter import Forgetter
+from overlayd.daemon.reaper import Reaper
 from overlayd.errors import MechanismError
 from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
-from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+from overlayd.model.layout import Layout
+from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ class Kernel:
     def __init__(self, backend: Backend | None, nft: Nft) -> None:
         self.backend = backend
         self.nft = nft
-        self._reaper = _Reaper()
+        self._reaper = Reaper()
         self._forgetter = Forgetter()
         self._rules = False
 
@@ -52,6 +54,7 @@ class Kernel:
 
     def close(self) -> None:
         """Finish what goes on behind the answers."""
+        self._reaper.close()
         self._forgetter.close()
 
     def repair(self, steps: Sequence[Step]) -> list[Failure]:
@@ -63,6 +66,10 @@ class Kernel:
             except MechanismError as error:
                 failed += [(step, error) for step in batch]
         return failed
+
+    def forget(self, addresses: Iterable[Address]) -> None:
+        """Drop the connections of addresses that lost their holder, behind the answer: the next one starts afresh."""
+        self._forgetter.forget(addresses)
 
     def _undo(self, done: list[list[Step]]) -> None:
         for batch in reversed(done):
@@ -89,10 +96,9 @@ class Kernel:
             case DevicePeer() as peer:
                 self._device_backend(peer.device).set_peers(peer.device, batch)
             case Element():
-                self._ensure_rules()
-                self.nft.apply(batch)
+                self._change_members(batch)
             case Veth() if batch[0].want is None:
-                self._delete_veths([step.have for step in batch if isinstance(step.have, Veth)])
+                self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
             case _:
                 for step in batch:
                     self._do_one(step.have, step.want)
@@ -125,63 +131,53 @@ class Kernel:
                 self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
             case Veth(), Veth():
-                self._delete_veths([have])
-                veth.create(want)
+                veth.change(have, want)
             case None, Route():
                 link.create_route(want)
             case Route(), Route():
                 link.change_route(have, want)
             case Route(), None:
                 link.delete_route(have)
+            case None, Proxy():
+                link.create_proxy(want)
+            case Proxy(), Proxy():
+                link.delete_proxy(have)
+                link.create_proxy(want)
+            case Proxy(), None:
+                link.delete_proxy(have)
             case None, Alias():
+                self._forgetter.wait_for(want.address)
                 link.create_alias(want)
             case Alias(), None:
                 link.delete_alias(have)
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
 
-    def _delete_veths(self, veths: list[Veth]) -> None:
-        """The links, and the connections that were tracked for their addresses: the next holder starts afresh."""
-        self._reaper.delete([thing.name for thing in veths])
-        self._forgetter.forget(thing.address.ip for thing in veths)
+    def members(self) -> Layout:
+        """The members of our nftables sets.  None when our tables are not as we made them: then the next element brings
+        them back.
+        """
+        self._rules = self.nft.intact()
+        return dict(self.nft.observe()) if self._rules else {}
 
-    def _ensure_rules(self) -> None:
+    def _change_members(self, batch: list[Step]) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
+        wanted = [step.want for step in batch if isinstance(step.want, Element)]
         if not self._rules:
-            self.nft.ensure()
+            self.nft.ensure(wanted)
             self._rules = True
+        try:
+            self.nft.apply(batch)
+        except MechanismError as error:
+            if error.errno != ENOENT:
+                raise
+            self.nft.ensure(wanted)  # somebody removed a table just now; the sentinel brings back the other members
+            self.nft.apply(batch)
 
     def _device_backend(self, device: str) -> Backend:
         if self.backend is None:
             raise MechanismError("configure WireGuard", device, 0, "this node has no WireGuard backend")
         return self.backend
-
-
-class _Reaper:
-    """Deletes veths together: each deletion waits 16 ms for an RCU barrier, so those that come meanwhile share the
-    next one.
-    """
-
-    def __init__(self) -> None:
-        self._turn = Lock()
-        self._pending: list[str] = []
-        self._pending_lock = Lock()
-        self._failed: dict[str, MechanismError] = {}
-
-    def delete(self, names: list[str]) -> None:
-        with self._pending_lock:
-            self._pending += names
-        with self._turn:
-            with self._pending_lock:
-                batch, self._pending = self._pending, []
-            if batch:
-                try:
-                    veth.delete(batch)
-                except MechanismError as error:
-                    self._failed.update(dict.fromkeys(batch, error))
-            failures = [self._failed.pop(name) for name in names if name in self._failed]
-        if failures:
-            raise failures[0]
 
 
 def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:

@@ -74,6 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         self._writable = True
         self._out: list[bytes] = []
         self._out_bytes = 0
+        self._in_flight = 0  # requests that are not answered yet: changes, and those that are held
         self._newest = 0  # number of the last change
         self._changes: dict[int, None] = {}  # numbers of the changes in flight, oldest first
         # What is answered in its turn: behind which change, to whom, and the request or its refusal.
@@ -141,17 +142,20 @@ class Connection(asyncio.BufferedProtocol):
         """Serve up to `turn` of the messages that have come."""
         left = turn
         try:
-            while left and self._may_serve() and (served := self._serve_some(left)):
+            while left and self._inbox.buffered and self._may_serve():
+                served = self._serve_some(left)
+                if not served:
+                    break
                 left -= served
         except ProtocolError as error:
             self.close(str(error))
         self._flush()
         if not self._open:
             return
-        more = bool(self._inbox.buffered)
+        more = self._inbox.buffered > 0
         if more and not left:
             self._server.queue(self)
-        elif self._eof and not self._changes and not self._held and self._may_serve():
+        elif self._eof and not self._in_flight and self._writable:
             if more:
                 self.close("truncated frame: the client hung up in the middle of a message")
             else:
@@ -165,14 +169,11 @@ class Connection(asyncio.BufferedProtocol):
         self._account()
 
     def _may_serve(self) -> bool:
-        return self._open and self._writable and self._room() > 0
-
-    def _room(self) -> int:
-        return self._limits.in_flight - len(self._changes) - len(self._held)
+        return self._open and self._writable and self._in_flight < self._limits.in_flight
 
     def _serve_some(self, most: int) -> int:
         """Serve one envelope, or up to `most` JSON frames; 0 when no message is whole."""
-        bodies = self._inbox.take(min(most, self._room()))
+        bodies = self._inbox.take(min(most, self._limits.in_flight - self._in_flight))
         if bodies:
             self._sent_json = True
             for body in bodies:
@@ -216,6 +217,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._handlers.is_quick(request):
             self._answer_in_turn(to, request)
         else:
+            self._in_flight += 1
             self._newest += 1
             self._changes[self._newest] = None
             self._server.start(self._change(self._newest, to, request))
@@ -227,6 +229,7 @@ class Connection(asyncio.BufferedProtocol):
         if seconds > self._limits.slow:
             log.warning("slow request: %s took %.1f s (%s)%s", _op(request), seconds, self.credentials, _trace(to))
         del self._changes[number]
+        self._in_flight -= 1
         self._answer(to, response)
         self._release()
         self._flush()
@@ -245,13 +248,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def _account(self) -> None:
         unsent = 0 if self._writable or not self._open else self._transport.get_write_buffer_size()
-        self._server.account(self, self._inbox.buffered + unsent)
+        if self.buffered != self._inbox.buffered + unsent:
+            self._server.account(self, self._inbox.buffered + unsent)
 
     # --- Writing ---
 
     def _answer_in_turn(self, to: int | Frame, what: wire.Request | wire.Err) -> None:
         """Answer after the changes that were asked for before."""
-        if self._changes or self._held or not self._writable:
+        if self._in_flight or not self._writable:
+            self._in_flight += 1
             self._held.append((self._newest, to, what))
         else:
             self._answer(to, what if isinstance(what, wire.Err) else self._handlers.read(what))
@@ -261,6 +266,7 @@ class Connection(asyncio.BufferedProtocol):
         held = self._held
         while held and self._writable and not (self._changes and next(iter(self._changes)) <= held[0][0]):
             _, to, what = held.popleft()
+            self._in_flight -= 1
             self._answer(to, what if isinstance(what, wire.Err) else self._handlers.read(what))
 
     def _answer(self, to: int | Frame, response: wire.Response | bytes) -> None:
@@ -305,7 +311,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def busy(self) -> bool:
         """Whether the client is owed answers that it would read."""
-        return self.queued or bool(self._changes) or (bool(self._held) and self._writable)
+        return self.queued or bool(self._changes) or (self._in_flight > 0 and self._writable)
 
     def close(self, why: str, level: int = logging.WARNING) -> None:
         """Serve no more; the client gets `Limits.linger` to read what it was answered."""

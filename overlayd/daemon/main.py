@@ -20,16 +20,23 @@ import uvloop
 from overlayd import __version__
 from overlayd.daemon import config as configuration
 from overlayd.daemon import endpoint, identity, logs, start
+from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.config import Config, ConfigError
+from overlayd.daemon.expiry import Expiry
+from overlayd.daemon.forwarding import ForwardWatch
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.resolver import Resolver
+from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
+from overlayd.linux.monitor import Monitor
+from overlayd.model.health import FRESH
 from overlayd.model.rows import Attachment
 from overlayd.proto.identity import answer_probe, encode
 from overlayd.proto.mux import EndpointMux, json_wire
@@ -46,8 +53,8 @@ BAD_CONFIG = 78
 PATIENCE = 10.0
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `overlayd` and return its exit code."""
+def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
+    """Run `overlayd` and return its exit code.  fresh: seconds for which a handshake vouches for a peer."""
     options = configuration.parser().parse_args(arguments)
     try:
         config = configuration.load(options, os.environ)
@@ -62,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     _raise_descriptor_limit()
     try:
         with ExitStack() as claims:
-            return _claim_and_run(config, options.teardown, options.salvage_journal, claims)
+            return _claim_and_run(config, options.teardown, options.salvage_journal, claims, fresh)
     except (endpoint.InUse, JournalInUse) as error:
         log.error("%s", error)
         return IN_USE
@@ -74,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         return FAILED
 
 
-def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitStack) -> int:
+def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitStack, fresh: float) -> int:
     journal = Journal.open(Path(config.data_dir), salvage=salvage)
     claims.enter_context(endpoint.claim_namespace())
     if teardown:
@@ -85,13 +92,15 @@ def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitSt
     listener = claims.enter_context(endpoint.bind(config.socket, admission.gid))
     claims.callback(Path(config.socket).unlink, missing_ok=True)
     try:
-        uvloop.run(_serve(config, journal, admission, listener))
+        uvloop.run(_serve(config, journal, admission, listener, fresh))
     except ExceptionGroup as failed:  # of the task group: one failed, and the others were stopped for it
         raise failed.exceptions[0] from None
     return 0
 
 
-async def _serve(config: Config, journal: Journal, admission: endpoint.Admission, listener: socket.socket) -> None:
+async def _serve(
+    config: Config, journal: Journal, admission: endpoint.Admission, listener: socket.socket, fresh: float
+) -> None:
     """Take up the state, serve until told to stop, and leave the data plane running."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -99,6 +108,7 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         loop.add_signal_handler(number, stopping.set)
     node = start.node(journal, config.wireguard)
     boot = start.boot_id()
+    sentinel = Sentinel(node, Monitor())
     # It reads the whole executable: beside the start, not before it.
     me = asyncio.create_task(asyncio.to_thread(identity.current, config.namespace_id, config.socket))
     await start.resume(node, boot)
@@ -107,14 +117,27 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         answer_probe=partial(answer_probe, identity=encode(await me)),
         served=frozenset({config.payload_protocol}),
     )
-    health = Health(node)
-    handlers = Handlers(Daemon(node, StatusView(node, health), boot, stopping.set))
-    server = Server(handlers, admission, None if config.no_probe else mux)
+    health = Health(node, fresh)
+    candidates = Candidates(node)
+    forwarding = ForwardWatch(node)
+    await health.resume()
     async with asyncio.TaskGroup() as background:
+        resolver = Resolver(node, health, background.create_task)
+        resolver.resume()
+        node.observers.append(resolver.follow)
+        daemon = Daemon(node, StatusView(node, health), health, candidates, boot, resolver.ask_again, stopping.set)
+        server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
+        health.announce.append(server.publish)
         deaths = DeathWatch(lambda handle: background.create_task(start.reclaim(node, handle)))
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         node.observers.append(deaths.follow)
-        reading = background.create_task(health.watch())
+        expiry = Expiry(node, background.create_task)
+        expiry.arm()
+        node.observers.append(expiry.follow)
+        node.observers.append(forwarding.follow)
+        watches = (health.watch(), candidates.watch(), forwarding.watch())
+        watching = [background.create_task(work) for work in watches]
+        background.create_task(sentinel.watch())
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
             _notify("READY=1")
@@ -125,8 +148,13 @@ async def _serve(config: Config, journal: Journal, admission: endpoint.Admission
         accepting.close()
         await server.drain(PATIENCE)
         deaths.close()
-        reading.cancel()
+        expiry.close()
+        resolver.close()
+        for task in watching:
+            task.cancel()
+        sentinel.stop()
     await node.close()
+    forwarding.close()
     await journal.close()
 
 

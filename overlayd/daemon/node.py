@@ -6,19 +6,22 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 from overlayd import fault
 from overlayd.daemon.apply import Failure, Kernel
+from overlayd.daemon.gather import Decision, Gathering
 from overlayd.daemon.inspect import observe, present
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.locks import ResourceLocks
-from overlayd.errors import StateError
+from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, layout
+from overlayd.model.objects import Address, Step
 from overlayd.model.plan import plan
-from overlayd.model.rows import Change, Row, RowId, encode
+from overlayd.model.rows import Change, Lease, Row, RowId, encode
 from overlayd.model.state import Draft, State
 
 T = TypeVar("T")
@@ -28,6 +31,12 @@ log = logging.getLogger(__name__)
 # Kernel work in flight at once.  Deletions of links wait most of their time and share one barrier, so more threads
 # than processors pay.
 WORKERS = 16
+
+# Changes carried out together.  The kernel's part of 512 peers takes some 100 ms in wireguard-go, for which a later
+# change of the same resources has to wait.
+GROUP = 512
+
+FACTS = "facts"  # the resource that stands for `Node.facts`
 
 
 class Node:
@@ -44,6 +53,7 @@ class Node:
         self._journal = journal
         self._owed: dict[RowId, Row | None] = {}  # taken back in memory, but the disk would not hear of it
         self._locks = ResourceLocks()
+        self._gathering = Gathering(GROUP)
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="kernel")
 
     async def change(
@@ -62,34 +72,31 @@ class Node:
         nothing may.  verify: rows whose objects are looked up in the kernel rather than believed to be there.
         RequestError, StateError and MechanismError leave state, journal and kernel as they were.
         """
-        async with self._locks.hold(exclusive, shared, everything=everything):
-            draft = Draft(self.state)
-            answer = decide(draft)
-            change = draft.rows
-            touched = {*change, *verify}
-            have = layout(self.state, self.facts, touched)
-            inverse = self.state.apply(change)
-            try:
-                await self._commit(change)
-            except BaseException:
-                self.state.apply(inverse)
-                raise
-            fault.point("node:journaled")
-            try:
-                if verify:
-                    have = await self.run(present, self.kernel, have)
-                await self._apply(have, layout(self.state, self.facts, touched))
-            except BaseException:
-                await self._take_back(inverse)
-                raise
-            fault.point("node:applied")
-            for observer in self.observers:
-                observer(change)
-            return answer
+        decision = Decision(decide)
+        async with self._hold(exclusive, shared, everything=everything):
+            await self._carry_out([decision], verify)
+        return await decision.outcome
+
+    async def change_together(self, decide: Callable[[Draft], T], exclusive: Collection[str]) -> T:
+        """Like `change` with `exclusive`, for small changes of which many come at once: those that wait for the same
+        resources share one commit and one visit to the kernel.
+
+        They are decided in the order in which they came, each on the state that the one before it left.  When the
+        kernel refuses them together, each is carried out alone, so that an error meets who caused it; it never hears
+        of what a later one of them cancels out.  Of the objects that `decide` changes none may hang on a row that it
+        does not touch.
+        """
+        decision = Decision(decide)
+        group = self._gathering.join(exclusive, decision)
+        if group is not None:
+            async with self._locks.hold(group.resources):
+                self._gathering.close(group)
+                await self._carry_out_group(group.decisions)
+        return await decision.outcome
 
     async def adopt(self, decide: Callable[[Draft], None]) -> None:
         """Change the state alone, at a start, when `reconcile` follows."""
-        async with self._locks.hold(everything=True):
+        async with self._hold(everything=True):
             draft = Draft(self.state)
             decide(draft)
             inverse = self.state.apply(draft.rows)
@@ -98,22 +105,60 @@ class Node:
             except BaseException:
                 self.state.apply(inverse)
                 raise
+            self.kernel.forget(self._released(inverse))
 
-    async def learn(self, facts: Facts, touched: Collection[RowId] | None = None) -> None:
+    async def alone(self, work: Callable[..., T], *arguments: object) -> T:
+        """Do blocking work in a worker thread while no change is in flight."""
+        async with self._hold(everything=True):
+            return await self.run(work, *arguments)
+
+    async def learn(
+        self,
+        update: Callable[[Facts], Facts],
+        touched: Collection[RowId] | None = None,
+        *,
+        exclusive: Collection[str] = (),
+    ) -> None:
         """Follow a change of circumstances (the MTU, where a host name points): the kernel changes, the state does
         not.
+
+        update: the facts of now to the new ones.  touched: the rows whose objects depend on the difference, None for
+        all; exclusive: the resources that guard them, none for all there are.  On MechanismError the facts are as
+        they were.
         """
-        async with self._locks.hold(everything=True):
-            have = layout(self.state, self.facts, touched)
-            self.facts = facts
-            await self._apply(have, layout(self.state, facts, touched))
+        async with self._hold([*exclusive, FACTS], everything=not exclusive):
+            before, have = self.facts, layout(self.state, self.facts, touched)
+            self.facts = update(before)
+            try:
+                await self._apply(have, layout(self.state, self.facts, touched))
+            except BaseException:
+                self.facts = before
+                raise
 
     async def reconcile(self) -> list[Failure]:
         """Make the kernel what the state implies, whatever it is now.  Returns what could not be done."""
-        async with self._locks.hold(everything=True):
-            want = layout(self.state, self.facts)
-            have = await self.run(observe, self.kernel, want)
-            return await self.run(self.kernel.repair, plan(have, want))
+        _, failures = await self.mend(layout, observe, lambda steps: steps)
+        return failures
+
+    async def mend(
+        self,
+        part: Callable[[State, Facts], Layout],
+        look: Callable[[Kernel, Layout], Layout],
+        choose: Callable[[list[Step]], list[Step]],
+        *,
+        exclusive: Collection[str] | None = None,
+    ) -> tuple[list[Step], list[Failure]]:
+        """Put right what is not as the state implies.  Returns the steps that were taken, and those that failed.
+
+        part: of the layout.  look: what the kernel has of it, in a worker thread.  choose: which steps to take.
+        exclusive: the resources that nobody may change meanwhile, None for all there are.
+        """
+        everything = exclusive is None
+        async with self._hold(exclusive or (), everything=everything):
+            # With everything held the state stands still, and a large part may be put together beside the loop.
+            want = await self.run(part, self.state, self.facts) if everything else part(self.state, self.facts)
+            steps = choose(plan(await self.run(look, self.kernel, want), want))
+            return steps, await self.run(self.kernel.repair, steps) if steps else []
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Do blocking work in a worker thread."""
@@ -121,9 +166,84 @@ class Node:
 
     async def close(self) -> None:
         """Wait for the changes in flight and let the threads go.  Later changes wait for ever: stop asking first."""
-        async with self._locks.hold(everything=True):
+        async with self._hold(everything=True):
             await asyncio.to_thread(self._workers.shutdown)
             await asyncio.to_thread(self.kernel.close)
+
+    def _hold(
+        self, exclusive: Collection[str] = (), shared: Collection[str] = (), *, everything: bool = False
+    ) -> AbstractAsyncContextManager[None]:
+        self._gathering.queued_behind([*exclusive, *shared], everything)
+        return self._locks.hold(exclusive, shared, everything=everything)
+
+    async def _carry_out_group(self, decisions: Sequence[Decision[Any]]) -> None:
+        """Together, or one by one when the kernel refuses that.  Every decision is settled, or fails, here."""
+        try:
+            await self._carry_out(decisions)
+        except MechanismError as error:
+            if len(decisions) == 1:
+                decisions[0].fail(error)
+                return
+            log.warning("%d changes are refused together, and tried one by one: %s", len(decisions), error)
+            for decision in decisions:
+                await self._carry_out_group([decision])
+        except Exception as error:
+            for decision in decisions:
+                decision.fail(error)
+
+    async def _carry_out(self, decisions: Sequence[Decision[Any]], verify: Collection[RowId] = ()) -> None:
+        """Take decisions through state, journal and kernel together, and settle them; on an error nothing has
+        happened, and none is settled.
+        """
+        touched: set[RowId] = set(verify)
+        have = layout(self.state, self.facts, touched)
+        change: dict[RowId, Row | None] = {}
+        inverse: dict[RowId, Row | None] = {}
+        taken = 0
+        for decision in decisions:
+            draft = Draft(self.state)
+            if decision.take(draft):
+                taken += 1
+                first = draft.rows.keys() - touched
+                have |= layout(self.state, self.facts, first)
+                touched |= first
+                for id, row in self.state.apply(draft.rows).items():
+                    inverse.setdefault(id, row)
+                change |= draft.rows
+        if taken:
+            await self._take_effect(change, inverse, have, touched, bool(verify))
+        for decision in decisions:
+            decision.settle()
+
+    async def _take_effect(
+        self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], verify: bool
+    ) -> None:
+        """Journal and kernel follow the state, or the state goes back.  have: the objects of the touched rows before;
+        verify: they are looked up.
+        """
+        try:
+            await self._commit(change)
+        except BaseException:
+            self.state.apply(inverse)
+            raise
+        fault.point("node:journaled")
+        try:
+            if verify:
+                have = await self.run(present, self.kernel, have)
+            await self._apply(have, layout(self.state, self.facts, touched))
+        except BaseException:
+            await self._take_back(inverse)
+            raise
+        fault.point("node:applied")
+        self.kernel.forget(self._released(inverse))
+        for observer in self.observers:
+            observer(change)
+
+    def _released(self, inverse: Change) -> list[Address]:
+        """The addresses that lost their holder."""
+        held = (row for row in inverse.values() if isinstance(row, Lease) and row.holder)
+        now = ((old, self.state.get(Lease, old.key)) for old in held)
+        return [old.address for old, lease in now if lease is None or lease.holder != old.holder]
 
     async def _take_back(self, inverse: Change) -> None:
         self.state.apply(inverse)

@@ -5,6 +5,7 @@ not know: the socket.
 """
 
 import logging
+import time
 from pathlib import Path
 
 from overlayd.daemon.apply import Kernel
@@ -16,11 +17,11 @@ from overlayd.errors import OverlaydError
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Preference, choose, generate_key
-from overlayd.model import attachments
+from overlayd.model import attachments, edges
 from overlayd.model.layout import Facts
 from overlayd.model.objects import Veth
 from overlayd.model.plan import plan
-from overlayd.model.rows import Attachment, Node, decode
+from overlayd.model.rows import Attachment, Lease, Node, decode
 from overlayd.model.state import Draft, State
 
 log = logging.getLogger(__name__)
@@ -63,11 +64,13 @@ async def resume(node: LiveNode, boot: str) -> None:
         log.error("start: %s", error)
         if isinstance(step.want, Veth):
             await reclaim(node, attachments.container(step.want.netns.pid))
+    released = (lease.address for lease in node.state.table(Lease).values() if not lease.holder)
+    node.kernel.forget(released)  # an earlier daemon may have ended between a release and this
 
 
 def _take_up(draft: Draft, boot: str) -> None:
     """Make an identity if there is none; detach the containers of an earlier boot, and those that died while nobody
-    watched.
+    watched; shut out the edge peers whose time is over.
     """
     if draft.get(Node) is None:
         draft.put(Node(private_key=generate_key()))
@@ -76,6 +79,8 @@ def _take_up(draft: Draft, boot: str) -> None:
         if namespace is not None and (attachment.boot_id != boot or not netns.is_alive(namespace)):
             log.info("%s is gone: %s is free again", attachment.handle, attachment.address)
             attachments.detach(draft, attachment)
+    for name in edges.expire(draft, time.time()):
+        log.info("edge peer %s has expired", name)
 
 
 async def reclaim(node: LiveNode, handle: str) -> None:

@@ -7,6 +7,7 @@ from overlayd import wire
 from overlayd.daemon.health import Health
 from overlayd.daemon.node import Node
 from overlayd.linux.wireguard import public_key
+from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
 from overlayd.model.rows import Peer, Service
@@ -71,9 +72,3 @@ class StatusView:
             subnet=str(service.subnet),
             peer_count=len(self._node.state.peers(service.name)),
         )
-
-
-def endpoint_text(endpoint: tuple[object, int]) -> str:
-    """`1.2.3.4:5`, `[fd00::1]:5`."""
-    host, port = endpoint
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

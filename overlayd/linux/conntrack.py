@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterator
 from errno import ENOENT
+from pathlib import Path
 
 from overlayd.errors import MechanismError
 from overlayd.model.objects import Address
@@ -32,8 +33,12 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _NFGENMSG = struct.Struct(">BBH")  # family, version, resource id
 
+_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+
 # Our own: deletes in flight, few enough that their answers fit the socket's default receive buffer.
 _BATCH = 64
+# Our own: up to so many addresses are sought in an entry's bytes before it is taken apart.
+_FEW = 256
 
 
 def forget(addresses: Collection[Address]) -> int:
@@ -42,9 +47,12 @@ def forget(addresses: Collection[Address]) -> int:
 
     Walks the kernel's whole table once for each IP version (11 ms for 262,144 buckets, however few are filled; a filter
     of the kernel's would need four walks, and is the wrong way round for IPv6 in 6.18), so many addresses cost as much
-    as one.  Returns how many entries there were.  Raises MechanismError.
+    as one, and nothing when the namespace tracks no connection.  Returns how many entries there were.  Raises
+    MechanismError.
     """
     deleted = 0
+    if not _tracked():
+        return deleted
     for version in (4, 6):
         wanted = {address.packed for address in addresses if address.version == version}
         if not wanted:
@@ -58,10 +66,19 @@ def forget(addresses: Collection[Address]) -> int:
     return deleted
 
 
+def _tracked() -> int:
+    """How many entries the namespace has; 1 when it does not tell."""
+    try:
+        return int(_COUNT.read_text())
+    except OSError:
+        return 1
+
+
 def _find(netlink: socket.socket, version: int, wanted: set[bytes]) -> list[bytes]:
     """What names the entries with a wanted address."""
     sides = (_CTA_IP_SRC[version], _CTA_IP_DST[version])
-    anywhere = re.compile(b"|".join(map(re.escape, wanted)), re.DOTALL)  # most entries need no closer look
+    # Most entries need no closer look; with very many addresses the closer look is the cheaper one.
+    anywhere = re.compile(b"|".join(map(re.escape, wanted)) if len(wanted) <= _FEW else b"", re.DOTALL)
     netlink.send(_message(_CT_GET, _NLM_F_DUMP, version, b""))
     found: dict[bytes, bytes] = {}
     for body in _answers(netlink, 1):

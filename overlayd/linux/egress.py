@@ -82,6 +82,20 @@ def physical_egress() -> Egress | None:
     return None
 
 
+def physical_addresses() -> list[Address]:
+    """The global addresses of the interfaces that are up and not virtual, IPv6 before IPv4 as RFC 6724 has it, the
+    lowest interface first.  Raises MechanismError when the kernel refuses.
+    """
+    with Netlink() as netlink:
+        links = [rt.parse_link(body) for body in netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter())]
+        parsed = map(rt.parse_address, netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter()))
+        addresses = [address for address in parsed if address is not None and address.scope == rt.RT_SCOPE_UNIVERSE]
+    physical = {link.ifindex for link in links if link.flags & rt.IFF_UP and not link.name.startswith(VIRTUAL_PREFIXES)}
+    found = [address for address in addresses if address.ifindex in physical]
+    found.sort(key=lambda address: (-address.interface.version, address.ifindex))
+    return list(dict.fromkeys(address.interface.ip for address in found))
+
+
 def overlay_mtu(egress: Egress | None) -> int:
     """MTU of the device, the bridges and both ends of every veth, in bytes, at least 1280.
 

@@ -40,6 +40,7 @@ from overlayd.model.objects import (
     Device,
     Interface,
     Network,
+    Proxy,
     Route,
 )
 
@@ -199,6 +200,35 @@ def delete_alias(alias: Alias) -> None:
             _change_addresses(netlink, link.ifindex, (), {ip_interface(alias.address)})
 
 
+def create_proxy(proxy: Proxy) -> None:
+    """Let the bridge answer for the address, at once; errno ENODEV when the bridge is missing.
+
+    The kernel answers only while a route leads to the address through another link.
+    """
+    index = link_index(proxy.bridge)
+    carried = socket.if_indextoname(index)
+    version = proxy.address.version
+    sysctl.write(f"ipv{version}/neigh/{carried}/proxy_delay", "0")  # else a random time up to 0.8 s
+    if version == 6:
+        sysctl.write(f"ipv6/conf/{carried}/proxy_ndp", "1")
+    body = rt.proxy_body(index, proxy.address, ROUTE_PROTOCOL)
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    with Netlink() as netlink:
+        netlink.transact([Request("add neighbour proxy", str(proxy.address), rt.RTM_NEWNEIGH, flags, body)])
+
+
+def delete_proxy(proxy: Proxy) -> None:
+    """Let the bridge no longer answer for the address; fine when either is gone."""
+    with Netlink() as netlink:
+        link = find_link(netlink, proxy.bridge)
+        if link is not None:
+            body = rt.proxy_body(link.ifindex, proxy.address, ROUTE_PROTOCOL)
+            tolerated = (errno.ENOENT, errno.ENODEV)
+            netlink.transact(
+                [Request("delete neighbour proxy", str(proxy.address), rt.RTM_DELNEIGH, 0, body, tolerated)]
+            )
+
+
 def delete_link(name: str) -> None:
     """Delete the link of that name or alternative name if there is one."""
     with Netlink() as netlink:
@@ -210,20 +240,39 @@ def enable_forwarding(names: Iterable[str]) -> None:
 
     A router ignores router advertisements, so links that listened to them (accept_ra 1) are told to go on (2) before
     IPv6 forwarding is switched on.  Loose reverse path filtering (2) on our links overrides a strict host-wide setting.
-    What already has its value is not written, so a read-only /proc/sys is no obstacle once it is prepared; else
-    MechanismError names the parameter.
+    Links that are not there are passed over.  What already has its value is not written, so a read-only /proc/sys is no
+    obstacle once it is prepared; else MechanismError names the parameter.
     """
-    sysctl.write("ipv4/ip_forward", "1")
-    if Path("/proc/sys/net/ipv6").exists() and sysctl.read("ipv6/conf/all/forwarding") != "1":
-        for accept_ra in sorted(Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra")):
-            name = accept_ra.parent.name
-            if name not in ("all", "default") and sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
-                sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")
-        sysctl.write("ipv6/conf/all/forwarding", "1")
+    for parameter, value in _forwarding(names):
+        if parameter == "ipv6/conf/all/forwarding" and sysctl.read(parameter) != value:
+            _keep_listening()
+        sysctl.write(parameter, value)
+
+
+def forwarding_faults(names: Iterable[str]) -> list[str]:
+    """What `enable_forwarding` would have to set, for a person; empty when all is as it should be."""
+    found = ((parameter, sysctl.read(parameter), value) for parameter, value in _forwarding(names))
+    return [f"net/{parameter} is {now}, it must be {value}" for parameter, now, value in found if now != value]
+
+
+def _forwarding(names: Iterable[str]) -> list[tuple[str, str]]:
+    wanted = [("ipv4/ip_forward", "1")]
+    if Path("/proc/sys/net/ipv6").exists():
+        wanted.append(("ipv6/conf/all/forwarding", "1"))
     for name in names:
-        carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
-        sysctl.write(f"ipv4/conf/{carried}/forwarding", "1")
-        sysctl.write(f"ipv4/conf/{carried}/rp_filter", "2")
+        try:
+            carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
+        except (MechanismError, OSError):
+            continue
+        wanted += [(f"ipv4/conf/{carried}/forwarding", "1"), (f"ipv4/conf/{carried}/rp_filter", "2")]
+    return wanted
+
+
+def _keep_listening() -> None:
+    for accept_ra in sorted(Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra")):
+        name = accept_ra.parent.name
+        if name not in ("all", "default") and sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
+            sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")
 
 
 def forwards(name: str) -> bool:

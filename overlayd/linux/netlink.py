@@ -58,6 +58,18 @@ class Request(NamedTuple):
     tolerated: tuple[int, ...] = ()
 
 
+class Message(NamedTuple):
+    """One netlink message.  port: of the socket that asked for it or, in a notification, for the change; 0 when the
+    kernel acted by itself.
+    """
+
+    type: int
+    flags: int
+    sequence: int
+    port: int
+    body: memoryview
+
+
 def attribute(kind: int, payload: bytes) -> bytes:
     """One netlink attribute, padded."""
     size = 4 + len(payload)
@@ -147,7 +159,7 @@ class Netlink:
             )
             unanswered = len(batch)
             while unanswered:
-                for kind, flags, sequence, body in _messages(self._socket.recv(_READ)):
+                for kind, flags, sequence, _port, body in messages(self._socket.recv(_READ)):
                     if kind != NLMSG_ERROR:
                         replies.append(body)
                         continue
@@ -179,7 +191,7 @@ class Netlink:
         found: list[memoryview] = []
         interrupted = False
         while True:
-            for kind, flags, _sequence, body in _messages(self._socket.recv(_READ)):
+            for kind, flags, _sequence, _port, body in messages(self._socket.recv(_READ)):
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     number, detail = _refusal(flags, body, 4 if kind == NLMSG_DONE else 20)
@@ -189,13 +201,13 @@ class Netlink:
                 found.append(body)
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """The messages of one datagram as (type, flags, sequence, body)."""
+def messages(data: bytes) -> Iterator[Message]:
+    """The messages of one datagram."""
     view = memoryview(data)
     offset, end = 0, len(data)
     while offset + 16 <= end:
-        size, kind, flags, sequence, _port = _HEADER.unpack_from(data, offset)
-        yield kind, flags, sequence, view[offset + 16 : offset + size]
+        size, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
+        yield Message(kind, flags, sequence, port, view[offset + 16 : offset + size])
         offset += (size + 3) & ~3
 
 

@@ -1,18 +1,19 @@
-"""What of ours is in the kernel: bridges, veths, routes, aliases and the link side of devices.
+"""What of ours is in the kernel: bridges, veths, routes, proxies, aliases and the link side of devices.
 
 Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
 what should be there, WireGuard keys and peers, nftables.
 
-An object that is there but not sound (a link that is down or does not forward, a veth whose inner end is gone, unseen
-or half configured) comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is repaired or
-made anew.
+An object that is there but not sound (a link that is down or does not forward, a veth whose inner end is gone,
+unseen or half configured) comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is
+repaired or made anew.
 """
 
 import logging
 import os
+import socket
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
 from overlayd.errors import MechanismError
@@ -34,6 +35,7 @@ from overlayd.model.objects import (
     Interface,
     Netns,
     Network,
+    Proxy,
     Route,
     Veth,
 )
@@ -74,7 +76,7 @@ class NamedBridge:
     ports: tuple[str, ...]
 
 
-Observed = Bridge | Veth | Route | Alias | DeviceLink
+Observed = Bridge | Veth | Route | Proxy | Alias | DeviceLink
 
 
 def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
@@ -84,15 +86,8 @@ def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
     Reads each kind of thing once, and once more inside each namespace.  Raises MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
-        host = _read(netlink)
-    found: list[Observed] = []
-    for link in host.links.values():
-        addresses = host.addresses[link.ifindex]
-        if link.group == GROUP_BRIDGE and (service := _scope(link, "bridge")) is not None:
-            found.append(_bridge(link, service, addresses))
-        elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
-            found += _device(link, scope, addresses)
-    found += _routes(host)
+        host = _read_host(netlink)
+    found = _without_veths(host)
     by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
     for link in host.links.values():
         if link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED):
@@ -101,6 +96,29 @@ def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
         inside = _look_inside(namespace)
         found += (_veth(link, namespace, host, inside) for link in links)
     return {thing.key: thing for thing in found}
+
+
+def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
+    """As `observe`, without a look into the namespaces: of `veths`, which should be there, the inner ends are believed
+    to be as wanted.  What a container does to its own end is its own affair.
+    """
+    with Netlink() as netlink:
+        host = _read_host(netlink)
+    found = _without_veths(host)
+    wanted = {each.name: each for each in veths}
+    for link in host.links.values():
+        if link.kind == "veth":
+            if link.name in wanted:
+                found.append(_outer_end(link, wanted[link.name], host))
+            elif link.group in (GROUP_VETH, GROUP_DOOMED):
+                found.append(_veth(link, _NO_NAMESPACE, host, None))
+    return {thing.key: thing for thing in found}
+
+
+def all_links() -> list[rt.Link]:
+    """Every link of the namespace, whoever made it."""
+    with Netlink() as netlink:
+        return list(_read_links(netlink).values())
 
 
 def observe_bridge(name: str) -> Bridge | None:
@@ -153,11 +171,29 @@ _Route = tuple[int, Network, Address | None]  # link index, destination, gateway
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What one namespace shows: links by index, addresses, and the routes of our protocol."""
+    """What one namespace shows: links by index, addresses, and the routes and neighbour proxies of our protocol."""
 
     links: dict[int, rt.Link]
     addresses: _Addresses
     routes: set[_Route]
+    proxies: frozenset[tuple[int, Address]] = frozenset()  # link index, address
+
+
+def _without_veths(host: _View) -> list[Observed]:
+    found: list[Observed] = []
+    for link in host.links.values():
+        addresses = host.addresses[link.ifindex]
+        if link.group == GROUP_BRIDGE and (service := _scope(link, "bridge")) is not None:
+            found.append(_bridge(link, service, addresses))
+        elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
+            found += _device(link, scope, addresses)
+    found += _routes(host)
+    found += _proxies(host)
+    return found
+
+
+def _read_host(netlink: Netlink) -> _View:
+    return replace(_read(netlink), proxies=_read_proxies(netlink))
 
 
 def _read(netlink: Netlink) -> _View:
@@ -185,6 +221,16 @@ def _read_routes(netlink: Netlink) -> set[_Route]:
         if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == ROUTE_PROTOCOL
         for index, _flags in route.hops
     }
+
+
+def _read_proxies(netlink: Netlink) -> frozenset[tuple[int, Address]]:
+    families = (socket.AF_INET, socket.AF_INET6)
+    bodies = (
+        body for each in families for body in netlink.dump("list proxies", rt.RTM_GETNEIGH, rt.proxy_filter(each))
+    )
+    return frozenset(
+        (index, address) for index, address, protocol in map(rt.parse_proxy, bodies) if protocol == ROUTE_PROTOCOL
+    )
 
 
 def _look_inside(namespace: Netns) -> _View | None:
@@ -233,6 +279,26 @@ def _routes(host: _View) -> Iterable[Route]:
         scope = None if link is None or link.group != GROUP_DEVICE else _scope(link, "device")
         if link is not None and scope is not None:
             yield Route(scope, link.name, destination)
+
+
+def _proxies(host: _View) -> Iterable[Proxy]:
+    for index, address in host.proxies:
+        link = host.links.get(index)
+        service = None if link is None or link.group != GROUP_BRIDGE else _scope(link, "bridge")
+        if link is not None and service is not None:
+            yield Proxy(service, link.name, address)
+
+
+def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
+    bridge = host.links.get(link.master)
+    reached = bridge is not None or (link.ifindex, ip_network(want.address.ip), None) in host.routes
+    sound = reached and _is_up(link) and link.group == GROUP_VETH and link.mac == veth.host_mac(want.mac)
+    return replace(
+        want,
+        service=None if bridge is None else _scope(bridge, "bridge"),
+        bridge=None if bridge is None else bridge.name,
+        mtu=link.mtu if sound else 0,
+    )
 
 
 def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) -> Veth:

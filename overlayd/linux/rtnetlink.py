@@ -21,9 +21,12 @@ from overlayd.model.objects import Address, Interface, Network
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH = 28
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_GETMULTICAST = 58
+RTM_NEWNETCONF = 80
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
+RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE = 1, 5, 7, 9, 11
+RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF = 24, 25
 RTEXT_FILTER_SKIP_STATS = 8
 RT_TABLE_MAIN = 254
 RTPROT_UNSPEC = 0
@@ -54,10 +57,15 @@ IF_OPER_UP = 6
 VETH_INFO_PEER = 1
 LOOPBACK = 1  # the kernel gives lo this index in every namespace
 
+# linux/netconf.h
+NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_RP_FILTER = 1, 2, 3
+NETCONFA_IFINDEX_ALL = -1
+
 # linux/if_addr.h, linux/neighbour.h
 IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
+NTF_PROXY = 0x08
 NUD_PERMANENT = 0x80
 
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
@@ -65,6 +73,8 @@ _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, s
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst length, src length, tos, table, protocol, scope, type, flags
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 _NEXTHOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, hops, index
+_NETCONF_HEAD = 4  # netconfmsg: family, padded
+_S32 = struct.Struct("=i")
 
 
 class Link(NamedTuple):
@@ -111,6 +121,16 @@ class KernelRoute(NamedTuple):
     metric: int
     mtu: int
     hops: tuple[tuple[int, int], ...]
+
+
+class Netconf(NamedTuple):
+    """What RTM_NEWNETCONF says of a link's parameters of one family.  ifindex: NETCONFA_IFINDEX_ALL for those of the
+    whole host.  forwarding, rp_filter: None when the message does not tell.
+    """
+
+    ifindex: int
+    forwarding: int | None
+    rp_filter: int | None
 
 
 def family(address: Address | Interface | Network) -> int:
@@ -173,6 +193,27 @@ def neighbour_body(index: int, address: Address, mac: bytes) -> bytes:
         + attribute(NDA_DST, address.packed)
         + attribute(NDA_LLADDR, mac)
     )
+
+
+def proxy_body(index: int, address: Address, protocol: int) -> bytes:
+    """Body of an RTM_*NEIGH message for a proxy: the link answers for the address of somebody else."""
+    return (
+        _NEIGHBOUR.pack(family(address), index, NUD_PERMANENT, NTF_PROXY, 0)
+        + attribute(NDA_DST, address.packed)
+        + attribute(NDA_PROTOCOL, bytes([protocol]))
+    )
+
+
+def proxy_filter(kind: int) -> bytes:
+    """Body of a dump of the proxies of a family (AF_INET, AF_INET6)."""
+    return _NEIGHBOUR.pack(kind, 0, 0, NTF_PROXY, 0)
+
+
+def parse_proxy(body: memoryview) -> tuple[int, Address, int]:
+    """Decode the body of an RTM_NEWNEIGH message about a proxy: link index, address, protocol."""
+    _family, index, _state, _flags, _type = _NEIGHBOUR.unpack_from(body)
+    found = dict(attributes(body[_NEIGHBOUR.size :]))
+    return index, ip_address(bytes(found[NDA_DST])), found[NDA_PROTOCOL][0] if NDA_PROTOCOL in found else 0
 
 
 def parse_link(body: memoryview) -> Link:
@@ -243,6 +284,14 @@ def parse_route(body: memoryview) -> KernelRoute | None:
         mtu=number(metrics.get(RTAX_MTU)),
         hops=tuple(hops),
     )
+
+
+def parse_netconf(body: memoryview) -> Netconf:
+    """Decode the body of an RTM_NEWNETCONF message."""
+    found = {
+        kind: int(_S32.unpack(value[:4])[0]) for kind, value in attributes(body[_NETCONF_HEAD:]) if len(value) >= 4
+    }
+    return Netconf(found.get(NETCONFA_IFINDEX, 0), found.get(NETCONFA_FORWARDING), found.get(NETCONFA_RP_FILTER))
 
 
 def is_default(body: memoryview) -> bool:

@@ -70,6 +70,29 @@ def create(veth: Veth) -> None:
         os.close(descriptor)
 
 
+def change(have: Veth, want: Veth) -> None:
+    """Make of `have` what is wanted, in place where the pair is still this container's: packets in flight, and what
+    the container did to its end, survive.  Else the pair is made anew.
+
+    Raises MechanismError as `create` does, or errno ENODEV when the pair is not there.
+    """
+    if (have.netns, have.interface, have.mac) != (want.netns, want.interface, want.mac):
+        delete([have.name])
+        create(want)
+        return
+    descriptor = netns.open_namespace(want.netns)
+    try:
+        with Netlink() as host:
+            body = rt.link_body(text(rt.IFLA_IFNAME, want.name), *_outer_settings(want), up=True)
+            if want.bridge is None:
+                body += u32(rt.IFLA_MASTER, 0)
+            host.transact([Request("configure veth", want.name, rt.RTM_SETLINK, 0, body)])
+            _configure_inner(want, descriptor)
+            _configure_outer(host, want)
+    finally:
+        os.close(descriptor)
+
+
 def delete(names: Sequence[str]) -> None:
     """Delete the pairs whose host ends have these names; what is absent, or is not ours, is left alone.
 
@@ -118,10 +141,7 @@ def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
     kind = nested(
         rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "veth"), nested(rt.IFLA_INFO_DATA, attribute(rt.VETH_INFO_PEER, peer))
     )
-    master = u32(rt.IFLA_MASTER, link_index(veth.bridge)) if veth.bridge is not None else b""
-    group = u32(rt.IFLA_GROUP, GROUP_VETH)
-    mac = attribute(rt.IFLA_ADDRESS, host_mac(veth.mac))
-    body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), master, mtu, group, mac, _ONE_QUEUE, kind, up=True)
+    body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), *_outer_settings(veth), _ONE_QUEUE, kind, up=True)
     request = Request("create veth", veth.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
     while True:
         try:
@@ -141,17 +161,32 @@ def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
         return
 
 
+def _outer_settings(veth: Veth) -> list[bytes]:
+    settings = [
+        u32(rt.IFLA_MTU, veth.mtu),
+        u32(rt.IFLA_GROUP, GROUP_VETH),
+        attribute(rt.IFLA_ADDRESS, host_mac(veth.mac)),
+    ]
+    if veth.bridge is not None:
+        settings.append(u32(rt.IFLA_MASTER, link_index(veth.bridge)))
+    return settings
+
+
 def _configure_inner(veth: Veth, descriptor: int) -> None:
     with netns.entered(descriptor):
         index = link_index(veth.interface)
         if veth.address.version == 6:
             # Some container engines switch IPv6 off inside.
             sysctl.write(f"ipv6/conf/{veth.interface}/disable_ipv6", "0")
+        elif veth.bridge is None:
+            # What reaches the container through its other interface is answered through this one: strict filtering
+            # (1) would drop it, and the loose kind (2) wins wherever both are set.
+            sysctl.write("ipv4/conf/all/rp_filter", "2")
         inner = Netlink()
     with inner:
         requests = [
             _up(rt.LOOPBACK, "lo"),
-            _up(index, veth.interface),
+            _up(index, veth.interface, u32(rt.IFLA_MTU, veth.mtu)),
             address_request(index, veth.address),
         ]
         if veth.bridge is None:
@@ -178,8 +213,8 @@ def _configure_outer(host: Netlink, veth: Veth) -> None:
     await_ready(host, veth.name)
 
 
-def _up(index: int, name: str) -> Request:
-    return Request("set up", name, rt.RTM_SETLINK, 0, rt.link_body(index=index, up=True))
+def _up(index: int, name: str, *settings: bytes) -> Request:
+    return Request("set up", name, rt.RTM_SETLINK, 0, rt.link_body(*settings, index=index, up=True))
 
 
 def _neighbour(index: int, address: Address, mac: bytes) -> Request:

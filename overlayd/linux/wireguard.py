@@ -6,8 +6,10 @@ addresses, MTU, alias and group of a device's link (`link`).
 """
 
 import os
+import socket
 from collections.abc import Iterable, Sequence
-from errno import ENODEV
+from errno import EADDRINUSE, ENODEV
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from overlayd.errors import MechanismError
@@ -24,9 +26,13 @@ __all__ = [
     "missing",
     "peer_changes",
     "public_key",
+    "udp_port_is_free",
 ]
 
 Preference = Literal["auto", "kernel", "userspace"]
+
+# Our own constant: every add_peer asks for its device's key, which takes 40 us to compute; a node has few devices.
+_KEYS_REMEMBERED = 256
 
 
 class Backend(Protocol):
@@ -160,6 +166,20 @@ def _difference(have: DevicePeer, want: DevicePeer, drops: bool) -> PeerChange:
     )
 
 
+def udp_port_is_free(port: int) -> bool:
+    """Whether a device could listen on the port, in both families that this machine has."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(("", port))
+        except OSError as error:
+            if error.errno == EADDRINUSE:  # a family that this machine lacks is no obstacle
+                return False
+    return True
+
+
 def generate_key() -> bytes:
     """A fresh private key of 32 bytes, clamped as `wg genkey` does (RFC 7748, section 5)."""
     key = bytearray(os.urandom(KEY_SIZE))
@@ -168,6 +188,7 @@ def generate_key() -> bytes:
     return bytes(key)
 
 
+@lru_cache(_KEYS_REMEMBERED)
 def public_key(private: bytes) -> bytes:
     """The public key of a private one, both 32 bytes (X25519 with the base point, RFC 7748, section 6.1)."""
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415

@@ -25,7 +25,7 @@ from typing import IO, Self
 
 from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
-from overlayd.linux.wireguard import Activity, DeviceState, peer_changes
+from overlayd.linux.wireguard import Activity, DeviceState, peer_changes, udp_port_is_free
 from overlayd.model.objects import Device, Step
 from overlayd.proto import uapi
 from overlayd.proto.wireguard import KEY_SIZE, PeerChange
@@ -55,6 +55,7 @@ class Userspace:
     def __init__(self) -> None:
         # Whether the process behind a device can drop one allowed IP; asked when it is first needed.
         self._drops: dict[str, bool] = {}
+        self._readers: dict[str, uapi.ActivityReader] = {}
 
     @staticmethod
     def missing() -> str:
@@ -92,6 +93,7 @@ class Userspace:
         with _reported("rename", have.name):
             _rename_socket(have.name, want.name)
         self._drops.pop(have.name, None)
+        self._readers.pop(have.name, None)
         try:
             # What is there, and not what should be: after a failure half-way only the device knows.
             shown = self.read(want.name)
@@ -102,6 +104,7 @@ class Userspace:
 
     def delete(self, name: str) -> None:
         self._drops.pop(name, None)
+        self._readers.pop(name, None)
         with _reported("delete", name):
             process = _process_behind(name)
             if process is not None:
@@ -132,7 +135,7 @@ class Userspace:
 
     def activity(self, device: str) -> dict[bytes, Activity]:
         with _Dialogue("read", device) as dialogue:
-            return uapi.parse_activity(dialogue.ask(uapi.GET))
+            return self._readers.setdefault(device, uapi.ActivityReader()).read(dialogue.ask(uapi.GET))
 
     def alive(self, device: str) -> bool:
         with suppress(OSError), _connect(device):
@@ -260,15 +263,8 @@ def _require_free(port: int, name: str) -> None:
     wireguard-go opens the port when the link goes up, where nobody hears of a failure; and when the link is up, it
     closes the old port before it finds that it cannot have the new one.
     """
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(("", port))
-        except OSError as error:
-            if error.errno == EADDRINUSE:  # a family that this machine lacks is no obstacle
-                raise MechanismError("configure WireGuard device", name, EADDRINUSE, f"UDP port {port}") from error
+    if not udp_port_is_free(port):
+        raise MechanismError("configure WireGuard device", name, EADDRINUSE, f"UDP port {port}")
 
 
 def _same_link(one: str, other: str) -> bool:

@@ -4,6 +4,7 @@ Owns: Attachment and Isolation rows.  Must not know: veths, namespaces beyond th
 """
 
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from msgspec.structs import replace
 
@@ -64,25 +65,23 @@ def attach_host(draft: Draft, wish: Wish, id: str) -> Attachment:
 
 
 def attach_guest(draft: Draft, wish: Wish, id: str, private_key: bytes, public_key: bytes) -> Attachment:
-    """A guest that runs its own WireGuard: an address, a key pair (used if the guest is new), and a peer of the
-    global device.
+    """A guest that runs its own WireGuard: an address of the service's subnet (of the node's pool when the service is
+    not set up here), a key pair (used if the guest is new), and a peer of the global device.
     """
     overlay.require(draft)
     present = draft.get(Attachment, guest(id))
     if present is not None:
-        return _again(present, wish)
-    pool = wish.service if draft.state.pool(wish.service) else GLOBAL
-    address = ipam.allocate(draft, pool, guest(id))
-    host_network = type(draft.state.overlay.cluster)(address) if draft.state.overlay else None
-    assert host_network is not None  # overlay.require
-    draft.put(Peer(public_key=public_key, listed=(host_network,)))
-    return _put(
-        draft,
-        wish,
-        Attachment(
+        attachment = _again(present, wish)
+    else:
+        pool = wish.service if draft.state.pool(wish.service) else GLOBAL
+        address = ipam.allocate(draft, pool, guest(id))
+        attachment = Attachment(
             handle=guest(id), service=wish.service, address=address, private_key=private_key, public_key=public_key
-        ),
-    )
+        )
+        attachment = _put(draft, wish, attachment)
+    if draft.peer(GLOBAL, attachment.public_key) is None:
+        draft.put(Peer(public_key=attachment.public_key, listed=(ip_network(attachment.address),)))
+    return attachment
 
 
 def find(state: State, handle: str, inode: int = 0) -> Attachment | None:
@@ -102,23 +101,19 @@ def detach(draft: Draft, attachment: Attachment) -> None:
         if peer is not None:
             draft.drop(peer)
     draft.drop(attachment)
-    others = [other for other in draft.all(Attachment) if other.handle != attachment.handle]
-    if attachment.isolation_network and not any(
-        other.isolation_network == attachment.isolation_network for other in others
-    ):
-        number = draft.get(Isolation, attachment.isolation_network)
-        if number is not None:
-            draft.drop(number)
+    network = draft.get(Isolation, attachment.isolation_network) if attachment.isolation_network else None
+    if network is not None and not any(other.isolation_network == network.name for other in draft.all(Attachment)):
+        draft.drop(network)
     service = draft.get(Service, attachment.service)
     if service is not None and attachment.ephemeral and not service.lasting:
-        _drop_if_empty(draft, service, others)
+        _drop_if_empty(draft, service)
 
 
-def _drop_if_empty(draft: Draft, service: Service, others: list[Attachment]) -> None:
+def _drop_if_empty(draft: Draft, service: Service) -> None:
     """An ephemeral service's bridge goes when nobody is left on it: neither attached nor holding an address of its
     subnet.
     """
-    if any(other.service == service.name for other in others):
+    if any(other.service == service.name for other in draft.all(Attachment)):
         return
     leases = draft.state.leases(service.name).values()
     current = [draft.get(type(lease), lease.key) for lease in leases]
@@ -160,8 +155,6 @@ def _again(present: Attachment, wish: Wish) -> Attachment:
 def _attach(draft: Draft, service: Service, wish: Wish, handle: str, *, netns: Netns, boot_id: str) -> Attachment:
     address = ipam.allocate(draft, service.name, handle)
     global_address = ipam.allocate(draft, GLOBAL, handle) if wish.join_global else None
-    if not wish.ephemeral and not service.lasting:
-        draft.put(replace(service, lasting=True))
     attachment = Attachment(
         handle=handle,
         service=service.name,
@@ -174,6 +167,9 @@ def _attach(draft: Draft, service: Service, wish: Wish, handle: str, *, netns: N
 
 
 def _put(draft: Draft, wish: Wish, attachment: Attachment) -> Attachment:
+    service = draft.get(Service, wish.service)
+    if service is not None and not wish.ephemeral and not service.lasting:
+        draft.put(replace(service, lasting=True))
     if wish.isolation_network and draft.get(Isolation, wish.isolation_network) is None:
         used = {row.number for row in draft.all(Isolation)}
         number = next(number for number in range(1, len(used) + 2) if number not in used)

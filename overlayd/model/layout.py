@@ -4,14 +4,15 @@ Owns: the mapping from rows to objects.  Must not know: what the kernel has (`li
 changes (`plan`).
 
 `layout(state, facts)` is everything; `layout(state, facts, touched)` only what hangs on the touched rows, so that a
-request costs what it changes.  The rows that everything hangs on (the node, the global overlay) count as all rows.
+request costs what it changes.  The rows that everything hangs on (the node, the global overlay) count as all rows, and
+a service counts as its peers and its attachments: they hang on its device and its bridge.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 
-from overlayd.model import ruleset
+from overlayd.model import peers, ruleset
 from overlayd.model.names import veth_name
 from overlayd.model.objects import (
     GLOBAL,
@@ -20,8 +21,10 @@ from overlayd.model.objects import (
     Bridge,
     Device,
     DevicePeer,
+    Element,
     Netns,
     Object,
+    Proxy,
     Route,
     Veth,
 )
@@ -37,12 +40,12 @@ class Facts:
     """What a layout depends on beside the state.
 
     mtu: of the overlay, bytes.  devices: a WireGuard backend is there (without one the node is guest-only).
-    resolved: where host names in endpoints point now.
+    resolved: where the host names in endpoints point, by the key of the peer's row and the endpoint in it.
     """
 
     mtu: int
     devices: bool = True
-    resolved: Mapping[str, tuple[Address, int]] = field(default_factory=dict)
+    resolved: Mapping[tuple[str, str], tuple[Address, int]] = field(default_factory=dict)
 
 
 def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None) -> Layout:
@@ -52,6 +55,30 @@ def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None)
     else:
         objects = (thing for id in touched for thing in _of_row(state, facts, id))
     return {thing.key: thing for thing in objects}
+
+
+def of_service(state: State, facts: Facts, name: str) -> Layout:
+    """The bridge of a service, the veths of its containers, and the proxies on it."""
+    objects = layout(state, facts, [(Service.table, name)])
+    return {key: thing for key, thing in objects.items() if isinstance(thing, Bridge | Veth | Proxy)}
+
+
+def of_device(state: State, facts: Facts, scope: str) -> Layout:
+    """The device of a scope with its peers, and the routes and aliases on it."""
+    objects = layout(state, facts)
+    return {
+        key: thing
+        for key, thing in objects.items()
+        if (isinstance(thing, Device | DevicePeer | Route) and thing.scope == scope)
+        or (isinstance(thing, Alias) and scope == GLOBAL)
+    }
+
+
+def elements(state: State, facts: Facts) -> Layout:
+    """All members of our nftables sets."""
+    rows = [row.id for table in (Service, Attachment, Edge) for row in state.table(table).values()]
+    objects = (*_overlay(state, facts), *layout(state, facts, rows).values())
+    return {thing.key: thing for thing in objects if isinstance(thing, Element)}
 
 
 def _everything(state: State, facts: Facts) -> Iterator[Object]:
@@ -70,6 +97,7 @@ def _of_row(state: State, facts: Facts, id: RowId) -> Iterator[Object]:
     table, key = id
     if table == Service.table and (service := state.get(Service, key)):
         yield from _service(state, facts, service)
+        yield from _on_service(state, facts, service)
     elif table == Peer.table and (peer := state.get(Peer, key)):
         yield from _peer(state, facts, peer)
     elif table == Attachment.table and (attachment := state.get(Attachment, key)):
@@ -99,12 +127,7 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
 def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
     gateway = first_usable(service.subnet)
     yield from ruleset.node(gateway)
-    yield Bridge(
-        service=service.name,
-        name=service.bridge,
-        address=ip_interface(f"{gateway}/{service.subnet.prefixlen}"),
-        mtu=facts.mtu,
-    )
+    yield bridge(service, facts)
     if service.dedicated and facts.devices:
         yield Device(
             scope=service.name,
@@ -116,6 +139,25 @@ def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
         )
 
 
+def bridge(service: Service, facts: Facts) -> Bridge:
+    """The bridge of a service."""
+    return Bridge(
+        service=service.name,
+        name=service.bridge,
+        address=ip_interface(f"{first_usable(service.subnet)}/{service.subnet.prefixlen}"),
+        mtu=facts.mtu,
+    )
+
+
+def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
+    """What hangs on a service's device and bridge: not guests that were there before it, with the node's addresses."""
+    for peer in state.peers(service.name).values():
+        yield from _peer(state, facts, peer)
+    for attachment in state.table(Attachment).values():
+        if attachment.service == service.name and attachment.address in service.subnet:
+            yield from _attachment(state, facts, attachment)
+
+
 def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
     if not facts.devices:
         return
@@ -124,17 +166,18 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
             return
         device = state.overlay.interface
     else:
-        service = state.get(Service, peer.scope)
-        if service is None:
+        service, overlay = state.get(Service, peer.scope), state.get(Overlay)
+        if service is None or overlay is None:
             return
         device = service.device
         for network in peer.allowed_ips:
-            yield Route(scope=peer.scope, device=device, destination=network)
+            if peers.has_route(network, overlay.cluster):
+                yield Route(scope=peer.scope, device=device, destination=network)
     yield DevicePeer(
         scope=peer.scope,
         device=device,
         public_key=peer.public_key,
-        endpoint=endpoint_address(peer.endpoint, facts),
+        endpoint=endpoint_address(peer, facts),
         keepalive=peer.keepalive,
         allowed_ips=peer.allowed_ips,
     )
@@ -142,16 +185,17 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
 
 def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[Object]:
     number = state.get(Isolation, attachment.isolation_network)
-    if attachment.netns is None:
-        if attachment.handle.startswith("host:") and state.overlay and facts.devices:
-            yield Alias(device=state.overlay.interface, address=attachment.address)
-        return
+    network = number.number if number else None
     service = state.get(Service, attachment.service)
+    if attachment.netns is None:
+        yield from ruleset.member(attachment.address, network)
+        if state.overlay and facts.devices:
+            yield from _on_device(attachment, service, state.overlay.interface)
+        return
     overlay = state.get(Overlay)
     node = state.node_address
     if service is None or overlay is None or node is None:
         return
-    network = number.number if number else None
     yield from ruleset.member(attachment.address, network, veth_name(attachment.netns.pid, "s"))
     yield _service_leg(attachment, attachment.netns, service, facts)
     if attachment.global_address is not None:
@@ -168,6 +212,17 @@ def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[
             mac=mac(attachment.global_address),
             mtu=facts.mtu,
         )
+
+
+def _on_device(attachment: Attachment, service: Service | None, device: str) -> Iterator[Object]:
+    """A host_shared container's address, or the way to a guest: the global device's own route covers it, unless its
+    address is of a subnet that is on-link elsewhere.
+    """
+    if not attachment.public_key:
+        yield Alias(device=device, address=attachment.address)
+    elif service is not None and attachment.address in service.subnet:
+        yield Route(scope=GLOBAL, device=device, destination=ip_network(attachment.address))
+        yield Proxy(service=service.name, bridge=service.bridge, address=attachment.address)
 
 
 def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: Facts) -> Veth:
@@ -188,14 +243,22 @@ def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: 
 
 def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
     yield from ruleset.edge(edge.address, edge.allowed)
+    if state.overlay and facts.devices:
+        yield DevicePeer(
+            scope=GLOBAL,
+            device=state.overlay.interface,
+            public_key=edge.public_key,
+            endpoint=None,
+            keepalive=0,
+            allowed_ips=frozenset({ip_network(edge.address)}),
+        )
 
 
-def endpoint_address(endpoint: str, facts: Facts) -> tuple[Address, int] | None:
-    """The numeric form of `host:port`: written so, or resolved; None while it is neither."""
-    if not endpoint:
+def endpoint_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
+    """The numeric form of a peer's `host:port`: written so, or resolved; None while it is neither."""
+    if not peer.endpoint:
         return None
-    numeric = numeric_endpoint(endpoint)
-    return numeric if numeric is not None else facts.resolved.get(endpoint)
+    return numeric_endpoint(peer.endpoint) or facts.resolved.get((peer.key, peer.endpoint))
 
 
 def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
@@ -205,6 +268,12 @@ def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
         return ip_address(host.removeprefix("[").removesuffix("]")), int(port)
     except ValueError:
         return None
+
+
+def endpoint_text(endpoint: tuple[Address, int]) -> str:
+    """`1.2.3.4:5`, `[fd00::1]:5`."""
+    host, port = endpoint
+    return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"
 
 
 def mac(address: Address) -> bytes:

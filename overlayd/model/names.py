@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
+from overlayd.errors import RequestError
+
 LONGEST = 15  # bytes of a link's name: IFNAMSIZ (linux/if.h) less the terminating zero
 PREFIX = "zl-"
 DEVICE = "g"
@@ -46,6 +48,14 @@ def dedicated_name(deployment: str, instance_id: str, service: str) -> str:
 def veth_name(pid: int, leg: Literal["s", "g"]) -> str:
     """The host end of a container's veth: "s" leads to its service, "g" to the global overlay."""
     return f"veth-{pid}-{leg}"
+
+
+def require_legal(link: str, after: str) -> None:
+    """RequestError when Linux does not take a link's name (dev_valid_name() in net/core/dev.c).  after: whose name it
+    is made of, for the message.
+    """
+    if any(character in "/:\0" or character.isspace() for character in link):
+        raise RequestError(f"{after} makes the link name {link!r}, but Linux takes no '/', ':' or white space there")
 
 
 def is_bridge_name(link: str) -> bool:

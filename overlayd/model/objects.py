@@ -52,7 +52,8 @@ GROUP_BRIDGE = 0x6F760002
 GROUP_VETH = 0x6F760003
 GROUP_DOOMED = 0x6F7600FF  # veths are moved here to be deleted together
 
-# rtm_protocol of our routes: 1-4 are the kernel's, others are listed in /etc/iproute2/rt_protos; 0x6F ("o") is free.
+# rtm_protocol of our routes and neighbour proxies: 1-4 are the kernel's, others are listed in
+# /etc/iproute2/rt_protos; 0x6F ("o") is free.
 ROUTE_PROTOCOL = 0x6F
 
 # IFLA_IFALIAS of a device or bridge is this, a space, the kind, a space, and the scope: "overlayd bridge web".
@@ -183,6 +184,19 @@ class Alias:
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """A bridge answers ARP and neighbour discovery for an address of its subnet that lives elsewhere: a guest's."""
+
+    service: str
+    bridge: str = field(compare=False)
+    address: Address
+
+    @property
+    def key(self) -> Hashable:
+        return ("proxy", self.address)
+
+
+@dataclass(frozen=True, slots=True)
 class Element:
     """One member of one of our nftables sets, or one entry of a map.
 
@@ -200,7 +214,7 @@ class Element:
         return ("element", self.family, self.set, self.member)
 
 
-Object = Device | DevicePeer | Bridge | Veth | Route | Alias | Element
+Object = Device | DevicePeer | Bridge | Veth | Route | Alias | Proxy | Element
 
 
 @dataclass(frozen=True, slots=True)

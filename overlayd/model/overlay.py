@@ -8,9 +8,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
-from overlayd.model.names import bridge_name, dedicated_name, device_name
+from overlayd.model.names import bridge_name, dedicated_name, device_name, require_legal
 from overlayd.model.objects import GLOBAL, Network
-from overlayd.model.rows import Edge, Lease, Overlay, Service
+from overlayd.model.rows import Lease, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
 
@@ -52,13 +52,18 @@ def setup_global(
         raise RequestError(f"slice_cidr {slice} is not inside cluster_cidr {cluster}")
     if cluster.num_addresses < 4:
         raise RequestError(f"cluster_cidr {cluster} is too small for an overlay")
+    for service in draft.all(Service):
+        if service.wg_port == wg_port:
+            raise RequestError(f"wg_port {wg_port} is that of the dedicated service {service.name}: tear it down first")
+    interface = device_name(deployment, instance_id)
+    require_legal(interface, f"deployment {deployment!r} with instance_id {instance_id!r}")
     old = draft.get(Overlay)
     if old is not None and (old.cluster, old.slice) != (cluster, slice):
         _readdress(draft, cluster, slice)
     overlay = Overlay(
         deployment=deployment,
         instance_id=instance_id,
-        interface=device_name(deployment, instance_id),
+        interface=interface,
         cluster=cluster,
         slice=slice,
         wg_port=wg_port,
@@ -94,9 +99,6 @@ def _readdress(draft: Draft, cluster: Network, slice: Network | None) -> None:
             orphans.append(f"{lease.address} ({lease.holder})")
         elif outside:
             draft.drop(lease)
-    orphans += [
-        f"{edge.address} (edge peer {edge.name})" for edge in draft.all(Edge) if edge.address not in (slice or cluster)
-    ]
     if orphans:
         shown = ", ".join(orphans[:10]) + (f" and {len(orphans) - 10} more" if len(orphans) > 10 else "")
         raise RequestError(

@@ -5,13 +5,14 @@ roamed to.
 """
 
 from base64 import b64encode
+from ipaddress import ip_network
 
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
 from overlayd.model import overlay
 from overlayd.model.objects import GLOBAL, Network
-from overlayd.model.rows import Peer, Service
+from overlayd.model.rows import Edge, Overlay, Peer, Service
 from overlayd.model.state import Draft
 
 
@@ -30,6 +31,11 @@ def add_peer(
     require_scope(draft, scope)
     if public_key == own_key:
         raise RequestError(f"request.public_key: {text(public_key)} is this node's own key, not a peer")
+    for edge in draft.all(Edge):
+        if edge.public_key == public_key:
+            raise RequestError(f"request.public_key: {text(public_key)} is edge peer {edge.name}: revoke it first")
+    for network in allowed_ips:
+        _require_no_other_route(draft, scope, network)
     old = draft.peer(scope, public_key)
     added = tuple(network for network in old.added if network not in allowed_ips) if old else ()
     moved = [_move(draft, scope, network, public_key) for network in allowed_ips]
@@ -63,6 +69,7 @@ def add_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network
         raise RequestError(f"no peer {text(public_key)} in {scope_name(scope)}: send add_peer first")
     if network in peer.listed or network in peer.added:
         return []
+    _require_no_other_route(draft, scope, network)
     moved = _move(draft, scope, network, public_key)
     draft.put(replace(peer, added=(*peer.added, network)))
     return [moved] if moved else []
@@ -86,6 +93,16 @@ def require_scope(draft: Draft, scope: str) -> None:
         raise RequestError(f"no dedicated overlay for service {scope}")
 
 
+def has_route(allowed: Network, cluster: Network) -> bool:
+    """Whether an allowed IP of a dedicated device's peer gets a route of its own.
+
+    One that holds the whole cluster, or everything, gets none: it would take the traffic of the global overlay, or the
+    host's own, along.
+    """
+    holds_cluster = allowed.version == cluster.version and cluster.subnet_of(allowed)  # type: ignore[arg-type]
+    return allowed.prefixlen > 0 and not holds_cluster
+
+
 def scope_name(scope: str) -> str:
     return f"service {scope}" if scope else "the global overlay"
 
@@ -93,6 +110,26 @@ def scope_name(scope: str) -> str:
 def text(key: bytes) -> str:
     """A key as people know it."""
     return b64encode(key).decode()
+
+
+def _require_no_other_route(draft: Draft, scope: str, network: Network) -> None:
+    """RequestError when an allowed IP would take a destination from an edge peer, or the route of a dedicated device
+    from somebody else: this host has one route to each.
+    """
+    for edge in draft.all(Edge):
+        if scope == GLOBAL and network == ip_network(edge.address):
+            raise RequestError(f"allowed IP {network} is edge peer {edge.name}: revoke it first")
+    around = draft.get(Overlay)
+    if scope == GLOBAL or around is None or not has_route(network, around.cluster):
+        return
+    for service in draft.all(Service):
+        if network.version == service.subnet.version and network.subnet_of(service.subnet):  # type: ignore[arg-type]
+            raise RequestError(f"allowed IP {network} is of the subnet of service {service.name} on this node")
+        if service.name != scope and draft.owner(service.name, network) is not None:
+            raise RequestError(
+                f"allowed IP {network} leads to the dedicated overlay of service {service.name} already: "
+                "remove it there first"
+            )
 
 
 def _move(draft: Draft, scope: str, network: Network, to: bytes) -> str:

@@ -7,12 +7,13 @@ The same plan serves a request (have: the state before it), a start (have: what 
 
 from collections.abc import Hashable, Mapping
 
-from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Route, Step, Veth
+from overlayd.model.objects import GLOBAL, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 # What must be there before what: elements before veths, so that a container is filtered from its first packet on;
-# peers and routes after the devices they are on.  Removal goes the other way round.
+# peers and routes after the devices they are on, proxies after the routes they stand for.  Removal goes the other way
+# round.
 ORDER: dict[type[Object], int] = {
-    kind: rank for rank, kind in enumerate((Device, Bridge, DevicePeer, Route, Alias, Element, Veth))
+    kind: rank for rank, kind in enumerate((Device, Bridge, DevicePeer, Route, Proxy, Alias, Element, Veth))
 }
 
 
@@ -20,11 +21,11 @@ def plan(have: Mapping[Hashable, Object], want: Mapping[Hashable, Object]) -> li
     """The steps from `have` to `want`: removals first (they free names, addresses and ports), then creations and
     changes.
 
-    A removed device takes its peers and routes along: their steps say so.
+    A removed device takes its peers, routes and aliases along: their steps say so.
     """
     removed = [Step(thing, None) for key, thing in have.items() if key not in want]
     dead = {step.have.scope for step in removed if isinstance(step.have, Device)}
-    removed = [Step(step.have, None, along=_goes_along(step.have, dead)) for step in removed]
+    removed = [Step(step.have, None, along=device_scope(step.have) in dead) for step in removed]
     changed = [Step(have.get(key), thing) for key, thing in want.items() if have.get(key) != thing]
     removed.sort(key=_rank, reverse=True)
     changed.sort(key=_rank)
@@ -36,5 +37,8 @@ def _rank(step: Step) -> int:
     return ORDER[type(thing)] if thing is not None else 0
 
 
-def _goes_along(thing: Object | None, dead_scopes: set[str]) -> bool:
-    return isinstance(thing, DevicePeer | Route) and thing.scope in dead_scopes
+def device_scope(thing: Object | None) -> str | None:
+    """The scope of the device that a thing is on and goes with, None when it is on none."""
+    if isinstance(thing, DevicePeer | Route):
+        return thing.scope
+    return GLOBAL if isinstance(thing, Alias) else None

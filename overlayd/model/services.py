@@ -3,11 +3,13 @@
 Owns: Service rows.  Must not know: how bridges are made, or why a container is attached.
 """
 
+from collections.abc import Callable
+
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
 from overlayd.model import attachments, overlay, subnets
-from overlayd.model.names import bridge_name, dedicated_name
+from overlayd.model.names import bridge_name, dedicated_name, require_legal
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft, State
@@ -16,9 +18,20 @@ from overlayd.model.state import Draft, State
 DEDICATED_PORTS = 256
 
 
-def setup_service(draft: Draft, name: str, *, subnet: Network | None, dedicated_key: bytes | None) -> Service:
-    """Set a service up, or return it as it is.  subnet: exactly this one, None for the one its name and node give.
-    dedicated_key: the private key of a dedicated service's device, used if it is new; None for a shared service."""
+def setup_service(
+    draft: Draft,
+    name: str,
+    *,
+    subnet: Network | None,
+    dedicated_key: bytes | None,
+    port_is_free: Callable[[int], bool] = lambda _port: True,
+) -> Service:
+    """Set a service up, or return it as it is.
+
+    subnet: exactly this one, None for the one its name and node give.  dedicated_key: the private key of a dedicated
+    service's device, used if it is new; None for a shared service.  port_is_free: whether no other program of the host
+    has that UDP port.
+    """
     if not name:
         raise RequestError("request.service: a service needs a name")
     around = overlay.require(draft)
@@ -32,19 +45,21 @@ def setup_service(draft: Draft, name: str, *, subnet: Network | None, dedicated_
                 f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}"
             )
         return service
+    bridge = bridge_name(around.deployment, around.instance_id, name)
+    require_legal(bridge, f"service {name!r}")
     if subnet is None:
         subnet = subnets.choose(
             around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot)
         )
     else:
         _check_wanted(draft, around, subnet)
-    service = Service(name=name, subnet=subnet, bridge=bridge_name(around.deployment, around.instance_id, name))
+    service = Service(name=name, subnet=subnet, bridge=bridge)
     if dedicated_key is not None:
         service = replace(
             service,
             device=dedicated_name(around.deployment, around.instance_id, name),
             private_key=dedicated_key,
-            wg_port=_free_port(draft, around),
+            wg_port=_free_port(draft, around, port_is_free),
         )
     draft.put(service)
     for lease in list(draft.state.leases(GLOBAL).values()):
@@ -69,7 +84,7 @@ def teardown_service(draft: Draft, name: str) -> None:
 
 
 def prune(draft: Draft, gone: set[str]) -> None:
-    """Forget the services whose bridges were pruned: `gone` are bridge names."""
+    """Tear down the services of these bridges."""
     for service in list(draft.all(Service)):
         if service.bridge in gone:
             teardown_service(draft, service.name)
@@ -116,10 +131,10 @@ def _check_wanted(draft: Draft, around: Overlay, subnet: Network) -> None:
         raise RequestError(f"request.subnet: {subnet} overlaps {taken}, which is in use")
 
 
-def _free_port(draft: Draft, around: Overlay) -> int:
+def _free_port(draft: Draft, around: Overlay, port_is_free: Callable[[int], bool]) -> int:
     used = {service.wg_port for service in draft.all(Service)}
     for port in range(around.wg_port + 1, min(around.wg_port + DEDICATED_PORTS, 65535) + 1):
-        if port not in used:
+        if port not in used and port_is_free(port):
             return port
     last = around.wg_port + DEDICATED_PORTS
     raise RequestError(f"no free WireGuard port in {around.wg_port + 1}-{last}: tear a dedicated service down")

@@ -163,21 +163,32 @@ def _parse_peer(lines: bytes) -> PeerState:
     return PeerState(_peer_key(lines), endpoint, keepalive, frozenset(allowed_ips), last_handshake, rx_bytes, tx_bytes)
 
 
-def parse_activity(lines: bytes) -> dict[bytes, Activity]:
-    """Per public key the activity, from the lines of a get response, without looking at any other line.
-
-    Raises ProtocolError like `parse_device`, but only for what it looks at.
+class ActivityReader:
+    """Reads get responses of one device, one after the other: of two polls most peers show the same, and what was
+    parsed once is remembered.
     """
-    _, *peers = _split_by_peer(lines)
-    return {
-        _peer_key(peer): Activity(
-            _endpoint(endpoint) if (endpoint := _value_of(b"\nendpoint=", peer)) else None,
-            _number("last_handshake_time_sec", _value_of(b"\nlast_handshake_time_sec=", peer) or b"0"),
-            _number("rx_bytes", _value_of(b"\nrx_bytes=", peer) or b"0"),
-            _number("tx_bytes", _value_of(b"\ntx_bytes=", peer) or b"0"),
-        )
-        for peer in peers
-    }
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[bytes, Activity]] = {}
+
+    def read(self, lines: bytes) -> dict[bytes, Activity]:
+        """Per public key the activity, from the lines of a get response, without looking at any other line.
+
+        Raises ProtocolError like `parse_device`, but only for what it looks at.
+        """
+        _, *peers = _split_by_peer(lines)
+        known = self._known
+        self._known = {peer: known.get(peer) or _activity(peer) for peer in peers}
+        return dict(self._known.values())
+
+
+def _activity(peer: bytes) -> tuple[bytes, Activity]:
+    return _peer_key(peer), Activity(
+        _endpoint(endpoint) if (endpoint := _value_of(b"\nendpoint=", peer)) else None,
+        _number("last_handshake_time_sec", _value_of(b"\nlast_handshake_time_sec=", peer) or b"0"),
+        _number("rx_bytes", _value_of(b"\nrx_bytes=", peer) or b"0"),
+        _number("tx_bytes", _value_of(b"\ntx_bytes=", peer) or b"0"),
+    )
 
 
 def _split_by_peer(lines: bytes) -> list[bytes]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.frames import Connection, Refused
+
 from overlayd import fault
 from overlayd.daemon.main import main
 from overlayd.linux import wireguard

@@ -36,16 +36,19 @@ def test_releases_during_a_walk_share_the_next(monkeypatch):
 
 def test_a_successor_waits_for_the_walk_and_others_do_not(monkeypatch):
     table, subject = Table(monkeypatch), Forgetter()
+    monkeypatch.setattr(forgetter, "PAUSE", 3600)
     subject.forget(ADDRESSES[:1])
-    assert table.began.wait(10)
     subject.wait_for(ADDRESSES[1])
+    assert not table.walks
     successor = Thread(target=subject.wait_for, args=ADDRESSES[:1])
     successor.start()
+    assert table.began.wait(10)
     successor.join(0.05)
     assert successor.is_alive()
     table.may_end.set()
     successor.join(10)
     assert not successor.is_alive()
+    subject.close()
 
 
 def test_a_refused_walk_blocks_nobody(monkeypatch, caplog):

@@ -134,15 +134,16 @@ def test_more_requests_than_the_receive_buffer_holds_acknowledgements(host):
 
 def test_an_interrupted_dump_is_read_again(host, monkeypatch):
     """The kernel sets the flag on its own time: here it is set on the first message of the first reading."""
-    genuine = netlink_module._messages
+    genuine = netlink_module.messages
     readings = []
 
     def interrupt_once(data):
-        for kind, flags, sequence, body in genuine(data):
-            readings.append(kind)
-            yield kind, flags | (netlink_module.NLM_F_DUMP_INTR if len(readings) == 1 else 0), sequence, body
+        for message in genuine(data):
+            readings.append(message.type)
+            mark = netlink_module.NLM_F_DUMP_INTR if len(readings) == 1 else 0
+            yield message._replace(flags=message.flags | mark)
 
-    monkeypatch.setattr(netlink_module, "_messages", interrupt_once)
+    monkeypatch.setattr(netlink_module, "messages", interrupt_once)
     with Netlink() as netlink:
         bodies = netlink.dump("list", rt.RTM_GETLINK, rt.link_filter())
     assert readings.count(netlink_module.NLMSG_DONE) == 2

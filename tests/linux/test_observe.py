@@ -6,7 +6,7 @@ import pytest
 from test_veth import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, service_leg
 
 from overlayd.linux import link, netns, veth
-from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_veth
+from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_host, observe_veth
 from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, Alias, Bridge, Device, Route
 
 
@@ -93,6 +93,57 @@ def test_a_damaged_veth_differs(host, container, shell, damage):
     link.create_bridge(Bridge("web", "zl-web-b", ip_interface(BRIDGE[4]), 1340))
     veth.create(wanted)
     assert observe_veth(wanted.name, box.netns) == wanted
+
+
+HOST_DAMAGE = [
+    "ip link set {name} nomaster",
+    "ip link set {name} down",
+    "ip link set {name} mtu 1300",
+    "ip link set {name} address 02:00:00:00:00:99",
+    f"ip link set {{name}} group {GROUP_DOOMED}",
+    "ip link set {name} group 0",
+    "ip link add br7 type bridge; ip link set {name} master br7",
+]
+
+
+@pytest.mark.parametrize("damage", HOST_DAMAGE)
+def test_damage_to_the_host_end_is_seen_from_the_host_alone(host, container, shell, damage):
+    make_bridge()
+    wanted = service_leg(box := container())
+    veth.create(wanted)
+    assert observe_host([wanted])[wanted.key] == wanted
+    shell(damage.format(name=wanted.name, pid=box.pid))
+    seen = observe_host([wanted])[wanted.key]
+    assert seen != wanted
+    veth.change(seen, wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted == observe_host([wanted])[wanted.key]
+
+
+def test_from_the_host_alone_the_inner_end_is_believed_and_a_stray_veth_is_seen(host, container, shell):
+    make_bridge()
+    box, other = container(), container()
+    wanted, stray = service_leg(box), service_leg(other, 6)
+    for each in (wanted, stray):
+        veth.create(each)
+    box.run("ip route delete default")
+    seen = observe_host([wanted])
+    assert seen[wanted.key] == wanted
+    assert seen[stray.key].mtu == 0
+    shell(f"ip link delete {wanted.name}")
+    assert wanted.key not in observe_host([wanted])
+
+
+@VERSIONS
+def test_a_global_leg_is_put_right_in_place(host, container, shell, version):
+    make_node(shell, version)
+    wanted = global_leg(container(), version)
+    veth.create(wanted)
+    for damage in ("ip link set {name} down", f"ip -{version} route delete {wanted.address.ip}"):
+        shell(damage.format(name=wanted.name))
+        seen = observe_host([wanted])[wanted.key]
+        assert seen != wanted
+        veth.change(seen, wanted)
+        assert observe_host([wanted])[wanted.key] == wanted
 
 
 def test_a_global_leg_without_its_host_route_differs(host, container, shell):

@@ -206,6 +206,49 @@ def test_ipv6_switched_off_inside_is_switched_on_for_our_interface(host, contain
     assert box.run("sysctl -n net.ipv6.conf.default.disable_ipv6").strip() == "1"
 
 
+INNER_DAMAGE = [
+    "ip link set eth0 down",
+    "ip link set eth0 mtu 1300",
+    "ip address flush dev eth0",
+    "ip route delete default",
+    "ip route replace default via 10.9.0.2 proto 111",
+    "ip link set lo down",
+]
+
+
+@pytest.mark.parametrize("damage", INNER_DAMAGE)
+def test_a_damaged_inner_end_is_put_right_in_place(host, container, damage):
+    make_bridge()
+    wanted = service_leg(box := container())
+    veth.create(wanted)
+    index = json.loads(box.run("ip -j link show eth0"))[0]["ifindex"]
+    box.run(damage)
+    veth.change(observe_veth(wanted.name, box.netns), wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted
+    assert json.loads(box.run("ip -j link show eth0"))[0]["ifindex"] == index
+
+
+def test_a_new_mtu_is_set_in_place_on_both_ends(host, container, shell):
+    make_bridge()
+    have = service_leg(box := container())
+    veth.create(have)
+    index = json.loads(shell(f"ip -j link show {have.name}"))[0]["ifindex"]
+    want = replace(have, mtu=1300)
+    veth.change(have, want)
+    assert observe_veth(want.name, box.netns) == want
+    assert json.loads(shell(f"ip -j link show {have.name}"))[0]["ifindex"] == index
+
+
+def test_a_pair_that_ends_elsewhere_is_made_anew(host, container):
+    make_bridge()
+    box, other = container(), container()
+    wanted = service_leg(box)
+    veth.create(replace(wanted, netns=other.netns))
+    veth.change(observe_veth(wanted.name, box.netns), wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted
+    assert "eth0" not in other.run("ip -br link")
+
+
 def test_a_dead_process(host, container):
     make_bridge()
     box = container()

@@ -103,7 +103,7 @@ def test_a_get_response_becomes_the_state_it_shows(device):
 @given(devices())
 def test_activity_is_the_same_part_of_the_state(device):
     _, lines = respond(device.get())
-    assert uapi.parse_activity(lines) == {
+    assert uapi.ActivityReader().read(lines) == {
         key: (peer.endpoint, peer.last_handshake, peer.rx_bytes, peer.tx_bytes)
         for key, peer in uapi.parse_device(lines).peers.items()
     }
@@ -188,7 +188,7 @@ def test_malformed_lines_are_protocol_errors(lines):
 
 @given(st.binary() | st.text(alphabet="public_key=0123456789abcdef\n:.").map(str.encode))
 def test_any_lines_parse_or_are_a_protocol_error(lines):
-    for parse in (uapi.parse_device, uapi.parse_activity):
+    for parse in (uapi.parse_device, uapi.ActivityReader().read):
         with suppress(ProtocolError):
             parse(lines)
 
@@ -196,7 +196,7 @@ def test_any_lines_parse_or_are_a_protocol_error(lines):
 def test_unknown_keys_are_skipped():
     lines = b"colour=red\npublic_key=" + b"00" * 32 + b"\nshape=round\nrx_bytes=5\n"
     assert uapi.parse_device(lines).peers[bytes(32)].rx_bytes == 5
-    assert uapi.parse_activity(lines)[bytes(32)].rx_bytes == 5
+    assert uapi.ActivityReader().read(lines)[bytes(32)].rx_bytes == 5
 
 
 def apply_slowly(device, change):

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from overlayd import wire
-from overlayd.daemon.handlers import containers, overlay, peers, services
+from overlayd.daemon.handlers import containers, edge, names, nat, overlay, peers, services
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError, StateError
 
@@ -59,16 +59,13 @@ def _op(request: wire.Request) -> str:
     return str(request.__struct_config__.tag)
 
 
-async def not_yet(daemon: Daemon, request: wire.Request) -> wire.Response:
-    raise RequestError(f"not supported yet: {_op(request)}")
-
-
 Quick = Callable[[Daemon, Any], wire.Response | bytes]
 Slow = Callable[[Daemon, Any], Awaitable[wire.Response]]
 
 # Requests that only read the state: answered on the spot.
 QUICK: dict[type[wire.Request], Quick] = {
     wire.GetStatus: overlay.status,
+    wire.GetNatStatus: nat.nat_status,
 }
 
 # Requests that change something, or wait.
@@ -87,15 +84,14 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.RemovePeer: peers.remove_peer,
     wire.AddAllowedIp: peers.add_allowed_ip,
     wire.RemoveAllowedIp: peers.remove_allowed_ip,
-    wire.RegisterDns: not_yet,
-    wire.UnregisterDns: not_yet,
-    wire.WriteScopedResolver: not_yet,
-    wire.RemoveScopedResolver: not_yet,
-    wire.PruneOrphanBridges: not_yet,
-    wire.NatTick: not_yet,
-    wire.GetNatStatus: not_yet,
+    wire.RegisterDns: names.register_dns,
+    wire.UnregisterDns: names.unregister_dns,
+    wire.WriteScopedResolver: names.write_scoped_resolver,
+    wire.RemoveScopedResolver: names.remove_scoped_resolver,
+    wire.PruneOrphanBridges: services.prune_orphan_bridges,
+    wire.NatTick: nat.nat_tick,
     wire.Shutdown: overlay.shutdown,
-    wire.MintEdgePeer: not_yet,
-    wire.ListEdgePeers: not_yet,
-    wire.RevokeEdgePeer: not_yet,
+    wire.MintEdgePeer: edge.mint_edge_peer,
+    wire.ListEdgePeers: edge.list_edge_peers,
+    wire.RevokeEdgePeer: edge.revoke_edge_peer,
 }

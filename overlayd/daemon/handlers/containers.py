@@ -3,15 +3,20 @@
 Owns: attach_container, detach_container.  Must not know: sockets and frames.
 """
 
+from collections.abc import Callable
+
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, service_lock
+from overlayd.daemon.handlers.context import Daemon, peers_locks, service_lock, this_node
 from overlayd.daemon.node import Node
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import netns
+from overlayd.linux.wireguard import generate_key, public_key
 from overlayd.model import attachments
 from overlayd.model.attachments import Wish
-from overlayd.model.objects import Netns
+from overlayd.model.objects import GLOBAL, Netns
+from overlayd.model.overlay import NOT_SET_UP
+from overlayd.model.peers import text
 from overlayd.model.rows import Attachment, Service
 from overlayd.model.state import Draft
 
@@ -30,21 +35,69 @@ async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wir
             return await _attach_pid(daemon, wish, pid)
         case wire.WindowsContainer():
             raise RequestError("windows_container handles are only supported on Windows")
-        case _:
-            raise RequestError("not supported yet: attach_container of this handle")
+        case wire.GuestManaged(id=id):
+            return await _attach_guest(daemon, wish, _named(id))
+        case wire.HostShared(id=id):
+            return await _attach_host(daemon, wish, _named(id))
 
 
 async def _attach_pid(daemon: Daemon, wish: Wish, pid: int) -> wire.Response:
     namespace = _living(pid)
-    locks = _container_locks(namespace, wish.isolation_network)
+    attachment = await _attach(
+        daemon,
+        wish,
+        lambda draft: attachments.attach_container(draft, wish, namespace, daemon.boot_id),
+        _locks(attachments.container(pid), namespace, wish.isolation_network),
+    )
+    return wire.Attached(ip=str(attachment.address))
+
+
+async def _attach_host(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
+    if not daemon.node.facts.devices:
+        raise RequestError("a host_shared container's address is on the global device, and this node has none")
+    locks = _locks(attachments.host(id), None, wish.isolation_network)
+    attachment = await _attach(daemon, wish, lambda draft: attachments.attach_host(draft, wish, id), locks)
+    return wire.Attached(ip=str(attachment.address))
+
+
+async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
+    entrance = await this_node(daemon, None)
+    private = generate_key()
+    attachment = await _attach(
+        daemon,
+        wish,
+        lambda draft: attachments.attach_guest(draft, wish, id, private, public_key(private)),
+        [*_locks(attachments.guest(id), None, wish.isolation_network), *peers_locks(GLOBAL)],
+    )
+    overlay = daemon.node.state.overlay
+    if overlay is None:
+        raise RequestError(NOT_SET_UP)  # torn down meanwhile
+    return wire.GuestConfig(
+        overlay_ip=str(attachment.address),
+        prefix_len=overlay.cluster.prefixlen,
+        private_key=text(attachment.private_key),
+        public_key=text(attachment.public_key),
+        listen_port=overlay.wg_port,
+        peers=(entrance,),
+        dns_server=str(attachment.dns_server) if attachment.dns_server is not None else None,
+        dns_domain=attachment.dns_domain or None,
+    )
+
+
+async def _attach(daemon: Daemon, wish: Wish, decide: Callable[[Draft], Attachment], locks: list[str]) -> Attachment:
     service = daemon.node.state.get(Service, wish.service)
     settles = service is not None and not service.lasting and not wish.ephemeral  # then the service's row changes too
-    attachment = await daemon.node.change(
-        lambda draft: attachments.attach_container(draft, wish, namespace, daemon.boot_id),
+    return await daemon.node.change(
+        decide,
         exclusive=[*locks, service_lock(wish.service)] if settles else locks,
         shared=[service_lock(wish.service)],
     )
-    return wire.Attached(ip=str(attachment.address))
+
+
+def _named(id: str) -> str:
+    if not id:
+        raise RequestError("request.handle.id must not be empty")
+    return id
 
 
 def _living(pid: int) -> Netns:
@@ -95,12 +148,14 @@ async def detach(node: Node, attachment: Attachment) -> None:
         if present is not None and present.netns == attachment.netns:
             attachments.detach(draft, present)
 
-    locks = _container_locks(attachment.netns, attachment.isolation_network)
+    locks = _locks(attachment.handle, attachment.netns, attachment.isolation_network)
+    if attachment.public_key:
+        locks += peers_locks(GLOBAL)
     service = service_lock(attachment.service)
     await node.change(decide, exclusive=[*locks, service] if attachment.ephemeral else locks, shared=[service])
 
 
-def _container_locks(namespace: Netns | None, isolation_network: str) -> list[str]:
+def _locks(handle: str, namespace: Netns | None, isolation_network: str) -> list[str]:
     """What an attach or a detach must have for itself."""
-    locks = [f"pid {namespace.pid}", f"namespace {namespace.inode}"] if namespace is not None else []
+    locks = [handle, f"namespace {namespace.inode}"] if namespace is not None else [handle]
     return [*locks, f"isolation {isolation_network}"] if isolation_network else locks

@@ -7,7 +7,7 @@ import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon
+from overlayd.daemon.handlers.context import Daemon, peers_locks
 from overlayd.daemon.node import Node
 from overlayd.errors import RequestError
 from overlayd.linux.wireguard import public_key
@@ -29,10 +29,6 @@ def _own_key(node: Node, scope: str) -> bytes:
     return public_key(service.private_key) if service is not None and service.dedicated else b""
 
 
-def _peers(scope: str) -> str:
-    return f"peers {scope}"
-
-
 async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
     scope = _scope(request.scope)
     key = parse.key(request.public_key, "public_key")
@@ -42,7 +38,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
         raise RequestError(
             f"request.persistent_keepalive_secs: at most {parse.KEEPALIVE_MAX}, got {request.persistent_keepalive_secs}"
         )
-    moved = await daemon.node.change(
+    moved = await daemon.node.change_together(
         lambda draft: peers.add_peer(
             draft,
             scope,
@@ -53,7 +49,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
             allowed_ips=allowed_ips,
             candidates=tuple((c.candidate_type, c.address, c.priority) for c in request.candidates),
         ),
-        exclusive=[_peers(scope)],
+        exclusive=peers_locks(scope),
     )
     _log_moves(moved)
     return wire.Ok()
@@ -62,7 +58,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
 async def remove_peer(daemon: Daemon, request: wire.RemovePeer) -> wire.Response:
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
-    await daemon.node.change(lambda draft: peers.remove_peer(draft, scope, key), exclusive=[_peers(scope)])
+    await daemon.node.change_together(lambda draft: peers.remove_peer(draft, scope, key), exclusive=peers_locks(scope))
     return wire.Ok()
 
 
@@ -70,8 +66,8 @@ async def add_allowed_ip(daemon: Daemon, request: wire.AddAllowedIp) -> wire.Res
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
     network = parse.network(request.cidr, "cidr")
-    moved = await daemon.node.change(
-        lambda draft: peers.add_allowed_ip(draft, scope, key, network), exclusive=[_peers(scope)]
+    moved = await daemon.node.change_together(
+        lambda draft: peers.add_allowed_ip(draft, scope, key, network), exclusive=peers_locks(scope)
     )
     _log_moves(moved)
     return wire.Ok()
@@ -81,8 +77,8 @@ async def remove_allowed_ip(daemon: Daemon, request: wire.RemoveAllowedIp) -> wi
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
     network = parse.network(request.cidr, "cidr")
-    await daemon.node.change(
-        lambda draft: peers.remove_allowed_ip(draft, scope, key, network), exclusive=[_peers(scope)]
+    await daemon.node.change_together(
+        lambda draft: peers.remove_allowed_ip(draft, scope, key, network), exclusive=peers_locks(scope)
     )
     return wire.Ok()
 

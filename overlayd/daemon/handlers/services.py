@@ -1,16 +1,20 @@
 """Services on this node, and addresses handed out without a container.
 
-Owns: setup and teardown of services, allocate_ip, release_ip.  Must not know: sockets and frames.
+Owns: setup and teardown of services, prune_orphan_bridges, allocate_ip, release_ip.  Must not know: sockets and frames.
 """
 
 import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, service_lock
+from overlayd.daemon.handlers.context import Daemon, peers_locks, service_lock
+from overlayd.daemon.node import Node
 from overlayd.errors import RequestError
-from overlayd.linux.wireguard import public_key
+from overlayd.linux import link, veth
+from overlayd.linux.observe import NamedBridge, bridges_named
+from overlayd.linux.wireguard import generate_key, public_key, udp_port_is_free
 from overlayd.model import ipam, peers, services
+from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name
 from overlayd.model.rows import Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
@@ -20,12 +24,18 @@ log = logging.getLogger(__name__)
 
 async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverlay) -> wire.Response:
     subnet = parse.network(request.subnet, "subnet") if request.subnet is not None else None
-    if request.mode == "dedicated":
-        raise RequestError("not supported yet: setup_service_overlay with mode dedicated")
-    dedicated_key = None
+    dedicated = request.mode == "dedicated"
+    if dedicated and daemon.node.kernel.backend is None:
+        raise RequestError(
+            "a dedicated service needs a WireGuard device, and this node has no backend for one: load the kernel's "
+            "wireguard module, or install wireguard-go and provide /dev/net/tun"
+        )
+    key = generate_key() if dedicated else None
     service = await daemon.node.change(
-        lambda draft: services.setup_service(draft, request.service, subnet=subnet, dedicated_key=dedicated_key),
-        exclusive=[service_lock(request.service)],
+        lambda draft: services.setup_service(
+            draft, request.service, subnet=subnet, dedicated_key=key, port_is_free=udp_port_is_free
+        ),
+        exclusive=[service_lock(request.service), *peers_locks(request.service)],
         verify=[(Service.table, request.service)],
     )
     if not service.dedicated:
@@ -44,6 +54,34 @@ async def teardown_service_overlay(daemon: Daemon, request: wire.TeardownService
     # Whoever is attached goes as well: their own locks are too many to name, so nobody else may change anything.
     await daemon.node.change(lambda draft: services.teardown_service(draft, request.service), everything=True)
     return wire.Ok()
+
+
+async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges) -> wire.Response:
+    """Remove bridges with our form of name that are not listed, ours or not; any of a bridge's names spares it."""
+    node, live = daemon.node, set(request.live_bridge_names)
+    found = await node.run(bridges_named, PREFIX, f"-{BRIDGE}")
+    orphans = {
+        name: bridge
+        for bridge in found
+        if live.isdisjoint(bridge.names)
+        for name in [next(filter(is_bridge_name, bridge.names), "")]
+        if name
+    }
+    if orphans:
+        names = {name for bridge in orphans.values() for name in bridge.names}
+        await node.change(lambda draft: services.prune(draft, names), everything=True)
+        await node.alone(_remove_foreign, node, list(orphans.values()))
+    return wire.PrunedBridges(reclaimed=tuple(sorted(orphans)))
+
+
+def _remove_foreign(node: Node, bridges: list[NamedBridge]) -> None:
+    """Remove what is left of these bridges: those that we have no record of, and the veths on them."""
+    ours = {service.bridge for service in node.state.table(Service).values()}
+    for bridge in bridges:
+        if ours.isdisjoint(bridge.names):
+            veth.delete(bridge.ports)  # ours go together, others one by one
+            for name in (*bridge.ports, bridge.names[0]):
+                link.delete_link(name)
 
 
 async def allocate_ip(daemon: Daemon, request: wire.AllocateIp) -> wire.Response:

@@ -1,0 +1,232 @@
+"""Hearing what changes in a network namespace: links, addresses, routes, parameters, and the nftables ruleset.
+
+Owns: the subscriptions, and turning notifications into events.  Must not know: what is ours, or what to do about it.
+
+The kernel sends a notification for everybody's changes, ours too.  Sources: linux/rtnetlink.h, linux/netlink.h,
+linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h.
+"""
+
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from overlayd.errors import MechanismError
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.netlink import SOL_NETLINK, Message, attributes, messages, string
+from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL
+
+# linux/netlink.h, asm-generic/socket.h, linux/filter.h
+_NETLINK_NETFILTER, _NETLINK_ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 12, 1, 33, 26
+_LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x28, 0x30, 0x15, 0x06  # BPF_LD|BPF_H|BPF_ABS, ...|BPF_B|..., ...
+# linux/netfilter/nfnetlink.h: the subsystem is the high byte of a message's type
+_NFNLGRP_NFTABLES, _NFTABLES = 7, 10
+# linux/netfilter/nf_tables.h
+_NEWGEN = _NFTABLES << 8 | 15
+_TABLE_NAME = 1  # NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE, NFTA_SET_ELEM_LIST_TABLE
+_GEN_PROC_PID, _GEN_PROC_NAME = 2, 3
+_NFGENMSG = 4  # bytes: family, version, resource id
+_OUR_FAMILIES = (1, 7)  # NFPROTO_INET, NFPROTO_BRIDGE
+
+# Our own: room for a few thousand notifications, while something else keeps us busy.
+_BUFFER = 16 << 20
+_READ = 1 << 16
+_READS = 64  # datagrams taken at a time: a flood must not keep the caller from its other work
+
+_GROUPS = (
+    rt.RTNLGRP_LINK,
+    rt.RTNLGRP_IPV4_IFADDR,
+    rt.RTNLGRP_IPV6_IFADDR,
+    rt.RTNLGRP_IPV4_ROUTE,
+    rt.RTNLGRP_IPV6_ROUTE,
+    rt.RTNLGRP_IPV4_NETCONF,
+    rt.RTNLGRP_IPV6_NETCONF,
+)
+
+
+class LinkChanged(NamedTuple):
+    """A link was made, changed, or deleted (`gone`).  The kernel does not tell by whom."""
+
+    link: rt.Link
+    gone: bool
+
+
+class AddressChanged(NamedTuple):
+    """An address, IPv6 link-local ones excepted, was added to the link with that index, or removed from it.
+
+    port: see `netlink.Message`; a program's first netlink socket has its pid for a port.
+    """
+
+    ifindex: int
+    port: int
+
+
+class RouteChanged(NamedTuple):
+    """A route of our protocol, or a default route, was added or removed.  port: as of an address."""
+
+    route: rt.KernelRoute
+    gone: bool
+    port: int
+
+
+class ParameterChanged(NamedTuple):
+    """Forwarding or reverse path filtering was set, for a link or for the host."""
+
+    netconf: rt.Netconf
+
+
+class RulesetChanged(NamedTuple):
+    """A transaction changed the nftables ruleset.  ours: one of our tables with it.  thread, program: who did it: the
+    id of its thread in the initial pid namespace, and that thread's name.
+    """
+
+    ours: bool
+    thread: int
+    program: str
+
+
+class Overrun(NamedTuple):
+    """More happened than the socket holds: some was not heard of.  ruleset: of nftables, else of the rest."""
+
+    ruleset: bool
+
+
+Event = LinkChanged | AddressChanged | RouteChanged | ParameterChanged | RulesetChanged | Overrun
+
+
+class Monitor:
+    """The subscriptions of the namespace that the calling thread is in; for one thread.
+
+    sockets: those to wait on until readable; `read` takes what is there.  Raises MechanismError when the kernel
+    refuses a subscription.
+    """
+
+    def __init__(self) -> None:
+        self._touched = False  # the transaction being read has touched a table of ours
+        self.sockets: list[socket.socket] = []
+        try:
+            self.sockets.append(_subscribe(socket.NETLINK_ROUTE, _GROUPS))
+            self.sockets.append(_subscribe(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,)))
+        except OSError as error:
+            self.close()
+            raise MechanismError("subscribe to", "kernel notifications", error.errno or 0) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the sockets; idempotent."""
+        for each in self.sockets:
+            each.close()
+
+    def read(self, source: socket.socket) -> Iterator[Event]:
+        """What one of the sockets has for us now, or a good part of it when there is much; never waits."""
+        ruleset = source is not self.sockets[0]
+        for _ in range(_READS):
+            try:
+                data = source.recv(_READ, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self._touched = False
+                yield Overrun(ruleset)
+                continue
+            for message in messages(data):
+                event = self._ruleset_event(message) if ruleset else _event(message)
+                if event is not None:
+                    yield event
+
+    def _ruleset_event(self, message: Message) -> Event | None:
+        """A transaction's notifications come together; the new generation's number, with who made it, comes last."""
+        if len(message.body) < _NFGENMSG or message.type >> 8 != _NFTABLES:
+            return None
+        found = attributes(message.body[_NFGENMSG:])
+        if message.type != _NEWGEN:
+            if not self._touched and message.body[0] in _OUR_FAMILIES:
+                self._touched = any(kind == _TABLE_NAME and string(value) == NFT_TABLE for kind, value in found)
+            return None
+        about = dict(found)
+        ours, self._touched = self._touched, False
+        thread = int.from_bytes(about.get(_GEN_PROC_PID, b""), "big")
+        return RulesetChanged(ours, thread, string(about[_GEN_PROC_NAME]) if _GEN_PROC_NAME in about else "")
+
+
+def is_own_thread(thread: int) -> bool:
+    """Whether a `RulesetChanged` is by a thread of this process; never true in a pid namespace other than the initial
+    one, where threads have other numbers.
+    """
+    return Path(f"/proc/self/task/{thread}").exists()
+
+
+def process_name(port: int) -> str:
+    """The program whose pid is `port`, if it still runs; empty when there is none."""
+    try:
+        return Path(f"/proc/{port}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _event(message: Message) -> Event | None:
+    kind, body, port = message.type, message.body, message.port
+    if kind in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
+        # Of another family than AF_UNSPEC it is about a bridge's port, or about IPv6 on the link.
+        return LinkChanged(rt.parse_link(body), kind == rt.RTM_DELLINK) if body[0] == socket.AF_UNSPEC else None
+    if kind in (rt.RTM_NEWADDR, rt.RTM_DELADDR):
+        address = rt.parse_address(body)
+        universal = address is not None and address.scope == rt.RT_SCOPE_UNIVERSE
+        return AddressChanged(address.ifindex, port) if address is not None and universal else None
+    if kind in (rt.RTM_NEWROUTE, rt.RTM_DELROUTE):
+        route = rt.parse_route(body)
+        return RouteChanged(route, kind == rt.RTM_DELROUTE, port) if route is not None else None
+    if kind == rt.RTM_NEWNETCONF:
+        return ParameterChanged(rt.parse_netconf(body))
+    return None
+
+
+def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        if protocol == socket.NETLINK_ROUTE:
+            _attach_filter(opened)
+        opened.bind((0, 0))  # one without a port of its own is sent nothing
+        for group in groups:
+            opened.setsockopt(SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _attach_filter(opened: socket.socket) -> None:
+    """Of routes let through the default ones and ours: a router's full table must not wake us.
+
+    A classic BPF program (linux/filter.h); it reads half words in network byte order.
+    """
+    new, old = socket.htons(rt.RTM_NEWROUTE), socket.htons(rt.RTM_DELROUTE)
+    kind, destination_length, protocol = 4, 16 + 1, 16 + 5  # offsets in nlmsghdr, and in rtmsg behind it
+    program = (
+        (_LOAD_HALF, 0, 0, kind),
+        (_JUMP_EQUAL, 1, 0, new),
+        (_JUMP_EQUAL, 0, 5, old),  # not about a route: pass
+        (_LOAD_BYTE, 0, 0, destination_length),
+        (_JUMP_EQUAL, 3, 0, 0),
+        (_LOAD_BYTE, 0, 0, protocol),
+        (_JUMP_EQUAL, 1, 0, ROUTE_PROTOCOL),
+        (_RETURN, 0, 0, 0),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+    fprog = struct.pack("@HP", len(program), ctypes.addressof(code))
+    opened.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)

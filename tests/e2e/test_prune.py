@@ -1,0 +1,167 @@
+"""Bridges come and go: orphans are pruned, ephemeral ones leave with their last container, renamed ones stay."""
+
+import json
+
+import pytest
+from lab import Lab, Ping, Refused, ping
+from lab.cluster import CLUSTER, PORT, Member, Pair
+
+
+def links(member: Member) -> set[str]:
+    return {link["ifname"] for link in json.loads(member.node.run(["ip", "-j", "link"]))}
+
+
+def prune(member: Member, *live: str) -> list[str]:
+    return list(member.request("prune_orphan_bridges", live_bridge_names=list(live))["reclaimed"])
+
+
+def add_bridge(member: Member, name: str, *ports: str) -> None:
+    """A bridge that the daemon has no record of, with veths on it."""
+    member.node.run(["ip", "link", "add", name, "type", "bridge"])
+    for port in ports:
+        member.node.run(["ip", "link", "add", port, "master", name, "type", "veth", "peer", f"{port}p"])
+
+
+def test_bridges_that_are_not_listed_go_with_their_containers_and_subnets(member: Member, lab: Lab) -> None:
+    keep, lose = member.set_up_service("keep"), member.set_up_service("lose")
+    kept, lost = lab.container(), lab.container()
+    member.attach(kept, "keep")
+    address = member.attach(lost, "lose", join_global=True)
+    member.request("allocate_ip", service="lose", join_global=False)
+    add_bridge(member, "zl-foreign-b", "veth-foreign")
+    add_bridge(member, "br-other", "veth-other")
+
+    assert prune(member, keep, "zl-unknown-b") == sorted([lose, "zl-foreign-b"])
+
+    left = links(member)
+    assert {keep, "br-other", "veth-other"} <= left
+    assert not {lose, "zl-foreign-b", "veth-foreign", "veth-foreignp", f"veth-{lost.pid}-s"} & left
+    assert lost.run(["ip", "-br", "link"]).split()[0] == "lo"
+    assert member.request("status")["service_count"] == 1
+    with pytest.raises(Refused, match="lose is not set up"):
+        member.attach(lost, "lose")
+    assert prune(member, keep) == []
+    member.set_up_service("lose")
+    assert member.attach(lost, "lose") == address, "the subnet and its first address are free again"
+    ping(kept, address)
+    assert sorted(prune(member)) == sorted([keep, lose])
+    assert member.request("status")["service_count"] == 0
+    for name in ("br-other", "veth-other"):
+        member.node.run(["ip", "link", "delete", name])
+
+
+def test_any_name_of_a_bridge_spares_it(member: Member) -> None:
+    bridge = member.set_up_service("named")
+    member.node.run(["ip", "link", "property", "add", "dev", bridge, "altname", "zl-also-b"])
+    assert prune(member, "zl-also-b") == []
+    assert prune(member, bridge) == []
+    add_bridge(member, "something")
+    member.node.run(["ip", "link", "property", "add", "dev", "something", "altname", "zl-some-b"])
+    assert prune(member, bridge) == ["zl-some-b"]
+    assert prune(member) == [bridge]
+
+
+def test_an_ephemeral_bridge_goes_with_its_last_container(member: Member, lab: Lab) -> None:
+    bare = member.node.footprint()
+    bridge = member.set_up_service("brief")
+    first, second = lab.container(), lab.container()
+    for container in (first, second):
+        member.attach(container, "brief", ephemeral=True)
+    member.detach(first)
+    assert bridge in links(member)
+    member.detach(second)
+    assert bridge not in links(member)
+    assert member.node.footprint() == bare
+    with pytest.raises(Refused, match="brief is not set up"):
+        member.attach(first, "brief", ephemeral=True)
+
+    member.set_up_service("brief")
+    member.attach(first, "brief", ephemeral=True)
+    member.attach(second, "brief")
+    member.detach(second)
+    member.detach(first)
+    assert bridge in links(member), "an attach that was not ephemeral keeps it"
+    member.request("teardown_service_overlay", service="brief")
+
+
+def test_the_last_ephemeral_container_may_die(member: Member, lab: Lab) -> None:
+    bridge = member.set_up_service("dying")
+    container = lab.container()
+    member.attach(container, "dying", ephemeral=True)
+    container.kill()
+    member.request("status")
+    deadline = 200
+    while bridge in links(member):
+        deadline -= 1
+        assert deadline, "the bridge outlives its only container"
+
+
+def test_join_global_gives_an_interface_of_the_whole_overlay(pair: Pair) -> None:
+    container = pair.lab.container()
+    container.run(["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter"])
+    try:
+        address = pair.alpha.attach(container, "web", join_global=True)
+        (leg,) = json.loads(container.run(["ip", "-j", "-4", "address", "show", "eth1"]))
+        global_address = leg["addr_info"][0]["local"]
+        assert (leg["addr_info"][0]["prefixlen"], leg["mtu"]) == (32, mtu_of(pair.web, "eth0"))
+        assert global_address.startswith("10.200.1.")
+        (route,) = json.loads(container.run(["ip", "-j", "route", "show", CLUSTER]))
+        assert route["dev"] == "eth1"
+        for target in (global_address, address):
+            ping(pair.beta.node, target)
+            ping(pair.db, target)
+            ping(pair.web, target)
+        ping(container, pair.db_address)
+        ping(container, "198.51.100.1")
+        with pytest.raises(Refused, match="with join_global"):
+            pair.alpha.attach(container, "web")
+    finally:
+        pair.alpha.detach(container)
+    assert "eth1" not in container.run(["ip", "-br", "link"])
+
+
+def mtu_of(place: object, interface: str) -> int:
+    shown = place.run(["ip", "-j", "link", "show", interface])  # type: ignore[attr-defined]
+    return int(json.loads(shown)[0]["mtu"])
+
+
+def test_a_new_instance_renames_everything_under_traffic(pair: Pair) -> None:
+    alpha = pair.alpha
+    vault = alpha.request("setup_service_overlay", service="vault", mode="dedicated")
+    ping(pair.web, pair.db_address)
+    before = alpha.request("status")
+    running = Ping(pair.web, pair.db_address)
+    beside_it = Ping(alpha.node, str(pair.beta.node.address))
+    try:
+        running.wait_for(30)
+        interface = alpha.request(
+            "setup_global_overlay",
+            deployment="lab",
+            instance_id="another",
+            cluster_cidr=CLUSTER,
+            slice_cidr=alpha.slice,
+            wg_port=PORT,
+        )["name"]
+        running.wait_for(30)
+        bridge = alpha.set_up_service("web")
+        renamed = alpha.request("setup_service_overlay", service="vault", mode="dedicated")
+        running.wait_for(30)
+    finally:
+        lost, lost_beside = running.stop(), beside_it.stop()
+    assert len(lost) <= len(lost_beside), f"echoes {lost} lost while renaming"
+    assert interface != before["interface"] and bridge != pair.bridges[0]
+    assert renamed == vault | {"name": renamed["name"]} and renamed["name"] != vault["name"]
+    after = alpha.request("status")
+    device = after["dedicated_services"][0]["interface"]
+    assert device != before["dedicated_services"][0]["interface"]
+    for name, key in ((interface, alpha.public_key), (device, vault["wg_public_key"])):
+        assert f"public key: {key}" in alpha.node.run(["wg", "show", name])
+    for name in (bridge, *pair.bridges[:1], renamed["name"], vault["name"], interface, before["interface"]):
+        alpha.node.run(["ip", "link", "show", name])
+    kernel = alpha.node.footprint()
+    alpha.node.kill()
+    alpha.start()
+    assert alpha.node.footprint() == kernel
+    assert prune(alpha, pair.bridges[0], renamed["name"]) == [], "either name spares a bridge"
+    alpha.request("teardown_service_overlay", service="vault")
+    ping(pair.web, pair.db_address)

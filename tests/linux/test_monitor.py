@@ -1,0 +1,150 @@
+"""What happens in a namespace is heard of, with who did it where the kernel tells."""
+
+import os
+import select
+import threading
+
+import pytest
+
+from overlayd.linux.monitor import (
+    AddressChanged,
+    LinkChanged,
+    Monitor,
+    Overrun,
+    ParameterChanged,
+    RouteChanged,
+    RulesetChanged,
+    is_own_thread,
+    process_name,
+)
+from overlayd.linux.nft import Nft
+from overlayd.model.objects import NFT_TABLE
+
+
+@pytest.fixture
+def monitor(host):
+    with Monitor() as opened:
+        yield opened
+
+
+def heard(monitor):
+    """All that is there to be read."""
+    events = []
+    while ready := select.select(monitor.sockets, [], [], 0)[0]:
+        for source in ready:
+            events += monitor.read(source)
+    return events
+
+
+def of(kind, events):
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_links_come_and_go(monitor, shell):
+    shell("ip link add br0 type bridge; ip link set br0 mtu 1300 alias 'some thing'; ip link del br0")
+    events = of(LinkChanged, heard(monitor))
+    assert {event.link.name for event in events} == {"br0"}
+    assert [event.gone for event in events] == [False] * (len(events) - 1) + [True]
+    assert (events[-1].link.mtu, events[-1].link.alias, events[-1].link.kind) == (1300, "some thing", "bridge")
+
+
+def test_a_port_leaving_its_bridge_is_no_deletion(monitor, shell):
+    shell("ip link add br0 type bridge; ip link add v0 type veth peer name v1; ip link set v0 master br0")
+    heard(monitor)
+    shell("ip link set v0 nomaster")
+    events = of(LinkChanged, heard(monitor))
+    assert not any(event.gone for event in events)
+    assert [event.link.master for event in events if event.link.name == "v0"][-1] == 0
+
+
+def test_the_port_names_who_asked(monitor):
+    pid = os.posix_spawn("/sbin/ip", ["ip", "address", "add", "10.1.2.3/24", "dev", "lo"], os.environ)
+    os.waitpid(pid, 0)
+    assert {event.port for event in of(AddressChanged, heard(monitor))} == {pid}
+    assert process_name(pid) == ""
+    assert process_name(os.getpid())
+
+
+def test_addresses_and_not_those_that_ipv6_gives_itself(monitor, shell):
+    shell("ip link add d0 type bridge; ip link set d0 up")
+    index = of(LinkChanged, heard(monitor))[0].link.ifindex
+    shell("ip address add 10.1.2.3/24 dev d0; ip address del 10.1.2.3/24 dev d0; ip address add fd01::1/64 dev d0")
+    assert {event.ifindex for event in of(AddressChanged, heard(monitor))} == {index}
+    shell("ip address flush dev d0; ip link set d0 down")
+    heard(monitor)
+    shell("ip link set d0 up; sleep 0.1")
+    assert of(AddressChanged, heard(monitor)) == []
+
+
+def test_of_routes_only_ours_and_default_ones(monitor, shell):
+    shell("ip link add d0 type bridge; ip link set d0 up; ip address add 10.1.0.1/24 dev d0")
+    heard(monitor)
+    shell("ip route add 10.2.0.0/16 dev d0; ip route add 10.3.0.0/16 dev d0 proto 0x6f; ip route del 10.3.0.0/16")
+    shell("ip route add default via 10.1.0.2; ip -6 route add fd03::/64 dev d0 proto 0x6f")
+    events = of(RouteChanged, heard(monitor))
+    assert [(str(event.route.destination), event.gone) for event in events] == [
+        ("10.3.0.0/16", False),
+        ("10.3.0.0/16", True),
+        ("0.0.0.0/0", False),
+        ("fd03::/64", False),
+    ]
+
+
+def test_forwarding_and_reverse_path_filtering(monitor, shell):
+    shell("ip link add d0 type bridge")
+    index = of(LinkChanged, heard(monitor))[0].link.ifindex
+    shell("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv4/conf/d0/rp_filter")
+    told = [event.netconf for event in of(ParameterChanged, heard(monitor))]
+    assert any(each.ifindex == -1 and each.forwarding == 1 for each in told)
+    assert any(each.ifindex == index and each.rp_filter == 1 for each in told)
+
+
+def test_who_changed_the_ruleset_and_whether_it_was_ours(monitor, shell):
+    nft = Nft()
+    nft.ensure()
+    (own,) = of(RulesetChanged, heard(monitor))
+    assert (own.ours, is_own_thread(own.thread)) == (True, True)
+    shell("nft add table inet foreign; nft add set inet foreign s '{ type ipv4_addr; }'")
+    assert [(event.ours, event.program) for event in of(RulesetChanged, heard(monitor))] == [(False, "nft")] * 2
+    for command in (
+        f"nft add rule inet {NFT_TABLE} forward drop",
+        f"nft add element inet {NFT_TABLE} node4 '{{ 10.9.9.9 }}'",
+        f"nft delete table bridge {NFT_TABLE}",
+        "nft flush ruleset",
+    ):
+        pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"exec {command}"], os.environ)
+        os.waitpid(pid, 0)
+        assert of(RulesetChanged, heard(monitor)) == [RulesetChanged(True, pid, "nft")]
+        assert not is_own_thread(pid)
+    nft.close()
+
+
+def test_a_change_by_another_thread_of_ours_is_ours(monitor):
+    nft = Nft()
+    done = threading.Event()
+
+    def work():
+        nft.ensure()
+        done.wait(10)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        while not (events := of(RulesetChanged, heard(monitor))):
+            pass
+        assert all(is_own_thread(event.thread) for event in events)
+    finally:
+        done.set()
+        thread.join()
+        nft.close()
+
+
+def test_more_than_it_can_hold_is_said_so(host, shell, tmp_path, monkeypatch):
+    monkeypatch.setattr("overlayd.linux.monitor._BUFFER", 1 << 16)
+    batch = tmp_path / "batch"
+    batch.write_text("link add d0 type bridge\n" + "link set d0 mtu 1400\nlink set d0 mtu 1300\n" * 100)
+    with Monitor() as monitor:
+        shell(f"ip -batch {batch}")
+        assert Overrun(False) in heard(monitor)
+        shell("ip link set d0 mtu 1234")
+        assert of(LinkChanged, heard(monitor))[-1].link.mtu == 1234
