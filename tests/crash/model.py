@@ -101,7 +101,7 @@ class Model:
             **_named(name, old if renamed else {}),
         }
         for service_name, service in self.services.items():
-            service |= _named(f"zl-{deployment}-{instance_id}-{service_name}-b", service)
+            service.update(_named(f"zl-{deployment}-{instance_id}-{service_name}-b", service))
         return {"result": "bridge_name", "name": name}
 
     def _readdress(self, cluster: Network, own: Network) -> None:
@@ -512,18 +512,17 @@ def _named(name: str, old: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "first name": old["first name"], "alternative": old["name"]}
 
 
-def _link(names: dict[str, Any], kind: str, group: int, alias: str, address: str, master: str = "") -> dict[str, Any]:
+def _link(names: dict[str, Any], kind: str, group: int, alias: str, address: str, **more: str) -> dict[str, Any]:
     shown = {
         "mtu": MTU,
         "group": str(0x6F760000 + group) if group else "default",
         "kind": kind,
         "up": True,
         "addresses": [address] if address else [],
+        **more,
     }
     if alias:
         shown["ifalias"] = alias
-    if master:
-        shown["master"] = master
     if "alternative" in names:
         shown["altnames"] = [names["alternative"]]
     return {f"link {names['name']}": shown}

@@ -16,6 +16,7 @@ import re
 import struct
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
         "elements": _elements(_finish(firewall)),
         "rows": rows(cell),
         "status": _status(cell),
-        "left": {"files": _files(cell), "processes": _programs("wireguard-go"), "ports": _udp_ports()},
+        "left": {"files": _files(cell), "processes": _programs("wireguard-go"), "ports": _udp_ports(cell.daemon)},
     }
     # A device is reached by the name of its link; that it may still be reached by an older one does no harm.
     view["wireguard"] = {
@@ -237,6 +238,11 @@ def _programs(name: str) -> int:
     return count
 
 
-def _udp_ports() -> list[int]:
-    lines = Path("/proc/net/udp").read_text().splitlines()[1:]
-    return sorted(int(line.split()[1].rpartition(":")[2], 16) for line in lines)
+def _udp_ports(daemon: int) -> list[int]:
+    """The UDP ports in use, but for those by which the daemon asks a name server."""
+    own = set()
+    for file in Path(f"/proc/{daemon}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            own.add(str(file.readlink()))
+    sockets = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return sorted(int(fields[1].rpartition(":")[2], 16) for fields in sockets if f"socket:[{fields[9]}]" not in own)
