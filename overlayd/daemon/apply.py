@@ -7,6 +7,7 @@ Every function here blocks; `daemon.node` calls `Kernel.apply` from a thread, se
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from errno import ENOENT
 from itertools import groupby
 
 from overlayd import fault
@@ -16,6 +17,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
+from overlayd.model.layout import Layout
 from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 log = logging.getLogger(__name__)
@@ -94,8 +96,7 @@ class Kernel:
             case DevicePeer() as peer:
                 self._device_backend(peer.device).set_peers(peer.device, batch)
             case Element():
-                self._ensure_rules()
-                self.nft.apply(batch)
+                self._change_members(batch)
             case Veth() if batch[0].want is None:
                 self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
             case _:
@@ -130,8 +131,7 @@ class Kernel:
                 self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
             case Veth(), Veth():
-                self._reaper.delete([have.name])
-                veth.create(want)
+                veth.change(have, want)
             case None, Route():
                 link.create_route(want)
             case Route(), Route():
@@ -153,11 +153,26 @@ class Kernel:
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
 
-    def _ensure_rules(self) -> None:
+    def members(self) -> Layout:
+        """The members of our nftables sets.  None when our tables are not as we made them: then the next element brings
+        them back.
+        """
+        self._rules = self.nft.intact()
+        return dict(self.nft.observe()) if self._rules else {}
+
+    def _change_members(self, batch: list[Step]) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
+        wanted = [step.want for step in batch if isinstance(step.want, Element)]
         if not self._rules:
-            self.nft.ensure()
+            self.nft.ensure(wanted)
             self._rules = True
+        try:
+            self.nft.apply(batch)
+        except MechanismError as error:
+            if error.errno != ENOENT:
+                raise
+            self.nft.ensure(wanted)  # somebody removed a table just now; the sentinel brings back the other members
+            self.nft.apply(batch)
 
     def _device_backend(self, device: str) -> Backend:
         if self.backend is None:

@@ -240,8 +240,8 @@ def enable_forwarding(names: Iterable[str]) -> None:
 
     A router ignores router advertisements, so links that listened to them (accept_ra 1) are told to go on (2) before
     IPv6 forwarding is switched on.  Loose reverse path filtering (2) on our links overrides a strict host-wide setting.
-    What already has its value is not written, so a read-only /proc/sys is no obstacle once it is prepared; else
-    MechanismError names the parameter.
+    Links that are not there are passed over.  What already has its value is not written, so a read-only /proc/sys is no
+    obstacle once it is prepared; else MechanismError names the parameter.
     """
     for parameter, value in _forwarding(names):
         if parameter == "ipv6/conf/all/forwarding" and sysctl.read(parameter) != value:
@@ -260,7 +260,10 @@ def _forwarding(names: Iterable[str]) -> list[tuple[str, str]]:
     if Path("/proc/sys/net/ipv6").exists():
         wanted.append(("ipv6/conf/all/forwarding", "1"))
     for name in names:
-        carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
+        try:
+            carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
+        except (MechanismError, OSError):
+            continue
         wanted += [(f"ipv4/conf/{carried}/forwarding", "1"), (f"ipv4/conf/{carried}/rp_filter", "2")]
     return wanted
 

@@ -3,8 +3,9 @@
 Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
 what should be there, WireGuard keys and peers, nftables.
 
-An object that is there but not sound (a link that is down or does not forward, a veth whose inner end is gone, unseen or
-half configured) comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is repaired or made anew.
+An object that is there but not sound (a link that is down or does not forward, a veth whose inner end is gone,
+unseen or half configured) comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is
+repaired or made anew.
 """
 
 import logging
@@ -112,6 +113,12 @@ def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
             elif link.group in (GROUP_VETH, GROUP_DOOMED):
                 found.append(_veth(link, _NO_NAMESPACE, host, None))
     return {thing.key: thing for thing in found}
+
+
+def all_links() -> list[rt.Link]:
+    """Every link of the namespace, whoever made it."""
+    with Netlink() as netlink:
+        return list(_read_links(netlink).values())
 
 
 def observe_bridge(name: str) -> Bridge | None:
