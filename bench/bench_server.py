@@ -75,7 +75,7 @@ def build_peer() -> Path | None:
     if cargo is None:
         return None
     target, manifest = BUILD / "peer", ROOT / "bench/peer/Cargo.toml"
-    argv = [cargo, "build", "--release", "--quiet", "--locked", "--manifest-path", manifest, "--target-dir", target]
+    argv = [cargo, "build", "--release", "--quiet", "--manifest-path", manifest, "--target-dir", target]
     subprocess.run(argv, check=True)
     return target / "release/peer"
 
