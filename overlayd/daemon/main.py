@@ -22,16 +22,20 @@ from overlayd.daemon import config as configuration
 from overlayd.daemon import endpoint, identity, logs, start
 from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.config import Config, ConfigError
+from overlayd.daemon.expiry import Expiry
+from overlayd.daemon.forwarding import ForwardWatch
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.resolver import Resolver
+from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
+from overlayd.linux.monitor import Monitor
 from overlayd.model.health import FRESH
 from overlayd.model.rows import Attachment
 from overlayd.proto.identity import answer_probe, encode
@@ -104,6 +108,7 @@ async def _serve(
         loop.add_signal_handler(number, stopping.set)
     node = start.node(journal, config.wireguard)
     boot = start.boot_id()
+    sentinel = Sentinel(node, Monitor())
     # It reads the whole executable: beside the start, not before it.
     me = asyncio.create_task(asyncio.to_thread(identity.current, config.namespace_id, config.socket))
     await start.resume(node, boot)
@@ -114,6 +119,7 @@ async def _serve(
     )
     health = Health(node, fresh)
     candidates = Candidates(node)
+    forwarding = ForwardWatch(node)
     await health.resume()
     async with asyncio.TaskGroup() as background:
         resolver = Resolver(node, health, background.create_task)
@@ -125,7 +131,13 @@ async def _serve(
         deaths = DeathWatch(lambda handle: background.create_task(start.reclaim(node, handle)))
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         node.observers.append(deaths.follow)
-        watching = [background.create_task(work) for work in (health.watch(), candidates.watch())]
+        expiry = Expiry(node, background.create_task)
+        expiry.arm()
+        node.observers.append(expiry.follow)
+        node.observers.append(forwarding.follow)
+        watches = (health.watch(), candidates.watch(), forwarding.watch())
+        watching = [background.create_task(work) for work in watches]
+        background.create_task(sentinel.watch())
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
             _notify("READY=1")
@@ -136,10 +148,13 @@ async def _serve(
         accepting.close()
         await server.drain(PATIENCE)
         deaths.close()
+        expiry.close()
         resolver.close()
         for task in watching:
             task.cancel()
+        sentinel.stop()
     await node.close()
+    forwarding.close()
     await journal.close()
 
 

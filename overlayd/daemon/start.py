@@ -5,6 +5,7 @@ not know: the socket.
 """
 
 import logging
+import time
 from pathlib import Path
 
 from overlayd.daemon.apply import Kernel
@@ -16,7 +17,7 @@ from overlayd.errors import OverlaydError
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Preference, choose, generate_key
-from overlayd.model import attachments
+from overlayd.model import attachments, edges
 from overlayd.model.layout import Facts
 from overlayd.model.objects import Veth
 from overlayd.model.plan import plan
@@ -69,7 +70,7 @@ async def resume(node: LiveNode, boot: str) -> None:
 
 def _take_up(draft: Draft, boot: str) -> None:
     """Make an identity if there is none; detach the containers of an earlier boot, and those that died while nobody
-    watched.
+    watched; shut out the edge peers whose time is over.
     """
     if draft.get(Node) is None:
         draft.put(Node(private_key=generate_key()))
@@ -78,6 +79,8 @@ def _take_up(draft: Draft, boot: str) -> None:
         if namespace is not None and (attachment.boot_id != boot or not netns.is_alive(namespace)):
             log.info("%s is gone: %s is free again", attachment.handle, attachment.address)
             attachments.detach(draft, attachment)
+    for name in edges.expire(draft, time.time()):
+        log.info("edge peer %s has expired", name)
 
 
 async def reclaim(node: LiveNode, handle: str) -> None:

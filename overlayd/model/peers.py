@@ -5,13 +5,14 @@ roamed to.
 """
 
 from base64 import b64encode
+from ipaddress import ip_network
 
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
 from overlayd.model import overlay
 from overlayd.model.objects import GLOBAL, Network
-from overlayd.model.rows import Overlay, Peer, Service
+from overlayd.model.rows import Edge, Overlay, Peer, Service
 from overlayd.model.state import Draft
 
 
@@ -30,6 +31,9 @@ def add_peer(
     require_scope(draft, scope)
     if public_key == own_key:
         raise RequestError(f"request.public_key: {text(public_key)} is this node's own key, not a peer")
+    for edge in draft.all(Edge):
+        if edge.public_key == public_key:
+            raise RequestError(f"request.public_key: {text(public_key)} is edge peer {edge.name}: revoke it first")
     for network in allowed_ips:
         _require_no_other_route(draft, scope, network)
     old = draft.peer(scope, public_key)
@@ -109,9 +113,12 @@ def text(key: bytes) -> str:
 
 
 def _require_no_other_route(draft: Draft, scope: str, network: Network) -> None:
-    """RequestError when a route of a dedicated device would take a destination from somebody else: this host has one
-    route to each.
+    """RequestError when an allowed IP would take a destination from an edge peer, or the route of a dedicated device
+    from somebody else: this host has one route to each.
     """
+    for edge in draft.all(Edge):
+        if scope == GLOBAL and network == ip_network(edge.address):
+            raise RequestError(f"allowed IP {network} is edge peer {edge.name}: revoke it first")
     around = draft.get(Overlay)
     if scope == GLOBAL or around is None or not has_route(network, around.cluster):
         return

@@ -179,13 +179,15 @@ class Record(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Edge(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """A minted edge peer: a device outside the cluster that may reach `allowed` until `expires` (Unix seconds)."""
+    """A minted edge peer: a device outside the cluster that may reach `allowed` until `expires` (Unix seconds).
+
+    Its private key is not here: nobody but the device needs it.
+    """
 
     table: ClassVar[str] = "edge"
     name: str
     address: Address
     public_key: bytes
-    private_key: bytes
     minted: int
     expires: int
     allowed: tuple[Network, ...]

@@ -9,12 +9,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError, StateError
-from overlayd.model import attachments, ipam, overlay, peers, rows, services
+from overlayd.model import attachments, edges, ipam, overlay, peers, rows, services
 from overlayd.model.attachments import Wish
 from overlayd.model.layout import Facts, layout
 from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Netns, Veth
 from overlayd.model.plan import plan
-from overlayd.model.rows import Attachment, Lease, Node, Overlay, Peer, Service
+from overlayd.model.rows import Attachment, Edge, Isolation, Lease, Node, Overlay, Peer, Service
 from overlayd.model.state import Draft, State
 from overlayd.model.subnets import first_usable
 
@@ -75,6 +75,7 @@ class Operations(RuleBasedStateMachine):
     @initialize(slice=st.sampled_from([SLICE, None]))
     def start(self, slice):
         self.state = new_state()
+        self.now = 1000
         set_up(self.state, slice=slice)
 
     def do(self, decide):
@@ -123,6 +124,52 @@ class Operations(RuleBasedStateMachine):
         if present:
             self.do(lambda draft: attachments.detach(draft, present))
 
+    @rule(
+        id=st.sampled_from(["vm1", "vm2"]),
+        name=st.sampled_from([*SERVICES, "unknown"]),
+        ephemeral=st.booleans(),
+        network=st.sampled_from(["", "a"]),
+        shared=st.booleans(),
+    )
+    def attach_guest_or_host(self, id, name, ephemeral, network, shared):
+        wish = Wish(service=name, ephemeral=ephemeral, isolation_network=network)
+        public = id.encode().ljust(32, b"g")
+        if shared:
+            self.do(lambda draft: attachments.attach_host(draft, wish, id))
+        else:
+            self.do(lambda draft: attachments.attach_guest(draft, wish, id, b"p" * 32, public))
+
+    @rule(handle=st.sampled_from([kind(id) for kind in (attachments.guest, attachments.host) for id in ("vm1", "vm2")]))
+    def detach_guest_or_host(self, handle):
+        present = self.state.get(Attachment, handle)
+        if present:
+            self.do(lambda draft: attachments.detach(draft, present))
+
+    @rule(names=st.sets(st.sampled_from(SERVICES)))
+    def prune(self, names):
+        bridges = {service.bridge for service in self.state.table(Service).values() if service.name in names}
+        self.do(lambda draft: services.prune(draft, bridges))
+
+    @rule(
+        name=st.sampled_from(["phone", "laptop"]),
+        ttl=st.integers(0, 3),
+        allowed=st.lists(st.integers(0, 5), max_size=2),
+    )
+    def mint(self, name, ttl, allowed):
+        networks = tuple(ip_network(f"10.200.{n}.0/24") for n in allowed)
+        key, now = name.encode().ljust(32, b"e"), self.now
+        self.do(lambda draft: edges.mint(draft, name, public_key=key, now=now, ttl=ttl, allowed=networks))
+
+    @rule(name=st.sampled_from(["phone", "laptop"]))
+    def revoke(self, name):
+        self.do(lambda draft: edges.revoke(draft, name))
+
+    @rule(seconds=st.integers(0, 2))
+    def time_passes(self, seconds):
+        self.now += seconds
+        self.do(lambda draft: edges.expire(draft, self.now))
+        assert all(edge.expires > self.now for edge in self.state.table(Edge).values())
+
     @rule(name=st.sampled_from([*SERVICES, "unknown"]))
     def allocate(self, name):
         self.do(lambda draft: ipam.allocate_ip(draft, name))
@@ -136,7 +183,7 @@ class Operations(RuleBasedStateMachine):
 
     @rule(
         key=st.sampled_from(KEYS),
-        scope=st.sampled_from([GLOBAL, "web"]),
+        scope=st.sampled_from([GLOBAL, "web", "db"]),
         allowed=st.lists(st.integers(0, 5), max_size=3),
     )
     def add_peer(self, key, scope, allowed):
@@ -147,15 +194,15 @@ class Operations(RuleBasedStateMachine):
             )
         )
 
-    @rule(key=st.sampled_from(KEYS), scope=st.sampled_from([GLOBAL, "web"]), n=st.integers(0, 5))
+    @rule(key=st.sampled_from(KEYS), scope=st.sampled_from([GLOBAL, "web", "db"]), n=st.integers(0, 5))
     def add_allowed_ip(self, key, scope, n):
         self.do(lambda draft: peers.add_allowed_ip(draft, scope, key, ip_network(f"10.200.{n}.0/24")))
 
-    @rule(key=st.sampled_from(KEYS), scope=st.sampled_from([GLOBAL, "web"]), n=st.integers(0, 5))
+    @rule(key=st.sampled_from(KEYS), scope=st.sampled_from([GLOBAL, "web", "db"]), n=st.integers(0, 5))
     def remove_allowed_ip(self, key, scope, n):
         self.do(lambda draft: peers.remove_allowed_ip(draft, scope, key, ip_network(f"10.200.{n}.0/24")))
 
-    @rule(key=st.sampled_from(KEYS), scope=st.sampled_from([GLOBAL, "web"]))
+    @rule(key=st.sampled_from(KEYS), scope=st.sampled_from([GLOBAL, "web", "db"]))
     def remove_peer(self, key, scope):
         self.do(lambda draft: peers.remove_peer(draft, scope, key))
 
@@ -189,6 +236,10 @@ class Operations(RuleBasedStateMachine):
                 assert address not in holders
                 holders[address] = attachment.handle
                 assert self.state.get(Lease, str(address)).holder == attachment.handle
+        for edge in self.state.table(Edge).values():
+            assert edge.address not in holders
+            holders[edge.address] = edges.holder(edge.name)
+            assert self.state.get(Lease, str(edge.address)).holder == holders[edge.address]
         for lease in self.state.table(Lease).values():
             if lease.holder and lease.holder != ipam.REQUEST:
                 assert holders[lease.address] == lease.holder
@@ -211,6 +262,20 @@ class Operations(RuleBasedStateMachine):
                     packed = network.network_address.packed
                     assert self.state.allowed_ips(scope).exact(packed, network.prefixlen) == peer.public_key
             assert len(self.state.allowed_ips(scope)) == len(owners)
+
+    @invariant()
+    def a_destination_has_one_route(self):
+        routes = [
+            network for scope in self.state.scopes() if scope != GLOBAL for network in self.state.allowed_ips(scope)
+        ]
+        assert len(set(routes)) == len(routes)
+
+    @invariant()
+    def isolation_networks_are_those_of_members(self):
+        wanted = {row.isolation_network for row in self.state.table(Attachment).values() if row.isolation_network}
+        numbers = [row.number for row in self.state.table(Isolation).values()]
+        assert set(self.state.table(Isolation)) == wanted
+        assert len(set(numbers)) == len(numbers)
 
     @invariant()
     def subnets_are_disjoint(self):

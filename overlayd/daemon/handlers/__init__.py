@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from overlayd import wire
-from overlayd.daemon.handlers import containers, names, nat, overlay, peers, services
+from overlayd.daemon.handlers import containers, edge, names, nat, overlay, peers, services
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError, StateError
 
@@ -59,10 +59,6 @@ def _op(request: wire.Request) -> str:
     return str(request.__struct_config__.tag)
 
 
-async def not_yet(daemon: Daemon, request: wire.Request) -> wire.Response:
-    raise RequestError(f"not supported yet: {_op(request)}")
-
-
 Quick = Callable[[Daemon, Any], wire.Response | bytes]
 Slow = Callable[[Daemon, Any], Awaitable[wire.Response]]
 
@@ -95,7 +91,7 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.PruneOrphanBridges: services.prune_orphan_bridges,
     wire.NatTick: nat.nat_tick,
     wire.Shutdown: overlay.shutdown,
-    wire.MintEdgePeer: not_yet,
-    wire.ListEdgePeers: not_yet,
-    wire.RevokeEdgePeer: not_yet,
+    wire.MintEdgePeer: edge.mint_edge_peer,
+    wire.ListEdgePeers: edge.list_edge_peers,
+    wire.RevokeEdgePeer: edge.revoke_edge_peer,
 }

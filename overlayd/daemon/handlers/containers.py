@@ -61,6 +61,7 @@ async def _attach_host(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
 
 
 async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
+    entrance = await this_node(daemon, None)
     private = generate_key()
     attachment = await _attach(
         daemon,
@@ -77,7 +78,7 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
         private_key=text(attachment.private_key),
         public_key=text(attachment.public_key),
         listen_port=overlay.wg_port,
-        peers=(await this_node(daemon, [overlay.cluster]),),
+        peers=(entrance,),
         dns_server=str(attachment.dns_server) if attachment.dns_server is not None else None,
         dns_domain=attachment.dns_domain or None,
     )

@@ -38,9 +38,9 @@ class Daemon(NamedTuple):
     stop: Callable[[], None]
 
 
-async def this_node(daemon: Daemon, allowed_ips: Sequence[Network]) -> wire.Peer:
-    """This node as a peer of a WireGuard that runs elsewhere: reached at its physical address, through which it
-    leads to `allowed_ips`.  RequestError when it has no such address.
+async def this_node(daemon: Daemon, allowed_ips: Sequence[Network] | None) -> wire.Peer:
+    """This node as a peer of a WireGuard that runs elsewhere: at its physical address, the way to `allowed_ips` (None:
+    to the cluster).  RequestError when it has no such address.
     """
     node = daemon.node
     overlay = node.state.overlay
@@ -54,7 +54,7 @@ async def this_node(daemon: Daemon, allowed_ips: Sequence[Network]) -> wire.Peer
     return wire.Peer(
         public_key=text(public_key(node.state.node.private_key)),
         endpoint=endpoint_text((way_out.address, overlay.wg_port)),
-        allowed_ips=",".join(map(str, allowed_ips)),
+        allowed_ips=",".join(map(str, [overlay.cluster] if allowed_ips is None else allowed_ips)),
         persistent_keepalive_secs=KEEPALIVE,
     )
 

@@ -1,0 +1,73 @@
+"""Edge peers: devices outside the cluster that are let in for a while.
+
+Owns: mint_edge_peer, list_edge_peers, revoke_edge_peer.  Must not know: sockets and frames, when a peer expires.
+"""
+
+import time
+
+from overlayd import wire
+from overlayd.daemon import parse
+from overlayd.daemon.handlers.context import Daemon, peers_locks, this_node
+from overlayd.linux.wireguard import Activity, generate_key, public_key
+from overlayd.model import edges
+from overlayd.model.objects import GLOBAL
+from overlayd.model.peers import text
+from overlayd.model.rows import Edge
+
+# Of the shape of edge_config.
+VERSION = 1
+
+
+async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Response:
+    """The answer is the only place where the private key is."""
+    allowed = tuple(dict.fromkeys(parse.network(cidr, "allow") for cidr in request.allow))
+    entrance = await this_node(daemon, allowed)
+    private = generate_key()
+    public = public_key(private)
+    edge = await daemon.node.change(
+        lambda draft: edges.mint(
+            draft, request.name, public_key=public, now=int(time.time()), ttl=request.ttl_secs, allowed=allowed
+        ),
+        exclusive=_locks(request.name),
+    )
+    return wire.EdgeConfig(
+        version=VERSION,
+        name=edge.name,
+        overlay_ip=str(edge.address),
+        # Not the cluster's: what the device may not reach should not look on-link to it.
+        prefix_len=edge.address.max_prefixlen,
+        private_key=text(private),
+        public_key=text(public),
+        peers=(entrance,),
+        expires_at_unix=edge.expires,
+    )
+
+
+async def list_edge_peers(daemon: Daemon, request: wire.ListEdgePeers) -> wire.Response:
+    node = daemon.node
+    seen: dict[bytes, Activity] = {}
+    if node.state.table(Edge) and node.state.overlay is not None and node.kernel.backend is not None:
+        seen = await node.run(node.kernel.backend.activity, node.state.overlay.interface)
+    return wire.EdgePeers(peers=tuple(_listed(edge, seen) for edge in node.state.table(Edge).values()))
+
+
+async def revoke_edge_peer(daemon: Daemon, request: wire.RevokeEdgePeer) -> wire.Response:
+    await daemon.node.change(lambda draft: edges.revoke(draft, request.name), exclusive=_locks(request.name))
+    return wire.Ok()
+
+
+def _listed(edge: Edge, seen: dict[bytes, Activity]) -> wire.EdgePeer:
+    activity = seen.get(edge.public_key)
+    return wire.EdgePeer(
+        name=edge.name,
+        overlay_ip=str(edge.address),
+        public_key=text(edge.public_key),
+        minted_at_unix=edge.minted,
+        expires_at_unix=edge.expires,
+        last_handshake_unix_secs=activity.last_handshake or None if activity is not None else None,
+        allowed=tuple(map(str, edge.allowed)),
+    )
+
+
+def _locks(name: str) -> list[str]:
+    return [edges.holder(name), *peers_locks(GLOBAL)]

@@ -1,0 +1,77 @@
+"""Edge peers: devices outside the cluster that are let in for a while, to a part of it.
+
+Owns: Edge rows.  Must not know: the clock (`now` is an argument, Unix seconds), key generation, how a grant is enforced
+(`ruleset`).
+
+The private key is in the answer to the mint and nowhere else, so a lost one is not handed out again: the peer is
+revoked and minted anew.
+"""
+
+from collections.abc import Sequence
+
+from overlayd.errors import RequestError
+from overlayd.model import ipam, overlay
+from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.rows import Edge
+from overlayd.model.state import Draft
+
+# Our own constants.
+LONGEST_NAME = 64  # characters: it is shown in tables and stands in the first line of a configuration
+LONGEST_TTL = 10 * 366 * 86400  # seconds; nobody remembers a credential for longer
+
+
+def holder(name: str) -> str:
+    """Who holds an edge peer's address."""
+    return f"edge:{name}"
+
+
+def mint(draft: Draft, name: str, *, public_key: bytes, now: int, ttl: int, allowed: Sequence[Network]) -> Edge:
+    """Let a device in until `now + ttl`, to `allowed`; it gets an address of the node's pool.  RequestError says what
+    is wrong; a name that is in use is not minted again.
+    """
+    around = overlay.require(draft)
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise RequestError(f"request.name: an edge peer needs a name of 1 to {LONGEST_NAME} printable characters")
+    if not 0 < ttl <= LONGEST_TTL:
+        raise RequestError(f"request.ttl_secs: 1 to {LONGEST_TTL} seconds, got {ttl}")
+    if not allowed:
+        raise RequestError("request.allow: an edge peer without a CIDR could reach nothing")
+    for network in allowed:
+        if network.version != around.cluster.version:
+            raise RequestError(
+                f"request.allow: {network} cannot be reached from an IPv{around.cluster.version} overlay address"
+            )
+    present = draft.get(Edge, name)
+    if present is not None and present.expires > now:
+        raise RequestError(
+            f"edge peer {name} exists, with the address {present.address}; its private key was given out once: "
+            "revoke it to mint a new one"
+        )
+    if present is not None:
+        revoke(draft, name)
+    edge = Edge(
+        name=name,
+        address=ipam.allocate(draft, GLOBAL, holder(name)),
+        public_key=public_key,
+        minted=now,
+        expires=now + ttl,
+        allowed=tuple(dict.fromkeys(allowed)),
+    )
+    draft.put(edge)
+    return edge
+
+
+def revoke(draft: Draft, name: str) -> None:
+    """Shut a device out; of an unknown one that is no error."""
+    edge = draft.get(Edge, name)
+    if edge is not None:
+        ipam.release(draft, edge.address, holder(name))
+        draft.drop(edge)
+
+
+def expire(draft: Draft, now: float) -> list[str]:
+    """Shut out all whose time is over, and return their names."""
+    over = [edge.name for edge in draft.all(Edge) if edge.expires <= now]
+    for name in over:
+        revoke(draft, name)
+    return over

@@ -1,0 +1,207 @@
+"""An edge peer is let in for a while, to what it was granted and nothing else."""
+
+import json
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from lab import CommandFailed, Container, Lab, Node, Refused, ping, roamer
+from lab.cluster import PORT, Member, Pair
+
+HOUR = 3600
+
+
+class Edge:
+    """Alpha, which mints, and a laptop on the underlay."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.alpha = pair.alpha
+        self.laptop = pair.lab.node("laptop")
+
+    def mint(self, name: str, *allow: str, ttl: int = HOUR) -> dict[str, Any]:
+        return self.alpha.request("mint_edge_peer", name=name, ttl_secs=ttl, allow=list(allow))
+
+    def revoke(self, name: str) -> None:
+        assert self.alpha.request("revoke_edge_peer", name=name) == {"result": "ok"}
+
+    def listed(self) -> list[dict[str, Any]]:
+        return list(self.alpha.request("list_edge_peers")["peers"])
+
+
+def answers(source: Node | Container, target: str) -> bool:
+    try:
+        source.run(["ping", "-n", "-c", "1", "-W", "0.5", target])
+    except CommandFailed:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def edge() -> Iterator[Edge]:
+    with Lab() as lab:
+        yield Edge(Pair(lab))
+
+
+def test_wg_quick_takes_the_file_and_only_the_grant_is_reachable(edge: Edge) -> None:
+    pair, alpha, laptop = edge.pair, edge.alpha, edge.laptop
+    before, status = alpha.node.footprint(), alpha.request("status")
+    beside = pair.lab.container()
+    beside_address = alpha.attach(beside, "web")
+    file = laptop.run_directory / "overlay.conf"
+    file.write_text(
+        alpha.node.overlayctl(
+            "edge",
+            "mint",
+            "laptop",
+            "--ttl",
+            "1h",
+            "--allow",
+            f"{pair.web_address}/32",
+            "--allow",
+            f"{pair.db_address}/32",
+            "--format",
+            "wg-quick",
+        )
+    )
+    (listed,) = edge.listed()
+    assert "last_handshake_unix_secs" not in listed
+    assert listed["expires_at_unix"] - listed["minted_at_unix"] == HOUR
+    assert listed["allowed"] == [f"{pair.web_address}/32", f"{pair.db_address}/32"]
+    assert ip_address(listed["overlay_ip"]) in ip_network(alpha.slice)
+
+    up = ["env", "WG_QUICK_USERSPACE_IMPLEMENTATION=wireguard-go", "wg-quick"]
+    laptop.run([*up, "up", str(file)])
+    try:
+        ping(laptop, pair.web_address)
+        ping(laptop, pair.db_address)
+        ping(pair.web, listed["overlay_ip"])
+        # The device's owner may ask for more than was granted: the node says no.
+        laptop.run(["wg", "set", "overlay", "peer", alpha.public_key, "allowed-ips", "10.200.0.0/16"])
+        laptop.run(["ip", "route", "add", "10.200.0.0/16", "dev", "overlay"])
+        for target in (beside_address, "10.200.1.1", "10.200.2.1"):
+            assert not answers(laptop, target), f"{target} was not granted"
+        assert answers(laptop, pair.web_address)
+        assert 0 <= time.time() - edge.listed()[0]["last_handshake_unix_secs"] < 60
+
+        unseen = alpha.request("status")
+        for each in (*unseen["peers"], *status["peers"]):
+            each.pop("last_handshake_unix_secs")
+        assert unseen == status, "who does not know edge peers does not see them"
+
+        alpha.node.kill()
+        alpha.start()
+        assert edge.listed()[0]["overlay_ip"] == listed["overlay_ip"]
+        assert answers(laptop, pair.web_address)
+        assert not answers(laptop, beside_address)
+
+        edge.revoke("laptop")
+        edge.revoke("laptop")
+        assert not answers(laptop, pair.web_address)
+    finally:
+        laptop.run([*up, "down", str(file)])
+    alpha.detach(beside)
+    assert edge.listed() == []
+    assert alpha.node.footprint() == before
+
+
+def test_it_is_shut_out_when_its_time_is_over(edge: Edge) -> None:
+    pair, laptop = edge.pair, edge.laptop
+    config = edge.mint("brief", f"{pair.web_address}/32", ttl=3)
+    roamer.bring_up(laptop, config | {"prefix_len": 16})
+    try:
+        ping(laptop, pair.web_address)
+        while edge.listed():
+            assert time.time() < config["expires_at_unix"] + 2
+            time.sleep(0.05)
+        assert time.time() >= config["expires_at_unix"]
+        assert not answers(laptop, pair.web_address)
+    finally:
+        roamer.shut_down(laptop)
+    assert "expired" in edge.alpha.node.log_tail()
+
+
+def test_its_time_runs_while_the_daemon_is_down(edge: Edge) -> None:
+    alpha = edge.alpha
+    over = edge.mint("over", "10.200.0.0/16", ttl=1)
+    soon = edge.mint("soon", "10.200.0.0/16", ttl=3)
+    alpha.node.stop()
+    while time.time() < over["expires_at_unix"]:
+        time.sleep(0.05)
+    alpha.start()
+    alpha.connection = alpha.node.connect()
+    shown = alpha.node.run(["wg", "show", alpha.request("status")["interface"], "peers"])
+    assert over["public_key"] not in shown and soon["public_key"] in shown
+    while edge.listed():
+        assert time.time() < soon["expires_at_unix"] + 2
+        time.sleep(0.05)
+    assert time.time() >= soon["expires_at_unix"]
+
+
+def test_the_configuration_is_complete_and_the_key_is_given_out_once(edge: Edge) -> None:
+    alpha = edge.alpha
+    config = edge.mint("phone", "10.200.9.7/16", "10.200.0.0/16", "203.0.113.0/24")
+    try:
+        assert config == {
+            "result": "edge_config",
+            "version": 1,
+            "name": "phone",
+            "overlay_ip": config["overlay_ip"],
+            "prefix_len": 32,
+            "private_key": config["private_key"],
+            "public_key": config["public_key"],
+            "peers": [
+                {
+                    "public_key": alpha.public_key,
+                    "endpoint": f"{alpha.node.address}:{PORT}",
+                    "allowed_ips": "10.200.0.0/16,203.0.113.0/24",
+                    "persistent_keepalive_secs": 25,
+                }
+            ],
+            "expires_at_unix": config["expires_at_unix"],
+        }
+        with pytest.raises(Refused, match=r"edge peer phone exists.*revoke it"):
+            edge.mint("phone", "10.200.0.0/16")
+        with pytest.raises(Refused, match="is edge peer phone"):
+            alpha.request(
+                "add_peer", public_key=config["public_key"], endpoint="", allowed_ips="", persistent_keepalive_secs=0
+            )
+        with pytest.raises(Refused, match="is edge peer phone"):
+            alpha.request("add_allowed_ip", pubkey=edge.pair.beta.public_key, cidr=config["overlay_ip"])
+        journal = b"".join(file.read_bytes() for file in alpha.node.data_dir.rglob("*") if file.is_file())
+        assert config["private_key"].encode() not in journal
+        shown = json.loads(alpha.node.overlayctl("edge", "list", "-o", "json"))
+        assert config["private_key"] not in json.dumps(shown)
+        assert shown[0]["name"] == "phone"
+    finally:
+        alpha.node.overlayctl("edge", "revoke", "phone")
+    assert edge.listed() == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"name": ""}, r"request\.name"),
+        ({"name": "a\nPostUp = reboot"}, r"request\.name"),
+        ({"name": "x" * 65}, r"request\.name"),
+        ({"ttl_secs": 0}, r"request\.ttl_secs"),
+        ({"ttl_secs": 2**64 - 1}, r"request\.ttl_secs"),
+        ({"allow": []}, r"request\.allow"),
+        ({"allow": ["everything"]}, r"request\.allow.*everything"),
+        ({"allow": ["fd00::/8"]}, r"request\.allow.*fd00::/8"),
+    ],
+)
+def test_a_bad_mint_names_what_is_bad(edge: Edge, keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(Refused, match=says):
+        edge.alpha.request("mint_edge_peer", **({"name": "bad", "ttl_secs": 9, "allow": ["10.200.0.0/16"]} | keys))
+    assert edge.listed() == []
+
+
+def test_minting_needs_the_overlay_and_listing_does_not(lab: Lab) -> None:
+    member = Member(lab, 3, "bare")
+    member.start()
+    with pytest.raises(Refused, match="global overlay not set up"):
+        member.request("mint_edge_peer", name="x", ttl_secs=9, allow=["10.0.0.0/8"])
+    assert member.request("list_edge_peers")["peers"] == []
