@@ -279,6 +279,13 @@ def test_a_nodes_candidates_are_its_addresses(nodes: tuple[Member, Member]) -> N
     ]
 
 
+def test_an_endpoint_that_nobody_could_have_is_refused(nodes: tuple[Member, Member]) -> None:
+    alpha, _ = nodes
+    for at in ("beta.example", "beta.example:", "beta.example:0", "a..b:7", "a b:7", "fd00::1:7", "[fd00::g]:7", ":7"):
+        with pytest.raises(Refused, match=r"request\.endpoint"):
+            add(alpha, GHOST, at)
+
+
 def test_names_and_zones_are_checked(nodes: tuple[Member, Member]) -> None:
     alpha, _ = nodes
     for _ in range(2):
