@@ -33,13 +33,15 @@ EPILOG = """\
 examples:
   overlayctl status                                  this node's overlay
   overlayctl peers -o wide                           its peers, with whole keys
+  overlayctl whoami                                  which process serves the socket
   overlayctl events                                  what changes, as it changes
   overlayctl call --list                             every request and its keys
   overlayctl call allocate_ip service=web join_global=false
   (umask 077; overlayctl edge mint laptop --ttl 8h --allow 10.200.0.0/16 > overlay.conf)
 
 exit status:
-  0 done   1 the daemon refused, and said why   2 wrong usage   69 the daemon cannot be reached
+  0 done   1 the daemon refused, and said why   2 wrong usage   69 the daemon cannot be reached, or is not the one that
+  its identity file names
 """
 
 CALL_EPILOG = """\
@@ -105,7 +107,9 @@ def _ask(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     path = args.socket or default_socket()
 
     async def connected() -> None:
-        async with await OverlayClient.connect(path, timeout=CONNECT_TIMEOUT, call_timeout=args.timeout) as client:
+        async with await OverlayClient.connect(
+            path, timeout=CONNECT_TIMEOUT, call_timeout=args.timeout, identity_file=args.identity_file
+        ) as client:
             await args.run(client, args)
 
     try:
@@ -171,10 +175,11 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_TIMEOUT,
         help="seconds to wait for an answer (default: %(default)g)",
     )
-    parser.set_defaults(prepare=None)
+    parser.set_defaults(prepare=None, identity_file=None)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_status(commands)
     _add_peers(commands)
+    _add_whoami(commands)
     _add_events(commands)
     _add_call(commands)
     _add_edge(commands)
@@ -228,6 +233,24 @@ async def _peers(client: "OverlayClient", args: argparse.Namespace) -> None:
         print(cli_tables.pretty_json(peers))
     else:
         print(cli_tables.peers(peers, wide=args.output == "wide", now=time.time()))
+
+
+def _add_whoami(commands: "Commands") -> None:
+    command = _add_command(
+        commands, "whoami", "Ask which process serves the socket, and verify it if told against what."
+    )
+    command.add_argument("--identity-file", metavar="FILE", help="what the daemon published with its --identity-file")
+    _add_output(command, "table", "json")
+    command.set_defaults(run=_whoami)
+
+
+async def _whoami(client: "OverlayClient", args: argparse.Namespace) -> None:
+    import time  # noqa: PLC0415
+
+    from overlayd import cli_tables  # noqa: PLC0415
+
+    who = await client.whoami()
+    print(cli_tables.pretty_json(who) if args.output == "json" else cli_tables.whoami(who, now=time.time()))
 
 
 def _add_events(commands: "Commands") -> None:

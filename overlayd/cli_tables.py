@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from overlayd import wire
+from overlayd.client import Whoami
 from overlayd.errors import ProtocolError
 
 SHORT_KEY = 8  # characters; as many as WireGuard's own logs need to tell peers apart
@@ -85,6 +86,22 @@ def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float) -> str
     ]
     header = ("NAME", "ADDRESS", "ALLOWED", "EXPIRES", "LAST HANDSHAKE", "PUBLIC KEY")
     return table(header, rows) if rows else "no edge peers"
+
+
+def whoami(who: Whoami, *, now: float) -> str:
+    """What the daemon says of itself; what is not text, in escapes: it may be anybody's."""
+    started = datetime.fromtimestamp(min(who.started_at_unix_ms / 1000, LAST_SECOND), UTC)
+    facts = [
+        ("process", f"{who.pid}, of user {who.uid}"),
+        ("executable", who.exe_path),
+        ("its BLAKE3", who.exe_hash),
+        ("socket", who.socket),
+        ("namespace", who.namespace_id),
+        ("started", f"{started:%Y-%m-%d %H:%M:%S} UTC, {age(int(started.timestamp()), now)}"),
+        ("boot", who.boot_id),
+        ("verified", f"against {who.identity_file}" if who.identity_file else "no: name its --identity-file"),
+    ]
+    return "\n".join(f"{name:<12}{value if value.isprintable() else ascii(value)}" for name, value in facts)
 
 
 def event(event: wire.Event, *, now: float) -> str:

@@ -1,6 +1,7 @@
 """A client of overlayd: requests by id over one connection, and the daemon's events.
 
-Owns: connecting with backoff, matching answers to calls, bounding unread events.  Must not know: the daemon's insides.
+Owns: connecting with backoff, timeouts, a method for each request.  Must not know: bytes (`client_connection`), how a
+daemon is verified (`client_identity`), the daemon's insides.
 
     async with await OverlayClient.connect() as client:
         address = await client.allocate_ip("web", join_global=False)
@@ -11,14 +12,36 @@ one event loop; it works on asyncio's and on uvloop's.
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Literal, Self, TypeVar, cast, overload
+from typing import Literal, Self, TypeVar, overload
 
-from overlayd import wire
-from overlayd._fast.frame import Inbox
+from overlayd import client_identity, wire
+from overlayd.client_connection import Connection, ConnectionLost, connected
+from overlayd.client_identity import (
+    Impostor,
+    NotPublished,
+    Published,
+    ReplacedExecutable,
+    StaleIdentityFile,
+    Unverified,
+    Whoami,
+)
 from overlayd.errors import OverlaydError, ProtocolError, RequestError
+
+__all__ = [
+    "CallError",
+    "ConnectionLost",
+    "Impostor",
+    "NotPublished",
+    "OverlayClient",
+    "ReplacedExecutable",
+    "StaleIdentityFile",
+    "Unreachable",
+    "Unverified",
+    "Whoami",
+    "default_socket",
+]
 
 DEFAULT_SOCKET = "/run/overlayd/overlayd.sock"
 
@@ -26,8 +49,6 @@ DEFAULT_SOCKET = "/run/overlayd/overlayd.sock"
 CALL_TIMEOUT = 60.0  # seconds
 CONNECT_TIMEOUT = 10.0  # seconds: a daemon that adopts a large node starts within this
 FIRST_BACKOFF, LAST_BACKOFF = 0.02, 1.0  # seconds between attempts, doubling
-FRAMES_A_TURN = 64  # taken from the inbox at once
-UNREAD_EVENTS = 16_384  # a few for each peer of a large cluster
 
 T = TypeVar("T", bound=wire.Response)
 
@@ -39,10 +60,6 @@ class Unreachable(OverlaydError):
         super().__init__(f"cannot connect to {path}: {reason.strerror or reason}")
         self.path = path
         self.reason = reason
-
-
-class ConnectionLost(OverlaydError):
-    """The connection ended, and with it every call that waited: what the daemon did of them is not known."""
 
 
 class CallError(RequestError):
@@ -61,9 +78,10 @@ class OverlayClient:
     before the answer, and TimeoutError when none comes in time.
     """
 
-    def __init__(self, connection: "_Connection", call_timeout: float | None) -> None:
+    def __init__(self, connection: Connection, call_timeout: float | None, published: Published | None = None) -> None:
         self._connection = connection
         self._call_timeout = call_timeout
+        self._published = published
 
     @classmethod
     async def connect(
@@ -72,11 +90,16 @@ class OverlayClient:
         *,
         timeout: float = CONNECT_TIMEOUT,  # noqa: ASYNC109 - it bounds the attempts, not one await
         call_timeout: float | None = CALL_TIMEOUT,
+        identity_file: str | None = None,
     ) -> Self:
         """Connect to the socket at `path` (default: `default_socket()`).
 
         timeout: seconds to keep trying while nobody listens there; 0: try once.  call_timeout: seconds that a call
         waits for its answer; None: for ever.  Raises Unreachable.
+
+        identity_file: verify that the daemon is the one that published this file, before anything is asked of it.
+        Raises Impostor, StaleIdentityFile, ReplacedExecutable or NotPublished, all of them Unverified; a file that is
+        stale or not there may be that of a daemon which is starting: it is tried again like a socket that is not there.
         """
         path = path or default_socket()
         loop = asyncio.get_running_loop()
@@ -84,8 +107,10 @@ class OverlayClient:
         backoff = FIRST_BACKOFF
         while True:
             try:
-                _, connection = await loop.create_unix_connection(_Connection, sock=_connected(path))
-                return cls(connection, call_timeout)
+                return await cls._connect_once(path, call_timeout, identity_file)
+            except (NotPublished, StaleIdentityFile):
+                if loop.time() + backoff > deadline:
+                    raise
             except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
                 if loop.time() + backoff > deadline:
                     raise Unreachable(path, error) from error
@@ -93,6 +118,20 @@ class OverlayClient:
                 raise Unreachable(path, error) from error
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, LAST_BACKOFF)
+
+    @classmethod
+    async def _connect_once(cls, path: str, call_timeout: float | None, identity_file: str | None) -> Self:
+        _, connection = await asyncio.get_running_loop().create_unix_connection(Connection, sock=connected(path))
+        client = cls(connection, call_timeout)
+        if identity_file is not None:
+            try:
+                client._published = client_identity.read(identity_file)
+                client_identity.check_peer(client._published, connection.peer)
+                await client.whoami()
+            except BaseException:
+                await client.close()
+                raise
+        return client
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,10 +160,24 @@ class OverlayClient:
             raise CallError(response.message)
         return response
 
+    async def whoami(self) -> Whoami:
+        """Ask the daemon who it is; with an identity file, verify it again.  Raises Unverified as `connect` does, and
+        ConnectionLost also when the daemon answers no probes (--no-probe).
+        """
+        try:
+            async with asyncio.timeout(self._call_timeout):
+                answered = await self._connection.probe()
+        except TimeoutError:
+            raise TimeoutError(f"no answer to an identity probe within {self._call_timeout} s") from None
+        if self._published is not None:
+            await asyncio.to_thread(client_identity.check_answer, self._published, answered)
+        file = self._published.file if self._published is not None else None
+        return client_identity.whoami(answered, self._connection.peer, file)
+
     async def events(self) -> AsyncIterator[wire.Event]:
         """The daemon's events since the connection was made, oldest first; ends when the client is closed.
 
-        Of unread events of one kind and peer only the newest is kept, and of all only the newest `UNREAD_EVENTS`.
+        Of unread events of one kind and peer only the newest is kept, and of all only the newest of a bounded number.
         Iterate once: two iterators would share the events between them.  Raises ConnectionLost.
         """
         while (event := await self._connection.next_event()) is not None:
@@ -299,126 +352,3 @@ class OverlayClient:
 
     async def revoke_edge_peer(self, name: str) -> None:
         await self._ask(wire.RevokeEdgePeer(name), wire.Ok)
-
-
-class _Connection(asyncio.BufferedProtocol):
-    """The transport's side: bytes to answers and events, and back-pressure."""
-
-    def __init__(self) -> None:
-        self._inbox = Inbox()
-        self._waiting: dict[int, asyncio.Future[wire.Response]] = {}
-        self._next_id = 1
-        self._unread: dict[tuple[type, str], wire.Event] = {}
-        self._event_arrived = asyncio.Event()  # set for good when the connection is lost
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._closed = asyncio.Event()
-        self._closing = False
-        self._broken: ProtocolError | None = None
-        self._lost: str | None = None  # why the connection ended
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._closing:
-            self._lost = "the client was closed"
-        elif self._broken:
-            self._lost = f"connection dropped: {self._broken}"
-        elif error:
-            self._lost = f"connection lost: {error}"
-        else:
-            self._lost = "the daemon closed the connection" + (" inside a frame" if self._inbox.partial else "")
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(ConnectionLost(self._lost))
-        self._waiting.clear()
-        self._writable.set()
-        self._event_arrived.set()
-        self._closed.set()
-
-    def pause_writing(self) -> None:
-        self._writable.clear()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._inbox.get_buffer(sizehint)
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._inbox.received(nbytes)
-        try:
-            while bodies := self._inbox.take(FRAMES_A_TURN):
-                for body in bodies:
-                    self._receive(wire.decode_server_frame(body))
-            if self._inbox.foreign:
-                raise ProtocolError("the daemon sent an envelope on a JSON connection")
-        except ProtocolError as error:
-            self._broken = error
-            self._transport.abort()
-
-    def _receive(self, message: tuple[int, wire.Response] | wire.Event | None) -> None:
-        if isinstance(message, tuple):
-            id, response = message
-            if not 0 < id < self._next_id:
-                raise ProtocolError(f"the daemon answered request {id}, which was not asked")
-            future = self._waiting.pop(id, None)  # None: its caller gave up
-            if future and not future.done():
-                future.set_result(response)
-        elif message is not None:
-            key = (type(message), message.pubkey)
-            self._unread.pop(key, None)
-            self._unread[key] = message
-            if len(self._unread) > UNREAD_EVENTS:
-                del self._unread[next(iter(self._unread))]
-            self._event_arrived.set()
-
-    async def ask(self, request: wire.Request) -> wire.Response:
-        while not self._writable.is_set():
-            await self._writable.wait()
-        if self._lost or self._closing or self._broken:
-            raise ConnectionLost(self._lost or "connection is closing")
-        id = self._next_id
-        frame = wire.encode_request(id, request)
-        self._next_id += 1
-        future: asyncio.Future[wire.Response] = asyncio.get_running_loop().create_future()
-        self._waiting[id] = future
-        self._transport.write(frame)
-        try:
-            return await future
-        finally:
-            self._waiting.pop(id, None)
-
-    async def next_event(self) -> wire.Event | None:
-        while not self._unread:
-            if self._closing:
-                return None
-            if self._lost:
-                raise ConnectionLost(self._lost)
-            self._event_arrived.clear()
-            await self._event_arrived.wait()
-        return self._unread.pop(next(iter(self._unread)))
-
-    async def close(self) -> None:
-        self._closing = self._closing or self._lost is None
-        if self._transport.get_write_buffer_size():  # close() would wait for a daemon that may never read again
-            self._transport.abort()
-        else:
-            self._transport.close()
-        await self._closed.wait()
-
-
-def _connected(path: str) -> socket.socket:
-    """A non-blocking socket that is connected to `path`; raises OSError, a BlockingIOError when the backlog is full.
-
-    A local connect is done at once or fails.  asyncio would take a full backlog for a connect under way, and then
-    for success.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.connect(path)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

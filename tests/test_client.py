@@ -11,9 +11,8 @@ import msgspec
 import pytest
 import uvloop
 
-from overlayd import client as client_module
-from overlayd import wire
-from overlayd.client import CallError, ConnectionLost, OverlayClient, Unreachable
+from overlayd import client_connection, wire
+from overlayd.client import CallError, ConnectionLost, OverlayClient, Unreachable, default_socket
 from overlayd.errors import ProtocolError
 
 # Both event loops, until pytest-asyncio offers more than this fixture and a hook for the whole suite.
@@ -223,7 +222,7 @@ async def test_a_cancelled_call_leaves_the_others_alone(path: str) -> None:
 
 
 async def test_only_the_newest_unread_event_of_a_peer_is_kept(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "UNREAD_EVENTS", 4)
+    monkeypatch.setattr(client_connection, "UNREAD_EVENTS", 4)
 
     async def chatter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         events = [
@@ -298,7 +297,7 @@ async def test_the_socket_comes_from_the_environment(path: str, monkeypatch: pyt
     async with serving(path, echo_names), await OverlayClient.connect() as client:
         assert await client.allocate_ip("web", join_global=False) == "web"
     monkeypatch.setenv("OVERLAYD_SOCKET", "")
-    assert client_module.default_socket() == "/run/overlayd/overlayd.sock"
+    assert default_socket() == "/run/overlayd/overlayd.sock"
 
 
 GUEST = wire.GuestConfig("10.0.0.2", 24, "private", "public", 51820, ())

@@ -100,10 +100,10 @@ def imports(path: Path, package: Path) -> Iterator[str]:
 
 
 def layer(module: tuple[str, ...]) -> str:
-    """("overlayd", "model", "plan") -> "model"; the package itself -> ""; cli_tables.py and its like belong to cli."""
+    """("overlayd", "model", "plan") -> "model"; the package itself -> ""; cli_tables.py belongs to cli, and so on."""
     if len(module) == 1:
         return ""
-    return "cli" if module[1].startswith("cli_") else module[1]
+    return next((name for name in ("cli", "client") if module[1].startswith(f"{name}_")), module[1])
 
 
 def forbidden_overlayd(importer: str, imported: tuple[str, ...]) -> bool:

@@ -7,6 +7,7 @@ Every function here blocks; `daemon.node` calls `Kernel.apply` from a thread, se
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from errno import ENOENT
 from itertools import groupby
 
 from overlayd import fault
@@ -16,12 +17,15 @@ from overlayd.errors import MechanismError
 from overlayd.linux import link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
+from overlayd.model.layout import Layout
 from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 log = logging.getLogger(__name__)
 
 
 Failure = tuple[Step, MechanismError]
+
+_RENAMED = (Device, Bridge)  # the links that change their names
 
 
 class Kernel:
@@ -39,17 +43,14 @@ class Kernel:
         done: list[list[Step]] = []
         try:
             for batch in _batches(steps):
-                fault.point(f"apply:{_name(batch[0])}")
-                if isinstance(batch[0].want or batch[0].have, DevicePeer):
-                    done.append(batch)  # a large set is not atomic: undo covers what of it was done
-                self._do(batch)
+                if batch[0].have is not None or isinstance(batch[0].want, DevicePeer):
+                    done.append(batch)  # it may fail half-way; what creates one object cleans up by itself
+                self._try(batch, "apply")
                 if not done or done[-1] is not batch:
                     done.append(batch)
-            fault.point("apply:done")
-        except (MechanismError, OSError) as error:
-            failure = error if isinstance(error, MechanismError) else MechanismError("apply", "plan", error.errno or 0)
+        except MechanismError:
             self._undo(done)
-            raise failure from error
+            raise
 
     def close(self) -> None:
         """Finish what goes on behind the answers."""
@@ -60,9 +61,8 @@ class Kernel:
         """Do the steps in order, each for itself.  Returns those that could not be done, with their errors."""
         failed: list[Failure] = []
         for batch in _batches(steps):
-            fault.point(f"repair:{_name(batch[0])}")
             try:
-                self._do(batch)
+                self._try(batch, "repair")
             except MechanismError as error:
                 failed += [(step, error) for step in batch]
         return failed
@@ -74,17 +74,29 @@ class Kernel:
     def _undo(self, done: list[list[Step]]) -> None:
         for batch in reversed(done):
             try:
-                self._do([step.inverse() for step in reversed(batch)])
+                self._try([step.inverse() for step in reversed(batch)], "undo")
+                for step in batch:
+                    if isinstance(step.have, _RENAMED) and isinstance(step.want, _RENAMED):
+                        link.forget_name(step.want.name)
             except MechanismError as error:
                 log.error("undo failed, the next audit will mend it: %s", error)
 
+    def _try(self, batch: list[Step], purpose: str) -> None:
+        """Do a batch.  MechanismError is the only error."""
+        try:
+            fault.point(f"{purpose}:{_name(batch[0])}")
+            self._do(batch)
+        except OSError as error:
+            raise MechanismError(purpose, _name(batch[0]), error.errno or 0) from error
+
     def _do(self, batch: list[Step]) -> None:
+        if batch[0].along:
+            return
         match batch[0].want or batch[0].have:
             case DevicePeer() as peer:
                 self._device_backend(peer.device).set_peers(peer.device, batch)
             case Element():
-                self._ensure_rules()
-                self.nft.apply(batch)
+                self._change_members(batch)
             case Veth() if batch[0].want is None:
                 self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
             case _:
@@ -94,30 +106,32 @@ class Kernel:
     def _do_one(self, have: Object | None, want: Object | None) -> None:
         match have, want:
             case None, Device():
-                self._device_backend(want.name).create(want)
-                link.dress_device(want)
-                link.enable_forwarding([want.name])
+                backend = self._device_backend(want.name)
+                backend.create(want)
+                try:
+                    link.dress_device(want)
+                except BaseException:
+                    backend.delete(want.name)
+                    raise
             case Device(), Device():
+                backend = self._device_backend(want.name)
+                backend.add_name(have.name, want.name)
                 link.rename(have.name, want.name)
-                self._device_backend(want.name).configure(have, want)
+                backend.configure(have, want)
                 link.redress_device(have, want)
-                link.enable_forwarding([want.name])
             case Device(), None:
                 self._device_backend(have.name).delete(have.name)
             case None, Bridge():
                 link.create_bridge(want)
-                link.enable_forwarding([want.name])
             case Bridge(), Bridge():
                 link.change_bridge(have, want)
-                link.enable_forwarding([want.name])
             case Bridge(), None:
                 link.delete_bridge(have.name)
             case None, Veth():
                 self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
             case Veth(), Veth():
-                self._reaper.delete([have.name])
-                veth.create(want)
+                veth.change(have, want)
             case None, Route():
                 link.create_route(want)
             case Route(), Route():
@@ -139,11 +153,26 @@ class Kernel:
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
 
-    def _ensure_rules(self) -> None:
+    def members(self) -> Layout:
+        """The members of our nftables sets.  None when our tables are not as we made them: then the next element brings
+        them back.
+        """
+        self._rules = self.nft.intact()
+        return dict(self.nft.observe()) if self._rules else {}
+
+    def _change_members(self, batch: list[Step]) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
+        wanted = [step.want for step in batch if isinstance(step.want, Element)]
         if not self._rules:
-            self.nft.ensure()
+            self.nft.ensure(wanted)
             self._rules = True
+        try:
+            self.nft.apply(batch)
+        except MechanismError as error:
+            if error.errno != ENOENT:
+                raise
+            self.nft.ensure(wanted)  # somebody removed a table just now; the sentinel brings back the other members
+            self.nft.apply(batch)
 
     def _device_backend(self, device: str) -> Backend:
         if self.backend is None:
@@ -161,9 +190,9 @@ def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
             yield from ([step] for step in batch)
 
 
-def _batch_key(step: Step) -> tuple[type[object], str, bool]:
+def _batch_key(step: Step) -> tuple[type[object], str, bool, bool]:
     thing = step.want or step.have
-    return (type(thing), thing.device if isinstance(thing, DevicePeer) else "", _is_veth_removal(step))
+    return (type(thing), thing.device if isinstance(thing, DevicePeer) else "", _is_veth_removal(step), step.along)
 
 
 def _is_veth_removal(step: Step) -> bool:

@@ -5,6 +5,7 @@ there, beyond where to look.  Blocks: for worker threads.
 """
 
 import time
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
 from overlayd.daemon.apply import Kernel
@@ -17,12 +18,49 @@ from overlayd.model.plan import device_scope
 
 
 def observe(kernel: Kernel, want: Layout) -> Layout:
-    """Everything that carries our mark.  want: tells in which namespaces veths end, and which endpoints peers were
-    given.
+    """Everything that carries our mark, inside the containers too.  want: tells in which namespaces veths end, and
+    which endpoints peers were given.
     """
-    namespaces = {thing.name: thing.netns for thing in want.values() if isinstance(thing, Veth)}
+    return _everything(kernel, want, links.observe({veth.name: veth.netns for veth in _veths(want)}))
+
+
+def audit(kernel: Kernel, want: Layout) -> Layout:
+    """Everything that carries our mark, as far as it is seen from the host: what a container does inside is its own
+    affair.
+    """
+    return _everything(kernel, want, links.observe_host(_veths(want)))
+
+
+def look(kernel: Kernel, want: Layout) -> Layout:
+    """Of the links, addresses and routes in `want` those that are there, as they are seen from the host; the peers, key
+    and port of a device that lives are believed.
+    """
+    seen = links.observe_host(_veths(want))
+    alive: set[str] = set()
     found: Layout = {}
-    for thing in links.observe(namespaces).values():
+    for thing in want.values():
+        if isinstance(thing, Device):
+            link = seen.get(thing.key)
+            if isinstance(link, links.DeviceLink) and kernel.backend is not None and kernel.backend.alive(link.name):
+                found[thing.key] = replace(thing, name=link.name, mtu=link.mtu, addresses=link.addresses)
+                alive.add(thing.scope)
+    for key, thing in want.items():
+        if isinstance(thing, DevicePeer):
+            if thing.scope in alive:
+                found[key] = thing
+        elif isinstance(present := seen.get(key), type(thing)):
+            found[key] = present
+    return found
+
+
+def members(kernel: Kernel, want: Layout) -> Layout:
+    """The members of our nftables sets; none when they, or our rules, have to be made anew."""
+    return kernel.members()
+
+
+def _everything(kernel: Kernel, want: Layout, seen: Mapping[Hashable, links.Observed]) -> Layout:
+    found: Layout = {}
+    for thing in seen.values():
         if isinstance(thing, links.DeviceLink):
             found |= _device(kernel, thing, want)
         else:
@@ -30,6 +68,10 @@ def observe(kernel: Kernel, want: Layout) -> Layout:
     if any(isinstance(thing, Element) for thing in want.values()):
         kernel.nft.ensure()
     return found | kernel.nft.observe()
+
+
+def _veths(want: Layout) -> list[Veth]:
+    return [thing for thing in want.values() if isinstance(thing, Veth)]
 
 
 def present(kernel: Kernel, have: Layout) -> Layout:

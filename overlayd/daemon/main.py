@@ -30,10 +30,12 @@ from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.resolver import Resolver
+from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
+from overlayd.linux.monitor import Monitor
 from overlayd.model.health import FRESH
 from overlayd.model.rows import Attachment
 from overlayd.proto.identity import answer_probe, encode
@@ -106,6 +108,7 @@ async def _serve(
         loop.add_signal_handler(number, stopping.set)
     node = start.node(journal, config.wireguard)
     boot = start.boot_id()
+    sentinel = Sentinel(node, Monitor())
     # It reads the whole executable: beside the start, not before it.
     me = asyncio.create_task(asyncio.to_thread(identity.current, config.namespace_id, config.socket))
     await start.resume(node, boot)
@@ -134,6 +137,7 @@ async def _serve(
         node.observers.append(forwarding.follow)
         watches = (health.watch(), candidates.watch(), forwarding.watch())
         watching = [background.create_task(work) for work in watches]
+        background.create_task(sentinel.watch())
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
             _notify("READY=1")
@@ -148,6 +152,7 @@ async def _serve(
         resolver.close()
         for task in watching:
             task.cancel()
+        sentinel.stop()
     await node.close()
     forwarding.close()
     await journal.close()

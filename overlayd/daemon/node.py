@@ -19,7 +19,7 @@ from overlayd.daemon.journal import Journal
 from overlayd.daemon.locks import ResourceLocks
 from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, layout
-from overlayd.model.objects import Address
+from overlayd.model.objects import Address, Step
 from overlayd.model.plan import plan
 from overlayd.model.rows import Change, Lease, Row, RowId, encode
 from overlayd.model.state import Draft, State
@@ -82,8 +82,9 @@ class Node:
         resources share one commit and one visit to the kernel.
 
         They are decided in the order in which they came, each on the state that the one before it left.  When the
-        kernel refuses them together, each is carried out alone, so that an error meets who caused it.  Of the objects
-        that `decide` changes none may hang on a row that it does not touch.
+        kernel refuses them together, each is carried out alone, so that an error meets who caused it; it never hears
+        of what a later one of them cancels out.  Of the objects that `decide` changes none may hang on a row that it
+        does not touch.
         """
         decision = Decision(decide)
         group = self._gathering.join(exclusive, decision)
@@ -136,10 +137,28 @@ class Node:
 
     async def reconcile(self) -> list[Failure]:
         """Make the kernel what the state implies, whatever it is now.  Returns what could not be done."""
-        async with self._hold(everything=True):
-            want = layout(self.state, self.facts)
-            have = await self.run(observe, self.kernel, want)
-            return await self.run(self.kernel.repair, plan(have, want))
+        _, failures = await self.mend(layout, observe, lambda steps: steps)
+        return failures
+
+    async def mend(
+        self,
+        part: Callable[[State, Facts], Layout],
+        look: Callable[[Kernel, Layout], Layout],
+        choose: Callable[[list[Step]], list[Step]],
+        *,
+        exclusive: Collection[str] | None = None,
+    ) -> tuple[list[Step], list[Failure]]:
+        """Put right what is not as the state implies.  Returns the steps that were taken, and those that failed.
+
+        part: of the layout.  look: what the kernel has of it, in a worker thread.  choose: which steps to take.
+        exclusive: the resources that nobody may change meanwhile, None for all there are.
+        """
+        everything = exclusive is None
+        async with self._hold(exclusive or (), everything=everything):
+            # With everything held the state stands still, and a large part may be put together beside the loop.
+            want = await self.run(part, self.state, self.facts) if everything else part(self.state, self.facts)
+            steps = choose(plan(await self.run(look, self.kernel, want), want))
+            return steps, await self.run(self.kernel.repair, steps) if steps else []
 
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Do blocking work in a worker thread."""

@@ -53,7 +53,7 @@ class StatusView:
     def _peer(self, peer: Peer) -> wire.StatusPeer:
         activity = self._health.activity(GLOBAL, peer.public_key)
         endpoint = peer.endpoint
-        if activity is not None and activity.endpoint is not None:
+        if activity is not None and activity.endpoint is not None and activity.last_handshake:  # else it cannot roam
             endpoint = endpoint_text(activity.endpoint)
         return wire.StatusPeer(
             public_key=text(peer.public_key),

@@ -145,21 +145,26 @@ def rename(old: str, new: str) -> str:
         if new in link.alternative_names:
             netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, new)])
         body = rt.link_body(text(rt.IFLA_IFNAME, new), index=link.ifindex)
+        keep = _alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, link.name)
         try:
-            netlink.transact([Request("rename", f"{link.name} to {new}", rt.RTM_SETLINK, 0, body)])
+            # In one system call, which no death of ours can cut in two: the old name would never be known again.
+            netlink.transact([Request("rename", f"{link.name} to {new}", rt.RTM_SETLINK, 0, body), keep])
         except MechanismError as error:
             if error.errno != errno.EBUSY:
                 raise
             netlink.transact([_alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, new)])
             return link.name
         outdated = [name for name in link.alternative_names if name != new]
-        netlink.transact(
-            [
-                _alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, link.name),
-                *(_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name) for name in outdated),
-            ]
-        )
+        netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name) for name in outdated])
         return new
+
+
+def forget_name(name: str) -> None:
+    """Let no link answer to `name` as an alternative name any more."""
+    with Netlink() as netlink:
+        link = find_link(netlink, name)
+        if link is not None and name in link.alternative_names:
+            netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name)])
 
 
 def create_route(route: Route) -> None:
@@ -235,8 +240,8 @@ def enable_forwarding(names: Iterable[str]) -> None:
 
     A router ignores router advertisements, so links that listened to them (accept_ra 1) are told to go on (2) before
     IPv6 forwarding is switched on.  Loose reverse path filtering (2) on our links overrides a strict host-wide setting.
-    What already has its value is not written, so a read-only /proc/sys is no obstacle once it is prepared; else
-    MechanismError names the parameter.
+    Links that are not there are passed over.  What already has its value is not written, so a read-only /proc/sys is no
+    obstacle once it is prepared; else MechanismError names the parameter.
     """
     for parameter, value in _forwarding(names):
         if parameter == "ipv6/conf/all/forwarding" and sysctl.read(parameter) != value:
@@ -255,7 +260,10 @@ def _forwarding(names: Iterable[str]) -> list[tuple[str, str]]:
     if Path("/proc/sys/net/ipv6").exists():
         wanted.append(("ipv6/conf/all/forwarding", "1"))
     for name in names:
-        carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
+        try:
+            carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
+        except (MechanismError, OSError):
+            continue
         wanted += [(f"ipv4/conf/{carried}/forwarding", "1"), (f"ipv4/conf/{carried}/rp_filter", "2")]
     return wanted
 
@@ -265,6 +273,17 @@ def _keep_listening() -> None:
         name = accept_ra.parent.name
         if name not in ("all", "default") and sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
             sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")
+
+
+def forwards(name: str) -> bool:
+    """Whether all that `enable_forwarding` wants of the link of this name is so."""
+    wanted = [(f"ipv4/conf/{name}/forwarding", "1"), (f"ipv4/conf/{name}/rp_filter", "2")]
+    if Path("/proc/sys/net/ipv6").exists():
+        wanted.append(("ipv6/conf/all/forwarding", "1"))
+    try:
+        return all(sysctl.read(parameter) == value for parameter, value in wanted)
+    except MechanismError:
+        return False  # it has just gone
 
 
 def look_up_request(name: str, *tolerated: int) -> Request:
@@ -376,6 +395,7 @@ def _configure_bridge(netlink: Netlink, bridge: Bridge) -> None:
     netlink.transact(requests)
     foreign = {carried for carried in _addresses(netlink, index) if not carried.is_link_local} - wanted
     _change_addresses(netlink, index, wanted, foreign)
+    enable_forwarding([bridge.name])
     await_answering(netlink, index, address)
 
 
@@ -396,6 +416,7 @@ def _mark_device(netlink: Netlink, device: Device) -> int:
     if any(address.version == 4 for address in device.addresses):
         # Else a secondary address would go with the primary one that it replaces.
         sysctl.write(f"ipv4/conf/{socket.if_indextoname(index)}/promote_secondaries", "1")
+    enable_forwarding([device.name])
     return index
 
 

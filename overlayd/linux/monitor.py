@@ -33,7 +33,7 @@ _NFGENMSG = 4  # bytes: family, version, resource id
 _OUR_FAMILIES = (1, 7)  # NFPROTO_INET, NFPROTO_BRIDGE
 
 # Our own: room for a few thousand notifications, while something else keeps us busy.
-_BUFFER = 4 << 20
+_BUFFER = 16 << 20
 _READ = 1 << 16
 _READS = 64  # datagrams taken at a time: a flood must not keep the caller from its other work
 

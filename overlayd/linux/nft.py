@@ -11,7 +11,7 @@ or when to change them.
 import ctypes
 import os
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from errno import EEXIST, ENOENT, errorcode
 from typing import Any
 
@@ -86,17 +86,18 @@ class Nft:
         """Run a script in nft syntax as one transaction; returns what it prints."""
         return self._run(script, 0)
 
-    def ensure(self) -> None:
-        """Make our tables, or put their rules back; elements stay.
+    def ensure(self, members: Iterable[Element] = ()) -> None:
+        """Make our tables, or put their rules back, with `members` in the same transaction; other elements stay.
 
-        Tables that do not take them, made by another version with sets of other types, are replaced and lose their
-        elements: observe() after this.
+        Tables that do not take them, made by another version with sets of other types or holding another value for a
+        member, are replaced and lose their other elements: observe() after this.
         """
         fault.point("nft:ensure")
+        script = ruleset.with_members(members)
         try:
-            self._run(ruleset.fixed(), 0)
+            self._run(script, 0)
         except MechanismError:
-            self._run(ruleset.removed() + ruleset.fixed(), 0)
+            self._run(ruleset.removed() + script, 0)
         fault.point("nft:ensured")
         self._installed = self._rules()
 

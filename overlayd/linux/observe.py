@@ -3,8 +3,9 @@
 Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
 what should be there, WireGuard keys and peers, nftables.
 
-An object that is there but not sound (a bridge that is down, a veth whose inner end is gone, unseen or half configured)
-comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is repaired or made anew.
+An object that is there but not sound (a link that is down or does not forward, a veth whose inner end is gone,
+unseen or half configured) comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is
+repaired or made anew.
 """
 
 import logging
@@ -18,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Interface, ip_network
 from overlayd.errors import MechanismError
 from overlayd.linux import netns, veth
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import bridge_mac, find_link, read_link
+from overlayd.linux.link import bridge_mac, find_link, forwards, read_link
 from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import (
     ALIAS,
@@ -51,7 +52,7 @@ _NO_NAMESPACE = Netns(0, 0, 0)
 class DeviceLink:
     """The network side of a WireGuard device: what its link shows; the rest of a `Device` is known by its backend.
 
-    addresses: without aliases.  mtu: bytes, 0 when the link is down.
+    addresses: without aliases.  mtu: bytes, 0 when the link is down or does not forward.
     """
 
     scope: str
@@ -112,6 +113,12 @@ def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
             elif link.group in (GROUP_VETH, GROUP_DOOMED):
                 found.append(_veth(link, _NO_NAMESPACE, host, None))
     return {thing.key: thing for thing in found}
+
+
+def all_links() -> list[rt.Link]:
+    """Every link of the namespace, whoever made it."""
+    with Netlink() as netlink:
+        return list(_read_links(netlink).values())
 
 
 def observe_bridge(name: str) -> Bridge | None:
@@ -254,14 +261,15 @@ def _is_up(link: rt.Link) -> bool:
 
 def _bridge(link: rt.Link, service: str, addresses: list[Interface]) -> Bridge:
     address = addresses[0] if len(addresses) == 1 else _NO_ADDRESS
-    sound = _is_up(link) and link.kind == "bridge" and link.mac == bridge_mac(address.ip)
+    sound = _is_up(link) and link.kind == "bridge" and link.mac == bridge_mac(address.ip) and forwards(link.name)
     return Bridge(service, link.name, address, link.mtu if sound else 0)
 
 
 def _device(link: rt.Link, scope: str, addresses: list[Interface]) -> Iterable[DeviceLink | Alias]:
     """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix."""
     aliases = {address for address in addresses if scope == GLOBAL and address.network.num_addresses == 1}
-    yield DeviceLink(scope, link.name, link.mtu if _is_up(link) else 0, frozenset(addresses) - aliases)
+    sound = _is_up(link) and forwards(link.name)
+    yield DeviceLink(scope, link.name, link.mtu if sound else 0, frozenset(addresses) - aliases)
     yield from (Alias(link.name, address.ip) for address in aliases)
 
 

@@ -56,6 +56,11 @@ class Backend(Protocol):
         failure a link made here is gone again.
         """
 
+    def add_name(self, old: str, new: str) -> None:
+        """Let the device of link `old` be reached as `new` too, before its link is called so: were we to die between,
+        nobody would be known to serve the link.
+        """
+
     def configure(self, have: Device, want: Device) -> None:
         """Change key and port in place, as far as they differ.  The link is already called `want.name`."""
 

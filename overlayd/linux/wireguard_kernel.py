@@ -85,6 +85,9 @@ class Kernel:
                 self.delete(device.name)
             raise
 
+    def add_name(self, old: str, new: str) -> None:
+        """The link is the device: its name is all there is."""
+
     def configure(self, have: Device, want: Device) -> None:
         self._set_device(want, key=have.private_key, port=have.listen_port)
 

@@ -85,13 +85,19 @@ class Userspace:
                 self.delete(device.name)
             raise
 
+    def add_name(self, old: str, new: str) -> None:
+        with _reported("rename", old):
+            _share_socket(old, new)
+
     def configure(self, have: Device, want: Device) -> None:
         with _reported("rename", have.name):
             _rename_socket(have.name, want.name)
         self._drops.pop(have.name, None)
         self._readers.pop(have.name, None)
         try:
-            self._set_device(want, key=have.private_key, port=have.listen_port)
+            # What is there, and not what should be: after a failure half-way only the device knows.
+            shown = self.read(want.name)
+            self._set_device(want, key=shown.private_key, port=shown.listen_port)
         except BaseException:
             _rename_socket(want.name, have.name)
             raise
@@ -349,7 +355,15 @@ def _connect(name: str) -> socket.socket:
 
 def _rename_socket(old: str, new: str) -> None:
     """Make the socket of the link that was called `old` reachable as that of `new`, and as no other."""
-    if new == old:
+    _share_socket(old, new)
+    fault.point("wireguard:renamed")
+    if new != old and _socket(old).is_symlink():
+        _socket(old).unlink()
+
+
+def _share_socket(old: str, new: str) -> None:
+    """Make the socket of the link `old` reachable as that of `new` too; fine when it is reachable only so."""
+    if not _socket(old).exists():
         return
     served = _socket(old).resolve()
     path = _socket(new)
@@ -357,8 +371,5 @@ def _rename_socket(old: str, new: str) -> None:
         with suppress(FileNotFoundError, ConnectionRefusedError), _connect(new):
             raise MechanismError("rename WireGuard device", old, EEXIST, f"{path} serves another link")
         path.unlink(missing_ok=True)
-        fault.point("wireguard:rename")
+        fault.point("wireguard:share")
         path.symlink_to(served.name)
-    fault.point("wireguard:renamed")
-    if _socket(old).is_symlink():
-        _socket(old).unlink()

@@ -21,6 +21,7 @@ from overlayd.model.objects import (
     Bridge,
     Device,
     DevicePeer,
+    Element,
     Netns,
     Object,
     Proxy,
@@ -54,6 +55,30 @@ def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None)
     else:
         objects = (thing for id in touched for thing in _of_row(state, facts, id))
     return {thing.key: thing for thing in objects}
+
+
+def of_service(state: State, facts: Facts, name: str) -> Layout:
+    """The bridge of a service, the veths of its containers, and the proxies on it."""
+    objects = layout(state, facts, [(Service.table, name)])
+    return {key: thing for key, thing in objects.items() if isinstance(thing, Bridge | Veth | Proxy)}
+
+
+def of_device(state: State, facts: Facts, scope: str) -> Layout:
+    """The device of a scope with its peers, and the routes and aliases on it."""
+    objects = layout(state, facts)
+    return {
+        key: thing
+        for key, thing in objects.items()
+        if (isinstance(thing, Device | DevicePeer | Route) and thing.scope == scope)
+        or (isinstance(thing, Alias) and scope == GLOBAL)
+    }
+
+
+def elements(state: State, facts: Facts) -> Layout:
+    """All members of our nftables sets."""
+    rows = [row.id for table in (Service, Attachment, Edge) for row in state.table(table).values()]
+    objects = (*_overlay(state, facts), *layout(state, facts, rows).values())
+    return {thing.key: thing for thing in objects if isinstance(thing, Element)}
 
 
 def _everything(state: State, facts: Facts) -> Iterator[Object]:
@@ -102,12 +127,7 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
 def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
     gateway = first_usable(service.subnet)
     yield from ruleset.node(gateway)
-    yield Bridge(
-        service=service.name,
-        name=service.bridge,
-        address=ip_interface(f"{gateway}/{service.subnet.prefixlen}"),
-        mtu=facts.mtu,
-    )
+    yield bridge(service, facts)
     if service.dedicated and facts.devices:
         yield Device(
             scope=service.name,
@@ -117,6 +137,16 @@ def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
             mtu=facts.mtu,
             addresses=frozenset({ip_interface(gateway)}),
         )
+
+
+def bridge(service: Service, facts: Facts) -> Bridge:
+    """The bridge of a service."""
+    return Bridge(
+        service=service.name,
+        name=service.bridge,
+        address=ip_interface(f"{first_usable(service.subnet)}/{service.subnet.prefixlen}"),
+        mtu=facts.mtu,
+    )
 
 
 def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object]:

@@ -221,10 +221,13 @@ Object = Device | DevicePeer | Bridge | Veth | Route | Alias | Proxy | Element
 class Step:
     """One change of one object: create (have is None), delete (want is None), or change in place (both; the keys
     are equal).
+
+    along: the object goes with another one that is deleted, so there is nothing to do, but something to undo.
     """
 
     have: Object | None
     want: Object | None
+    along: bool = False
 
     def inverse(self) -> "Step":
         """The step that undoes this one."""

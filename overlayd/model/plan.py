@@ -21,11 +21,11 @@ def plan(have: Mapping[Hashable, Object], want: Mapping[Hashable, Object]) -> li
     """The steps from `have` to `want`: removals first (they free names, addresses and ports), then creations and
     changes.
 
-    A removed device takes its peers, routes and aliases along, so these get no steps of their own.
+    A removed device takes its peers, routes and aliases along: their steps say so.
     """
     removed = [Step(thing, None) for key, thing in have.items() if key not in want]
     dead = {step.have.scope for step in removed if isinstance(step.have, Device)}
-    removed = [step for step in removed if device_scope(step.have) not in dead]
+    removed = [Step(step.have, None, along=device_scope(step.have) in dead) for step in removed]
     changed = [Step(have.get(key), thing) for key, thing in want.items() if have.get(key) != thing]
     removed.sort(key=_rank, reverse=True)
     changed.sort(key=_rank)

@@ -23,8 +23,8 @@ class RoamingTracker(Generic[E]):
         """Take the endpoints that a device shows of all its peers; return those of peers that moved by themselves.
 
         given: the endpoint that a peer was given, if any; asked of those that have moved only.  A move to the given
-        endpoint is the peer's own if it was given no other since it left.  Peers that are no longer there are
-        forgotten.
+        endpoint is the peer's own if it was given no other since it left; that it was given the one to which it had
+        moved goes unnoticed.  Peers that are no longer there are forgotten.
         """
         before, self._at = self._at, {key: at for key, at in endpoints.items() if at is not None}
         moved = []

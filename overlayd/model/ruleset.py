@@ -209,6 +209,18 @@ table bridge {NFT_TABLE} {{
 """
 
 
+def with_members(members: Iterable[Element]) -> str:
+    """The script of `fixed`, and the members in the same transaction: no packet sees the rules without them."""
+    sets: dict[tuple[str, str], list[str]] = {}
+    for element in members:
+        entry = f"{element.member} : {element.value}" if element.value else element.member
+        sets.setdefault((element.family, element.set), []).append(entry)
+    return fixed() + "".join(
+        f"add element {family} {NFT_TABLE} {name} {{ {', '.join(entries)} }}\n"
+        for (family, name), entries in sets.items()
+    )
+
+
 def removed() -> str:
     """The script that removes both tables, whether they exist or not."""
     return "".join(

@@ -222,8 +222,11 @@ class Cell:
     # Containers.
 
     def start_container(self, pid: int) -> None:
-        """A process with this very number, in a network namespace of its own."""
-        assert pid not in self.containers
+        """A process with this very number, in a network namespace of its own.
+
+        No daemon may run: one of its threads could have the number.
+        """
+        assert pid not in self.containers and not self.daemon
         readable, writable = os.pipe()
         LAST_PID.write_text(str(pid - 1))
         got = os.fork()
@@ -233,10 +236,10 @@ class Cell:
             os.close(writable)
             while True:
                 signal.pause()
+        assert got == pid, f"asked for process {pid}, got {got}"
         os.close(writable)
         os.read(readable, 1)
         os.close(readable)
-        assert got == pid, f"asked for process {pid}, got {got}"
         self.containers.add(pid)
 
     def kill_container(self, pid: int) -> None:

@@ -71,7 +71,6 @@ def _reclaimed(cell: Cell, pid: int) -> bool:
 
 def undisturbed(cell: Cell, scenario: Scenario) -> dict[str, Any]:
     """What `disturbed` needs to know: points, answers and views."""
-    cell.start()
     _prepare(cell, scenario)
     before = take(cell, KEYS)
     earlier = 0 if scenario.starts_daemon else len(cell.passed())
@@ -106,11 +105,8 @@ def killed(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) 
     if not done and (answer is not None or not scenario.asked):
         return ["lost, though acknowledged" if answer else "not made up for", *difference(known["after"], found)]
     if not done and difference(known["before"], found):
-        return [
-            "neither wholly there nor wholly absent",
-            *(f"absent would be: {line}" for line in difference(known["before"], found)),
-            *(f"there would be: {line}" for line in difference(known["after"], found)),
-        ]
+        nearest = min(("before", "after"), key=lambda view: len(difference(known[view], found)))
+        return [f"neither wholly there nor wholly absent; from {nearest}:", *difference(known[nearest], found)]
     return _repeated(cell, scenario, known, done)
 
 
@@ -138,8 +134,14 @@ def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any])
     return problems or _repeated(cell, scenario, known, done)
 
 
-def _prepare(cell: Cell, scenario: Scenario) -> None:
-    for step in scenario.before:
+def _prepare(cell: Cell, scenario: Scenario, fault: str = "") -> None:
+    """Do what comes before the act, containers first: no thread of a daemon may have their process numbers."""
+    steps = sorted(scenario.before, key=lambda step: step["op"] != "!container")
+    running = [step for step in steps if step["op"] == "!container"]
+    for step in running:
+        perform(cell, step)
+    cell.start(fault)
+    for step in steps[len(running) :]:
         answer = perform(cell, step)
         if answer is None or answer["result"] == "err":
             raise RuntimeError(f"{scenario.name}: {step}: {answer}\n{cell.last_words()}")
@@ -147,8 +149,7 @@ def _prepare(cell: Cell, scenario: Scenario) -> None:
 
 def _up_to(cell: Cell, scenario: Scenario, fault: str) -> dict[str, Any] | None:
     """Everything up to and including the act, with the fault in the daemon that does the act."""
-    cell.start("" if scenario.starts_daemon else fault)
-    _prepare(cell, scenario)
+    _prepare(cell, scenario, "" if scenario.starts_daemon else fault)
     return perform(cell, scenario.act, fault)
 
 

@@ -15,6 +15,7 @@ import json
 import re
 import struct
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
         "status": _status(cell),
         "left": {"files": _files(cell), "processes": _programs("wireguard-go"), "ports": _udp_ports()},
     }
+    view["forwarding"] = _forwarding(name.removeprefix("link ") for name in view["host"] if name.startswith("link zl-"))
     for pid, shown in containers.items():
-        view[f"container {pid}"] = _network(_finish(shown))
+        view[f"container {pid}"] = {name: it for name, it in _network(_finish(shown)).items() if _ours(name)}
     own = view["status"]["public_key"]
     view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
     cell.identity = own
@@ -59,15 +61,22 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     return blanked
 
 
-def difference(expected: View, found: View) -> list[str]:
+def difference(expected: Any, found: Any, where: str = "") -> list[str]:
     """How two views differ, a line each; empty when they do not."""
-    lines = []
-    for part in sorted(expected.keys() | found.keys()):
-        wanted, got = expected.get(part, {}), found.get(part, {})
-        for key in sorted(wanted.keys() | got.keys()):
-            if wanted.get(key) != got.get(key):
-                lines.append(f"{part} {key}: expected {wanted.get(key)}, found {got.get(key)}")
-    return lines
+    if expected == found:
+        return []
+    if not (isinstance(expected, dict) and isinstance(found, dict)):
+        return [f"{where}: expected {_short(expected)}, found {_short(found)}"]
+    return [
+        line
+        for key in sorted(expected.keys() | found.keys())
+        for line in difference(expected.get(key), found.get(key), f"{where} {key}".strip())
+    ]
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) < 300 else f"{text[:300]}..."
 
 
 def rows(cell: Cell) -> dict[str, Any]:
@@ -110,6 +119,19 @@ def _network(text: str) -> dict[str, Any]:
             where = {key: route[key] for key in ("gateway", "protocol", "prefsrc", "type") if key in route}
             found[f"route {destination} {route.get('dev')} {route.get('table', 'main')}"] = where
     return found
+
+
+def _ours(name: str) -> bool:
+    """Whether something in a container is ours to take back: its loopback stays up."""
+    return name != "link lo" and " lo " not in name
+
+
+def _forwarding(links: Iterable[str]) -> dict[str, str]:
+    """What the kernel is told about forwarding, in general and by link."""
+    parameters = [f"ipv4/conf/{link}/{what}" for link in links for what in ("forwarding", "rp_filter")]
+    if parameters:
+        parameters += ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]  # stay on when the last link goes
+    return {name: (Path("/proc/sys/net") / name).read_text().strip() for name in parameters}
 
 
 def _json_texts(text: str) -> list[Any]:
@@ -170,6 +192,10 @@ def _rows(data: bytes) -> dict[str, Any]:
     for row in rows.values():
         if row.get("netns"):
             row["netns"] = row["netns"]["pid"]
+    releases = sorted({row["released"] for row in rows.values() if "released" in row})
+    for row in rows.values():
+        if "released" in row:
+            row["released"] = releases.index(row["released"])  # only the order matters
     return {_with_base64(id): row for id, row in rows.items()}
 
 

@@ -44,7 +44,9 @@ def helped(command: str) -> set[str]:
     """The options that the help lists, subcommands included."""
     text = say(command, "--help")
     if command == "overlayctl":
-        text += "".join(say(command, subcommand, "--help") for subcommand in ("status", "peers", "events", "call"))
+        text += "".join(
+            say(command, subcommand, "--help") for subcommand in ("status", "peers", "whoami", "events", "call")
+        )
     listed = re.findall(r"^ {2,}(-[^ ].*)$", text, re.MULTILINE)
     return {option for line in listed for option in OPTION.findall(line.split("  ")[0])} - {"--help"}
 

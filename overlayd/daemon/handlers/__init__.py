@@ -59,10 +59,6 @@ def _op(request: wire.Request) -> str:
     return str(request.__struct_config__.tag)
 
 
-async def not_yet(daemon: Daemon, request: wire.Request) -> wire.Response:
-    raise RequestError(f"not supported yet: {_op(request)}")
-
-
 Quick = Callable[[Daemon, Any], wire.Response | bytes]
 Slow = Callable[[Daemon, Any], Awaitable[wire.Response]]
 

@@ -1,0 +1,164 @@
+"""What somebody else changes or removes is put back within moments, and the log says what it was."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+from lab import Lab, ping
+from lab.cluster import Member, Pair
+from lab.lab import OUTSIDE
+from lab.processes import CommandFailed
+
+LATER = 5.0  # seconds after which a test gives up
+
+
+class Watched:
+    """A node alone with a service and two containers, one of them in the global overlay too; and its log."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.member = Member(lab, 1, "alpha")
+        self.node = self.member.node
+        self.member.start()
+        self.device = self.member.set_up()["interface"]
+        self.bridge = self.member.set_up_service("web")
+        self.box, self.other = lab.container(), lab.container()
+        self.address = self.member.attach(self.box, "web", join_global=True, isolation_network="n")
+        self.neighbour = self.member.attach(self.other, "web", isolation_network="n")
+        self.view = self.node.footprint()
+
+    def do(self, command: str) -> None:
+        self.node.run(["sh", "-c", command])
+
+    def said(self) -> str:
+        return self.node.log.read_text()
+
+    def healed(self) -> float:
+        """Wait until all is as it was; return how long that took at most."""
+        started = time.monotonic()
+        while (view := comparable(self.node.footprint())) != comparable(self.view):
+            if time.monotonic() - started > LATER:
+                assert view == comparable(self.view), self.node.log_tail()
+        return time.monotonic() - started
+
+
+def comparable(view: dict[str, Any]) -> dict[str, Any]:
+    """Without the numbers that a link made anew has anew, and whatever table comes first."""
+    links = sorted(str(link[1:]) for link in view["links"])
+    tables = sorted(view["firewall"], key=lambda statement: str([body.get("family") for body in statement.values()]))
+    return {**view, "links": links, "addresses": sorted(view["addresses"]), "firewall": tables}
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[Watched]:
+    with Lab() as lab:
+        yield Watched(lab)
+
+
+def until(there: Callable[[], bool]) -> float:
+    """Wait for something; return how long it took."""
+    started = time.monotonic()
+    while not there():
+        assert time.monotonic() - started < LATER
+        time.sleep(0.002)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("nft flush ruleset", r"members of nftables sets are missing or differ, by nft"),
+        ("nft delete table inet overlayd", "by nft"),
+        ("nft flush table bridge overlayd", "by nft"),
+        ("nft add rule inet overlayd forward drop", "by nft"),
+        ("nft flush map inet overlayd network4", "by nft"),
+        ("ip link del {bridge}", "bridge {bridge} is missing"),
+        ("ip link set {bridge} down", "bridge {bridge} is down"),
+        ("ip link set {bridge} mtu 1300", "bridge {bridge} has mtu 1300, not 1440"),
+        ("ip link set {bridge} name other", "bridge {bridge} has name other"),
+        ("ip link set {bridge} group 0", "bridge {bridge} is missing"),
+        ("ip address flush dev {bridge}", "{bridge} does not have the address"),
+        ("ip address add 10.66.0.1/24 dev {bridge}", "bridge {bridge}"),
+        ("ip link del {veth}-s", "{veth}-s is missing"),
+        ("ip link set {veth}-s nomaster", "{veth}-s is not on its bridge"),
+        ("ip link set {veth}-s down", "{veth}-s is down"),
+        ("ip link set {veth}-s mtu 1300", "{veth}-s has mtu 1300, not 1440"),
+        ("ip link del {veth}-g", "{veth}-g is missing"),
+        ("ip route flush proto 111", "{veth}-g"),
+        ("ip link del {device}", "device {device} is missing"),
+        ("ip link set {device} down", "device {device} is down"),
+        ("ip link set {device} mtu 1300", "device {device} has mtu 1300"),
+        ("ip address flush dev {device}", "device {device} has addresses none, not 10.200.1.1/16, by ip"),
+        ("echo 0 > /proc/sys/net/ipv4/ip_forward", "net/ipv4/ip_forward is 0"),
+        ("echo 1 > /proc/sys/net/ipv4/conf/{bridge}/rp_filter", "rp_filter is 1"),
+        ("echo 0 > /proc/sys/net/ipv4/conf/{device}/forwarding", "forwarding is 0"),
+    ],
+)
+def test_it_is_put_back(watched: Watched, damage: str, told: str) -> None:
+    names = {"bridge": watched.bridge, "device": watched.device, "veth": f"veth-{watched.box.pid}"}
+    time.sleep(0.3)  # the last damage, perhaps to the same thing, was long ago
+    before = len(watched.said())
+    watched.do(damage.format(**names))
+    watched.healed()
+    until(lambda: told.format(**names) in watched.said()[before:])
+    ping(watched.box, watched.neighbour, count=2)
+    ping(watched.box, str(OUTSIDE.ip), count=2)
+    ping(watched.node, watched.address, count=2)
+    assert_forwarding(watched)
+
+
+def assert_forwarding(watched: Watched) -> None:
+    names = (
+        f"{name}/{parameter}" for name in (watched.bridge, watched.device) for parameter in ("forwarding", "rp_filter")
+    )
+    paths = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{name}" for name in names)]
+    assert watched.node.run(["cat", *(f"/proc/sys/{path}" for path in paths)]).split() == ["1", "1", "2", "1", "2"]
+
+
+def test_a_wireguard_process_that_is_killed_comes_back_with_its_peers(pair: Pair) -> None:
+    alpha = pair.alpha
+    ping(pair.web, pair.db_address)
+    interface = alpha.request("status")["interface"]
+    before = alpha.node.run(["wg", "showconf", interface])
+    (killed,) = alpha.node.wireguard_pids()
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: alpha.node.wireguard_pids() not in (set(), {killed}))
+    until(lambda: f"device {interface} is missing" in alpha.node.log.read_text())
+    assert alpha.node.run(["wg", "showconf", interface]) == before
+    ping(pair.web, pair.db_address, options=["-W", "10"])
+
+
+def test_a_container_that_deletes_its_own_interface_in_a_loop_is_not_fought(watched: Watched, lab: Lab) -> None:
+    box = lab.container()
+    watched.member.attach(box, "web")
+    box.run(["sh", "-c", "end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do ip link del eth0; done || true"])
+    told = watched.said().count(f"veth-{box.pid}-s is missing")
+    assert 1 <= told <= 4, "the 1st, 2nd, 4th and perhaps 8th time within three seconds"
+    watched.member.detach(box)
+    ping(watched.box, watched.neighbour, count=2)
+
+
+def test_an_adversary_costs_little(watched: Watched) -> None:
+    """Somebody who sets the MTU of a bridge back as fast as possible keeps the daemon from doing little else."""
+    assert watched.node.daemon is not None
+    daemon = psutil.Process(watched.node.daemon.pid)
+    used = sum(daemon.cpu_times()[:2])
+    with suppress(CommandFailed):
+        watched.do(f"timeout 3 sh -c 'while true; do ip link set {watched.bridge} mtu 1300; done'")
+    assert sum(daemon.cpu_times()[:2]) - used < 1.0
+    watched.healed()
+
+
+def test_the_mtu_follows_the_way_out(watched: Watched) -> None:
+    watched.do("ip link set uplink mtu 1400")
+    mtu = 1400 - 60
+    for place, interface in ((watched.node, watched.bridge), (watched.node, watched.device), (watched.box, "eth0")):
+        until(lambda place=place, interface=interface: f"mtu {mtu} " in place.run(["ip", "link", "show", interface]))
+    watched.do("ip link set uplink mtu 1500")
+    watched.healed()
+    ping(watched.box, watched.neighbour, count=2, options=["-M", "do", "-s", "1400"])
