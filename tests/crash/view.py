@@ -50,9 +50,7 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
         "status": _status(cell),
         "left": {"files": _files(cell), "processes": _programs("wireguard-go"), "ports": _udp_ports()},
     }
-    view["forwarding"] = _forwarding(
-        name.removeprefix("link ") for name in view["host"] if name.startswith("link zl-")
-    )
+    view["forwarding"] = _forwarding(name.removeprefix("link ") for name in view["host"] if name.startswith("link zl-"))
     for pid, shown in containers.items():
         view[f"container {pid}"] = {name: it for name, it in _network(_finish(shown)).items() if _ours(name)}
     own = view["status"]["public_key"]
