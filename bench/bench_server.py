@@ -58,19 +58,22 @@ def serve_streams(path: str, public_key: str) -> None:
     uvloop.run(main())
 
 
-def build() -> Path | None:
-    """Compile the load generator, and the Rust peer if that is possible; the latter's path."""
+def build_load() -> Path:
+    """Compile the load generator."""
     BUILD.mkdir(exist_ok=True)
-    subprocess.run(["gcc", "-O2", "-Wall", "-o", BUILD / "load", ROOT / "bench/peer/load.c"], check=True)
+    load = BUILD / "load"
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", load, ROOT / "bench/peer/load.c"], check=True)
+    return load
+
+
+def build_peer() -> Path | None:
+    """Compile the Rust peer; None when there is no cargo."""
     cargo = shutil.which("cargo")
     if cargo is None:
         return None
-    target = BUILD / "peer"
-    manifest = ROOT / "bench/peer/Cargo.toml"
-    subprocess.run(
-        [cargo, "build", "--release", "--quiet", "--locked", "--manifest-path", manifest, "--target-dir", target],
-        check=True,
-    )
+    target, manifest = BUILD / "peer", ROOT / "bench/peer/Cargo.toml"
+    argv = [cargo, "build", "--release", "--quiet", "--locked", "--manifest-path", manifest, "--target-dir", target]
+    subprocess.run(argv, check=True)
     return target / "release/peer"
 
 
@@ -87,9 +90,9 @@ def running(argv: list[str | Path], socket: Path) -> Iterator[None]:
         process.wait()
 
 
-def measure(socket: Path, connections: int, depth: int, seconds: float) -> float:
+def measure(load: Path, socket: Path, connections: int, depth: int, seconds: float) -> float:
     """Answers a second."""
-    argv = [BUILD / "load", socket, str(connections), str(depth), str(seconds)]
+    argv = [load, socket, str(connections), str(depth), str(seconds)]
     return float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
 
 
@@ -103,7 +106,7 @@ def main() -> None:
         serve_streams(*args.serve_streams)
         return
     with ExitStack() as stack:
-        rust = build()
+        load, rust = build_load(), build_peer()
         node = stack.enter_context(Lab()).node("alpha")
         node.start()
         with node.connect() as client:
@@ -122,7 +125,7 @@ def main() -> None:
             results: dict[str, list[float]] = {name: [] for name in sockets}
             for _ in range(args.rounds):
                 for name, socket in sockets.items():
-                    results[name].append(measure(socket, connections, depth, args.seconds))
+                    results[name].append(measure(load, socket, connections, depth, args.seconds))
             medians = {name: statistics.median(values) for name, values in results.items()}
             print(f"{case:32}" + "".join(f"{value:12,.0f}" for value in medians.values()), end="")
             ratios = (f"{medians['overlayd'] / value:.2f} x {name}" for name, value in medians.items())

@@ -23,6 +23,7 @@ from overlayd.daemon import endpoint, identity, logs, start
 from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.expiry import Expiry
+from overlayd.daemon.forwarding import ForwardWatch
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
@@ -118,6 +119,7 @@ async def _serve(
     )
     health = Health(node, fresh)
     candidates = Candidates(node)
+    forwarding = ForwardWatch(node)
     await health.resume()
     async with asyncio.TaskGroup() as background:
         resolver = Resolver(node, health, background.create_task)
@@ -132,7 +134,9 @@ async def _serve(
         expiry = Expiry(node, background.create_task)
         expiry.arm()
         node.observers.append(expiry.follow)
-        watching = [background.create_task(work) for work in (health.watch(), candidates.watch())]
+        node.observers.append(forwarding.follow)
+        watches = (health.watch(), candidates.watch(), forwarding.watch())
+        watching = [background.create_task(work) for work in watches]
         background.create_task(sentinel.watch())
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
@@ -150,6 +154,7 @@ async def _serve(
             task.cancel()
         sentinel.stop()
     await node.close()
+    forwarding.close()
     await journal.close()
 
 

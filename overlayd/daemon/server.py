@@ -24,7 +24,7 @@ from overlayd.proto.mux import EndpointMux
 log = logging.getLogger(__name__)
 
 # Our own constants.
-SLICE = 0.001  # seconds of serving before the sockets are looked at again
+SLICE = 0.0005  # seconds of serving before the sockets are looked at again
 BACKLOG = 1024  # connections that wait to be accepted
 GRACE = 1.0  # seconds in which, at the end, what clients had sent already is still read and refused
 

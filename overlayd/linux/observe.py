@@ -3,8 +3,9 @@
 Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
 what should be there, WireGuard keys and peers, nftables.
 
-An object that is there but not sound (a link that is down or does not forward, a veth whose inner end is gone, unseen or
-half configured) comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is repaired or made anew.
+An object that is there but not sound (a link that is down or does not forward, a veth whose inner end is gone,
+unseen or half configured) comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is
+repaired or made anew.
 """
 
 import logging

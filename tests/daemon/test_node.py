@@ -50,6 +50,9 @@ class MapKernel:
                 things[step.want.key] = step.want
         self.things = things
 
+    def forget(self, addresses):
+        pass
+
     def close(self):
         pass
 

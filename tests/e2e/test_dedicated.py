@@ -44,7 +44,7 @@ def set_up(member: Member, service: str) -> dict[str, Any]:
 def peer_of(member: Member, info: dict[str, Any]) -> dict[str, Any]:
     return {
         "public_key": info["wg_public_key"],
-        "endpoint": f"{member.node.address}:{info['wg_port']}",
+        "endpoint": member.node.endpoint(info["wg_port"]),
         "allowed_ips": info["subnet"],
         "persistent_keepalive_secs": 0,
     }

@@ -1,7 +1,8 @@
 """Recording and judging what crosses an interface.
 
 Owns: tcpdump's process and the reading of what it wrote.  Must not know: who sends.  Formats: pcap file
-(draft-ietf-opsawg-pcap), Ethernet II, IPv4 (RFC 791), UDP (RFC 768), WireGuard messages (its paper, section 5.4).
+(draft-ietf-opsawg-pcap), Ethernet II, IPv4 (RFC 791), IPv6 without extension headers (RFC 8200), UDP (RFC 768),
+WireGuard messages (its paper, section 5.4).
 """
 
 import re
@@ -12,7 +13,7 @@ import struct
 import subprocess
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +24,8 @@ MAGIC = 0xA1B2C3D4  # little-endian file with microseconds
 FILE_HEADER = struct.Struct("<IHHiIII")
 RECORD_HEADER = struct.Struct("<IIII")
 ETHERNET_HEADER = 14
-ETHERTYPE_IPV4 = 0x0800
+ETHERTYPE_IPV4, ETHERTYPE_IPV6 = 0x0800, 0x86DD
+IPV6_HEADER = 40
 UDP = 17
 WIREGUARD_SIZES = {1: 148, 2: 92, 3: 64}  # handshake initiation, response, cookie reply
 WIREGUARD_TRANSPORT = 4
@@ -46,8 +48,8 @@ class Packet:
 
     size: int
     protocol: int
-    source: IPv4Address | None
-    destination: IPv4Address | None
+    source: IPv4Address | IPv6Address | None
+    destination: IPv4Address | IPv6Address | None
     source_port: int
     destination_port: int
     data: bytes
@@ -63,16 +65,31 @@ class Packet:
 
 
 def read_frame(frame: bytes) -> Packet:
-    """Take one Ethernet frame apart; all but IPv4 keeps only its size and data."""
+    """Take one Ethernet frame apart; all but IP keeps only its size and data."""
     packet = frame[ETHERNET_HEADER:]
+    if int.from_bytes(frame[12:14], "big") == ETHERTYPE_IPV6:
+        ends = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
+        return _read_payload(IPV6_HEADER + int.from_bytes(packet[4:6], "big"), packet[6], *ends, packet[IPV6_HEADER:])
     if int.from_bytes(frame[12:14], "big") != ETHERTYPE_IPV4:
         return Packet(len(packet), 0, None, None, 0, 0, packet)
     header = (packet[0] & 0x0F) * 4
     size = int.from_bytes(packet[2:4], "big")
     source, destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
     payload = packet[header:size]
-    if packet[9] != UDP or int.from_bytes(packet[6:8], "big") & 0x1FFF:
+    if int.from_bytes(packet[6:8], "big") & 0x1FFF:  # a later fragment has no ports
         return Packet(size, packet[9], source, destination, 0, 0, payload)
+    return _read_payload(size, packet[9], source, destination, payload)
+
+
+def _read_payload(
+    size: int,
+    protocol: int,
+    source: IPv4Address | IPv6Address,
+    destination: IPv4Address | IPv6Address,
+    payload: bytes,
+) -> Packet:
+    if protocol != UDP:
+        return Packet(size, protocol, source, destination, 0, 0, payload)
     source_port, destination_port = struct.unpack_from("!HH", payload)
     return Packet(size, UDP, source, destination, source_port, destination_port, payload[8:])
 

@@ -3,7 +3,7 @@
 Owns: the requests, in their order, that bring up an overlay between nodes.  Must not know: what is tested on it.
 """
 
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from lab.container import Container
@@ -11,20 +11,23 @@ from lab.frames import Connection
 from lab.lab import Lab
 
 CLUSTER = "10.200.0.0/16"
+CLUSTER6 = "fd00:200::/48"
 PORT = 51820
-SERVICE_PREFIX = 28  # of the subnet that a service gets on a node, in IPv4
+SLICE_PREFIX = {4: 24, 6: 64}  # of a node's part of the cluster
+SERVICE_PREFIX = {4: 28, 6: 120}  # of the subnet that a service gets on a node
 
 
 class Member:
-    """A node of the cluster and the orchestrator's connection to it.  number: its node id, and the third byte of its
-    slice.
-    """
+    """A node of the cluster and the orchestrator's connection to it.  number: its node id, and that of its slice."""
 
-    def __init__(self, lab: Lab, number: int, name: str) -> None:
+    def __init__(self, lab: Lab, number: int, name: str, cluster: str = CLUSTER) -> None:
         self.lab = lab
         self.number = number
         self.node = lab.node(name)
-        self.slice = f"10.200.{number}.0/24"
+        self.cluster = cluster
+        whole = ip_network(cluster)
+        prefix = SLICE_PREFIX[whole.version]
+        self.slice = f"{whole.network_address + (number << whole.max_prefixlen - prefix)}/{prefix}"
         self.public_key = ""
         self.connection: Connection
 
@@ -44,7 +47,7 @@ class Member:
             "setup_global_overlay",
             deployment="lab",
             instance_id=self.node.name,
-            cluster_cidr=CLUSTER,
+            cluster_cidr=self.cluster,
             slice_cidr=self.slice,
             wg_port=PORT,
         )
@@ -57,7 +60,7 @@ class Member:
         self.request(
             "add_peer",
             public_key=other.public_key,
-            endpoint=f"{other.node.address}:{PORT}",
+            endpoint=other.node.endpoint(PORT),
             allowed_ips=other.slice,
             persistent_keepalive_secs=0,
         )
@@ -77,7 +80,7 @@ class Member:
 
     def announce(self, other: "Member", address: str) -> str:
         """Tell the other node that the service subnet around `address` is behind this one; return the subnet."""
-        subnet = str(ip_interface(f"{address}/{SERVICE_PREFIX}").network)
+        subnet = str(ip_interface(f"{address}/{SERVICE_PREFIX[ip_address(address).version]}").network)
         other.request("add_allowed_ip", pubkey=self.public_key, cidr=subnet)
         return subnet
 
@@ -85,9 +88,9 @@ class Member:
 class Pair:
     """Two nodes, each the other's peer, and a container on each: `web` on alpha, `db` on beta."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, cluster: str = CLUSTER) -> None:
         self.lab = lab
-        self.alpha, self.beta = Member(lab, 1, "alpha"), Member(lab, 2, "beta")
+        self.alpha, self.beta = Member(lab, 1, "alpha", cluster), Member(lab, 2, "beta", cluster)
         for member in (self.alpha, self.beta):
             member.start()
             member.set_up()

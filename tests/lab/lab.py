@@ -6,8 +6,9 @@ tests do with the nodes.
 
     outside 198.51.100.1 --- router --- bridge "underlay" 172.31.0.254/24 --- alpha 172.31.0.1, beta 172.31.0.2, ...
 
-The router is a namespace of its own; the host's own network is never touched.  No route leads back to an overlay
-address, so only masqueraded traffic gets an answer from outside.
+or, for a laboratory of IPv6, 2001:db8:51::1, fd31::fe/64, fd31::1 and so on, and no IPv4 at all.  The router is a
+namespace of its own; the host's own network is never touched.  No route leads back to an overlay address, so only
+masqueraded traffic gets an answer from outside.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -34,6 +35,9 @@ from lab.processes import run
 UNDERLAY = IPv4Interface("172.31.0.254/24")
 OUTSIDE = IPv4Interface("198.51.100.1/24")  # TEST-NET-2, RFC 5737
 OUTSIDE_ROUTER = IPv4Interface("198.51.100.254/24")
+UNDERLAY6 = IPv6Interface("fd31::fe/64")
+OUTSIDE6 = IPv6Interface("2001:db8:51::1/64")  # RFC 3849
+OUTSIDE6_ROUTER = IPv6Interface("2001:db8:51::fe/64")
 DIRECTORY = re.compile(r"overlayd-lab-(?P<prefix>ot[0-9a-f]{6})-(?P<pid>\d+)-(?P<started>\d+)")
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # beside SIGINT, which Python turns into KeyboardInterrupt by itself
 
@@ -86,11 +90,14 @@ def of_others() -> set[str]:
 
 class Lab:
     """A context manager.  mtu: of the underlay, bytes; 1400 rather than 1500 shows up sizes that are hard-coded
-    somewhere.
+    somewhere.  ipv6: the underlay and the outside have IPv6 only, else IPv4 only.
     """
 
-    def __init__(self, mtu: int = 1500) -> None:
+    def __init__(self, mtu: int = 1500, *, ipv6: bool = False) -> None:
         self.mtu = mtu
+        self.ipv6 = ipv6
+        self.underlay: IPv4Interface | IPv6Interface = UNDERLAY6 if ipv6 else UNDERLAY
+        self.outside_address: IPv4Interface | IPv6Interface = OUTSIDE6 if ipv6 else OUTSIDE
         self.prefix = f"ot{secrets.token_hex(3)}"
         owner = os.getpid()
         self.directory = Path(
@@ -143,34 +150,41 @@ class Lab:
             _remove(self.prefix, self.directory)
 
     def _build_underlay(self) -> None:
+        router, forwarding = (
+            (OUTSIDE6_ROUTER, "ipv6/conf/all/forwarding") if self.ipv6 else (OUTSIDE_ROUTER, "ipv4/ip_forward")
+        )
         for name in (self.router, self.outside):
             netns.add(name)
-            # The underlay is IPv4 only: no neighbour discovery in the captures.
-            run(["ip", "netns", "exec", name, "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6"])
+            self._prepare(name, "default")
         ip = ["ip", "-n", self.router]
         run([*ip, "link", "add", "underlay", "mtu", str(self.mtu), "type", "bridge", "mcast_snooping", "0"])
-        run([*ip, "address", "add", str(UNDERLAY), "dev", "underlay"])
+        run([*ip, "address", "add", str(self.underlay), "dev", "underlay"])
         run([*ip, "link", "set", "underlay", "up"])
         run([*ip, "link", "add", "outside", "type", "veth", "peer", "name", "uplink", "netns", self.outside])
-        run([*ip, "address", "add", str(OUTSIDE_ROUTER), "dev", "outside"])
+        run([*ip, "address", "add", str(router), "dev", "outside"])
         run([*ip, "link", "set", "outside", "up"])
-        run(["ip", "netns", "exec", self.router, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
-        run(["ip", "-n", self.outside, "address", "add", str(OUTSIDE), "dev", "uplink"])
+        run(["ip", "netns", "exec", self.router, "sh", "-c", f"echo 1 > /proc/sys/net/{forwarding}"])
+        run(["ip", "-n", self.outside, "address", "add", str(self.outside_address), "dev", "uplink"])
         run(["ip", "-n", self.outside, "link", "set", "uplink", "up"])
-        run(["ip", "-n", self.outside, "route", "add", str(UNDERLAY.network), "via", str(OUTSIDE_ROUTER.ip)])
+        run(["ip", "-n", self.outside, "route", "add", str(self.underlay.network), "via", str(router.ip)])
+
+    def _prepare(self, namespace: str, interface: str) -> None:
+        """Without IPv6 there is no neighbour discovery in the captures; with it, addresses are good at once."""
+        setting = "accept_dad=0" if self.ipv6 else "disable_ipv6=1"
+        run(["ip", "netns", "exec", namespace, "sysctl", "-qw", f"net.ipv6.conf.{interface}.{setting}"])
 
     def node(self, name: str) -> Node:
         """A new node on the underlay; its default route leads outside.  The daemon is not started."""
-        address = IPv4Interface((UNDERLAY.network[len(self.nodes) + 1], UNDERLAY.network.prefixlen))
+        address = type(self.underlay)((self.underlay.network[len(self.nodes) + 1], self.underlay.network.prefixlen))
         node = Node(name, self.prefix, self.directory / name, address)
         netns.add(node.netns)
         ip = ["ip", "-n", node.netns]
         mtu = ["mtu", str(self.mtu)]
         run([*ip, "link", "add", "uplink", *mtu, "type", "veth", "peer", "name", name, *mtu, "netns", self.router])
-        node.write_sysctl("net/ipv6/conf/uplink/disable_ipv6", "1")
+        self._prepare(node.netns, "uplink")
         run([*ip, "address", "add", str(address), "dev", "uplink"])
         run([*ip, "link", "set", "uplink", "up"])
-        run([*ip, "route", "add", "default", "via", str(UNDERLAY.ip)])
+        run([*ip, "route", "add", "default", "via", str(self.underlay.ip)])
         run(["ip", "-n", self.router, "link", "set", "dev", name, "master", "underlay", "up"])
         self.nodes.append(node)
         self._stack.callback(node.close)

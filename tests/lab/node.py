@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Node:
     /run.
     """
 
-    def __init__(self, name: str, prefix: str, directory: Path, address: IPv4Interface) -> None:
+    def __init__(self, name: str, prefix: str, directory: Path, address: IPv4Interface | IPv6Interface) -> None:
         self.name = name
         self.prefix = prefix
         self.netns = f"{prefix}-{name}"  # as in `ip netns exec`
@@ -67,6 +67,10 @@ class Node:
     def overlayctl(self, *arguments: str) -> str:
         """What `overlayctl --socket SOCKET ARGUMENTS` prints."""
         return self.run([*CONTROL, "--socket", str(self.socket), *arguments])
+
+    def endpoint(self, port: int) -> str:
+        """`host:port` on the underlay, as WireGuard writes it."""
+        return f"[{self.address}]:{port}" if self.address.version == 6 else f"{self.address}:{port}"
 
     def write_sysctl(self, path: str, value: str) -> None:
         """Set /proc/sys/PATH as this node sees it."""

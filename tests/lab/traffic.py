@@ -108,7 +108,8 @@ def transfer(source: Place, destination: Place, address: str, megabytes: int = 1
     """Send so many million bytes over TCP and check that exactly these arrive; every block carries MARKER."""
     size = megabytes * 1_000_000
     sent, received = hashlib.blake2b(), hashlib.blake2b()
-    with destination.open_socket() as listener, source.open_socket() as sender:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with destination.open_socket(family) as listener, source.open_socket(family) as sender:
         for end in (listener, sender):
             end.settimeout(60)
         listener.bind((address, 0))
