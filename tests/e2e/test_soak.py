@@ -65,7 +65,9 @@ def test_a_daemon_restarted_every_second_loses_no_echo_and_no_request(pair: Pair
     finally:
         client.stop()
         lost, lost_by_the_link = through_the_tunnel.stop(), beside_it.stop()
-    print(f"{restarts} restarts, {client.answered} answers, {client.reconnected} reconnections, {len(lost)} echoes lost")
+    print(
+        f"{restarts} restarts, {client.answered} answers, {client.reconnected} reconnections, {len(lost)} echoes lost"
+    )
     assert len(lost) <= len(lost_by_the_link), f"echoes {lost} lost in the tunnel, {lost_by_the_link} beside it"
     assert client.failed is None
     assert client.reconnected >= restarts
