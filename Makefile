@@ -47,6 +47,10 @@ test: test-packages lint ## lint, types and every test (root)
 test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an emulated machine (root; two minutes)
 	@tests/kernel/run-guest $(PYTHON)
 
+.PHONY: crash
+crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)
+	@PYTHONPATH=tests $(PYTHON) -m crash
+
 .PHONY: lint
 lint: build ## ruff and mypy --strict
 	@$(PYTHON) -m ruff check .
