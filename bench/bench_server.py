@@ -12,6 +12,7 @@ rounds counts.  Needs root: the daemon is the real one, in a namespace of its ow
 
 import argparse
 import asyncio
+import os
 import shutil
 import statistics
 import subprocess
@@ -36,6 +37,8 @@ CASES = {
     "64 clients, 64 pipelined each": (64, 64),
     "one client, ping-pong": (1, 1),
 }
+# In the last case both ends share a core: else it measures how long a sleeping core takes to wake.
+PING_PONG = "one client, ping-pong"
 
 
 def serve_streams(path: str, public_key: str) -> None:
@@ -72,19 +75,19 @@ def build_peer() -> Path | None:
     if cargo is None:
         return None
     target, manifest = BUILD / "peer", ROOT / "bench/peer/Cargo.toml"
-    argv = [cargo, "build", "--release", "--quiet", "--locked", "--manifest-path", manifest, "--target-dir", target]
+    argv = [cargo, "build", "--release", "--quiet", "--manifest-path", manifest, "--target-dir", target]
     subprocess.run(argv, check=True)
     return target / "release/peer"
 
 
 @contextmanager
-def running(argv: list[str | Path], socket: Path) -> Iterator[None]:
-    """A peer, for as long as the block runs."""
+def running(argv: list[str | Path], socket: Path) -> Iterator[int]:
+    """A peer, for as long as the block runs; its pid."""
     process = subprocess.Popen(argv)
     try:
         while not socket.exists():
             time.sleep(0.01)
-        yield
+        yield process.pid
     finally:
         process.kill()
         process.wait()
@@ -118,10 +121,15 @@ def main() -> None:
         else:
             sockets["threads"] = node.run_directory / "threads.sock"
             peers["threads"] = [rust]
+        assert node.daemon is not None
+        servers = [node.daemon.pid]
         for name, argv in peers.items():
-            stack.enter_context(running([*argv, sockets[name], public_key], sockets[name]))
+            servers.append(stack.enter_context(running([*argv, sockets[name], public_key], sockets[name])))
         print(f"{'status answers a second':32}" + "".join(f"{name:>12}" for name in sockets))
         for case, (connections, depth) in CASES.items():
+            if case == PING_PONG:
+                for pid in (*servers, os.getpid()):
+                    os.sched_setaffinity(pid, {0})
             results: dict[str, list[float]] = {name: [] for name in sockets}
             for _ in range(args.rounds):
                 for name, socket in sockets.items():

@@ -41,6 +41,7 @@ class Limits(NamedTuple):
     """Our own limits of a connection, and of all together."""
 
     turn: int = 64  # messages of one connection that are served before another's
+    slice: float = 0.0005  # seconds of serving before the sockets are looked at again
     in_flight: int = 1024  # requests of one connection being worked on or waiting for those; then it is not read
     unread: int = 256 * 1024  # bytes of answers that a client leaves unread; then it is not read either
     events: int = 4096  # events kept for a client that does not read: the newest of each peer

@@ -33,7 +33,8 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -433,6 +434,24 @@ def _lock(directory: Path) -> int:
         os.close(lock)
         raise
     return lock
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Inside the `with` no daemon works on `directory`, whatever its journal is like; a missing one stays missing.
+    Raises InUse, or StateError.
+    """
+    try:
+        lock = _lock(directory)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise _refusal(f"cannot lock data directory {directory}", error) from error
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -20,6 +20,7 @@ import uvloop
 from overlayd import __version__
 from overlayd.daemon import config as configuration
 from overlayd.daemon import endpoint, identity, logs, start
+from overlayd.daemon import journal as journals
 from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.expiry import Expiry
@@ -33,6 +34,7 @@ from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
+from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
 from overlayd.linux.monitor import Monitor
@@ -82,12 +84,13 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
 
 
 def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitStack, fresh: float) -> int:
-    journal = Journal.open(Path(config.data_dir), salvage=salvage)
-    claims.enter_context(endpoint.claim_namespace())
+    directory = Path(config.data_dir)
     if teardown:
-        start.teardown()
-        asyncio.run(journal.close())
-        return 0
+        claims.enter_context(journals.claimed(directory))
+        claims.enter_context(endpoint.claim_namespace())
+        return 0 if remove_everything() else FAILED
+    journal = Journal.open(directory, salvage=salvage)
+    claims.enter_context(endpoint.claim_namespace())
     admission = endpoint.Admission(config.socket_group)
     listener = claims.enter_context(endpoint.bind(config.socket, admission.gid))
     claims.callback(Path(config.socket).unlink, missing_ok=True)

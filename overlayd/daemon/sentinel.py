@@ -208,7 +208,7 @@ class Sentinel:
         for sentence in drift.sentences(done):
             log.warning("%s%s: put right in %.0f ms", sentence, _by(who), cost * 1000)
         for step, error in failures:
-            if self.failures.get(_key(step)) is None:
+            if _key(step) not in self.failures and self._is_news(_key(step)):
                 log.error("%s, and cannot be put right: %s", "; ".join(drift.sentences([step])), error)
         if part == EVERYTHING:
             self.failures = failed

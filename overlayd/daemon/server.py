@@ -24,7 +24,6 @@ from overlayd.proto.mux import EndpointMux
 log = logging.getLogger(__name__)
 
 # Our own constants.
-SLICE = 0.0005  # seconds of serving before the sockets are looked at again
 BACKLOG = 1024  # connections that wait to be accepted
 GRACE = 1.0  # seconds in which, at the end, what clients had sent already is still read and refused
 
@@ -118,7 +117,7 @@ class Server:
 
     def _serve(self) -> None:
         """A slice of serving, in turns."""
-        end = time.monotonic() + SLICE
+        end = time.monotonic() + self.limits.slice
         try:
             while self._queue:
                 connection = self._queue.popleft()

@@ -1,7 +1,6 @@
 """Taking up what an earlier daemon, or an earlier boot, left behind.
 
-Owns: the first state, the dead that nobody detached, the first audit of the kernel, and removing everything.  Must
-not know: the socket.
+Owns: the first state, the dead that nobody detached, and the first audit of the kernel.  Must not know: the socket.
 """
 
 import logging
@@ -10,7 +9,6 @@ from pathlib import Path
 
 from overlayd.daemon.apply import Kernel
 from overlayd.daemon.handlers.containers import detach
-from overlayd.daemon.inspect import observe
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node as LiveNode
 from overlayd.errors import OverlaydError
@@ -20,7 +18,6 @@ from overlayd.linux.wireguard import Preference, choose, generate_key
 from overlayd.model import attachments, edges
 from overlayd.model.layout import Facts
 from overlayd.model.objects import Veth
-from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Lease, Node, decode
 from overlayd.model.state import Draft, State
 
@@ -93,11 +90,3 @@ async def reclaim(node: LiveNode, handle: str) -> None:
         log.info("%s died: %s is free again", handle, attachment.address)
     except OverlaydError as error:
         log.error("reclaiming %s: %s", handle, error)
-
-
-def teardown() -> None:
-    """Remove everything that carries our mark from this host; the data directory stays."""
-    kernel = Kernel(choose("auto"), Nft())
-    for _, error in kernel.repair(plan(observe(kernel, {}), {})):
-        log.error("teardown: %s", error)
-    kernel.nft.teardown()

@@ -7,6 +7,7 @@ An event proves nothing, for our own changes send events too.  Links that come a
 with the event itself, so that our own work acquits itself; for the rest, looking is cheap enough.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
@@ -29,6 +30,9 @@ from overlayd.model import attachments
 from overlayd.model.layout import bridge, layout
 from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth
 from overlayd.model.rows import Attachment, Service
+
+# linux/threads.h, PID_MAX_LIMIT.  A program's first netlink socket has its pid for a port, the others have higher ones.
+PID_MAX = 1 << 22
 
 _VETH = re.compile(r"veth-(\d+)-[sg]")
 
@@ -175,8 +179,8 @@ def _pid(found: rt.Link) -> int:
 
 
 def _asker(port: int) -> str:
-    """Who asked for a change of an address or a route; empty for the kernel itself."""
-    if not port:
+    """Who asked for a change of an address or a route; empty when the kernel does not tell, and for ourselves."""
+    if not 0 < port <= PID_MAX or port == os.getpid():
         return ""
     name = process_name(port)
     return f"{name} (process {port})" if name else f"process {port}"

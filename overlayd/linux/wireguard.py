@@ -21,6 +21,7 @@ __all__ = [
     "Backend",
     "DeviceState",
     "PeerState",
+    "candidates",
     "choose",
     "generate_key",
     "missing",
@@ -88,7 +89,7 @@ class Backend(Protocol):
 def missing(preference: Preference) -> str:
     """Why `choose(preference)` has no backend, for a person; empty when it has one."""
     reasons = []
-    for backend in _candidates(preference):
+    for backend in candidates(preference):
         reason = backend.missing()
         if not reason:
             return ""
@@ -101,7 +102,7 @@ def choose(preference: Preference) -> Backend | None:
 
     Raises MechanismError, naming what is missing, when an explicit preference cannot be had.
     """
-    for backend in _candidates(preference):
+    for backend in candidates(preference):
         if not backend.missing():
             return backend
     if preference == "auto":
@@ -109,7 +110,8 @@ def choose(preference: Preference) -> Backend | None:
     raise MechanismError("use the WireGuard backend", preference, ENODEV, missing(preference))
 
 
-def _candidates(preference: Preference) -> Iterable[Backend]:
+def candidates(preference: Preference) -> Iterable[Backend]:
+    """The backends that suit a preference, the first choice first, whether this machine has them or not."""
     from overlayd.linux.wireguard_kernel import Kernel  # noqa: PLC0415
     from overlayd.linux.wireguard_user import Userspace  # noqa: PLC0415
 

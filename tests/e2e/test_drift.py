@@ -82,8 +82,11 @@ def until(there: Callable[[], bool]) -> float:
         ("ip link set {bridge} mtu 1300", "bridge {bridge} has mtu 1300, not 1440"),
         ("ip link set {bridge} name other", "bridge {bridge} has name other"),
         ("ip link set {bridge} group 0", "bridge {bridge} is missing"),
-        ("ip address flush dev {bridge}", "{bridge} does not have the address"),
-        ("ip address add 10.66.0.1/24 dev {bridge}", "bridge {bridge}"),
+        ("ip address flush dev {bridge}", "{bridge} does not have the address 10.200.74.17/28 alone, by"),
+        (
+            "ip address add 10.66.0.1/24 dev {bridge}",
+            "bridge {bridge} does not have the address 10.200.74.17/28 alone, by",
+        ),
         ("ip link del {veth}-s", "{veth}-s is missing"),
         ("ip link set {veth}-s nomaster", "{veth}-s is not on its bridge"),
         ("ip link set {veth}-s down", "{veth}-s is down"),
@@ -93,7 +96,7 @@ def until(there: Callable[[], bool]) -> float:
         ("ip link del {device}", "device {device} is missing"),
         ("ip link set {device} down", "device {device} is down"),
         ("ip link set {device} mtu 1300", "device {device} has mtu 1300"),
-        ("ip address flush dev {device}", "device {device} has addresses none, not 10.200.1.1/16, by ip"),
+        ("ip address flush dev {device}", "device {device} has addresses none, not 10.200.1.1/16, by"),
         ("echo 0 > /proc/sys/net/ipv4/ip_forward", "net/ipv4/ip_forward is 0"),
         ("echo 1 > /proc/sys/net/ipv4/conf/{bridge}/rp_filter", "rp_filter is 1"),
         ("echo 0 > /proc/sys/net/ipv4/conf/{device}/forwarding", "forwarding is 0"),
@@ -130,7 +133,7 @@ def test_a_wireguard_process_that_is_killed_comes_back_with_its_peers(pair: Pair
     until(lambda: alpha.node.wireguard_pids() not in (set(), {killed}))
     until(lambda: f"device {interface} is missing" in alpha.node.log.read_text())
     assert alpha.node.run(["wg", "showconf", interface]) == before
-    ping(pair.web, pair.db_address, options=["-W", "10"])
+    ping(pair.web, pair.db_address)
 
 
 def test_a_container_that_deletes_its_own_interface_in_a_loop_is_not_fought(watched: Watched, lab: Lab) -> None:
@@ -138,7 +141,7 @@ def test_a_container_that_deletes_its_own_interface_in_a_loop_is_not_fought(watc
     watched.member.attach(box, "web")
     box.run(["sh", "-c", "end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do ip link del eth0; done || true"])
     told = watched.said().count(f"veth-{box.pid}-s is missing")
-    assert 1 <= told <= 4, "the 1st, 2nd, 4th and perhaps 8th time within three seconds"
+    assert 1 <= told <= 5, "the first time, and then ever more rarely"
     watched.member.detach(box)
     ping(watched.box, watched.neighbour, count=2)
 

@@ -1,0 +1,110 @@
+"""Packets and clients under abuse that goes on: a ruleset flushed twice a second, a daemon restarted every second.
+
+`make test` runs the short form, `make soak` (OVERLAYD_SOAK=1) the length that the acceptance asks for.
+"""
+
+import asyncio
+import itertools
+import os
+import threading
+import time
+
+from lab import Ping, ping
+from lab.cluster import Pair
+from lab.lab import OUTSIDE
+
+from overlayd.client import CallError, ConnectionLost, OverlayClient
+
+SOAK = bool(os.environ.get("OVERLAYD_SOAK"))
+FLUSHING = 20 if SOAK else 5  # seconds
+RESTARTING = 60 if SOAK else 6
+INTERVAL = 0.01  # seconds between two echoes
+MOST_LOST = 20  # echoes in a row: 200 ms
+
+
+def runs(numbers: list[int]) -> list[int]:
+    """The lengths of the runs of consecutive numbers in a sorted list."""
+    groups = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    return [len(list(group)) for _, group in groups]
+
+
+def test_a_ruleset_flushed_twice_a_second_costs_moments(pair: Pair) -> None:
+    ping(pair.web, str(OUTSIDE.ip))
+    outward = Ping(pair.web, str(OUTSIDE.ip), INTERVAL)
+    try:
+        outward.wait_for(20)
+        flushed, end = 0, time.monotonic() + FLUSHING
+        while time.monotonic() < end:
+            pair.alpha.node.run(["nft", "flush", "ruleset"])
+            flushed += 1
+            time.sleep(0.5)
+        outward.wait_for(20)
+    finally:
+        lost = outward.stop()
+    print(f"{flushed} flushes, {len(lost)} of {max(outward.received)} echoes lost, in a row {runs(lost)}")
+    assert max(runs(lost), default=0) <= MOST_LOST
+    assert pair.alpha.node.log.read_text().count("by nft") >= flushed * 0.9, "each one is told"
+
+
+def test_a_daemon_restarted_every_second_loses_no_echo_and_no_request(pair: Pair) -> None:
+    ping(pair.web, pair.db_address)
+    through_the_tunnel = Ping(pair.web, pair.db_address, INTERVAL)
+    beside_it = Ping(pair.alpha.node, str(pair.beta.node.address), INTERVAL)
+    client = Caller(str(pair.alpha.node.socket))
+    client.start()
+    restarts = 0
+    try:
+        through_the_tunnel.wait_for(20)
+        end = time.monotonic() + RESTARTING
+        while time.monotonic() < end:
+            assert pair.alpha.node.stop() == 0
+            pair.alpha.node.start()
+            restarts += 1
+            time.sleep(1)
+        through_the_tunnel.wait_for(20)
+    finally:
+        client.stop()
+        lost, lost_by_the_link = through_the_tunnel.stop(), beside_it.stop()
+    print(
+        f"{restarts} restarts, {client.answered} answers, {client.reconnected} reconnections, {len(lost)} echoes lost"
+    )
+    assert len(lost) <= len(lost_by_the_link), f"echoes {lost} lost in the tunnel, {lost_by_the_link} beside it"
+    assert client.failed is None
+    assert client.reconnected >= restarts
+    assert client.answered > 10 * restarts
+
+
+class Caller(threading.Thread):
+    """A client that asks without a pause, and asks again over a new connection when the daemon has gone."""
+
+    def __init__(self, socket: str) -> None:
+        super().__init__(daemon=True)
+        self.socket = socket
+        self.answered = self.reconnected = 0
+        self.failed: Exception | None = None
+        self._ended = False
+
+    def run(self) -> None:
+        try:
+            asyncio.run(self._ask())
+        except Exception as error:
+            self.failed = error
+
+    def stop(self) -> None:
+        self._ended = True
+        self.join(30)
+
+    async def _ask(self) -> None:
+        while not self._ended:
+            async with await OverlayClient.connect(self.socket) as client:
+                try:
+                    while not self._ended:
+                        await client.set_local_node_id(1)
+                        await client.status()
+                        self.answered += 2
+                except ConnectionLost:
+                    self.reconnected += 1
+                except CallError as error:
+                    if str(error) != "shutting down":
+                        raise
+                    self.reconnected += 1
