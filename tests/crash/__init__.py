@@ -10,6 +10,7 @@ the kernel through `ip`, `wg` and `nft`, the disk through its own reader, and re
     scenarios  requests under test, each with what happened before it
     trial      one scenario, disturbed at one point, and what must be true afterwards
     model      the reference: what the requests so far must have led to, in dictionaries
+    shown      what a machine in such a state shows
     sequences  random requests, deaths and reboots against the model
     planted    deliberate bugs, which the harness must find
     worker     a process that runs trials, each in a cell of its own

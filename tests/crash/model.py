@@ -1,19 +1,16 @@
 """The reference: what the requests so far must have led to, reckoned in dictionaries.
 
-Owns: the meaning of every request, and what a machine in such a state shows.  Must not know: overlayd; nothing of it is
-imported here, and the naming rule is not needed because the names in use are short.
+Owns: the meaning of every request.  Must not know: overlayd; nothing of it is imported here, and the naming rule is not
+needed because the names in use are short.  What a machine in such a state shows is in `shown`.
 """
 
 import copy
-import json
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 Step = dict[str, Any]
-View = dict[str, dict[str, Any]]
 Network = IPv4Network | IPv6Network
 
-MTU = 1440  # of an uplink of 1500 without IPv6, less WireGuard's headers over IPv4
 SLOT = {4: 28, 6: 120}  # prefix length of a service's subnet
 NODE_POOL = ""
 
@@ -336,191 +333,6 @@ class Model:
             if cidr in texts:
                 texts.remove(cidr)
 
-    # What it shows.
-
-    def view(self) -> View:
-        """What the machine must show, as far as `seen` keeps it."""
-        view: View = {
-            "host": self._host(),
-            "wireguard": self._wireguard(),
-            "elements": self._elements(),
-            "rows": self._rows(),
-            "status": self._status(),
-            "left": self._left(),
-            "forwarding": {
-                f"ipv4/conf/{name.removeprefix('link ')}/{what}": value
-                for name in self._host()
-                if name.startswith("link zl-")
-                for what, value in (("forwarding", "1"), ("rp_filter", "2"))
-            },
-        }
-        for pid in self.containers:
-            view[f"container {pid}"] = self._inside(pid)
-        texts: View = json.loads(json.dumps(view))
-        return texts
-
-    @property
-    def _node_address(self) -> str:
-        return str(ip_network(self.overlay["slice"] or self.overlay["cluster"])[1])
-
-    @property
-    def _up(self) -> bool:
-        return bool(self.overlay) and self.overlay["up"]
-
-    def _host(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self._up:
-            prefix = ip_network(self.overlay["cluster"]).prefixlen
-            found |= _link(self.overlay, "tun", 1, "overlayd device ", f"{self._node_address}/{prefix}")
-        for name, service in self.services.items():
-            subnet = ip_network(service["subnet"])
-            found |= _link(service, "bridge", 2, f"overlayd bridge {name}", f"{subnet[1]}/{subnet.prefixlen}")
-        for pid, attachment in self.attachments.items():
-            bridge = self.services[attachment["service"]]["name"]
-            found |= _link({"name": f"veth-{pid}-s"}, "veth", 3, "", "", master=bridge)
-            if attachment["global"]:
-                found |= _link({"name": f"veth-{pid}-g"}, "veth", 3, "", "")
-                found[f"route {attachment['global']} veth-{pid}-g main"] = {"protocol": "111"}
-        return found
-
-    def _inside(self, pid: int) -> dict[str, Any]:
-        attachment = self.attachments.get(pid)
-        if not attachment:
-            return {}
-        subnet = ip_network(self.services[attachment["service"]]["subnet"])
-        found = _link({"name": "eth0"}, "veth", 0, "", f"{attachment['address']}/{subnet.prefixlen}")
-        found["route default eth0 main"] = {"gateway": str(subnet[1]), "protocol": "111"}
-        if attachment["global"]:
-            bits = ip_address(attachment["global"]).max_prefixlen
-            found |= _link({"name": "eth1"}, "veth", 0, "", f"{attachment['global']}/{bits}")
-            found[f"route {self._node_address} eth1 main"] = {"protocol": "111"}
-            found[f"route {self.overlay['cluster']} eth1 main"] = {"gateway": self._node_address, "protocol": "111"}
-        return found
-
-    def _wireguard(self) -> dict[str, Any]:
-        if not self._up:
-            return {}
-        peers = [
-            [
-                key,
-                peer["endpoint"] if peer["endpoint"][0].isdigit() else "(none)",
-                str(peer["keepalive"] or "off"),
-                sorted(peer["listed"] + peer["added"]) or ["(none)"],
-            ]
-            for key, peer in self.peers.items()
-        ]
-        found: dict[str, Any] = {}
-        name = self.overlay["name"]
-        found[f"device {name}"] = {"key": "(own)", "port": str(self.overlay["wg_port"]), "mark": "off"}
-        return found | ({f"peers {name}": sorted(peers)} if peers else {})
-
-    def _elements(self) -> dict[str, Any]:
-        if not self.overlay:
-            return {}
-        cluster = ip_network(self.overlay["cluster"])
-        prefix = {"prefix": {"addr": str(cluster.network_address), "len": cluster.prefixlen}}
-        gateways = [str(ip_network(service["subnet"])[1]) for service in self.services.values()]
-        addresses, ports = [], []
-        for pid, attachment in self.attachments.items():
-            if attachment["isolation"]:
-                number = f"0:{self.isolation[attachment['isolation']]:x}"
-                ports.append((number, f"veth-{pid}-s"))
-                addresses += [(number, ip) for ip in (attachment["address"], attachment["global"]) if ip]
-        version = cluster.version
-        found = {
-            f"inet overlayd cluster{version}": [prefix],
-            f"inet overlayd node{version}": [self._node_address, *gateways],
-            f"inet overlayd network{version}": [[address, number] for number, address in addresses],
-            f"inet overlayd member{version}": [{"concat": list(pair)} for pair in addresses],
-            "bridge overlayd network": [[port, number] for number, port in ports],
-            "bridge overlayd member": [{"concat": list(pair)} for pair in ports],
-        }
-        return {name: sorted(elements, key=json.dumps) for name, elements in found.items() if elements}
-
-    def _rows(self) -> dict[str, Any]:
-        rows = {"node ": _row(private_key="(made)", node_id=self.node_id, announced_key=self.announced)}
-        if self.overlay:
-            row = _row(
-                **{key: self.overlay[key] for key in ("deployment", "instance_id", "cluster", "slice", "wg_port")}
-            )
-            down = {} if self.overlay["up"] else {"up": False}
-            rows["overlay "] = row | {"interface": self.overlay["name"]} | down
-        for name, service in self.services.items():
-            bridge = service["name"]
-            rows[f"service {name}"] = _row(
-                name=name, subnet=service["subnet"], bridge=bridge, lasting=service["lasting"]
-            )
-        for key, peer in self.peers.items():
-            rows[f"peer {key}/"] = _row(public_key=key, **peer)
-        order = sorted(lease["released"] for lease in self.leases.values() if "released" in lease)
-        for address, lease in self.leases.items():
-            rank = {"released": order.index(lease["released"])} if "released" in lease else {}
-            row = _row(address=address, holder=lease["holder"])
-            rows[f"lease {address}"] = row | {"pool": lease["pool"]} | rank
-        for pid, attachment in self.attachments.items():
-            rows[f"attachment pid:{pid}"] = _row(
-                handle=f"pid:{pid}",
-                service=attachment["service"],
-                address=attachment["address"],
-                ephemeral=attachment["ephemeral"],
-                netns=pid,
-                boot_id=f"00000000-0000-4000-8000-{self.boots:012}",
-                global_address=attachment["global"],
-                isolation_network=attachment["isolation"],
-            )
-        for name, address in self.records.items():
-            rows[f"record {name}"] = _row(name=name, address=address)
-        for name, number in self.isolation.items():
-            rows[f"isolation {name}"] = _row(name=name, number=number)
-        return rows
-
-    def _status(self) -> dict[str, Any]:
-        status = {
-            "result": "status",
-            "public_key": "(own)",
-            "peer_count": len(self.peers) if self._up else 0,
-            "service_count": len(self.services),
-            "changed identity": False,
-        }
-        if self._up:
-            peers = [
-                {
-                    "public_key": key,
-                    "endpoint": peer["endpoint"],
-                    "allowed_ips": ",".join(dict.fromkeys(peer["listed"] + peer["added"])),
-                }
-                for key, peer in self.peers.items()
-            ]
-            status |= _row(
-                interface=self.overlay["name"],
-                node_ip=self._node_address,
-                overlay_cidr=self.overlay["cluster"],
-                slice_cidr=self.overlay["slice"],
-                peers=sorted(peers, key=json.dumps),
-            )
-        return status
-
-    def _left(self) -> dict[str, Any]:
-        sockets = [f"{self.overlay['first name']}.sock"] if self._up else []
-        ports = [self.overlay["wg_port"]] if self._up else []
-        return {"files": sorted(["journal", "lock", *sockets]), "processes": int(self._up), "ports": ports}
-
-
-def seen(view: View) -> View:
-    """What of a `view.View` the model speaks about: no MACs, no routes that the kernel makes, no fixed rules."""
-    kept: View = {part: dict(content) for part, content in view.items()}
-    kept["elements"].pop("rules", None)
-    kept["forwarding"] = {name: value for name, value in kept["forwarding"].items() if "/conf/zl-" in name}
-    for part, content in view.items():
-        if part == "host" or part.startswith("container "):
-            kept[part] = {
-                name: {key: value for key, value in thing.items() if key != "address"}
-                for name, thing in content.items()
-                if thing.get("protocol") == "111"
-                or (name.startswith("link ") and name not in ("link lo", "link uplink", "link cable"))
-            }
-    return kept
-
 
 def _named(name: str, old: dict[str, Any]) -> dict[str, Any]:
     """A link's names: the one it answers to, the one it had before, the one it was made with."""
@@ -529,26 +341,6 @@ def _named(name: str, old: dict[str, Any]) -> dict[str, Any]:
     if old["name"] == name:
         return {key: old[key] for key in ("name", "first name", "alternative") if key in old}
     return {"name": name, "first name": old["first name"], "alternative": old["name"]}
-
-
-def _link(names: dict[str, Any], kind: str, group: int, alias: str, address: str, **more: str) -> dict[str, Any]:
-    shown = {
-        "mtu": MTU,
-        "group": str(0x6F760000 + group) if group else "default",
-        "kind": kind,
-        "up": True,
-        "addresses": [address] if address else [],
-        **more,
-    }
-    if alias:
-        shown["ifalias"] = alias
-    if "alternative" in names:
-        shown["altnames"] = [names["alternative"]]
-    return {f"link {names['name']}": shown}
-
-
-def _row(**keys: Any) -> dict[str, Any]:
-    return {key: value for key, value in keys.items() if value}
 
 
 def _inside(inner: Network, outer: Network) -> bool:

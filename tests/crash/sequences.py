@@ -7,8 +7,10 @@ from random import Random
 from typing import Any
 
 from crash.cell import Cell, inside
-from crash.model import Model, Refused, seen
+from crash.model import Model, Refused
 from crash.scenarios import KEYS, Step, attach, detach, overlay, peer, service, step
+from crash.shown import seen
+from crash.shown import view as shown
 from crash.trial import perform
 from crash.view import View, difference, take
 
@@ -78,13 +80,13 @@ class _Sequence:
         found = None
         while found is None:
             found = self._take()
-        nearest = min(possible, key=lambda model: len(difference(model.view(), found)))
+        nearest = min(possible, key=lambda model: len(difference(shown(model), found)))
         self.model = nearest
-        return difference(nearest.view(), found)
+        return difference(shown(nearest), found)
 
     def _compare(self, model: Model) -> list[str]:
         found = self._take()
-        return [] if found is None else difference(model.view(), found)
+        return [] if found is None else difference(shown(model), found)
 
     def _take(self) -> View | None:
         """The view, None when the daemon died of it; then there is a new one."""

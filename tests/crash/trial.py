@@ -17,8 +17,10 @@ from errno import ENOMEM, ENOSPC
 from typing import Any
 
 from crash.cell import Cell
-from crash.model import Beyond, Model, seen
+from crash.model import Beyond, Model
 from crash.scenarios import KEYS, Scenario, Step
+from crash.shown import seen
+from crash.shown import view as shown
 from crash.view import View, blank, difference, rows, take
 
 Point = tuple[str, int]  # a fault point and its passage since the daemon's start, from 1
@@ -106,7 +108,7 @@ def _agree(model: Model, scenario: Scenario, answer: dict[str, Any], views: tupl
         return
     problems = [f"the answer: expected {expected}, found {answer}"] if answer != expected else []
     for when, state, view in zip(("before", "after", "again"), (model, later, last), views, strict=True):
-        problems += [f"{when}: {line}" for line in difference(state.view(), seen(view))]
+        problems += [f"{when}: {line}" for line in difference(shown(state), seen(view))]
     if problems:
         raise Wrong("\n".join(("the reference does not agree", *problems)))
 
