@@ -9,6 +9,7 @@ interpreter: it runs the same code and is ready in a tenth of the time.
 """
 
 import ctypes
+import faulthandler
 import importlib
 import json
 import os
@@ -55,6 +56,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class Stuck(Exception):
     """The daemon neither does what was asked nor ends."""
+
+
+class Crashed(Exception):
+    """The daemon died of a signal that nobody sent."""
 
 
 def inside(work: Callable[["Cell"], Any]) -> Any:
@@ -164,6 +169,7 @@ class Cell:
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.dup2(log, 1)
             os.dup2(log, 2)
+            faulthandler.enable()  # a crash that nobody planned
             importlib.reload(fault)
             self._plant()
             code = main(["--data-dir", str(self.data), "--socket", str(self.socket), "--wireguard", "userspace"])
@@ -186,9 +192,11 @@ class Cell:
             raise Stuck(f"no answer to {op}\n{self.last_words()}") from error
 
     def ended(self) -> bool:
-        """Whether the daemon has ended."""
-        if self.daemon and os.waitpid(self.daemon, os.WNOHANG)[0]:
-            self._forget_daemon()
+        """Whether the daemon has ended.  Crashed, when that is its own fault."""
+        if self.daemon:
+            pid, status = os.waitpid(self.daemon, os.WNOHANG)
+            if pid:
+                self._forget_daemon(status)
         return not self.daemon
 
     def await_end(self) -> None:
@@ -203,14 +211,15 @@ class Cell:
         """SIGKILL; fine when there is none."""
         if self.daemon:
             os.kill(self.daemon, signal.SIGKILL)
-            os.waitpid(self.daemon, 0)
-            self._forget_daemon()
+            self._forget_daemon(os.waitpid(self.daemon, 0)[1])
 
-    def _forget_daemon(self) -> None:
+    def _forget_daemon(self, status: int) -> None:
         self.daemon = 0
         if self.connection is not None:
             self.connection.close()
             self.connection = None
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
+            raise Crashed(f"the daemon died of signal {os.WTERMSIG(status)}\n{self.last_words()}")
 
     def passed(self) -> list[str]:
         """The fault points that the newest daemon has passed."""

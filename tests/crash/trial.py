@@ -38,6 +38,8 @@ def perform(cell: Cell, step: Step, fault: str = "") -> dict[str, Any] | None:
     op, keys = step["op"], {key: value for key, value in step.items() if key != "op"}
     if not op.startswith("!"):
         answer = blank(cell.request(op, **keys), KEYS)
+        if answer is None:
+            cell.await_end()
         if op == "shutdown" and answer == {"result": "ok"}:
             cell.await_end()
         return answer
@@ -129,7 +131,7 @@ def killed(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) 
     done = not difference(known["after"], found)
     if not done and (answer is not None or not scenario.asked):
         return ["lost, though acknowledged" if answer else "not made up for", *difference(known["after"], found)]
-    if not done and difference(known["before"], found):
+    if not done and not scenario.parts and difference(known["before"], found):
         nearest = min(("before", "after"), key=lambda view: len(difference(known[view], found)))
         return [f"neither wholly there nor wholly absent; from {nearest}:", *difference(known[nearest], found)]
     return _repeated(cell, scenario, known, done)
@@ -151,6 +153,8 @@ def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any])
         return [f"the answer does not tell of errno {number}: {answer}"]
     if not cell.daemon:
         cell.start()
+    if scenario.parts and not done:
+        return _repeated(cell, scenario, known, done)
     found = take(cell, KEYS)
     problems = _headed(
         "not done, though acknowledged" if done else "not as before",
