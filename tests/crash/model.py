@@ -22,6 +22,10 @@ class Refused(Exception):
     """The request must get `err`, and change nothing."""
 
 
+class Beyond(Exception):
+    """The model does not know the request."""
+
+
 class Model:
     """The state of a node.  containers: the processes that live, attached or not."""
 
@@ -34,16 +38,21 @@ class Model:
         self.leases: dict[str, dict[str, Any]] = {}
         self.attachments: dict[int, dict[str, Any]] = {}
         self.isolation: dict[str, int] = {}
+        self.records: dict[str, str] = {}
         self.releases = 0
         self.containers: set[int] = set()
         self.boots = 1
 
     def after(self, step: Step) -> tuple["Model", dict[str, Any]]:
-        """The state after a step, and its answer.  Refused, with this one as it was."""
+        """The state after a step, and its answer.  Refused or Beyond, with this one as it was."""
         model = copy.deepcopy(self)
         keys = {key: value for key, value in step.items() if key != "op"}
-        answer = getattr(model, "_" + step["op"].removeprefix("!"))(**keys)
-        return model, answer or {"result": "ok"}
+        meaning = getattr(model, "_" + step["op"].removeprefix("!"), None)
+        if meaning is None or keys.get("mode") == "dedicated" or "scope" in keys:
+            raise Beyond(step["op"])
+        if keys.get("handle", {}).get("platform", "linux_pid") != "linux_pid":
+            raise Beyond(keys["handle"]["platform"])
+        return model, meaning(**keys) or {"result": "ok"}
 
     # What happens.
 
@@ -276,6 +285,14 @@ class Model:
         if attachment["ephemeral"] and not self.services[name]["lasting"] and empty and not held:
             self._drop_service(name)
 
+    # Names.
+
+    def _register_dns(self, name: str, ip: str) -> None:
+        self.records[name] = ip
+
+    def _unregister_dns(self, name: str) -> None:
+        self.records.pop(name, None)
+
     # Peers.
 
     def _add_peer(self, public_key: str, endpoint: str, allowed_ips: str, persistent_keepalive_secs: int) -> None:
@@ -451,6 +468,8 @@ class Model:
                 global_address=attachment["global"],
                 isolation_network=attachment["isolation"],
             )
+        for name, address in self.records.items():
+            rows[f"record {name}"] = _row(name=name, address=address)
         for name, number in self.isolation.items():
             rows[f"isolation {name}"] = _row(name=name, number=number)
         return rows

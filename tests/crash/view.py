@@ -29,6 +29,7 @@ LINK = ("mtu", "group", "ifalias", "master", "address", "altnames")
 SHOW = "ip -j -d address && ip -j route show table all && ip -j -6 route show table all"
 
 _KEY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=")  # base64 of 32 bytes
+_TIME = re.compile(r'("(?:minted|expires|minted_at_unix|expires_at_unix)":) [0-9]+')
 _RECORD = struct.Struct("<4sIIQQ")  # of the journal: marker, checksum, length, sequence, floor
 _HEADER_BYTES = 32
 
@@ -61,9 +62,15 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     own = view["status"]["public_key"]
     view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
     cell.identity = own
-    words = {own: "(own)"} | {key: key for key in known_keys}
-    blanked: View = json.loads(_KEY.sub(lambda match: words.get(match[0], "(made)"), json.dumps(view)))
+    blanked: View = blank(view, known_keys, own)
     return blanked
+
+
+def blank(shown: Any, known_keys: frozenset[str], own: str = "") -> Any:
+    """`shown` without the keys that the daemon made and the times at which it did something."""
+    words = {own: "(own)"} | {key: key for key in known_keys}
+    text = _KEY.sub(lambda match: words.get(match[0], "(made)"), json.dumps(shown))
+    return json.loads(_TIME.sub(r"\1 0", text))
 
 
 def difference(expected: Any, found: Any, where: str = "") -> list[str]:
