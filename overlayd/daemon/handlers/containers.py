@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, peers_locks, service_lock, this_node
+from overlayd.daemon.handlers.context import Daemon, this_node
 from overlayd.daemon.node import Node
+from overlayd.daemon.resources import peers_locks, service_lock
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import netns
 from overlayd.linux.wireguard import generate_key, public_key
