@@ -20,7 +20,7 @@ def test_a_loss_in_a_loop_is_put_back_ever_later_and_no_later_than_the_longest()
     pauses = []
     for _ in range(20):
         due = backoff.due("bridge", now)
-        pauses.append(due - now)
+        pauses.append(round(due - now, 6))
         backoff.restored("bridge", due, cost=0.0)
         now = due + 0.001
     assert pauses[0] == 0
