@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXIT_ERR = 1  # the daemon answered err
 EXIT_USAGE = 2  # argparse's own
+EXIT_FINDINGS = 4  # the doctor found something
 EXIT_UNAVAILABLE = 69  # sysexits.h, EX_UNAVAILABLE
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
@@ -35,13 +36,14 @@ examples:
   overlayctl peers -o wide                           its peers, with whole keys
   overlayctl whoami                                  which process serves the socket
   overlayctl events                                  what changes, as it changes
+  overlayctl doctor                                  what is not as it should be, and what to do
   overlayctl call --list                             every request and its keys
   overlayctl call allocate_ip service=web join_global=false
   (umask 077; overlayctl edge mint laptop --ttl 8h --allow 10.200.0.0/16 > overlay.conf)
 
 exit status:
-  0 done   1 the daemon refused, and said why   2 wrong usage   69 the daemon cannot be reached, or is not the one that
-  its identity file names
+  0 done   1 the daemon refused, and said why   2 wrong usage   4 the doctor found something
+  69 the daemon cannot be reached, or is not the one that its identity file names
 """
 
 CALL_EPILOG = """\
@@ -106,16 +108,16 @@ def _ask(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
     path = args.socket or default_socket()
 
-    async def connected() -> None:
+    async def connected() -> int:
         async with await OverlayClient.connect(
             path, timeout=CONNECT_TIMEOUT, call_timeout=args.timeout, identity_file=args.identity_file
         ) as client:
-            await args.run(client, args)
+            return await args.run(client, args) or 0
 
     try:
         if args.prepare:
             args.prepare(args)
-        asyncio.run(connected())
+        code = asyncio.run(connected())
         sys.stdout.flush()
     except UsageError as error:
         parser.error(str(error))
@@ -128,7 +130,7 @@ def _ask(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(PermissionError(), path)}")
     except (OverlaydError, TimeoutError) as error:
         return _fail(EXIT_UNAVAILABLE, str(error))
-    return 0
+    return code
 
 
 def _fail(code: int, message: str) -> int:
@@ -182,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_whoami(commands)
     _add_events(commands)
     _add_call(commands)
+    _add_doctor(commands)
     _add_edge(commands)
     return parser
 
@@ -297,6 +300,24 @@ async def _call(client: "OverlayClient", args: argparse.Namespace) -> None:
     from overlayd import cli_tables  # noqa: PLC0415
 
     print(cli_tables.pretty_json(await client.call(args.request)))
+
+
+def _add_doctor(commands: "Commands") -> None:
+    command = _add_command(
+        commands,
+        "doctor",
+        "Compare the daemon's state with the kernel and the devices, and say what to do.",
+    )
+    _add_output(command, "text", "json")
+    command.set_defaults(run=_doctor)
+
+
+async def _doctor(client: "OverlayClient", args: argparse.Namespace) -> int:
+    from overlayd import cli_tables  # noqa: PLC0415
+
+    findings = await client.doctor()
+    print(cli_tables.pretty_json(findings) if args.output == "json" else cli_tables.findings(findings))
+    return EXIT_FINDINGS if findings else 0
 
 
 def _add_edge(commands: "Commands") -> None:

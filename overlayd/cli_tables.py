@@ -57,6 +57,12 @@ def status(status: wire.Status, *, wide: bool) -> str:
     return "\n".join(lines)
 
 
+def findings(findings: Sequence[wire.Finding]) -> str:
+    """What the doctor found: a paragraph each."""
+    paragraphs = [f"{each.object} {each.problem}\n    {each.remedy}" for each in findings]
+    return "\n\n".join(paragraphs) or "all is as it should be"
+
+
 def peers(peers: Sequence[wire.StatusPeer], *, wide: bool, now: float) -> str:
     """One line a peer, the stale ones marked."""
     rows = [

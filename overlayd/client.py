@@ -350,5 +350,9 @@ class OverlayClient:
     async def list_edge_peers(self) -> tuple[wire.EdgePeer, ...]:
         return (await self._ask(wire.ListEdgePeers(), wire.EdgePeers)).peers
 
+    async def doctor(self) -> tuple[wire.Finding, ...]:
+        """Returns what is not as it should be."""
+        return (await self._ask(wire.Doctor(), wire.Diagnosis)).findings
+
     async def revoke_edge_peer(self, name: str) -> None:
         await self._ask(wire.RevokeEdgePeer(name), wire.Ok)

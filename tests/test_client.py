@@ -330,6 +330,7 @@ async def test_one_method_a_request(path: str) -> None:
     peer = wire.Peer("k", "h:1", "10.0.0.0/24", 25, (wire.NatCandidate("host", "192.0.2.1:1", 1),))
     status = wire.Status(peer_count=0, service_count=0)
     nat_status = wire.NatStatus(last_refresh=1)
+    finding = wire.Finding("bridge b", "is missing", "restart")
     edge_peer = wire.EdgePeer(
         name="n", overlay_ip="10.0.0.9", public_key="k", minted_at_unix=1, expires_at_unix=2, allowed=()
     )
@@ -418,6 +419,7 @@ async def test_one_method_a_request(path: str) -> None:
                 EDGE,
             ),
             (c.list_edge_peers(), wire.ListEdgePeers(), wire.EdgePeers((edge_peer,)), (edge_peer,)),
+            (c.doctor(), wire.Doctor(), wire.Diagnosis((finding,)), (finding,)),
             (c.revoke_edge_peer("n"), wire.RevokeEdgePeer("n"), wire.Ok(), None),
         ]
         for call, request, answer, value in table:

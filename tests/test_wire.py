@@ -92,6 +92,7 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "mint_edge_peer": (7, wire.MintEdgePeer("laptop", 3600, ("10.200.0.0/16",))),
     "list_edge_peers": (0, wire.ListEdgePeers()),
     "revoke_edge_peer": (7, wire.RevokeEdgePeer("laptop")),
+    "doctor": (0, wire.Doctor()),
 }
 RESPONSES: dict[str, tuple[int, wire.Response]] = {
     "ok": (2**64 - 1, wire.Ok()),
@@ -190,6 +191,8 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
         ),
     ),
     "edge_peers_none": (7, wire.EdgePeers(())),
+    "diagnosis": (7, wire.Diagnosis((wire.Finding("bridge zl-prod-i-web-b", "is missing", "restart overlayd"),))),
+    "diagnosis_none": (7, wire.Diagnosis(())),
     "err": (7, wire.Err('no dedicated overlay for service "wéb"')),
 }
 EVENTS: dict[str, wire.Event] = {

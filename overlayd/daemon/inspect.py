@@ -18,17 +18,20 @@ from overlayd.model.plan import device_scope
 
 
 def observe(kernel: Kernel, want: Layout) -> Layout:
-    """Everything that carries our mark, inside the containers too.  want: tells in which namespaces veths end, and
-    which endpoints peers were given.
+    """Everything that carries our mark, inside the containers too; our rules are put back first.  want: tells in which
+    namespaces veths end, and which endpoints peers were given.
     """
-    return _everything(kernel, want, links.observe({veth.name: veth.netns for veth in _veths(want)}))
+    found = _links(kernel, want, links.observe({veth.name: veth.netns for veth in _veths(want)}))
+    if any(isinstance(thing, Element) for thing in want.values()):
+        kernel.nft.ensure()
+    return found | kernel.nft.observe()
 
 
 def audit(kernel: Kernel, want: Layout) -> Layout:
     """Everything that carries our mark, as far as it is seen from the host: what a container does inside is its own
     affair.
     """
-    return _everything(kernel, want, links.observe_host(_veths(want)))
+    return _links(kernel, want, links.observe_host(_veths(want))) | kernel.members()
 
 
 def look(kernel: Kernel, want: Layout) -> Layout:
@@ -58,16 +61,14 @@ def members(kernel: Kernel, want: Layout) -> Layout:
     return kernel.members()
 
 
-def _everything(kernel: Kernel, want: Layout, seen: Mapping[Hashable, links.Observed]) -> Layout:
+def _links(kernel: Kernel, want: Layout, seen: Mapping[Hashable, links.Observed]) -> Layout:
     found: Layout = {}
     for thing in seen.values():
         if isinstance(thing, links.DeviceLink):
             found |= _device(kernel, thing, want)
         else:
             found[thing.key] = thing
-    if any(isinstance(thing, Element) for thing in want.values()):
-        kernel.nft.ensure()
-    return found | kernel.nft.observe()
+    return found
 
 
 def _veths(want: Layout) -> list[Veth]:

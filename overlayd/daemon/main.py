@@ -23,6 +23,7 @@ from overlayd.daemon import endpoint, identity, logs, start
 from overlayd.daemon import journal as journals
 from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.config import Config, ConfigError
+from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.expiry import Expiry
 from overlayd.daemon.forwarding import ForwardWatch
 from overlayd.daemon.handlers import Handlers
@@ -30,6 +31,7 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.reclaim import reclaim
 from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
@@ -128,10 +130,12 @@ async def _serve(
         resolver = Resolver(node, health, background.create_task)
         resolver.resume()
         node.observers.append(resolver.follow)
-        daemon = Daemon(node, StatusView(node, health), health, candidates, boot, resolver.ask_again, stopping.set)
+        doctor = Doctor(node, sentinel, forwarding)
+        status = StatusView(node, health)
+        daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
-        deaths = DeathWatch(lambda handle: background.create_task(start.reclaim(node, handle)))
+        deaths = DeathWatch(lambda handle: background.create_task(reclaim(node, handle)))
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         node.observers.append(deaths.follow)
         expiry = Expiry(node, background.create_task)

@@ -56,6 +56,11 @@ class Node:
         self._gathering = Gathering(GROUP)
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="kernel")
 
+    @property
+    def owed(self) -> int:
+        """How many rows the disk has otherwise than they are, because it refused to take a refused change back."""
+        return len(self._owed)
+
     async def change(
         self,
         decide: Callable[[Draft], T],

@@ -20,9 +20,9 @@ from ipaddress import ip_address
 from threading import Thread
 from typing import Any
 
-from overlayd.daemon.handlers.context import peers_locks
 from overlayd.daemon.health import Health
 from overlayd.daemon.node import Node
+from overlayd.daemon.resources import peers_locks
 from overlayd.errors import MechanismError
 from overlayd.model.layout import Facts, endpoint_text, numeric_endpoint
 from overlayd.model.objects import Address

@@ -18,8 +18,8 @@ from functools import partial
 
 from overlayd.daemon import inspect
 from overlayd.daemon.apply import Failure, Kernel
-from overlayd.daemon.handlers.context import service_lock
 from overlayd.daemon.node import Node
+from overlayd.daemon.resources import service_lock
 from overlayd.daemon.suspects import EGRESS, EVERYTHING, FORWARDING, RULESET, Judge, Part
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, link
@@ -28,7 +28,8 @@ from overlayd.linux.observe import all_links
 from overlayd.model import drift
 from overlayd.model.backoff import Backoff
 from overlayd.model.layout import Facts, Layout, elements, layout, of_device, of_service
-from overlayd.model.objects import Bridge, Device, Element, Step
+from overlayd.model.objects import Bridge, Device, Element, Object, Proxy, Step, Veth
+from overlayd.model.plan import device_scope
 from overlayd.model.rows import Overlay, Service
 from overlayd.model.state import State
 
@@ -157,18 +158,22 @@ class Sentinel:
         def choose(steps: list[Step]) -> list[Step]:
             nonlocal began
             began = loop.time()
-            dues.update((_key(step), self._backoff.due(_key(step), began)) for step in steps)
-            if any(dues[_key(step)] > began for step in steps if isinstance(step.want, Bridge | Device)):
-                return []  # what hangs on it has to wait as well
-            return [step for step in steps if dues[_key(step)] <= began]
+            dues.update((pace_key(step), self._backoff.due(pace_key(step), began)) for step in steps)
+            later = [step for step in steps if dues[pace_key(step)] > began]
+            absent = {
+                _place(step.want) for step in later if step.have is None and isinstance(step.want, Bridge | Device)
+            }
+            return [step for step in steps if dues[pace_key(step)] <= began and _place(step.want) not in absent]
 
         of, look, exclusive = _way(part)
         steps, failures = await self._node.mend(of, look, choose, exclusive=exclusive)
         cost = loop.time() - began
-        for key in {_key(step) for step in steps}:
+        for key in {pace_key(step) for step in steps}:
             self._backoff.restored(key, loop.time(), cost)
+        if part == EVERYTHING:
+            self.failures = {key: why for key, why in self.failures.items() if key in dues}
         self._report(part, steps, failures, who, cost)
-        failed = [self._backoff.due(_key(step), loop.time()) for step, _ in failures]
+        failed = [self._backoff.due(pace_key(step), loop.time()) for step, _ in failures]
         waiting = [due for due in dues.values() if due > began]
         if failed or waiting:
             self._schedule(part, min(failed + waiting), "again", who)
@@ -198,24 +203,25 @@ class Sentinel:
                 "the way out is %s with MTU %d: MTU %d inside, was %d", way.interface, way.mtu, mtu, node.facts.mtu
             )
             await node.learn(lambda facts: replace(facts, mtu=mtu), ())
-            self.suspect(EVERYTHING, "mtu")
+            _, failures = await node.mend(layout, inspect.audit, lambda steps: steps)
+            if failures:
+                self.suspect(EVERYTHING, "mtu")  # which says what, and tries again
 
     # What is said.
 
     def _report(self, part: Part, steps: list[Step], failures: list[Failure], who: str, cost: float) -> None:
-        failed = {_key(step): str(error) for step, error in failures}
-        done = [step for step in steps if _key(step) not in failed and self._is_news(_key(step))]
-        for sentence in drift.sentences(done):
-            log.warning("%s%s: put right in %.0f ms", sentence, _by(who), cost * 1000)
+        failed = {pace_key(step): str(error) for step, error in failures}
+        done = [step for step in steps if pace_key(step) not in failed and self._is_news(pace_key(step))]
+        for name, problem in drift.told(done):
+            log.warning("%s %s%s: put right in %.0f ms", name, problem, _by(who), cost * 1000)
         for step, error in failures:
-            if _key(step) not in self.failures and self._is_news(_key(step)):
-                log.error("%s, and cannot be put right: %s", "; ".join(drift.sentences([step])), error)
-        if part == EVERYTHING:
-            self.failures = failed
-        elif failed.keys() - self.failures.keys():
+            if pace_key(step) not in self.failures and self._is_news(pace_key(step)):
+                for name, problem in drift.told([step]):
+                    log.error("%s %s, and cannot be put right: %s", name, problem, error)
+        if part != EVERYTHING and failed.keys() - self.failures.keys():
             self.suspect(EVERYTHING, "failure")  # what is in the way may be seen from farther off
         for step in steps:
-            self.failures.pop(_key(step), None)
+            self.failures.pop(pace_key(step), None)
         self.failures |= failed
 
     def _is_news(self, key: Hashable) -> bool:
@@ -248,11 +254,18 @@ def _way(part: Part) -> Way:
             return layout, inspect.audit, None
 
 
-def _key(step: Step) -> Hashable:
+def pace_key(step: Step) -> Hashable:
     """What is paced together: the ruleset as a whole, any other object by itself."""
     thing = step.want or step.have
     assert thing is not None
     return RULESET if isinstance(thing, Element) else thing.key
+
+
+def _place(thing: Object | None) -> Hashable:
+    """The bridge or device that a thing is, or is on, by key; None for what is on none."""
+    if isinstance(thing, Bridge | Veth | Proxy):
+        return ("bridge", thing.service)
+    return ("device", thing.scope if isinstance(thing, Device) else device_scope(thing))
 
 
 def _by(who: str) -> str:

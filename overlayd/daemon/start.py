@@ -5,13 +5,13 @@ Owns: the first state, the dead that nobody detached, and the first audit of the
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from overlayd.daemon.apply import Kernel
-from overlayd.daemon.handlers.containers import detach
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node as LiveNode
-from overlayd.errors import OverlaydError
+from overlayd.daemon.reclaim import reclaim
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Preference, choose, generate_key
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 
 
-def missing_capability() -> str:
+def missing_capability(needed: Mapping[str, int] = CAPABILITIES) -> str:
     """The first capability of those we need that this process lacks; empty when it has all."""
     effective = 0
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             effective = int(line.split()[1], 16)
-    return next((name for name, bit in CAPABILITIES.items() if not effective >> bit & 1), "")
+    return next((name for name, bit in needed.items() if not effective >> bit & 1), "")
 
 
 def boot_id() -> str:
@@ -78,15 +78,3 @@ def _take_up(draft: Draft, boot: str) -> None:
             attachments.detach(draft, attachment)
     for name in edges.expire(draft, time.time()):
         log.info("edge peer %s has expired", name)
-
-
-async def reclaim(node: LiveNode, handle: str) -> None:
-    """Detach a container that died, or that cannot be reached any more."""
-    attachment = node.state.get(Attachment, handle)
-    if attachment is None or attachment.netns is None or await node.run(netns.is_alive, attachment.netns):
-        return
-    try:
-        await detach(node, attachment)
-        log.info("%s died: %s is free again", handle, attachment.address)
-    except OverlaydError as error:
-        log.error("reclaiming %s: %s", handle, error)

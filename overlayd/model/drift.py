@@ -41,8 +41,8 @@ def name(thing: Object) -> str:
             return f"{thing.member} in nftables set {thing.family} {thing.set}"
 
 
-def sentences(steps: Sequence[Step]) -> list[str]:
-    """What is wrong with the objects of the steps: a sentence each, or one for all of a kind when they are many."""
+def told(steps: Sequence[Step]) -> list[tuple[str, str]]:
+    """The objects of the steps by name, and what is wrong with each; those of a kind in one when they are many."""
     kinds: dict[type[Object], list[Step]] = {}
     for step in steps:
         thing = step.want or step.have
@@ -51,9 +51,9 @@ def sentences(steps: Sequence[Step]) -> list[str]:
     found = []
     for kind, group in kinds.items():
         if len(group) > FEW:
-            found.append(f"{len(group)} {PLURALS[kind]} are missing or differ")
+            found.append((f"{len(group)} {PLURALS[kind]}", "are missing or differ"))
         else:
-            found += [f"{name(thing)} {problem(step)}" for step in group if (thing := step.want or step.have)]
+            found += [(name(thing), problem(step)) for step in group if (thing := step.want or step.have)]
     return found
 
 

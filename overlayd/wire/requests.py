@@ -195,6 +195,10 @@ class RevokeEdgePeer(_Request, frozen=True, tag="revoke_edge_peer"):
     name: str
 
 
+class Doctor(_Request, frozen=True, tag="doctor"):
+    """Compare state, kernel and devices, and change nothing (an addition).  -> diagnosis"""
+
+
 Request = (
     SetLocalNodeId
     | SetLocalWgPubkey
@@ -222,4 +226,5 @@ Request = (
     | MintEdgePeer
     | ListEdgePeers
     | RevokeEdgePeer
+    | Doctor
 )

@@ -158,6 +158,20 @@ class EdgePeers(_Response, frozen=True, tag="edge_peers"):
     peers: tuple[EdgePeer, ...]
 
 
+class Finding(Value, frozen=True):
+    """Something that is not as it should be.  object: what it is about; remedy: what to do about it."""
+
+    object: str
+    problem: str
+    remedy: str
+
+
+class Diagnosis(_Response, frozen=True, tag="diagnosis"):
+    """What is not as it should be; nothing when all is well (an addition)."""
+
+    findings: tuple[Finding, ...]
+
+
 class Err(_Response, frozen=True, tag="err"):
     """The request failed.  message: what and why, for a person."""
 
@@ -176,6 +190,7 @@ Response = (
     | ServiceOverlay
     | EdgeConfig
     | EdgePeers
+    | Diagnosis
     | Err
 )
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from overlayd import wire
 from overlayd.daemon.candidates import Candidates
+from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.health import Health
 from overlayd.daemon.node import Node
 from overlayd.daemon.status import StatusView
@@ -15,7 +16,7 @@ from overlayd.errors import RequestError
 from overlayd.linux import egress
 from overlayd.linux.wireguard import public_key
 from overlayd.model.layout import endpoint_text
-from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.objects import Network
 from overlayd.model.overlay import NOT_SET_UP
 from overlayd.model.peers import text
 
@@ -33,6 +34,7 @@ class Daemon(NamedTuple):
     status: StatusView
     health: Health
     candidates: Candidates
+    doctor: Doctor
     boot_id: str
     ask_names: Callable[[], None]
     stop: Callable[[], None]
@@ -57,12 +59,3 @@ async def this_node(daemon: Daemon, allowed_ips: Sequence[Network] | None) -> wi
         allowed_ips=",".join(map(str, [overlay.cluster] if allowed_ips is None else allowed_ips)),
         persistent_keepalive_secs=KEEPALIVE,
     )
-
-
-def service_lock(name: str) -> str:
-    return f"service {name}"
-
-
-def peers_locks(scope: str) -> list[str]:
-    """What a change of a scope's peers must have for itself.  Routes have no scope: a destination has one."""
-    return [f"peers {scope}"] if scope == GLOBAL else [f"peers {scope}", "routes"]

@@ -7,7 +7,8 @@ import time
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, peers_locks, this_node
+from overlayd.daemon.handlers.context import Daemon, this_node
+from overlayd.daemon.resources import peers_locks
 from overlayd.linux.wireguard import Activity, generate_key, public_key
 from overlayd.model import edges
 from overlayd.model.objects import GLOBAL

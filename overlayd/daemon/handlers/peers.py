@@ -7,8 +7,9 @@ import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, peers_locks
+from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.node import Node
+from overlayd.daemon.resources import peers_locks
 from overlayd.errors import RequestError
 from overlayd.linux.wireguard import public_key
 from overlayd.model import peers

@@ -7,8 +7,9 @@ import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, peers_locks, service_lock
+from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.node import Node
+from overlayd.daemon.resources import peers_locks, service_lock
 from overlayd.errors import RequestError
 from overlayd.linux import link, veth
 from overlayd.linux.observe import NamedBridge, bridges_named
