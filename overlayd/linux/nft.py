@@ -34,6 +34,10 @@ _LIST_OURS = (f"list table inet {NFT_TABLE}", f"list table bridge {NFT_TABLE}")
 
 _ERRNO = {os.strerror(number): number for number in errorcode}  # libnftables gives the kernel's errors as words only
 
+# One call into the library at a time, whatever the context: it caches the names of interfaces for the whole process
+# (src/iface.c, up to at least 1.0.6), and two threads that drop the cache free it twice.
+_LIBRARY = threading.Lock()
+
 
 def _load() -> ctypes.CDLL:
     try:
@@ -59,8 +63,9 @@ def _load() -> ctypes.CDLL:
 class Nft:
     """The nftables of one network namespace: that of the thread which makes the instance, whoever calls it later.
 
-    Any thread may call; calls wait for each other, as transactions do in the kernel.  Every method raises
-    MechanismError, with the kernel's errno and libnftables' message, when the kernel or the parser refuses.
+    Any thread may call; calls wait for each other, as transactions do in the kernel: changes of members for those of
+    the same instance, all others for those of every instance.  Every method raises MechanismError, with the kernel's
+    errno and libnftables' message, when the kernel or the parser refuses.
     """
 
     def __init__(self) -> None:
@@ -68,7 +73,8 @@ class Nft:
         self._lock = threading.Lock()
         self._installed = ""  # our tables as listed right after ensure(), without elements
         # Both open a netlink socket, and with it the namespace.
-        self._context = self._library.nft_ctx_new(0)
+        with _LIBRARY:
+            self._context = self._library.nft_ctx_new(0)
         if not self._context:
             raise MechanismError("open", "nftables")
         self._netlink = setelem.connect()
@@ -77,7 +83,7 @@ class Nft:
 
     def close(self) -> None:
         """Free the context and the netlink sockets; the tables stay."""
-        with self._lock:
+        with self._lock, _LIBRARY:
             self._netlink.close()
             self._library.nft_ctx_free(self._context)
             self._context = None
@@ -162,7 +168,7 @@ class Nft:
         return listing
 
     def _run(self, script: str, flags: int) -> str:
-        with self._lock:
+        with _LIBRARY:
             self._library.nft_ctx_output_set_flags(self._context, flags)
             status = self._library.nft_run_cmd_from_buffer(self._context, script.encode())
             # Both buffers are emptied by reading them.

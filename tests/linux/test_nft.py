@@ -242,6 +242,24 @@ def test_many_threads_on_one_instance(nft: Nft) -> None:
     assert len(nft.observe()) == 8 * 19 * 2
 
 
+def test_two_instances_in_two_threads(space: Namespace) -> None:
+    """The library frees its names of interfaces after every call, for the whole process."""
+    space.ip(*(f"link add up{number} type veth peer name down{number}" for number in range(8)))
+    rules = "".join(f"iif up{number} counter accept\n" for number in range(8))
+    space.nft(f"table inet other {{ chain forward {{ type filter hook forward priority 0;\n{rules}}}\n}}")
+    with space.entered():
+        instances = [Nft(), Nft()]
+    threads = [
+        threading.Thread(target=lambda nft=nft: [nft.forward_blockers() for _ in range(500)]) for nft in instances
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for nft in instances:
+        nft.close()
+
+
 def test_no_blockers_on_a_clean_host(nft: Nft, space: Namespace) -> None:
     space.nft(
         """
