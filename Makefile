@@ -13,7 +13,7 @@ PYTHON := .venv/bin/python
 # Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping libnftables1 tcpdump util-linux wireguard-go wireguard-tools
-TEST_PACKAGES := $(DEMO_PACKAGES) nftables
+TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
 
@@ -50,6 +50,10 @@ test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an e
 .PHONY: soak
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)
 	@OVERLAYD_SOAK=1 $(PYTHON) -m pytest -s tests/e2e/test_soak.py
+
+.PHONY: crash
+crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)
+	@PYTHONPATH=tests $(PYTHON) -m crash
 
 .PHONY: lint
 lint: build ## ruff and mypy --strict

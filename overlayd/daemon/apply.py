@@ -43,7 +43,7 @@ class Kernel:
         done: list[list[Step]] = []
         try:
             for batch in _batches(steps):
-                if batch[0].have is not None or isinstance(batch[0].want, DevicePeer):
+                if batch[0].have is not None or isinstance(batch[0].want, DevicePeer | Element):
                     done.append(batch)  # it may fail half-way; what creates one object cleans up by itself
                 self._try(batch, "apply")
                 if not done or done[-1] is not batch:

@@ -31,6 +31,7 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.reclaim import reclaim
 from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
@@ -134,7 +135,7 @@ async def _serve(
         daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
-        deaths = DeathWatch(lambda handle: background.create_task(start.reclaim(node, handle)))
+        deaths = DeathWatch(lambda handle: background.create_task(reclaim(node, handle)))
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         node.observers.append(deaths.follow)
         expiry = Expiry(node, background.create_task)

@@ -48,7 +48,9 @@ def key(text: str, field: str) -> bytes:
 
 
 def endpoint(text: str, field: str) -> str:
-    """`host:port` with a numeric port; empty for none.  An IPv6 host stands in brackets."""
+    """`host:port` with a numeric port; empty for none.  The host is an IPv4 address, an IPv6 address in brackets, or a
+    DNS name.
+    """
     if not text:
         return ""
     host, colon, port = text.rpartition(":")
@@ -58,6 +60,8 @@ def endpoint(text: str, field: str) -> str:
         raise RequestError(f"request.{field}: {text!r}: an IPv6 host stands in brackets, like [fd00::1]:51820")
     if host.startswith("["):
         address(host[1:-1], field)
+    else:
+        dns_name(host, field)  # an IPv4 address has the form of one
     return text
 
 

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from socket import if_nametoindex
 from threading import Event, Lock
 
-from overlayd.errors import MechanismError
 from overlayd.linux import veth
 
 # Our own constants.
@@ -27,7 +26,7 @@ class _Batch:
         self.names: list[str] = []
         self.began = False
         self.ended = Event()
-        self.error: MechanismError | None = None
+        self.error: Exception | None = None
 
 
 class Reaper:
@@ -62,7 +61,7 @@ class Reaper:
         batch.began = True
         try:
             veth.delete(batch.names)
-        except MechanismError as error:
+        except Exception as error:  # whatever it is, those who wait must hear of it
             batch.error = error
         finally:
             batch.ended.set()

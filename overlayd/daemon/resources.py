@@ -3,7 +3,7 @@
 Owns: one spelling for each resource, so that all who change it mean the same.  Must not know: who locks, or how.
 """
 
-from overlayd.model.objects import GLOBAL
+from overlayd.model.objects import GLOBAL, Netns
 
 
 def service_lock(name: str) -> str:
@@ -13,3 +13,9 @@ def service_lock(name: str) -> str:
 def peers_locks(scope: str) -> list[str]:
     """What a change of a scope's peers must have for itself.  Routes have no scope: a destination has one."""
     return [f"peers {scope}"] if scope == GLOBAL else [f"peers {scope}", "routes"]
+
+
+def attachment_locks(handle: str, namespace: Netns | None, isolation_network: str) -> list[str]:
+    """What an attach or a detach must have for itself."""
+    locks = [handle, f"namespace {namespace.inode}"] if namespace is not None else [handle]
+    return [*locks, f"isolation {isolation_network}"] if isolation_network else locks

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from overlayd.daemon.apply import Kernel
-from overlayd.daemon.handlers.containers import detach
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node as LiveNode
-from overlayd.errors import OverlaydError
+from overlayd.daemon.reclaim import reclaim
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Preference, choose, generate_key
@@ -79,15 +78,3 @@ def _take_up(draft: Draft, boot: str) -> None:
             attachments.detach(draft, attachment)
     for name in edges.expire(draft, time.time()):
         log.info("edge peer %s has expired", name)
-
-
-async def reclaim(node: LiveNode, handle: str) -> None:
-    """Detach a container that died, or that cannot be reached any more."""
-    attachment = node.state.get(Attachment, handle)
-    if attachment is None or attachment.netns is None or await node.run(netns.is_alive, attachment.netns):
-        return
-    try:
-        await detach(node, attachment)
-        log.info("%s died: %s is free again", handle, attachment.address)
-    except OverlaydError as error:
-        log.error("reclaiming %s: %s", handle, error)

@@ -115,7 +115,8 @@ class Userspace:
                     fault.point("wireguard:end")
                     process.end()
             fault.point("wireguard:ended")
-            for path in (_socket(name).resolve(), _socket(name)):
+            served = _socket(name).resolve()
+            for path in (path for path in SOCKETS.glob("*.sock") if path.resolve() == served):
                 path.unlink(missing_ok=True)
 
     def set_peers(self, device: str, steps: Sequence[Step]) -> None:

@@ -10,6 +10,7 @@ a service counts as its peers and its attachments: they hang on its device and i
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 
 from overlayd.model import peers, ruleset
@@ -33,6 +34,9 @@ from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
 Layout = dict[Hashable, Object]
+
+# Our own constant: every change of a peer, and every start, looks at its endpoint several times.
+_ENDPOINTS_REMEMBERED = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +265,7 @@ def endpoint_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
     return numeric_endpoint(peer.endpoint) or facts.resolved.get((peer.key, peer.endpoint))
 
 
+@lru_cache(_ENDPOINTS_REMEMBERED)
 def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
     """`1.2.3.4:5` or `[fd00::1]:5` as an address and a port; None when the host is a name."""
     host, _, port = endpoint.rpartition(":")

@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,7 @@ class Cell:
         """
         assert pid not in self.containers and not self.daemon
         readable, writable = os.pipe()
+        newest = LAST_PID.read_text()
         LAST_PID.write_text(str(pid - 1))
         got = os.fork()
         if not got:
@@ -236,6 +238,7 @@ class Cell:
             os.close(writable)
             while True:
                 signal.pause()
+        LAST_PID.write_text(newest)  # nobody else gets numbers up there
         assert got == pid, f"asked for process {pid}, got {got}"
         os.close(writable)
         os.read(readable, 1)
@@ -253,7 +256,10 @@ class Cell:
         """Everything ends but what is on the disk: processes, links, rules, /run."""
         self.kill_daemon()
         self.containers.clear()
-        os.kill(-1, signal.SIGKILL)  # every process but this one: the cell's own, no other can be seen from here
+        for process in Path("/proc").glob("[0-9]*"):  # the cell's own: no other can be seen from here
+            if int(process.name) != os.getpid():
+                with suppress(ProcessLookupError):
+                    os.kill(int(process.name), signal.SIGKILL)
         while True:
             try:
                 os.waitpid(-1, 0)

@@ -6,7 +6,7 @@ Owns: the table of jobs.  Must not know: who asks.
 import gc
 from typing import Any
 
-from crash import trial
+from crash import sequences, trial
 from crash.cell import Cell, inside
 from crash.planted import BUGS
 from crash.scenarios import SCENARIOS
@@ -17,8 +17,23 @@ _known: dict[str, dict[str, Any]] = {}  # what the undisturbed run of a scenario
 def undisturbed(scenario: str) -> dict[str, Any]:
     """See `trial.undisturbed`."""
     if scenario not in _known:
-        _known[scenario] = inside(lambda cell: trial.undisturbed(cell, SCENARIOS[scenario]))
+        _known[scenario] = inside(lambda cell: _undisturbed(cell, scenario, ""))
     return _known[scenario]
+
+
+def judged(scenario: str, bug: str) -> dict[str, Any]:
+    """An undisturbed run of a daemon with a bug."""
+    result: dict[str, Any] = inside(lambda cell: _undisturbed(cell, scenario, bug))
+    return result
+
+
+def _undisturbed(cell: Cell, scenario: str, bug: str) -> dict[str, Any]:
+    if bug:
+        cell.plant(BUGS[bug])
+    try:
+        return trial.undisturbed(cell, SCENARIOS[scenario])
+    except trial.Wrong as wrong:
+        return {"points": [], "problems": str(wrong).splitlines()}
 
 
 def disturbed(scenario: str, how: str, point: str, passage: int, bug: str = "") -> list[str]:
@@ -39,5 +54,5 @@ def disturbed(scenario: str, how: str, point: str, passage: int, bug: str = "") 
     return result
 
 
-JOBS = {"undisturbed": undisturbed, "disturbed": disturbed}
+JOBS = {"undisturbed": undisturbed, "judged": judged, "disturbed": disturbed, "sequence": sequences.run}
 gc.freeze()  # what is imported stays: forks need not touch it

@@ -1,6 +1,59 @@
 """Deliberate bugs, which the harness must find.
 
-Owns: one function a bug, that breaks overlayd in the process that calls it.  Must not know: how it is found.
+Owns: one function a bug, that breaks overlayd in the process that calls it: a daemon of a cell, and nothing else.  Must
+not know: how a bug is found.
 """
 
-BUGS = {}
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from overlayd.daemon import apply, node
+from overlayd.model import attachments
+from overlayd.model.rows import Change
+
+_pending: set[asyncio.Task[None]] = set()
+
+
+def answers_before_it_is_durable() -> None:
+    """The journal is written, but nobody waits for it."""
+    commit = node.Node._commit
+
+    async def hurried(self: node.Node, change: Change) -> None:
+        _pending.add(asyncio.create_task(commit(self, change)))
+
+    node.Node._commit = hurried  # type: ignore[method-assign]
+
+
+def leaves_half_of_a_failed_request() -> None:
+    """What was done before the failure is not undone."""
+    apply.Kernel._undo = _nothing  # type: ignore[method-assign]
+
+
+def keeps_the_address_of_a_detached_container() -> None:
+    """It is nobody's, and never given again."""
+    attachments.ipam.release = _nothing  # type: ignore[attr-defined]
+
+
+def believes_that_the_kernel_is_as_it_was() -> None:
+    """A start reads the journal and does not look at the kernel."""
+
+    async def trusting(_self: node.Node) -> list[Any]:
+        return []
+
+    node.Node.reconcile = trusting  # type: ignore[method-assign]
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__: bug
+    for bug in (
+        answers_before_it_is_durable,
+        leaves_half_of_a_failed_request,
+        keeps_the_address_of_a_detached_container,
+        believes_that_the_kernel_is_as_it_was,
+    )
+}

@@ -21,7 +21,7 @@ Step = dict[str, Any]
 
 A, B, C = (letter * 43 + "=" for letter in "AEI")  # public keys of peers: all base64 digits are good for one
 KEYS = frozenset({A, B, C})
-FIRST, SECOND, THIRD = 5001, 5002, 5003  # containers
+FIRST, SECOND = 30001, 30002  # containers
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ def peer(key: str = A, allowed_ips: str = "10.200.7.0/24", **keys: Any) -> Step:
     return step("add_peer", **{"public_key": key, "allowed_ips": allowed_ips, **usual, **keys})
 
 
+def guest(platform: str = "guest_managed", name: str = "w") -> Step:
+    handle = {"platform": platform, "id": "vm"}
+    return step("attach_container", handle=handle, service=name, join_global=True)
+
+
 def container(pid: int = FIRST) -> Step:
     return step("!container", pid=pid)
 
@@ -80,6 +85,9 @@ def _handle(pid: int) -> dict[str, Any]:
 
 
 UP = (overlay(),)
+DEDICATED = service("d", mode="dedicated")
+OWN = {"scope": {"scope": "service", "service": "d"}}
+EDGE = step("mint_edge_peer", name="laptop", ttl_secs=3600, allow=["10.200.0.0/16"])
 SERVED = (*UP, service(), container())
 ATTACHED = (*SERVED, attach())
 BUSY = (
@@ -160,6 +168,52 @@ SCENARIOS = {
             (*UP, peer(A, "10.200.7.0/24,10.200.8.0/24")),
             step("remove_allowed_ip", pubkey=A, cidr="10.200.8.0/24"),
         ),
+        Scenario("dedicated service first", UP, DEDICATED),
+        Scenario("dedicated service again", (*UP, DEDICATED), DEDICATED),
+        Scenario(
+            "dedicated service down", (*UP, DEDICATED, peer(**OWN)), step("teardown_service_overlay", service="d")
+        ),
+        Scenario("dedicated peer", (*UP, DEDICATED), peer(**OWN)),
+        Scenario(
+            "dedicated peer changes", (*UP, DEDICATED, peer(**OWN)), peer(A, "10.200.9.0/24,10.200.8.0/24", **OWN)
+        ),
+        Scenario("dedicated peer gone", (*UP, DEDICATED, peer(**OWN)), step("remove_peer", pubkey=A, **OWN)),
+        Scenario(
+            "dedicated allowed IP",
+            (*UP, DEDICATED, peer(**OWN)),
+            step("add_allowed_ip", pubkey=A, cidr="10.200.9.0/24", **OWN),
+        ),
+        Scenario(
+            "dedicated allowed IP gone",
+            (*UP, DEDICATED, peer(**OWN)),
+            step("remove_allowed_ip", pubkey=A, cidr="10.200.7.0/24", **OWN),
+        ),
+        Scenario("dedicated attach", (*UP, DEDICATED, container()), attach(FIRST, "d")),
+        Scenario("dedicated of another instance", (*UP, DEDICATED, peer(**OWN)), overlay(instance_id="2")),
+        Scenario("dedicated restart", (*UP, DEDICATED, peer(**OWN)), step("!restart")),
+        Scenario("dedicated reboot", (*UP, DEDICATED, peer(**OWN)), step("!reboot")),
+        Scenario("guest", SERVED, guest()),
+        Scenario("guest again", (*SERVED, guest()), guest()),
+        Scenario("guest without a service", UP, guest()),
+        Scenario("guest leaves", (*SERVED, guest()), step("detach_container", handle=guest()["handle"])),
+        Scenario("guest reboot", (*SERVED, guest()), step("!reboot")),
+        Scenario("host container", UP, guest("host_shared")),
+        Scenario(
+            "host container leaves",
+            (*UP, guest("host_shared")),
+            step("detach_container", handle=guest("host_shared")["handle"]),
+        ),
+        Scenario("host container over a teardown", (*UP, guest("host_shared")), step("teardown_global_overlay")),
+        Scenario("bridges pruned", BUSY, step("prune_orphan_bridges", live_bridge_names=["zl-c-1-v-b"])),
+        Scenario("name", (), step("register_dns", name="web.example", ip="10.200.1.9")),
+        Scenario(
+            "name gone",
+            (step("register_dns", name="web.example", ip="10.200.1.9"),),
+            step("unregister_dns", name="web.example"),
+        ),
+        Scenario("edge peer", UP, EDGE),
+        Scenario("edge peer revoked", (*UP, EDGE), step("revoke_edge_peer", name="laptop")),
+        Scenario("edge peer reboot", (*UP, EDGE), step("!reboot")),
         Scenario("shutdown", BUSY, step("shutdown")),
         Scenario("first start", (), step("!restart")),
         Scenario("restart", BUSY, step("!restart")),

@@ -16,6 +16,7 @@ import re
 import struct
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ LINK = ("mtu", "group", "ifalias", "master", "address", "altnames")
 SHOW = "ip -j -d address && ip -j route show table all && ip -j -6 route show table all"
 
 _KEY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=")  # base64 of 32 bytes
+_TIME = re.compile(r'("(?:minted|expires|minted_at_unix|expires_at_unix)":) [0-9]+')
 _RECORD = struct.Struct("<4sIIQQ")  # of the journal: marker, checksum, length, sequence, floor
 _HEADER_BYTES = 32
 
@@ -48,7 +50,11 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
         "elements": _elements(_finish(firewall)),
         "rows": rows(cell),
         "status": _status(cell),
-        "left": {"files": _files(cell), "processes": _programs("wireguard-go"), "ports": _udp_ports()},
+        "left": {"files": _files(cell), "processes": _programs("wireguard-go"), "ports": _udp_ports(cell.daemon)},
+    }
+    # A device is reached by the name of its link; that it may still be reached by an older one does no harm.
+    view["wireguard"] = {
+        name: shown for name, shown in view["wireguard"].items() if f"link {name.partition(' ')[2]}" in view["host"]
     }
     view["forwarding"] = _forwarding(name.removeprefix("link ") for name in view["host"] if name.startswith("link zl-"))
     for pid, shown in containers.items():
@@ -56,9 +62,15 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     own = view["status"]["public_key"]
     view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
     cell.identity = own
-    words = {own: "(own)"} | {key: key for key in known_keys}
-    blanked: View = json.loads(_KEY.sub(lambda match: words.get(match[0], "(made)"), json.dumps(view)))
+    blanked: View = blank(view, known_keys, own)
     return blanked
+
+
+def blank(shown: Any, known_keys: frozenset[str], own: str = "") -> Any:
+    """`shown` without the keys that the daemon made and the times at which it did something."""
+    words = {own: "(own)"} | {key: key for key in known_keys}
+    text = _KEY.sub(lambda match: words.get(match[0], "(made)"), json.dumps(shown))
+    return json.loads(_TIME.sub(r"\1 0", text))
 
 
 def difference(expected: Any, found: Any, where: str = "") -> list[str]:
@@ -218,7 +230,8 @@ def _status(cell: Cell) -> dict[str, Any]:
 
 def _files(cell: Cell) -> list[str]:
     places = (cell.data, Path("/run/wireguard"))
-    return sorted(path.name for place in places if place.exists() for path in place.iterdir())
+    found = (path for place in places if place.exists() for path in place.iterdir())
+    return sorted(path.name for path in found if not (path.is_symlink() and path.exists()))  # see above
 
 
 def _programs(name: str) -> int:
@@ -232,6 +245,11 @@ def _programs(name: str) -> int:
     return count
 
 
-def _udp_ports() -> list[int]:
-    lines = Path("/proc/net/udp").read_text().splitlines()[1:]
-    return sorted(int(line.split()[1].rpartition(":")[2], 16) for line in lines)
+def _udp_ports(daemon: int) -> list[int]:
+    """The UDP ports in use, but for those by which the daemon asks a name server."""
+    own = set()
+    for file in Path(f"/proc/{daemon}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            own.add(str(file.readlink()))
+    sockets = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return sorted(int(fields[1].rpartition(":")[2], 16) for fields in sockets if f"socket:[{fields[9]}]" not in own)

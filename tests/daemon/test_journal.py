@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -78,12 +78,12 @@ async def test_commits_come_back_in_order(tmp_path: Path) -> None:
 
 
 async def test_what_the_caller_does_to_its_mappings_reaches_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pin: Callable[[Path], int]
 ) -> None:
     await write(tmp_path, A)
     monkeypatch.setattr(journal, "CHECKPOINT_BYTES", 0)
     monkeypatch.setattr(journal, "CHECKPOINT_RATIO", 0)
-    before = (tmp_path / "journal").stat().st_ino
+    before = pin(tmp_path / "journal")
     async with opened(tmp_path) as made:
         mine: dict[tuple[str, str], bytes | None] = dict(B)
         done = made.commit(mine)
@@ -190,20 +190,20 @@ async def test_a_long_log_is_replaced_by_its_live_rows(tmp_path: Path, monkeypat
 
 
 async def test_a_large_state_is_not_rewritten_before_the_log_is_four_times_its_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pin: Callable[[Path], int]
 ) -> None:
     monkeypatch.setattr(journal, "CHECKPOINT_BYTES", 1000)
     path = tmp_path / "journal"
     async with opened(tmp_path) as made:
         await made.commit(A)
         await made.commit({("t", f"k{n}"): b'"%0100d"' % n for n in range(100)})
-        inode, size = path.stat().st_ino, path.stat().st_size
+        inode, size = pin(path), path.stat().st_size
         while path.stat().st_size < 3.9 * size:
             await made.commit({("t", f"k{n}"): b'"%0100d"' % n for n in range(10)})
         assert path.stat().st_ino == inode
         await made.commit({("t", f"k{n}"): b'"%0100d"' % n for n in range(50)})
         await made.commit(B)  # written after the checkpoint, and does not cause another
-        replaced = path.stat().st_ino
+        replaced = pin(path)
         assert replaced != inode
         await made.commit(C)
         assert path.stat().st_ino == replaced

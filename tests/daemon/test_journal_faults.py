@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -211,10 +211,12 @@ async def test_a_refused_commit_never_comes_back_and_the_next_one_is_kept(
 
 
 @pytest.mark.parametrize("point", POINTS[:5])
-async def test_a_failed_sync_is_followed_by_a_rewrite_that_may_fail_too(tmp_path: Path, point: str) -> None:
+async def test_a_failed_sync_is_followed_by_a_rewrite_that_may_fail_too(
+    tmp_path: Path, point: str, pin: Callable[[Path], int]
+) -> None:
     async with opened(tmp_path) as made:
         await made.commit(A)
-        inode = (tmp_path / "journal").stat().st_ino
+        inode = pin(tmp_path / "journal")
         for points in [("journal:sync",), (point,), (point,)]:
             with failing(*points, error=errno.EIO), pytest.raises(StateError):
                 await made.commit({("t", "refused"): b"0"})
@@ -226,7 +228,7 @@ async def test_a_failed_sync_is_followed_by_a_rewrite_that_may_fail_too(tmp_path
 
 
 async def test_no_commit_relies_on_a_checkpoint_whose_name_may_not_be_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pin: Callable[[Path], int]
 ) -> None:
     path = tmp_path / "journal"
     async with opened(tmp_path) as made:
@@ -237,7 +239,7 @@ async def test_no_commit_relies_on_a_checkpoint_whose_name_may_not_be_durable(
             await made.commit(B)
             while made._no_checkpoint_below == 0:  # it is due after the commit was answered
                 await asyncio.sleep(0.001)
-        replaced = path.stat().st_ino
+        replaced = pin(path)
         await made.commit(C)
         assert path.stat().st_ino != replaced
     assert await rows_of(tmp_path) == STATES[3]

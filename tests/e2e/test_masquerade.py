@@ -32,7 +32,8 @@ def connections(member: Member, address: str) -> int:
 
 def test_a_strict_reverse_path_filter_of_the_host_is_no_obstacle(lab: Lab) -> None:
     member = Member(lab, 2, "strict")
-    member.node.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1"])
+    for which in ("all", "default"):
+        member.node.write_sysctl(f"net/ipv4/conf/{which}/rp_filter", "1")
     member.node.write_sysctl("net/ipv4/ip_forward", "0")
     member.start()
     member.set_up()

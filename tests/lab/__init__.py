@@ -10,6 +10,7 @@ internals; it starts the daemon as an operator does and speaks to it over its so
 
 from lab.capture import Capture, Packet
 from lab.container import Container
+from lab.crun import CrunContainer
 from lab.frames import Connection, Refused
 from lab.lab import Lab, sweep
 from lab.node import DaemonExited, Node
@@ -21,6 +22,7 @@ __all__ = [
     "CommandFailed",
     "Connection",
     "Container",
+    "CrunContainer",
     "DaemonExited",
     "Lab",
     "Node",

@@ -29,6 +29,7 @@ from typing import Any
 from lab import netns, processes
 from lab.capture import Capture
 from lab.container import Container
+from lab.crun import CrunContainer
 from lab.node import Node
 from lab.processes import run
 
@@ -106,6 +107,7 @@ class Lab:
         self.router = f"{self.prefix}-router"
         self.outside = f"{self.prefix}-outside"
         self.nodes: list[Node] = []
+        self._bundles = 0
         self._stack = contextlib.ExitStack()
         self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
 
@@ -170,8 +172,9 @@ class Lab:
 
     def _prepare(self, namespace: str, interface: str) -> None:
         """Without IPv6 there is no neighbour discovery in the captures; with it, addresses are good at once."""
-        setting = "accept_dad=0" if self.ipv6 else "disable_ipv6=1"
-        run(["ip", "netns", "exec", namespace, "sysctl", "-qw", f"net.ipv6.conf.{interface}.{setting}"])
+        setting, value = ("accept_dad", 0) if self.ipv6 else ("disable_ipv6", 1)
+        write = f"echo {value} > /proc/sys/net/ipv6/conf/{interface}/{setting}"
+        run(["ip", "netns", "exec", namespace, "sh", "-c", write])
 
     def node(self, name: str) -> Node:
         """A new node on the underlay; its default route leads outside.  The daemon is not started."""
@@ -193,6 +196,11 @@ class Lab:
     def container(self) -> Container:
         """A new process in a network namespace of its own, with nothing in it but a loopback that is down."""
         return self._stack.enter_context(Container(self.prefix))
+
+    def crun_container(self) -> CrunContainer:
+        """A new container of a real runtime, with nothing in its network but a loopback."""
+        self._bundles += 1
+        return self._stack.enter_context(CrunContainer(self.prefix, self.directory / f"crun{self._bundles}"))
 
     def capture(self, place: Node | Container, interface: str = "uplink") -> Capture:
         """A recorder of what crosses an interface of a node or container; record with `with capture: ...`."""

@@ -22,10 +22,13 @@ from lab.processes import environment, run
 DAEMON = [sys.executable, "-c", "from overlayd.cli import daemon; daemon()"]
 CONTROL = [sys.executable, "-c", "from overlayd.cli import control; control()"]
 
-# `ip netns exec` gives a program the namespace and a mount namespace with a matching /sys.  In it the node's own
-# directory becomes /run, so each node has its own /run/wireguard, and a wireguard-go that outlives the daemon is found
-# by the next one.
-ENTER = 'mount --bind "$1" /run && shift && exec "$@"'
+# `ip netns exec` gives a program the namespace and a mount namespace with a matching /sys.  In it the node has names of
+# its own, and a /run of its own: so each node has its /run/wireguard, and a wireguard-go that outlives the daemon is
+# found by the next one.  /run comes last: /etc/resolv.conf may be a link into the host's.
+ENTER = """
+mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/resolv.conf" /etc/resolv.conf && mount --bind "$1/run" /run &&
+shift && exec "$@"
+"""
 
 
 class DaemonExited(Exception):
@@ -38,8 +41,9 @@ class DaemonExited(Exception):
 
 
 class Node:
-    """name: for people.  address: on the underlay.  directory: holds the data directory, socket, log and the private
-    /run.
+    """name: for people.  address: on the underlay.  directory: holds the data directory, socket, log, the private
+    /run, and what the node has as /etc/hosts and /etc/resolv.conf: `hosts` and `resolv_conf`, which may be rewritten.
+    program: the daemon's command line without its options.
     """
 
     def __init__(self, name: str, prefix: str, directory: Path, address: IPv4Interface | IPv6Interface) -> None:
@@ -52,12 +56,18 @@ class Node:
         self.data_dir = directory / "data"
         self.socket = directory / "overlayd.sock"
         self.log = directory / "overlayd.log"
+        self.hosts = directory / "hosts"
+        self.resolv_conf = directory / "resolv.conf"
+        self.program = DAEMON
         self.daemon: subprocess.Popen[bytes] | None = None
+        self._directory = directory
         self.run_directory.mkdir(parents=True)
+        self.hosts.write_text("127.0.0.1 localhost\n")
+        self.resolv_conf.write_text("nameserver 127.0.0.1\n")  # nobody: an answer comes at once, and it is no
 
     def command(self, argv: Sequence[str | Path]) -> list[str]:
         """The command line that runs `argv` as a program of this node."""
-        enter = ["ip", "netns", "exec", self.netns, "sh", "-c", ENTER, "sh", str(self.run_directory)]
+        enter = ["ip", "netns", "exec", self.netns, "sh", "-c", ENTER, "sh", str(self._directory)]
         return [*enter, *map(str, argv)]
 
     def run(self, argv: Sequence[str | Path], *, timeout: float = 60) -> str:
@@ -84,7 +94,7 @@ class Node:
 
     def daemon_argv(self, *options: str) -> list[str]:
         """The arguments that run the daemon on this node's data directory and socket."""
-        return [*DAEMON, "--data-dir", str(self.data_dir), "--socket", str(self.socket), *options]
+        return [*self.program, "--data-dir", str(self.data_dir), "--socket", str(self.socket), *options]
 
     def try_daemon(self, argv: Sequence[str], timeout: float = 20) -> tuple[int, str]:
         """Run a daemon that is expected to end by itself; return its exit code and what it logged."""

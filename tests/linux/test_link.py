@@ -13,7 +13,7 @@ import pytest
 from overlayd.errors import MechanismError
 from overlayd.linux import link, sysctl
 from overlayd.linux.observe import bridges_named, observe_bridge
-from overlayd.model.objects import Alias, Bridge, Device, Route
+from overlayd.model.objects import Alias, Bridge, Device, Proxy, Route
 
 WEB = Bridge("web", "zl-web-b", ip_interface("10.9.0.1/24"), 1340)
 WEB6 = Bridge("web", "zl-web-b", ip_interface("fd09::1/112"), 1340)
@@ -179,6 +179,7 @@ def test_a_missing_device(host):
     for call, argument in [
         (link.dress_device, device("10.2.0.1/16")),
         (link.create_alias, Alias("zl-x-g", ip_address("10.2.0.9"))),
+        (link.create_proxy, Proxy("web", "zl-x-g", ip_address("10.2.0.9"))),
         (link.create_route, Route("", "zl-x-g", ip_network("10.3.0.0/16"))),
     ]:
         with pytest.raises(MechanismError) as raised:
@@ -326,3 +327,30 @@ def test_a_parameter_that_is_not_there(host):
     with pytest.raises(MechanismError) as raised:
         sysctl.read("ipv4/nonesuch")
     assert (raised.value.errno, raised.value.object) == (errno.ENOENT, "net/ipv4/nonesuch")
+
+
+@pytest.mark.parametrize("address", ["10.1.0.9", "fd01::9"])
+def test_a_bridge_answers_at_once_for_an_address_behind_another_link(host, container, shell, address):
+    """`address` is on-link for the container, and the host reaches it elsewhere."""
+    version = ip_address(address).version
+    gateway, inside = ("10.1.0.1/24", "10.1.0.5/24") if version == 4 else ("fd01::1/64", "fd01::5/64")
+    link.create_bridge(Bridge("web", "zl-web-b", ip_interface(gateway), 1340))
+    link.enable_forwarding(["zl-web-b"])
+    box = container()
+    shell(f"ip link add v type veth peer name eth0 netns {box.pid}; ip link set v master zl-web-b up")
+    box.run("ip link set eth0 up")
+    box.run(f"ip address add {inside} dev eth0 {'nodad' if version == 6 else ''}")
+    shell("ip link add elsewhere type bridge; ip link set elsewhere up")
+    shell(f"ip route add {address} dev elsewhere")
+    proxy = Proxy("web", "zl-web-b", ip_address(address))
+    link.create_proxy(proxy)
+    link.create_proxy(proxy)
+    box.run(f"ping -c 1 -W 0.3 {address} || true")
+    mac = link.bridge_mac(ip_interface(gateway).ip).hex(":")
+    assert f"lladdr {mac}" in box.run(f"ip neigh show {address}")
+
+    link.delete_proxy(proxy)
+    link.delete_proxy(proxy)
+    assert shell("ip neigh show proxy; ip -6 neigh show proxy") == ""
+    link.delete_bridge("zl-web-b")
+    link.delete_proxy(proxy)

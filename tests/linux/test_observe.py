@@ -7,7 +7,7 @@ from test_veth import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, serv
 
 from overlayd.linux import link, netns, veth
 from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_host, observe_veth
-from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, Alias, Bridge, Device, Route
+from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, Alias, Bridge, Device, Proxy, Route
 
 
 def device(name, scope, *addresses):
@@ -30,6 +30,10 @@ def test_everything_comes_back_as_it_was_made(host, container, shell, version):
     routes = [Route("a", "zl-a-d", ip_network(destination)) for destination in ("10.5.0.0/16", "fd05::/64")]
     for route in routes:
         link.create_route(route)
+    shell("ip neigh add proxy 10.9.9.9 dev zl-foreign-b; ip neigh add proxy 10.9.9.8 dev zl-web-b")
+    proxies = [Proxy("web", "zl-web-b", ip_address(address)) for address in ("10.1.0.77", "fd01::77")]
+    for proxy in proxies:
+        link.create_proxy(proxy)
     boxes = [container(), container()]
     legs = [service_leg(boxes[0], 5, version), service_leg(boxes[1], 6, version), global_leg(boxes[1], version)]
     for leg in legs:
@@ -40,6 +44,7 @@ def test_everything_comes_back_as_it_was_made(host, container, shell, version):
         DeviceLink("a", "zl-a-d", 1340, frozenset({ip_interface("10.4.0.1/32")})),
         *aliases,
         *routes,
+        *proxies,
         *legs,
     ]
     assert observe({leg.name: leg.netns for leg in legs}) == {each.key: each for each in wanted}

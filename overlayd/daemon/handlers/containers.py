@@ -8,8 +8,8 @@ from collections.abc import Callable
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon, this_node
-from overlayd.daemon.node import Node
-from overlayd.daemon.resources import peers_locks, service_lock
+from overlayd.daemon.reclaim import detach
+from overlayd.daemon.resources import attachment_locks, peers_locks, service_lock
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import netns
 from overlayd.linux.wireguard import generate_key, public_key
@@ -48,7 +48,7 @@ async def _attach_pid(daemon: Daemon, wish: Wish, pid: int) -> wire.Response:
         daemon,
         wish,
         lambda draft: attachments.attach_container(draft, wish, namespace, daemon.boot_id),
-        _locks(attachments.container(pid), namespace, wish.isolation_network),
+        attachment_locks(attachments.container(pid), namespace, wish.isolation_network),
     )
     return wire.Attached(ip=str(attachment.address))
 
@@ -56,7 +56,7 @@ async def _attach_pid(daemon: Daemon, wish: Wish, pid: int) -> wire.Response:
 async def _attach_host(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
     if not daemon.node.facts.devices:
         raise RequestError("a host_shared container's address is on the global device, and this node has none")
-    locks = _locks(attachments.host(id), None, wish.isolation_network)
+    locks = attachment_locks(attachments.host(id), None, wish.isolation_network)
     attachment = await _attach(daemon, wish, lambda draft: attachments.attach_host(draft, wish, id), locks)
     return wire.Attached(ip=str(attachment.address))
 
@@ -68,7 +68,7 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
         daemon,
         wish,
         lambda draft: attachments.attach_guest(draft, wish, id, private, public_key(private)),
-        [*_locks(attachments.guest(id), None, wish.isolation_network), *peers_locks(GLOBAL)],
+        [*attachment_locks(attachments.guest(id), None, wish.isolation_network), *peers_locks(GLOBAL)],
     )
     overlay = daemon.node.state.overlay
     if overlay is None:
@@ -139,24 +139,3 @@ def _in_namespace_of(daemon: Daemon, handle: wire.Handle) -> Attachment | None:
         return daemon.node.state.in_namespace(netns.identify(handle.pid).inode)
     except MechanismError:
         return None
-
-
-async def detach(node: Node, attachment: Attachment) -> None:
-    """Take an attachment back, unless somebody else did meanwhile."""
-
-    def decide(draft: Draft) -> None:
-        present = draft.get(Attachment, attachment.handle)
-        if present is not None and present.netns == attachment.netns:
-            attachments.detach(draft, present)
-
-    locks = _locks(attachment.handle, attachment.netns, attachment.isolation_network)
-    if attachment.public_key:
-        locks += peers_locks(GLOBAL)
-    service = service_lock(attachment.service)
-    await node.change(decide, exclusive=[*locks, service] if attachment.ephemeral else locks, shared=[service])
-
-
-def _locks(handle: str, namespace: Netns | None, isolation_network: str) -> list[str]:
-    """What an attach or a detach must have for itself."""
-    locks = [handle, f"namespace {namespace.inode}"] if namespace is not None else [handle]
-    return [*locks, f"isolation {isolation_network}"] if isolation_network else locks

@@ -36,7 +36,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
         lambda draft: services.setup_service(
             draft, request.service, subnet=subnet, dedicated_key=key, port_is_free=udp_port_is_free
         ),
-        exclusive=[service_lock(request.service), *peers_locks(request.service)],
+        exclusive=[service_lock(request.service), *(peers_locks(request.service) if dedicated else ())],
         verify=[(Service.table, request.service)],
     )
     if not service.dedicated:

@@ -1,0 +1,562 @@
+"""The reference: what the requests so far must have led to, reckoned in dictionaries.
+
+Owns: the meaning of every request, and what a machine in such a state shows.  Must not know: overlayd; nothing of it is
+imported here, and the naming rule is not needed because the names in use are short.
+"""
+
+import copy
+import json
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+Step = dict[str, Any]
+View = dict[str, dict[str, Any]]
+Network = IPv4Network | IPv6Network
+
+MTU = 1440  # of an uplink of 1500 without IPv6, less WireGuard's headers over IPv4
+SLOT = {4: 28, 6: 120}  # prefix length of a service's subnet
+NODE_POOL = ""
+
+
+class Refused(Exception):
+    """The request must get `err`, and change nothing."""
+
+
+class Beyond(Exception):
+    """The model does not know the request."""
+
+
+class Model:
+    """The state of a node.  containers: the processes that live, attached or not."""
+
+    def __init__(self) -> None:
+        self.node_id = 0
+        self.announced = ""
+        self.overlay: dict[str, Any] = {}
+        self.services: dict[str, dict[str, Any]] = {}
+        self.peers: dict[str, dict[str, Any]] = {}
+        self.leases: dict[str, dict[str, Any]] = {}
+        self.attachments: dict[int, dict[str, Any]] = {}
+        self.isolation: dict[str, int] = {}
+        self.records: dict[str, str] = {}
+        self.releases = 0
+        self.containers: set[int] = set()
+        self.boots = 1
+
+    def after(self, step: Step) -> tuple["Model", dict[str, Any]]:
+        """The state after a step, and its answer.  Refused or Beyond, with this one as it was."""
+        model = copy.deepcopy(self)
+        keys = {key: value for key, value in step.items() if key != "op"}
+        meaning = getattr(model, "_" + step["op"].removeprefix("!"), None)
+        if meaning is None or keys.get("mode") == "dedicated" or "scope" in keys:
+            raise Beyond(step["op"])
+        if keys.get("handle", {}).get("platform", "linux_pid") != "linux_pid":
+            raise Beyond(keys["handle"]["platform"])
+        return model, meaning(**keys) or {"result": "ok"}
+
+    # What happens.
+
+    def _container(self, pid: int) -> None:
+        self.containers.add(pid)
+
+    def _die(self, pid: int) -> None:
+        self.containers.discard(pid)
+        if pid in self.attachments:
+            self._detach(pid)
+
+    _orphan = _die
+
+    def _replace(self, pid: int) -> None:
+        self._die(pid)
+        self.containers.add(pid)
+
+    def _restart(self) -> None:
+        pass
+
+    def _reboot(self) -> None:
+        self.boots += 1
+        self.containers.clear()
+        for pid in list(self.attachments):
+            self._detach(pid)
+        for thing in filter(None, (self.overlay, *self.services.values())):
+            thing.pop("alternative", None)
+            thing["first name"] = thing["name"]
+
+    # What is asked for: the node.
+
+    def _set_local_node_id(self, node_id: int) -> None:
+        self.node_id = node_id
+
+    def _set_local_wg_pubkey(self, pubkey: str) -> None:
+        self.announced = pubkey
+
+    def _setup_global_overlay(
+        self, deployment: str, instance_id: str, cluster_cidr: str, wg_port: int, slice_cidr: str | None = None
+    ) -> dict[str, Any]:
+        cluster = ip_network(cluster_cidr)
+        own = ip_network(slice_cidr) if slice_cidr else cluster
+        old = self.overlay
+        if old and (old["cluster"], old["slice"]) != (cluster_cidr, slice_cidr):
+            self._readdress(cluster, own)
+        name = f"zl-{deployment}-{instance_id}-g"
+        renamed = old and old["up"]
+        self.overlay = {
+            "deployment": deployment,
+            "instance_id": instance_id,
+            "cluster": cluster_cidr,
+            "slice": slice_cidr,
+            "wg_port": wg_port,
+            "up": True,
+            **_named(name, old if renamed else {}),
+        }
+        for service_name, service in self.services.items():
+            service.update(_named(f"zl-{deployment}-{instance_id}-{service_name}-b", service))
+        return {"result": "bridge_name", "name": name}
+
+    def _readdress(self, cluster: Network, own: Network) -> None:
+        for service in self.services.values():
+            subnet = ip_network(service["subnet"])
+            if not _inside(subnet, cluster) or own[1] in subnet:
+                raise Refused
+        for address, lease in list(self.leases.items()):
+            outside = lease["pool"] == NODE_POOL and ip_address(address) not in own
+            if lease["holder"] and (outside or address == str(own[1])):
+                raise Refused
+            if outside:
+                del self.leases[address]
+
+    def _teardown_global_overlay(self) -> None:
+        if self.overlay:
+            self.overlay["up"] = False
+
+    _shutdown = _teardown_global_overlay
+
+    def _require(self) -> None:
+        if not self.overlay or not self.overlay["up"]:
+            raise Refused
+
+    # Services and addresses.
+
+    def _setup_service_overlay(self, service: str, mode: str, subnet: str | None = None) -> dict[str, Any]:
+        self._require()
+        name = f"zl-{self.overlay['deployment']}-{self.overlay['instance_id']}-{service}-b"
+        present = self.services.get(service)
+        if present:
+            if subnet not in (None, present["subnet"]):
+                raise Refused
+        else:
+            if subnet and self._taken(ip_network(subnet)):
+                raise Refused
+            chosen = subnet or self._choose_subnet(service)
+            self.services[service] = {"subnet": chosen, "lasting": False, **_named(name, {})}
+            for address, lease in list(self.leases.items()):
+                if lease["pool"] == NODE_POOL and ip_address(address) in ip_network(chosen):
+                    del self.leases[address]
+        return {"result": "bridge_name", "name": name}
+
+    def _choose_subnet(self, service: str) -> str:
+        cluster = ip_network(self.overlay["cluster"])
+        slots = list(cluster.subnets(new_prefix=SLOT[cluster.version])) if cluster.version == 4 else None
+        count = len(slots) if slots else 1 << (SLOT[6] - cluster.prefixlen)
+        first = _fnv(service.encode() + b"\x1f" + str(self.node_id).encode()) % count
+        for offset in range(count):
+            at = (first + offset) % count
+            slot = slots[at] if slots else IPv6Network((int(cluster.network_address) + (at << 8), 120))
+            if not self._taken(slot):
+                return str(slot)
+        raise Refused
+
+    def _taken(self, slot: Network) -> bool:
+        cluster = ip_network(self.overlay["cluster"])
+        others = [ip_network(service["subnet"]) for service in self.services.values()]
+        if self.overlay["slice"]:
+            others.append(ip_network(self.overlay["slice"]))
+        else:
+            held = [address for address, lease in self.leases.items() if lease["pool"] == NODE_POOL and lease["holder"]]
+            others += [ip_network(address) for address in (str(cluster[1]), *held)]
+        for peer in self.peers.values():
+            for text in peer["listed"] + peer["added"]:
+                network = ip_network(text)
+                if network.prefixlen > cluster.prefixlen:
+                    others.append(network)
+        return any(other.version == slot.version and other.overlaps(slot) for other in others)
+
+    def _teardown_service_overlay(self, service: str) -> None:
+        for pid, attachment in list(self.attachments.items()):
+            if attachment["service"] == service:
+                self._detach(pid)
+        self._drop_service(service)
+
+    def _drop_service(self, service: str) -> None:
+        if self.services.pop(service, None):
+            for address, lease in list(self.leases.items()):
+                if lease["pool"] == service:
+                    del self.leases[address]
+
+    def _allocate_ip(self, service: str, join_global: bool) -> dict[str, Any]:
+        return {"result": "ip", "ip": self._lease(service if service in self.services else NODE_POOL, "request")}
+
+    def _release_ip(self, ip: str) -> None:
+        if self.leases.get(ip, {}).get("holder") == "request":
+            self._release(ip)
+
+    def _lease(self, pool: str, holder: str) -> str:
+        if not self.overlay:
+            raise Refused
+        within, excluded = self._pool(pool)
+        released = []
+        last = within.num_addresses - (1 if within.version == 4 else 0)
+        for at in range(2, min(last, 1 << 16)):  # 0 is the network's, 1 the gateway's or the node's
+            address = str(within[at])
+            if any(ip_address(address) in other for other in excluded):
+                continue
+            lease = self.leases.get(address)
+            if lease is None:
+                break
+            if not lease["holder"]:
+                released.append((lease["released"], address))
+        else:
+            if not released:
+                raise Refused
+            address = min(released)[1]
+        self.leases.pop(address, None)
+        self.leases[address] = {"pool": pool, "holder": holder}
+        return address
+
+    def _pool(self, pool: str) -> tuple[Network, list[Network]]:
+        if pool:
+            return ip_network(self.services[pool]["subnet"]), []
+        subnets = [ip_network(service["subnet"]) for service in self.services.values()]
+        return ip_network(self.overlay["slice"] or self.overlay["cluster"]), subnets
+
+    def _release(self, address: str) -> None:
+        self.releases += 1
+        self.leases[address] = {"pool": self.leases[address]["pool"], "holder": "", "released": self.releases}
+
+    # Containers.
+
+    def _attach_container(
+        self,
+        handle: dict[str, Any],
+        service: str,
+        join_global: bool,
+        ephemeral: bool = False,
+        isolation_network: str = "",
+    ) -> dict[str, Any]:
+        pid = handle["pid"]
+        if pid not in self.containers or service not in self.services:
+            raise Refused
+        self._require()
+        present = self.attachments.get(pid)
+        if present:
+            as_asked = (present["service"], bool(present["global"]), present["isolation"])
+            if as_asked != (service, join_global, isolation_network):
+                raise Refused
+            return {"result": "attached", "ip": present["address"]}
+        address = self._lease(service, f"pid:{pid}")
+        self.attachments[pid] = {
+            "service": service,
+            "address": address,
+            "global": self._lease(NODE_POOL, f"pid:{pid}") if join_global else "",
+            "isolation": isolation_network,
+            "ephemeral": ephemeral,
+        }
+        if not ephemeral:
+            self.services[service]["lasting"] = True
+        if isolation_network and isolation_network not in self.isolation:
+            used = self.isolation.values()
+            self.isolation[isolation_network] = min(set(range(1, len(used) + 2)) - set(used))
+        return {"result": "attached", "ip": address}
+
+    def _detach_container(self, handle: dict[str, Any]) -> None:
+        if handle["pid"] in self.attachments:
+            self._detach(handle["pid"])
+
+    def _detach(self, pid: int) -> None:
+        attachment = self.attachments.pop(pid)
+        for address in filter(None, (attachment["address"], attachment["global"])):
+            self._release(address)
+        others = self.attachments.values()
+        if attachment["isolation"] and all(other["isolation"] != attachment["isolation"] for other in others):
+            del self.isolation[attachment["isolation"]]
+        name = attachment["service"]
+        empty = all(other["service"] != name for other in others)
+        held = any(lease["pool"] == name and lease["holder"] for lease in self.leases.values())
+        if attachment["ephemeral"] and not self.services[name]["lasting"] and empty and not held:
+            self._drop_service(name)
+
+    # Names.
+
+    def _register_dns(self, name: str, ip: str) -> None:
+        self.records[name] = ip
+
+    def _unregister_dns(self, name: str) -> None:
+        self.records.pop(name, None)
+
+    # Peers.
+
+    def _add_peer(self, public_key: str, endpoint: str, allowed_ips: str, persistent_keepalive_secs: int) -> None:
+        self._require()
+        listed = list(dict.fromkeys(allowed_ips.split(",")))
+        added = [text for text in self.peers.get(public_key, {}).get("added", []) if text not in listed]
+        for text in listed:
+            self._disown(text, public_key)
+        self.peers[public_key] = {
+            "endpoint": endpoint,
+            "keepalive": persistent_keepalive_secs,
+            "listed": listed,
+            "added": added,
+        }
+
+    def _remove_peer(self, pubkey: str) -> None:
+        self._require()
+        self.peers.pop(pubkey, None)
+
+    def _add_allowed_ip(self, pubkey: str, cidr: str) -> None:
+        self._require()
+        if pubkey not in self.peers:
+            raise Refused
+        peer = self.peers[pubkey]
+        if cidr not in peer["listed"] + peer["added"]:
+            self._disown(cidr, pubkey)
+            peer["added"].append(cidr)
+
+    def _remove_allowed_ip(self, pubkey: str, cidr: str) -> None:
+        self._require()
+        if pubkey in self.peers:
+            self._take(cidr, self.peers[pubkey])
+
+    def _disown(self, cidr: str, but: str) -> None:
+        for key, peer in self.peers.items():
+            if key != but:
+                self._take(cidr, peer)
+
+    def _take(self, cidr: str, peer: dict[str, Any]) -> None:
+        for texts in (peer["listed"], peer["added"]):
+            if cidr in texts:
+                texts.remove(cidr)
+
+    # What it shows.
+
+    def view(self) -> View:
+        """What the machine must show, as far as `seen` keeps it."""
+        view: View = {
+            "host": self._host(),
+            "wireguard": self._wireguard(),
+            "elements": self._elements(),
+            "rows": self._rows(),
+            "status": self._status(),
+            "left": self._left(),
+            "forwarding": {
+                f"ipv4/conf/{name.removeprefix('link ')}/{what}": value
+                for name in self._host()
+                if name.startswith("link zl-")
+                for what, value in (("forwarding", "1"), ("rp_filter", "2"))
+            },
+        }
+        for pid in self.containers:
+            view[f"container {pid}"] = self._inside(pid)
+        texts: View = json.loads(json.dumps(view))
+        return texts
+
+    @property
+    def _node_address(self) -> str:
+        return str(ip_network(self.overlay["slice"] or self.overlay["cluster"])[1])
+
+    @property
+    def _up(self) -> bool:
+        return bool(self.overlay) and self.overlay["up"]
+
+    def _host(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self._up:
+            prefix = ip_network(self.overlay["cluster"]).prefixlen
+            found |= _link(self.overlay, "tun", 1, "overlayd device ", f"{self._node_address}/{prefix}")
+        for name, service in self.services.items():
+            subnet = ip_network(service["subnet"])
+            found |= _link(service, "bridge", 2, f"overlayd bridge {name}", f"{subnet[1]}/{subnet.prefixlen}")
+        for pid, attachment in self.attachments.items():
+            bridge = self.services[attachment["service"]]["name"]
+            found |= _link({"name": f"veth-{pid}-s"}, "veth", 3, "", "", master=bridge)
+            if attachment["global"]:
+                found |= _link({"name": f"veth-{pid}-g"}, "veth", 3, "", "")
+                found[f"route {attachment['global']} veth-{pid}-g main"] = {"protocol": "111"}
+        return found
+
+    def _inside(self, pid: int) -> dict[str, Any]:
+        attachment = self.attachments.get(pid)
+        if not attachment:
+            return {}
+        subnet = ip_network(self.services[attachment["service"]]["subnet"])
+        found = _link({"name": "eth0"}, "veth", 0, "", f"{attachment['address']}/{subnet.prefixlen}")
+        found["route default eth0 main"] = {"gateway": str(subnet[1]), "protocol": "111"}
+        if attachment["global"]:
+            bits = ip_address(attachment["global"]).max_prefixlen
+            found |= _link({"name": "eth1"}, "veth", 0, "", f"{attachment['global']}/{bits}")
+            found[f"route {self._node_address} eth1 main"] = {"protocol": "111"}
+            found[f"route {self.overlay['cluster']} eth1 main"] = {"gateway": self._node_address, "protocol": "111"}
+        return found
+
+    def _wireguard(self) -> dict[str, Any]:
+        if not self._up:
+            return {}
+        peers = [
+            [
+                key,
+                peer["endpoint"] if peer["endpoint"][0].isdigit() else "(none)",
+                str(peer["keepalive"] or "off"),
+                sorted(peer["listed"] + peer["added"]) or ["(none)"],
+            ]
+            for key, peer in self.peers.items()
+        ]
+        found: dict[str, Any] = {}
+        name = self.overlay["name"]
+        found[f"device {name}"] = {"key": "(own)", "port": str(self.overlay["wg_port"]), "mark": "off"}
+        return found | ({f"peers {name}": sorted(peers)} if peers else {})
+
+    def _elements(self) -> dict[str, Any]:
+        if not self.overlay:
+            return {}
+        cluster = ip_network(self.overlay["cluster"])
+        prefix = {"prefix": {"addr": str(cluster.network_address), "len": cluster.prefixlen}}
+        gateways = [str(ip_network(service["subnet"])[1]) for service in self.services.values()]
+        addresses, ports = [], []
+        for pid, attachment in self.attachments.items():
+            if attachment["isolation"]:
+                number = f"0:{self.isolation[attachment['isolation']]:x}"
+                ports.append((number, f"veth-{pid}-s"))
+                addresses += [(number, ip) for ip in (attachment["address"], attachment["global"]) if ip]
+        version = cluster.version
+        found = {
+            f"inet overlayd cluster{version}": [prefix],
+            f"inet overlayd node{version}": [self._node_address, *gateways],
+            f"inet overlayd network{version}": [[address, number] for number, address in addresses],
+            f"inet overlayd member{version}": [{"concat": list(pair)} for pair in addresses],
+            "bridge overlayd network": [[port, number] for number, port in ports],
+            "bridge overlayd member": [{"concat": list(pair)} for pair in ports],
+        }
+        return {name: sorted(elements, key=json.dumps) for name, elements in found.items() if elements}
+
+    def _rows(self) -> dict[str, Any]:
+        rows = {"node ": _row(private_key="(made)", node_id=self.node_id, announced_key=self.announced)}
+        if self.overlay:
+            row = _row(
+                **{key: self.overlay[key] for key in ("deployment", "instance_id", "cluster", "slice", "wg_port")}
+            )
+            down = {} if self.overlay["up"] else {"up": False}
+            rows["overlay "] = row | {"interface": self.overlay["name"]} | down
+        for name, service in self.services.items():
+            bridge = service["name"]
+            rows[f"service {name}"] = _row(
+                name=name, subnet=service["subnet"], bridge=bridge, lasting=service["lasting"]
+            )
+        for key, peer in self.peers.items():
+            rows[f"peer {key}/"] = _row(public_key=key, **peer)
+        order = sorted(lease["released"] for lease in self.leases.values() if "released" in lease)
+        for address, lease in self.leases.items():
+            rank = {"released": order.index(lease["released"])} if "released" in lease else {}
+            row = _row(address=address, holder=lease["holder"])
+            rows[f"lease {address}"] = row | {"pool": lease["pool"]} | rank
+        for pid, attachment in self.attachments.items():
+            rows[f"attachment pid:{pid}"] = _row(
+                handle=f"pid:{pid}",
+                service=attachment["service"],
+                address=attachment["address"],
+                ephemeral=attachment["ephemeral"],
+                netns=pid,
+                boot_id=f"00000000-0000-4000-8000-{self.boots:012}",
+                global_address=attachment["global"],
+                isolation_network=attachment["isolation"],
+            )
+        for name, address in self.records.items():
+            rows[f"record {name}"] = _row(name=name, address=address)
+        for name, number in self.isolation.items():
+            rows[f"isolation {name}"] = _row(name=name, number=number)
+        return rows
+
+    def _status(self) -> dict[str, Any]:
+        status = {
+            "result": "status",
+            "public_key": "(own)",
+            "peer_count": len(self.peers) if self._up else 0,
+            "service_count": len(self.services),
+            "changed identity": False,
+        }
+        if self._up:
+            peers = [
+                {
+                    "public_key": key,
+                    "endpoint": peer["endpoint"],
+                    "allowed_ips": ",".join(dict.fromkeys(peer["listed"] + peer["added"])),
+                }
+                for key, peer in self.peers.items()
+            ]
+            status |= _row(
+                interface=self.overlay["name"],
+                node_ip=self._node_address,
+                overlay_cidr=self.overlay["cluster"],
+                slice_cidr=self.overlay["slice"],
+                peers=sorted(peers, key=json.dumps),
+            )
+        return status
+
+    def _left(self) -> dict[str, Any]:
+        sockets = [f"{self.overlay['first name']}.sock"] if self._up else []
+        ports = [self.overlay["wg_port"]] if self._up else []
+        return {"files": sorted(["journal", "lock", *sockets]), "processes": int(self._up), "ports": ports}
+
+
+def seen(view: View) -> View:
+    """What of a `view.View` the model speaks about: no MACs, no routes that the kernel makes, no fixed rules."""
+    kept: View = {part: dict(content) for part, content in view.items()}
+    kept["elements"].pop("rules", None)
+    kept["forwarding"] = {name: value for name, value in kept["forwarding"].items() if "/conf/zl-" in name}
+    for part, content in view.items():
+        if part == "host" or part.startswith("container "):
+            kept[part] = {
+                name: {key: value for key, value in thing.items() if key != "address"}
+                for name, thing in content.items()
+                if thing.get("protocol") == "111"
+                or (name.startswith("link ") and name not in ("link lo", "link uplink", "link cable"))
+            }
+    return kept
+
+
+def _named(name: str, old: dict[str, Any]) -> dict[str, Any]:
+    """A link's names: the one it answers to, the one it had before, the one it was made with."""
+    if not old:
+        return {"name": name, "first name": name}
+    if old["name"] == name:
+        return {key: old[key] for key in ("name", "first name", "alternative") if key in old}
+    return {"name": name, "first name": old["first name"], "alternative": old["name"]}
+
+
+def _link(names: dict[str, Any], kind: str, group: int, alias: str, address: str, **more: str) -> dict[str, Any]:
+    shown = {
+        "mtu": MTU,
+        "group": str(0x6F760000 + group) if group else "default",
+        "kind": kind,
+        "up": True,
+        "addresses": [address] if address else [],
+        **more,
+    }
+    if alias:
+        shown["ifalias"] = alias
+    if "alternative" in names:
+        shown["altnames"] = [names["alternative"]]
+    return {f"link {names['name']}": shown}
+
+
+def _row(**keys: Any) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if value}
+
+
+def _inside(inner: Network, outer: Network) -> bool:
+    return inner.version == outer.version and inner.network_address in outer and inner.broadcast_address in outer
+
+
+def _fnv(data: bytes) -> int:
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 % (1 << 64)
+    return value

@@ -1,0 +1,144 @@
+"""Random requests, deaths, restarts and reboots, the daemon killed at random points, against the model.
+
+Owns: the choice of what happens, from a seed.  Must not know: what it means; `model` does.
+"""
+
+from random import Random
+from typing import Any
+
+from crash.cell import Cell, inside
+from crash.model import Model, Refused, seen
+from crash.scenarios import KEYS, Step, attach, detach, overlay, peer, service, step
+from crash.trial import perform
+from crash.view import View, difference, take
+
+LENGTH = 50
+CONTAINERS = range(30001, 30007)
+SERVICES = ("v", "w", "x")
+NETWORKS = ("10.200.7.0/24", "10.200.7.0/25", "10.200.8.0/24", "10.201.0.0/16", "0.0.0.0/0")
+# Passages of fault points that a daemon survives: on average six or seven requests.
+LONGEST_LIFE = 100
+LOOK_EVERY = 10  # steps, beside the looks after every death
+
+
+def run(seed: int) -> list[str]:
+    """One sequence in a cell of its own; returns what was found wrong, and nothing else."""
+    result: list[str] = inside(lambda cell: _Sequence(cell, seed).run())
+    return result
+
+
+class _Sequence:
+    def __init__(self, cell: Cell, seed: int) -> None:
+        self.cell = cell
+        self.random = Random(seed)
+        self.told: list[str] = []  # what has happened
+        self.model = Model()
+
+    def run(self) -> list[str]:
+        self._revive()
+        problems = self._start()
+        for number in range(LENGTH):
+            problems = problems or self._happen(self._choose())
+            if not problems and self.cell.daemon and number % LOOK_EVERY == 0:
+                problems = self._compare(self.model)
+            if problems:
+                return [*problems, *self.told, self.cell.last_words()]
+        return []
+
+    def _happen(self, step: Step) -> list[str]:
+        before = self.model
+        try:
+            after, expected = before.after(step)
+        except Refused:
+            after, expected = before, {"result": "err"}
+        self.told.append(f"{step}: {expected}")
+        answer = perform(self.cell, step, self._fault())
+        if answer is not None and answer["result"] == "err":
+            answer = {"result": "err"}
+        if answer is not None and answer != expected:
+            return [f"{step}: expected {expected}, got {answer}"]
+        certain = answer is not None or step["op"].startswith("!")
+        self.model = after
+        if answer is None:
+            self.cell.await_end()
+        if not self.cell.ended():
+            return []
+        self.told.append("the daemon is dead")
+        self._revive()
+        return self._start([after] if certain else [before, after])
+
+    def _start(self, possible: list[Model] | None = None) -> list[str]:
+        """Start the daemon until it listens, and find out in which of the states that are possible it is."""
+        while not self.cell.daemon and not self.cell.start(self._fault()):
+            self.told.append("the daemon died at its start")
+        if possible is None:
+            return []
+        for model in possible:
+            model.containers = set(self.model.containers)
+        found = None
+        while found is None:
+            found = self._take()
+        nearest = min(possible, key=lambda model: len(difference(model.view(), found)))
+        self.model = nearest
+        return difference(nearest.view(), found)
+
+    def _compare(self, model: Model) -> list[str]:
+        found = self._take()
+        return [] if found is None else difference(model.view(), found)
+
+    def _take(self) -> View | None:
+        """The view, None when the daemon died of it; then there is a new one."""
+        try:
+            return seen(take(self.cell, KEYS))
+        except RuntimeError:
+            if not self.cell.ended():
+                raise
+            self.told.append("the daemon died while nobody asked")
+            self._start()
+            return None
+
+    def _revive(self) -> None:
+        """Containers start while no daemon runs, some with the process number of one that died."""
+        for pid in CONTAINERS:
+            if pid not in self.cell.containers:
+                self.cell.start_container(pid)
+                self.model.containers.add(pid)
+
+    def _fault(self) -> str:
+        return f"*:{self.random.randint(1, LONGEST_LIFE)}" if self.random.random() < 0.8 else ""
+
+    def _choose(self) -> Step:
+        random = self.random
+        pid, name, key = random.choice(CONTAINERS), random.choice(SERVICES), random.choice(sorted(KEYS))
+        network = random.choice(NETWORKS)
+        made: list[tuple[int, Any]] = [
+            (2, lambda: step("set_local_node_id", node_id=random.randint(0, 3))),
+            (1, lambda: step("set_local_wg_pubkey", pubkey=key)),
+            (6, lambda: overlay(instance_id=random.choice("12"), wg_port=random.choice((51820, 51821)))),
+            (1, lambda: step("teardown_global_overlay")),
+            (1, lambda: step("shutdown")),
+            (8, lambda: service(name)),
+            (2, lambda: step("teardown_service_overlay", service=name)),
+            (4, lambda: step("allocate_ip", service=random.choice((*SERVICES, "")), join_global=False)),
+            (4, lambda: step("release_ip", ip=random.choice([*self.model.leases, "10.200.3.3"]))),
+            (20, lambda: attach(pid, name, **self._options())),
+            (10, lambda: detach(pid)),
+            (6, lambda: peer(key, random.choice((network, f"{network},10.200.9.0/24")))),
+            (2, lambda: step("remove_peer", pubkey=key)),
+            (4, lambda: step("add_allowed_ip", pubkey=key, cidr=network)),
+            (3, lambda: step("remove_allowed_ip", pubkey=key, cidr=network)),
+            (2, lambda: step("!restart")),
+            (1, lambda: step("!reboot")),
+        ]
+        if pid in self.cell.containers:
+            made += [(2, lambda: step("!die", pid=pid)), (2, lambda: step("!orphan", pid=pid))]
+        weights, choices = zip(*made, strict=True)
+        chosen: Step = random.choices(choices, weights)[0]()
+        return chosen
+
+    def _options(self) -> dict[str, Any]:
+        random = self.random
+        options: dict[str, Any] = {"join_global": random.random() < 0.3, "ephemeral": random.random() < 0.3}
+        if random.random() < 0.4:
+            options["isolation_network"] = random.choice(("red", "blue"))
+        return options

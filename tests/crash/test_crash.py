@@ -1,0 +1,68 @@
+"""A sample of what `make crash` runs, and the proof that the harness finds what it is there for."""
+
+import os
+import random
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from crash import campaign
+from crash.campaign import Report, problems_of
+from crash.scenarios import SCENARIOS
+from crash.worker import Job, Workers
+
+# To repeat a run: its seed, which is printed.
+SEED = int(os.environ.get("OVERLAYD_CRASH_SEED", secrets.randbelow(1 << 32)))
+DISTURBED = 100  # of some 900
+SEQUENCES = 5
+
+# Each planted bug, with the scenario and the kind of trial that must find it.
+PLANTED = {
+    "answers_before_it_is_durable": ("allocate from a service", "killed"),
+    "leaves_half_of_a_failed_request": ("attach with join_global", "refused"),
+    "keeps_the_address_of_a_detached_container": ("detach", "undisturbed"),
+    "believes_that_the_kernel_is_as_it_was": ("service first", "killed"),
+}
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    with Workers() as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def jobs(workers: Workers) -> list[Job]:
+    """Every disturbed run there is; the undisturbed ones have agreed with the reference."""
+    report = Report()
+    jobs = campaign.trials(workers, report)
+    assert not report.wrong, "\n".join(report.wrong)
+    assert report.runs == len(SCENARIOS)
+    return jobs
+
+
+def test_a_sample_of_deaths_and_refusals(workers: Workers, jobs: list[Job]) -> None:
+    report = Report()
+    campaign.run(workers, report, random.Random(SEED).sample(jobs, DISTURBED))
+    print(f"seed {SEED}, of {len(jobs)} trials: {report}")
+    assert report.runs == DISTURBED
+    assert not report.wrong, f"seed {SEED}\n" + "\n".join(report.wrong)
+
+
+def test_random_sequences(workers: Workers) -> None:
+    report = Report()
+    campaign.run(workers, report, ({"do": "sequence", "seed": SEED + n} for n in range(SEQUENCES)))
+    assert report.sequences == SEQUENCES
+    assert not report.wrong, f"seeds from {SEED}\n" + "\n".join(report.wrong)
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found(workers: Workers, jobs: list[Job], bug: str) -> None:
+    scenario, how = PLANTED[bug]
+    suspects: list[Job] = [{**job, "bug": bug} for job in jobs if (job["scenario"], job["how"]) == (scenario, how)]
+    if how == "undisturbed":
+        suspects = [{"do": "judged", "scenario": scenario, "bug": bug}]
+    outcomes = [outcome for _, outcome in workers.run(suspects)]
+    assert not any("raised" in outcome for outcome in outcomes), outcomes
+    assert any(map(problems_of, outcomes)), f"{bug} went unnoticed in {len(suspects)} runs"

@@ -1,0 +1,308 @@
+"""Peers: where they are, where they have gone, and what their names say; with real devices and real lookups."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from lab import Lab, Refused, ping
+from lab.cluster import PORT, Member
+from lab.frames import request_frame
+from lab.lab import OUTSIDE
+from lab.node import CONTROL
+from lab.processes import environment
+
+NOBODY = "172.31.0.99"  # an address of the underlay that no node has
+GHOST = "Z2hvc3QgZ2hvc3QgZ2hvc3QgZ2hvc3QgZ2hvc3QgZ2g="  # the key of a peer that is never there
+
+
+def daemon(fresh: float) -> list[str]:
+    """A daemon for which a handshake vouches for `fresh` seconds rather than 180."""
+    return [
+        sys.executable,
+        "-c",
+        f"import sys; from overlayd.daemon.main import main; main(sys.argv[1:], fresh={fresh})",
+    ]
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.05)
+
+
+def endpoint(member: Member, public_key: str) -> str:
+    """Where the device sends to, as `wg` shows it."""
+    interface = member.request("status")["interface"]
+    shown = dict(line.split("\t") for line in member.node.run(["wg", "show", interface, "endpoints"]).splitlines())
+    return shown[public_key]
+
+
+def name(member: Member, **hosts: object) -> None:
+    """Write the node's /etc/hosts."""
+    member.node.hosts.write_text("".join(f"{address} {host}.example\n" for host, address in hosts.items()))
+
+
+def add(member: Member, public_key: str, at: str, allowed_ips: str = "") -> None:
+    member.request("add_peer", public_key=public_key, endpoint=at, allowed_ips=allowed_ips, persistent_keepalive_secs=0)
+
+
+def restart(member: Member, fresh: float) -> None:
+    member.node.stop()
+    member.node.program = daemon(fresh)
+    member.start()
+
+
+def shake_hands(member: Member, other: Member, address: str) -> None:
+    """Let a node reach another by a new handshake: at once, where its device would try the old session for 15 s."""
+    member.request("remove_peer", pubkey=other.public_key)
+    member.introduce(other)
+    ping(member.node, address)
+
+
+@contextlib.contextmanager
+def events(member: Member) -> Iterator[Callable[[], list[dict[str, object]]]]:
+    """What `overlayctl events` prints meanwhile."""
+    printed = member.node.log.with_name("events")
+    with printed.open("wb") as into:
+        printer = subprocess.Popen(
+            member.node.command([*CONTROL, "--socket", str(member.node.socket), "events", "--output", "json"]),
+            stdin=subprocess.DEVNULL,
+            stdout=into,
+            env=environment(member.node.prefix),
+        )
+    try:
+        yield lambda: [json.loads(line) for line in printed.read_text().splitlines()]
+    finally:
+        printer.terminate()
+        printer.wait(10)
+
+
+@pytest.fixture
+def nodes() -> Iterator[tuple[Member, Member]]:
+    """Two nodes with their devices up; beta knows alpha."""
+    with Lab() as lab:
+        alpha, beta = Member(lab, 1, "alpha"), Member(lab, 2, "beta")
+        for member in (alpha, beta):
+            member.start()
+            member.set_up()
+        beta.introduce(alpha)
+        yield alpha, beta
+
+
+def test_a_name_is_followed_until_its_peer_answers_and_again_when_it_does_not(nodes: tuple[Member, Member]) -> None:
+    alpha, beta = nodes
+    add(alpha, beta.public_key, f"beta.example:{PORT}", beta.slice)
+    add(alpha, GHOST, f"ghost.example:{PORT}")
+    assert {peer["endpoint"] for peer in alpha.request("status")["peers"]} == {
+        f"beta.example:{PORT}",
+        f"ghost.example:{PORT}",
+    }
+    assert endpoint(alpha, beta.public_key) == "(none)"
+
+    name(alpha, beta=beta.node.address, ghost="172.31.0.50")
+    alpha.request("nat_tick")
+    until(lambda: endpoint(alpha, beta.public_key) == f"{beta.node.address}:{PORT}")
+    until(lambda: endpoint(alpha, GHOST) == f"172.31.0.50:{PORT}")
+    ping(alpha.node, "10.200.2.1")
+
+    name(alpha, beta=NOBODY, ghost="172.31.0.51")  # a peer that answers is left alone, whatever its name says
+    restart(alpha, fresh=180)
+    until(lambda: endpoint(alpha, GHOST) == f"172.31.0.51:{PORT}")
+    add(alpha, beta.public_key, f"beta.example:{PORT}", beta.slice)
+    assert endpoint(alpha, beta.public_key) == f"{beta.node.address}:{PORT}"
+    ping(alpha.node, "10.200.2.1")
+
+    restart(alpha, fresh=0.5)  # its handshake is older than that: it counts as gone
+    until(lambda: endpoint(alpha, beta.public_key) == f"{NOBODY}:{PORT}")
+    name(alpha, beta=beta.node.address, ghost="172.31.0.51")
+    alpha.request("nat_tick")
+    until(lambda: endpoint(alpha, beta.public_key) == f"{beta.node.address}:{PORT}")
+    ping(alpha.node, "10.200.2.1")
+
+    name(alpha, beta=NOBODY, ghost="172.31.0.52")  # what a name says of a peer that went is of no consequence
+    alpha.request("remove_peer", pubkey=beta.public_key)
+    add(alpha, beta.public_key, f"{beta.node.address}:{PORT}", beta.slice)
+    alpha.request("nat_tick")
+    until(lambda: endpoint(alpha, GHOST) == f"172.31.0.52:{PORT}")
+    assert endpoint(alpha, beta.public_key) == f"{beta.node.address}:{PORT}"
+
+
+def answer(query: bytes, address: str) -> bytes:
+    """A DNS response (RFC 1035, section 4.1) to a query of one question: the address, or nothing for AAAA."""
+    after_name = query.index(b"\0", 12) + 1
+    question, asks_for_a = query[12 : after_name + 4], query[after_name : after_name + 2] == b"\0\1"
+    records = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + socket.inet_aton(address) if asks_for_a else b""
+    return query[:2] + b"\x81\x80\0\1" + (b"\0\1" if asks_for_a else b"\0\0") + b"\0\0\0\0" + question + records
+
+
+def test_nothing_waits_for_a_lookup(nodes: tuple[Member, Member]) -> None:
+    alpha, beta = nodes
+    alpha.node.resolv_conf.write_text(f"nameserver {OUTSIDE.ip}\noptions timeout:30 attempts:5\n")
+    with alpha.lab.open_outside(kind=socket.SOCK_DGRAM) as server:
+        server.bind((str(OUTSIDE.ip), 53))
+        server.settimeout(10)
+        add(alpha, beta.public_key, f"beta.example:{PORT}", beta.slice)
+        queries = [server.recvfrom(512) for _ in range(2)]  # A and AAAA
+        alpha.request("nat_tick")
+        assert alpha.request("nat_status")["peers"] == [
+            {"node_id": beta.public_key, "connection_type": "unreachable"}
+        ], "it is asked, and everybody else is served"
+        for query, asker in queries:
+            server.sendto(answer(query, str(beta.node.address)), asker)
+        until(lambda: endpoint(alpha, beta.public_key) == f"{beta.node.address}:{PORT}")
+        ping(alpha.node, "10.200.2.1")
+
+        add(alpha, GHOST, f"ghost.example:{PORT}")
+        server.recvfrom(512)
+        assert alpha.node.stop() == 0, "nor does the end of the daemon, for 150 seconds"
+
+
+def test_a_peer_that_roams_is_followed_told_of_and_not_called_back(nodes: tuple[Member, Member]) -> None:
+    alpha, beta = nodes
+    add(alpha, beta.public_key, f"{beta.node.address}:{PORT}", beta.slice)
+    with events(alpha) as told:
+        ping(alpha.node, "10.200.2.1")
+        elsewhere = "172.31.0.77"
+        beta.node.run(["ip", "address", "delete", f"{beta.node.address}/24", "dev", "uplink"])
+        beta.node.run(["ip", "address", "add", f"{elsewhere}/24", "dev", "uplink"])
+        shake_hands(beta, alpha, "10.200.1.1")
+        until(lambda: bool(told()))
+        add(alpha, beta.public_key, f"{beta.node.address}:{PORT}", beta.slice)
+        add(alpha, beta.public_key, f"{beta.node.address}:{PORT}", f"{beta.slice},10.201.0.0/24")
+        assert endpoint(alpha, beta.public_key) == f"{elsewhere}:{PORT}"
+        (peer,) = alpha.request("status")["peers"]
+        assert peer["endpoint"] == f"{elsewhere}:{PORT}"
+        ping(alpha.node, "10.200.2.1")
+
+        restart(alpha, fresh=180)  # which ends the printer too
+        assert endpoint(alpha, beta.public_key) == f"{elsewhere}:{PORT}"
+        (peer,) = alpha.request("status")["peers"]
+        assert peer["endpoint"] == f"{elsewhere}:{PORT}"
+        ping(alpha.node, "10.200.2.1")
+        status = alpha.request("nat_status")
+        assert status["peers"] == [
+            {"node_id": beta.public_key, "connection_type": "direct", "remote_endpoint": f"{elsewhere}:{PORT}"}
+        ]
+        assert told() == [
+            {"event": "nat_endpoint_changed", "pubkey": beta.public_key, "endpoint": f"{elsewhere}:{PORT}"}
+        ]
+
+
+def test_health_is_told_once_a_change_and_not_again_after_a_restart(nodes: tuple[Member, Member]) -> None:
+    alpha, beta = nodes
+    restart(alpha, fresh=3)
+    add(alpha, beta.public_key, f"{beta.node.address}:{PORT}", beta.slice)
+    with events(alpha) as told:
+        ping(alpha.node, "10.200.2.1")
+        until(lambda: len(told()) == 1)
+        shake_hands(beta, alpha, "10.200.1.1")
+        until(lambda: len(told()) == 3)
+        changes = [(event["event"], event["pubkey"], event["healthy"]) for event in told()]
+    assert changes == [("peer_health_changed", beta.public_key, healthy) for healthy in (False, True, False)]
+
+    restart(alpha, fresh=3)
+    with events(alpha) as told:
+        shake_hands(beta, alpha, "10.200.1.1")
+        until(lambda: bool(told()))
+        assert [event["healthy"] for event in told()] == [True], "that it was stale was said before the restart"
+
+
+def test_a_peer_that_never_answers_goes_stale_after_its_time(nodes: tuple[Member, Member]) -> None:
+    alpha, _ = nodes
+    restart(alpha, fresh=2)
+    with events(alpha) as told:
+        add(alpha, GHOST, f"{NOBODY}:{PORT}")
+        until(lambda: bool(told()))
+        assert [(event["event"], event["healthy"]) for event in told()] == [("peer_health_changed", False)]
+
+
+def test_many_changes_on_one_connection_end_as_if_made_one_by_one(nodes: tuple[Member, Member]) -> None:
+    alpha, _ = nodes
+    keys = [f"{number:042}A=" for number in range(300)]
+    requests = []
+    for number, key in enumerate(keys):
+        peer = {"endpoint": f"{NOBODY}:{PORT}", "persistent_keepalive_secs": 0}
+        requests.append(("add_peer", {"public_key": key, "allowed_ips": f"10.201.{number % 200}.0/24", **peer}))
+        if number % 3 == 0:
+            requests.append(("add_allowed_ip", {"pubkey": key, "cidr": "10.202.0.0/16"}))
+        if number % 50 == 7:
+            requests.append(("add_allowed_ip", {"pubkey": GHOST, "cidr": "10.203.0.0/16"}))
+            requests.append(("remove_peer", {"pubkey": key}))
+    with alpha.node.connect() as client:
+        client.send(b"".join(request_frame(number, op, **keys) for number, (op, keys) in enumerate(requests)))
+        answers = {answer["id"]: answer["response"]["result"] for answer in (client.receive() for _ in requests)}
+    refused = [number for number, (op, keys) in enumerate(requests) if keys.get("pubkey") == GHOST]
+    assert [number for number in sorted(answers) if answers[number] != "ok"] == refused
+
+    expected: dict[str, set[str]] = {}
+    for op, keys_of in requests:
+        key, cidr = (
+            str(keys_of.get("public_key", keys_of.get("pubkey"))),
+            keys_of.get("allowed_ips", keys_of.get("cidr")),
+        )
+        if op == "remove_peer":
+            del expected[key]
+        elif key != GHOST:
+            for others in expected.values():
+                others.discard(str(cidr))
+            expected.setdefault(key, set()).add(str(cidr))
+    interface = alpha.request("status")["interface"]
+    shown = alpha.node.run(["wg", "show", interface, "allowed-ips"])
+    device = {key: set(ips.split()) - {"(none)"} for key, ips in (line.split("\t") for line in shown.splitlines())}
+    status = {
+        peer["public_key"]: set(filter(None, peer["allowed_ips"].split(",")))
+        for peer in alpha.request("status")["peers"]
+    }
+    assert device == status == expected
+
+
+def test_a_nodes_candidates_are_its_addresses(nodes: tuple[Member, Member]) -> None:
+    alpha, _ = nodes
+    alpha.request("nat_tick")
+    status = alpha.request("nat_status")
+    first = {"candidate_type": "host", "address": f"{alpha.node.address}:{PORT}", "priority": 2130706431}
+    assert status["candidates"] == [first]
+    assert abs(status["last_refresh"] - time.time()) < 60
+    alpha.node.run(["ip", "address", "add", "172.31.0.200/24", "dev", "uplink"])
+    assert alpha.request("nat_status")["candidates"] == [first]
+    alpha.request("nat_tick")
+    assert [candidate["address"] for candidate in alpha.request("nat_status")["candidates"]] == [
+        f"{alpha.node.address}:{PORT}",
+        f"172.31.0.200:{PORT}",
+    ]
+
+
+def test_an_endpoint_that_nobody_could_have_is_refused(nodes: tuple[Member, Member]) -> None:
+    alpha, _ = nodes
+    for at in ("beta.example", "beta.example:", "beta.example:0", "a..b:7", "a b:7", "fd00::1:7", "[fd00::g]:7", ":7"):
+        with pytest.raises(Refused, match=r"request\.endpoint"):
+            add(alpha, GHOST, at)
+
+
+def test_names_and_zones_are_checked(nodes: tuple[Member, Member]) -> None:
+    alpha, _ = nodes
+    for _ in range(2):
+        alpha.request("register_dns", name="Web.Example.", ip="10.200.1.7")
+    alpha.request("register_dns", name="web.example", ip="fd00::7")
+    for _ in range(2):
+        alpha.request("unregister_dns", name="web.example")
+    alpha.request("write_scoped_resolver", zone="example", node_ip="10.200.1.1", port=53)
+    alpha.request("write_scoped_resolver", zone="example", node_ip="fd00::1")
+    alpha.request("remove_scoped_resolver", zone="example")
+    for op, keys, complaint in (
+        ("register_dns", {"name": "a..b", "ip": "10.200.1.7"}, "request.name: 'a..b'"),
+        ("register_dns", {"name": "web", "ip": "10.200.1"}, "request.ip: '10.200.1'"),
+        ("unregister_dns", {"name": ""}, "request.name"),
+        ("write_scoped_resolver", {"zone": "-x", "node_ip": "10.200.1.1"}, "request.zone: '-x'"),
+        ("write_scoped_resolver", {"zone": "x", "node_ip": "here"}, "request.node_ip: 'here'"),
+        ("remove_scoped_resolver", {"zone": "x y"}, "request.zone: 'x y'"),
+    ):
+        with pytest.raises(Refused, match=complaint):
+            alpha.request(op, **keys)
