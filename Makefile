@@ -47,6 +47,10 @@ test: test-packages lint ## lint, types and every test (root)
 test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an emulated machine (root; two minutes)
 	@tests/kernel/run-guest $(PYTHON)
 
+.PHONY: soak
+soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)
+	@OVERLAYD_SOAK=1 $(PYTHON) -m pytest -s tests/e2e/test_soak.py
+
 .PHONY: crash
 crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)
 	@PYTHONPATH=tests $(PYTHON) -m crash

@@ -36,7 +36,8 @@ from overlayd.model.state import State
 log = logging.getLogger(__name__)
 
 # Our own constants, seconds.
-SETTLE = 0.004  # after an event: others follow, and the last one may show that all is well
+GATHER = 0.01  # from an event until it is read, with those that follow: the last may show that all is well
+SETTLE = 0.002  # from its reading until a look
 SETTLE_EGRESS = 0.1  # after one about the way out: a default route is replaced in two steps
 AUDIT = 300.0  # between two looks at everything
 RESTS = 4  # a part that was looked at rests so many times as long as that took
@@ -64,6 +65,7 @@ class Sentinel:
         self._busy: set[Part] = set()
         self._rested: dict[Part, float] = {}
         self._backoff = Backoff()
+        self._readings: dict[socket.socket, asyncio.TimerHandle] = {}
         self._woken = asyncio.Event()
         self._stopping = False
 
@@ -85,6 +87,8 @@ class Sentinel:
         finally:
             for source in self._monitor.sockets:
                 loop.remove_reader(source)
+                if source in self._readings:
+                    self._readings[source].cancel()
             self._monitor.close()
 
     def stop(self) -> None:
@@ -104,8 +108,15 @@ class Sentinel:
             del self._suspicions[part]
 
     def _hear(self, source: socket.socket) -> None:
+        """There is something to be read: read it in a moment."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(source)
+        self._readings[source] = loop.call_later(GATHER, self._read, source)
+
+    def _read(self, source: socket.socket) -> None:
         for event in self._monitor.read(source):
             self._judge.judge(event)
+        asyncio.get_running_loop().add_reader(source, self._hear, source)
 
     def _schedule(self, part: Part, due: float, cause: str, who: str = "") -> None:
         suspicion = self._suspicions.setdefault(part, _Suspicion(due))

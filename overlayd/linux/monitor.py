@@ -10,7 +10,6 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -22,7 +21,8 @@ from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL
 
 # linux/netlink.h, asm-generic/socket.h, linux/filter.h
 _NETLINK_NETFILTER, _NETLINK_ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 12, 1, 33, 26
-_LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x28, 0x30, 0x15, 0x06  # BPF_LD|BPF_H|BPF_ABS, ...|BPF_B|..., ...
+# BPF_LD | BPF_W | BPF_ABS, the same with BPF_H and BPF_B; BPF_JMP | BPF_JEQ | BPF_K; BPF_RET | BPF_K
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 # linux/netfilter/nfnetlink.h: the subsystem is the high byte of a message's type
 _NFNLGRP_NFTABLES, _NFTABLES = 7, 10
 # linux/netfilter/nf_tables.h
@@ -74,7 +74,7 @@ class RouteChanged(NamedTuple):
 
 
 class ParameterChanged(NamedTuple):
-    """Forwarding or reverse path filtering was set, for a link or for the host."""
+    """Forwarding or reverse path filtering was set, for a link or for the host; not for a link that is being made."""
 
     netconf: rt.Netconf
 
@@ -128,24 +128,34 @@ class Monitor:
         for each in self.sockets:
             each.close()
 
-    def read(self, source: socket.socket) -> Iterator[Event]:
-        """What one of the sockets has for us now, or a good part of it when there is much; never waits."""
+    def read(self, source: socket.socket) -> list[Event]:
+        """What one of the sockets has for us now, or a good part of it when there is much; never waits.
+
+        Of several events about one link only the last is told: an attach alone sends half a dozen.  Links come first.
+        """
         ruleset = source is not self.sockets[0]
+        links: dict[int, Message] = {}  # by index
+        events: list[Event] = []
         for _ in range(_READS):
             try:
                 data = source.recv(_READ, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return
+                break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self._touched = False
-                yield Overrun(ruleset)
+                events.append(Overrun(ruleset))
                 continue
             for message in messages(data):
-                event = self._ruleset_event(message) if ruleset else _event(message)
-                if event is not None:
-                    yield event
+                if not ruleset and message.type in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
+                    # Of another family than AF_UNSPEC it is about a bridge's port, or about IPv6 on the link.
+                    if message.body[0] == socket.AF_UNSPEC:
+                        links[rt.link_index(message.body)] = message
+                elif (event := self._ruleset_event(message) if ruleset else _event(message)) is not None:
+                    events.append(event)
+        told = [LinkChanged(rt.parse_link(each.body), each.type == rt.RTM_DELLINK) for each in links.values()]
+        return [*told, *events]
 
     def _ruleset_event(self, message: Message) -> Event | None:
         """A transaction's notifications come together; the new generation's number, with who made it, comes last."""
@@ -179,9 +189,6 @@ def process_name(port: int) -> str:
 
 def _event(message: Message) -> Event | None:
     kind, body, port = message.type, message.body, message.port
-    if kind in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
-        # Of another family than AF_UNSPEC it is about a bridge's port, or about IPv6 on the link.
-        return LinkChanged(rt.parse_link(body), kind == rt.RTM_DELLINK) if body[0] == socket.AF_UNSPEC else None
     if kind in (rt.RTM_NEWADDR, rt.RTM_DELADDR):
         address = rt.parse_address(body)
         universal = address is not None and address.scope == rt.RT_SCOPE_UNIVERSE
@@ -210,16 +217,21 @@ def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
 
 
 def _attach_filter(opened: socket.socket) -> None:
-    """Of routes let through the default ones and ours: a router's full table must not wake us.
+    """Let through less: of routes the default ones and ours, since a router's full table must not wake us; of
+    parameters those that were set, not those that a new link starts with.
 
-    A classic BPF program (linux/filter.h); it reads half words in network byte order.
+    A classic BPF program (linux/filter.h); it reads numbers of more than a byte in network byte order.
     """
-    new, old = socket.htons(rt.RTM_NEWROUTE), socket.htons(rt.RTM_DELROUTE)
-    kind, destination_length, protocol = 4, 16 + 1, 16 + 5  # offsets in nlmsghdr, and in rtmsg behind it
+    new, old, netconf = map(socket.htons, (rt.RTM_NEWROUTE, rt.RTM_DELROUTE, rt.RTM_NEWNETCONF))
+    length, kind, destination_length, protocol = 0, 4, 16 + 1, 16 + 5  # offsets in nlmsghdr, and in rtmsg behind it
+    one_parameter = socket.htonl(16 + 4 + 8 + 8)  # nlmsghdr, netconfmsg, the link's index, one value
     program = (
         (_LOAD_HALF, 0, 0, kind),
-        (_JUMP_EQUAL, 1, 0, new),
-        (_JUMP_EQUAL, 0, 5, old),  # not about a route: pass
+        (_JUMP_EQUAL, 4, 0, new),
+        (_JUMP_EQUAL, 3, 0, old),
+        (_JUMP_EQUAL, 0, 7, netconf),  # nor about a parameter: pass
+        (_LOAD_WORD, 0, 0, length),
+        (_JUMP_EQUAL, 5, 4, one_parameter),
         (_LOAD_BYTE, 0, 0, destination_length),
         (_JUMP_EQUAL, 3, 0, 0),
         (_LOAD_BYTE, 0, 0, protocol),

@@ -139,7 +139,7 @@ def test_a_wireguard_process_that_is_killed_comes_back_with_its_peers(pair: Pair
 def test_a_container_that_deletes_its_own_interface_in_a_loop_is_not_fought(watched: Watched, lab: Lab) -> None:
     box = lab.container()
     watched.member.attach(box, "web")
-    box.run(["sh", "-c", "end=$(($(date +%s) + 3)); while [ $(date +%s) -lt $end ]; do ip link del eth0; done || true"])
+    box.run(["sh", "-c", "end=$(($(date +%s) + 2)); while [ $(date +%s) -lt $end ]; do ip link del eth0; done || true"])
     told = watched.said().count(f"veth-{box.pid}-s is missing")
     assert 1 <= told <= 5, "the first time, and then ever more rarely"
     watched.member.detach(box)
@@ -152,7 +152,7 @@ def test_an_adversary_costs_little(watched: Watched) -> None:
     daemon = psutil.Process(watched.node.daemon.pid)
     used = sum(daemon.cpu_times()[:2])
     with suppress(CommandFailed):
-        watched.do(f"timeout 3 sh -c 'while true; do ip link set {watched.bridge} mtu 1300; done'")
+        watched.do(f"timeout 2 sh -c 'while true; do ip link set {watched.bridge} mtu 1300; done'")
     assert sum(daemon.cpu_times()[:2]) - used < 1.0
     watched.healed()
 

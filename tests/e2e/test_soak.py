@@ -16,8 +16,8 @@ from lab.lab import OUTSIDE
 from overlayd.client import CallError, ConnectionLost, OverlayClient
 
 SOAK = bool(os.environ.get("OVERLAYD_SOAK"))
-FLUSHING = 20 if SOAK else 5  # seconds
-RESTARTING = 60 if SOAK else 6
+FLUSHING = 20 if SOAK else 3  # seconds
+RESTARTING = 60 if SOAK else 3
 INTERVAL = 0.01  # seconds between two echoes
 MOST_LOST = 20  # echoes in a row: 200 ms
 

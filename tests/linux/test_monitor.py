@@ -40,12 +40,14 @@ def of(kind, events):
     return [event for event in events if isinstance(event, kind)]
 
 
-def test_links_come_and_go(monitor, shell):
-    shell("ip link add br0 type bridge; ip link set br0 mtu 1300 alias 'some thing'; ip link del br0")
-    events = of(LinkChanged, heard(monitor))
-    assert {event.link.name for event in events} == {"br0"}
-    assert [event.gone for event in events] == [False] * (len(events) - 1) + [True]
-    assert (events[-1].link.mtu, events[-1].link.alias, events[-1].link.kind) == (1300, "some thing", "bridge")
+def test_links_come_and_go_and_of_each_only_the_last_is_told(monitor, shell):
+    shell("ip link add br0 type bridge; ip link add br1 type bridge; ip link set br0 up")
+    shell("ip link set br0 alias 'some thing'; ip link set br0 mtu 1300; ip link del br1")
+    events = {event.link.name: event for event in of(LinkChanged, heard(monitor))}
+    assert [(name, event.gone) for name, event in events.items()] == [("br0", False), ("br1", True)]
+    assert (events["br0"].link.mtu, events["br0"].link.alias, events["br0"].link.kind) == (1300, "some thing", "bridge")
+    shell("ip link del br0")
+    assert [event.gone for event in of(LinkChanged, heard(monitor))] == [True]
 
 
 def test_a_port_leaving_its_bridge_is_no_deletion(monitor, shell):
@@ -92,7 +94,9 @@ def test_of_routes_only_ours_and_default_ones(monitor, shell):
 
 def test_forwarding_and_reverse_path_filtering(monitor, shell):
     shell("ip link add d0 type bridge")
-    index = of(LinkChanged, heard(monitor))[0].link.ifindex
+    events = heard(monitor)
+    assert of(ParameterChanged, events) == [], "what a new link starts with"
+    index = of(LinkChanged, events)[0].link.ifindex
     shell("echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv4/conf/d0/rp_filter")
     told = [event.netconf for event in of(ParameterChanged, heard(monitor))]
     assert any(each.ifindex == -1 and each.forwarding == 1 for each in told)

@@ -1,0 +1,83 @@
+"""SIGTERM with two hundred requests in flight: each is done, or refused as a whole."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lab import Lab, Refused
+from lab.cluster import Member
+from lab.crowd import Crowd
+from lab.frames import Connection, request_frame
+
+SIZE, CLIENTS = 200, 4
+WISH = {"service": "web", "join_global": True, "isolation_network": "n"}
+
+
+def ask(connection: Connection, op: str, pids: list[int], **keys: Any) -> dict[int, dict[str, Any]]:
+    """One request a container, pipelined; return the answers that came before the daemon hung up, by pid."""
+    handles = {pid: {"platform": "linux_pid", "pid": pid} for pid in pids}
+    connection.send(b"".join(request_frame(pid, op, handle=handle, **keys) for pid, handle in handles.items()))
+    answers = {}
+    for _ in pids:
+        try:
+            message = connection.receive()
+        except EOFError:
+            break
+        answers[message["id"]] = message["response"]
+    return answers
+
+
+def ask_on(connection: Connection) -> list[str]:
+    """One small request after the other until the daemon hangs up; return the refusals."""
+    refusals = []
+    while True:
+        try:
+            connection.request("set_local_node_id", node_id=1)
+        except Refused as refusal:
+            refusals.append(str(refusal))
+        except (EOFError, BrokenPipeError):
+            return refusals
+
+
+def host_ends(member: Member) -> set[int]:
+    """The pids of the containers with a veth."""
+    lines = member.node.run(["ip", "-br", "link"]).splitlines()
+    return {int(line.split("-")[1]) for line in lines if line.startswith("veth-")}
+
+
+def test_all_are_answered_and_nothing_is_half_done() -> None:
+    with Lab() as lab, Crowd(lab.prefix, SIZE) as crowd:
+        member = Member(lab, 1, "alpha")
+        member.start()
+        member.set_up()
+        member.request("setup_service_overlay", service="web", mode="shared", subnet="10.200.64.0/22")
+        bare = member.node.footprint()
+        connections = [member.node.connect() for _ in range(CLIENTS)]
+        with ThreadPoolExecutor(CLIENTS + 1) as pool:
+            asked = [
+                pool.submit(ask, each, "attach_container", crowd.pids[at::CLIENTS], **WISH)
+                for at, each in enumerate(connections)
+            ]
+            asking_on = pool.submit(ask_on, member.connection)
+            assert member.node.daemon is not None
+            while not host_ends(member):
+                pass
+            os.kill(member.node.daemon.pid, signal.SIGTERM)
+            answers = {pid: answer for future in asked for pid, answer in future.result().items()}
+        assert member.node.wait() == 0
+        attached = {pid for pid, answer in answers.items() if answer["result"] == "attached"}
+        refused = [answer["message"] for answer in answers.values() if answer["result"] == "err"]
+        refused += asking_on.result()
+        print(f"{len(attached)} attached, {len(refused)} refused, {SIZE - len(answers)} not answered")
+        assert attached
+        assert set(refused) == {"shutting down"}
+        assert host_ends(member) == attached, "what was not answered was not done"
+
+        stopped = member.node.footprint()
+        member.start()
+        assert member.node.footprint() == stopped, "the next daemon finds nothing to mend"
+        ask(member.connection, "attach_container", crowd.pids, **WISH)
+        assert host_ends(member) == set(crowd.pids)
+        ask(member.connection, "detach_container", crowd.pids)
+        assert member.node.footprint() == bare
