@@ -38,19 +38,14 @@ class Kernel:
         self._forgetter = Forgetter()
         self._rules = False
 
-    def apply(self, steps: Sequence[Step]) -> None:
-        """Do the steps in order, all or nothing.  MechanismError: one failed, and those before it were undone."""
-        done: list[list[Step]] = []
-        try:
-            for batch in _batches(steps):
-                if batch[0].have is not None or isinstance(batch[0].want, DevicePeer | Element):
-                    done.append(batch)  # it may fail half-way; what creates one object cleans up by itself
-                self._try(batch, "apply")
-                if not done or done[-1] is not batch:
-                    done.append(batch)
-        except MechanismError:
-            self._undo(done)
-            raise
+    def apply(self, steps: Sequence[Step], done: list[list[Step]]) -> None:
+        """Do the steps in order.  MechanismError: one failed; `done`, which is filled meanwhile, is for `undo`."""
+        for batch in _batches(steps):
+            if batch[0].have is not None or isinstance(batch[0].want, DevicePeer | Element):
+                done.append(batch)  # it may fail half-way; what creates one object cleans up by itself
+            self._try(batch, "apply")
+            if not done or done[-1] is not batch:
+                done.append(batch)
 
     def close(self) -> None:
         """Finish what goes on behind the answers."""
@@ -71,7 +66,8 @@ class Kernel:
         """Drop the connections of addresses that lost their holder, behind the answer: the next one starts afresh."""
         self._forgetter.forget(addresses)
 
-    def _undo(self, done: list[list[Step]]) -> None:
+    def undo(self, done: Sequence[list[Step]]) -> None:
+        """Take back what `apply` has done."""
         for batch in reversed(done):
             try:
                 self._try([step.inverse() for step in reversed(batch)], "undo")

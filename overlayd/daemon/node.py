@@ -134,10 +134,12 @@ class Node:
         async with self._hold([*exclusive, FACTS], everything=not exclusive):
             before, have = self.facts, layout(self.state, self.facts, touched)
             self.facts = update(before)
+            done: list[list[Step]] = []
             try:
-                await self._apply(have, layout(self.state, self.facts, touched))
+                await self._apply(have, layout(self.state, self.facts, touched), done)
             except BaseException:
                 self.facts = before
+                await self.run(self.kernel.undo, done)
                 raise
 
     async def reconcile(self) -> list[Failure]:
@@ -232,12 +234,16 @@ class Node:
             self.state.apply(inverse)
             raise
         fault.point("node:journaled")
+        done: list[list[Step]] = []
         try:
             if verify:
                 have = await self.run(present, self.kernel, have)
-            await self._apply(have, layout(self.state, self.facts, touched))
+            await self._apply(have, layout(self.state, self.facts, touched), done)
         except BaseException:
+            # On disk first: were we to die on the way back, the next start has to want what was there before, for
+            # else nobody would know whose a half-made link is.
             await self._take_back(inverse)
+            await self.run(self.kernel.undo, done)
             raise
         fault.point("node:applied")
         self.kernel.forget(self._released(inverse))
@@ -264,7 +270,7 @@ class Node:
             await self._journal.commit({id: encode(row) if row is not None else None for id, row in rows.items()})
             self._owed = {id: row for id, row in self._owed.items() if id not in rows}
 
-    async def _apply(self, have: Layout, want: Layout) -> None:
+    async def _apply(self, have: Layout, want: Layout, done: list[list[Step]]) -> None:
         steps = plan(have, want)
         if steps:
-            await self.run(self.kernel.apply, steps)
+            await self.run(self.kernel.apply, steps, done)

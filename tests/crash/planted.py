@@ -27,7 +27,7 @@ def answers_before_it_is_durable() -> None:
 
 def leaves_half_of_a_failed_request() -> None:
     """What was done before the failure is not undone."""
-    apply.Kernel._undo = _nothing  # type: ignore[method-assign]
+    apply.Kernel.undo = _nothing  # type: ignore[method-assign]
 
 
 def keeps_the_address_of_a_detached_container() -> None:

@@ -136,13 +136,15 @@ def killed(
     if not cell.start():
         return [f"the next daemon did not start\n{cell.last_words()}"]
     found = take(cell, KEYS)
+    if refusal:  # a name that was given and not quite taken back does no harm, as any alternative name
+        found, known = _without_alternatives(found), _without_alternatives(known)
     done = not difference(known["after"], found) and not refused
     if not done and (answer is not None or not scenario.asked) and not refused:
         return ["lost, though acknowledged" if answer else "not made up for", *difference(known["after"], found)]
     if not done and not scenario.parts and difference(known["before"], found):
         nearest = min(("before", "after"), key=lambda view: len(difference(known[view], found)))
         return [f"neither wholly there nor wholly absent; from {nearest}:", *difference(known[nearest], found)]
-    return _repeated(cell, scenario, known, done)
+    return _repeated(cell, scenario, known, done, lenient=refusal is not None)
 
 
 def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) -> list[str]:
@@ -169,6 +171,12 @@ def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any])
         difference(known["after" if done else "before"], found),
     )
     return problems or _repeated(cell, scenario, known, done)
+
+
+def _without_alternatives(shown: Any) -> Any:
+    if not isinstance(shown, dict):
+        return shown
+    return {key: _without_alternatives(value) for key, value in shown.items() if key != "altnames"}
 
 
 def way_back(cell: Cell, scenario: Scenario, point: Point) -> list[Point]:
@@ -216,7 +224,8 @@ def _dies(cell: Cell) -> bool:
     return True
 
 
-def _repeated(cell: Cell, scenario: Scenario, known: dict[str, Any], done: bool) -> list[str]:
+def _repeated(cell: Cell, scenario: Scenario, known: dict[str, Any], done: bool, lenient: bool = False) -> list[str]:
+    """lenient: whatever alternative names there are."""
     if not scenario.asked:
         return []
     answer = perform(cell, scenario.act)
@@ -225,7 +234,8 @@ def _repeated(cell: Cell, scenario: Scenario, known: dict[str, Any], done: bool)
         return [f"repeating it was answered by {answer} instead of {expected}\n{cell.last_words()}"]
     if not cell.daemon:
         cell.start()
-    return _headed("repeating it led astray", difference(known["again" if done else "after"], take(cell, KEYS)))
+    problems = difference(known["again" if done else "after"], take(cell, KEYS))
+    return _headed("repeating it led astray", [line for line in problems if " altnames:" not in line or not lenient])
 
 
 def _headed(title: str, lines: list[str]) -> list[str]:

@@ -35,7 +35,7 @@ class MapKernel:
         self.things = {}
         self.calls = 0
 
-    def apply(self, steps):
+    def apply(self, steps, done):
         self.calls += 1
         things = dict(self.things)
         for step in steps:
@@ -49,6 +49,9 @@ class MapKernel:
                 assert step.want.key not in things
                 things[step.want.key] = step.want
         self.things = things
+
+    def undo(self, done):
+        assert not done
 
     def forget(self, addresses):
         pass
