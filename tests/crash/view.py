@@ -231,7 +231,7 @@ def _status(cell: Cell) -> dict[str, Any]:
 def _files(cell: Cell) -> list[str]:
     places = (cell.data, Path("/run/wireguard"))
     found = (path for place in places if place.exists() for path in place.iterdir())
-    return sorted(path.name for path in found if not (path.is_symlink() and path.exists()))  # see above
+    return sorted(path.name for path in found if not path.is_symlink())  # other names of a device, or of one that was
 
 
 def _programs(name: str) -> int:
