@@ -3,8 +3,9 @@
 Owns: reading OVERLAYD_FAULT and OVERLAYD_FAULT_TRACE.  Must not know: what the points mean.
 
 `OVERLAYD_FAULT=name:n` kills the process (SIGKILL) at the n-th passage of the point `name`, counted from 1, or of any
-point if the name is `*`; `OVERLAYD_FAULT=name:n:errno` raises OSError(errno) there instead.
-`OVERLAYD_FAULT_TRACE=FILE` appends the name of every point passed to FILE, a line each.  Unset, a point does nothing.
+point if the name is `*`; `OVERLAYD_FAULT=name:n:errno` raises OSError(errno) there instead.  Several are separated by
+commas.  `OVERLAYD_FAULT_TRACE=FILE` appends the name of every point passed to FILE, a line each.  Unset, a point does
+nothing.
 """
 
 import os
@@ -13,18 +14,28 @@ from collections.abc import Callable
 from typing import Never
 
 
-def _armed(spec: str, trace: str) -> Callable[[str], None]:
-    *names, last = spec.split(":") if spec else ("", "0")
+def _armed(specs: str, trace: str) -> Callable[[str], None]:
+    faults = [_fault(spec) for spec in specs.split(",") if spec]
+    told = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if trace else -1
+
+    def point(name: str) -> None:
+        if told >= 0:
+            os.write(told, name.encode() + b"\n")
+        for fault in faults:
+            fault(name)
+
+    return point
+
+
+def _fault(spec: str) -> Callable[[str], None]:
+    *names, last = spec.split(":")
     error = 0
     if names[-1].isdecimal():
         error, last = int(last), names.pop()
     target, passages = ":".join(names), int(last)
-    told = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if trace else -1
 
     def point(name: str) -> None:
         nonlocal passages
-        if told >= 0:
-            os.write(told, name.encode() + b"\n")
         if target in (name, "*"):
             passages -= 1
             if passages == 0:

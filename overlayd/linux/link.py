@@ -142,17 +142,24 @@ def rename(old: str, new: str) -> str:
             raise MechanismError("rename", old, errno.ENODEV)
         if link.name == new:
             return new
-        if new in link.alternative_names:
-            netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, new)])
         body = rt.link_body(text(rt.IFLA_IFNAME, new), index=link.ifindex)
-        keep = _alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, link.name)
+        requests = [
+            *(
+                _alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name)
+                for name in link.alternative_names
+                if name == new
+            ),
+            Request("rename", f"{link.name} to {new}", rt.RTM_SETLINK, 0, body),
+            _alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, link.name),
+        ]
         try:
-            # In one system call, which no death of ours can cut in two: the old name would never be known again.
-            netlink.transact([Request("rename", f"{link.name} to {new}", rt.RTM_SETLINK, 0, body), keep])
+            # In one system call, which no death of ours can cut in two: a name that is lost nobody would know again.
+            netlink.transact(requests)
         except MechanismError as error:
             if error.errno != errno.EBUSY:
                 raise
-            netlink.transact([_alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, new)])
+            request = _alternative_name(rt.RTM_NEWLINKPROP, link.ifindex, new)
+            netlink.transact([request._replace(tolerated=(errno.EEXIST,))])
             return link.name
         outdated = [name for name in link.alternative_names if name != new]
         netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name) for name in outdated])

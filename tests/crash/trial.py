@@ -115,21 +115,29 @@ def _agree(model: Model, scenario: Scenario, answer: dict[str, Any], views: tupl
         raise Wrong("\n".join(("the reference does not agree", *problems)))
 
 
-def killed(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) -> list[str]:
-    """Kill the daemon at a point; returns what was found wrong."""
-    answer = _up_to(cell, scenario, f"{point[0]}:{point[1]}")
+def killed(
+    cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any], refusal: Point | None = None
+) -> list[str]:
+    """Kill the daemon at a point; returns what was found wrong.  refusal: a point where it is refused an operation, so
+    that it is killed while it takes the request back.
+    """
+    fault = f"{point[0]}:{point[1]}"
+    answer = _up_to(cell, scenario, f"{_refusal(refusal)},{fault}" if refusal else fault)
     if not _dies(cell):
-        if scenario.asked:
+        if scenario.asked and not refusal:
             return [f"the point was not passed this time (answer: {answer})"]
+        if refusal:
+            return []  # it was passed after the answer the first time
         # How much of a dead container the kernel has cleared away itself is a matter of luck.
         return _headed("not made up for", difference(known["after"], take(cell, KEYS)))
-    if answer is not None and answer != known["answer"] and not scenario.starts_daemon:
+    refused = refusal is not None and answer is not None and answer["result"] == "err"
+    if answer is not None and answer != known["answer"] and not scenario.starts_daemon and not refused:
         return [f"the answer was {answer} instead of {known['answer']}"]
     if not cell.start():
         return [f"the next daemon did not start\n{cell.last_words()}"]
     found = take(cell, KEYS)
-    done = not difference(known["after"], found)
-    if not done and (answer is not None or not scenario.asked):
+    done = not difference(known["after"], found) and not refused
+    if not done and (answer is not None or not scenario.asked) and not refused:
         return ["lost, though acknowledged" if answer else "not made up for", *difference(known["after"], found)]
     if not done and not scenario.parts and difference(known["before"], found):
         nearest = min(("before", "after"), key=lambda view: len(difference(known[view], found)))
@@ -139,8 +147,8 @@ def killed(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) 
 
 def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) -> list[str]:
     """Refuse the daemon an operation; returns what was found wrong."""
-    number = ENOSPC if point[0].startswith("journal:") else ENOMEM
-    answer = _up_to(cell, scenario, f"{point[0]}:{point[1]}:{number}")
+    number = _errno(point)
+    answer = _up_to(cell, scenario, _refusal(point))
     if not scenario.asked:
         cell.kill_daemon()
         if not cell.start():
@@ -161,6 +169,22 @@ def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any])
         difference(known["after" if done else "before"], found),
     )
     return problems or _repeated(cell, scenario, known, done)
+
+
+def way_back(cell: Cell, scenario: Scenario, point: Point) -> list[Point]:
+    """The points that the daemon passes after it was refused an operation."""
+    _up_to(cell, scenario, _refusal(point))
+    passed = cell.passed()
+    struck = [at for at, name in enumerate(passed) if name == point[0]][point[1] - 1]
+    return [(name, passed[: at + 1].count(name)) for at, name in enumerate(passed) if at > struck]
+
+
+def _refusal(point: Point) -> str:
+    return f"{point[0]}:{point[1]}:{_errno(point)}"
+
+
+def _errno(point: Point) -> int:
+    return ENOSPC if point[0].startswith("journal:") else ENOMEM
 
 
 def _prepare(cell: Cell, scenario: Scenario, fault: str = "") -> None:
