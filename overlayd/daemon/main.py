@@ -10,10 +10,11 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -55,6 +56,8 @@ BAD_CONFIG = 78
 
 # Our own constant: how long a stop waits for requests in flight, seconds.
 PATIENCE = 10.0
+# Our own constant: seconds before a watch that failed begins anew, so that a lasting cause does not fill the log.
+PAUSE = 1.0
 
 
 def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
@@ -126,25 +129,30 @@ async def _serve(
     candidates = Candidates(node)
     forwarding = ForwardWatch(node)
     await health.resume()
-    async with asyncio.TaskGroup() as background:
-        resolver = Resolver(node, health, background.create_task)
+    async with asyncio.TaskGroup() as tasks, AsyncExitStack() as ending:
+
+        def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            return tasks.create_task(_guarded(work))
+
+        for watch in (health.watch, candidates.watch, forwarding.watch):
+            ending.callback(tasks.create_task(_kept_up(watch, stopping)).cancel)
+        tasks.create_task(_kept_up(sentinel.watch, stopping))
+        ending.callback(sentinel.stop)
+        resolver = Resolver(node, health, spawn)
+        ending.callback(resolver.close)
         resolver.resume()
-        node.observers.append(resolver.follow)
+        deaths = DeathWatch(lambda handle: spawn(reclaim(node, handle)))
+        ending.callback(deaths.close)
+        deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
+        expiry = Expiry(node, spawn)
+        ending.callback(expiry.close)
+        expiry.arm()
+        node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow]
         doctor = Doctor(node, sentinel, forwarding)
         status = StatusView(node, health)
         daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
-        deaths = DeathWatch(lambda handle: background.create_task(reclaim(node, handle)))
-        deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
-        node.observers.append(deaths.follow)
-        expiry = Expiry(node, background.create_task)
-        expiry.arm()
-        node.observers.append(expiry.follow)
-        node.observers.append(forwarding.follow)
-        watches = (health.watch(), candidates.watch(), forwarding.watch())
-        watching = [background.create_task(work) for work in watches]
-        background.create_task(sentinel.watch())
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
             _notify("READY=1")
@@ -154,15 +162,25 @@ async def _serve(
             log.info("stopping; the data plane stays")
         accepting.close()
         await server.drain(PATIENCE)
-        deaths.close()
-        expiry.close()
-        resolver.close()
-        for task in watching:
-            task.cancel()
-        sentinel.stop()
     await node.close()
     forwarding.close()
     await journal.close()
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """Run work that nobody waits for.  A bug in it is logged, and ends neither the daemon nor other work."""
+    try:
+        await work
+    except Exception:
+        log.exception("background work failed")
+
+
+async def _kept_up(watch: Callable[[], Coroutine[Any, Any, None]], stopping: asyncio.Event) -> None:
+    """Keep watching, also after a bug in it."""
+    await _guarded(watch())
+    while not stopping.is_set():
+        await asyncio.sleep(PAUSE)
+        await _guarded(watch())
 
 
 def _notify(state: str) -> None:

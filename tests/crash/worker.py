@@ -47,12 +47,16 @@ class Workers:
 
     def _do(self, job: Job) -> tuple[Job, Any]:
         process = self._idle.get()
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(job) + "\n")
-        process.stdin.flush()
-        outcome = json.loads(process.stdout.readline())
-        self._idle.put(process)
-        return job, outcome
+        try:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        finally:
+            self._idle.put(process)  # also a dead one: whoever takes it next is told as well
+        if not answer:
+            raise RuntimeError(f"a worker died of {job}, exit code {process.wait(5)}")
+        return job, json.loads(answer)
 
 
 def _serve() -> None:

@@ -23,7 +23,8 @@ class CommandFailed(Exception):
 
 def environment(prefix: str = "") -> dict[str, str]:
     """The environment for a program of the laboratory `prefix`: this checkout's code first, the C locale, the mark."""
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
+    ours = (str(ROOT), str(ROOT / "tests"))
+    path = os.pathsep.join(part for part in (*ours, os.environ.get("PYTHONPATH", "")) if part)
     return {**os.environ, "PYTHONPATH": path, "LC_ALL": "C.UTF-8"} | ({MARK: prefix} if prefix else {})
 
 
