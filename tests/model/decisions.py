@@ -1,0 +1,60 @@
+"""A node's state, and decisions taken on it as the daemon takes them."""
+
+from ipaddress import ip_network
+
+from overlayd.model import attachments, overlay, rows, services
+from overlayd.model.attachments import Wish
+from overlayd.model.layout import Facts
+from overlayd.model.objects import Netns
+from overlayd.model.rows import Node
+from overlayd.model.state import Draft, State
+
+CLUSTER = ip_network("10.200.0.0/16")
+SLICE = ip_network("10.200.7.0/28")
+KEYS = [bytes([n]) * 32 for n in range(1, 6)]
+OWN = bytes(32)
+SERVICES = ["web", "api", "db"]
+FACTS = Facts(mtu=1420)
+
+
+def new_state() -> State:
+    return State([Node(private_key=b"k" * 32)])
+
+
+def change(state, decide):
+    """Take a decision as the node does, and return its answer and the way back."""
+    draft = Draft(state)
+    answer = decide(draft)
+    return answer, state.apply(draft.rows)
+
+
+def set_up(state, *, cluster=CLUSTER, slice=SLICE, instance="1", port=51820):
+    return change(
+        state,
+        lambda draft: overlay.setup_global(
+            draft, deployment="d", instance_id=instance, cluster=cluster, slice=slice, wg_port=port, nat=None
+        ),
+    )[0]
+
+
+def serve(state, name, **options):
+    options = {"subnet": None, "dedicated_key": None} | options
+    return change(state, lambda draft: services.setup_service(draft, name, **options))[0]
+
+
+def attach(state, pid, service="web", **wish):
+    namespace = Netns(pid=pid, started=pid * 7, inode=pid + 1000)
+    return change(
+        state, lambda draft: attachments.attach_container(draft, Wish(service=service, **wish), namespace, "boot")
+    )[0]
+
+
+def ready(**options):
+    state = new_state()
+    set_up(state, **options)
+    serve(state, "web")
+    return state
+
+
+def dump(state):
+    return {row.id: row for kind in rows.ROWS for row in state.table(kind).values()}
