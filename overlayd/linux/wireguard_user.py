@@ -7,6 +7,7 @@ The process is no child of ours and outlives us.  Its socket is named after the 
 and the process ends itself when that file goes; so after a rename the new name is a symbolic link to it.
 """
 
+import ctypes
 import fcntl
 import os
 import select
@@ -35,6 +36,10 @@ SOCKETS = Path("/var/run/wireguard")
 _TUN = Path("/dev/net/tun")
 _IFNAMSIZ = 16  # linux/if.h, with the terminating zero
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7)
+
+_PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6
+_SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5  # linux/socket.h, linux/netlink.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 # Our own constants.
 _START_DEADLINE = 5.0  # seconds until the process answers; it takes 20 ms on an idle machine
@@ -80,6 +85,10 @@ class Userspace:
             fault.point("wireguard:started")
             shown = self.read(device.name)
             self._set_device(device, key=shown.private_key, port=shown.listen_port)
+            process = _process_behind(device.name)
+            if process is not None:
+                with process:
+                    process.ignore_lost_news()
         except BaseException:
             if started:
                 self.delete(device.name)
@@ -246,6 +255,23 @@ class _Process:
             if self.ended(_END_DEADLINE):
                 return
         raise MechanismError(f"end {PROGRAM} of", self._name, ETIMEDOUT, f"process {self._pid} survives SIGKILL")
+
+    def ignore_lost_news(self) -> None:
+        """Keep it alive when more links change at once than it is told of in time.
+
+        wireguard-go listens to all changes of links, and takes ENOBUFS on that socket for the end of its own device:
+        three hundred attaches in a row can end every tunnel of the node.  NETLINK_NO_ENOBUFS is an option of the
+        socket, whoever sets it.  It does without the news: they are only of use for its own link, which we look after.
+        """
+        for descriptor in Path(f"/proc/{self._pid}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile; or we lack CAP_SYS_PTRACE, and it lives as it was written
+                if not str(descriptor.readlink()).startswith("socket:"):
+                    continue
+                copy = _LIBC.syscall(_PIDFD_GETFD, self._fd, int(descriptor.name), 0)
+                if copy >= 0:
+                    with socket.socket(fileno=copy) as theirs:
+                        if theirs.family == socket.AF_NETLINK:
+                            theirs.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
 
     def link(self) -> str | None:
         """The present name of the TUN link that it serves, empty when that is deleted, None when it serves none."""

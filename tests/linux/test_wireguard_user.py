@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -151,6 +152,20 @@ class TestFaults(Namespaces):
             for _ in range(1000):
                 log.write(b"ERROR: something happened\n")
         assert output.stat().st_size == 4096
+        assert alpha.alive(device.name)
+
+    def test_a_flood_of_news_about_links_does_not_end_it(self, alpha):
+        device = alpha.create()
+        alpha.namespace("ip", "link", "set", device.name, "up")
+        pid = pid_of(device.name)
+        os.kill(pid, signal.SIGSTOP)  # as a busy machine does, when many containers come at once
+        try:
+            alpha.namespace("sh", "-c", "for n in $(seq 400); do echo link set lo mtu $((1500 + n)); done | ip -batch -")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.2)
+        alpha.namespace("ping", "-c", "1", "-W", "1", "-I", device.name, "192.0.2.1", check=False)  # read from the tunnel
+        time.sleep(0.2)
         assert alpha.alive(device.name)
 
     def test_a_killed_process_is_noticed_and_brought_back(self, alpha):
