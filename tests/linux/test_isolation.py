@@ -66,6 +66,7 @@ NETWORK = {"a1": 6, "a2": 6, "a3": 6, "ax": 6, "ha": 6, "b1": 0x1_0000, "b2": 0x
 AT_NODE = ("gw", "gd", "no", "hp", "ha", "ph")
 AT_REMOTE = ("re", "si", "e1", "e2")
 NODE_MAC, REMOTE_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+IP_FREEBIND, IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h
 PORT = 7
 
 
@@ -174,6 +175,10 @@ def listen(topology: Topology) -> None:
             for family, text in ((socket.AF_INET, V4[name]), (socket.AF_INET6, V6[name])):
                 for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                     listener = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+                    if family == socket.AF_INET6:  # on a busy machine the address may not be ready yet
+                        listener.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+                    else:
+                        listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
                     listener.bind((text, PORT))
                     if kind == socket.SOCK_STREAM:
                         listener.listen(64)

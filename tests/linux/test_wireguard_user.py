@@ -5,8 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from errno import EADDRINUSE, EEXIST, ENAMETOOLONG, ENOENT, ENOSPC, EPROTO, ETIMEDOUT
@@ -160,11 +160,14 @@ class TestFaults(Namespaces):
         pid = pid_of(device.name)
         os.kill(pid, signal.SIGSTOP)  # as a busy machine does, when many containers come at once
         try:
-            alpha.namespace("sh", "-c", "for n in $(seq 400); do echo link set lo mtu $((1500 + n)); done | ip -batch -")
+            alpha.namespace(
+                "sh", "-c", "for n in $(seq 400); do echo link set lo mtu $((1500 + n)); done | ip -batch -"
+            )
         finally:
             os.kill(pid, signal.SIGCONT)
         time.sleep(0.2)
-        alpha.namespace("ping", "-c", "1", "-W", "1", "-I", device.name, "192.0.2.1", check=False)  # read from the tunnel
+        # It looks at what it was told when it reads from the tunnel.
+        alpha.namespace("ping", "-c", "1", "-W", "1", "-I", device.name, "192.0.2.1", check=False)
         time.sleep(0.2)
         assert alpha.alive(device.name)
 
