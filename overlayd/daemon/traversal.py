@@ -1,0 +1,356 @@
+"""Looking for peers that do not answer: carrying out the attempts that `model.traversal` describes.
+
+Owns: which peers are being looked for, when they are again, and what came of it.  Must not know: requests; it sees
+rows change.  Nor sockets: checks leave by `checks`, what passes a relay by `allocation`.
+
+An attempt points the device at a way by `Facts.selected`: a fact of the outside, like where a host name points, so it
+takes the one way that all changes take, and a repeated add_peer finds nothing to change.  A peer that answers is left
+alone, wherever it roams to.  A silent one that was reached without any NAT or relay, and is not sent anything, is as
+good as reached: it is looked for when it is.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from overlayd import wire
+from overlayd.daemon.allocation import Allocation
+from overlayd.daemon.checks import Checks
+from overlayd.daemon.health import Health
+from overlayd.daemon.node import Node
+from overlayd.daemon.reflexive import Reflexive
+from overlayd.daemon.resources import peers_locks
+from overlayd.daemon.stun_port import StunPort
+from overlayd.errors import MechanismError
+from overlayd.linux.wireguard import Activity, public_key
+from overlayd.model.candidates import Endpoint, connection_type, peer_candidates
+from overlayd.model.layout import Facts, Selected, configured_address, endpoint_address, endpoint_text
+from overlayd.model.objects import GLOBAL
+from overlayd.model.peers import text
+from overlayd.model.rows import Change, Peer
+from overlayd.model.traversal import Attempt, Way, next_attempt, phase, ways
+
+log = logging.getLogger(__name__)
+
+# Our own constants.
+AT_ONCE = 32  # attempts: each sends a check every half second to each of some ten addresses
+KEEPALIVE = 25  # seconds, through a NAT: most of these forget a silent flow after 30 s
+ALLOCATION_PATIENCE = 3.0  # seconds that a first attempt waits for our own address on a relay
+
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Traversal:
+    """The peers of the global overlay.  At work from `resume` until `close`.
+
+    behind_nat: whether we are.  publish: takes events.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        health: Health,
+        config: wire.NatConfig,
+        port: StunPort,
+        checks: Checks,
+        reflexive: Reflexive,
+        allocation: Allocation,
+        behind_nat: Callable[[], bool],
+        spawn: Spawn,
+    ) -> None:
+        self._node = node
+        self._health = health
+        self._config = config
+        self._port = port
+        self._checks = checks
+        self._reflexive = reflexive
+        self._allocation = allocation
+        self._behind_nat = behind_nat
+        self._spawn = spawn
+        self._own_key = public_key(node.state.node.private_key)
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._peers: dict[bytes, Peer] = {}  # as they were last seen, to tell what of them has changed
+        self._running: dict[bytes, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._later: dict[bytes, asyncio.TimerHandle] = {}
+        self._failures: dict[bytes, int] = {}  # in a row
+        self._tried: dict[bytes, int] = {}  # see Attempt.tried
+        self._at_rest: dict[bytes, int] = {}  # silent, but not missed; by how much was sent to them, bytes
+
+    async def resume(self) -> None:
+        """Take up all peers, at a start or a change of the configuration; later changes come through `follow`."""
+        kept: dict[tuple[str, str], Selected] = {}
+        for key, peer in self._node.state.peers(GLOBAL).items():
+            self._peers[key] = peer
+            activity = self._health.activity(GLOBAL, key)
+            if not self._health.is_fresh(GLOBAL, key):
+                self._lost(key)
+            elif activity is not None and activity.endpoint is not None:
+                if self._is_cut_off(peer, activity.endpoint):
+                    self._begin(key)
+                elif peer.candidates and (selected := self._settled(peer, activity.endpoint)) is not None:
+                    kept[peer.key, peer.endpoint] = selected
+        if kept:
+            rows = [peer.id for peer in self._peers.values() if (peer.key, peer.endpoint) in kept]
+            await self._learn(lambda facts: replace(facts, selected={**facts.selected, **kept}), rows)
+
+    def follow(self, change: Change) -> None:
+        """Look for a new peer at once if it has candidates, and for one of which something new is known; forget those
+        that went.
+        """
+        for (table, id), row in change.items():
+            if table == Peer.table and isinstance(row, Peer):
+                if row.scope == GLOBAL:
+                    self._put(row)
+            elif table == Peer.table and id.endswith("/"):
+                self._stop(bytes.fromhex(id.removesuffix("/")))
+
+    def health_changed(self, scope: str, key: bytes, healthy: bool) -> None:
+        """For `Health.listeners`."""
+        if scope != GLOBAL or key not in self._peers:
+            return
+        if healthy and key not in self._running:
+            self._leave(key)
+            self._failures.pop(key, None)
+        elif not healthy:
+            self._lost(key)
+
+    def heed(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
+        """For `Health.readings`: wake those who wait for a handshake, and look for those who are missed now."""
+        if scope != GLOBAL:
+            return
+        for _, woken in self._running.values():
+            woken.set()
+        for key, sent in list(self._at_rest.items()):
+            seen = activity.get(key)
+            if seen is not None and seen.tx_bytes > sent:
+                self._begin(key)
+
+    def retry(self) -> None:
+        """Look now for all peers that do not answer."""
+        for key in self._peers:
+            if not self._health.is_fresh(GLOBAL, key):
+                self._failures.pop(key, None)
+                self._begin(key)
+
+    def close(self) -> None:
+        for key in list(self._peers):
+            self._stop(key)
+
+    # --- who is looked for, and when ----------------------------------------------------------------------------------
+
+    def _put(self, peer: Peer) -> None:
+        key = peer.public_key
+        before = self._peers.get(key)
+        self._peers[key] = peer
+        if before is None or (before.endpoint, before.candidates) != (peer.endpoint, peer.candidates):
+            self._leave(key)
+            self._failures.pop(key, None)
+            if peer.candidates and not self._health.is_fresh(GLOBAL, key):
+                self._begin(key)
+
+    def _stop(self, key: bytes) -> None:
+        self._leave(key)
+        self._allocation.permit(key, ())
+        for known in (self._peers, self._failures, self._tried):
+            known.pop(key, None)  # type: ignore[attr-defined]
+
+    def _leave(self, key: bytes) -> None:
+        """Do nothing more for a peer for now."""
+        self._at_rest.pop(key, None)
+        if (timer := self._later.pop(key, None)) is not None:
+            timer.cancel()
+        if (running := self._running.pop(key, None)) is not None:
+            running[0].cancel()
+
+    def _lost(self, key: bytes) -> None:
+        """A peer does not answer."""
+        peer, activity = self._peers[key], self._health.activity(GLOBAL, key)
+        selected = self._node.facts.selected.get((peer.key, peer.endpoint))
+        kept_up = peer.keepalive or (selected is not None and selected.keepalive)
+        if activity is not None and activity.last_handshake and not kept_up:
+            self._at_rest[key] = activity.tx_bytes
+        else:
+            self._begin(key)
+
+    def _begin(self, key: bytes) -> None:
+        """Look for a peer, if there is more to do than WireGuard does by itself."""
+        if key in self._running:
+            return
+        self._leave(key)
+        if self._worth_trying(self._peers[key]):
+            woken = asyncio.Event()
+            self._running[key] = (self._spawn(self._look_for(key, woken)), woken)
+
+    def _worth_trying(self, peer: Peer) -> bool:
+        here = self._known_endpoint(peer)
+        return bool(self._config.turn_servers) or any(way.endpoint != here for way in self._ways(peer))
+
+    def _known_endpoint(self, peer: Peer) -> Endpoint | None:
+        activity = self._health.activity(GLOBAL, peer.public_key)
+        return activity.endpoint if activity is not None else endpoint_address(peer, self._node.facts)
+
+    def _is_cut_off(self, peer: Peer, endpoint: Endpoint) -> bool:
+        """Whether a peer is at a relay's socket of an earlier daemon."""
+        return (
+            endpoint[0].is_loopback
+            and self._allocation.loopback.remote(endpoint) is None
+            and endpoint != configured_address(peer, self._node.facts)
+        )
+
+    # --- one attempt --------------------------------------------------------------------------------------------------
+
+    async def _look_for(self, key: bytes, woken: asyncio.Event) -> None:
+        async with self._slots:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ALLOCATION_PATIENCE):
+                    await self._allocation.settled.wait()
+            peer = self._peers[key]
+            before = self._health.activity(GLOBAL, key)
+            try:
+                with self._port.used():
+                    reached = await self._attempt(peer, woken)
+                if reached:
+                    await self._settle(key, before)
+                else:
+                    await self._give_up(key)
+            except MechanismError as error:
+                log.error("looking for peer %s: %s", text(key), error)
+                self._try_later(key)
+            finally:
+                if self._running.get(key, (None,))[0] is asyncio.current_task():
+                    del self._running[key]
+
+    def _ways(self, peer: Peer) -> list[Way]:
+        activity = self._health.activity(GLOBAL, peer.public_key)
+        last = activity.endpoint if activity is not None and activity.last_handshake else None
+        if last is not None and last[0].is_loopback:
+            last = None
+        return ways(
+            last,
+            configured_address(peer, self._node.facts),
+            peer_candidates(peer.candidates),
+            versions=self._port.versions or (4, 6),
+            relay=self._allocation.relayed is not None,
+            limit=self._config.max_candidate_pairs,
+        )
+
+    async def _attempt(self, peer: Peer, woken: asyncio.Event) -> bool:
+        """Whether the peer was reached."""
+        loop = asyncio.get_running_loop()
+        key = peer.public_key
+        activity = self._health.activity(GLOBAL, key)
+        cut_off = activity is not None and activity.endpoint is not None and self._is_cut_off(peer, activity.endpoint)
+        last_handshake = activity.last_handshake if activity is not None else 0
+        found = self._ways(peer)
+        attempt = Attempt(
+            found,
+            loop.time(),
+            0.0 if cut_off else self._config.hole_punch_timeout_secs,
+            symmetric=self._reflexive.symmetric,
+            after=self._tried.get(key, 0),
+        )
+        self._allocation.permit(key, [way.endpoint for way in found])
+
+        def answered(way: Way) -> None:
+            attempt.answered(way, loop.time())
+            woken.set()
+
+        def met(way: Way) -> None:
+            attempt.met(way, loop.time())
+            woken.set()
+
+        pointed_at: Way | None = None
+        with self._checks.of(key, answered, met):
+            while (due := attempt.next_timeout()) is not None:
+                for way in attempt.checks_to_send(loop.time()):
+                    self._checks.check(key, way)
+                attempt.advance(loop.time())
+                if attempt.selected is not None and attempt.selected != pointed_at:
+                    pointed_at = attempt.selected
+                    await self._point(peer, pointed_at)
+                woken.clear()
+                due = attempt.next_timeout() or due
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await woken.wait()
+                activity = self._health.activity(GLOBAL, key)
+                if activity is not None and activity.last_handshake > last_handshake:
+                    attempt.reached()
+        self._tried[key] = attempt.tried
+        return attempt.outcome == "reached"
+
+    async def _point(self, peer: Peer, way: Way) -> None:
+        """Let the device send to a peer by a way; where it was given no keepalive, one brings it to send at once."""
+        endpoint = self._allocation.loopback.local(way.endpoint) if way.through_relay else way.endpoint
+        log.debug("peer %s: trying %s", text(peer.public_key), way)
+        await self._select(peer, Selected(endpoint, KEEPALIVE))
+
+    async def _settle(self, key: bytes, before: Activity | None) -> None:
+        """A peer is reached: let it stay where it is, and say so."""
+        peer, activity = self._peers[key], self._health.activity(GLOBAL, key)
+        self._failures.pop(key, None)
+        self._tried.pop(key, None)
+        if activity is None or activity.endpoint is None:
+            return
+        at = activity.endpoint
+        told = endpoint_address(peer, self._node.facts) != at  # a peer's own move is told where it is seen
+        if self.connection(peer, at) != "relayed":
+            self._allocation.permit(key, ())
+        await self._select(peer, self._settled(peer, at))
+        shown = self.seen_as(at)
+        log.info("peer %s is reached at %s, %s", text(key), endpoint_text(shown), self.connection(peer, at))
+        was = before.endpoint if before is not None and before.last_handshake else None
+        if not told and at not in (was, configured_address(peer, self._node.facts)):
+            self._health.publish(wire.NatEndpointChanged(text(key), endpoint_text(shown)))
+
+    async def _give_up(self, key: bytes) -> None:
+        """Back to what is configured, until the next attempt."""
+        failures = self._failures.get(key, 0)
+        log.log(logging.DEBUG if failures else logging.INFO, "peer %s is not to be reached yet", text(key))
+        self._allocation.permit(key, ())
+        await self._select(self._peers[key], None)
+        self._try_later(key)
+
+    def _try_later(self, key: bytes) -> None:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        now = time.time()
+        pause = next_attempt(failures - 1, phase(self._own_key, key), now) - now
+        self._later[key] = asyncio.get_running_loop().call_later(pause, self._begin, key)
+
+    def _settled(self, peer: Peer, at: Endpoint) -> Selected | None:
+        """What to hold on to for a peer that is reached at `at`: the NATs between us forget it without a keepalive."""
+        keepalive = KEEPALIVE if self._behind_nat() or self.connection(peer, at) != "direct" else 0
+        if at == configured_address(peer, self._node.facts) and not keepalive:
+            return None
+        return Selected(at, keepalive)
+
+    async def _select(self, peer: Peer, selected: Selected | None) -> None:
+        """Change what is selected of a peer, and forget what was of peers that are gone."""
+        known = {(each.key, each.endpoint) for each in self._peers.values()}
+        id = (peer.key, peer.endpoint)
+
+        def update(facts: Facts) -> Facts:
+            rest = {key: value for key, value in facts.selected.items() if key != id and key in known}
+            return replace(facts, selected=rest | ({id: selected} if selected is not None else {}))
+
+        if self._node.facts.selected.get(id) != selected:
+            await self._learn(update, [peer.id])
+
+    async def _learn(self, update: Callable[[Facts], Facts], rows: Collection[tuple[str, str]]) -> None:
+        await self._node.learn(update, rows, exclusive=peers_locks(GLOBAL))
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    def connection(self, peer: Peer, at: Endpoint) -> wire.ConnectionType:
+        """How a peer is reached whose packets come from `at`."""
+        if self._allocation.loopback.remote(at) is not None:
+            return "relayed"
+        return connection_type(at, configured_address(peer, self._node.facts), peer_candidates(peer.candidates))
+
+    def seen_as(self, endpoint: Endpoint) -> Endpoint:
+        """An endpoint as it is told to others: where a relayed peer is, rather than our socket for it."""
+        return self._allocation.loopback.remote(endpoint) or endpoint
