@@ -11,7 +11,7 @@ itself.  What was asked once costs nothing later: ChannelData is relayed by two 
 import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
 from overlayd.errors import ProtocolError
@@ -37,12 +37,10 @@ MOST_PERMISSIONS = 1024  # of a session, and as many channels: what a client can
 
 # Never relayed to, whatever the operator says: this host, its links, everybody at once, and IPv6 that is IPv4 behind a
 # translator, by which the former would come in again (RFC 8656 21.3; RFC 6890).
-NEVER: tuple[Network, ...] = tuple(
-    map(
-        ip_network,
-        "0.0.0.0/8 127.0.0.0/8 169.254.0.0/16 224.0.0.0/4 240.0.0.0/4 ::/96 ::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48 "
-        "2001::/32 2002::/16 fe80::/10 ff00::/8".split(),
-    )
+NEVER: tuple[Network, ...] = (
+    *map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")),
+    *map(IPv6Network, ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")),
+    *map(IPv6Network, ("fe80::/10", "ff00::/8")),
 )
 
 SocketAddress = tuple[str, int]
@@ -96,8 +94,11 @@ class _Refusal(Exception):
 class RelayServer:
     """credential: the shared secret, not empty.  external: the address that relayed ports are reached at.
     nonce_key: 32 random bytes.  new_id: gives 12 random bytes.  refused: networks that are not relayed to, beside
-    NEVER: the overlay's.  is_local: whether an address is one of this host's own, which are not relayed to either.
-    open_port: opens a relayed port of the external address's family, None when none is left; close_port closes it.
+    NEVER: the overlay's.  is_local: whether an address is one of this host's own, or leads nowhere.
+    open_port: opens a relayed port of the external address's family for a client, None when there is none to be had;
+    close_port closes it.
+
+    forged: requests by somebody who does not know the credential, counted.
     """
 
     def __init__(
@@ -110,13 +111,14 @@ class RelayServer:
         new_id: Callable[[], bytes],
         refused: Iterable[Network],
         is_local: Callable[[Address], bool],
-        open_port: Callable[[], int | None],
+        open_port: Callable[[SocketAddress], int | None],
         close_port: Callable[[int], None],
     ) -> None:
         if not credential:
             raise ValueError("a relay without a credential would relay for anybody")
         self.sessions: dict[SocketAddress, Session] = {}
         self.by_port: dict[int, Session] = {}
+        self.forged = 0
         self._credential, self._external, self._max_sessions = credential, external, max_sessions
         self._external_text = str(external)
         self._nonce_key, self._new_id = nonce_key, new_id
@@ -231,6 +233,7 @@ class RelayServer:
             raise _Refusal(438, "Stale Nonce")
         key = stun.long_term_key(username, REALM, self._credential)
         if realm != REALM or not stun.is_authentic(datagram, key):
+            self.forged += 1
             raise _Refusal(401, "Unauthorized")
         return key
 
@@ -271,7 +274,7 @@ class RelayServer:
             raise _Refusal(440, f"Address Family not Supported: IPv{self._external.version} only")
         if len(self.sessions) >= self._max_sessions:
             raise _Refusal(508, f"Insufficient Capacity: {self._max_sessions} sessions")
-        port = self._open_port()
+        port = self._open_port(client)
         if port is None:
             raise _Refusal(508, "Insufficient Capacity: no port is left")
         username = request.get(stun.USERNAME) or ""
@@ -370,5 +373,4 @@ def _socket_address(endpoint: Endpoint) -> SocketAddress:
 
 
 def _endpoint(address: SocketAddress) -> Endpoint:
-    ip: IPv4Address | IPv6Address = ip_address(address[0])
-    return ip, address[1]
+    return ip_address(address[0]), address[1]
