@@ -29,7 +29,8 @@ PAUSE = 60.0
 
 class Allocation:
     """An allocation on the first of the servers that gives one.  relayed: where we are reached through it, None while
-    there is none.  settled: set once it is known whether there is one.  loopback: where WireGuard meets it.
+    there is none.  settled: set once it is known whether there is one.  failure: why there is none, in words, once
+    that is known.  loopback: where WireGuard meets it.
 
     wg_port: WireGuard's.  heard: called with STUN that came through the relay, and its sender.
     """
@@ -43,6 +44,7 @@ class Allocation:
     ) -> None:
         self.relayed: Endpoint | None = None
         self.settled = asyncio.Event()
+        self.failure = ""
         self.loopback = Loopback(wg_port, self.send)
         self._servers = servers
         self._lookups = lookups
@@ -96,18 +98,24 @@ class Allocation:
         try:
             found = await resolve(self._lookups, server.addr)
             self._connect(found[0])
-        except (OSError, UnicodeError) as error:
-            log.warning("TURN server %s: %s; it is tried again", server.addr, error or "no answer")
+        except (OSError, ValueError) as error:
+            self._complain(f"TURN server {server.addr}: {error or 'no answer'}")
             return PAUSE
         try:
             while True:
                 over = await self._hold(server)
                 if isinstance(over, Failed):
-                    log.warning("no relay through TURN server %s: %s", server.addr, over.failure)
+                    self._complain(f"TURN server {server.addr}: {over.failure}")
                     return over.retry_after or PAUSE
                 log.warning("TURN server %s has ended the allocation: %s", server.addr, over.failure)
         finally:
             self._disconnect()
+
+    def _complain(self, failure: str) -> None:
+        log.log(
+            logging.DEBUG if failure == self.failure else logging.WARNING, "no relay, asked again later: %s", failure
+        )
+        self.failure = failure
 
     def _connect(self, server: Endpoint) -> None:
         family = socket.AF_INET if server[0].version == 4 else socket.AF_INET6
@@ -183,7 +191,7 @@ class Allocation:
             case Received(peer, data):
                 self.loopback.deliver(data, peer)
             case Allocated(relayed):
-                self.relayed = relayed
+                self.relayed, self.failure = relayed, ""
                 self.settled.set()
                 log.info("reached through a relay at %s", endpoint_text(relayed))
                 for endpoint in self._all_permitted():

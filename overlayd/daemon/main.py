@@ -22,7 +22,6 @@ from overlayd import __version__
 from overlayd.daemon import config as configuration
 from overlayd.daemon import endpoint, identity, logs, start
 from overlayd.daemon import journal as journals
-from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.expiry import Expiry
@@ -32,6 +31,8 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.lookup import Lookups
+from overlayd.daemon.nat import Nat
 from overlayd.daemon.reclaim import reclaim
 from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
@@ -126,7 +127,7 @@ async def _serve(
         served=frozenset({config.payload_protocol}),
     )
     health = Health(node, fresh)
-    candidates = Candidates(node)
+    lookups = Lookups()
     forwarding = ForwardWatch(node)
     await health.resume()
     async with asyncio.TaskGroup() as tasks, AsyncExitStack() as ending:
@@ -134,23 +135,29 @@ async def _serve(
         def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
             return tasks.create_task(_guarded(work))
 
-        for watch in (health.watch, candidates.watch, forwarding.watch):
-            ending.callback(tasks.create_task(_kept_up(watch, stopping)).cancel)
-        tasks.create_task(_kept_up(sentinel.watch, stopping))
+        def keep_up(watch: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+            return tasks.create_task(_kept_up(watch, stopping))
+
+        for watch in (health.watch, forwarding.watch):
+            ending.callback(keep_up(watch).cancel)
+        keep_up(sentinel.watch)
         ending.callback(sentinel.stop)
-        resolver = Resolver(node, health, spawn)
+        resolver = Resolver(node, health, lookups, spawn)
         ending.callback(resolver.close)
         resolver.resume()
+        nat = Nat(node, health, lookups, spawn, keep_up)
+        ending.callback(nat.close)
+        nat.resume()
         deaths = DeathWatch(lambda handle: spawn(reclaim(node, handle)))
         ending.callback(deaths.close)
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
-        node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow]
-        doctor = Doctor(node, sentinel, forwarding)
+        node.observers += [resolver.follow, nat.follow, deaths.follow, expiry.follow, forwarding.follow]
+        doctor = Doctor(node, sentinel, forwarding, nat)
         status = StatusView(node, health)
-        daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)
+        daemon = Daemon(node, status, health, nat, doctor, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
         accepting = await server.listen(listener)

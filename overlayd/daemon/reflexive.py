@@ -86,10 +86,10 @@ class Reflexive:
         """Where a server sees us, by each of the IP versions that both have."""
         try:
             found = await resolve(self._lookups, server)
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             log.debug("STUN server %s: %s", server, error or "no answer")
             return []
-        first = {endpoint[0].version: endpoint for endpoint in reversed(found)}
+        first: dict[int, Endpoint] = {endpoint[0].version: endpoint for endpoint in reversed(found)}
         asked = [first[version] for version in sorted(self._port.versions & first.keys())]
         answers = await asyncio.gather(*map(self._ask, asked))
         return [answer for answer in answers if answer is not None]
@@ -124,7 +124,7 @@ class Reflexive:
 
 
 async def resolve(lookups: Lookups, server: str) -> list[Endpoint]:
-    """Where a server `host:port` is, at least one place, the preferred first.  OSError, UnicodeError: nowhere."""
+    """Where a server `host:port` is, at least one place, the preferred first.  OSError, ValueError: nowhere."""
     numeric = numeric_endpoint(server)
     if numeric is not None:
         return [numeric]

@@ -27,11 +27,11 @@ from overlayd.daemon.resources import peers_locks
 from overlayd.daemon.stun_port import StunPort
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard import Activity, public_key
-from overlayd.model.candidates import Endpoint, connection_type, peer_candidates
+from overlayd.model.candidates import ConnectionType, Endpoint, connection_type, peer_candidates
 from overlayd.model.layout import Facts, Selected, configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
-from overlayd.model.rows import Change, Peer
+from overlayd.model.rows import Change, Peer, RowId
 from overlayd.model.traversal import Attempt, Way, next_attempt, phase, ways
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Traversal:
         node: Node,
         health: Health,
         config: wire.NatConfig,
+        *,
         port: StunPort,
         checks: Checks,
         reflexive: Reflexive,
@@ -155,8 +156,9 @@ class Traversal:
     def _stop(self, key: bytes) -> None:
         self._leave(key)
         self._allocation.permit(key, ())
-        for known in (self._peers, self._failures, self._tried):
-            known.pop(key, None)  # type: ignore[attr-defined]
+        self._peers.pop(key, None)
+        self._failures.pop(key, None)
+        self._tried.pop(key, None)
 
     def _leave(self, key: bytes) -> None:
         """Do nothing more for a peer for now."""
@@ -301,7 +303,7 @@ class Traversal:
         if self.connection(peer, at) != "relayed":
             self._allocation.permit(key, ())
         await self._select(peer, self._settled(peer, at))
-        shown = self.seen_as(at)
+        shown = self._health.seen_as(at)
         log.info("peer %s is reached at %s, %s", text(key), endpoint_text(shown), self.connection(peer, at))
         was = before.endpoint if before is not None and before.last_handshake else None
         if not told and at not in (was, configured_address(peer, self._node.facts)):
@@ -330,27 +332,26 @@ class Traversal:
 
     async def _select(self, peer: Peer, selected: Selected | None) -> None:
         """Change what is selected of a peer, and forget what was of peers that are gone."""
-        known = {(each.key, each.endpoint) for each in self._peers.values()}
         id = (peer.key, peer.endpoint)
+        table = self._node.state.table(Peer)
+
+        def is_current(key: str, endpoint: str) -> bool:
+            row = table.get(key)
+            return row is not None and row.endpoint == endpoint
 
         def update(facts: Facts) -> Facts:
-            rest = {key: value for key, value in facts.selected.items() if key != id and key in known}
+            rest = {key: value for key, value in facts.selected.items() if key != id and is_current(*key)}
             return replace(facts, selected=rest | ({id: selected} if selected is not None else {}))
 
         if self._node.facts.selected.get(id) != selected:
             await self._learn(update, [peer.id])
 
-    async def _learn(self, update: Callable[[Facts], Facts], rows: Collection[tuple[str, str]]) -> None:
-        await self._node.learn(update, rows, exclusive=peers_locks(GLOBAL))
+    async def _learn(self, update: Callable[[Facts], Facts], rows: Collection[RowId]) -> None:
+        """Whoever begins it does not stop it: the kernel would be left half-way."""
+        await asyncio.shield(self._node.learn(update, rows, exclusive=peers_locks(GLOBAL)))
 
-    # --- what is shown ------------------------------------------------------------------------------------------------
-
-    def connection(self, peer: Peer, at: Endpoint) -> wire.ConnectionType:
+    def connection(self, peer: Peer, at: Endpoint) -> ConnectionType:
         """How a peer is reached whose packets come from `at`."""
         if self._allocation.loopback.remote(at) is not None:
             return "relayed"
         return connection_type(at, configured_address(peer, self._node.facts), peer_candidates(peer.candidates))
-
-    def seen_as(self, endpoint: Endpoint) -> Endpoint:
-        """An endpoint as it is told to others: where a relayed peer is, rather than our socket for it."""
-        return self._allocation.loopback.remote(endpoint) or endpoint

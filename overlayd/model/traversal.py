@@ -27,9 +27,9 @@ FIRST_PERIOD, LONGEST_PERIOD = 8, 256  # of attempts, doubling: powers of two
 
 MET = 4  # our own constant: addresses that a peer may show in one attempt, beyond those it told
 
-# RFC 8445, section 6.1.2.3, needs the two sides' priorities in the same order, to agree on one pair.  We have no need to
-# agree: either side may point its device at what works, and WireGuard follows the last authentic packet.  From one
-# port all pairs are ordered as the peer's candidates are.
+# RFC 8445, section 6.1.2.3, has both sides compute the same order of pairs, to agree on one.  We have no need to agree:
+# either side may point its device at what works, and WireGuard follows the last authentic packet.  So pairs from one
+# port are in the order of the peer's candidates, and those through a relay as follows.
 _ORDER_THROUGH_RELAY = {RELAY: 0, SERVER_REFLEXIVE: 1, HOST: 2}  # the likeliest first: what a relay reaches is outside
 
 
