@@ -22,7 +22,7 @@ HOLD = 5.5  # seconds that the device stays pointed at a way: so one initiation 
 # Our own constants, seconds.
 CHECKS_ALONE = 1.5  # at first, since an answer to a check spares all the rest
 CHECK_PAUSE = 0.5  # between two checks of a way: the first retransmission of STUN (RFC 8489, section 6.2.1)
-DIRECT_PREFERRED = 3.0  # a relay that works is not used for so long, to prefer a direct way that is about to
+DIRECT_PREFERRED = 2.0  # a relay that works is not used for so long, to prefer a direct way that is about to
 FIRST_PERIOD, LONGEST_PERIOD = 8, 256  # of attempts, doubling: powers of two
 
 MET = 4  # our own constant: addresses that a peer may show in one attempt, beyond those it told
@@ -72,7 +72,13 @@ def ways(
     kinds = {endpoint: kind for endpoint, kind in kinds.items() if endpoint[0].version in versions}
     direct = [Way(kind, endpoint) for endpoint, kind in kinds.items()]
     direct.sort(key=lambda way: way.relayed)  # the rest stays in its order
-    through = [Way(kind, endpoint, True) for endpoint, kind in kinds.items() if relay and endpoint[0].version == 4]
+    # A peer that is behind a NAT has host addresses that mean something else, or nothing, to a relay.
+    hidden = SERVER_REFLEXIVE in kinds.values()
+    through = [
+        Way(kind, endpoint, True)
+        for endpoint, kind in kinds.items()
+        if relay and endpoint[0].version == 4 and not (hidden and kind == HOST)
+    ]
     through.sort(key=lambda way: _ORDER_THROUGH_RELAY.get(way.kind, 0))
     return (direct + through)[:limit]
 
@@ -132,10 +138,10 @@ class Attempt:
         if not way.relayed:
             if not works or (self.selected is not None and self.selected.relayed):
                 self._select(way, now)
-        elif now < self._direct_until:  # the other side checks too: a direct way would show soon
+        elif now < self._direct_until:  # the other side checks too: a direct way shows soon, or there is none
             self._direct_until = min(self._direct_until, now + DIRECT_PREFERRED)
-            if self.selected not in self._answered:
-                self._until = min(self._until, self._direct_until)
+            if not works:
+                self._until = self._direct_until
         elif not works:
             self._select(way, now)
 

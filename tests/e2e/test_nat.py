@@ -3,6 +3,7 @@
 A NAT here keeps the port, as home routers do, so that a hole can be punched; or it is symmetric, so that none can.
 """
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -67,23 +68,149 @@ def lab() -> Iterator[Lab]:
 
 def start(member: Member, nat: dict[str, Any], *kinds: str) -> Member:
     """Start a node and wait for its candidates of these types."""
-    member.start("--log-level", "debug")
+    member.start()
     member.set_up(nat)
-    for kind in kinds:
-        until(lambda: member.candidates(kind))
+    until(lambda: all(member.candidates(kind) for kind in kinds))
     return member
 
 
-def test_both_behind_nats_that_keep_the_port(lab: Lab) -> None:
+def behind(lab: Lab, *, symmetric: bool = False) -> tuple[Member, Member]:
+    """alpha and beta behind a NAT each."""
+    left, right = (lab.nat(name, symmetric=symmetric) for name in ("left", "right"))
+    return Member(lab, 1, "alpha", behind=left), Member(lab, 2, "beta", behind=right)
+
+
+def test_a_hole_is_punched_and_outlives_the_daemon(lab: Lab) -> None:
     server = lab.coturn()
-    boxes = [lab.nat("left"), lab.nat("right")]
-    alpha, beta = (Member(lab, number, name, behind=box) for number, name, box in zip((1, 2), ("alpha", "beta"), boxes, strict=True))
-    for member, box in zip((alpha, beta), boxes, strict=True):
+    alpha, beta = behind(lab)
+    for member in (alpha, beta):
         start(member, config(server), "server-reflexive")
         (seen,) = member.candidates("server-reflexive")
-        assert seen["address"] == f"{box.address}:{PORT}"
+        assert seen["address"] == f"{member.nat.address}:{PORT}"
         assert seen["priority"] < member.candidates("host")[0]["priority"]
     two = Two(lab, alpha, beta)
     two.wait_for("hole-punched")
     two.ping()
-    assert connection(alpha, beta)["remote_endpoint"] == f"{boxes[1].address}:{PORT}"
+    there = {"connection_type": "hole-punched", "remote_endpoint": f"{beta.nat.address}:{PORT}"}
+    assert connection(alpha, beta) == {"node_id": beta.public_key} | there
+
+    passing = Ping(two.containers[0], two.addresses[1])
+    passing.wait_for(5)
+    alpha.node.stop()
+    passing.wait_for(5)
+    alpha.start()
+    passing.wait_for(5)
+    assert connection(alpha, beta) == {"node_id": beta.public_key} | there
+    alpha.introduce_by_candidates(beta)
+    alpha.request("nat_tick")
+    passing.wait_for(5)
+    assert passing.stop() == []
+    assert connection(alpha, beta) == {"node_id": beta.public_key} | there
+
+
+def test_two_behind_symmetric_nats_are_relayed(lab: Lab) -> None:
+    server = lab.coturn()
+    alpha, beta = behind(lab, symmetric=True)
+    for member in (alpha, beta):
+        start(member, config(server, turn_servers=[server.turn]), "server-reflexive", "relay")
+        (relayed,) = member.candidates("relay")
+        assert relayed["address"].startswith(f"{server.servers[0].partition(':')[0]}:")
+    two = Two(lab, alpha, beta)
+    two.wait_for("relayed")
+    two.ping()
+
+    passing = Ping(two.containers[0], two.addresses[1])
+    for member in (alpha, beta):  # relayed peers wait for the daemon, and no longer
+        member.node.stop()
+        member.start()
+        passing.wait_for(5, timeout=40)
+    passing.stop()
+    two.wait_for("relayed")
+
+
+def test_a_node_relays_for_others(lab: Lab) -> None:
+    gamma = Member(lab, 3, "gamma")
+    relay = {"listen_port": 3478, "external_addr": f"{gamma.node.address}:3478", "max_sessions": 8}
+    at = f"{gamma.node.address}:3478"
+    start(gamma, {"stun_servers": [], "relay_server": relay | {"auth_credential": SECRET}})
+    turn = {"addr": at, "username": "anybody", "credential": SECRET}
+    alpha, beta = behind(lab, symmetric=True)
+    for member in (alpha, beta):
+        nat = {"stun_servers": [at], "turn_servers": [turn], "hole_punch_timeout_secs": 6}
+        start(member, nat, "server-reflexive", "relay")
+    two = Two(lab, alpha, beta)
+    two.wait_for("relayed")
+    two.ping()
+
+
+def test_who_is_public_is_reached_directly(lab: Lab) -> None:
+    server = lab.coturn()
+    alpha, beta = Member(lab, 1, "alpha", behind=lab.nat("left", symmetric=True)), Member(lab, 2, "beta")
+    start(alpha, config(server), "server-reflexive")
+    start(beta, config(server))
+    two = Two(lab, alpha, beta)
+    two.wait_for("direct", "hole-punched")
+    two.ping()
+    assert connection(alpha, beta)["connection_type"] == "direct"
+    assert beta.candidates("server-reflexive") == []
+    seen = connection(beta, alpha)["remote_endpoint"].partition(":")
+    assert (seen[0], seen[2] == str(PORT)) == (str(alpha.nat.address), False)
+
+
+def test_nothing_leaves_a_node_that_shall_not_traverse(lab: Lab) -> None:
+    server = lab.coturn()
+    alpha, beta = Member(lab, 1, "alpha"), Member(lab, 2, "beta")
+    start(beta, config(server))
+    alpha.start()
+    nat = config(server, turn_servers=[server.turn])
+    with lab.capture(alpha.node) as silent:
+        alpha.set_up(nat | {"enabled": False})
+        alpha.introduce_by_candidates(beta)
+        alpha.request("nat_tick")
+        until(alpha.candidates)
+    assert [packet for packet in silent.packets() if packet.source == alpha.node.address] == []
+    assert connection(alpha, beta) == {"node_id": beta.public_key, "connection_type": "unreachable"}
+    with lab.capture(alpha.node) as talking:
+        alpha.set_up(nat)
+        beta.introduce_by_candidates(alpha)
+        until(lambda: connection(alpha, beta)["connection_type"] == "direct")
+    assert [packet for packet in talking.packets() if packet.source == alpha.node.address]
+
+
+def test_a_relay_that_cannot_be_is_refused_by_the_setup(lab: Lab) -> None:
+    alpha = Member(lab, 1, "alpha")
+    alpha.start()
+    relay = {"listen_port": 3478, "external_addr": str(alpha.node.address), "max_sessions": 8, "auth_credential": "x"}
+
+    def listens(port: int) -> bool:
+        return f":{port} " in alpha.node.run(["ss", "-Hlun"])
+
+    with alpha.node.open_socket(kind=socket.SOCK_DGRAM) as other:
+        other.bind((str(alpha.node.address), 3478))
+        with pytest.raises(Refused, match=r"request\.nat\.relay_server\.listen_port.*3478"):
+            alpha.set_up({"relay_server": relay})
+    with pytest.raises(Refused, match=r"request\.nat\.relay_server\.external_addr"):
+        alpha.set_up({"relay_server": relay | {"external_addr": "here"}})
+    with pytest.raises(Refused, match=r"request\.nat\.relay_server\.auth_credential"):
+        alpha.set_up({"relay_server": {**relay, "auth_credential": None}})
+    with pytest.raises(Refused, match=r"request\.nat\.turn_servers\.addr: 'a b' is not a DNS name"):
+        alpha.set_up({"turn_servers": [{"addr": "a b", "username": "", "credential": ""}]})
+    assert "interface" not in alpha.request("status")
+
+    alpha.set_up({"relay_server": relay})
+    assert listens(3478)
+    alpha.set_up({"relay_server": relay | {"listen_port": 3479}})
+    assert listens(3479) and not listens(3478)
+    with pytest.raises(Refused, match=str(PORT)):
+        alpha.set_up({"relay_server": relay | {"listen_port": PORT}})
+    assert listens(3479)
+    alpha.node.stop()
+    with alpha.node.open_socket(kind=socket.SOCK_DGRAM) as other:
+        other.bind((str(alpha.node.address), 3479))
+        alpha.start()
+        (finding,) = alpha.request("doctor")["findings"]
+        assert (finding["object"], "3479" in finding["problem"]) == ("the relay", True)
+    alpha.request("nat_tick")
+    assert listens(3479)
+    alpha.request("teardown_global_overlay")
+    assert not listens(3479)

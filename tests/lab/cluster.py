@@ -21,11 +21,10 @@ SERVICE_PREFIX = {4: 28, 6: 120}  # of the subnet that a service gets on a node
 class Member:
     """A node of the cluster and the orchestrator's connection to it.  number: its node id, and that of its slice."""
 
-    def __init__(
-        self, lab: Lab, number: int, name: str, cluster: str = CLUSTER, behind: NatBox | None = None
-    ) -> None:
+    def __init__(self, lab: Lab, number: int, name: str, cluster: str = CLUSTER, behind: NatBox | None = None) -> None:
         self.lab = lab
         self.number = number
+        self.nat = behind
         self.node = lab.node(name, behind)
         self.cluster = cluster
         whole = ip_network(cluster)
@@ -44,7 +43,7 @@ class Member:
         return self.connection.request(op, **keys)
 
     def set_up(self, nat: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Number the node and bring up its device; return its status.  nat: its NatConfig, None for the built-in one."""
+        """Number the node and bring up its device; return its status.  nat: its NatConfig."""
         self.request("set_local_node_id", node_id=self.number)
         self.request(
             "setup_global_overlay",

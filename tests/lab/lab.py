@@ -188,9 +188,9 @@ class Lab:
         node = Node(name, self.prefix, self.directory / name, address)
         netns.add(node.netns)
         if behind is None:
-            self._plug(node.netns, name, address, self.router, "underlay", self.underlay.ip)
+            self._plug(node.netns, name, address, bridge=(self.router, "underlay"), gateway=self.underlay.ip)
         else:
-            self._plug(node.netns, name, address, behind.netns, "inside", INSIDE.ip)
+            self._plug(node.netns, name, address, bridge=(behind.netns, "inside"), gateway=INSIDE.ip)
         self.nodes.append(node)
         self._stack.callback(node.close)
         return node
@@ -199,7 +199,7 @@ class Lab:
         """A new NAT on the underlay, for nodes behind it."""
         address = self._next_address()
         box = NatBox(f"{self.prefix}-{name}", address.ip, symmetric=symmetric)
-        self._plug(box.netns, name, address, self.router, "underlay", self.underlay.ip)
+        self._plug(box.netns, name, address, bridge=(self.router, "underlay"), gateway=self.underlay.ip)
         return box
 
     def coturn(self) -> Coturn:
@@ -214,9 +214,10 @@ class Lab:
         return type(self.underlay)((self.underlay.network[self._hosts], self.underlay.network.prefixlen))
 
     def _plug(
-        self, namespace: str, name: str, address: Interface, router: str, bridge: str, gateway: Address
+        self, namespace: str, name: str, address: Interface, *, bridge: tuple[str, str], gateway: Address
     ) -> None:
-        """Join a namespace to a bridge by its `uplink`, with a default route to the gateway."""
+        """Join a namespace by its `uplink` to a bridge in another one, with a default route to the gateway."""
+        router, master = bridge
         ip = ["ip", "-n", namespace]
         mtu = ["mtu", str(self.mtu)]
         run([*ip, "link", "add", "uplink", *mtu, "type", "veth", "peer", "name", name, *mtu, "netns", router])
@@ -224,7 +225,7 @@ class Lab:
         run([*ip, "address", "add", str(address), "dev", "uplink"])
         run([*ip, "link", "set", "uplink", "up"])
         run([*ip, "route", "add", "default", "via", str(gateway)])
-        run(["ip", "-n", router, "link", "set", "dev", name, "master", bridge, "up"])
+        run(["ip", "-n", router, "link", "set", "dev", name, "master", master, "up"])
 
     def container(self) -> Container:
         """A new process in a network namespace of its own, with nothing in it but a loopback that is down."""
