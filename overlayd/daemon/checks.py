@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from overlayd.linux.wireguard import public_key, shared_secret
-from overlayd.model.candidates import PEER_REFLEXIVE, Endpoint
+from overlayd.model.candidates import PEER_REFLEXIVE, RELAY, Endpoint
 from overlayd.model.traversal import Way
 from overlayd.proto import check
 from overlayd.proto.stun import TRANSACTION_ID_SIZE, USERNAME, Kind
@@ -33,7 +33,7 @@ class Checks:
         self._private_key = private_key
         self._send = send
         self._checked: dict[bytes, _Checked] = {}
-        self._names: dict[str, _Checked] = {}
+        self._names: dict[str, tuple[_Checked, str]] = {}  # with the kind of candidate that the check comes from
         self._awaited: dict[bytes, tuple[_Checked, Way]] = {}  # by transaction id
 
     @contextmanager
@@ -45,11 +45,13 @@ class Checks:
             yield
             return
         checked = _Checked(check.credentials(secret, public_key(self._private_key), peer), answered, met)
-        self._checked[peer] = self._names[checked.credentials.ours] = checked
+        self._checked[peer] = checked
+        names = checked.credentials.ours
+        self._names |= {names.direct: (checked, PEER_REFLEXIVE), names.relayed: (checked, RELAY)}
         try:
             yield
         finally:
-            del self._checked[peer], self._names[checked.credentials.ours]
+            del self._checked[peer], self._names[names.direct], self._names[names.relayed]
             for id in [id for id, (whose, _) in self._awaited.items() if whose is checked]:
                 del self._awaited[id]
 
@@ -59,7 +61,7 @@ class Checks:
         if checked is not None:
             id = os.urandom(TRANSACTION_ID_SIZE)
             self._awaited[id] = (checked, way)
-            self._send(check.request(id, checked.credentials), way)
+            self._send(check.request(id, checked.credentials, relayed=way.through_relay), way)
 
     def hear(self, datagram: bytes, sender: Endpoint, *, through_relay: bool = False) -> None:
         """Take a datagram that may be a check or an answer."""
@@ -67,11 +69,11 @@ class Checks:
         if message is None:
             return
         if message.kind is Kind.REQUEST:
-            asked = self._names.get(message.get(USERNAME) or "")
-            if asked is not None and check.is_of(datagram, asked.credentials):
-                way = Way(PEER_REFLEXIVE, sender, through_relay)
-                self._send(check.answer(message.transaction_id, sender, asked.credentials), way)
-                asked.met(way)
+            who, kind = self._names.get(message.get(USERNAME) or "", (None, ""))
+            if who is not None and check.is_of(datagram, who.credentials):
+                way = Way(kind, sender, through_relay)
+                self._send(check.answer(message.transaction_id, sender, who.credentials), way)
+                who.met(way)
             return
         awaited = self._awaited.get(message.transaction_id)
         if awaited is None:

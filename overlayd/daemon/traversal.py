@@ -27,7 +27,7 @@ from overlayd.daemon.resources import peers_locks
 from overlayd.daemon.stun_port import StunPort
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard import Activity, public_key
-from overlayd.model.candidates import ConnectionType, Endpoint, connection_type, peer_candidates
+from overlayd.model.candidates import RELAY, ConnectionType, Endpoint, connection_type, peer_candidates
 from overlayd.model.layout import Facts, Selected, configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
@@ -79,6 +79,7 @@ class Traversal:
         self._later: dict[bytes, asyncio.TimerHandle] = {}
         self._failures: dict[bytes, int] = {}  # in a row
         self._tried: dict[bytes, int] = {}  # see Attempt.tried
+        self._relays: dict[bytes, Endpoint] = {}  # of peers which were found there, and had not told
         self._at_rest: dict[bytes, int] = {}  # silent, but not missed; by how much was sent to them, bytes
 
     async def resume(self) -> None:
@@ -92,7 +93,10 @@ class Traversal:
             elif activity is not None and activity.endpoint is not None:
                 if self._is_cut_off(peer, activity.endpoint):
                     self._begin(key)
-                elif peer.candidates and (selected := self._settled(peer, activity.endpoint)) is not None:
+                    continue
+                if self.connection(peer, activity.endpoint) == "relayed":
+                    self._permit(peer)
+                if peer.candidates and (selected := self._settled(peer, activity.endpoint)) is not None:
                     kept[peer.key, peer.endpoint] = selected
         if kept:
             rows = [peer.id for peer in self._peers.values() if (peer.key, peer.endpoint) in kept]
@@ -159,6 +163,7 @@ class Traversal:
         self._peers.pop(key, None)
         self._failures.pop(key, None)
         self._tried.pop(key, None)
+        self._relays.pop(key, None)
 
     def _leave(self, key: bytes) -> None:
         """Do nothing more for a peer for now."""
@@ -255,7 +260,7 @@ class Traversal:
             symmetric=self._reflexive.symmetric,
             after=self._tried.get(key, 0),
         )
-        self._allocation.permit(key, [way.endpoint for way in found])
+        self._permit(peer)
 
         def answered(way: Way) -> None:
             attempt.answered(way, loop.time())
@@ -283,7 +288,14 @@ class Traversal:
                 if activity is not None and activity.last_handshake > last_handshake:
                     attempt.reached()
         self._tried[key] = attempt.tried
+        if pointed_at is not None and pointed_at.kind == RELAY and not pointed_at.through_relay:
+            self._relays[key] = pointed_at.endpoint
         return attempt.outcome == "reached"
+
+    def _permit(self, peer: Peer) -> None:
+        """Let a peer reach us through our relay, from any of its addresses."""
+        candidates = peer_candidates(peer.candidates)
+        self._allocation.permit(peer.public_key, [(candidate.address, candidate.port) for candidate in candidates])
 
     async def _point(self, peer: Peer, way: Way) -> None:
         """Let the device send to a peer by a way; where it was given no keepalive, one brings it to send at once."""
@@ -352,6 +364,6 @@ class Traversal:
 
     def connection(self, peer: Peer, at: Endpoint) -> ConnectionType:
         """How a peer is reached whose packets come from `at`."""
-        if self._allocation.loopback.remote(at) is not None:
+        if self._allocation.loopback.remote(at) is not None or self._relays.get(peer.public_key) == at:
             return "relayed"
         return connection_type(at, configured_address(peer, self._node.facts), peer_candidates(peer.candidates))

@@ -105,6 +105,7 @@ class Attempt:
         self._answered: set[Way] = set()
         self._met = 0
         self._next_check = now
+        self._first_round = True
         self._until = now + min(CHECKS_ALONE, timeout)
         self._direct_until = now + timeout if self._direct else self._until
 
@@ -113,11 +114,12 @@ class Attempt:
         return min(self._until, self._next_check) if self.outcome is None else None
 
     def checks_to_send(self, now: float) -> list[Way]:
-        """The ways to which a check is to be sent now."""
+        """The ways to which a check is to be sent now: at first the direct ones, which so answer first."""
         if self.outcome is not None or now < self._next_check:
             return []
         self._next_check = now + CHECK_PAUSE
-        return list(self._ways)
+        first, self._first_round = self._first_round, False
+        return [way for way in self._ways if not (first and way.relayed and self._direct)]
 
     def advance(self, now: float) -> None:
         """Go on to the next way when this one has had its time."""
@@ -146,11 +148,13 @@ class Attempt:
             self._select(way, now)
 
     def met(self, way: Way, now: float) -> None:
-        """The peer checks us from an address that it may not have told us (peer-reflexive): check that one too."""
+        """The peer checks us from an address that it may not have told us: check that one too.
+
+        way.kind: peer-reflexive, or relay.
+        """
         if self.outcome is not None or any(way[1:] == known[1:] for known in self._ways) or self._met == MET:
             return
         self._met += 1
-        way = way._replace(kind=PEER_REFLEXIVE)
         self._ways.append(way)
         if way.relayed:
             self._relayed.append(way)

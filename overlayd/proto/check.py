@@ -10,6 +10,7 @@ that is sent back to its sender is none.
 
 import hmac
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayd.errors import ProtocolError
 from overlayd.proto import stun
@@ -19,28 +20,38 @@ from overlayd.proto.wireguard import Endpoint
 _NAME_BYTES = 16  # of a digest, so that names do not collide
 
 
+class Names(NamedTuple):
+    """What requests to a node are addressed with: those that come straight, and those through the sender's relay."""
+
+    direct: str
+    relayed: str
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """key: of both nodes' messages.  ours, theirs: the names that requests to us, and to the peer, go by."""
 
     key: bytes
-    ours: str
-    theirs: str
+    ours: Names
+    theirs: Names
 
 
 def credentials(secret: bytes, our_key: bytes, their_key: bytes) -> Credentials:
     """secret: what the two nodes share, 32 bytes.  our_key, their_key: public."""
 
-    def name(public_key: bytes) -> str:
-        return hmac.digest(secret, b"overlayd check of " + public_key, "sha256")[:_NAME_BYTES].hex()
+    def name(purpose: bytes, public_key: bytes) -> str:
+        return hmac.digest(secret, purpose + public_key, "sha256")[:_NAME_BYTES].hex()
 
-    return Credentials(hmac.digest(secret, b"overlayd check", "sha256"), name(our_key), name(their_key))
+    def names(public_key: bytes) -> Names:
+        return Names(name(b"overlayd check of ", public_key), name(b"overlayd relayed check of ", public_key))
+
+    return Credentials(hmac.digest(secret, b"overlayd check", "sha256"), names(our_key), names(their_key))
 
 
-def request(transaction_id: bytes, peer: Credentials) -> bytes:
-    """A check of a peer.  transaction_id: 12 bytes that nobody can guess."""
-    message = Message(BINDING, Kind.REQUEST, transaction_id).add(stun.USERNAME, peer.theirs)
-    return stun.encode(message, key=peer.key)
+def request(transaction_id: bytes, peer: Credentials, *, relayed: bool) -> bytes:
+    """A check of a peer.  transaction_id: 12 bytes that nobody can guess.  relayed: it is sent through our relay."""
+    name = peer.theirs.relayed if relayed else peer.theirs.direct
+    return stun.encode(Message(BINDING, Kind.REQUEST, transaction_id).add(stun.USERNAME, name), key=peer.key)
 
 
 def answer(transaction_id: bytes, sender: Endpoint, peer: Credentials) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from lab import Lab, Ping, Refused, ping
+from lab import Lab, Ping, Refused
 from lab.cluster import PORT, Member
 from lab.coturn import Coturn
 
@@ -56,8 +56,14 @@ class Two:
             until(lambda member=member, other=other: connection(member, other)["connection_type"] in types)
 
     def ping(self) -> None:
-        ping(self.containers[0], self.addresses[1])
-        ping(self.containers[1], self.addresses[0])
+        """Echoes in both directions."""
+        for container, address in zip(self.containers, self.addresses[::-1], strict=True):
+            passing = Ping(container, address, 0.02)
+            try:
+                passing.wait_for(5)
+            finally:
+                lost = passing.stop()
+            assert lost == []
 
 
 @pytest.fixture
@@ -120,10 +126,12 @@ def test_two_behind_symmetric_nats_are_relayed(lab: Lab) -> None:
     two.ping()
 
     passing = Ping(two.containers[0], two.addresses[1])
-    for member in (alpha, beta):  # relayed peers wait for the daemon, and no longer
+    for member, other in ((alpha, beta), (beta, alpha)):  # relayed peers wait for the daemon, and hardly longer
         member.node.stop()
         member.start()
         passing.wait_for(5, timeout=40)
+        until(lambda member=member: member.candidates("relay"))
+        other.introduce_by_candidates(member)  # which has another address on the relay now
     passing.stop()
     two.wait_for("relayed")
 
