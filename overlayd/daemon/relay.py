@@ -169,10 +169,10 @@ class Relay:
             raise
         return bound
 
-    def _open_port(self, client: SocketAddress) -> int | None:
+    def _open_port(self, client: SocketAddress, even: bool) -> int | None:
         """A relayed port for a client, at random so that nobody can guess it (RFC 8656 21.2)."""
         for _ in range(PORT_TRIES):
-            number = secrets.choice(RELAYED_PORTS)
+            number = secrets.choice(RELAYED_PORTS[:: 2 if even else 1])
             try:
                 port = self._bind(number, PORT_BUFFER)
             except OSError as error:
