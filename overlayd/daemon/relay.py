@@ -133,7 +133,7 @@ class Relay:
             if datagram is not None:
                 self._send(listener, datagram, session.client)
 
-    def _send(self, sender: socket.socket, data: bytes | memoryview, to: SocketAddress) -> None:
+    def _send(self, sender: socket.socket, data: bytes, to: SocketAddress) -> None:
         try:
             sender.sendto(data, to)
         except OSError as error:  # full, too large, no route, a firewall: nobody waits for it
