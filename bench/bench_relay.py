@@ -2,11 +2,12 @@
 
     python bench/bench_relay.py [--seconds S] [--rounds N]
 
-One session with one channel.  `up` is from the client to the peer, `down` the way back, both with a window of datagrams
-under way; `ping` is one datagram there and back.  The load is a C program of one thread (bench/peer/relay_load.c; needs
-gcc); servers, load and peer share the machine's cores, so beside the rate stands the processor time that the server took
-for a datagram, which the others do not disturb.  coturn runs one relay thread, as ours does.  The servers take turns, and
-the median of the rounds counts; a ratio over 1 is in our favour.  Needs root and coturn.
+One session with one channel.  `up` is from the client to the peer, `down` the way back, both with a window of
+datagrams under way; `ping` is one datagram there and back.  The load is a C program of one thread
+(bench/peer/relay_load.c; needs gcc); servers, load and peer share the machine's cores, so beside the rate stands the
+processor time that the server took for a datagram, which the others disturb less.  coturn runs one relay thread, as
+ours does.  The servers take turns, and the median of the rounds counts; a ratio over 1 is in our favour.  Needs root
+and coturn.
 """
 
 import argparse

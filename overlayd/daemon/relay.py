@@ -81,8 +81,12 @@ class Relay:
         Raises MechanismError when the port cannot be had.
         """
         self._loop = asyncio.get_running_loop()
-        self._listener = self._listen()
         self._netlink = Netlink()
+        try:
+            self._listener = self._listen()
+        except MechanismError:
+            self._netlink.close()
+            raise
         self._loop.add_reader(self._listener.fileno(), self._from_clients, self._listener)
         self._sweep()
         log.info("relaying on port %d for %s", self._port, self._external)

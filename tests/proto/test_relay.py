@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from turn_network import CLIENT, CREDENTIAL, EXTERNAL, PEER, PEER_ADDRESS, PortsInMemory, server
 
@@ -370,6 +370,7 @@ def test_one_forbidden_peer_spoils_the_request() -> None:
     assert asker.heard()
 
 
+@settings(deadline=None)
 @given(st.ip_addresses())
 def test_never_is_never(address: Endpoint) -> None:
     """Against the words of `ipaddress`: what it calls loopback, link-local, multicast or unspecified is in the list."""
@@ -468,6 +469,7 @@ def test_channel_data_that_is_none_is_dropped(datagram: bytes) -> None:
     assert asker.data(datagram) is None
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.binary(max_size=3))
 def test_channel_data_is_carried_as_it_is(data: bytes, padding: bytes) -> None:
     asker = allocated()
@@ -491,6 +493,7 @@ def test_anybody_may_ask_where_they_are_seen_from() -> None:
     assert len(stun.encode(answer)) <= 48, "nobody's amplifier"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 0xFFF), st.sampled_from(Kind))
 def test_anything_else_gets_no_answer_and_does_no_harm(noise: bytes, method: int, kind: Kind) -> None:
     asker = allocated()

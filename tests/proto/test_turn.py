@@ -226,6 +226,15 @@ def test_a_refresh_meets_a_stale_nonce() -> None:
     assert played.next_request().get(stun.NONCE) == b"second"
 
 
+def test_a_server_may_change_its_realm() -> None:
+    played = allocated()
+    request = played.next_request()
+    played.refuse(request, 438, (stun.REALM, "example.com"), (stun.NONCE, b"second"), key=None)
+    [datagram] = played.client.datagrams_to_send(played.now)
+    assert stun.decode(datagram).get(stun.REALM) == "example.com"
+    assert stun.is_authentic(datagram, stun.long_term_key("node-1", "example.com", "secret"))
+
+
 @pytest.mark.parametrize("code", [437, 441, 500])
 def test_a_refused_refresh_is_the_end(code: int) -> None:
     played = allocated()
@@ -399,3 +408,19 @@ def test_nothing_is_sent_before_there_is_an_allocation() -> None:
     played.client.send(PEER, b"data", 0.0)
     played.client.permit(PEER, 0.0)
     assert played.asked().method == stun.ALLOCATE
+
+
+def test_a_peer_that_was_permitted_and_then_used_is_renewed_once_an_interval() -> None:
+    played = allocated()
+    played.client.permit(PEER, 0.0)
+    played.answer(played.asked())
+    played.now = 5.0
+    played.client.send(PEER, b"data", 5.0)
+    bind, _ = map(stun.decode, played.client.datagrams_to_send(5.0))
+    played.answer(bind)
+    asked = []
+    while played.now < 500:
+        request = played.next_request()
+        asked.append((played.now, request.method))
+        played.answer(request)
+    assert asked == [(245, stun.CHANNEL_BIND), (485, stun.CHANNEL_BIND), (540, stun.REFRESH)]

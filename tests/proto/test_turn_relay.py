@@ -201,7 +201,7 @@ def test_two_clients_of_one_relay_reach_each_other() -> None:
 # --- faults ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 1 << 32),
     st.sampled_from([0.0, 0.1, 0.3, 0.6]),
@@ -236,7 +236,7 @@ def test_no_fault_of_the_network_confuses_them(seed: int, loss: float, duplicate
         assert set(payloads(network)) >= {f"in {step}".encode() for step in range(2, 40)}
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=20), st.booleans())
 def test_noise_changes_nothing(noise: list[bytes], shaped: bool) -> None:
     network = allocated()
