@@ -69,7 +69,7 @@ def measure(lab: Lab, name: str, load: Path, seconds: float) -> dict[str, float]
             ).stdout.split()
             used = processor_seconds(server.pid) - before
             if case == "ping":
-                found["ping, median round trip, us"], found["ping, 99th percentile, us"] = map(float, said)
+                found["ping, median round trip, us"], found["ping, 90th percentile, us"] = map(float, said)
             else:
                 found[f"{case}, datagrams a second"] = float(said[0])
                 found[f"{case}, processor time of a datagram, us"] = used / (float(said[0]) * seconds) * 1e6

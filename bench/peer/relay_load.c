@@ -5,7 +5,7 @@
  * CLIENT and PEER are descriptors of connected UDP sockets: to the relay's listening port, channel 0x4000 bound, and to
  * the relayed port.  up, down: datagrams of SIZE bytes from the client to the peer or back, WINDOW of them under way;
  * prints how many arrived a second, and how many did not.  ping: one at a time there and back; prints the median and the
- * 99th percentile of the round trips in microseconds.
+ * 90th percentile of the round trips in microseconds.
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -90,7 +90,7 @@ static void ping(int client, int peer, size_t size, double seconds) {
         times[count++] = now() - sent;
     }
     qsort(times, count, sizeof *times, compare);
-    printf("%.1f %.1f\n", count ? times[count / 2] * 1e6 : 0.0, count ? times[count * 99 / 100] * 1e6 : 0.0);
+    printf("%.1f %.1f\n", count ? times[count / 2] * 1e6 : 0.0, count ? times[count * 9 / 10] * 1e6 : 0.0);
 }
 
 int main(int count, char **argument) {

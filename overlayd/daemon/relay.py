@@ -12,6 +12,7 @@ What cannot be sent at once is dropped, as routers do: the kernel's buffers are 
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import secrets
@@ -30,6 +31,7 @@ from overlayd.proto.stun import TRANSACTION_ID_SIZE
 
 log = logging.getLogger(__name__)
 
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h: SO_RCVBUF without the limit, for CAP_NET_ADMIN
 RELAYED_PORTS = range(49152, 65536)  # RFC 8656 7.2 recommends the dynamic ports
 
 # Our own constants.
@@ -166,6 +168,8 @@ class Relay:
             if self._external.version == 6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            with contextlib.suppress(PermissionError):  # then it is what net.core.rmem_max leaves of it
+                bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
             bound.setblocking(False)
             bound.bind((self._bind_to, port))
         except OSError:

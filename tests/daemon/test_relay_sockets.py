@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab.turn import CREDENTIAL, USERNAME
@@ -70,10 +71,11 @@ async def until(so: Callable[[], bool]) -> None:
 class Asker(asyncio.DatagramProtocol):
     """A TURN client in this event loop."""
 
-    def __init__(self, port: int, credential: str = CREDENTIAL) -> None:
+    def __init__(self, port: int, credential: str, host: str) -> None:
         self.loop = asyncio.get_running_loop()
-        self.server = ("127.0.0.1", port)
-        self.client = TurnClient(USERNAME, credential, partial(os.urandom, 12), self.loop.time())
+        self.server = (host, port)
+        family = ip_address(host).version
+        self.client = TurnClient(USERNAME, credential, partial(os.urandom, 12), self.loop.time(), family=family)
         self.events: list[object] = []
         self.transport: asyncio.DatagramTransport
 
@@ -96,10 +98,10 @@ class Asker(asyncio.DatagramProtocol):
 
 
 @contextlib.asynccontextmanager
-async def asker(port: int, credential: str = CREDENTIAL) -> AsyncIterator[Asker]:
+async def asker(port: int, credential: str = CREDENTIAL, host: str = "127.0.0.1") -> AsyncIterator[Asker]:
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.create_datagram_endpoint(
-        lambda: Asker(port, credential), local_addr=("127.0.0.1", 0)
+        lambda: Asker(port, credential, host), local_addr=(host, 0)
     )
     try:
         yield protocol
@@ -108,9 +110,9 @@ async def asker(port: int, credential: str = CREDENTIAL) -> AsyncIterator[Asker]
 
 
 @contextlib.asynccontextmanager
-async def relaying(**changes: int) -> AsyncIterator[tuple[Relay, int]]:
+async def relaying(**changes: Any) -> AsyncIterator[tuple[Relay, int]]:
     port = free_port()
-    relay = Relay(config(port, **changes), [])  # type: ignore[arg-type]
+    relay = Relay(config(port, **changes), [])
     relay.start()
     try:
         yield relay, port
@@ -124,9 +126,14 @@ def sockets() -> set[str]:
     return {link for link in links if link.startswith("socket:")}
 
 
-async def test_two_nodes_reach_each_other_through_it_and_it_closes_what_it_opened() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_two_nodes_reach_each_other_through_it_and_it_closes_what_it_opened(host: str) -> None:
     before = sockets()
-    async with relaying() as (relay, port), asker(port) as one, asker(port) as two:
+    async with (
+        relaying(address=host) as (relay, port),
+        asker(port, host=host) as one,
+        asker(port, host=host) as two,
+    ):
         first, second = await one.event(), await two.event()
         assert isinstance(first, Allocated)
         assert isinstance(second, Allocated)
