@@ -12,6 +12,7 @@ What cannot be sent at once is dropped, as routers do: the kernel's buffers are 
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import secrets
@@ -30,6 +31,7 @@ from overlayd.proto.stun import TRANSACTION_ID_SIZE
 
 log = logging.getLogger(__name__)
 
+SO_RCVBUFFORCE = 33  # asm-generic/socket.h: SO_RCVBUF without the limit, for CAP_NET_ADMIN
 RELAYED_PORTS = range(49152, 65536)  # RFC 8656 7.2 recommends the dynamic ports
 
 # Our own constants.
@@ -81,8 +83,12 @@ class Relay:
         Raises MechanismError when the port cannot be had.
         """
         self._loop = asyncio.get_running_loop()
-        self._listener = self._listen()
         self._netlink = Netlink()
+        try:
+            self._listener = self._listen()
+        except MechanismError:
+            self._netlink.close()
+            raise
         self._loop.add_reader(self._listener.fileno(), self._from_clients, self._listener)
         self._sweep()
         log.info("relaying on port %d for %s", self._port, self._external)
@@ -133,7 +139,7 @@ class Relay:
             if datagram is not None:
                 self._send(listener, datagram, session.client)
 
-    def _send(self, sender: socket.socket, data: bytes | memoryview, to: SocketAddress) -> None:
+    def _send(self, sender: socket.socket, data: bytes, to: SocketAddress) -> None:
         try:
             sender.sendto(data, to)
         except OSError as error:  # full, too large, no route, a firewall: nobody waits for it
@@ -162,6 +168,8 @@ class Relay:
             if self._external.version == 6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            with contextlib.suppress(PermissionError):  # then it is what net.core.rmem_max leaves of it
+                bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
             bound.setblocking(False)
             bound.bind((self._bind_to, port))
         except OSError:
@@ -169,10 +177,10 @@ class Relay:
             raise
         return bound
 
-    def _open_port(self, client: SocketAddress) -> int | None:
+    def _open_port(self, client: SocketAddress, even: bool) -> int | None:
         """A relayed port for a client, at random so that nobody can guess it (RFC 8656 21.2)."""
         for _ in range(PORT_TRIES):
-            number = secrets.choice(RELAYED_PORTS)
+            number = secrets.choice(RELAYED_PORTS[:: 2 if even else 1])
             try:
                 port = self._bind(number, PORT_BUFFER)
             except OSError as error:

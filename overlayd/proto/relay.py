@@ -19,10 +19,10 @@ from overlayd.proto import stun
 from overlayd.proto.stun import Failure, Kind, Message
 from overlayd.proto.turn import (
     CHANNEL_LIFETIME,
-    CHANNELS,
     DEFAULT_LIFETIME,
     IPV4_FAMILY,
     IPV6_FAMILY,
+    OLD_CHANNELS,
     PERMISSION_LIFETIME,
     UDP,
 )
@@ -52,7 +52,7 @@ class ToPeer(NamedTuple):
 
     port: int
     peer: SocketAddress
-    data: memoryview | bytes
+    data: bytes
 
 
 @dataclass(slots=True)
@@ -95,8 +95,8 @@ class RelayServer:
     """credential: the shared secret, not empty.  external: the address that relayed ports are reached at.
     nonce_key: 32 random bytes.  new_id: gives 12 random bytes.  refused: networks that are not relayed to, beside
     NEVER: the overlay's.  is_local: whether an address is one of this host's own, or leads nowhere.
-    open_port: opens a relayed port of the external address's family for a client, None when there is none to be had;
-    close_port closes it.
+    open_port: opens a relayed port of the external address's family for a client, an even one if it says so, and gives
+    its number, None when there is none to be had; close_port closes it.
 
     forged: requests by somebody who does not know the credential, counted.
     """
@@ -111,7 +111,7 @@ class RelayServer:
         new_id: Callable[[], bytes],
         refused: Iterable[Network],
         is_local: Callable[[Address], bool],
-        open_port: Callable[[SocketAddress], int | None],
+        open_port: Callable[[SocketAddress, bool], int | None],
         close_port: Callable[[int], None],
     ) -> None:
         if not credential:
@@ -136,15 +136,12 @@ class RelayServer:
 
     def client_datagram(self, client: SocketAddress, datagram: bytes, now: float) -> ToPeer | bytes | None:
         """What to do with a datagram that came to the listening port: relay something, answer, or nothing."""
-        if datagram[:1] >= b"\x40":
-            session = self.sessions.get(client)
-            channel = session.channels.get(datagram[:2]) if session is not None else None
-            if channel is None or now >= channel.until:
-                return None
+        session = self.sessions.get(client)
+        if session is not None and (channel := session.channels.get(datagram[:2])) is not None:
             end = 4 + int.from_bytes(datagram[2:4])
-            if not 4 <= end <= len(datagram):
+            if end > len(datagram) or now >= channel.until:
                 return None
-            return ToPeer(session.port, channel.peer, memoryview(datagram)[4:end])  # type: ignore[union-attr]
+            return ToPeer(session.port, channel.peer, datagram[4:end])  # a copy costs less than a memoryview
         try:
             message = stun.decode(datagram)
         except ProtocolError:
@@ -248,7 +245,8 @@ class RelayServer:
             issued = int(nonce.partition(b"-")[0], 16)
         except ValueError:
             return False
-        return 0 <= now - issued < NONCE_LIFETIME and hmac.compare_digest(nonce, self._nonce(client, issued))
+        # Compared without arithmetic of floats: an `issued` of 700 digits would overflow them.
+        return issued <= now < issued + NONCE_LIFETIME and hmac.compare_digest(nonce, self._nonce(client, issued))
 
     def _binding(self, client: SocketAddress, request: Message, response: Message, now: float) -> Message:
         return response.add(stun.XOR_MAPPED_ADDRESS, _endpoint(client))
@@ -274,7 +272,10 @@ class RelayServer:
             raise _Refusal(440, f"Address Family not Supported: IPv{self._external.version} only")
         if len(self.sessions) >= self._max_sessions:
             raise _Refusal(508, f"Insufficient Capacity: {self._max_sessions} sessions")
-        port = self._open_port(client)
+        pair = request.get(stun.EVEN_PORT)
+        if pair:
+            raise _Refusal(508, "Insufficient Capacity: ports are not reserved")
+        port = self._open_port(client, pair is not None)
         if port is None:
             raise _Refusal(508, "Insufficient Capacity: no port is left")
         username = request.get(stun.USERNAME) or ""
@@ -304,8 +305,8 @@ class RelayServer:
     def _channel_bind(self, client: SocketAddress, request: Message, response: Message, now: float) -> Message:
         session = self._session(client, request, now)
         number, peer = request.get(stun.CHANNEL_NUMBER), request.get(stun.XOR_PEER_ADDRESS)
-        if number is None or number not in CHANNELS or peer is None:
-            raise _Refusal(400, "Bad Request: it takes a CHANNEL-NUMBER from 0x4000 to 0x4FFF and XOR-PEER-ADDRESS")
+        if number is None or number not in OLD_CHANNELS or peer is None:
+            raise _Refusal(400, "Bad Request: it takes a CHANNEL-NUMBER from 0x4000 to 0x7FFF and XOR-PEER-ADDRESS")
         self._check(peer[0])
         if not self._is_deliverable(peer):
             raise _Refusal(403, "Forbidden: no relayed port")

@@ -348,4 +348,5 @@ XOR_PEER_ADDRESS = _address(0x0012, "XOR-PEER-ADDRESS", masked=True)
 DATA = _opaque_value(0x0013, "DATA")
 XOR_RELAYED_ADDRESS = _address(0x0016, "XOR-RELAYED-ADDRESS", masked=True)
 REQUESTED_ADDRESS_FAMILY = _number(0x0017, "REQUESTED-ADDRESS-FAMILY", 1, reserved=3)  # 1: IPv4, 2: IPv6
+EVEN_PORT = _number(0x0018, "EVEN-PORT", 1)  # 0x80: the next port is to be reserved
 REQUESTED_TRANSPORT = _number(0x0019, "REQUESTED-TRANSPORT", 1, reserved=3)  # an IP protocol number

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from overlayd.errors import ProtocolError
@@ -105,6 +105,7 @@ def test_passwords_are_opaque_strings() -> None:
 # --- round trips --------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(messages(), st.none() | st.binary(max_size=80), st.booleans(), st.booleans())
 def test_round_trips(message: Message, key: bytes | None, sha256: bool, fingerprint: bool) -> None:
     datagram = stun.encode(message, key=key, sha256=sha256, fingerprint=fingerprint)
@@ -121,6 +122,7 @@ def test_round_trips(message: Message, key: bytes | None, sha256: bool, fingerpr
     assert stun.is_authentic(datagram, (key or b"") + b"!") is False
 
 
+@settings(deadline=None)
 @given(transaction_ids, values)
 def test_a_value_comes_back_as_it_was(transaction_id: bytes, value: tuple[stun.Attribute[object], object]) -> None:
     attribute, content = value
@@ -205,6 +207,7 @@ def test_a_malformed_message_is_refused(datagram: bytes, says: str) -> None:
         stun.decode(datagram)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.binary(max_size=40))
 @example(b"", b"\0" * 4)
 def test_an_untrusted_datagram_raises_nothing_else(noise: bytes, tail: bytes) -> None:
@@ -270,6 +273,7 @@ def test_a_truncated_sha256_counts(size: int) -> None:
 # --- telling datagrams apart ----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.binary(min_size=28, max_size=200))
 @example(1, stun.MAGIC_COOKIE.to_bytes(4) + bytes(140))
 @example(4, stun.MAGIC_COOKIE.to_bytes(4) + bytes(24))
@@ -278,6 +282,7 @@ def test_a_message_of_wireguard_is_never_stun(type: int, rest: bytes) -> None:
     assert not stun.is_stun(bytes((type, 0, 0, 0)) + stun.MAGIC_COOKIE.to_bytes(4) + rest)
 
 
+@settings(deadline=None)
 @given(messages())
 def test_a_message_is_stun_in_any_buffer(message: Message) -> None:
     datagram = stun.encode(message)
