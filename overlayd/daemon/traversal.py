@@ -32,7 +32,7 @@ from overlayd.model.layout import Facts, Selected, configured_address, endpoint_
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
 from overlayd.model.rows import Change, Peer, RowId
-from overlayd.model.traversal import Attempt, Way, next_attempt, phase, ways
+from overlayd.model.traversal import HOLD, Attempt, Way, next_attempt, phase, ways
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 AT_ONCE = 32  # attempts: each sends a check every half second to each of some ten addresses
 KEEPALIVE = 25  # seconds, through a NAT: most of these forget a silent flow after 30 s
 ALLOCATION_PATIENCE = 3.0  # seconds that a first attempt waits for our own address on a relay
+
+# A peer that was relayed when an earlier daemon ended has a session still, so that no handshake shows which way works,
+# but what is heard; and the least that is heard is its keepalive.
+HOLD_CUT_OFF = 30.0  # seconds
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -251,7 +255,7 @@ class Traversal:
         key = peer.public_key
         activity = self._health.activity(GLOBAL, key)
         cut_off = activity is not None and activity.endpoint is not None and self._is_cut_off(peer, activity.endpoint)
-        last_handshake = activity.last_handshake if activity is not None else 0
+        heard = _heard(activity, cut_off)
         found = self._ways(peer)
         attempt = Attempt(
             found,
@@ -259,6 +263,7 @@ class Traversal:
             0.0 if cut_off else self._config.hole_punch_timeout_secs,
             symmetric=self._reflexive.symmetric,
             after=self._tried.get(key, 0),
+            hold=HOLD_CUT_OFF if cut_off else HOLD,
         )
         self._permit(peer)
 
@@ -278,14 +283,13 @@ class Traversal:
                 attempt.advance(loop.time())
                 if attempt.selected is not None and attempt.selected != pointed_at:
                     pointed_at = attempt.selected
-                    await self._point(peer, pointed_at)
+                    await self._point(peer, pointed_at, awake=cut_off)
                 woken.clear()
                 due = attempt.next_timeout() or due
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(due):
                         await woken.wait()
-                activity = self._health.activity(GLOBAL, key)
-                if activity is not None and activity.last_handshake > last_handshake:
+                if _heard(self._health.activity(GLOBAL, key), cut_off) > heard:
                     attempt.reached()
         self._tried[key] = attempt.tried
         if pointed_at is not None and pointed_at.kind == RELAY and not pointed_at.through_relay:
@@ -297,10 +301,14 @@ class Traversal:
         candidates = peer_candidates(peer.candidates)
         self._allocation.permit(peer.public_key, [(candidate.address, candidate.port) for candidate in candidates])
 
-    async def _point(self, peer: Peer, way: Way) -> None:
-        """Let the device send to a peer by a way; where it was given no keepalive, one brings it to send at once."""
+    async def _point(self, peer: Peer, way: Way, *, awake: bool) -> None:
+        """Let the device send to a peer by a way, at once: it does when a keepalive is switched on.  awake: it may be
+        on already.
+        """
         endpoint = self._allocation.loopback.local(way.endpoint) if way.through_relay else way.endpoint
         log.debug("peer %s: trying %s", text(peer.public_key), way)
+        if awake:
+            await self._select(peer, Selected(endpoint, 0))
         await self._select(peer, Selected(endpoint, KEEPALIVE))
 
     async def _settle(self, key: bytes, before: Activity | None) -> None:
@@ -367,3 +375,10 @@ class Traversal:
         if self._allocation.loopback.remote(at) is not None or self._relays.get(peer.public_key) == at:
             return "relayed"
         return connection_type(at, configured_address(peer, self._node.facts), peer_candidates(peer.candidates))
+
+
+def _heard(activity: Activity | None, session: bool) -> int:
+    """What grows when a peer is heard of: its last handshake, or, while its session lasts, what came from it."""
+    if activity is None:
+        return 0
+    return activity.rx_bytes if session else activity.last_handshake

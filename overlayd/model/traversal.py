@@ -15,9 +15,10 @@ from typing import Literal, NamedTuple
 
 from overlayd.model.candidates import HOST, PEER_REFLEXIVE, RELAY, SERVER_REFLEXIVE, Candidate, Endpoint
 
-# WireGuard sends no second initiation before REKEY_TIMEOUT, 5 s (the WireGuard paper, section 6.1), plus up to a third
-# of a second of jitter (section 6.4).
-HOLD = 5.5  # seconds that the device stays pointed at a way: so one initiation goes there, and has time for its answer
+# Seconds that the device stays pointed at a way.  WireGuard sends an initiation again after REKEY_TIMEOUT, which is as
+# long, and up to a third of a second of jitter (the WireGuard paper, sections 6.1 and 6.4), but none sooner: so each
+# way gets one, at its beginning.
+HOLD = 5.0
 
 # Our own constants, seconds.
 CHECKS_ALONE = 1.5  # at first, since an answer to a check spares all the rest
@@ -88,11 +89,19 @@ class Attempt:
     how it ended.  tried: ways that WireGuard got its time on, for the next attempt to begin after them.
 
     ways: the best first.  timeout: seconds for all direct ways together.  symmetric: our NAT gives each destination
-    another port, so that where a peer's NAT awaits us we are not.  after: begin with the way of that place.
+    another port, so that where a peer's NAT awaits us we are not.  after: begin with the way of that place.  hold:
+    seconds for each way.
     """
 
     def __init__(
-        self, ways: Iterable[Way], now: float, timeout: float, *, symmetric: bool = False, after: int = 0
+        self,
+        ways: Iterable[Way],
+        now: float,
+        timeout: float,
+        *,
+        symmetric: bool = False,
+        after: int = 0,
+        hold: float = HOLD,
     ) -> None:
         self.selected: Way | None = None
         self.outcome: Literal["reached", "failed"] | None = None
@@ -102,6 +111,7 @@ class Attempt:
             way for way in self._ways if not way.relayed and not (symmetric and way.kind == SERVER_REFLEXIVE)
         ]
         self._relayed = [way for way in self._ways if way.relayed]
+        self._hold = hold
         self._answered: set[Way] = set()
         self._met = 0
         self._next_check = now
@@ -170,7 +180,7 @@ class Attempt:
         if way in self._relayed:
             self._relayed.remove(way)
         patient = way.relayed or way in self._answered
-        self._until = now + HOLD if patient else min(now + HOLD, self._direct_until)
+        self._until = now + self._hold if patient else min(now + self._hold, self._direct_until)
 
     def _next(self, now: float) -> Way | None:
         """The next direct way while there is time for these, over and over; then each relayed one, those first of

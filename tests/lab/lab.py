@@ -29,7 +29,6 @@ from typing import Any
 from lab import netns, processes
 from lab.capture import Capture
 from lab.container import Container
-from lab.coturn import Coturn
 from lab.crun import CrunContainer
 from lab.natbox import INSIDE, NatBox
 from lab.node import Node
@@ -201,13 +200,6 @@ class Lab:
         box = NatBox(f"{self.prefix}-{name}", address.ip, symmetric=symmetric)
         self._plug(box.netns, name, address, bridge=(self.router, "underlay"), gateway=self.underlay.ip)
         return box
-
-    def coturn(self) -> Coturn:
-        """A STUN and TURN server outside, at two addresses, so that a symmetric NAT shows."""
-        second = type(self.outside_address)((self.outside_address.ip + 1, self.outside_address.network.prefixlen))
-        run(["ip", "-n", self.outside, "address", "add", str(second), "dev", "uplink"])
-        server = Coturn(self.outside, [str(self.outside_address.ip), str(second.ip)], self.directory, self.prefix)
-        return self._stack.enter_context(server)
 
     def _next_address(self) -> IPv4Interface | IPv6Interface:
         self._hosts += 1
