@@ -252,6 +252,7 @@ async def test_many_are_looked_for_a_few_at_a_time(looking: Looking, monkeypatch
 
 async def test_who_was_there_at_a_start_is_taken_up(looking: Looking) -> None:
     looking.traversal.close()
+    looking.node.observers.clear()
     await looking.add(KEY, GIVEN, RELAY)
     await looking.add(OTHER, GIVEN, RELAY)
     await looking.shake(KEY, endpoint=looking.device.seen[KEY].endpoint)
