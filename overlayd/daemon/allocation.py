@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 # somebody may have repaired it.
 PAUSE = 60.0
 
+# What a server that was restarted answers to a permission for an allocation that it does not know: as RFC 8656,
+# section 5, has it, and as coturn does.
+_GONE = (437, 400)
+
 
 class Allocation:
     """An allocation on the first of the servers that gives one.  relayed: where we are reached through it, None while
@@ -52,6 +56,8 @@ class Allocation:
         self._client: TurnClient | None = None
         self._server: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due: float | None = None
+        self._since = 0.0  # when the allocation was made, in the loop's time
         self._over: asyncio.Future[Failed | Expired] | None = None
         self._permitted: dict[bytes, frozenset[Endpoint]] = {}
         if not servers:
@@ -59,7 +65,7 @@ class Allocation:
 
     async def watch(self) -> None:
         """Keep an allocation, for ever."""
-        while self._servers:
+        while True:
             pauses = [await self._use(server) for server in self._servers]
             self.settled.set()
             await asyncio.sleep(min(pauses))
@@ -139,7 +145,7 @@ class Allocation:
         if self._server is not None:
             loop.remove_reader(self._server)
             self._server.close()
-        self._client = self._server = self._timer = self.relayed = None
+        self._client = self._server = self._timer = self._due = self.relayed = None
 
     async def _hold(self, server: wire.TurnServer) -> Failed | Expired:
         """Have one allocation, to its end."""
@@ -179,26 +185,38 @@ class Allocation:
                     server.send(datagram)
             for event in events:
                 self._heed(client, event)
-        if self._timer is not None:
-            self._timer.cancel()
         due = client.next_timeout()
-        self._timer = loop.call_at(due, self._flush) if due is not None else None
+        if due != self._due:  # it stays the same while data passes
+            self._due = due
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(due, self._wake) if due is not None else None
+
+    def _wake(self) -> None:
+        self._due = None
+        self._flush()
 
     def _heed(self, client: TurnClient, event: Event) -> None:
+        now = asyncio.get_running_loop().time()
         match event:
             case Received(peer, data) if is_stun(data):
                 self._heard(data, peer)
             case Received(peer, data):
                 self.loopback.deliver(data, peer)
             case Allocated(relayed):
-                self.relayed, self.failure = relayed, ""
+                self.relayed, self.failure, self._since = relayed, "", now
                 self.settled.set()
                 log.info("reached through a relay at %s", endpoint_text(relayed))
                 for endpoint in self._all_permitted():
-                    client.permit(endpoint, asyncio.get_running_loop().time())
+                    client.permit(endpoint, now)
+            case Refused(_, failure) if failure.code in _GONE and now > self._since + PAUSE:
+                self._end(Expired(failure))
             case Refused(peer, failure):
                 log.debug("the TURN server does not relay to %s: %s", endpoint_text(peer), failure)
             case Failed() | Expired():
-                self.relayed = None
-                if self._over is not None and not self._over.done():
-                    self._over.set_result(event)
+                self._end(event)
+
+    def _end(self, event: Failed | Expired) -> None:
+        self.relayed = None
+        if self._over is not None and not self._over.done():
+            self._over.set_result(event)

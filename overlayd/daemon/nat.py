@@ -232,7 +232,11 @@ class Session:
             behind_nat=self._is_behind_nat,
             spawn=spawn,
         )
-        self._tasks = [watch(self.reflexive.watch), watch(self.allocation.watch), spawn(self.traversal.resume())]
+        self._tasks = [spawn(self.traversal.resume())]
+        if config.stun_servers:
+            self._tasks.append(watch(self.reflexive.watch))
+        if config.turn_servers:
+            self._tasks.append(watch(self.allocation.watch))
 
     def close(self) -> None:
         for task in self._tasks:

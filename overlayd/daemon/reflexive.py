@@ -55,7 +55,7 @@ class Reflexive:
     async def watch(self) -> None:
         """Ask now and then, for ever."""
         soon = True
-        while self._servers:
+        while True:
             self._again.clear()
             self._take(await self._ask_all())
             pause = min(SOON, self._interval) if soon and not self.mapped else self._interval

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 # Our own constants.
 AT_ONCE = 32  # attempts: each sends a check every half second to each of some ten addresses
 KEEPALIVE = 25  # seconds, through a NAT: most of these forget a silent flow after 30 s
+TAKEN_UP_AT_ONCE = 256  # peers at a start, before others get their turn
 ALLOCATION_PATIENCE = 3.0  # seconds that a first attempt waits for our own address on a relay
 
 # A peer that was relayed when an earlier daemon ended has a session still, so that no handshake shows which way works,
@@ -77,8 +78,8 @@ class Traversal:
         self._behind_nat = behind_nat
         self._spawn = spawn
         self._own_key = public_key(node.state.node.private_key)
-        self._slots = asyncio.Semaphore(AT_ONCE)
         self._peers: dict[bytes, Peer] = {}  # as they were last seen, to tell what of them has changed
+        self._queue: dict[bytes, None] = {}  # in their order
         self._running: dict[bytes, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._later: dict[bytes, asyncio.TimerHandle] = {}
         self._failures: dict[bytes, int] = {}  # in a row
@@ -89,7 +90,11 @@ class Traversal:
     async def resume(self) -> None:
         """Take up all peers, at a start or a change of the configuration; later changes come through `follow`."""
         kept: dict[tuple[str, str], Selected] = {}
-        for key, peer in self._node.state.peers(GLOBAL).items():
+        for place, (key, peer) in enumerate(list(self._node.state.peers(GLOBAL).items())):
+            if place % TAKEN_UP_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if self._node.state.peers(GLOBAL).get(key) is not peer:
+                continue  # it has changed meanwhile, and came through `follow`
             self._peers[key] = peer
             activity = self._health.activity(GLOBAL, key)
             if not self._health.is_fresh(GLOBAL, key):
@@ -146,6 +151,7 @@ class Traversal:
                 self._begin(key)
 
     def close(self) -> None:
+        self._queue.clear()
         for key in list(self._peers):
             self._stop(key)
 
@@ -172,10 +178,11 @@ class Traversal:
     def _leave(self, key: bytes) -> None:
         """Do nothing more for a peer for now."""
         self._at_rest.pop(key, None)
+        self._queue.pop(key, None)
         if (timer := self._later.pop(key, None)) is not None:
             timer.cancel()
         if (running := self._running.pop(key, None)) is not None:
-            running[0].cancel()
+            running[0].cancel()  # at whose end another one's turn comes
 
     def _lost(self, key: bytes) -> None:
         """A peer does not answer."""
@@ -188,17 +195,22 @@ class Traversal:
             self._begin(key)
 
     def _begin(self, key: bytes) -> None:
-        """Look for a peer, if there is more to do than WireGuard does by itself."""
-        if key in self._running:
+        """Look for a peer, when it is its turn, if there is more to do than WireGuard does by itself."""
+        if key in self._running or key in self._queue:
             return
         self._leave(key)
-        if self._worth_trying(self._peers[key]):
+        peer = self._peers[key]
+        given, here = configured_address(peer, self._node.facts), self._known_endpoint(peer)
+        if peer.candidates or (self._config.turn_servers and given is not None) or here not in (None, given):
+            self._queue[key] = None
+            self._fill()
+
+    def _fill(self) -> None:
+        while self._queue and len(self._running) < AT_ONCE:
+            key = next(iter(self._queue))
+            del self._queue[key]
             woken = asyncio.Event()
             self._running[key] = (self._spawn(self._look_for(key, woken)), woken)
-
-    def _worth_trying(self, peer: Peer) -> bool:
-        here = self._known_endpoint(peer)
-        return bool(self._config.turn_servers) or any(way.endpoint != here for way in self._ways(peer))
 
     def _known_endpoint(self, peer: Peer) -> Endpoint | None:
         activity = self._health.activity(GLOBAL, peer.public_key)
@@ -215,25 +227,24 @@ class Traversal:
     # --- one attempt --------------------------------------------------------------------------------------------------
 
     async def _look_for(self, key: bytes, woken: asyncio.Event) -> None:
-        async with self._slots:
+        try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(ALLOCATION_PATIENCE):
                     await self._allocation.settled.wait()
-            peer = self._peers[key]
             before = self._health.activity(GLOBAL, key)
-            try:
-                with self._port.used():
-                    reached = await self._attempt(peer, woken)
-                if reached:
-                    await self._settle(key, before)
-                else:
-                    await self._give_up(key)
-            except MechanismError as error:
-                log.error("looking for peer %s: %s", text(key), error)
-                self._try_later(key)
-            finally:
-                if self._running.get(key, (None,))[0] is asyncio.current_task():
-                    del self._running[key]
+            with self._port.used():
+                reached = await self._attempt(self._peers[key], woken)
+            if reached:
+                await self._settle(key, before)
+            else:
+                await self._give_up(key)
+        except (MechanismError, OSError) as error:
+            log.error("looking for peer %s: %s", text(key), error)
+            self._try_later(key)
+        finally:
+            if self._running.get(key, (None,))[0] is asyncio.current_task():
+                del self._running[key]
+            self._fill()
 
     def _ways(self, peer: Peer) -> list[Way]:
         activity = self._health.activity(GLOBAL, peer.public_key)
