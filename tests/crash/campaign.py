@@ -3,6 +3,7 @@
 Owns: the list of (scenario, point, passage, how), and the count.  Must not know: how a trial is run.
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from crash.scenarios import SCENARIOS
 from crash.worker import Job, Workers
 
 HOW = ("killed", "refused")
+TELL_EVERY = 60.0  # seconds: a campaign takes many minutes
 
 
 @dataclass
@@ -78,9 +80,13 @@ def trials(workers: Workers, report: Report, scenarios: Iterable[str] = tuple(SC
 
 
 def run(workers: Workers, report: Report, jobs: Iterable[Job]) -> None:
-    """Do jobs, and report each that goes wrong as soon as it does."""
+    """Do jobs, report each that goes wrong as soon as it does, and now and then how far it is."""
+    told = time.monotonic()
     for job, outcome in workers.run(jobs):
         before = len(report.wrong)
         report.add(job, outcome)
         for text in report.wrong[before:]:
             print(text, flush=True)
+        if time.monotonic() - told > TELL_EVERY:
+            told = time.monotonic()
+            print(f"so far: {report}", flush=True)
