@@ -26,10 +26,17 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        ops = {(SCENARIOS[scenario].act["op"], point) for scenario, point, _, _ in self.trials}
-        points = {trial[:3] for trial in self.trials}
+        first: dict[tuple[str, str, str], int] = {}
+        for scenario, point, passage, how in self.trials:
+            place = (scenario, point, how)
+            first[place] = min(passage, first.get(place, passage))
+        ops = {
+            (SCENARIOS[scenario].act["op"], point, passage - first[scenario, point, how])
+            for scenario, point, passage, how in self.trials
+        }
+        situations = {trial[:3] for trial in self.trials}
         return (
-            f"{len(ops)} pairs of op and point, {len(points)} of scenario, point and passage; "
+            f"{len(ops)} pairs of op and point (each passage of it), {len(situations)} of scenario and point; "
             f"{self.runs} runs, {self.sequences} of them random sequences; {len(self.wrong)} went wrong"
         )
 
