@@ -13,7 +13,7 @@ PYTHON := .venv/bin/python
 # Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping libnftables1 tcpdump util-linux wireguard-go wireguard-tools
-TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static
+TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static coturn
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
 
@@ -84,7 +84,11 @@ build-packages:
 demo-packages: root
 	@$(call install,$(DEMO_PACKAGES))
 test-packages: root
-	@$(call install,$(TEST_PACKAGES))
+	@$(call install,$(TEST_PACKAGES)); \
+	if [[ " $${missing[*]} " == *" coturn "* ]]; then \
+	  echo 'coturn: the tests run their own, so the one that the package has just started is stopped and stays off'; \
+	  service coturn stop || true; update-rc.d coturn disable; \
+	fi
 
 # The first python3 in PATH that is new enough and can make virtual environments, else Debian's own.
 .venv/created: | build-packages
