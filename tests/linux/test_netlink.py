@@ -2,6 +2,8 @@
 
 import errno
 import json
+import socket
+import struct
 from ipaddress import ip_interface, ip_network
 
 import pytest
@@ -151,7 +153,10 @@ def test_an_interrupted_dump_is_read_again(host, monkeypatch):
 
 
 def test_a_dump_that_is_always_interrupted_is_an_error(host, monkeypatch):
-    monkeypatch.setattr(Netlink, "_read_dump", lambda self, operation: ([], True))
+    interrupted = netlink_module.Message(
+        netlink_module.NLMSG_DONE, netlink_module.NLM_F_DUMP_INTR, 0, 0, memoryview(b"")
+    )
+    monkeypatch.setattr(Netlink, "walk", lambda *_: iter([interrupted]))
     with Netlink() as netlink, pytest.raises(MechanismError) as raised:
         netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter())
     assert raised.value.errno == errno.EINTR
@@ -161,3 +166,43 @@ def test_a_refused_dump_is_an_error(host):
     with Netlink() as netlink, pytest.raises(MechanismError) as raised:
         netlink.dump("list links", rt.RTM_GETLINK, b"\1" * 16)
     assert (raised.value.operation, raised.value.errno) == ("list links", errno.EINVAL)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        pytest.param(struct.pack("=IHHIIi16x", 36, netlink_module.NLMSG_ERROR, 0, 1, 0, -errno.ENODEV), id="refusal"),
+        pytest.param(struct.pack("=IHHII", 16, netlink_module.NLMSG_DONE, 0, 1, 0), id="end of a dump"),
+        pytest.param(bytes(16), id="no length"),
+    ],
+)
+def test_only_the_kernel_is_believed(host, forged):
+    """A container that may configure its own network may also write to the socket that we have in it."""
+    with Netlink() as netlink, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as forger:
+        netlink._socket.bind((0, 0))
+        port, _groups = netlink._socket.getsockname()
+        forger.sendto(forged, (port, 0))
+        assert find_link(netlink, "lo").name == "lo"
+        forger.sendto(forged, (port, 0))
+        assert [rt.parse_link(body).name for body in netlink.dump("list", rt.RTM_GETLINK, rt.link_filter())] == ["lo"]
+
+
+def test_answers_to_what_was_cut_short_are_passed_over(host, monkeypatch):
+    genuine = netlink_module.receive
+    with Netlink() as netlink:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(netlink_module, "receive", interrupted)
+            netlink.transact([look_up_request("nope"), look_up_request("lo")])
+        assert genuine is netlink_module.receive
+        assert find_link(netlink, "lo").name == "lo"
+        next(netlink.walk("list", rt.RTM_GETADDR, rt.address_filter()))
+        assert [rt.parse_link(body).name for body in netlink.dump("list", rt.RTM_GETLINK, rt.link_filter())] == ["lo"]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("data", [b"", bytes(15), bytes(16), bytes(40), b"\x0f" + bytes(30)])
+def test_a_damaged_datagram_ends_the_walk(data):
+    assert list(netlink_module.messages(data)) == []
