@@ -254,7 +254,7 @@ def test_words_make_a_request(words: str, request_: wire.Request) -> None:
         ("write_scoped_resolver zone=z node_ip=i port=5x", '^port: expected u16, got "5x"'),
         ("set_local_node_id node_id=18446744073709551616", "^node_id: expected u64"),
         ("set_local_node_id node_id=-1", "^node_id: expected u64, got -1"),
-        ("detach_container handle=linux_pid", "^handle: JSON is malformed"),
+        ("detach_container handle=linux_pid", "^handle: expected JSON for {platform:linux_pid,pid}.*: JSON"),
         ("detach_container handle.platform=jail", '^handle.platform: unknown platform "jail"'),
         ("detach_container handle.pid=5", "^handle.platform: required key is missing"),
         ("detach_container handle={} handle.pid=5 handle.pid=5", "twice"),
@@ -277,6 +277,13 @@ def test_wrong_words_exit_2_without_asking(canned: Canned, capsys: pytest.Captur
         assert caught.value.code == 2
         assert "usage: overlayctl" in capsys.readouterr().err
     assert canned.asked == []
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "soon"])
+def test_a_timeout_that_is_none_is_named(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run([f"--timeout={word}", "status"])
+    assert f"'{word}' is not a number of seconds above 0" in capsys.readouterr().err
 
 
 def test_the_list_names_every_request(capsys: pytest.CaptureFixture[str]) -> None:
