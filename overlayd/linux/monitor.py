@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, Message, attributes, receive, string
+from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, Message, attributes, connected, receive, string
 from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL
 
 # linux/netlink.h, asm-generic/socket.h, linux/filter.h
@@ -201,12 +201,11 @@ def _event(message: Message) -> Event | None:
 
 
 def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    opened = connected(protocol)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         if protocol == socket.NETLINK_ROUTE:
             _attach_filter(opened)
-        opened.bind((0, 0))  # one without a port of its own is sent nothing
         for group in groups:
             opened.setsockopt(SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
     except BaseException:

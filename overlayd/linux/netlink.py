@@ -118,7 +118,7 @@ class Netlink:
     """A netlink socket of the namespace that the calling thread is in when it is opened; one thread at a time."""
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+        self._socket = connected(protocol)
         self._sequence = 0
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
@@ -213,11 +213,26 @@ def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     return _HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body + b"\0\0\0"[: -len(body) % 4]
 
 
+def connected(protocol: int) -> socket.socket:
+    """A netlink socket of the calling thread's namespace that only the kernel can write to; raises OSError.
+
+    Whoever has CAP_NET_ADMIN in a namespace, as a container may have in its own, can send to any socket in it, and
+    finds their ports in /proc/net/netlink: it could forge answers, or fill the buffer that the true ones need.  But not
+    to a socket that is connected to the kernel, which is port 0 (netlink_getsockbyportid() in af_netlink.c).
+    """
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    try:
+        opened.connect((0, 0))
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
 def receive(opened: socket.socket, flags: int = 0) -> Iterator[Message]:
     """The messages of the next datagram from the kernel; raises what recvfrom(2) does.
 
-    Whoever has CAP_NET_ADMIN in the socket's namespace, as a container may have in its own, can send to it too, and
-    finds its port in /proc/net/netlink.  The kernel's own port is 0 (netlink(7)).
+    What somebody else sent in the moment between the socket's getting a port and its being connected is passed over.
     """
     while True:
         data, (port, _groups) = opened.recvfrom(_READ, flags)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux.netlink import (
-    NETLINK_NETFILTER,
     NLA_F_NESTED,
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -44,11 +43,6 @@ _NFGENMSG = struct.Struct(">BBH")  # family, version, resource id
 # Our own: elements in a message.  The list of them is one attribute, which holds 65,535 bytes at most, and the largest
 # element of ours (an IPv6 grant) takes 96.
 _MESSAGE = 500
-
-
-def connect() -> socket.socket:
-    """A socket for `transact`, in the calling thread's network namespace."""
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
 
 
 def transact(netlink: socket.socket, changes: list[Change]) -> None:

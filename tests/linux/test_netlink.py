@@ -12,6 +12,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import netlink as netlink_module
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import address_request, find_link, link_index, look_up_request, route_request
+from overlayd.linux.monitor import Monitor
 from overlayd.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, Request, attribute, attributes, nested, text
 
 
@@ -168,23 +169,29 @@ def test_a_refused_dump_is_an_error(host):
     assert (raised.value.operation, raised.value.errno) == ("list links", errno.EINVAL)
 
 
-@pytest.mark.parametrize(
-    "forged",
-    [
-        pytest.param(struct.pack("=IHHIIi16x", 36, netlink_module.NLMSG_ERROR, 0, 1, 0, -errno.ENODEV), id="refusal"),
-        pytest.param(struct.pack("=IHHII", 16, netlink_module.NLMSG_DONE, 0, 1, 0), id="end of a dump"),
-        pytest.param(bytes(16), id="no length"),
-    ],
-)
-def test_only_the_kernel_is_believed(host, forged):
-    """A container that may configure its own network may also write to the socket that we have in it."""
-    with Netlink() as netlink, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as forger:
-        netlink._socket.bind((0, 0))
-        port, _groups = netlink._socket.getsockname()
-        forger.sendto(forged, (port, 0))
-        assert find_link(netlink, "lo").name == "lo"
-        forger.sendto(forged, (port, 0))
-        assert [rt.parse_link(body).name for body in netlink.dump("list", rt.RTM_GETLINK, rt.link_filter())] == ["lo"]
+def netlink_socket():
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+
+
+def test_only_the_kernel_can_write_to_a_socket_of_ours(host):
+    """A container that may configure its own network may write to the sockets in it."""
+    with Netlink() as netlink, Monitor() as monitor, netlink_socket() as forger:
+        for ours in (netlink._socket, *monitor.sockets[:1]):
+            port, _groups = ours.getsockname()
+            with pytest.raises(ConnectionRefusedError):
+                forger.sendto(bytes(16), (port, 0))
+
+
+def test_what_others_have_written_is_passed_over(host):
+    with netlink_socket() as ours, netlink_socket() as forger:
+        ours.bind((0, 0))
+        port, _groups = ours.getsockname()
+        refusal = struct.pack("=IHHIIi16x", 36, netlink_module.NLMSG_ERROR, 0, 1, 0, -errno.ENODEV)
+        for forged in (refusal, bytes(16)):
+            forger.sendto(forged, (port, 0))
+        ours.send(netlink_module.message(rt.RTM_GETLINK, netlink_module.NLM_F_REQUEST, 1, look_up_request("lo").body))
+        (answer,) = netlink_module.receive(ours)
+        assert rt.parse_link(answer.body).name == "lo"
 
 
 def test_answers_to_what_was_cut_short_are_passed_over(host, monkeypatch):
