@@ -126,8 +126,9 @@ def _ask(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     except Unreachable as error:
         return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(error.reason, path)}")
     except ConnectionLost as error:
-        # What a caller who may not use the daemon sees: it accepts, looks at the credentials, and hangs up.
-        return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(PermissionError(), path)}")
+        # Also what a caller who may not use the daemon sees: it accepts, looks at the credentials, and hangs up.
+        reason = PermissionError() if os.geteuid() else ConnectionResetError()
+        return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(reason, path)}")
     except (OverlaydError, TimeoutError) as error:
         return _fail(EXIT_UNAVAILABLE, str(error))
     return code
@@ -154,6 +155,8 @@ def _advice(reason: OSError, path: str) -> str:
                 "overlayd talks to root, to its own user, and to members of the socket's group:\n"
                 f"compare `stat -c %G {path}` with `id -nG`, or use sudo.  Its log says whom it turned away."
             )
+        case ConnectionResetError():
+            return "overlayd stopped, or was restarted: its log says why (journalctl -u overlayd)."
         case _:
             return "Check that overlayd runs on this node, and the socket's path (--socket, OVERLAYD_SOCKET)."
 

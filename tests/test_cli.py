@@ -1,6 +1,7 @@
 """overlayctl against a server that gives canned answers: what it prints, asks, and exits with."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -429,8 +430,10 @@ def test_unreachable_exits_69_and_says_what_to_check(
     assert "Nobody listens there" in capsys.readouterr().err
 
     canned.answer = lambda request: None
-    assert cli.run(["status"]) == 69
-    assert "members of the socket's group" in capsys.readouterr().err
+    for user, advice in ((0, "overlayd stopped, or was restarted"), (1000, "members of the socket's group")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert cli.run(["status"]) == 69
+        assert advice in capsys.readouterr().err
 
     assert cli.run(["--socket", "x" * 300, "status"]) == 69
     assert "path too long" in capsys.readouterr().err
