@@ -96,6 +96,7 @@ def run(arguments: list[str]) -> int:
 def _ask(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import asyncio  # noqa: PLC0415
 
+    from overlayd import cli_tables  # noqa: PLC0415
     from overlayd.cli_call import UsageError  # noqa: PLC0415
     from overlayd.client import (  # noqa: PLC0415
         CallError,
@@ -122,7 +123,7 @@ def _ask(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     except UsageError as error:
         parser.error(str(error))
     except CallError as error:
-        return _fail(EXIT_ERR, str(error))
+        return _fail(EXIT_ERR, "\n".join(map(cli_tables.printable, str(error).split("\n"))))
     except Unreachable as error:
         return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(error.reason, path)}")
     except ConnectionLost as error:

@@ -188,6 +188,21 @@ def test_the_daemons_error_is_printed_and_exits_1(canned: Canned, capsys: pytest
     assert (captured.out, captured.err) == ("", "overlayctl: global overlay not set up\n")
 
 
+def test_a_name_does_not_steer_the_terminal(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "web\x1b]0;gotcha\x07\nzl-x-b  up\x9b2J"
+    shown = r"web\x1b]0;gotcha\x07\nzl-x-b  up\x9b2J"
+    service = wire.DedicatedService(name, "zl-d", KEY, 51821, "10.200.9.1", "10.200.9.0/28", 1)
+    canned.answer = lambda request: wire.Status(peer_count=0, service_count=1, dedicated_services=(service,))
+    assert cli.run(["status"]) == 0
+    assert f"\n{shown}  zl-d " in capsys.readouterr().out
+    canned.answer = lambda request: wire.Diagnosis((wire.Finding(name, "is missing", "ask for it"),))
+    assert cli.run(["doctor"]) == 4
+    assert capsys.readouterr().out == f"{shown} is missing\n    ask for it\n"
+    canned.answer = lambda request: wire.Err(f"service {name!s} is not set up")
+    assert cli.run(["call", "teardown_service_overlay", "service=x"]) == 1
+    assert capsys.readouterr().err == f"overlayctl: service {shown} is not set up\n".replace(r"\nzl", "\nzl")
+
+
 def test_call_prints_the_answer(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answer = lambda request: wire.Ip("10.200.7.5")
     assert cli.run(["call", "allocate_ip", "service=web", "join_global=true"]) == 0
