@@ -181,7 +181,7 @@ def is_own_thread(thread: int) -> bool:
 def process_name(port: int) -> str:
     """The program whose pid is `port`, if it still runs; empty when there is none."""
     try:
-        return Path(f"/proc/{port}/comm").read_text().strip()
+        return Path(f"/proc/{port}/comm").read_text(errors="backslashreplace").strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
