@@ -5,6 +5,7 @@ import re
 import secrets
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,17 +92,20 @@ class Image:
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Iterator[Image]:
+def image() -> Iterator[Image]:
     name = f"oi{secrets.token_hex(3)}"
     netns.add(name)
     made = None
+    # Not tmp_path, which pytest keeps: an unpacked image is 400 MB.
+    directory = tempfile.TemporaryDirectory(prefix=name)
     try:
-        made = Image(tmp_path, name)
+        made = Image(Path(directory.name), name)
         yield made
     finally:
         if made is not None:
             subprocess.run(made.crun("delete", "--force", name), capture_output=True, check=False)
         netns.delete(name)
+        directory.cleanup()
 
 
 @pytest.mark.timeout(600)
