@@ -60,7 +60,7 @@ everything = st.one_of(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(elements=everything)
 def test_elements_are_those_that_nft_would_make(
     space: Namespace, netlink: socket.socket, elements: list[Element]
