@@ -14,6 +14,7 @@ PYTHON := .venv/bin/python
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping libnftables1 tcpdump util-linux wireguard-go wireguard-tools
 TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static coturn
+IMAGE_PACKAGES := buildah debootstrap
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
 
@@ -46,6 +47,11 @@ test: test-packages lint ## lint, types and every test (root)
 .PHONY: test-kernel
 test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an emulated machine (root; two minutes)
 	@tests/kernel/run-guest $(PYTHON)
+
+.PHONY: test-image
+test-image: test-packages build ## the Dockerfile built and run, without a container engine (root; two minutes)
+	@$(call install,$(IMAGE_PACKAGES))
+	@$(PYTHON) -m pytest tests/image
 
 .PHONY: soak
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)

@@ -66,15 +66,16 @@ class Admission:
 
 
 def bind(path: str, gid: int | None) -> socket.socket:
-    """The listening socket, mode 0660, of the group `gid`.  InUse: somebody answers on the path.  A stale file is
-    replaced.
+    """The listening socket, mode 0660, of the group `gid`, in a directory that all may enter.  InUse: somebody answers
+    on the path.  A stale file is replaced.
     """
     _refuse_if_answered(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(0o177)
+    mask = os.umask(0o022)
     try:
         Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         Path(path).unlink(missing_ok=True)
+        os.umask(0o177)  # until the group is set nobody else may connect
         listener.bind(path)
         if gid is not None:
             os.chown(path, -1, gid)

@@ -4,6 +4,7 @@ Owns: the forms of addresses, CIDRs, keys and endpoints, and the errors that nam
 they are for.
 """
 
+import re
 from base64 import b64decode
 from binascii import Error as Base64Error
 from ipaddress import ip_address, ip_network
@@ -54,7 +55,7 @@ def endpoint(text: str, field: str) -> str:
     if not text:
         return ""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not colon or not host or re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) < 65536:
         raise RequestError(f"request.{field}: {text!r} is not host:port")
     if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
         raise RequestError(f"request.{field}: {text!r}: an IPv6 host stands in brackets, like [fd00::1]:51820")

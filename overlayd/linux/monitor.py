@@ -16,11 +16,11 @@ from typing import NamedTuple, Self
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.netlink import SOL_NETLINK, Message, attributes, messages, string
+from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, Message, attributes, connected, receive, string
 from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL
 
 # linux/netlink.h, asm-generic/socket.h, linux/filter.h
-_NETLINK_NETFILTER, _NETLINK_ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 12, 1, 33, 26
+_NETLINK_ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 1, 33, 26
 # BPF_LD | BPF_W | BPF_ABS, the same with BPF_H and BPF_B; BPF_JMP | BPF_JEQ | BPF_K; BPF_RET | BPF_K
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 # linux/netfilter/nfnetlink.h: the subsystem is the high byte of a message's type
@@ -34,7 +34,6 @@ _OUR_FAMILIES = (1, 7)  # NFPROTO_INET, NFPROTO_BRIDGE
 
 # Our own: room for a few thousand notifications, while something else keeps us busy.
 _BUFFER = 16 << 20
-_READ = 1 << 16
 _READS = 64  # datagrams taken at a time: a flood must not keep the caller from its other work
 
 _GROUPS = (
@@ -110,7 +109,7 @@ class Monitor:
         self.sockets: list[socket.socket] = []
         try:
             self.sockets.append(_subscribe(socket.NETLINK_ROUTE, _GROUPS))
-            self.sockets.append(_subscribe(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,)))
+            self.sockets.append(_subscribe(NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,)))
         except OSError as error:
             self.close()
             raise MechanismError("subscribe to", "kernel notifications", error.errno or 0) from error
@@ -138,7 +137,7 @@ class Monitor:
         events: list[Event] = []
         for _ in range(_READS):
             try:
-                data = source.recv(_READ, socket.MSG_DONTWAIT)
+                received = receive(source, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -147,7 +146,7 @@ class Monitor:
                 self._touched = False
                 events.append(Overrun(ruleset))
                 continue
-            for message in messages(data):
+            for message in received:
                 if not ruleset and message.type in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
                     # Of another family than AF_UNSPEC it is about a bridge's port, or about IPv6 on the link.
                     if message.body[0] == socket.AF_UNSPEC:
@@ -182,7 +181,7 @@ def is_own_thread(thread: int) -> bool:
 def process_name(port: int) -> str:
     """The program whose pid is `port`, if it still runs; empty when there is none."""
     try:
-        return Path(f"/proc/{port}/comm").read_text().strip()
+        return Path(f"/proc/{port}/comm").read_text(errors="backslashreplace").strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
@@ -202,12 +201,11 @@ def _event(message: Message) -> Event | None:
 
 
 def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    opened = connected(protocol)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         if protocol == socket.NETLINK_ROUTE:
             _attach_filter(opened)
-        opened.bind((0, 0))  # one without a port of its own is sent nothing
         for group in groups:
             opened.setsockopt(SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
     except BaseException:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from overlayd.errors import RequestError
 from overlayd.model import attachments, overlay, subnets
 from overlayd.model.names import bridge_name, dedicated_name, require_legal
-from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft, State
 
@@ -47,6 +47,8 @@ def setup_service(
         return service
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
+    if "\0" in name or len(name.encode()) > LONGEST_SCOPE:
+        raise RequestError(f"request.service: the name has at most {LONGEST_SCOPE} bytes, and no NUL among them")
     if subnet is None:
         subnet = subnets.choose(
             around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot)

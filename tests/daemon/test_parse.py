@@ -61,7 +61,12 @@ def test_endpoints(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["192.0.2.1", "host:", ":51820", "host:0", "host:65536", "host:-1", "fd00::1:51820", "[fd00::1:5", "[x]:5"]
+    "text",
+    [
+        *("192.0.2.1", "host:", ":51820", "host:0", "host:65536", "host:-1", "fd00::1:51820", "[fd00::1:5", "[x]:5"),
+        pytest.param("host:" + "9" * 5000, id="more digits than int() takes"),
+        pytest.param("host:\N{ARABIC-INDIC DIGIT FIVE}", id="another script's digits"),
+    ],
 )
 def test_bad_endpoints(text):
     with pytest.raises(RequestError, match=r"^request\.endpoint: "):

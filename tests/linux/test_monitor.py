@@ -3,6 +3,7 @@
 import os
 import select
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -152,3 +153,13 @@ def test_more_than_it_can_hold_is_said_so(host, shell, tmp_path, monkeypatch):
         assert Overrun(False) in heard(monitor)
         shell("ip link set d0 mtu 1234")
         assert of(LinkChanged, heard(monitor))[-1].link.mtu == 1234
+
+
+def test_a_program_may_have_any_name():
+    own = Path("/proc/self/comm")
+    before = own.read_bytes().strip()
+    try:
+        own.write_bytes(b"\xffbad")
+        assert process_name(os.getpid()) == r"\xffbad"
+    finally:
+        own.write_bytes(before)

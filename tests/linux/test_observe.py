@@ -7,7 +7,7 @@ from test_veth import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, serv
 
 from overlayd.linux import link, netns, veth
 from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_host, observe_veth
-from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, Alias, Bridge, Device, Proxy, Route
+from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, LONGEST_SCOPE, Alias, Bridge, Device, Proxy, Route
 
 
 def device(name, scope, *addresses):
@@ -216,3 +216,10 @@ def test_bridges_by_name(host, shell):
         ("zl-old-b",): ("veth-1-s", "veth-2-s"),
         ("br7", "zl-alt-b"): (),
     }
+
+
+@pytest.mark.parametrize("service", ["x" * LONGEST_SCOPE, "ü" * (LONGEST_SCOPE // 2), "a b\n/:c"])
+def test_the_longest_and_oddest_names_of_services_come_back(host, service):
+    bridge = Bridge(service, "zl-x-b", ip_interface("10.1.0.1/28"), 1340)
+    link.create_bridge(bridge)
+    assert observe_bridge("zl-x-b") == bridge

@@ -10,7 +10,7 @@ from overlayd.errors import RequestError, StateError
 from overlayd.model import attachments, ipam, overlay, peers, rows, services
 from overlayd.model.attachments import Wish
 from overlayd.model.layout import Facts, layout
-from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Netns, Veth
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Bridge, DevicePeer, Netns, Veth
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Lease, Overlay, Peer, Service
 from overlayd.model.state import Draft
@@ -246,3 +246,12 @@ def test_replacing_an_equal_row_is_no_change():
     draft.put(replace(state.get(Overlay)))
     assert not draft.rows
     assert Peer.table == "peer"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * (LONGEST_SCOPE + 1), "ü" * (LONGEST_SCOPE // 2 + 1)])
+def test_a_service_is_refused_whose_name_its_links_could_not_carry(name):
+    """Under a long deployment, whose link names are hashed: the alias alone says whose a link is."""
+    state = new_state()
+    set_up(state, deployment="production-of-everything")
+    with pytest.raises(RequestError, match="the name has at most 238 bytes"):
+        serve(state, name)
