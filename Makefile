@@ -71,6 +71,14 @@ lint: build ## ruff and mypy --strict
 bench: demo-packages build ## the benchmarks of bench/, one after the other
 	@for script in bench/*.py; do echo "== $$script"; $(PYTHON) "$$script"; done
 
+.PHONY: bench-record
+bench-record: build ## keep the times of the hot paths as they are now
+	@$(PYTHON) bench/hot_paths.py --benchmark-autosave
+
+.PHONY: bench-compare
+bench-compare: build ## time the hot paths beside the newest record; fails when one takes a third longer
+	@$(PYTHON) bench/hot_paths.py --benchmark-compare --benchmark-compare-fail=median:33%
+
 .PHONY: build
 build: .venv/built ## virtual environment in .venv, extension modules compiled in place
 
