@@ -97,6 +97,8 @@ def until(there: Callable[[], bool]) -> float:
         ("ip link set {device} down", "device {device} is down"),
         ("ip link set {device} mtu 1300", "device {device} has mtu 1300"),
         ("ip address flush dev {device}", "device {device} has addresses none, not 10.200.1.1/16, by"),
+        ("ip route del 10.200.0.0/16 dev {device}", "device {device} is down, without its route, or"),
+        ("ip route del 10.200.74.16/28 dev {bridge}", "bridge {bridge} is down, without its route, or"),
         ("echo 0 > /proc/sys/net/ipv4/ip_forward", "net/ipv4/ip_forward is 0"),
         ("echo 1 > /proc/sys/net/ipv4/conf/{bridge}/rp_filter", "rp_filter is 1"),
         ("echo 0 > /proc/sys/net/ipv4/conf/{device}/forwarding", "forwarding is 0"),
