@@ -39,7 +39,7 @@ _VETH = re.compile(r"veth-(\d+)-[sg]")
 
 class Part(NamedTuple):
     """What is looked at together.  kind: "service": its bridge and veths; "device": that of a scope, its peers, routes
-    and aliases; or one of those below.
+    and aliases; "peers": what that device itself shows of its peers; or one of those below.
     """
 
     kind: str
