@@ -37,6 +37,7 @@ from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
+from overlayd.daemon.suspects import Part
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
@@ -148,11 +149,12 @@ async def _serve(
         ending.callback(expiry.close)
         expiry.arm()
         node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow]
-        doctor = Doctor(node, sentinel, forwarding)
+        doctor = Doctor(node, sentinel, forwarding, health)
         status = StatusView(node, health)
         daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
+        health.doubters.append(lambda scope: sentinel.suspect(Part("peers", scope), "reading"))
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
             _notify("READY=1")

@@ -65,7 +65,9 @@ class AddressChanged(NamedTuple):
 
 
 class RouteChanged(NamedTuple):
-    """A route of our protocol, or a default route, was added or removed.  port: as of an address."""
+    """A route of our protocol, or a default route, was added or removed; or one to a link's network, IPv6 link-local
+    ones excepted, which the kernel had made of an address, was removed.  port: as of an address.
+    """
 
     route: rt.KernelRoute
     gone: bool
@@ -194,7 +196,9 @@ def _event(message: Message) -> Event | None:
         return AddressChanged(address.ifindex, port) if address is not None and universal else None
     if kind in (rt.RTM_NEWROUTE, rt.RTM_DELROUTE):
         route = rt.parse_route(body)
-        return RouteChanged(route, kind == rt.RTM_DELROUTE, port) if route is not None else None
+        if route is None or (route.protocol == rt.RTPROT_KERNEL and route.destination.is_link_local):
+            return None
+        return RouteChanged(route, kind == rt.RTM_DELROUTE, port)
     if kind == rt.RTM_NEWNETCONF:
         return ParameterChanged(rt.parse_netconf(body))
     return None
@@ -215,22 +219,28 @@ def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
 
 
 def _attach_filter(opened: socket.socket) -> None:
-    """Let through less: of routes the default ones and ours, since a router's full table must not wake us; of
-    parameters those that were set, not those that a new link starts with.
+    """Let through less: of routes the default ones and ours, since a router's full table must not wake us, and of
+    those that the kernel makes of addresses the end; of parameters those that were set, not those that a new link
+    starts with.
 
     A classic BPF program (linux/filter.h); it reads numbers of more than a byte in network byte order.
     """
     new, old, netconf = map(socket.htons, (rt.RTM_NEWROUTE, rt.RTM_DELROUTE, rt.RTM_NEWNETCONF))
-    length, kind, destination_length, protocol = 0, 4, 16 + 1, 16 + 5  # offsets in nlmsghdr, and in rtmsg behind it
+    length, kind = 0, 4  # offsets in nlmsghdr
+    destination_length, table, protocol = 16 + 1, 16 + 4, 16 + 5  # and in rtmsg behind it
     one_parameter = socket.htonl(16 + 4 + 8 + 8)  # nlmsghdr, netconfmsg, the link's index, one value
     program = (
         (_LOAD_HALF, 0, 0, kind),
-        (_JUMP_EQUAL, 4, 0, new),
-        (_JUMP_EQUAL, 3, 0, old),
-        (_JUMP_EQUAL, 0, 7, netconf),  # nor about a parameter: pass
+        (_JUMP_EQUAL, 4, 0, old),
+        (_JUMP_EQUAL, 7, 0, new),
+        (_JUMP_EQUAL, 0, 11, netconf),  # nor about a parameter: pass
         (_LOAD_WORD, 0, 0, length),
-        (_JUMP_EQUAL, 5, 4, one_parameter),
-        (_LOAD_BYTE, 0, 0, destination_length),
+        (_JUMP_EQUAL, 9, 8, one_parameter),
+        (_LOAD_BYTE, 0, 0, protocol),  # of a route that was removed
+        (_JUMP_EQUAL, 0, 2, rt.RTPROT_KERNEL),
+        (_LOAD_BYTE, 0, 0, table),
+        (_JUMP_EQUAL, 5, 4, rt.RT_TABLE_MAIN),
+        (_LOAD_BYTE, 0, 0, destination_length),  # of any other route
         (_JUMP_EQUAL, 3, 0, 0),
         (_LOAD_BYTE, 0, 0, protocol),
         (_JUMP_EQUAL, 1, 0, ROUTE_PROTOCOL),
