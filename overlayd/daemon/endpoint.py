@@ -71,10 +71,11 @@ def bind(path: str, gid: int | None) -> socket.socket:
     """
     _refuse_if_answered(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(0o177)
+    mask = os.umask(0o022)  # members of the group must get through a directory that we make
     try:
-        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).unlink(missing_ok=True)
+        os.umask(0o177)  # and nobody gets at the socket before it is its group's
         listener.bind(path)
         if gid is not None:
             os.chown(path, -1, gid)
