@@ -22,7 +22,7 @@ from overlayd.model.layout import Facts, Layout, layout
 from overlayd.model.objects import Address, Step
 from overlayd.model.plan import plan
 from overlayd.model.rows import Change, Lease, Row, RowId, encode
-from overlayd.model.state import Draft, State
+from overlayd.model.state import Draft, NotYet, State
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class Node:
         self.observers: list[Callable[[Change], None]] = []  # told of every change that has taken effect
         self._journal = journal
         self._owed: dict[RowId, Row | None] = {}  # taken back in memory, but the disk would not hear of it
+        self._ended = asyncio.Event()  # the next change that ends sets it
         self._locks = ResourceLocks()
         self._gathering = Gathering(GROUP)
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="kernel")
@@ -77,10 +78,14 @@ class Node:
         nothing may.  verify: rows whose objects are looked up in the kernel rather than believed to be there.
         RequestError, StateError and MechanismError leave state, journal and kernel as they were.
         """
-        decision = Decision(decide)
         async with self._hold(exclusive, shared, everything=everything):
-            await self._carry_out([decision], verify)
-        return await decision.outcome
+            while True:
+                decision = Decision(decide)
+                await self._carry_out([decision], verify)
+                try:
+                    return await decision.outcome
+                except NotYet:
+                    await self._ended.wait()
 
     async def change_together(self, decide: Callable[[Draft], T], exclusive: Collection[str]) -> T:
         """Like `change` with `exclusive`, for small changes of which many come at once: those that wait for the same
@@ -225,9 +230,23 @@ class Node:
     async def _take_effect(
         self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], verify: bool
     ) -> None:
-        """Journal and kernel follow the state, or the state goes back.  have: the objects of the touched rows before;
-        verify: they are looked up.
+        """Disk and kernel follow the state, or the state goes back; until then nothing that the change gives up is
+        free.  have: the objects of the touched rows before; verify: they are looked up.
         """
+        # Now, while the state shows this change and no later one: what those bring about is their own affair.
+        want = layout(self.state, self.facts, touched)
+        self.state.departing.update((id, row) for id, row in inverse.items() if row is not None)
+        try:
+            await self._write_and_apply(change, inverse, have, want, verify)
+        finally:
+            for id in inverse:
+                self.state.departing.pop(id, None)
+            self._ended.set()
+            self._ended = asyncio.Event()
+        for observer in self.observers:
+            observer(change)
+
+    async def _write_and_apply(self, change: Change, inverse: Change, have: Layout, want: Layout, verify: bool) -> None:
         try:
             await self._commit(change)
         except BaseException:
@@ -238,7 +257,7 @@ class Node:
         try:
             if verify:
                 have = await self.run(present, self.kernel, have)
-            await self._apply(have, layout(self.state, self.facts, touched), done)
+            await self._apply(have, want, done)
         except BaseException:
             # On disk first: were we to die on the way back, the next start has to want what was there before, for
             # else nobody would know whose a half-made link is.
@@ -247,8 +266,6 @@ class Node:
             raise
         fault.point("node:applied")
         self.kernel.forget(self._released(inverse))
-        for observer in self.observers:
-            observer(change)
 
     def _released(self, inverse: Change) -> list[Address]:
         """The addresses that lost their holder."""

@@ -171,7 +171,7 @@ def _put(draft: Draft, wish: Wish, attachment: Attachment) -> Attachment:
     if service is not None and not wish.ephemeral and not service.lasting:
         draft.put(replace(service, lasting=True))
     if wish.isolation_network and draft.get(Isolation, wish.isolation_network) is None:
-        used = {row.number for row in draft.all(Isolation)}
+        used = {row.number for row in (*draft.all(Isolation), *draft.departing(Isolation))}
         number = next(number for number in range(1, len(used) + 2) if number not in used)
         draft.put(Isolation(name=wish.isolation_network, number=number))
     attachment = replace(

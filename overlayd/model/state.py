@@ -6,12 +6,16 @@ drafts.  Must not know: disk, kernel, clock.
 The state has one writer (`daemon.node`) on one thread, so the tables are plain dictionaries of immutable rows and
 the indexes are updated in place: a change costs the rows it touches, and readers on that thread never see half of
 one.  `apply` returns the inverse change, which is how a change that the disk or the kernel refused is taken back.
+
+A change is in the state as soon as it is decided, so that the next decision builds on it.  But what it gives up is not
+free before it has taken effect, for it may yet be taken back: `departing` has the rows as they were.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar, cast
 
 from overlayd._fast.allowedips import AllowedIPs
+from overlayd.errors import RequestError
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.pool import Pool
 from overlayd.model.rows import (
@@ -33,6 +37,10 @@ from overlayd.model.subnets import first_usable
 R = TypeVar("R", bound=Row)
 
 
+class NotYet(RequestError):
+    """There is nothing to be had before a change that is under way has ended; worth another try then."""
+
+
 class State:
     """All rows of a node.  Tables are read freely; only `apply` changes them."""
 
@@ -43,6 +51,7 @@ class State:
         self._peers: dict[str, dict[bytes, Peer]] = {}
         self._allowed: dict[str, AllowedIPs[bytes]] = {}
         self._namespaces: dict[int, str] = {}
+        self.departing: dict[RowId, Row] = {}  # kept by the writer
         self.generation = 0  # grows with every change: what was computed from an older one is stale
         self.releases = 0  # the newest order of release
         self.apply({row.id: row for row in rows})
@@ -200,6 +209,10 @@ class Draft:
         for (table, _), changed in self.rows.items():
             if table == kind.table and changed is not None:
                 yield cast(R, changed)
+
+    def departing(self, kind: type[R]) -> Iterator[R]:
+        """The rows of a type that changes under way replace or remove: what they hold is not free yet."""
+        return (cast(R, row) for (table, _), row in self.state.departing.items() if table == kind.table)
 
     def put(self, row: Row) -> None:
         """Add or replace a row; putting what is there already changes nothing."""

@@ -87,7 +87,8 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
 
 async def _attach(daemon: Daemon, wish: Wish, decide: Callable[[Draft], Attachment], locks: list[str]) -> Attachment:
     service = daemon.node.state.get(Service, wish.service)
-    settles = service is not None and not service.lasting and not wish.ephemeral  # then the service's row changes too
+    # The service's row may change too; one that is not there may be about to be set up by a request ahead of us.
+    settles = not wish.ephemeral and not (service is not None and service.lasting)
     return await daemon.node.change(
         decide,
         exclusive=[*locks, service_lock(wish.service)] if settles else locks,

@@ -1,0 +1,153 @@
+"""Changes that are under way at the same time: what one gives up is nobody else's until it has gone through."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from errno import ENOMEM
+from ipaddress import ip_network
+from threading import Event
+
+import pytest
+
+from overlayd.daemon.journal import Journal
+from overlayd.daemon.node import Node
+from overlayd.daemon.reclaim import detach
+from overlayd.daemon.resources import attachment_locks, service_lock
+from overlayd.errors import MechanismError, RequestError
+from overlayd.model import attachments, overlay, services
+from overlayd.model.attachments import Wish
+from overlayd.model.layout import Facts, layout
+from overlayd.model.objects import Netns, Veth
+from overlayd.model.rows import Attachment, Isolation, Service
+from overlayd.model.rows import Node as Identity
+from overlayd.model.state import State
+
+ROOM_FOR_ONE = ip_network("10.200.64.0/30")  # beside the gateway
+
+
+class Hesitant:
+    """A kernel of maps.  Whoever deletes a veth waits for `allowed`, and then is refused if `refuses`."""
+
+    def __init__(self) -> None:
+        self.things = {}
+        self.asked, self.allowed = Event(), Event()
+        self.refuses = False
+
+    def apply(self, steps, done) -> None:
+        if any(isinstance(step.have, Veth) and step.want is None for step in steps):
+            self.asked.set()
+            assert self.allowed.wait(10)
+            if self.refuses:
+                raise MechanismError("delete", "doomed veths", ENOMEM)
+        for step in steps:
+            if step.have is not None:
+                assert self.things.pop(step.have.key) == step.have, "the plan starts from what is there"
+            if step.want is not None:
+                assert step.want.key not in self.things, "nobody has made it already"
+                self.things[step.want.key] = step.want
+
+    def undo(self, done) -> None:
+        assert not done
+
+    def forget(self, addresses) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def namespace(pid: int) -> Netns:
+    return Netns(pid=pid, started=pid, inode=pid)
+
+
+async def attach(node: Node, pid: int, service: str = "web", **wish) -> Attachment:
+    wished = Wish(service=service, **wish)
+    return await node.change(
+        lambda draft: attachments.attach_container(draft, wished, namespace(pid), "boot"),
+        exclusive=attachment_locks(attachments.container(pid), namespace(pid), wished.isolation_network),
+        shared=[service_lock(service)],
+    )
+
+
+async def serve(node: Node, name: str, subnet=None) -> Service:
+    return await node.change(
+        lambda draft: services.setup_service(draft, name, subnet=subnet, dedicated_key=None),
+        exclusive=[service_lock(name)],
+    )
+
+
+@asynccontextmanager
+async def ready(directory) -> AsyncIterator[tuple[Node, Hesitant]]:
+    journal, kernel = Journal.open(directory), Hesitant()
+    node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))
+    cluster = ip_network("10.200.0.0/16")
+    await node.change(
+        lambda draft: overlay.setup_global(
+            draft, deployment="d", instance_id="1", cluster=cluster, slice=None, wg_port=51820, nat=None
+        ),
+        everything=True,
+    )
+    await serve(node, "web", ROOM_FOR_ONE)
+    await serve(node, "api")
+    yield node, kernel
+    assert kernel.things == layout(node.state, node.facts)
+    await node.close()
+    await journal.close()
+
+
+async def leaving(node: Node, kernel: Hesitant, pid: int) -> asyncio.Task[None]:
+    """A detach that has gone as far as the kernel."""
+    attachment = node.state.table(Attachment)[attachments.container(pid)]
+    task = asyncio.create_task(detach(node, attachment))
+    assert await asyncio.to_thread(kernel.asked.wait, 10)
+    return task
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_the_last_address_passes_on_when_it_is_free_and_not_before(tmp_path, refuses) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = refuses
+        address = (await attach(node, 1)).address
+        gone = await leaving(node, kernel, 1)
+        coming = asyncio.create_task(attach(node, 2))
+        await asyncio.sleep(0.05)
+        assert not coming.done(), "it waits, for the address may come free"
+        kernel.allowed.set()
+        outcomes = await asyncio.gather(gone, coming, return_exceptions=True)
+        if refuses:
+            assert [type(outcome) for outcome in outcomes] == [MechanismError, RequestError]
+            assert "no free address" in str(outcomes[1])
+        else:
+            assert outcomes[1].address == address
+        holders = [row.address for row in node.state.table(Attachment).values()]
+        assert holders == [address], "and it has one holder"
+
+
+async def test_the_number_of_an_isolation_network_that_is_not_gone_yet_is_not_given_to_another(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = True
+        await attach(node, 1, isolation_network="red")
+        gone = await leaving(node, kernel, 1)
+        await attach(node, 2, "api", isolation_network="blue")
+        kernel.allowed.set()
+        await asyncio.gather(gone, return_exceptions=True)
+        numbers = [row.number for row in node.state.table(Isolation).values()]
+        assert len(numbers) == len(set(numbers)) == 2
+
+
+async def test_the_subnet_of_a_service_that_is_not_gone_yet_is_not_given_to_another(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = True
+        await attach(node, 1, ephemeral=True)
+        gone = await leaving(node, kernel, 1)
+        with pytest.raises(RequestError, match="in use"):
+            await serve(node, "new", ROOM_FOR_ONE)
+        kernel.allowed.set()
+        await asyncio.gather(gone, return_exceptions=True)
+
+
+async def test_nobody_makes_what_another_is_about_to_make(tmp_path) -> None:
+    """The first attach changes the service's row, on which the veths of all its containers hang."""
+    async with ready(tmp_path) as (node, _):
+        found = await asyncio.gather(*(attach(node, pid, "api") for pid in range(1, 6)))
+        assert len({attachment.address for attachment in found}) == 5
