@@ -141,7 +141,7 @@ async def _serve(
         resolver = Resolver(node, health, spawn)
         ending.callback(resolver.close)
         resolver.resume()
-        deaths = DeathWatch(lambda handle: spawn(reclaim(node, handle)))
+        deaths = DeathWatch(partial(reclaim, node), spawn)
         ending.callback(deaths.close)
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         expiry = Expiry(node, spawn)

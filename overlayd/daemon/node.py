@@ -62,6 +62,12 @@ class Node:
         """How many rows the disk has otherwise than they are, because it refused to take a refused change back."""
         return len(self._owed)
 
+    def stands(self, *resources: str) -> bool:
+        """Whether what the state says of these resources will still be so when a change that asks for them now has its
+        turn.
+        """
+        return self._locks.stand(resources)
+
     async def change(
         self,
         decide: Callable[[Draft], T],

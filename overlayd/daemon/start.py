@@ -11,13 +11,11 @@ from pathlib import Path
 from overlayd.daemon.apply import Kernel
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node as LiveNode
-from overlayd.daemon.reclaim import reclaim
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Preference, choose, generate_key
 from overlayd.model import attachments, edges
 from overlayd.model.layout import Facts
-from overlayd.model.objects import Veth
 from overlayd.model.rows import Attachment, Lease, Node, decode
 from overlayd.model.state import Draft, State
 
@@ -57,10 +55,8 @@ def node(journal: Journal, wireguard: Preference) -> LiveNode:
 async def resume(node: LiveNode, boot: str) -> None:
     """Make sure that we have an identity, give back what the dead held, and make the kernel what the state says."""
     await node.adopt(lambda draft: _take_up(draft, boot))
-    for step, error in await node.reconcile():
+    for _, error in await node.reconcile():
         log.error("start: %s", error)
-        if isinstance(step.want, Veth):
-            await reclaim(node, attachments.container(step.want.netns.pid))
     released = (lease.address for lease in node.state.table(Lease).values() if not lease.holder)
     node.kernel.forget(released)  # an earlier daemon may have ended between a release and this
 

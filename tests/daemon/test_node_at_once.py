@@ -95,10 +95,9 @@ async def ready(directory) -> AsyncIterator[tuple[Node, Hesitant]]:
     await journal.close()
 
 
-async def leaving(node: Node, kernel: Hesitant, pid: int) -> asyncio.Task[None]:
+async def leaving(node: Node, kernel: Hesitant, pid: int) -> asyncio.Task[Attachment | None]:
     """A detach that has gone as far as the kernel."""
-    attachment = node.state.table(Attachment)[attachments.container(pid)]
-    task = asyncio.create_task(detach(node, attachment))
+    task = asyncio.create_task(detach(node, attachments.container(pid)))
     assert await asyncio.to_thread(kernel.asked.wait, 10)
     return task
 
@@ -151,3 +150,35 @@ async def test_nobody_makes_what_another_is_about_to_make(tmp_path) -> None:
     async with ready(tmp_path) as (node, _):
         found = await asyncio.gather(*(attach(node, pid, "api") for pid in range(1, 6)))
         assert len({attachment.address for attachment in found}) == 5
+
+
+async def test_a_detach_waits_for_the_attach_before_it(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.allowed.set()
+        again = asyncio.create_task(serve(node, "api"))  # holds the others up
+        coming = asyncio.create_task(attach(node, 1, "api", isolation_network="red"))
+        going = asyncio.create_task(detach(node, "pid:1"))
+        await asyncio.gather(again, coming, going)
+        assert going.result() == coming.result()
+        assert not node.state.table(Attachment)
+
+
+async def test_a_detach_that_is_refused_does_not_make_a_later_one_believe_that_it_was_done(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = True
+        await attach(node, 1)
+        gone = await leaving(node, kernel, 1)
+        second = asyncio.create_task(detach(node, "pid:1"))
+        await asyncio.sleep(0.01)
+        kernel.allowed.set()
+        outcomes = await asyncio.gather(gone, second, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [MechanismError, MechanismError]
+
+
+async def test_what_is_not_attached_is_detached_without_waiting(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        await attach(node, 1)
+        gone = await leaving(node, kernel, 1)
+        assert await asyncio.wait_for(detach(node, "pid:2"), 5) is None
+        kernel.allowed.set()
+        await gone

@@ -126,17 +126,15 @@ async def detach_container(daemon: Daemon, request: wire.DetachContainer) -> wir
             handle = attachments.host(id)
         case _:
             return wire.Ok()
-    attachment = daemon.node.state.get(Attachment, handle) or _in_namespace_of(daemon, request.handle)
-    if attachment is not None:
-        await detach(daemon.node, attachment)
+    await detach(daemon.node, handle, inode=_namespace_of(request.handle))
     return wire.Ok()
 
 
-def _in_namespace_of(daemon: Daemon, handle: wire.Handle) -> Attachment | None:
-    """The attachment that another process of the same namespace was attached under."""
+def _namespace_of(handle: wire.Handle) -> int:
+    """Where another process may have been attached than the one that is named; 0 when that cannot be."""
     if not isinstance(handle, wire.LinuxPid):
-        return None
+        return 0
     try:
-        return daemon.node.state.in_namespace(netns.identify(handle.pid).inode)
+        return netns.identify(handle.pid).inode
     except MechanismError:
-        return None
+        return 0
