@@ -61,6 +61,21 @@ def test_a_reused_pid_in_another_namespace_replaces_the_dead_container():
     assert len(state.table(Attachment)) == 1
 
 
+@pytest.mark.parametrize("lives", [True, False])
+def test_another_process_in_a_namespace_of_the_same_number_is_a_fellow_only_if_the_first_one_lives(lives):
+    """The kernel gives the number of a namespace that is gone to the next one."""
+    state = ready()
+    first = attach(state, 7)
+    other = Netns(pid=8, started=99999, inode=first.netns.inode)
+    found, _ = change(
+        state,
+        lambda draft: attachments.attach_container(draft, Wish(service="web"), other, "boot", lambda _netns: lives),
+    )
+    assert (found == first) == lives
+    assert list(state.table(Attachment)) == [found.handle]
+    assert state.in_namespace(other.inode) == found
+
+
 def test_a_slice_that_would_orphan_an_address_is_refused_by_name():
     state = ready(slice=None)
     address, _ = change(state, lambda draft: ipam.allocate_ip(draft, ""))

@@ -44,11 +44,15 @@ async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wir
 
 async def _attach_pid(daemon: Daemon, wish: Wish, pid: int) -> wire.Response:
     namespace = _living(pid)
+    handle = attachments.container(pid)
+    present = attachments.find(daemon.node.state, handle, namespace.inode)
     attachment = await _attach(
         daemon,
         wish,
-        lambda draft: attachments.attach_container(draft, wish, namespace, daemon.boot_id),
-        attachment_locks(attachments.container(pid), namespace, wish.isolation_network),
+        lambda draft: attachments.attach_container(draft, wish, namespace, daemon.boot_id, netns.is_alive),
+        attachment_locks(handle, namespace, wish.isolation_network),
+        # Who was there before may be dead: then it is given up as well, with all that hangs on it.
+        everything=present is not None and present.netns != namespace,
     )
     return wire.Attached(ip=str(attachment.address))
 
@@ -85,7 +89,14 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
     )
 
 
-async def _attach(daemon: Daemon, wish: Wish, decide: Callable[[Draft], Attachment], locks: list[str]) -> Attachment:
+async def _attach(
+    daemon: Daemon,
+    wish: Wish,
+    decide: Callable[[Draft], Attachment],
+    locks: list[str],
+    *,
+    everything: bool = False,
+) -> Attachment:
     service = daemon.node.state.get(Service, wish.service)
     # The service's row may change too; one that is not there may be about to be set up by a request ahead of us.
     settles = not wish.ephemeral and not (service is not None and service.lasting)
@@ -93,6 +104,7 @@ async def _attach(daemon: Daemon, wish: Wish, decide: Callable[[Draft], Attachme
         decide,
         exclusive=[*locks, service_lock(wish.service)] if settles else locks,
         shared=[service_lock(wish.service)],
+        everything=everything,
     )
 
 
