@@ -10,12 +10,16 @@ from msgspec.structs import replace
 from overlayd.errors import RequestError
 from overlayd.model import attachments, overlay, subnets
 from overlayd.model.names import bridge_name, dedicated_name, require_legal
-from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.objects import ALIAS, GLOBAL, Network
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft, State
 
 # Our own constant, from the contract: dedicated devices listen on one of this many ports above the global one.
 DEDICATED_PORTS = 256
+
+# Bytes of a service's name: it stands in the alias of its links, which has fewer than IFALIASZ (256, linux/if.h) with
+# the zero at its end.
+LONGEST_NAME = 254 - len(f"{ALIAS} bridge ")
 
 
 def setup_service(
@@ -47,6 +51,8 @@ def setup_service(
         return service
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
+    if len(name.encode()) > LONGEST_NAME or "\0" in name:
+        raise RequestError(f"request.service: a name has at most {LONGEST_NAME} bytes of UTF-8, and no NUL among them")
     if subnet is None:
         subnet = subnets.choose(
             around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot)

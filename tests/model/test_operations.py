@@ -13,6 +13,7 @@ from overlayd.model.layout import Facts, layout
 from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Netns, Veth
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Lease, Overlay, Peer, Service
+from overlayd.model.services import LONGEST_NAME
 from overlayd.model.state import Draft
 
 
@@ -195,6 +196,22 @@ def test_a_name_that_no_link_may_have_is_refused(name):
         serve(ready(), name)
     with pytest.raises(RequestError, match="link name"):
         set_up(new_state(), instance=name)
+
+
+@pytest.mark.parametrize("name", ["s" * (LONGEST_NAME + 1), "é" * (LONGEST_NAME // 2 + 1), "long enough for a hash\0"])
+def test_a_service_whose_name_its_links_could_not_carry_is_refused(name):
+    state = ready()
+    with pytest.raises(RequestError, match=f"at most {LONGEST_NAME} bytes"):
+        serve(state, name)
+    serve(state, "s" * LONGEST_NAME)
+
+
+def test_a_port_of_nobody_and_a_cluster_of_everybody_are_refused():
+    with pytest.raises(RequestError, match="0 is no port"):
+        set_up(ready(), port=0)
+    for everything in ("0.0.0.0/0", "::/0"):
+        with pytest.raises(RequestError, match="all of this host's traffic"):
+            set_up(new_state(), cluster=ip_network(everything), slice=None)
 
 
 def test_a_wanted_subnet_is_used_or_refused():
