@@ -76,15 +76,19 @@ class Node:
         shared: Collection[str] = (),
         everything: bool = False,
         verify: Collection[RowId] = (),
+        prepare: Callable[[], object] | None = None,
     ) -> T:
         """Take one decision through state, journal and kernel; return what it returned.
 
-        decide: puts rows into a draft of the current state; raises RequestError to refuse.  exclusive, shared: the
+        decide: puts rows into a draft of the current state; raises RequestError to refuse.  prepare: blocking work that
+        `decide` needs done, in a worker thread when it has its turn; raises as `decide` does.  exclusive, shared: the
         resources that no other change, or none that wants them exclusively, may touch meanwhile; everything:
         nothing may.  verify: rows whose objects are looked up in the kernel rather than believed to be there.
         RequestError, StateError and MechanismError leave state, journal and kernel as they were.
         """
         async with self._hold(exclusive, shared, everything=everything):
+            if prepare is not None:
+                await self.run(prepare)
             while True:
                 decision = Decision(decide)
                 await self._carry_out([decision], verify)

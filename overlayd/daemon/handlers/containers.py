@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, this_node
+from overlayd.daemon.handlers.context import Daemon, Entrance
 from overlayd.daemon.reclaim import detach
 from overlayd.daemon.resources import attachment_locks, peers_locks, service_lock
 from overlayd.errors import MechanismError, RequestError
@@ -16,9 +16,8 @@ from overlayd.linux.wireguard import generate_key, public_key
 from overlayd.model import attachments
 from overlayd.model.attachments import Wish
 from overlayd.model.objects import GLOBAL, Netns
-from overlayd.model.overlay import NOT_SET_UP
 from overlayd.model.peers import text
-from overlayd.model.rows import Attachment, Service
+from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft
 
 
@@ -66,24 +65,29 @@ async def _attach_host(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
 
 
 async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
-    entrance = await this_node(daemon, None)
+    entrance = Entrance(daemon)
     private = generate_key()
+
+    def decide(draft: Draft) -> Attachment:
+        attachment = attachments.attach_guest(draft, wish, id, private, public_key(private))
+        entrance.require()
+        return attachment
+
     attachment = await _attach(
         daemon,
         wish,
-        lambda draft: attachments.attach_guest(draft, wish, id, private, public_key(private)),
+        decide,
         [*attachment_locks(attachments.guest(id), None, wish.isolation_network), *peers_locks(GLOBAL)],
+        prepare=entrance.look,
     )
-    overlay = daemon.node.state.overlay
-    if overlay is None:
-        raise RequestError(NOT_SET_UP)  # torn down meanwhile
+    overlay = daemon.node.state.table(Overlay)[""]
     return wire.GuestConfig(
         overlay_ip=str(attachment.address),
         prefix_len=overlay.cluster.prefixlen,
         private_key=text(attachment.private_key),
         public_key=text(attachment.public_key),
         listen_port=overlay.wg_port,
-        peers=(entrance,),
+        peers=(entrance.peer(None),),
         dns_server=str(attachment.dns_server) if attachment.dns_server is not None else None,
         dns_domain=attachment.dns_domain or None,
     )
@@ -96,6 +100,7 @@ async def _attach(
     locks: list[str],
     *,
     everything: bool = False,
+    prepare: Callable[[], None] | None = None,
 ) -> Attachment:
     service = daemon.node.state.get(Service, wish.service)
     # The service's row may change too; one that is not there may be about to be set up by a request ahead of us.
@@ -105,6 +110,7 @@ async def _attach(
         exclusive=[*locks, service_lock(wish.service)] if settles else locks,
         shared=[service_lock(wish.service)],
         everything=everything,
+        prepare=prepare,
     )
 
 
