@@ -154,6 +154,27 @@ def test_added_allowed_ips_survive_an_upsert():
     assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == {listed, added}
 
 
+@pytest.mark.parametrize("added_first", [True, False])
+def test_an_added_allowed_ip_stays_although_an_upsert_listed_it_for_a_while(added_first):
+    state, network = ready(), ip_network("10.200.4.0/24")
+
+    def upsert(*allowed_ips):
+        options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "candidates": ()}
+        change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], allowed_ips=allowed_ips, **options))
+
+    def add():
+        change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], network))
+
+    upsert()
+    for step in (add, lambda: upsert(network)) if added_first else (lambda: upsert(network), add):
+        step()
+    upsert()
+    assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == {network}
+    assert state.allowed_ips(GLOBAL).exact(network.network_address.packed, 24) == KEYS[0]
+    change(state, lambda draft: peers.remove_allowed_ip(draft, GLOBAL, KEYS[0], network))
+    assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == frozenset()
+
+
 @pytest.mark.parametrize("scope", ["web", "unknown"])
 def test_a_scope_without_a_device_is_an_error(scope):
     state = ready()
