@@ -22,7 +22,6 @@ from overlayd.model.rows import (
     ROWS,
     Attachment,
     Change,
-    Edge,
     Lease,
     Node,
     Overlay,
@@ -85,11 +84,11 @@ class State:
         return self._peers.get(scope, {})
 
     def allowed_ips(self, scope: str) -> AllowedIPs[bytes]:
-        """Who owns an allowed IP in a scope: values are public keys."""
-        return self._allowed.setdefault(scope, AllowedIPs())
+        """Who owns an allowed IP in a scope: values are public keys.  Not to be changed."""
+        return self._allowed.get(scope) or AllowedIPs()
 
     def scopes(self) -> list[str]:
-        """The scopes that have, or had, peers."""
+        """The scopes that have peers."""
         return list(self._allowed)
 
     def in_namespace(self, inode: int) -> Attachment | None:
@@ -132,7 +131,7 @@ class State:
                 self._index_peer(cast(Peer | None, old), cast(Peer | None, new))
             case Attachment():
                 self._index_attachment(cast(Attachment | None, old), cast(Attachment | None, new))
-            case Overlay() | Service() | Edge():
+            case Overlay() | Service():
                 self._pools.clear()
 
     def _index_lease(self, old: Lease | None, new: Lease | None) -> None:
@@ -142,6 +141,8 @@ class State:
         if new:
             self._leases[new.pool][new.address] = new
             self.releases = max(self.releases, new.released)
+        if old and not self._leases[old.pool]:
+            del self._leases[old.pool]
         moved = old is not None and new is not None and old.pool != new.pool
         for lease in (old, new):
             if lease and lease.pool in self._pools:
@@ -152,16 +153,18 @@ class State:
 
     def _index_peer(self, old: Peer | None, new: Peer | None) -> None:
         if old:
-            allowed = self.allowed_ips(old.scope)
+            allowed = self._allowed[old.scope]
             for network in old.allowed_ips:
                 if allowed.exact(network.network_address.packed, network.prefixlen) == old.public_key:
                     allowed.remove(network.network_address.packed, network.prefixlen)
             del self._peers[old.scope][old.public_key]
         if new:
-            allowed = self.allowed_ips(new.scope)
+            allowed = self._allowed.setdefault(new.scope, AllowedIPs())
             for network in new.allowed_ips:
                 allowed.insert(network.network_address.packed, network.prefixlen, new.public_key)
             self._peers.setdefault(new.scope, {})[new.public_key] = new
+        elif old and not self._peers[old.scope]:
+            del self._peers[old.scope], self._allowed[old.scope]
 
     def _index_attachment(self, old: Attachment | None, new: Attachment | None) -> None:
         if old and old.netns and self._namespaces.get(old.netns.inode) == old.handle:

@@ -3,7 +3,7 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from decisions import FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
+from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError, StateError
@@ -291,6 +291,28 @@ def test_an_ipv6_cluster():
     assert attachment.global_address == ip_address("fd00:200:0:7::2")
     (leg,) = (thing for thing in layout(state, FACTS).values() if isinstance(thing, Veth) and thing.interface == "eth1")
     assert str(leg.address) == "fd00:200:0:7::2/128"
+
+
+def test_nothing_is_remembered_of_services_that_are_gone():
+    def sizes():
+        return {name: len(value) for name, value in vars(state).items() if isinstance(value, dict)}
+
+    state = ready()
+    before = sizes()
+    for number in range(3):
+        name = f"job-{number}"
+        serve(state, name, dedicated_key=OWN)
+        attach(state, number, name)
+        change(
+            state,
+            lambda draft, name=name: peers.add_peer(
+                draft, name, KEYS[0], own_key=OWN, endpoint="", keepalive=0, allowed_ips=(CLUSTER,), candidates=()
+            ),
+        )
+        assert list(state.allowed_ips(name))
+        change(state, lambda draft, name=name: services.teardown_service(draft, name))
+        assert not list(state.allowed_ips(name))
+    assert sizes() == before
 
 
 def test_replacing_an_equal_row_is_no_change():
