@@ -51,7 +51,7 @@ class Node:
         self.kernel = kernel
         self.observers: list[Callable[[Change], None]] = []  # told of every change that has taken effect
         self._journal = journal
-        self._owed: dict[RowId, Row | None] = {}  # taken back in memory, but the disk would not hear of it
+        self._owed: dict[RowId, Row | None] = {}  # so in memory, but the disk would not hear of it
         self._ended = asyncio.Event()  # the next change that ends sets it
         self._locks = ResourceLocks()
         self._gathering = Gathering(GROUP)
@@ -59,7 +59,7 @@ class Node:
 
     @property
     def owed(self) -> int:
-        """How many rows the disk has otherwise than they are, because it refused to take a refused change back."""
+        """How many rows the disk has otherwise than they are, because it refused to write them."""
         return len(self._owed)
 
     def stands(self, *resources: str) -> bool:
@@ -114,17 +114,21 @@ class Node:
                 await self._carry_out_group(group.decisions)
         return await decision.outcome
 
-    async def adopt(self, decide: Callable[[Draft], None]) -> None:
-        """Change the state alone, at a start, when `reconcile` follows."""
+    async def adopt(self, decide: Callable[[Draft], None], *, at_any_price: bool = False) -> None:
+        """Change the state alone, at a start, when `reconcile` follows.  at_any_price: if the disk refuses, then with
+        the next change; else StateError.
+        """
         async with self._hold(everything=True):
             draft = Draft(self.state)
             decide(draft)
             inverse = self.state.apply(draft.rows)
             try:
                 await self._commit(draft.rows)
-            except BaseException:
-                self.state.apply(inverse)
-                raise
+            except StateError as error:
+                if not at_any_price:
+                    self.state.apply(inverse)
+                    raise
+                self._owe(draft.rows, error)
             self.kernel.forget(self._released(inverse))
 
     async def alone(self, work: Callable[..., T], *arguments: object) -> T:
@@ -288,8 +292,11 @@ class Node:
         try:
             await self._commit(inverse)
         except StateError as error:
-            self._owed |= inverse
-            log.error("a refused change could not be taken back on disk, it will be with the next one: %s", error)
+            self._owe(inverse, error)
+
+    def _owe(self, change: Change, error: StateError) -> None:
+        self._owed |= change
+        log.error("%d rows could not be written, they will be with the next change: %s", len(change), error)
 
     async def _commit(self, change: Change) -> None:
         rows = {**self._owed, **change}

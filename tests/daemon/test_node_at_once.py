@@ -13,12 +13,12 @@ from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node
 from overlayd.daemon.reclaim import detach
 from overlayd.daemon.resources import attachment_locks, service_lock
-from overlayd.errors import MechanismError, RequestError
+from overlayd.errors import MechanismError, RequestError, StateError
 from overlayd.model import attachments, overlay, services
 from overlayd.model.attachments import Wish
 from overlayd.model.layout import Facts, layout
 from overlayd.model.objects import Netns, Veth
-from overlayd.model.rows import Attachment, Isolation, Service
+from overlayd.model.rows import Attachment, Isolation, Service, decode
 from overlayd.model.rows import Node as Identity
 from overlayd.model.state import State
 
@@ -182,3 +182,28 @@ async def test_what_is_not_attached_is_detached_without_waiting(tmp_path) -> Non
         assert await asyncio.wait_for(detach(node, "pid:2"), 5) is None
         kernel.allowed.set()
         await gone
+
+
+async def test_what_the_disk_would_not_take_back_goes_with_the_next_change(tmp_path, monkeypatch) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = True
+        attachment = await attach(node, 1)
+        gone = await leaving(node, kernel, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "commit", refused_commit)
+            kernel.allowed.set()
+            assert isinstance((await asyncio.gather(gone, return_exceptions=True))[0], MechanismError)
+        assert node.owed == 2, "the attachment and its lease"
+        assert node.state.get(Attachment, "pid:1") == attachment
+        await node.change(lambda draft: overlay.set_node_id(draft, 7), exclusive=["node"])
+        assert node.owed == 0
+        rows = dict(node.state.table(Attachment))
+    again = Journal.open(tmp_path)
+    assert {id[1]: decode(id, data) for id, data in again.rows.items() if id[0] == Attachment.table} == rows
+    await again.close()
+
+
+def refused_commit(journal: Journal, change: object) -> asyncio.Future[None]:
+    refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    refusal.set_exception(StateError("no space left on device"))
+    return refusal
