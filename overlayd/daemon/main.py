@@ -148,6 +148,7 @@ async def _serve(
         ending.callback(expiry.close)
         expiry.arm()
         node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow]
+        ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
         doctor = Doctor(node, sentinel, forwarding)
         status = StatusView(node, health)
         daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)

@@ -6,19 +6,22 @@ from contextlib import asynccontextmanager
 from errno import ENOMEM
 from ipaddress import ip_network
 from threading import Event
+from time import sleep
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node
 from overlayd.daemon.reclaim import detach
 from overlayd.daemon.resources import attachment_locks, service_lock
-from overlayd.errors import MechanismError, RequestError, StateError
+from overlayd.errors import MechanismError, OverlaydError, RequestError, StateError
 from overlayd.model import attachments, overlay, services
 from overlayd.model.attachments import Wish
 from overlayd.model.layout import Facts, layout
 from overlayd.model.objects import Netns, Veth
-from overlayd.model.rows import Attachment, Isolation, Service, decode
+from overlayd.model.rows import ROWS, Attachment, Isolation, Lease, Service, decode
 from overlayd.model.rows import Node as Identity
 from overlayd.model.state import State
 
@@ -77,8 +80,8 @@ async def serve(node: Node, name: str, subnet=None) -> Service:
 
 
 @asynccontextmanager
-async def ready(directory) -> AsyncIterator[tuple[Node, Hesitant]]:
-    journal, kernel = Journal.open(directory), Hesitant()
+async def ready(directory, kernel: Hesitant | None = None) -> AsyncIterator[tuple[Node, Hesitant]]:
+    journal, kernel = Journal.open(directory), kernel or Hesitant()
     node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))
     cluster = ip_network("10.200.0.0/16")
     await node.change(
@@ -93,6 +96,22 @@ async def ready(directory) -> AsyncIterator[tuple[Node, Hesitant]]:
     assert kernel.things == layout(node.state, node.facts)
     await node.close()
     await journal.close()
+
+
+class Moody(Hesitant):
+    """A kernel that takes its time, and refuses some of what it is asked to take away."""
+
+    def __init__(self, moods: list[bool]) -> None:
+        super().__init__()
+        self.allowed.set()
+        self.moods = moods
+
+    def apply(self, steps, done) -> None:
+        if any(isinstance(step.have, Veth) for step in steps):
+            sleep(0.001)
+            if self.moods and self.moods.pop():
+                raise MechanismError("delete", "doomed veths", ENOMEM)
+        super().apply(steps, done)
 
 
 async def leaving(node: Node, kernel: Hesitant, pid: int) -> asyncio.Task[Attachment | None]:
@@ -207,3 +226,55 @@ def refused_commit(journal: Journal, change: object) -> asyncio.Future[None]:
     refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     refusal.set_exception(StateError("no space left on device"))
     return refusal
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from(["attach"] * 4 + ["detach"] * 4 + ["serve", "pause", "pause"]),
+        st.integers(1, 3),
+        st.sampled_from(["web", "web", "web", "api"]),
+        st.booleans(),
+        st.sampled_from(["", "red", "blue"]),
+    ),
+    min_size=8,
+    max_size=25,
+)
+
+
+@given(REQUESTS, st.lists(st.booleans(), min_size=8, max_size=25))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_asked_at_once_and_refused_nothing_is_held_twice_or_by_nobody(
+    tmp_path_factory, requests, moods
+) -> None:
+    async def run() -> None:
+        directory = tmp_path_factory.mktemp("data")
+        async with ready(directory, Moody(list(moods))) as (node, _):
+            asked = [asyncio.create_task(attach(node, 1, join_global=True))]
+            for kind, pid, service, ephemeral, network in requests:
+                match kind:
+                    case "attach":
+                        wish = {"ephemeral": ephemeral, "isolation_network": network, "join_global": True}
+                        asked.append(asyncio.create_task(attach(node, pid, service, **wish)))
+                    case "detach":
+                        asked.append(asyncio.create_task(detach(node, f"pid:{pid}")))
+                    case "serve":
+                        asked.append(asyncio.create_task(serve(node, service)))
+                    case "pause":
+                        await asyncio.sleep(0.002)
+                await asyncio.sleep(0)
+            outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+            assert not [one for one in outcomes if isinstance(one, Exception) and not isinstance(one, OverlaydError)]
+            attached = list(node.state.table(Attachment).values())
+            held = sorted((str(a), row.handle) for row in attached for a in (row.address, row.global_address))
+            leases = node.state.table(Lease).values()
+            assert sorted((str(lease.address), lease.holder) for lease in leases if lease.holder) == held
+            numbers = {row.name: row.number for row in node.state.table(Isolation).values()}
+            assert len(set(numbers.values())) == len(numbers)
+            assert numbers.keys() == {row.isolation_network for row in attached} - {""}
+            assert not node.state.departing
+            rows = {row.id: row for kind in ROWS if kind is not Identity for row in node.state.table(kind).values()}
+        again = Journal.open(directory)
+        assert {id: decode(id, data) for id, data in again.rows.items()} == rows
+        await again.close()
+
+    asyncio.run(run())
