@@ -144,7 +144,8 @@ async def detach_container(daemon: Daemon, request: wire.DetachContainer) -> wir
             handle = attachments.host(id)
         case _:
             return wire.Ok()
-    await detach(daemon.node, handle, inode=_namespace_of(request.handle))
+    known = daemon.node.state.get(Attachment, handle) is not None
+    await detach(daemon.node, handle, inode=0 if known else _namespace_of(request.handle))
     return wire.Ok()
 
 
