@@ -109,8 +109,8 @@ class Doctor:
             found.append(
                 Finding(
                     "the journal",
-                    f"has {node.owed} rows of a change that was refused, because the disk refused to forget them",
-                    "free space or repair the disk; the next request writes them as they should be",
+                    f"has {node.owed} rows otherwise than they are, because the disk refused to write them",
+                    "free space or repair the disk; the next request that changes something writes them too",
                 )
             )
         own = wireguard.public_key(node.state.node.private_key)

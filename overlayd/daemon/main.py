@@ -142,13 +142,14 @@ async def _serve(
         resolver = Resolver(node, health, spawn)
         ending.callback(resolver.close)
         resolver.resume()
-        deaths = DeathWatch(lambda handle: spawn(reclaim(node, handle)))
+        deaths = DeathWatch(partial(reclaim, node), spawn)
         ending.callback(deaths.close)
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
         node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow]
+        ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
         doctor = Doctor(node, sentinel, forwarding, health)
         status = StatusView(node, health)
         daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)

@@ -95,7 +95,7 @@ def prune(draft: Draft, gone: set[str]) -> None:
 def _taken(draft: Draft, around: Overlay, slot: Network) -> Network | None:
     """A network that keeps `slot` from being a service's subnet."""
     state = draft.state
-    for service in draft.all(Service):
+    for service in (*draft.all(Service), *draft.departing(Service)):
         if service.subnet.version == slot.version and service.subnet.overlaps(slot):
             return service.subnet
     if around.slice is not None:
@@ -134,7 +134,7 @@ def _check_wanted(draft: Draft, around: Overlay, subnet: Network) -> None:
 
 
 def _free_port(draft: Draft, around: Overlay, port_is_free: Callable[[int], bool]) -> int:
-    used = {service.wg_port for service in draft.all(Service)}
+    used = {service.wg_port for service in (*draft.all(Service), *draft.departing(Service))}
     for port in range(around.wg_port + 1, min(around.wg_port + DEDICATED_PORTS, 65535) + 1):
         if port not in used and port_is_free(port):
             return port

@@ -86,3 +86,12 @@ def test_bad_dns_names(text):
 
 def test_an_address_is_not_a_network_of_many():
     assert parse.network("fd00::1", "cidr").network_address == ip_address("fd00::1")
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [(parse.address, "fe80::1%eth0"), (parse.network, "fe80::%eth0/64"), (parse.endpoint, "[fe80::1%eth0]:51820")],
+)
+def test_a_zone_is_refused(read, text):
+    with pytest.raises(RequestError, match="use an address without one"):
+        read(text, "field")
