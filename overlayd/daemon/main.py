@@ -38,6 +38,7 @@ from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
+from overlayd.daemon.suspects import Part
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
@@ -127,7 +128,6 @@ async def _serve(
         served=frozenset({config.payload_protocol}),
     )
     health = Health(node, fresh)
-    lookups = Lookups()
     forwarding = ForwardWatch(node)
     await health.resume()
     async with asyncio.TaskGroup() as tasks, AsyncExitStack() as ending:
@@ -142,24 +142,25 @@ async def _serve(
             ending.callback(keep_up(watch).cancel)
         keep_up(sentinel.watch)
         ending.callback(sentinel.stop)
-        resolver = Resolver(node, health, lookups, spawn)
-        ending.callback(resolver.close)
-        resolver.resume()
-        nat = Nat(node, health, lookups, spawn, keep_up)
-        ending.callback(nat.close)
-        nat.resume()
-        deaths = DeathWatch(lambda handle: spawn(reclaim(node, handle)))
+        resolver = Resolver(node, health, Lookups(), spawn)
+        nat = Nat(node, health, Lookups(), spawn, keep_up)
+        for looking in (resolver, nat):
+            ending.callback(looking.close)
+            looking.resume()
+        deaths = DeathWatch(partial(reclaim, node), spawn)
         ending.callback(deaths.close)
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
         node.observers += [resolver.follow, nat.follow, deaths.follow, expiry.follow, forwarding.follow]
-        doctor = Doctor(node, sentinel, forwarding, nat)
+        ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
+        doctor = Doctor(node, sentinel, forwarding, health, nat)
         status = StatusView(node, health)
         daemon = Daemon(node, status, health, nat, doctor, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
+        health.doubters.append(lambda scope: sentinel.suspect(Part("peers", scope), "reading"))
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
             _notify("READY=1")

@@ -11,6 +11,7 @@ good as reached: it is looked for when it is.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
@@ -39,6 +40,9 @@ log = logging.getLogger(__name__)
 # Our own constants.
 AT_ONCE = 32  # attempts: each sends a check every half second to each of some ten addresses
 KEEPALIVE = 25  # seconds, through a NAT: most of these forget a silent flow after 30 s
+# Two handshakes that cross cancel each other, and WireGuard begins the next ones 5 s later.  So when both sides know at
+# one time which way works, the one with the smaller key lets the other begin.
+YIELD = 1.0  # seconds
 TAKEN_UP_AT_ONCE = 256  # peers at a start, before others get their turn
 ALLOCATION_PATIENCE = 3.0  # seconds that a first attempt waits for our own address on a relay
 
@@ -287,6 +291,7 @@ class Traversal:
             woken.set()
 
         pointed_at: Way | None = None
+        speak_at = math.inf
         with self._checks.of(key, answered, met):
             while (due := attempt.next_timeout()) is not None:
                 for way in attempt.checks_to_send(loop.time()):
@@ -294,9 +299,14 @@ class Traversal:
                 attempt.advance(loop.time())
                 if attempt.selected is not None and attempt.selected != pointed_at:
                     pointed_at = attempt.selected
-                    await self._point(peer, pointed_at, awake=cut_off)
+                    yields = attempt.sure and self._own_key < key
+                    speak_at = loop.time() + (YIELD if yields else 0.0)
+                    await self._point(peer, pointed_at, silently=yields or cut_off)
+                if pointed_at is not None and loop.time() >= speak_at:
+                    await self._point(peer, pointed_at)
+                    speak_at = math.inf
                 woken.clear()
-                due = attempt.next_timeout() or due
+                due = min(attempt.next_timeout() or due, speak_at)
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(due):
                         await woken.wait()
@@ -312,15 +322,10 @@ class Traversal:
         candidates = peer_candidates(peer.candidates)
         self._allocation.permit(peer.public_key, [(candidate.address, candidate.port) for candidate in candidates])
 
-    async def _point(self, peer: Peer, way: Way, *, awake: bool) -> None:
-        """Let the device send to a peer by a way, at once: it does when a keepalive is switched on.  awake: it may be
-        on already.
-        """
+    async def _point(self, peer: Peer, way: Way, *, silently: bool = False) -> None:
+        """Let the device send to a peer by a way; and at once, unless silently: it does when a keepalive is switched on."""
         endpoint = self._allocation.loopback.local(way.endpoint) if way.through_relay else way.endpoint
-        log.debug("peer %s: trying %s", text(peer.public_key), way)
-        if awake:
-            await self._select(peer, Selected(endpoint, 0))
-        await self._select(peer, Selected(endpoint, KEEPALIVE))
+        await self._select(peer, Selected(endpoint, 0 if silently else KEEPALIVE))
 
     async def _settle(self, key: bytes, before: Activity | None) -> None:
         """A peer is reached: let it stay where it is, and say so."""

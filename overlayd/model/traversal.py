@@ -21,7 +21,7 @@ from overlayd.model.candidates import HOST, PEER_REFLEXIVE, RELAY, SERVER_REFLEX
 HOLD = 5.0
 
 # Our own constants, seconds.
-CHECKS_ALONE = 1.5  # at first, since an answer to a check spares all the rest
+CHECKS_ALONE = 2.0  # at first, since an answer to a check spares all the rest
 CHECK_PAUSE = 0.5  # between two checks of a way: the first retransmission of STUN (RFC 8489, section 6.2.1)
 DIRECT_PREFERRED = 2.0  # a relay that works is not used for so long, to prefer a direct way that is about to
 FIRST_PERIOD, LONGEST_PERIOD = 8, 256  # of attempts, doubling: powers of two
@@ -118,6 +118,11 @@ class Attempt:
         self._first_round = True
         self._until = now + min(CHECKS_ALONE, timeout)
         self._direct_until = now + timeout if self._direct else self._until
+
+    @property
+    def sure(self) -> bool:
+        """Whether the selected way is known to work, from which follows that the peer is looking for us as well."""
+        return self.selected in self._answered
 
     def next_timeout(self) -> float | None:
         """When to call `advance` and `checks_to_send` next; None when it is over."""

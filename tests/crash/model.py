@@ -75,7 +75,20 @@ class Model:
         self.containers.clear()
         for pid in list(self.attachments):
             self._detach(pid)
-        for thing in filter(None, (self.overlay, *self.services.values())):
+        self._made_anew(self.overlay, *self.services.values())
+
+    def _teardown(self) -> None:
+        self._made_anew(self.overlay, *self.services.values())
+
+    def _damage(self, what: str) -> None:
+        if what == "device":
+            self._made_anew(self.overlay)
+        elif what == "bridges":
+            self._made_anew(*self.services.values())
+
+    def _made_anew(self, *things: dict[str, Any]) -> None:
+        """Links that come back know nothing of names that they had."""
+        for thing in filter(None, things):
             thing.pop("alternative", None)
             thing["first name"] = thing["name"]
 
@@ -295,7 +308,7 @@ class Model:
     def _add_peer(self, public_key: str, endpoint: str, allowed_ips: str, persistent_keepalive_secs: int) -> None:
         self._require()
         listed = list(dict.fromkeys(allowed_ips.split(",")))
-        added = [text for text in self.peers.get(public_key, {}).get("added", []) if text not in listed]
+        added = self.peers.get(public_key, {}).get("added", [])
         for text in listed:
             self._disown(text, public_key)
         self.peers[public_key] = {
@@ -314,7 +327,7 @@ class Model:
         if pubkey not in self.peers:
             raise Refused
         peer = self.peers[pubkey]
-        if cidr not in peer["listed"] + peer["added"]:
+        if cidr not in peer["added"]:
             self._disown(cidr, pubkey)
             peer["added"].append(cidr)
 
