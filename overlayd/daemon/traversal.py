@@ -323,7 +323,7 @@ class Traversal:
         self._allocation.permit(peer.public_key, [(candidate.address, candidate.port) for candidate in candidates])
 
     async def _point(self, peer: Peer, way: Way, *, silently: bool = False) -> None:
-        """Let the device send to a peer by a way; and at once, unless silently: it does when a keepalive is switched on."""
+        """Let the device send to a peer by a way: at once, as it does when a keepalive is switched on, or silently."""
         endpoint = self._allocation.loopback.local(way.endpoint) if way.through_relay else way.endpoint
         await self._select(peer, Selected(endpoint, 0 if silently else KEEPALIVE))
 
