@@ -23,6 +23,7 @@ from overlayd.daemon.node import Node
 from overlayd.daemon.reflexive import Reflexive
 from overlayd.daemon.relay_offer import RelayOffer
 from overlayd.daemon.resources import peers_locks
+from overlayd.daemon.selection import Selection
 from overlayd.daemon.stun_port import StunPort
 from overlayd.daemon.traversal import Spawn, Traversal
 from overlayd.linux.shared_port import CAP_NET_RAW
@@ -129,7 +130,7 @@ class Nat:
         at = activity.endpoint if activity is not None else endpoint_address(peer, self._node.facts)
         if at is None or not self._health.is_fresh(GLOBAL, peer.public_key):
             return None, None if at is None else self.seen_as(at)
-        return self._session.traversal.connection(peer, at) if self._session else "direct", self.seen_as(at)
+        return self._session.selection.connection(peer, at) if self._session else "direct", self.seen_as(at)
 
     def seen_as(self, endpoint: Endpoint) -> Endpoint:
         """An endpoint of the device as it is told to others: where a relayed peer is, rather than our socket for it."""
@@ -221,6 +222,7 @@ class Session:
         self._port.listeners.append(self._checks.hear)
         self.reflexive = Reflexive(self._port, lookups, config.stun_servers, config.stun_refresh_interval_secs)
         self.allocation = Allocation(config.turn_servers, lookups, wg_port, self._heard_through_relay)
+        self.selection = Selection(node, self.allocation, self._is_behind_nat)
         self.traversal = Traversal(
             node,
             health,
@@ -229,7 +231,7 @@ class Session:
             checks=self._checks,
             reflexive=self.reflexive,
             allocation=self.allocation,
-            behind_nat=self._is_behind_nat,
+            selection=self.selection,
             spawn=spawn,
         )
         self._tasks = [spawn(self.traversal.resume())]

@@ -1,21 +1,19 @@
 """Looking for peers that do not answer: carrying out the attempts that `model.traversal` describes.
 
 Owns: which peers are being looked for, when they are again, and what came of it.  Must not know: requests; it sees
-rows change.  Nor sockets: checks leave by `checks`, what passes a relay by `allocation`.
+rows change.  Nor sockets: checks leave by `checks`, what passes a relay by `allocation`; nor how the device hears of
+it (`selection`).
 
-An attempt points the device at a way by `Facts.selected`: a fact of the outside, like where a host name points, so it
-takes the one way that all changes take, and a repeated add_peer finds nothing to change.  A peer that answers is left
-alone, wherever it roams to.  A silent one that was reached without any NAT or relay, and is not sent anything, is as
-good as reached: it is looked for when it is.
+A peer that answers is left alone, wherever it roams to.  A silent one that was reached without any NAT or relay is as
+good as reached while it is not sent anything: it is looked for when it is missed.
 """
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from overlayd import wire
@@ -24,12 +22,12 @@ from overlayd.daemon.checks import Checks
 from overlayd.daemon.health import Health
 from overlayd.daemon.node import Node
 from overlayd.daemon.reflexive import Reflexive
-from overlayd.daemon.resources import peers_locks
+from overlayd.daemon.selection import Selection
 from overlayd.daemon.stun_port import StunPort
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard import Activity, public_key
-from overlayd.model.candidates import RELAY, ConnectionType, Endpoint, connection_type, peer_candidates
-from overlayd.model.layout import Facts, Selected, configured_address, endpoint_address, endpoint_text
+from overlayd.model.candidates import Endpoint, peer_candidates
+from overlayd.model.layout import configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
 from overlayd.model.rows import Change, Peer, RowId
@@ -39,7 +37,6 @@ log = logging.getLogger(__name__)
 
 # Our own constants.
 AT_ONCE = 32  # attempts: each sends a check every half second to each of some ten addresses
-KEEPALIVE = 25  # seconds, through a NAT: most of these forget a silent flow after 30 s
 # Two handshakes that cross cancel each other, and WireGuard begins the next ones 5 s later.  So when both sides know at
 # one time which way works, the one with the smaller key lets the other begin.
 YIELD = 1.0  # seconds
@@ -56,7 +53,7 @@ Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 class Traversal:
     """The peers of the global overlay.  At work from `resume` until `close`.
 
-    behind_nat: whether we are.  publish: takes events.
+    spawn: starts work.
     """
 
     def __init__(
@@ -69,7 +66,7 @@ class Traversal:
         checks: Checks,
         reflexive: Reflexive,
         allocation: Allocation,
-        behind_nat: Callable[[], bool],
+        selection: Selection,
         spawn: Spawn,
     ) -> None:
         self._node = node
@@ -79,7 +76,7 @@ class Traversal:
         self._checks = checks
         self._reflexive = reflexive
         self._allocation = allocation
-        self._behind_nat = behind_nat
+        self._selection = selection
         self._spawn = spawn
         self._own_key = public_key(node.state.node.private_key)
         self._peers: dict[bytes, Peer] = {}  # as they were last seen, to tell what of them has changed
@@ -88,12 +85,11 @@ class Traversal:
         self._later: dict[bytes, asyncio.TimerHandle] = {}
         self._failures: dict[bytes, int] = {}  # in a row
         self._tried: dict[bytes, int] = {}  # see Attempt.tried
-        self._relays: dict[bytes, Endpoint] = {}  # of peers which were found there, and had not told
         self._at_rest: dict[bytes, int] = {}  # silent, but not missed; by how much was sent to them, bytes
 
     async def resume(self) -> None:
         """Take up all peers, at a start or a change of the configuration; later changes come through `follow`."""
-        kept: dict[tuple[str, str], Selected] = {}
+        found: dict[RowId, tuple[Peer, Endpoint]] = {}
         for place, (key, peer) in enumerate(list(self._node.state.peers(GLOBAL).items())):
             if place % TAKEN_UP_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -104,16 +100,14 @@ class Traversal:
             if not self._health.is_fresh(GLOBAL, key):
                 self._lost(key)
             elif activity is not None and activity.endpoint is not None:
-                if self._is_cut_off(peer, activity.endpoint):
+                if self._selection.is_cut_off(peer, activity.endpoint):
                     self._begin(key)
                     continue
-                if self.connection(peer, activity.endpoint) == "relayed":
+                if self._selection.connection(peer, activity.endpoint) == "relayed":
                     self._permit(peer)
-                if peer.candidates and (selected := self._settled(peer, activity.endpoint)) is not None:
-                    kept[peer.key, peer.endpoint] = selected
-        if kept:
-            rows = [peer.id for peer in self._peers.values() if (peer.key, peer.endpoint) in kept]
-            await self._learn(lambda facts: replace(facts, selected={**facts.selected, **kept}), rows)
+                if peer.candidates:
+                    found[peer.id] = (peer, activity.endpoint)
+        await self._selection.hold_on(found)
 
     def follow(self, change: Change) -> None:
         """Look for a new peer at once if it has candidates, and for one of which something new is known; forget those
@@ -177,7 +171,7 @@ class Traversal:
         self._peers.pop(key, None)
         self._failures.pop(key, None)
         self._tried.pop(key, None)
-        self._relays.pop(key, None)
+        self._selection.forget(key)
 
     def _leave(self, key: bytes) -> None:
         """Do nothing more for a peer for now."""
@@ -191,7 +185,7 @@ class Traversal:
     def _lost(self, key: bytes) -> None:
         """A peer does not answer."""
         peer, activity = self._peers[key], self._health.activity(GLOBAL, key)
-        selected = self._node.facts.selected.get((peer.key, peer.endpoint))
+        selected = self._selection.of(peer)
         kept_up = peer.keepalive or (selected is not None and selected.keepalive)
         if activity is not None and activity.last_handshake and not kept_up:
             self._at_rest[key] = activity.tx_bytes
@@ -219,14 +213,6 @@ class Traversal:
     def _known_endpoint(self, peer: Peer) -> Endpoint | None:
         activity = self._health.activity(GLOBAL, peer.public_key)
         return activity.endpoint if activity is not None else endpoint_address(peer, self._node.facts)
-
-    def _is_cut_off(self, peer: Peer, endpoint: Endpoint) -> bool:
-        """Whether a peer is at a relay's socket of an earlier daemon."""
-        return (
-            endpoint[0].is_loopback
-            and self._allocation.loopback.remote(endpoint) is None
-            and endpoint != configured_address(peer, self._node.facts)
-        )
 
     # --- one attempt --------------------------------------------------------------------------------------------------
 
@@ -269,7 +255,12 @@ class Traversal:
         loop = asyncio.get_running_loop()
         key = peer.public_key
         activity = self._health.activity(GLOBAL, key)
-        cut_off = activity is not None and activity.endpoint is not None and self._is_cut_off(peer, activity.endpoint)
+        cut_off = (
+            activity is not None
+            and activity.endpoint is not None
+            and self._health.is_fresh(GLOBAL, key)
+            and self._selection.is_cut_off(peer, activity.endpoint)
+        )
         heard = _heard(activity, cut_off)
         found = self._ways(peer)
         attempt = Attempt(
@@ -301,9 +292,9 @@ class Traversal:
                     pointed_at = attempt.selected
                     yields = attempt.sure and self._own_key < key
                     speak_at = loop.time() + (YIELD if yields else 0.0)
-                    await self._point(peer, pointed_at, silently=yields or cut_off)
+                    await self._selection.point(peer, pointed_at, silently=yields or cut_off)
                 if pointed_at is not None and loop.time() >= speak_at:
-                    await self._point(peer, pointed_at)
+                    await self._selection.point(peer, pointed_at)
                     speak_at = math.inf
                 woken.clear()
                 due = min(attempt.next_timeout() or due, speak_at)
@@ -313,19 +304,12 @@ class Traversal:
                 if _heard(self._health.activity(GLOBAL, key), cut_off) > heard:
                     attempt.reached()
         self._tried[key] = attempt.tried
-        if pointed_at is not None and pointed_at.kind == RELAY and not pointed_at.through_relay:
-            self._relays[key] = pointed_at.endpoint
         return attempt.outcome == "reached"
 
     def _permit(self, peer: Peer) -> None:
         """Let a peer reach us through our relay, from any of its addresses."""
         candidates = peer_candidates(peer.candidates)
         self._allocation.permit(peer.public_key, [(candidate.address, candidate.port) for candidate in candidates])
-
-    async def _point(self, peer: Peer, way: Way, *, silently: bool = False) -> None:
-        """Let the device send to a peer by a way: at once, as it does when a keepalive is switched on, or silently."""
-        endpoint = self._allocation.loopback.local(way.endpoint) if way.through_relay else way.endpoint
-        await self._select(peer, Selected(endpoint, 0 if silently else KEEPALIVE))
 
     async def _settle(self, key: bytes, before: Activity | None) -> None:
         """A peer is reached: let it stay where it is, and say so."""
@@ -336,11 +320,11 @@ class Traversal:
             return
         at = activity.endpoint
         told = endpoint_address(peer, self._node.facts) != at  # a peer's own move is told where it is seen
-        if self.connection(peer, at) != "relayed":
+        connection, shown = self._selection.connection(peer, at), self._health.seen_as(at)
+        if connection != "relayed":
             self._allocation.permit(key, ())
-        await self._select(peer, self._settled(peer, at))
-        shown = self._health.seen_as(at)
-        log.info("peer %s is reached at %s, %s", text(key), endpoint_text(shown), self.connection(peer, at))
+        await self._selection.put(peer, self._selection.settled(peer, at))
+        log.info("peer %s is reached at %s, %s", text(key), endpoint_text(shown), connection)
         was = before.endpoint if before is not None and before.last_handshake else None
         if not told and at not in (was, configured_address(peer, self._node.facts)):
             self._health.publish(wire.NatEndpointChanged(text(key), endpoint_text(shown)))
@@ -350,7 +334,7 @@ class Traversal:
         failures = self._failures.get(key, 0)
         log.log(logging.DEBUG if failures else logging.INFO, "peer %s is not to be reached yet", text(key))
         self._allocation.permit(key, ())
-        await self._select(self._peers[key], None)
+        await self._selection.put(self._peers[key], None)
         self._try_later(key)
 
     def _try_later(self, key: bytes) -> None:
@@ -358,39 +342,6 @@ class Traversal:
         now = time.time()
         pause = next_attempt(failures - 1, phase(self._own_key, key), now) - now
         self._later[key] = asyncio.get_running_loop().call_later(pause, self._begin, key)
-
-    def _settled(self, peer: Peer, at: Endpoint) -> Selected | None:
-        """What to hold on to for a peer that is reached at `at`: the NATs between us forget it without a keepalive."""
-        keepalive = KEEPALIVE if self._behind_nat() or self.connection(peer, at) != "direct" else 0
-        if at == configured_address(peer, self._node.facts) and not keepalive:
-            return None
-        return Selected(at, keepalive)
-
-    async def _select(self, peer: Peer, selected: Selected | None) -> None:
-        """Change what is selected of a peer, and forget what was of peers that are gone."""
-        id = (peer.key, peer.endpoint)
-        table = self._node.state.table(Peer)
-
-        def is_current(key: str, endpoint: str) -> bool:
-            row = table.get(key)
-            return row is not None and row.endpoint == endpoint
-
-        def update(facts: Facts) -> Facts:
-            rest = {key: value for key, value in facts.selected.items() if key != id and is_current(*key)}
-            return replace(facts, selected=rest | ({id: selected} if selected is not None else {}))
-
-        if self._node.facts.selected.get(id) != selected:
-            await self._learn(update, [peer.id])
-
-    async def _learn(self, update: Callable[[Facts], Facts], rows: Collection[RowId]) -> None:
-        """Whoever begins it does not stop it: the kernel would be left half-way."""
-        await asyncio.shield(self._node.learn(update, rows, exclusive=peers_locks(GLOBAL)))
-
-    def connection(self, peer: Peer, at: Endpoint) -> ConnectionType:
-        """How a peer is reached whose packets come from `at`."""
-        if self._allocation.loopback.remote(at) is not None or self._relays.get(peer.public_key) == at:
-            return "relayed"
-        return connection_type(at, configured_address(peer, self._node.facts), peer_candidates(peer.candidates))
 
 
 def _heard(activity: Activity | None, session: bool) -> int:

@@ -21,8 +21,9 @@ from overlayd.daemon.journal import Journal
 from overlayd.daemon.lookup import Lookups
 from overlayd.daemon.node import Node
 from overlayd.daemon.reflexive import Reflexive
+from overlayd.daemon.selection import KEEPALIVE, Selection
 from overlayd.daemon.stun_port import StunPort
-from overlayd.daemon.traversal import KEEPALIVE, Traversal
+from overlayd.daemon.traversal import Traversal
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Activity, generate_key
 from overlayd.model import overlay, peers
@@ -90,6 +91,7 @@ class Looking:
 
     def make(self) -> Traversal:
         port, lookups = StunPort(PORT), Lookups()
+        allocation = Allocation([], lookups, PORT, lambda *_: None)
         made = Traversal(
             self.node,
             self.health,
@@ -97,8 +99,8 @@ class Looking:
             port=port,
             checks=Checks(self.node.state.node.private_key, lambda _, way: self.checked.append(way)),
             reflexive=Reflexive(port, lookups, [], 60),
-            allocation=Allocation([], lookups, PORT, lambda *_: None),
-            behind_nat=lambda: False,
+            allocation=allocation,
+            selection=Selection(self.node, allocation, lambda: False),
             spawn=self.spawn,
         )
         self.health.listeners[:] = [made.health_changed]
