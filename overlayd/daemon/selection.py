@@ -50,12 +50,11 @@ class Selection:
         if self.of(peer) != selected:
             await self._learn(update, [peer.id])
 
-    async def hold_on(self, peers: Mapping[RowId, tuple[Peer, Endpoint]]) -> None:
-        """Let peers stay where they are: at these endpoints.  MechanismError: nothing has changed."""
-        kept = {(peer.key, peer.endpoint): self.settled(peer, at) for peer, at in peers.values()}
-        selected = {key: value for key, value in kept.items() if value is not None}
+    async def hold_on(self, found: Mapping[RowId, tuple[Peer, Selected]]) -> None:
+        """Let peers stay where they were found, by their rows.  MechanismError: nothing has changed."""
+        selected = {(peer.key, peer.endpoint): where for peer, where in found.values()}
         if selected:
-            await self._learn(lambda facts: replace(facts, selected={**facts.selected, **selected}), list(peers))
+            await self._learn(lambda facts: replace(facts, selected={**facts.selected, **selected}), list(found))
 
     async def point(self, peer: Peer, way: Way, *, silently: bool = False) -> None:
         """Let the device send to a peer by a way: at once, as it does when a keepalive is switched on, or silently.

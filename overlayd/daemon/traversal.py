@@ -27,7 +27,7 @@ from overlayd.daemon.stun_port import StunPort
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard import Activity, public_key
 from overlayd.model.candidates import Endpoint, peer_candidates
-from overlayd.model.layout import configured_address, endpoint_address, endpoint_text
+from overlayd.model.layout import Selected, configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
 from overlayd.model.rows import Change, Peer, RowId
@@ -89,7 +89,7 @@ class Traversal:
 
     async def resume(self) -> None:
         """Take up all peers, at a start or a change of the configuration; later changes come through `follow`."""
-        found: dict[RowId, tuple[Peer, Endpoint]] = {}
+        found: dict[RowId, tuple[Peer, Selected]] = {}
         for place, (key, peer) in enumerate(list(self._node.state.peers(GLOBAL).items())):
             if place % TAKEN_UP_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -105,8 +105,8 @@ class Traversal:
                     continue
                 if self._selection.connection(peer, activity.endpoint) == "relayed":
                     self._permit(peer)
-                if peer.candidates:
-                    found[peer.id] = (peer, activity.endpoint)
+                if peer.candidates and (where := self._selection.settled(peer, activity.endpoint)) is not None:
+                    found[peer.id] = (peer, where)
         await self._selection.hold_on(found)
 
     def follow(self, change: Change) -> None:

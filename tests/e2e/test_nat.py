@@ -137,6 +137,7 @@ def test_two_behind_symmetric_nats_are_relayed(lab: Lab, server: Server) -> None
         start(member, config(server, turn_servers=[server.turn]), "server-reflexive", "relay")
         (relayed,) = member.candidates("relay")
         assert relayed["address"].startswith(f"{server.address}:")
+        assert "(a symmetric NAT)" in member.node.log.read_text()
     two = Two(lab, alpha, beta)
     two.wait_for("relayed")
     two.ping()
@@ -165,6 +166,10 @@ def test_a_node_relays_for_others(lab: Lab) -> None:
     two = Two(lab, alpha, beta)
     two.wait_for("relayed")
     two.ping()
+
+    alpha.set_up({"stun_servers": [at], "turn_servers": [turn | {"credential": "not it"}]})
+    finding = until(lambda: alpha.request("doctor").get("findings"))[0]
+    assert finding["object"] == "this node" and f"TURN server {at}: 401" in finding["problem"]
 
 
 def test_who_is_public_is_reached_directly_and_without_a_word_of_ours(lab: Lab, server: Server) -> None:
