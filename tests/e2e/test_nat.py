@@ -184,6 +184,24 @@ def test_who_is_public_is_reached_directly_and_without_a_word_of_ours(lab: Lab, 
     assert host == str(alpha.nat.address) and int(port) != PORT
 
 
+def test_without_the_capability_or_a_way_out_all_else_works(lab: Lab) -> None:
+    alpha, beta = Member(lab, 1, "alpha"), Member(lab, 2, "beta")
+    alpha.node.program = ["setpriv", "--bounding-set=-net_raw", *alpha.node.program]
+    for member in (alpha, beta):
+        member.start()
+        member.set_up()  # with public STUN servers, of which nobody here has heard
+    two = Two(lab, alpha, beta)
+    two.wait_for("direct")
+    two.ping()
+    (finding,) = alpha.request("doctor")["findings"]
+    assert finding["object"] == "CAP_NET_RAW"
+    assert alpha.node.log.read_text().count("CAP_NET_RAW") == 1
+    for _ in range(3):
+        beta.request("nat_tick")
+    assert beta.request("doctor")["findings"] == []
+    assert until(lambda: beta.node.log.read_text().count("no STUN server answers")) == 1
+
+
 def test_nothing_leaves_a_node_that_shall_not_traverse(lab: Lab, server: Server) -> None:
     alpha, beta = Member(lab, 1, "alpha"), Member(lab, 2, "beta")
     start(beta, config(server))
