@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from ipaddress import ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,20 @@ async def test_who_is_not_reached_goes_back_to_what_is_configured_and_is_tried_a
     await looking.until(lambda: len(looking.device.told) >= 5)
     there, back = (RELAYED, KEEPALIVE), (GIVEN, 0)
     assert looking.device.told[:5] == [back, there, back, there, back]
+
+
+async def test_a_name_that_resolves_meanwhile_counts_when_nothing_was_found(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traversal, "HOLD", 0.5)
+    await looking.add(KEY, "a.example:7", RELAY)
+    await looking.until(lambda: looking.device.told[-1] == (RELAYED, KEEPALIVE))
+    (peer,) = looking.node.state.peers(GLOBAL).values()
+    resolved = {(peer.key, peer.endpoint): (ip_address("192.0.2.77"), 7)}
+    await looking.node.learn(lambda facts: replace(facts, resolved=resolved), [peer.id], exclusive=["peers "])
+    assert looking.device.told[-1] == (RELAYED, KEEPALIVE), "while it is looked for elsewhere, the name waits"
+    await looking.until(lambda: not looking.running())
+    assert looking.device.told[-1] == ("192.0.2.77:7", 0)
 
 
 async def test_healthy_peers_and_those_with_nowhere_else_to_be_cost_nothing(looking: Looking) -> None:
