@@ -71,7 +71,7 @@ build: .venv/built ## virtual environment in .venv, extension modules compiled i
 .PHONY: clean
 clean: ## remove everything that was built, the virtual environment too
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f overlayd/_fast/*.so overlayd/_fast/*.c
+	rm -f overlayd/_fast/*.so overlayd/_fast/*.c overlayd/linux/*.so overlayd/linux/*.c
 	find overlayd tests bench -name __pycache__ -type d -exec rm -rf {} +
 
 .PHONY: root

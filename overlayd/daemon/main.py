@@ -32,12 +32,14 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.nameserver import Nameserver
 from overlayd.daemon.reclaim import reclaim
 from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
 from overlayd.daemon.teardown import remove_everything
+from overlayd.daemon.upstreams import Upstreams
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
 from overlayd.linux.monitor import Monitor
@@ -147,10 +149,13 @@ async def _serve(
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
-        node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow]
-        doctor = Doctor(node, sentinel, forwarding)
+        nameserver = Nameserver(node, config.dns_zone, config.dns_port, Upstreams(config.upstreams), spawn)
+        ending.callback(nameserver.close)
+        nameserver.resume()
+        node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow, nameserver.follow]
+        doctor = Doctor(node, sentinel, forwarding, nameserver)
         status = StatusView(node, health)
-        daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)
+        daemon = Daemon(node, status, health, candidates, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
         accepting = await server.listen(listener)

@@ -73,6 +73,8 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
     overlay = daemon.node.state.overlay
     if overlay is None:
         raise RequestError(NOT_SET_UP)  # torn down meanwhile
+    server, domain = daemon.nameserver.of_guests()
+    server = attachment.dns_server or server
     return wire.GuestConfig(
         overlay_ip=str(attachment.address),
         prefix_len=overlay.cluster.prefixlen,
@@ -80,8 +82,8 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
         public_key=text(attachment.public_key),
         listen_port=overlay.wg_port,
         peers=(entrance,),
-        dns_server=str(attachment.dns_server) if attachment.dns_server is not None else None,
-        dns_domain=attachment.dns_domain or None,
+        dns_server=str(server) if server is not None else None,
+        dns_domain=attachment.dns_domain or domain or None,
     )
 
 

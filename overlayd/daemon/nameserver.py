@@ -1,0 +1,237 @@
+"""The node's name server: registered names for containers, and the way to all others.
+
+Owns: its sockets, two for each address it serves, and when they open and close.  Must not know: which names there are
+(`model.zone`), what is in a message (`_fast.nametable`), how others are asked (`daemon.forwarder`).
+
+It listens at the node address and at the gateway of every service, never at the wildcard address: the host has a
+resolver of its own.  Only hosts of the cluster are answered, so that nobody outside can use it, neither to learn names
+nor to send answers to a third party.
+"""
+
+import asyncio
+import errno
+import logging
+import select
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from overlayd.daemon.forwarder import Forwarder
+from overlayd.daemon.nameserver_stream import Streams
+from overlayd.daemon.node import Node
+from overlayd.daemon.upstreams import PORT, Upstreams
+from overlayd.linux.datagrams import Datagrams
+from overlayd.model.layout import endpoint_text
+from overlayd.model.objects import Address
+from overlayd.model.rows import Change, Overlay, Service
+from overlayd.model.zone import Zone, served_addresses
+
+log = logging.getLogger(__name__)
+
+# Our own constants.
+SOCKETS = 8  # that are served a batch before the loop looks at its other sockets
+BACKLOG = 128  # TCP connections that wait to be accepted
+# Bytes of queries that wait on a socket while the loop is at other work: some 2,000, more than come in 5 ms.
+RECEIVE_BUFFER = 2 * 1024 * 1024
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds until an address is tried again, doubling
+
+# linux/in.h, linux/in6.h, asm-generic/socket.h; Python does not have them.
+_IP_FREEBIND, _IPV6_FREEBIND, _SO_RCVBUFFORCE = 15, 78, 33
+
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Sockets(NamedTuple):
+    """Those of one address."""
+
+    udp: socket.socket
+    tcp: socket.socket
+
+
+class Unserved(NamedTuple):
+    """An address that could not be bound.  failures: how often in a row; retry: the next time."""
+
+    problem: str
+    remedy: str
+    failures: int
+    retry: asyncio.TimerHandle
+
+
+class Nameserver:
+    """From `resume` to `close`.  zone: of one-label names; port: 0 for none at all.  spawn: starts a task."""
+
+    def __init__(self, node: Node, zone: str, port: int, upstreams: Upstreams, spawn: Spawn) -> None:
+        self.port = port
+        self.unserved: dict[Address, Unserved] = {}  # for the doctor
+        self._node = node
+        self._zone = Zone(node.state, zone)
+        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port))
+        self._spawn = spawn
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._datagrams = Datagrams(self._zone.table)
+        self._streams = Streams(self._zone.table, self._forwarder, self._start)
+        self._sockets: dict[Address, Sockets] = {}
+        self._servers: dict[Address, asyncio.Server] = {}
+        self._udp: dict[int, socket.socket] = {}  # by descriptor
+        # All datagram sockets behind one descriptor: the kernel shows those that are ready in turns, a few at a time,
+        # so that a flood at many addresses delays neither the rest of the loop nor each other.
+        self._ready = select.epoll()
+        if port:
+            asyncio.get_running_loop().add_reader(self._ready.fileno(), self._readable)
+
+    def resume(self) -> None:
+        """Serve what is there at a start; later changes come through `follow`."""
+        self._heed_overlay()
+        self._heed_addresses()
+
+    def follow(self, change: Change) -> None:
+        """Answer as the state is now, at the addresses that there are now."""
+        self._zone.follow(change)
+        tables = {table for table, _ in change}
+        if Overlay.table in tables:
+            self._heed_overlay()
+        if tables & {Overlay.table, Service.table}:
+            self._heed_addresses()
+
+    def of_guests(self) -> tuple[Address | None, str]:
+        """The name server and the domain of a guest that was given none; None and "" while there is no server that a
+        guest can ask: it asks at port 53.
+        """
+        address = self._node.state.node_address
+        return (address, self._zone.name) if address in self._sockets and self.port == PORT else (None, "")
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._ready.fileno())
+        for address in [*self._sockets, *self.unserved]:
+            self._leave(address)
+        self._streams.close()
+        self._ready.close()
+        for task in self._tasks:
+            task.cancel()
+
+    # --- Which addresses ---
+
+    def _heed_overlay(self) -> None:
+        """Who may ask."""
+        overlay = self._node.state.get(Overlay)
+        if overlay is not None:
+            self._datagrams.admit(overlay.cluster.network_address.packed, overlay.cluster.prefixlen)
+            self._streams.admitted = overlay.cluster
+
+    def _heed_addresses(self) -> None:
+        state, devices = self._node.state, self._node.facts.devices
+        wanted = served_addresses(state, devices=devices) if self.port else set()
+        for address in (self._sockets.keys() | self.unserved.keys()) - wanted:
+            self._leave(address)
+        for address in wanted - self._sockets.keys() - self.unserved.keys():
+            self._serve(address)
+
+    def _serve(self, address: Address, failures: int = 0) -> None:
+        try:
+            sockets = _bind(address, self.port)
+        except OSError as error:
+            problem, remedy = _advice(error, self.port)
+            if not failures:
+                log.warning("DNS at %s %s; it is tried again: %s", endpoint_text((address, self.port)), problem, remedy)
+            pause = min(FIRST_PAUSE * 2.0 ** min(failures, 16), LONGEST_PAUSE)
+            retry = asyncio.get_running_loop().call_later(pause, self._again, address)
+            self.unserved[address] = Unserved(problem, remedy, failures + 1, retry)
+            return
+        log.info("DNS at %s", endpoint_text((address, self.port)))
+        self._sockets[address] = sockets
+        self._udp[sockets.udp.fileno()] = sockets.udp
+        self._ready.register(sockets.udp, select.EPOLLIN)
+        self._start(self._accept(address, sockets.tcp))
+
+    def _again(self, address: Address) -> None:
+        self._serve(address, self.unserved.pop(address).failures)
+
+    def _leave(self, address: Address) -> None:
+        unserved, sockets = self.unserved.pop(address, None), self._sockets.pop(address, None)
+        if unserved is not None:
+            unserved.retry.cancel()
+        if sockets is not None:
+            self._ready.unregister(sockets.udp)
+            del self._udp[sockets.udp.fileno()]
+            sockets.udp.close()
+            server = self._servers.pop(address, None)
+            if server is not None:
+                server.close()
+            sockets.tcp.close()
+            self._streams.close(str(address))
+
+    # --- Who asks ---
+
+    def _readable(self) -> None:
+        for descriptor, _ in self._ready.poll(0, SOCKETS):
+            try:
+                others = self._datagrams.serve(descriptor)
+            except OSError as error:
+                log.debug("DNS socket: %s", error)
+                continue
+            for query, client in others:
+                self._start(self._forward(self._udp[descriptor], query, client))
+
+    async def _forward(self, udp: socket.socket, query: bytes, client: bytes) -> None:
+        # Counted by the address, which follows the family and the port in struct sockaddr_in and sockaddr_in6.
+        source = client[4:8] if udp.family == socket.AF_INET else client[8:24]
+        response = await self._forwarder.ask(query, source, stream=False)
+        if response and udp.fileno() != -1:
+            self._datagrams.send(udp.fileno(), response, client)
+
+    async def _accept(self, address: Address, listener: socket.socket) -> None:
+        server = await asyncio.get_running_loop().create_server(self._streams.connect, sock=listener, backlog=BACKLOG)
+        if address in self._sockets:
+            self._servers[address] = server
+        else:
+            server.close()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._spawn(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _bind(address: Address, port: int) -> Sockets:
+    """Both sockets of an address, or OSError.  They may be bound before the address is there, or is usable: IPv6 looks
+    for duplicates first.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with ExitStack() as undo:
+        sockets = Sockets(
+            *(
+                undo.enter_context(socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+            )
+        )
+        sockets.udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        # Not on the other one: two datagram sockets of one port would share its queries.
+        sockets.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for each in sockets:
+            if address.version == 4:
+                each.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            else:
+                each.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            each.bind((str(address), port))
+        sockets.tcp.listen(BACKLOG)
+        undo.pop_all()
+    return sockets
+
+
+def _advice(error: OSError, port: int) -> tuple[str, str]:
+    """What is the matter, as a predicate, and what to do."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                "is not served: another program has the port",
+                f"see who has it (ss -lnptu 'sport = :{port}') and keep it from that address, or choose another "
+                "--dns-port",
+            )
+        case errno.EACCES:
+            return (
+                "is not served: the port is privileged",
+                "grant CAP_NET_BIND_SERVICE, or choose a --dns-port above 1023",
+            )
+        case _:
+            return f"is not served: {error.strerror}", "mend that, or turn it off with --dns-port 0"
