@@ -13,7 +13,7 @@ PYTHON := .venv/bin/python
 # Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping libnftables1 tcpdump util-linux wireguard-go wireguard-tools
-TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static
+TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static bind9-dnsutils dnsmasq-base
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
 
