@@ -1,6 +1,6 @@
 """Asking other servers for names that are not ours.
 
-Owns: the queries in flight, their sockets and ids, and which server is asked next.  Must not know: who asked us, or
+Owns: the queries in flight, a task and a socket each, and which server is asked next.  Must not know: who asked us, or
 how (`daemon.nameserver`); what is in a message (`proto.dns`).
 
 Every query goes out from a socket of its own, so the kernel picks a random port for it, under a random id, and only
@@ -11,8 +11,9 @@ import asyncio
 import logging
 import secrets
 import socket
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from typing import Any, NamedTuple
 
 from overlayd.daemon.upstreams import Upstream
 from overlayd.errors import ProtocolError
@@ -24,22 +25,38 @@ log = logging.getLogger(__name__)
 # Our own constants.
 IN_FLIGHT = 1024  # queries, a socket each
 OF_CLIENT = 256  # of these, so that one container that asks for what nobody answers leaves room for the others
+STARTED = 16  # queries that go out before the loop looks at its other work: some 80 us each
 TRY = 1.5  # seconds for an answer to a datagram; a server that is alive answers sooner, or has lost it
 PATIENCE = 4.5  # seconds for all; C libraries ask again after 5
 
 
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class _Waiting(NamedTuple):
+    """A query that is yet to go out."""
+
+    query: Query
+    client: Hashable
+    stream: bool
+    deliver: Callable[[bytes], None]
+
+
 class Forwarder:
-    """servers: those to ask now, the first one first."""
+    """servers: those to ask now, the first one first.  spawn: starts a task."""
 
-    def __init__(self, servers: Callable[[], Sequence[Upstream]]) -> None:
+    def __init__(self, servers: Callable[[], Sequence[Upstream]], spawn: Spawn) -> None:
         self._servers = servers
+        self._spawn = spawn
         self._answered: Upstream | None = None  # the last one that did is asked first: one that is dead costs a TRY
+        self._waiting: deque[_Waiting] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_flight = 0  # those that wait included
         self._of_client: Counter[Hashable] = Counter()
-        self._in_flight = 0
 
-    async def ask(self, message: bytes, client: Hashable, *, stream: bool) -> bytes:
-        """The response to a well-formed query, to be sent as it is: an upstream's, or else SERVFAIL.  b"" for what is
-        no query after all.
+    def forward(self, message: bytes, client: Hashable, deliver: Callable[[bytes], None], *, stream: bool) -> None:
+        """Ask for a client, and `deliver` the response, to be sent as it is, once: an upstream's, or else SERVFAIL; b""
+        for what is no query after all.
 
         client: whom to count it for.  stream: it came by TCP, so the response may be long.
         """
@@ -47,18 +64,40 @@ class Forwarder:
             query = dns.read_query(message)
         except ProtocolError as error:
             log.debug("not forwarded: %s", error)
-            return b""
+            deliver(b"")
+            return
         if self._in_flight >= IN_FLIGHT or self._of_client[client] >= OF_CLIENT:
-            return dns.failure(query, dns.OTHER, "too many queries wait for their answers")
+            deliver(dns.failure(query, dns.OTHER, "too many queries wait for their answers"))
+            return
         self._in_flight += 1
         self._of_client[client] += 1
+        self._waiting.append(_Waiting(query, client, stream, deliver))
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._send_some)
+
+    def close(self) -> None:
+        """Forget what is in flight."""
+        self._waiting.clear()
+        for task in self._tasks:
+            task.cancel()
+
+    def _send_some(self) -> None:
+        for _ in range(min(STARTED, len(self._waiting))):
+            task = self._spawn(self._carry_out(self._waiting.popleft()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._send_some)
+
+    async def _carry_out(self, waiting: _Waiting) -> None:
         try:
-            return await self._ask(query, stream)
+            response = await self._ask(waiting.query, waiting.stream)
         finally:
             self._in_flight -= 1
-            self._of_client[client] -= 1
-            if not self._of_client[client]:
-                del self._of_client[client]
+            self._of_client[waiting.client] -= 1
+            if not self._of_client[waiting.client]:
+                del self._of_client[waiting.client]
+        waiting.deliver(response)
 
     async def _ask(self, query: Query, stream: bool) -> bytes:
         servers = list(self._servers())

@@ -13,11 +13,11 @@ import errno
 import logging
 import select
 import socket
-from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
-from overlayd.daemon.forwarder import Forwarder
+from overlayd.daemon.forwarder import Forwarder, Spawn
 from overlayd.daemon.nameserver_stream import Streams
 from overlayd.daemon.node import Node
 from overlayd.daemon.upstreams import PORT, Upstreams
@@ -30,7 +30,8 @@ from overlayd.model.zone import Zone, served_addresses
 log = logging.getLogger(__name__)
 
 # Our own constants.
-SOCKETS = 8  # that are served a batch before the loop looks at its other sockets
+BATCHES = 8  # of datagrams that are served before the loop looks at its other work: 2 ms
+FORWARDED = 64  # queries that are handed on before, and those of the last batch
 BACKLOG = 128  # TCP connections that wait to be accepted
 # Bytes of queries that wait on a socket while the loop is at other work: some 2,000, more than come in 5 ms.
 RECEIVE_BUFFER = 2 * 1024 * 1024
@@ -38,8 +39,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds until an address is tried agai
 
 # linux/in.h, linux/in6.h, asm-generic/socket.h; Python does not have them.
 _IP_FREEBIND, _IPV6_FREEBIND, _SO_RCVBUFFORCE = 15, 78, 33
-
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class Sockets(NamedTuple):
@@ -66,11 +65,10 @@ class Nameserver:
         self.unserved: dict[Address, Unserved] = {}  # for the doctor
         self._node = node
         self._zone = Zone(node.state, zone)
-        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port))
+        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), spawn)
         self._spawn = spawn
-        self._tasks: set[asyncio.Task[None]] = set()
         self._datagrams = Datagrams(self._zone.table)
-        self._streams = Streams(self._zone.table, self._forwarder, self._start)
+        self._streams = Streams(self._zone.table, self._forwarder)
         self._sockets: dict[Address, Sockets] = {}
         self._servers: dict[Address, asyncio.Server] = {}
         self._udp: dict[int, socket.socket] = {}  # by descriptor
@@ -107,8 +105,7 @@ class Nameserver:
             self._leave(address)
         self._streams.close()
         self._ready.close()
-        for task in self._tasks:
-            task.cancel()
+        self._forwarder.close()
 
     # --- Which addresses ---
 
@@ -142,7 +139,7 @@ class Nameserver:
         self._sockets[address] = sockets
         self._udp[sockets.udp.fileno()] = sockets.udp
         self._ready.register(sockets.udp, select.EPOLLIN)
-        self._start(self._accept(address, sockets.tcp))
+        self._spawn(self._accept(address, sockets.tcp))
 
     def _again(self, address: Address) -> None:
         self._serve(address, self.unserved.pop(address).failures)
@@ -164,33 +161,30 @@ class Nameserver:
     # --- Who asks ---
 
     def _readable(self) -> None:
-        for descriptor, _ in self._ready.poll(0, SOCKETS):
+        """Serve the sockets that are ready, in turns, for no longer than other work on the loop may wait."""
+        batches, forwarded = 0, 0
+        while batches < BATCHES and forwarded < FORWARDED and (ready := self._ready.poll(0, 1)):
+            udp = self._udp[ready[0][0]]
+            batches += 1
             try:
-                others = self._datagrams.serve(descriptor)
+                others = self._datagrams.serve(udp.fileno())
             except OSError as error:
                 log.debug("DNS socket: %s", error)
                 continue
+            forwarded += len(others)
             for query, client in others:
-                self._start(self._forward(self._udp[descriptor], query, client))
+                # Counted by address, which follows family and port in struct sockaddr_in and sockaddr_in6.
+                source = client[4:8] if udp.family == socket.AF_INET else client[8:24]
+                self._forwarder.forward(query, source, partial(self._respond, udp, client), stream=False)
 
-    async def _forward(self, udp: socket.socket, query: bytes, client: bytes) -> None:
-        # Counted by the address, which follows the family and the port in struct sockaddr_in and sockaddr_in6.
-        source = client[4:8] if udp.family == socket.AF_INET else client[8:24]
-        response = await self._forwarder.ask(query, source, stream=False)
-        if response and udp.fileno() != -1:
+    def _respond(self, udp: socket.socket, client: bytes, response: bytes) -> None:
+        if response and udp.fileno() != -1:  # closed meanwhile
             self._datagrams.send(udp.fileno(), response, client)
 
     async def _accept(self, address: Address, listener: socket.socket) -> None:
-        server = await asyncio.get_running_loop().create_server(self._streams.connect, sock=listener, backlog=BACKLOG)
-        if address in self._sockets:
-            self._servers[address] = server
-        else:
-            server.close()
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._spawn(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if listener.fileno() != -1:  # closed meanwhile
+            loop = asyncio.get_running_loop()
+            self._servers[address] = await loop.create_server(self._streams.connect, sock=listener, backlog=BACKLOG)
 
 
 def _bind(address: Address, port: int) -> Sockets:

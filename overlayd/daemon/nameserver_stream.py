@@ -10,9 +10,8 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import cast
 
 from overlayd._fast.nametable import NameTable
 from overlayd.daemon.forwarder import Forwarder
@@ -30,16 +29,13 @@ TURN = 16  # queries of a connection before it is the next one's turn
 SLICE = 0.001  # seconds of serving, then the loop looks at its other sockets
 _LONGEST = 2 + dns.MAX_MESSAGE  # bytes of a message with its length
 
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
-
 
 class Streams:
     """All connections.  admitted: the network whose hosts may connect, None for nobody."""
 
-    def __init__(self, table: NameTable, forwarder: Forwarder, spawn: Spawn) -> None:
+    def __init__(self, table: NameTable, forwarder: Forwarder) -> None:
         self.table = table
         self.forwarder = forwarder
-        self.spawn = spawn
         self.admitted: Network | None = None
         self.connections: set[Stream] = set()
         self._of_client: Counter[str] = Counter()
@@ -180,15 +176,12 @@ class Stream(asyncio.Protocol):
         response = self._streams.table.respond(message, True)
         if response is None:
             self._in_flight += 1
-            self._streams.spawn(self._forward(message))
+            self._streams.forwarder.forward(message, self.client, self._forwarded, stream=True)
         elif response:
             self.transport.write(dns.frame(response))
 
-    async def _forward(self, message: bytes) -> None:
-        try:
-            response = await self._streams.forwarder.ask(message, self.client, stream=True)
-        finally:
-            self._in_flight -= 1
+    def _forwarded(self, response: bytes) -> None:
+        self._in_flight -= 1
         if not self.transport.is_closing():
             self.active = time.monotonic()
             if response:

@@ -21,7 +21,7 @@ async def listening(servers=list, admitted="127.0.0.0/8"):
     table = NameTable()
     table.set_address(wire_name("web"), bytes([10, 200, 1, 5]))
     async with asyncio.TaskGroup() as tasks:
-        streams = Streams(table, Forwarder(servers), tasks.create_task)
+        streams = Streams(table, Forwarder(servers, tasks.create_task))
         streams.admitted = ip_network(admitted)
         server = await asyncio.get_running_loop().create_server(streams.connect, "127.0.0.1", 0)
         streams.port = server.sockets[0].getsockname()[1]
