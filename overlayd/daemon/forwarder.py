@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Our own constants.
 IN_FLIGHT = 1024  # queries, a socket each
 OF_CLIENT = 256  # of these, so that one container that asks for what nobody answers leaves room for the others
-STARTED = 16  # queries that go out before the loop looks at its other work: some 80 us each
+STARTED = 8  # queries that go out before the loop looks at its other work: 50 us each
 TRY = 1.5  # seconds for an answer to a datagram; a server that is alive answers sooner, or has lost it
 PATIENCE = 4.5  # seconds for all; C libraries ask again after 5
 
