@@ -303,7 +303,7 @@ cdef class NameTable:
         cdef bytes key = PyBytes_FromStringAndSize(<char *>out + HEADER, q.name)
         cdef uint8_t *lower = <uint8_t *>PyBytes_AS_STRING(key)
         cdef uint8_t *p = out + end
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, size
         cdef int zone
         for i in range(q.name):
             if 65 <= lower[i] <= 90:  # a label's length is never as high
@@ -311,13 +311,12 @@ cdef class NameTable:
         found = PyDict_GetItemWithError(self.names, key)
         cdef Name name = <Name>found if found is not NULL else None
         if name is not None:
-            if q.type == (A if name.address is not None and PyBytes_GET_SIZE(name.address) == 4 else AAAA):
-                if name.address is not None:
-                    out[2] |= AA
-                    write16(out + 6, 1)
-                    p = write_record(p, HEADER, q.type, PyBytes_GET_SIZE(name.address))
-                    return write_bytes(p, name.address) - out
-            elif q.type == PTR and name.targets:
+            size = PyBytes_GET_SIZE(name.address) if name.address is not None else 0
+            if (q.type == A and size == 4) or (q.type == AAAA and size == 16):
+                out[2] |= AA
+                write16(out + 6, 1)
+                return write_bytes(write_record(p, HEADER, q.type, size), name.address) - out
+            if q.type == PTR and name.targets:
                 out[2] |= AA
                 return self.write_pointers(name.targets, out, end, limit)
         zone = self.zone_of(key, q)
@@ -331,15 +330,13 @@ cdef class NameTable:
         out[2] |= AA
         if q.type == ANY and (name is not None or zone == 0):
             write16(out + 6, 1)
-            p = write_record(p, HEADER, HINFO, PyBytes_GET_SIZE(HINFO_DATA))
-            return write_bytes(p, HINFO_DATA) - out
+            return write_bytes(write_record(p, HEADER, HINFO, PyBytes_GET_SIZE(HINFO_DATA)), HINFO_DATA) - out
         if q.type == SOA and zone == 0:
             write16(out + 6, 1)
             return write_soa(p, HEADER) - out
         if q.type == NS and zone == 0:
             write16(out + 6, 1)
-            p = write_record(p, HEADER, NS, 2)
-            return write16(p, POINTER | HEADER) - out
+            return write16(write_record(p, HEADER, NS, 2), POINTER | HEADER) - out
         if name is None and zone != 0 and key not in self.inner:
             out[3] |= NXDOMAIN
         write16(out + 8, 1)

@@ -23,9 +23,9 @@ from overlayd.daemon.node import Node
 from overlayd.daemon.upstreams import PORT, Upstreams
 from overlayd.linux.datagrams import Datagrams
 from overlayd.model.layout import endpoint_text
-from overlayd.model.objects import Address
+from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Change, Overlay, Service
-from overlayd.model.zone import Zone, served_addresses
+from overlayd.model.zone import Zone, served_address
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Nameserver:
         self._spawn = spawn
         self._datagrams = Datagrams(self._zone.table)
         self._streams = Streams(self._zone.table, self._forwarder)
+        self._addresses: dict[str, Address] = {}  # by scope
         self._sockets: dict[Address, Sockets] = {}
         self._servers: dict[Address, asyncio.Server] = {}
         self._udp: dict[int, socket.socket] = {}  # by descriptor
@@ -81,16 +82,18 @@ class Nameserver:
     def resume(self) -> None:
         """Serve what is there at a start; later changes come through `follow`."""
         self._heed_overlay()
-        self._heed_addresses()
+        for scope in (GLOBAL, *self._node.state.table(Service)):
+            self._heed_scope(scope)
 
     def follow(self, change: Change) -> None:
         """Answer as the state is now, at the addresses that there are now."""
         self._zone.follow(change)
-        tables = {table for table, _ in change}
-        if Overlay.table in tables:
-            self._heed_overlay()
-        if tables & {Overlay.table, Service.table}:
-            self._heed_addresses()
+        for table, key in change:
+            if table == Overlay.table:
+                self._heed_overlay()
+                self._heed_scope(GLOBAL)
+            elif table == Service.table:
+                self._heed_scope(key)
 
     def of_guests(self) -> tuple[Address | None, str]:
         """The name server and the domain of a guest that was given none; None and "" while there is no server that a
@@ -116,12 +119,18 @@ class Nameserver:
             self._datagrams.admit(overlay.cluster.network_address.packed, overlay.cluster.prefixlen)
             self._streams.admitted = overlay.cluster
 
-    def _heed_addresses(self) -> None:
-        state, devices = self._node.state, self._node.facts.devices
-        wanted = served_addresses(state, devices=devices) if self.port else set()
-        for address in (self._sockets.keys() | self.unserved.keys()) - wanted:
-            self._leave(address)
-        for address in wanted - self._sockets.keys() - self.unserved.keys():
+    def _heed_scope(self, scope: str) -> None:
+        """Where to listen for a service's containers, or everybody's."""
+        if not self.port:
+            return
+        old = self._addresses.pop(scope, None)
+        address = served_address(self._node.state, scope, devices=self._node.facts.devices)
+        if address is not None:
+            self._addresses[scope] = address
+        # Without a slice the node and a service may have one address.
+        if old is not None and old not in self._addresses.values():
+            self._leave(old)
+        if address is not None and address not in self._sockets and address not in self.unserved:
             self._serve(address)
 
     def _serve(self, address: Address, failures: int = 0) -> None:

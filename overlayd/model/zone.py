@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from overlayd._fast.nametable import NameTable, wire_name
-from overlayd.model.objects import Address, Network
+from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.rows import Attachment, Change, Overlay, Record, Service
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
@@ -52,8 +52,9 @@ class Zone:
         for alias in (name, *self._aliases(name)):
             now = self._address(alias)
             self.table.set_address(wire_name(alias), None if now is None else now.packed)
-        for touched in {old, address} - {None}:
-            assert touched is not None
+        for touched in {old, address}:
+            if touched is None:
+                continue
             names = self._names_of.setdefault(touched, {})
             if touched == address:
                 names[name] = None
@@ -113,11 +114,11 @@ def reverse_zones(network: Network) -> Iterable[str]:
         yield ".".join(names[network.max_prefixlen // bits - labels :])
 
 
-def served_addresses(state: State, *, devices: bool) -> set[Address]:
-    """The addresses at which containers find this node's name server: the node's own while it is on a device, and the
-    gateway of every service.  devices: a WireGuard backend is there.
+def served_address(state: State, scope: str, *, devices: bool) -> Address | None:
+    """Where a service's containers find this node's name server: at its gateway; for GLOBAL the node address.  None
+    while the address is on no link of ours.  devices: a WireGuard backend is there.
     """
-    addresses = {first_usable(service.subnet) for service in state.table(Service).values()}
-    if devices and state.overlay is not None and state.node_address is not None:
-        addresses.add(state.node_address)
-    return addresses
+    if scope == GLOBAL:
+        return state.node_address if devices and state.overlay is not None else None
+    service = state.get(Service, scope)
+    return first_usable(service.subnet) if service is not None else None

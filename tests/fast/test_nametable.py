@@ -80,7 +80,7 @@ def queries(draw):
     return head + name + struct.pack(">HH", draw(TYPES), klass) + b"".join(more) + draw(st.sampled_from([b"", b"rest"]))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(CHANGES, st.lists(queries(), min_size=1, max_size=6))
 def test_every_response_is_the_oracles(changes, asked):
     table, oracle = tables(changes)

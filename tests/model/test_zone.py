@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles_nametable import Oracle, wire
 
-from overlayd.model.objects import Netns
+from overlayd.model.objects import GLOBAL, Netns
 from overlayd.model.rows import Attachment, Node, Overlay, Record, Service
 from overlayd.model.state import State
-from overlayd.model.zone import Zone, reverse_zones, served_addresses
+from overlayd.model.zone import Zone, reverse_zones, served_address
 
 ZONE = "overlay.local"
 NODE = Node(private_key=bytes(32))
@@ -88,7 +88,7 @@ def unordered(response):
     return response if response is None else (response[:12], sorted(response[12:]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(CHANGES)
 def test_following_changes_comes_to_what_the_rows_say(changes):
     state = State([NODE])
@@ -191,8 +191,11 @@ def test_where_it_is_served():
     service = Service(name="web", subnet=ip_network("10.200.74.16/28"), bridge="b")
     gateway, node = ip_address("10.200.74.17"), ip_address("10.200.1.1")
     slice = ip_network("10.200.1.0/24")
-    assert served_addresses(State([NODE]), devices=True) == set()
     up = State([NODE, overlay(slice=slice), service])
-    assert served_addresses(up, devices=True) == {gateway, node}
-    assert served_addresses(up, devices=False) == {gateway}
-    assert served_addresses(State([NODE, overlay(slice=slice, up=False), service]), devices=True) == {gateway}
+    down = State([NODE, overlay(slice=slice, up=False), service])
+    assert served_address(State([NODE]), GLOBAL, devices=True) is None
+    assert served_address(up, GLOBAL, devices=True) == node
+    assert served_address(up, GLOBAL, devices=False) is None
+    assert served_address(down, GLOBAL, devices=True) is None
+    assert served_address(down, "web", devices=False) == gateway
+    assert served_address(up, "db", devices=True) is None
