@@ -13,6 +13,7 @@ import errno
 import logging
 import select
 import socket
+import time
 from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
@@ -30,8 +31,8 @@ from overlayd.model.zone import Zone, served_address
 log = logging.getLogger(__name__)
 
 # Our own constants.
-BATCHES = 4  # of datagrams that are served before the loop looks at its other work: 1 ms
-FORWARDED = 16  # queries that are handed on before, and those of the last batch
+SLICE = 0.0005  # seconds of serving datagrams, and a last batch, then the loop looks at its other work
+SOCKETS = 8  # that are served in a slice, if there is time
 BACKLOG = 128  # TCP connections that wait to be accepted
 # Bytes of queries that wait on a socket while the loop is at other work: some 2,000, more than come in 5 ms.
 RECEIVE_BUFFER = 2 * 1024 * 1024
@@ -171,8 +172,8 @@ class Nameserver:
 
     def _readable(self) -> None:
         """Serve a batch on each of some sockets that are ready, for no longer than other work on the loop may wait."""
-        forwarded = 0
-        for descriptor, _ in self._ready.poll(0, BATCHES):
+        end = time.monotonic() + SLICE
+        for descriptor, _ in self._ready.poll(0, SOCKETS):
             udp = self._udp[descriptor]
             try:
                 others = self._datagrams.serve(descriptor)
@@ -183,8 +184,7 @@ class Nameserver:
                 # Counted by address, which follows family and port in struct sockaddr_in and sockaddr_in6.
                 source = client[4:8] if udp.family == socket.AF_INET else client[8:24]
                 self._forwarder.forward(query, source, partial(self._respond, udp, client), stream=False)
-            forwarded += len(others)
-            if forwarded >= FORWARDED:
+            if time.monotonic() > end:
                 break
 
     def _respond(self, udp: socket.socket, client: bytes, response: bytes) -> None:
