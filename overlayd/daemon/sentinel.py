@@ -139,15 +139,18 @@ class Sentinel:
     async def _look_at(self, part: Part, suspicion: _Suspicion) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
+        who = ", ".join(sorted({who for who in suspicion.causes.values() if who}))
         try:
             if part == EGRESS:
                 await self._follow_egress()
             else:
-                await self._mend(part, ", ".join(sorted({who for who in suspicion.causes.values() if who})))
+                await self._mend(part, who)
         except MechanismError as error:
-            log.error("looking at %s: %s", part, error)
-        except Exception:
-            log.exception("looking at %s: unexpected error", part)  # the watch goes on; the next audit tries again
+            if self._again_later(part, loop.time() - started, who):
+                log.error("looking at %s: %s; it is tried again", part, error)
+        except Exception:  # a bug, after which the watch goes on
+            if self._again_later(part, loop.time() - started, who):
+                log.exception("looking at %s: unexpected error; it is tried again", part)
         now = loop.time()
         self._rested[part] = now + RESTS * (now - started)
         self._busy.discard(part)
@@ -155,6 +158,13 @@ class Sentinel:
             self._backoff.forget_calm(now)
             self._schedule(EVERYTHING, now + AUDIT, "audit")
         self._woken.set()
+
+    def _again_later(self, part: Part, cost: float, who: str) -> bool:
+        """A look has failed: come back, ever later.  Returns whether to speak of it."""
+        now = asyncio.get_running_loop().time()
+        self._backoff.restored(part, now, cost)
+        self._schedule(part, self._backoff.due(part, now), "again", who)
+        return self._is_news(part)
 
     async def _mend(self, part: Part, who: str) -> None:
         """Put right what of the part is due, and come back for the rest."""

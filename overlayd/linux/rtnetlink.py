@@ -166,6 +166,11 @@ def route_filter(protocol: int = RTPROT_UNSPEC) -> bytes:
     return _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0)
 
 
+def lookup_body(address: Address) -> bytes:
+    """Body of an RTM_GETROUTE that asks for the route to one address."""
+    return _ROUTE.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, address.packed)
+
+
 def link_filter() -> bytes:
     """Body of a dump of all links, without their counters, which are most of the bytes."""
     return link_body(u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))

@@ -3,6 +3,7 @@
 Owns: the list of (scenario, point, passage, how), and the count.  Must not know: how a trial is run.
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from crash.scenarios import SCENARIOS
 from crash.worker import Job, Workers
 
 HOW = ("killed", "refused")
+TELL_EVERY = 60.0  # seconds: a campaign takes many minutes
 
 
 @dataclass
@@ -24,10 +26,17 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        ops = {(SCENARIOS[scenario].act["op"], point) for scenario, point, _, _ in self.trials}
-        points = {trial[:3] for trial in self.trials}
+        first: dict[tuple[str, str, str], int] = {}
+        for scenario, point, passage, how in self.trials:
+            place = (scenario, point, how)
+            first[place] = min(passage, first.get(place, passage))
+        ops = {
+            (SCENARIOS[scenario].act["op"], point, passage - first[scenario, point, how])
+            for scenario, point, passage, how in self.trials
+        }
+        situations = {trial[:3] for trial in self.trials}
         return (
-            f"{len(ops)} pairs of op and point, {len(points)} of scenario, point and passage; "
+            f"{len(ops)} pairs of op and point (each passage of it), {len(situations)} of scenario and point; "
             f"{self.runs} runs, {self.sequences} of them random sequences; {len(self.wrong)} went wrong"
         )
 
@@ -78,9 +87,13 @@ def trials(workers: Workers, report: Report, scenarios: Iterable[str] = tuple(SC
 
 
 def run(workers: Workers, report: Report, jobs: Iterable[Job]) -> None:
-    """Do jobs, and report each that goes wrong as soon as it does."""
+    """Do jobs, report each that goes wrong as soon as it does, and now and then how far it is."""
+    told = time.monotonic()
     for job, outcome in workers.run(jobs):
         before = len(report.wrong)
         report.add(job, outcome)
         for text in report.wrong[before:]:
             print(text, flush=True)
+        if time.monotonic() - told > TELL_EVERY:
+            told = time.monotonic()
+            print(f"so far: {report}", flush=True)

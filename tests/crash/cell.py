@@ -146,7 +146,7 @@ class Cell:
         assert not self.daemon
         self.daemon = os.fork()
         if not self.daemon:
-            self._be_daemon(fault)
+            self._be_daemon(fault, "--socket", str(self.socket), "--wireguard", "userspace")
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -159,7 +159,15 @@ class Cell:
                 raise Stuck(f"the daemon does not listen\n{self.last_words()}")
             time.sleep(0.001)
 
-    def _be_daemon(self, spec: str) -> None:
+    def tear_down(self, fault: str = "") -> bool:
+        """Run `overlayd --teardown`; whether it came to a good end."""
+        assert not self.daemon
+        program = os.fork()
+        if not program:
+            self._be_daemon(fault, "--teardown")
+        return os.waitpid(program, 0)[1] == 0
+
+    def _be_daemon(self, spec: str, *options: str) -> None:
         """Never returns."""
         code = 99
         try:
@@ -172,7 +180,7 @@ class Cell:
             faulthandler.enable()  # a crash that nobody planned
             importlib.reload(fault)
             self._plant()
-            code = main(["--data-dir", str(self.data), "--socket", str(self.socket), "--wireguard", "userspace"])
+            code = main(["--data-dir", str(self.data), *options])
         except BaseException:
             traceback.print_exc()
         finally:

@@ -75,7 +75,20 @@ class Model:
         self.containers.clear()
         for pid in list(self.attachments):
             self._detach(pid)
-        for thing in filter(None, (self.overlay, *self.services.values())):
+        self._made_anew(self.overlay, *self.services.values())
+
+    def _teardown(self) -> None:
+        self._made_anew(self.overlay, *self.services.values())
+
+    def _damage(self, what: str) -> None:
+        if what == "device":
+            self._made_anew(self.overlay)
+        elif what == "bridges":
+            self._made_anew(*self.services.values())
+
+    def _made_anew(self, *things: dict[str, Any]) -> None:
+        """Links that come back know nothing of names that they had."""
+        for thing in filter(None, things):
             thing.pop("alternative", None)
             thing["first name"] = thing["name"]
 

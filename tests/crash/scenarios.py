@@ -11,11 +11,15 @@ A step is a request as on the wire, or one of these, whose names start with "!":
     !replace pid     the same, and a container that is none of ours gets its pid before the daemon starts
     !restart         the daemon is killed and started
     !reboot          the machine
+    !teardown        the daemon is killed, and `overlayd --teardown` run, again if it does not come to its end
+    !damage what     somebody else does what `damage` says, and the daemon puts it right
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from crash.damage import DAMAGES
 
 Step = dict[str, Any]
 
@@ -42,10 +46,11 @@ class Scenario:
 
     @property
     def starts_daemon(self) -> bool:
+        """Whether it is not the daemon of the steps before that does the act."""
         return self.act["op"] in STARTS
 
 
-STARTS = ("!orphan", "!replace", "!restart", "!reboot")
+STARTS = ("!orphan", "!replace", "!restart", "!reboot", "!teardown")
 
 
 def step(op: str, **keys: Any) -> Step:
@@ -225,5 +230,7 @@ SCENARIOS = {
         Scenario("ephemeral container dies", (*SERVED, attach(ephemeral=True)), step("!die", pid=FIRST)),
         Scenario("container dies unseen", BUSY, step("!orphan", pid=FIRST)),
         Scenario("container is replaced unseen", BUSY, step("!replace", pid=FIRST)),
+        Scenario("teardown of everything", (*BUSY, DEDICATED, EDGE), step("!teardown")),
+        *(Scenario(f"damage to {what}", BUSY, step("!damage", what=what)) for what in DAMAGES),
     )
 }

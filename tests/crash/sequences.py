@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from crash.cell import Cell, inside
+from crash.damage import DAMAGES
 from crash.model import Model, Refused
 from crash.scenarios import KEYS, Step, attach, detach, overlay, peer, service, step
 from crash.shown import seen
@@ -129,6 +130,10 @@ class _Sequence:
             (3, lambda: step("remove_allowed_ip", pubkey=key, cidr=network)),
             (2, lambda: step("!restart")),
             (1, lambda: step("!reboot")),
+            (1, lambda: step("!teardown")),
+            (3, lambda: step("!damage", what=random.choice(list(DAMAGES)))),
+            (2, lambda: step("register_dns", name=random.choice(("a", "b")), ip="10.200.1.9")),
+            (1, lambda: step("unregister_dns", name="a")),
         ]
         if pid in self.cell.containers:
             made += [(2, lambda: step("!die", pid=pid)), (2, lambda: step("!orphan", pid=pid))]

@@ -14,7 +14,7 @@ from crash.worker import Job, Workers
 
 # To repeat a run: its seed, which is printed.
 SEED = int(os.environ.get("OVERLAYD_CRASH_SEED", secrets.randbelow(1 << 32)))
-DISTURBED = 100  # of some 900
+DISTURBED = 100  # of some 1,500
 SEQUENCES = 5
 
 # Each planted bug, with the scenario and the kind of trial that must find it.

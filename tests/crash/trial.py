@@ -13,15 +13,17 @@ was repeated (`model` says whether that is right).  Then the rules are:
 import os
 import socket
 import time
+from contextlib import suppress
 from errno import ENOMEM, ENOSPC
 from typing import Any
 
-from crash.cell import Cell
+from crash.cell import PATIENCE, Cell
+from crash.damage import DAMAGES
 from crash.model import Beyond, Model
 from crash.scenarios import KEYS, Scenario, Step
 from crash.shown import seen
 from crash.shown import view as shown
-from crash.view import View, blank, difference, rows, take
+from crash.view import View, blank, difference, remains, rows, take
 
 Point = tuple[str, int]  # a fault point and its passage since the daemon's start, from 1
 
@@ -30,7 +32,7 @@ RECLAIMED_WITHIN = 1.0  # seconds, by contract
 
 
 class Wrong(Exception):
-    """An undisturbed run is not what it must be."""
+    """Something is not as it must be, whatever was disturbed."""
 
 
 def perform(cell: Cell, step: Step, fault: str = "") -> dict[str, Any] | None:
@@ -48,6 +50,10 @@ def perform(cell: Cell, step: Step, fault: str = "") -> dict[str, Any] | None:
     elif op == "!die":
         cell.kill_container(keys["pid"])
         return {"result": "ok"} if _reclaimed(cell, keys["pid"]) else None
+    elif op == "!damage":
+        return {"result": "ok"} if _damaged(cell, keys["what"]) else None
+    elif op == "!teardown":
+        return {"result": "ok"} if _torn_down(cell, fault) else None
     else:
         cell.kill_daemon()
         if op == "!reboot":
@@ -74,6 +80,34 @@ def _reclaimed(cell: Cell, pid: int) -> bool:
             return False
         time.sleep(0.001)
     return False
+
+
+def _damaged(cell: Cell, what: str) -> bool:
+    """Do damage, and wait until it is made good; False when the daemon died of it."""
+    before = _without_names(take(cell, KEYS))
+    DAMAGES[what](cell)
+    deadline = time.monotonic() + PATIENCE
+    problems = ["it cannot be seen"]
+    while problems and not cell.ended():
+        if time.monotonic() > deadline:
+            raise Wrong("\n".join((f"damage to {what} stays", *problems, cell.last_words())))
+        with suppress(
+            RuntimeError, FileNotFoundError
+        ):  # the daemon, or a device that is looked at, may end at any moment
+            problems = difference(before, _without_names(take(cell, KEYS)))
+    return bool(cell.daemon)
+
+
+def _torn_down(cell: Cell, fault: str) -> bool:
+    """Run `overlayd --teardown`; whether its first run came to its end."""
+    cell.kill_daemon()
+    done = cell.tear_down(fault)
+    if not done and not cell.tear_down():
+        raise Wrong(f"what was half torn down cannot be torn down\n{cell.last_words()}")
+    left = remains(cell)
+    if left:
+        raise Wrong("\n".join(("left behind:", *left, cell.last_words())))
+    return done
 
 
 def undisturbed(cell: Cell, scenario: Scenario) -> dict[str, Any]:
@@ -171,6 +205,12 @@ def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any])
         difference(known["after" if done else "before"], found),
     )
     return problems or _repeated(cell, scenario, known, done)
+
+
+def _without_names(shown: View) -> View:
+    """Without the other names of links, and sockets that are named after the first one."""
+    kept: View = _without_alternatives({**shown, "left": {**shown["left"], "files": None}})
+    return kept
 
 
 def _without_alternatives(shown: Any) -> Any:

@@ -63,7 +63,27 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
     cell.identity = own
     blanked: View = blank(view, known_keys, own)
+    blanked["wireguard"] = {
+        name: sorted(it) if isinstance(it, list) else it for name, it in blanked["wireguard"].items()
+    }
     return blanked
+
+
+def remains(cell: Cell) -> list[str]:
+    """What of ours is there, as far as `overlayd --teardown` removes it."""
+    cell.reap()
+    found = [name for name, thing in _network(_finish(_start(SHOW))).items() if _carries_our_mark(name, thing)]
+    tables = _finish(_start("nft list tables"))
+    found += [table for table in tables.splitlines() if "overlayd" in table]
+    for pid in sorted(cell.containers):
+        inner = _network(_finish(_start(f"nsenter -t {pid} -n sh -c '{SHOW}'")))
+        found += [f"{name} in container {pid}" for name in inner if _ours(name)]
+    found += [f"/run/wireguard/{file.name}" for file in Path("/run/wireguard").glob("*")]
+    return found + ["wireguard-go"] * _programs("wireguard-go")
+
+
+def _carries_our_mark(name: str, thing: dict[str, Any]) -> bool:
+    return name.startswith(("link zl-", "link veth-")) or thing.get("protocol") == "111"
 
 
 def blank(shown: Any, known_keys: frozenset[str], own: str = "") -> Any:
@@ -98,13 +118,13 @@ def rows(cell: Cell) -> dict[str, Any]:
 
 
 def _start(script: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _finish(program: subprocess.Popen[str]) -> str:
-    text, _ = program.communicate()
+    text, errors = program.communicate()
     if program.returncode:
-        raise RuntimeError(f"{program.args}: exit code {program.returncode}")
+        raise RuntimeError(f"{program.args}: exit code {program.returncode}\n{errors}")
     return text
 
 
@@ -168,7 +188,7 @@ def _wireguard(text: str) -> dict[str, Any]:
             key, _psk, endpoint, allowed, _handshake, _rx, _tx, keepalive = fields
             found.setdefault(f"peers {device}", {})[key] = [endpoint, keepalive, sorted(allowed.split(","))]
     for peers in [name for name in found if name.startswith("peers ")]:
-        found[peers] = sorted([key, *rest] for key, rest in found[peers].items())  # keys as values: some are blanked
+        found[peers] = [[key, *rest] for key, rest in found[peers].items()]  # keys as values: some are blanked
     return found
 
 

@@ -1,0 +1,510 @@
+"""The relay's rules: who may, to whom, for how long, and what every malformed or forged request gets."""
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from turn_network import CLIENT, CREDENTIAL, EXTERNAL, PEER, PEER_ADDRESS, PortsInMemory, server
+
+from overlayd.errors import ProtocolError
+from overlayd.proto import relay as relay_module
+from overlayd.proto import stun
+from overlayd.proto.relay import NEVER, NONCE_LIFETIME, RelayServer, ToPeer
+from overlayd.proto.stun import Attribute, Failure, Kind, Message
+from overlayd.proto.wireguard import Endpoint
+
+UDP: tuple[Attribute[Any], Any] = (stun.REQUESTED_TRANSPORT, 17)
+TO_PEER: tuple[Attribute[Any], Any] = (stun.XOR_PEER_ADDRESS, PEER)
+CHANNEL: tuple[Attribute[Any], Any] = (stun.CHANNEL_NUMBER, 0x4000)
+
+
+class Asker:
+    """One client of a relay.  credential, username: what it claims."""
+
+    def __init__(
+        self,
+        relay: RelayServer,
+        client: tuple[str, int] = CLIENT,
+        *,
+        username: str = "node-1",
+        credential: str = CREDENTIAL,
+        now: float = 0.0,
+    ) -> None:
+        self.relay, self.client, self.username, self.now = relay, client, username, now
+        self.key = stun.long_term_key(username, "overlayd", credential)
+        self.nonce = b""
+        self.ids = 0
+
+    def message(self, method: int, *fields: tuple[Attribute[Any], Any], bare: bool = False) -> Message:
+        self.ids += 1
+        message = Message(method, Kind.REQUEST, self.ids.to_bytes(12))
+        for attribute, value in fields:
+            message = message.add(attribute, value)
+        if not bare:
+            message = message.add(stun.USERNAME, self.username).add(stun.REALM, "overlayd")
+            message = message.add(stun.NONCE, self.nonce)
+        return message
+
+    def give(self, datagram: bytes) -> Message | None:
+        answer = self.relay.client_datagram(self.client, datagram, self.now)
+        assert not isinstance(answer, ToPeer)
+        return stun.decode(answer) if answer is not None else None
+
+    def challenge(self) -> Message:
+        answer = self.give(stun.encode(self.message(stun.ALLOCATE, UDP, bare=True)))
+        assert answer is not None
+        self.nonce = answer.get(stun.NONCE) or b""
+        return answer
+
+    def ask(self, method: int, *fields: tuple[Attribute[Any], Any], sha256: bool = False) -> Message:
+        """The answer to a request with credentials, checked for its integrity."""
+        if not self.nonce:
+            self.challenge()
+        request = self.message(method, *fields)
+        answer = self.relay.client_datagram(self.client, stun.encode(request, key=self.key, sha256=sha256), self.now)
+        assert isinstance(answer, bytes)
+        decoded = stun.decode(answer)
+        assert (decoded.method, decoded.transaction_id) == (method, request.transaction_id)
+        failure = decoded.get(stun.ERROR_CODE)
+        if failure is None or failure.code not in (400, 401, 438):
+            assert stun.is_authentic(answer, self.key)
+            assert (decoded.get(stun.MESSAGE_INTEGRITY_SHA256) is not None) is sha256
+        return decoded
+
+    def refused(self, method: int, *fields: tuple[Attribute[Any], Any]) -> int:
+        """The code that a request is refused with; 0 when it is not."""
+        answer = self.ask(method, *fields)
+        failure = answer.get(stun.ERROR_CODE)
+        assert (failure is not None) is (answer.kind is Kind.ERROR)
+        return failure.code if failure is not None else 0
+
+    def allocate(self) -> int:
+        """The relayed port."""
+        answer = self.ask(stun.ALLOCATE, UDP)
+        relayed = answer.get(stun.XOR_RELAYED_ADDRESS)
+        assert relayed is not None
+        assert relayed[0] == self.relay._external
+        assert answer.get(stun.XOR_MAPPED_ADDRESS) == (ip_address(self.client[0]), self.client[1])
+        assert answer.get(stun.LIFETIME) == 600
+        return relayed[1]
+
+    def data(self, datagram: bytes) -> ToPeer | None:
+        answer = self.relay.client_datagram(self.client, datagram, self.now)
+        assert answer is None or isinstance(answer, ToPeer)
+        return answer
+
+    def heard(self, peer: tuple[str, int] = PEER_ADDRESS) -> bytes | None:
+        """What this client gets of a datagram of the peer."""
+        return self.relay.peer_datagram(self.relay.sessions[self.client], peer, b"data", self.now)
+
+
+def allocated(**changes: Any) -> Asker:
+    asker = Asker(server(**changes))
+    asker.allocate()
+    return asker
+
+
+# --- credentials ----------------------------------------------------------------------------------------------------
+
+
+def test_there_is_no_relay_without_a_credential() -> None:
+    with pytest.raises(ValueError, match="anybody"):
+        server(credential="")
+
+
+def test_nobody_gets_anything_without_credentials() -> None:
+    asker = Asker(server())
+    for method in (stun.ALLOCATE, stun.REFRESH, stun.CREATE_PERMISSION, stun.CHANNEL_BIND):
+        answer = asker.give(stun.encode(asker.message(method, UDP, TO_PEER, CHANNEL, bare=True)))
+        assert answer is not None
+        assert answer.get(stun.ERROR_CODE) == Failure(401, "Unauthorized")
+        assert answer.get(stun.REALM) == "overlayd"
+        assert answer.get(stun.NONCE)
+    assert not asker.relay.sessions
+
+
+@pytest.mark.parametrize("sha256", [False, True])
+def test_either_integrity_will_do(sha256: bool) -> None:
+    asker = Asker(server())
+    assert asker.ask(stun.ALLOCATE, UDP, sha256=sha256).kind is Kind.SUCCESS
+
+
+def test_a_wrong_credential_is_refused_and_counted() -> None:
+    asker = Asker(server(), credential="wrong")
+    assert asker.refused(stun.ALLOCATE, UDP) == 401
+    assert asker.refused(stun.ALLOCATE, UDP) == 401
+    assert asker.relay.forged == 2
+    assert not asker.relay.sessions
+
+
+@pytest.mark.parametrize("missing", [stun.USERNAME, stun.REALM, stun.NONCE])
+def test_credentials_are_complete_or_bad(missing: Attribute[Any]) -> None:
+    asker = Asker(server())
+    asker.challenge()
+    message = asker.message(stun.ALLOCATE, UDP)
+    kept = tuple(field for field in message.attributes if field[0] != missing.type)
+    cut = Message(message.method, message.kind, message.transaction_id, kept)
+    answer = asker.give(stun.encode(cut, key=asker.key))
+    assert answer is not None
+    assert answer.get(stun.ERROR_CODE).code == 400  # type: ignore[union-attr]
+
+
+def test_a_nonce_is_good_for_a_while_and_for_one_client() -> None:
+    asker = Asker(server())
+    asker.challenge()
+    for now, refused in ((NONCE_LIFETIME - 1, False), (NONCE_LIFETIME, True)):
+        asker.now = now
+        assert asker.refused(stun.ALLOCATE, UDP) == (438 if refused else 0)
+    thief = Asker(asker.relay, ("198.51.100.7", 40001))
+    thief.nonce = asker.nonce
+    assert thief.refused(stun.ALLOCATE, UDP) == 438
+    assert asker.relay.forged == 0, "a stale nonce is no attack"
+
+
+@pytest.mark.parametrize("nonce", [b"x", b"0", b"-1-00", b"0-" + b"0" * 32, b"\xff-\xff", b"f" * 700, b"0x0-1"])
+def test_a_nonce_that_we_did_not_give_is_stale(nonce: bytes) -> None:
+    asker = Asker(server())
+    asker.nonce = nonce
+    answer = asker.ask(stun.ALLOCATE, UDP)
+    assert answer.get(stun.ERROR_CODE) == Failure(438, "Stale Nonce")
+    asker.nonce = answer.get(stun.NONCE) or b""
+    assert asker.refused(stun.ALLOCATE, UDP) == 0
+
+
+def test_every_bit_of_a_request_counts() -> None:
+    """No flip in an authentic request is obeyed: it is dropped, or answered with an error."""
+    asker = Asker(server())
+    asker.challenge()
+    request = stun.encode(asker.message(stun.ALLOCATE, UDP), key=asker.key)
+    for bit in range(len(request) * 8):
+        damaged = bytearray(request)
+        damaged[bit // 8] ^= 1 << bit % 8
+        answer = asker.relay.client_datagram(CLIENT, bytes(damaged), 0.0)
+        if answer is not None and bit // 8 < len(request) - 8:  # behind that only the fingerprint stands
+            assert isinstance(answer, bytes)
+            assert stun.decode(answer).kind is Kind.ERROR or stun.decode(answer).method == stun.BINDING
+            assert not asker.relay.sessions
+    for length in range(len(request)):
+        assert asker.relay.client_datagram(CLIENT, request[:length], 0.0) is None
+
+
+def test_another_username_cannot_touch_a_session() -> None:
+    asker = allocated()
+    other = Asker(asker.relay, username="node-2")
+    for method, fields in (
+        (stun.REFRESH, ((stun.LIFETIME, 0),)),
+        (stun.CREATE_PERMISSION, (TO_PEER,)),
+        (stun.CHANNEL_BIND, (TO_PEER, CHANNEL)),
+    ):
+        assert other.refused(method, *fields) == 441  # type: ignore[arg-type]
+    assert other.refused(stun.ALLOCATE, UDP) == 437
+    assert asker.relay.sessions
+
+
+# --- sessions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fields", "code"), [
+    ((), 400),
+    (((stun.REQUESTED_TRANSPORT, 6),), 442),
+    ((UDP, (stun.REQUESTED_ADDRESS_FAMILY, 2)), 440),
+    ((UDP, (stun.REQUESTED_ADDRESS_FAMILY, 1)), 0),
+])  # fmt: skip
+def test_what_an_allocate_must_say(fields: tuple[tuple[Attribute[Any], Any], ...], code: int) -> None:
+    assert Asker(server()).refused(stun.ALLOCATE, *fields) == code
+
+
+def test_an_ipv6_relay_relays_ipv6() -> None:
+    asker = Asker(server(external=ip_address("2001:db8::1")), ("2001:db8::7", 4))
+    assert asker.refused(stun.ALLOCATE, UDP) == 440, "without a family it is IPv4 that is asked for"
+    assert asker.refused(stun.ALLOCATE, UDP, (stun.REQUESTED_ADDRESS_FAMILY, 2)) == 0
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER) == 443
+    assert asker.refused(stun.CREATE_PERMISSION, (stun.XOR_PEER_ADDRESS, (ip_address("2001:db8::9"), 1))) == 0
+
+
+def test_unknown_attributes_are_named() -> None:
+    asker = Asker(server())
+    asker.challenge()
+    message = asker.message(stun.ALLOCATE, UDP)
+    strange = ((0x0022, bytes(8)), (0x7777, b""), (0x8777, b""))  # RESERVATION-TOKEN, which we never give, is the first
+    message = Message(message.method, message.kind, message.transaction_id, strange + message.attributes)
+    answer = asker.give(stun.encode(message, key=asker.key))
+    assert answer is not None
+    assert answer.get(stun.ERROR_CODE) == Failure(420, "Unknown Attribute")
+    assert answer.get(stun.UNKNOWN_ATTRIBUTES) == (0x0022, 0x7777)
+
+
+def test_an_allocate_sent_again_gets_the_same_answer_and_another_one_none() -> None:
+    asker = Asker(server())
+    asker.challenge()
+    request = stun.encode(asker.message(stun.ALLOCATE, UDP), key=asker.key)
+    first, again = asker.give(request), asker.give(request)
+    assert first == again
+    assert len(asker.relay.sessions) == 1
+    assert asker.refused(stun.ALLOCATE, UDP) == 437
+
+
+def test_capacity_is_bounded() -> None:
+    relay = server(max_sessions=2)
+    for port in (1, 2):
+        Asker(relay, (CLIENT[0], port)).allocate()
+    third = Asker(relay, (CLIENT[0], 3))
+    assert third.refused(stun.ALLOCATE, UDP) == 508
+    relay.close()
+    assert third.refused(stun.ALLOCATE, UDP) == 0
+
+
+def test_no_port_no_session() -> None:
+    ports = PortsInMemory(free=1)
+    relay = server(open_port=ports.take, close_port=ports.give_back)
+    Asker(relay, (CLIENT[0], 1)).allocate()
+    assert Asker(relay, (CLIENT[0], 2)).refused(stun.ALLOCATE, UDP) == 508
+    assert len(relay.sessions) == 1
+    relay.close()
+    assert not ports.open
+
+
+def test_an_even_port_can_be_had_but_no_pair() -> None:
+    relay = server()
+    Asker(relay, (CLIENT[0], 1)).allocate()
+    odd = Asker(relay, (CLIENT[0], 2))
+    assert odd.refused(stun.ALLOCATE, UDP, (stun.EVEN_PORT, 0x80)) == 508
+    assert odd.refused(stun.ALLOCATE, UDP, (stun.EVEN_PORT, 0)) == 0
+    assert relay.sessions[odd.client].port % 2 == 0
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 600), (1, 600), (600, 600), (1800, 1800), (1 << 31, 3600)])
+def test_lifetimes(asked: int | None, given: int) -> None:
+    asker = allocated()
+    fields = () if asked is None else ((stun.LIFETIME, asked),)
+    assert asker.ask(stun.REFRESH, *fields).get(stun.LIFETIME) == given
+    assert asker.relay.next_timeout() == given
+    asker.relay.expire(given - 0.1)
+    assert asker.relay.sessions
+    asker.now = given - 0.1
+    asker.nonce = b""
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER) == 0
+    asker.now = given
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER) == 437, "even before anybody looked at the clock"
+    assert asker.relay.next_timeout() is None
+
+
+def test_a_lifetime_of_zero_ends_it() -> None:
+    asker = allocated()
+    assert asker.ask(stun.REFRESH, (stun.LIFETIME, 0)).get(stun.LIFETIME) == 0
+    assert not asker.relay.sessions
+    assert asker.refused(stun.REFRESH, (stun.LIFETIME, 0)) == 437
+
+
+def test_nothing_without_a_session() -> None:
+    asker = Asker(server())
+    assert asker.refused(stun.REFRESH) == 437
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER) == 437
+    assert asker.refused(stun.CHANNEL_BIND, TO_PEER, CHANNEL) == 437
+    assert asker.data(b"\x40\x00\x00\x01!") is None
+
+
+# --- to whom --------------------------------------------------------------------------------------------------------
+
+
+def permission(asker: Asker, text: str, port: int = 5) -> tuple[int, int]:
+    """The codes of a CreatePermission and of a ChannelBind for a peer."""
+    peer = (stun.XOR_PEER_ADDRESS, (ip_address(text), port))
+    return asker.refused(stun.CREATE_PERMISSION, peer), asker.refused(stun.CHANNEL_BIND, peer, CHANNEL)
+
+
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1", "127.255.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "239.1.1.1", "255.255.255.255"]
+)
+def test_this_host_and_its_links_are_never_relayed_to(text: str) -> None:
+    assert permission(allocated(), text) == (403, 403)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "::",
+        "::1",
+        "::127.0.0.1",
+        "::ffff:127.0.0.1",
+        "::ffff:8.8.8.8",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+        "fe80::1",
+        "ff02::1",
+    ],
+)
+def test_nor_by_way_of_ipv6(text: str) -> None:
+    asker = Asker(server(external=ip_address("2001:db8::1")))
+    asker.ask(stun.ALLOCATE, UDP, (stun.REQUESTED_ADDRESS_FAMILY, 2))
+    assert permission(asker, text) == (403, 403)
+
+
+def test_the_overlay_and_local_addresses_are_not_relayed_to() -> None:
+    local = ip_address("192.168.7.7")
+    asker = allocated(refused=[ip_network("10.200.0.0/16")], is_local=lambda address: address == local)
+    assert permission(asker, "10.200.3.4") == (403, 403)
+    assert permission(asker, "192.168.7.7") == (403, 403)
+    assert permission(asker, "192.168.7.8") == (0, 0), "nodes live on private networks too"
+
+
+def test_at_our_own_address_only_relayed_ports_are_peers() -> None:
+    asker = allocated(is_local=lambda address: True)
+    other = Asker(asker.relay, (CLIENT[0], 2)).allocate()
+    assert permission(asker, str(EXTERNAL), 22) == (0, 403)
+    assert permission(asker, str(EXTERNAL), other) == (0, 0)
+    for port, delivered in ((22, False), (other, True), (0, False)):
+        send = Message(stun.SEND, Kind.INDICATION, bytes(12)).add(stun.XOR_PEER_ADDRESS, (EXTERNAL, port))
+        assert (asker.data(stun.encode(send.add(stun.DATA, b"x"))) is not None) is delivered
+
+
+def test_one_forbidden_peer_spoils_the_request() -> None:
+    asker = allocated()
+    loopback = (stun.XOR_PEER_ADDRESS, (ip_address("127.0.0.1"), 1))
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER, loopback) == 403
+    assert asker.heard() is None
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER, (stun.XOR_PEER_ADDRESS, (ip_address("192.0.2.10"), 1))) == 0
+    assert asker.heard(("192.0.2.10", 9))
+    assert asker.heard()
+
+
+@settings(deadline=None)
+@given(st.ip_addresses())
+def test_never_is_never(address: Endpoint) -> None:
+    """Against the words of `ipaddress`: what it calls loopback, link-local, multicast or unspecified is in the list."""
+    if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:  # type: ignore[attr-defined]
+        assert any(address in network for network in NEVER)
+
+
+# --- permissions and channels ---------------------------------------------------------------------------------------
+
+
+def test_a_permission_is_for_an_address_and_five_minutes() -> None:
+    asker = allocated()
+    assert asker.heard() is None
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER) == 0
+    asker.now = 299.9
+    message = stun.decode(asker.heard((PEER_ADDRESS[0], 1234)) or b"")
+    assert (message.method, message.kind) == (stun.DATA_METHOD, Kind.INDICATION)
+    assert (message.get(stun.XOR_PEER_ADDRESS), message.get(stun.DATA)) == ((PEER[0], 1234), b"data")
+    assert asker.heard(("192.0.2.10", 51820)) is None
+    send = Message(stun.SEND, Kind.INDICATION, bytes(12)).add(stun.XOR_PEER_ADDRESS, PEER).add(stun.DATA, b"out")
+    port = asker.relay.sessions[CLIENT].port
+    assert asker.data(stun.encode(send)) == ToPeer(port, PEER_ADDRESS, b"out")
+    asker.now = 300
+    assert asker.heard() is None
+    assert asker.data(stun.encode(send)) is None
+
+
+def test_a_send_indication_that_lacks_something_is_dropped() -> None:
+    asker = allocated()
+    asker.ask(stun.CREATE_PERMISSION, TO_PEER)
+    send = Message(stun.SEND, Kind.INDICATION, bytes(12))
+    assert asker.data(stun.encode(send.add(stun.DATA, b"out"))) is None
+    assert asker.data(stun.encode(send.add(stun.XOR_PEER_ADDRESS, PEER))) is None
+    strange = Message(stun.SEND, Kind.INDICATION, bytes(12), ((0x001A, b""),))  # DONT-FRAGMENT
+    assert asker.data(stun.encode(strange.add(stun.DATA, b"out").add(stun.XOR_PEER_ADDRESS, PEER))) is None
+
+
+@pytest.mark.parametrize(("fields", "code"), [
+    ((TO_PEER,), 400),
+    ((CHANNEL,), 400),
+    ((TO_PEER, (stun.CHANNEL_NUMBER, 0x3FFF)), 400),
+    ((TO_PEER, (stun.CHANNEL_NUMBER, 0x8000)), 400),
+    ((TO_PEER, (stun.CHANNEL_NUMBER, 0x7FFF)), 0),
+    ((CHANNEL, (stun.XOR_PEER_ADDRESS, (PEER[0], 0))), 403),
+])  # fmt: skip
+def test_what_a_channel_bind_must_say(fields: tuple[tuple[Attribute[Any], Any], ...], code: int) -> None:
+    assert allocated().refused(stun.CHANNEL_BIND, *fields) == code
+
+
+def test_a_create_permission_must_name_somebody() -> None:
+    assert allocated().refused(stun.CREATE_PERMISSION) == 400
+
+
+def test_a_channel_has_one_peer_and_a_peer_one_channel_while_it_lasts() -> None:
+    asker = allocated()
+    asker.ask(stun.REFRESH, (stun.LIFETIME, 3600))
+    other = (stun.XOR_PEER_ADDRESS, (PEER[0], 2))
+    assert asker.refused(stun.CHANNEL_BIND, TO_PEER, CHANNEL) == 0
+    assert asker.refused(stun.CHANNEL_BIND, other, CHANNEL) == 400
+    assert asker.refused(stun.CHANNEL_BIND, TO_PEER, (stun.CHANNEL_NUMBER, 0x4001)) == 400
+    asker.now = 500
+    assert asker.refused(stun.CHANNEL_BIND, TO_PEER, CHANNEL) == 0, "again, and its time begins anew"
+    asker.now, asker.nonce = 1099, b""
+    assert asker.refused(stun.CHANNEL_BIND, other, CHANNEL) == 400
+    asker.now = 1100
+    assert asker.refused(stun.CHANNEL_BIND, other, CHANNEL) == 0
+    assert asker.refused(stun.CHANNEL_BIND, TO_PEER, (stun.CHANNEL_NUMBER, 0x4001)) == 0
+    session = asker.relay.sessions[CLIENT]
+    assert {channel.peer for channel in session.channels.values()} == {PEER_ADDRESS, (PEER_ADDRESS[0], 2)}
+    assert len(session.by_peer) == 2
+
+
+def test_what_a_client_can_make_us_remember_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "MOST_PERMISSIONS", 3)
+    asker = allocated()
+
+    def peer(number: int) -> tuple[Attribute[Any], Any]:
+        return stun.XOR_PEER_ADDRESS, (ip_address(f"192.0.2.{number}"), 1)
+
+    for number in range(3):
+        assert asker.refused(stun.CHANNEL_BIND, peer(number), (stun.CHANNEL_NUMBER, 0x4000 + number)) == 0
+    assert asker.refused(stun.CHANNEL_BIND, peer(3), (stun.CHANNEL_NUMBER, 0x4003)) == 508
+    assert asker.refused(stun.CREATE_PERMISSION, peer(3)) == 508
+    assert asker.refused(stun.CREATE_PERMISSION, peer(2)) == 0
+    asker.now = 300
+    assert asker.refused(stun.CREATE_PERMISSION, peer(3), peer(4)) == 0, "those that have ended make room"
+    assert asker.refused(stun.CREATE_PERMISSION, peer(5)) == 0 or len(asker.relay.sessions[CLIENT].permissions) == 3
+
+
+@pytest.mark.parametrize(
+    "datagram", [b"\x40", b"\x40\x00\x00", b"\x40\x00\x00\x05four", b"\x40\x01\x00\x00", b"\x7f\xff\x00\x00"]
+)
+def test_channel_data_that_is_none_is_dropped(datagram: bytes) -> None:
+    asker = allocated()
+    asker.ask(stun.CHANNEL_BIND, TO_PEER, CHANNEL)
+    assert asker.data(datagram) is None
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=100), st.binary(max_size=3))
+def test_channel_data_is_carried_as_it_is(data: bytes, padding: bytes) -> None:
+    asker = allocated()
+    asker.ask(stun.CHANNEL_BIND, TO_PEER, CHANNEL)
+    datagram = b"\x40\x00" + len(data).to_bytes(2) + data + padding
+    relayed = asker.data(datagram)
+    assert relayed is not None
+    assert (relayed.peer, bytes(relayed.data)) == (PEER_ADDRESS, data)
+    back = asker.relay.peer_datagram(asker.relay.sessions[CLIENT], PEER_ADDRESS, data, 0.0)
+    assert back == b"\x40\x00" + len(data).to_bytes(2) + data
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+
+def test_anybody_may_ask_where_they_are_seen_from() -> None:
+    asker = Asker(server())
+    answer = asker.give(stun.encode(asker.message(stun.BINDING, bare=True), fingerprint=False))
+    assert answer is not None
+    assert answer.get(stun.XOR_MAPPED_ADDRESS) == (ip_address(CLIENT[0]), CLIENT[1])
+    assert len(stun.encode(answer)) <= 48, "nobody's amplifier"
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=80), st.integers(0, 0xFFF), st.sampled_from(Kind))
+def test_anything_else_gets_no_answer_and_does_no_harm(noise: bytes, method: int, kind: Kind) -> None:
+    asker = allocated()
+    asker.relay.client_datagram(CLIENT, noise, 0.0)
+    message = Message(method, kind, bytes(12), ((0x8022, noise),))
+    try:
+        datagram = stun.encode(message)
+        stun.decode(datagram)
+    except ProtocolError:
+        return
+    answer = asker.relay.client_datagram(CLIENT, datagram, 0.0)
+    known = method in (stun.BINDING, stun.ALLOCATE, stun.REFRESH, stun.CREATE_PERMISSION, stun.CHANNEL_BIND)
+    assert (answer is not None) is (kind is Kind.REQUEST and known)
+    assert len(asker.relay.sessions) == 1
