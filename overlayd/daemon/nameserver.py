@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 SLICE = 0.0005  # seconds of serving datagrams, and a last batch, then the loop looks at its other work
 SOCKETS = 8  # that are served in a slice, if there is time
 BACKLOG = 128  # TCP connections that wait to be accepted
-# Bytes of queries that wait on a socket while the loop is at other work.  The kernel doubles it, and counts some 800 for
-# a query: 2,600, more than come in 5 ms.
+# Bytes of queries that wait on a socket while the loop is at other work.  The kernel doubles it, and counts some 800
+# for a query: 2,600, more than come in 5 ms.
 RECEIVE_BUFFER = 1024 * 1024
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds until an address is tried again, doubling
 
