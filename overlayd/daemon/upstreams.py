@@ -66,9 +66,8 @@ class Upstreams:
 
     def other_than(self, own: Collection[Address], port: int) -> list[Upstream]:
         """Without ourselves: a server at one of these addresses and this port would be asked in a loop."""
-        ours = {str(address) for address in own}
         servers = self._given or self._of_host()
-        return [server for server in servers if server.port != port or server.address not in ours]
+        return [server for server in servers if server.port != port or ip_address(server.address) not in own]
 
     def _of_host(self) -> tuple[Upstream, ...]:
         """A stat(2) each time, a read when the file is another: it may be replaced at any moment."""
