@@ -15,6 +15,7 @@ BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificat
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping libnftables1 tcpdump util-linux wireguard-go wireguard-tools
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf
 TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static coturn bind9-dnsutils dnsmasq-base
+IMAGE_PACKAGES := buildah debootstrap
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
 
@@ -48,6 +49,11 @@ test: test-packages lint ## lint, types and every test (root)
 test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an emulated machine (root; two minutes)
 	@tests/kernel/run-guest $(PYTHON)
 
+.PHONY: test-image
+test-image: test-packages build ## the Dockerfile built and run, without a container engine (root; two minutes)
+	@$(call install,$(IMAGE_PACKAGES))
+	@$(PYTHON) -m pytest tests/image
+
 .PHONY: soak
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)
 	@OVERLAYD_SOAK=1 $(PYTHON) -m pytest -s tests/e2e/test_soak.py
@@ -65,6 +71,14 @@ lint: build ## ruff and mypy --strict
 .PHONY: bench
 bench: bench-packages build ## the benchmarks of bench/, one after the other
 	@for script in bench/*.py; do echo "== $$script"; $(PYTHON) "$$script"; done
+
+.PHONY: bench-record
+bench-record: build ## keep the times of the hot paths as they are now
+	@$(PYTHON) bench/hot_paths.py --benchmark-autosave
+
+.PHONY: bench-compare
+bench-compare: build ## time the hot paths beside the newest record; fails when one takes a third longer
+	@$(PYTHON) bench/hot_paths.py --benchmark-compare --benchmark-compare-fail=median:33%
 
 .PHONY: build
 build: .venv/built ## virtual environment in .venv, extension modules compiled in place

@@ -1,13 +1,18 @@
 """What an envelope costs: our reader, Google's runtime (upb, in C), the plain Python oracle, and all around it.
 
-Run from the top of the tree, extensions built: PYTHONPATH=.:tests python bench/bench_envelope.py
+python bench/bench_envelope.py [pyperf options]
 """
 
 import functools
+import sys
+from pathlib import Path
 
-import oracles_envelope
 import pyperf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import oracles_envelope
 
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame

@@ -1,8 +1,11 @@
 """What a change of membership costs through libnftables, on a node that has many members already.
 
-Run as root: `python bench/bench_nft.py [members]` in a throw-away network namespace (`unshare -n`).
+Needs root; works in a network namespace of its own.
+
+    python bench/bench_nft.py [MEMBERS]
 """
 
+import ctypes
 import statistics
 import sys
 import time
@@ -12,6 +15,8 @@ from ipaddress import IPv4Address, IPv4Network
 from overlayd.linux.nft import Nft
 from overlayd.model import ruleset
 from overlayd.model.objects import Element, Step
+
+_CLONE_NEWNET = 0x40000000
 
 
 def median_ms(repeat: int, *calls: Callable[[], object]) -> list[float]:
@@ -31,6 +36,9 @@ def steps(elements: list[Element], *, add: bool) -> list[Step]:
 
 def main() -> None:
     members = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare: needs root")
     nft = Nft()
     print(f"ensure, first           {median_ms(1, nft.ensure)[0]:8.3f} ms")
     print(f"ensure, again           {median_ms(20, nft.ensure)[0]:8.3f} ms")

@@ -96,6 +96,7 @@ def run(arguments: list[str]) -> int:
 def _ask(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     import asyncio  # noqa: PLC0415
 
+    from overlayd import cli_tables  # noqa: PLC0415
     from overlayd.cli_call import UsageError  # noqa: PLC0415
     from overlayd.client import (  # noqa: PLC0415
         CallError,
@@ -122,12 +123,13 @@ def _ask(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     except UsageError as error:
         parser.error(str(error))
     except CallError as error:
-        return _fail(EXIT_ERR, str(error))
+        return _fail(EXIT_ERR, "\n".join(map(cli_tables.printable, str(error).split("\n"))))
     except Unreachable as error:
         return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(error.reason, path)}")
     except ConnectionLost as error:
-        # What a caller who may not use the daemon sees: it accepts, looks at the credentials, and hangs up.
-        return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(PermissionError(), path)}")
+        # Also what a caller who may not use the daemon sees: it accepts, looks at the credentials, and hangs up.
+        reason = PermissionError() if os.geteuid() else ConnectionResetError()
+        return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(reason, path)}")
     except (OverlaydError, TimeoutError) as error:
         return _fail(EXIT_UNAVAILABLE, str(error))
     return code
@@ -154,6 +156,8 @@ def _advice(reason: OSError, path: str) -> str:
                 "overlayd talks to root, to its own user, and to members of the socket's group:\n"
                 f"compare `stat -c %G {path}` with `id -nG`, or use sudo.  Its log says whom it turned away."
             )
+        case ConnectionResetError():
+            return "overlayd stopped, or was restarted: its log says why (journalctl -u overlayd)."
         case _:
             return "Check that overlayd runs on this node, and the socket's path (--socket, OVERLAYD_SOCKET)."
 
@@ -368,9 +372,12 @@ async def _edge_revoke(client: "OverlayClient", args: argparse.Namespace) -> Non
 
 
 def _timeout(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
 
 

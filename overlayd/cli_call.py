@@ -103,7 +103,7 @@ def _value(shape: inspect.Type, path: str, word: str) -> object:
             try:
                 return msgspec.json.decode(word)
             except ValueError as error:
-                raise UsageError(f"{path}: {error}") from None
+                raise UsageError(f"{path}: expected JSON for {_describe(shape)}: {error}") from None
     return word
 
 

@@ -38,7 +38,7 @@ def status(status: wire.Status, *, wide: bool) -> str:
         ("peers", str(status.peer_count)),
         ("services", f"{status.service_count}, {len(status.dedicated_services)} of them dedicated"),
     ]
-    lines = [f"{name:<14}{value}" for name, value in facts]
+    lines = [f"{name:<14}{printable(value)}" for name, value in facts]
     if status.dedicated_services:
         rows = [
             (
@@ -59,7 +59,7 @@ def status(status: wire.Status, *, wide: bool) -> str:
 
 def findings(findings: Sequence[wire.Finding]) -> str:
     """What the doctor found: a paragraph each."""
-    paragraphs = [f"{each.object} {each.problem}\n    {each.remedy}" for each in findings]
+    paragraphs = [f"{printable(f'{each.object} {each.problem}')}\n    {printable(each.remedy)}" for each in findings]
     return "\n\n".join(paragraphs) or "all is as it should be"
 
 
@@ -95,7 +95,7 @@ def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float) -> str
 
 
 def whoami(who: Whoami, *, now: float) -> str:
-    """What the daemon says of itself; what is not text, in escapes: it may be anybody's."""
+    """What the daemon says of itself."""
     started = datetime.fromtimestamp(min(who.started_at_unix_ms / 1000, LAST_SECOND), UTC)
     facts = [
         ("process", f"{who.pid}, of user {who.uid}"),
@@ -107,7 +107,7 @@ def whoami(who: Whoami, *, now: float) -> str:
         ("boot", who.boot_id),
         ("verified", f"against {who.identity_file}" if who.identity_file else "no: name its --identity-file"),
     ]
-    return "\n".join(f"{name:<12}{value if value.isprintable() else ascii(value)}" for name, value in facts)
+    return "\n".join(f"{name:<12}{printable(value)}" for name, value in facts)
 
 
 def event(event: wire.Event, *, now: float) -> str:
@@ -153,9 +153,15 @@ def wg_quick(config: wire.EdgeConfig) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def printable(text: str) -> str:
+    """The text, with what a terminal would act on in escapes: names are anybody's who may use or serves the socket."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def key(text: str, *, wide: bool) -> str:

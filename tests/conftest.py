@@ -8,8 +8,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from lab import netns, processes
 from lab.lab import of_others
+
+# No test is one of time: on a busy machine an example of a few milliseconds may take Hypothesis' limit of 200.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 PREFIX = "ot"  # of every namespace that a test makes
 # Environment variable by which a program is known as started, at whatever remove, by this session

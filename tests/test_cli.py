@@ -1,6 +1,7 @@
 """overlayctl against a server that gives canned answers: what it prints, asks, and exits with."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -187,6 +188,21 @@ def test_the_daemons_error_is_printed_and_exits_1(canned: Canned, capsys: pytest
     assert (captured.out, captured.err) == ("", "overlayctl: global overlay not set up\n")
 
 
+def test_a_name_does_not_steer_the_terminal(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "web\x1b]0;gotcha\x07\nzl-x-b  up\x9b2J"
+    shown = r"web\x1b]0;gotcha\x07\nzl-x-b  up\x9b2J"
+    service = wire.DedicatedService(name, "zl-d", KEY, 51821, "10.200.9.1", "10.200.9.0/28", 1)
+    canned.answer = lambda request: wire.Status(peer_count=0, service_count=1, dedicated_services=(service,))
+    assert cli.run(["status"]) == 0
+    assert f"\n{shown}  zl-d " in capsys.readouterr().out
+    canned.answer = lambda request: wire.Diagnosis((wire.Finding(name, "is missing", "ask for it"),))
+    assert cli.run(["doctor"]) == 4
+    assert capsys.readouterr().out == f"{shown} is missing\n    ask for it\n"
+    canned.answer = lambda request: wire.Err(f"service {name!s} is not set up")
+    assert cli.run(["call", "teardown_service_overlay", "service=x"]) == 1
+    assert capsys.readouterr().err == f"overlayctl: service {shown} is not set up\n".replace(r"\nzl", "\nzl")
+
+
 def test_call_prints_the_answer(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answer = lambda request: wire.Ip("10.200.7.5")
     assert cli.run(["call", "allocate_ip", "service=web", "join_global=true"]) == 0
@@ -254,7 +270,7 @@ def test_words_make_a_request(words: str, request_: wire.Request) -> None:
         ("write_scoped_resolver zone=z node_ip=i port=5x", '^port: expected u16, got "5x"'),
         ("set_local_node_id node_id=18446744073709551616", "^node_id: expected u64"),
         ("set_local_node_id node_id=-1", "^node_id: expected u64, got -1"),
-        ("detach_container handle=linux_pid", "^handle: JSON is malformed"),
+        ("detach_container handle=linux_pid", "^handle: expected JSON for {platform:linux_pid,pid}.*: JSON"),
         ("detach_container handle.platform=jail", '^handle.platform: unknown platform "jail"'),
         ("detach_container handle.pid=5", "^handle.platform: required key is missing"),
         ("detach_container handle={} handle.pid=5 handle.pid=5", "twice"),
@@ -277,6 +293,13 @@ def test_wrong_words_exit_2_without_asking(canned: Canned, capsys: pytest.Captur
         assert caught.value.code == 2
         assert "usage: overlayctl" in capsys.readouterr().err
     assert canned.asked == []
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "soon"])
+def test_a_timeout_that_is_none_is_named(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run([f"--timeout={word}", "status"])
+    assert f"'{word}' is not a number of seconds above 0" in capsys.readouterr().err
 
 
 def test_the_list_names_every_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,8 +445,10 @@ def test_unreachable_exits_69_and_says_what_to_check(
     assert "Nobody listens there" in capsys.readouterr().err
 
     canned.answer = lambda request: None
-    assert cli.run(["status"]) == 69
-    assert "members of the socket's group" in capsys.readouterr().err
+    for user, advice in ((0, "overlayd stopped, or was restarted"), (1000, "members of the socket's group")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert cli.run(["status"]) == 69
+        assert advice in capsys.readouterr().err
 
     assert cli.run(["--socket", "x" * 300, "status"]) == 69
     assert "path too long" in capsys.readouterr().err

@@ -52,12 +52,12 @@ class Kernel:
         self._reaper.close()
         self._forgetter.close()
 
-    def repair(self, steps: Sequence[Step]) -> list[Failure]:
+    def repair(self, steps: Sequence[Step], purpose: str = "repair") -> list[Failure]:
         """Do the steps in order, each for itself.  Returns those that could not be done, with their errors."""
         failed: list[Failure] = []
         for batch in _batches(steps):
             try:
-                self._try(batch, "repair")
+                self._try(batch, purpose)
             except MechanismError as error:
                 failed += [(step, error) for step in batch]
         return failed
@@ -68,14 +68,15 @@ class Kernel:
 
     def undo(self, done: Sequence[list[Step]]) -> None:
         """Take back what `apply` has done."""
-        for batch in reversed(done):
-            try:
-                self._try([step.inverse() for step in reversed(batch)], "undo")
-                for step in batch:
-                    if isinstance(step.have, _RENAMED) and isinstance(step.want, _RENAMED):
-                        link.forget_name(step.want.name)
-            except MechanismError as error:
-                log.error("undo failed, the next audit will mend it: %s", error)
+        steps = [step for batch in done for step in batch]
+        for _, error in self.repair([step.inverse() for step in reversed(steps)], "undo"):
+            log.error("undo failed, the next audit will mend it: %s", error)
+        for step in steps:
+            if isinstance(step.have, _RENAMED) and isinstance(step.want, _RENAMED):
+                try:
+                    link.forget_name(step.want.name)
+                except MechanismError as error:
+                    log.error("undo left an alternative name: %s", error)
 
     def _try(self, batch: list[Step], purpose: str) -> None:
         """Do a batch.  MechanismError is the only error."""

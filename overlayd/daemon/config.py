@@ -34,7 +34,7 @@ class ConfigError(Exception):
     """The configuration cannot be used; the message names the setting."""
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """The settings of a daemon; the keys of overlayd.toml are these names with hyphens."""
 
     data_dir: str = DATA_DIR
@@ -169,7 +169,8 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         values["dns-upstream"] = [part.strip() for each in written for part in str(each).split(",") if part.strip()]
         config = msgspec.convert(values, Config, strict=False)  # the environment has nothing but text
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from error
+        wrong, _, setting = str(error).partition(" - at `$.")
+        raise ConfigError(f"{setting.rstrip('`')}: {wrong}") from error
     except ValueError:
         raise ConfigError(f"payload-protocol: not a number: {protocol}") from None
     if not is_consumer_protocol(config.payload_protocol):
@@ -193,10 +194,15 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
 
 def _read_file(path: str | None) -> dict[str, object]:
     try:
-        return tomllib.loads(Path(path or CONFIG_FILE).read_text())
+        found = tomllib.loads(Path(path or CONFIG_FILE).read_text())
     except FileNotFoundError as error:
         if path is None:
             return {}
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path or CONFIG_FILE}: {error}") from error
+    known = [field.encode_name for field in msgspec.structs.fields(Config)]
+    for key in found:
+        if key not in known:
+            raise ConfigError(f"{path or CONFIG_FILE}: unknown setting {key}; there is {', '.join(known)}")
+    return found

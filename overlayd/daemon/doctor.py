@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from overlayd.daemon import inspect, start
 from overlayd.daemon.forwarding import ForwardWatch
+from overlayd.daemon.health import Health
 from overlayd.daemon.nameserver import Nameserver
 from overlayd.daemon.node import Node
 from overlayd.daemon.sentinel import Sentinel, link_names, pace_key
@@ -33,17 +34,20 @@ class Finding(NamedTuple):
 class Doctor:
     """Examines a node."""
 
-    def __init__(self, node: Node, sentinel: Sentinel, forwarding: ForwardWatch, nameserver: Nameserver) -> None:
+    def __init__(
+        self, node: Node, sentinel: Sentinel, forwarding: ForwardWatch, health: Health, nameserver: Nameserver
+    ) -> None:
         self._node = node
         self._sentinel = sentinel
         self._forwarding = forwarding
+        self._health = health
         self._nameserver = nameserver
 
     async def examine(self) -> list[Finding]:
         """Look at everything, while no change is in flight.  MechanismError when the kernel refuses a look."""
         await self._forwarding.check()
         drifted, dead = await self._node.alone(self._look)
-        return [*drifted, *dead, *self._blockers(), *self._names(), *self._peers(), *self._host()]
+        return [*self._silent(), *drifted, *dead, *self._blockers(), *self._names(), *self._peers(), *self._host()]
 
     def _look(self) -> tuple[list[Finding], list[Finding]]:
         """In a worker thread: what differs in the kernel, and who died."""
@@ -76,6 +80,10 @@ class Doctor:
                 problem = f"cannot be looked at: {error}"
             found.append(Finding(attachment.handle, problem, "detach it (overlayctl call detach_container)"))
         return found
+
+    def _silent(self) -> list[Finding]:
+        problem, remedy = "does not answer", "wait: what serves it is ended and started anew if that lasts"
+        return [Finding(f"device {device}", problem, remedy) for device in self._health.silent]
 
     def _blockers(self) -> list[Finding]:
         found = (blocker.partition(": ") for blocker in self._forwarding.blockers)
@@ -112,8 +120,8 @@ class Doctor:
             found.append(
                 Finding(
                     "the journal",
-                    f"has {node.owed} rows of a change that was refused, because the disk refused to forget them",
-                    "free space or repair the disk; the next request writes them as they should be",
+                    f"has {node.owed} rows otherwise than they are, because the disk refused to write them",
+                    "free space or repair the disk; the next request that changes something writes them too",
                 )
             )
         own = wireguard.public_key(node.state.node.private_key)

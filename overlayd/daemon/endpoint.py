@@ -3,6 +3,7 @@
 Owns: binding, who may connect, and who holds a place already.  Must not know: what is served there.
 """
 
+import ctypes
 import errno
 import grp
 import os
@@ -17,17 +18,25 @@ from overlayd.errors import MechanismError, OverlaydError
 # An abstract socket is of its network namespace (unix(7)), so binding this one claims the namespace.
 NAMESPACE_CLAIM = b"\0overlayd"
 
+SO_PEERGROUPS = 59  # asm-generic/socket.h
+MOST_GROUPS = 65536  # NGROUPS_MAX of linux/limits.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 class InUse(OverlaydError):
     """Another process holds the place."""
 
 
 class Credentials(NamedTuple):
-    """Who is at the other end of a connection (struct ucred, unix(7))."""
+    """Who is at the other end of a connection (struct ucred, unix(7)).  groups: the supplementary ones; nobody asks
+    for root's.
+    """
 
     pid: int
     uid: int
     gid: int
+    groups: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return f"pid {self.pid} uid {self.uid} gid {self.gid}"
@@ -35,7 +44,17 @@ class Credentials(NamedTuple):
 
 def credentials(connection: socket.socket) -> Credentials:
     """The kernel's word for who connected."""
-    return Credentials(*struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)))
+    pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Credentials(pid, uid, gid, _groups(connection) if uid else frozenset())
+
+
+def _groups(connection: socket.socket) -> frozenset[int]:
+    """Those that the process had when it connected."""
+    found = (ctypes.c_uint32 * MOST_GROUPS)()  # Python's own getsockopt takes 256 of them at most
+    size = ctypes.c_uint32(ctypes.sizeof(found))
+    if _libc.getsockopt(connection.fileno(), socket.SOL_SOCKET, SO_PEERGROUPS, found, ctypes.byref(size)):
+        raise OSError(ctypes.get_errno(), "getsockopt SO_PEERGROUPS")
+    return frozenset(found[: size.value // ctypes.sizeof(ctypes.c_uint32)])
 
 
 class Admission:
@@ -54,10 +73,9 @@ class Admission:
         return self._gid
 
     def __call__(self, client: Credentials) -> bool:
-        if client.uid in (0, os.getuid()) or client.gid == self._gid:
+        if client.uid in (0, os.getuid()) or self._gid in (client.gid, *client.groups):
             return True
-        if self._gid is None:
-            return False
+        # Last, since it may ask a directory service: who is a member by name, though the process has not heard of it.
         try:
             user = pwd.getpwuid(client.uid)
         except KeyError:
@@ -66,15 +84,16 @@ class Admission:
 
 
 def bind(path: str, gid: int | None) -> socket.socket:
-    """The listening socket, mode 0660, of the group `gid`.  InUse: somebody answers on the path.  A stale file is
-    replaced.
+    """The listening socket, mode 0660, of the group `gid`, in a directory that all may enter.  InUse: somebody answers
+    on the path.  A stale file is replaced.
     """
     _refuse_if_answered(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(0o177)
+    mask = os.umask(0o022)  # members of the group must get through a directory that we make
     try:
-        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).unlink(missing_ok=True)
+        os.umask(0o177)  # and nobody gets at the socket before it is its group's
         listener.bind(path)
         if gid is not None:
             os.chown(path, -1, gid)

@@ -67,6 +67,8 @@ class Forgetter:
                 conntrack.forget(self._walking)
             except MechanismError as error:
                 log.error("%s", error)
+            except Exception:
+                log.exception("forgetting connections failed")  # who waits for an address must not wait for ever
             with self._changed:
                 self._walking = set()
                 done = not self._waiting

@@ -4,17 +4,22 @@ Owns: putting links, WireGuard devices and set elements together into one layout
 there, beyond where to look.  Blocks: for worker threads.
 """
 
+import logging
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from errno import ETIMEDOUT
 
 from overlayd.daemon.apply import Kernel
+from overlayd.errors import MechanismError
 from overlayd.linux import observe as links
 from overlayd.linux.wireguard import DeviceState
 from overlayd.model.health import FRESH
 from overlayd.model.layout import Layout
 from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Proxy, Veth
 from overlayd.model.plan import device_scope
+
+log = logging.getLogger(__name__)
 
 
 def observe(kernel: Kernel, want: Layout) -> Layout:
@@ -54,6 +59,18 @@ def look(kernel: Kernel, want: Layout) -> Layout:
         elif isinstance(present := seen.get(key), type(thing)):
             found[key] = present
     return found
+
+
+def peers(kernel: Kernel, want: Layout) -> Layout:
+    """The peers that the devices in `want` show, the devices themselves believed; what is wanted of one that is gone,
+    for then it is not its peers that are amiss.
+    """
+    found: Layout = {}
+    for key, thing in want.items():
+        if isinstance(thing, Device) and kernel.backend is not None and kernel.backend.alive(thing.name):
+            found[key] = thing
+            found |= _peers(thing, kernel.backend.read(thing.name), want)
+    return found or want
 
 
 def members(kernel: Kernel, want: Layout) -> Layout:
@@ -110,10 +127,18 @@ def present(kernel: Kernel, have: Layout) -> Layout:
 
 
 def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
-    """A device and its peers; nothing when nobody serves the link, so that it is made anew."""
+    """A device and its peers; nothing when nobody serves the link, so that it is made anew.  One that does not answer
+    is believed to be as it should be: if it stays silent, `health` ends it.
+    """
     if kernel.backend is None or not kernel.backend.alive(link.name):
         return {}
-    state = kernel.backend.read(link.name)
+    try:
+        state = kernel.backend.read(link.name)
+    except MechanismError as error:
+        if error.errno != ETIMEDOUT:
+            raise
+        log.warning("%s", error)
+        return _silent(link, want)
     device = Device(
         scope=link.scope,
         name=link.name,
@@ -123,6 +148,18 @@ def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
         addresses=link.addresses,
     )
     return {device.key: device} | _peers(device, state, want)
+
+
+def _silent(link: links.DeviceLink, want: Layout) -> Layout:
+    """A device with what is wanted of it, except for what its link shows."""
+    wanted = want.get(link.key)
+    key, port = (wanted.private_key, wanted.listen_port) if isinstance(wanted, Device) else (b"", 0)
+    device = Device(link.scope, link.name, key, port, link.mtu, link.addresses)
+    found: Layout = {
+        key: thing for key, thing in want.items() if isinstance(thing, DevicePeer) and thing.scope == link.scope
+    }
+    found[device.key] = device
+    return found
 
 
 def _peers(device: Device, state: DeviceState, want: Layout) -> Layout:

@@ -19,6 +19,8 @@ The files, all 0600:
 - `journal.damaged-CRC`: a copy of a log that a start refused.  The same damage is copied once, however often a service
   manager tries.
 
+Of each of the last two kinds the newest few stay.
+
 A commit is answered when it is durable, or refused with StateError and undone: the file is cut back to the last
 durable commit.  When that cannot be trusted either (the cut fails; or fdatasync failed, after which nobody knows which
 pages are on the disk), the next commit first rewrites the log from the durable rows.  So the journal works again,
@@ -41,6 +43,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from overlayd import fault
+from overlayd.daemon.durable import keep, keep_newest, sync_directory, write_all
 from overlayd.errors import StateError
 from overlayd.proto import log
 
@@ -51,6 +54,10 @@ logger = logging.getLogger(__name__)
 # third to what is written.
 CHECKPOINT_BYTES = 1 << 20
 CHECKPOINT_RATIO = 4
+
+# Copies of torn ends, and of damaged logs, that stay.  The newest tell most, and a machine that loses its power daily
+# must not fill its disk with them.
+COPIES = 4
 
 # What a row costs in a log beside its table, key and value: quotes, colon, comma.
 _ROW_OVERHEAD = 6
@@ -176,11 +183,16 @@ class Journal:
             os.fchmod(self._file, 0o600)  # a restored backup may be readable by all, and it holds the node's key
             # A crash may have come before the sync of what is now read and acted upon: make it durable first.
             os.fsync(self._file)
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
             self._load(_read(self._file), salvage)
         for path in leftovers:
             if path.name in ("journal.first", "journal.new"):
                 path.unlink(missing_ok=True)  # a salvage has used the name
+        try:
+            for kind in ("torn", "damaged"):
+                keep_newest(self._directory.glob(f"journal.{kind}-*"), COPIES)
+        except OSError as error:
+            logger.warning("journal: cannot remove an old copy in %s: %s", self._directory, error.strerror)
 
     def _load(self, data: bytes, salvage: bool) -> None:
         try:
@@ -188,7 +200,7 @@ class Journal:
         except log.LogDamaged as damage:
             copy = self._directory / f"journal.damaged-{zlib.crc32(data):08x}"
             try:
-                _keep(copy, data)
+                keep(copy, data)
                 kept = f"A copy was kept as {copy}."
             except OSError as error:
                 if salvage:
@@ -220,7 +232,7 @@ class Journal:
         while (kept := self._directory / f"journal.torn-{moment}").exists():
             moment += 1
         try:
-            _keep(kept, tail)
+            keep(kept, tail)
             fault.point("journal:recover:cut")
             os.ftruncate(self._file, found.good_length)
             os.fsync(self._file)
@@ -295,7 +307,7 @@ class Journal:
         data = b"".join(log.record(floor + 1 + at, floor, commit.body) for at, commit in enumerate(batch))
         try:
             fault.point("journal:write")
-            _write_all(self._file, data, self._length)
+            write_all(self._file, data, self._length)
             self._suspect = True  # until the sync succeeds
             fault.point("journal:sync")
             os.fdatasync(self._file)
@@ -344,7 +356,7 @@ class Journal:
             os.close(old)
         try:
             fault.point("journal:checkpoint:directory")
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
         except OSError:
             if old < 0:
                 self._file = -1
@@ -361,7 +373,7 @@ class Journal:
         file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             fault.point("journal:checkpoint:write")
-            _write_all(file, data, 0)
+            write_all(file, data, 0)
             fault.point("journal:checkpoint:sync")
             os.fsync(file)
             fault.point("journal:checkpoint:rename")
@@ -413,7 +425,7 @@ def _make(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True)
     except FileExistsError:
         return
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
 
 
 def _lock(directory: Path) -> int:
@@ -454,38 +466,6 @@ def claimed(directory: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _sync_directory(directory: Path) -> None:
-    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """Make `path`, durable, with the content `data`; leave it alone if that is what it holds, nothing if it fails."""
-    if path.exists() and path.read_bytes() == data:
-        return
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    try:
-        _write_all(file, data, 0)
-        os.fsync(file)
-    except BaseException:
-        path.unlink()
-        raise
-    finally:
-        os.close(file)
-    _sync_directory(path.parent)
-
-
 def _read(file: int) -> bytes:
     with open(file, "rb", closefd=False) as opened:
         return opened.read()
-
-
-def _write_all(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view = view[written:]
-        offset += written

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
 from overlayd.daemon.server import Server
 from overlayd.daemon.status import StatusView
+from overlayd.daemon.suspects import Part
 from overlayd.daemon.teardown import remove_everything
-from overlayd.daemon.upstreams import Upstreams
 from overlayd.daemon.watch import DeathWatch
 from overlayd.errors import OverlaydError, StateError
 from overlayd.linux.monitor import Monitor
@@ -143,21 +143,22 @@ async def _serve(
         resolver = Resolver(node, health, spawn)
         ending.callback(resolver.close)
         resolver.resume()
-        deaths = DeathWatch(lambda handle: spawn(reclaim(node, handle)))
+        deaths = DeathWatch(partial(reclaim, node), spawn)
         ending.callback(deaths.close)
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
-        nameserver = Nameserver(node, config.dns_zone, config.dns_port, Upstreams(config.upstreams), spawn)
-        ending.callback(nameserver.close)
-        nameserver.resume()
+        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, spawn)
+        ending.enter_context(closing(nameserver)).resume()
         node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow, nameserver.follow]
-        doctor = Doctor(node, sentinel, forwarding, nameserver)
+        ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
+        doctor = Doctor(node, sentinel, forwarding, health, nameserver)
         status = StatusView(node, health)
         daemon = Daemon(node, status, health, candidates, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
+        health.doubters.append(lambda scope: sentinel.suspect(Part("peers", scope), "reading"))
         accepting = await server.listen(listener)
         with identity.published(await me, config.identity_file):
             _notify("READY=1")

@@ -14,6 +14,7 @@ import logging
 import select
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from overlayd.daemon.forwarder import Forwarder, Spawn
 from overlayd.daemon.nameserver_stream import Streams
 from overlayd.daemon.node import Node
-from overlayd.daemon.upstreams import PORT, Upstreams
+from overlayd.daemon.upstreams import PORT, Upstream, Upstreams
 from overlayd.linux.datagrams import Datagrams
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, Address
@@ -60,9 +61,12 @@ class Unserved(NamedTuple):
 
 
 class Nameserver:
-    """From `resume` to `close`.  zone: of one-label names; port: 0 for none at all.  spawn: starts a task."""
+    """From `resume` to `close`.  zone: of one-label names.  port: 0 for none at all.  given: the upstreams, none for those
+    of the host.  spawn: starts a task.
+    """
 
-    def __init__(self, node: Node, zone: str, port: int, upstreams: Upstreams, spawn: Spawn) -> None:
+    def __init__(self, node: Node, zone: str, port: int, given: Sequence[Upstream], spawn: Spawn) -> None:
+        upstreams = Upstreams(given)
         self.port = port
         self.unserved: dict[Address, Unserved] = {}  # for the doctor
         self._node = node

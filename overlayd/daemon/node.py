@@ -22,7 +22,7 @@ from overlayd.model.layout import Facts, Layout, layout
 from overlayd.model.objects import Address, Step
 from overlayd.model.plan import plan
 from overlayd.model.rows import Change, Lease, Row, RowId, encode
-from overlayd.model.state import Draft, State
+from overlayd.model.state import Draft, NotYet, State
 
 T = TypeVar("T")
 
@@ -51,15 +51,22 @@ class Node:
         self.kernel = kernel
         self.observers: list[Callable[[Change], None]] = []  # told of every change that has taken effect
         self._journal = journal
-        self._owed: dict[RowId, Row | None] = {}  # taken back in memory, but the disk would not hear of it
+        self._owed: dict[RowId, Row | None] = {}  # so in memory, but the disk would not hear of it
+        self._ended = asyncio.Event()  # the next change that ends sets it
         self._locks = ResourceLocks()
         self._gathering = Gathering(GROUP)
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="kernel")
 
     @property
     def owed(self) -> int:
-        """How many rows the disk has otherwise than they are, because it refused to take a refused change back."""
+        """How many rows the disk has otherwise than they are, because it refused to write them."""
         return len(self._owed)
+
+    def stands(self, *resources: str) -> bool:
+        """Whether what the state says of these resources will still be so when a change that asks for them now has its
+        turn.
+        """
+        return self._locks.stand(resources)
 
     async def change(
         self,
@@ -69,18 +76,26 @@ class Node:
         shared: Collection[str] = (),
         everything: bool = False,
         verify: Collection[RowId] = (),
+        prepare: Callable[[], object] | None = None,
     ) -> T:
         """Take one decision through state, journal and kernel; return what it returned.
 
-        decide: puts rows into a draft of the current state; raises RequestError to refuse.  exclusive, shared: the
+        decide: puts rows into a draft of the current state; raises RequestError to refuse.  prepare: blocking work that
+        `decide` needs done, in a worker thread when it has its turn; raises as `decide` does.  exclusive, shared: the
         resources that no other change, or none that wants them exclusively, may touch meanwhile; everything:
         nothing may.  verify: rows whose objects are looked up in the kernel rather than believed to be there.
         RequestError, StateError and MechanismError leave state, journal and kernel as they were.
         """
-        decision = Decision(decide)
         async with self._hold(exclusive, shared, everything=everything):
-            await self._carry_out([decision], verify)
-        return await decision.outcome
+            if prepare is not None:
+                await self.run(prepare)
+            while True:
+                decision = Decision(decide)
+                await self._carry_out([decision], verify)
+                try:
+                    return await decision.outcome
+                except NotYet:
+                    await self._ended.wait()
 
     async def change_together(self, decide: Callable[[Draft], T], exclusive: Collection[str]) -> T:
         """Like `change` with `exclusive`, for small changes of which many come at once: those that wait for the same
@@ -99,17 +114,21 @@ class Node:
                 await self._carry_out_group(group.decisions)
         return await decision.outcome
 
-    async def adopt(self, decide: Callable[[Draft], None]) -> None:
-        """Change the state alone, at a start, when `reconcile` follows."""
+    async def adopt(self, decide: Callable[[Draft], None], *, at_any_price: bool = False) -> None:
+        """Change the state alone, at a start, when `reconcile` follows.  at_any_price: if the disk refuses, then with
+        the next change; else StateError.
+        """
         async with self._hold(everything=True):
             draft = Draft(self.state)
             decide(draft)
             inverse = self.state.apply(draft.rows)
             try:
                 await self._commit(draft.rows)
-            except BaseException:
-                self.state.apply(inverse)
-                raise
+            except StateError as error:
+                if not at_any_price:
+                    self.state.apply(inverse)
+                    raise
+                self._owe(draft.rows, error)
             self.kernel.forget(self._released(inverse))
 
     async def alone(self, work: Callable[..., T], *arguments: object) -> T:
@@ -225,9 +244,23 @@ class Node:
     async def _take_effect(
         self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], verify: bool
     ) -> None:
-        """Journal and kernel follow the state, or the state goes back.  have: the objects of the touched rows before;
-        verify: they are looked up.
+        """Disk and kernel follow the state, or the state goes back; until then nothing that the change gives up is
+        free.  have: the objects of the touched rows before; verify: they are looked up.
         """
+        # Now, while the state shows this change and no later one: what those bring about is their own affair.
+        want = layout(self.state, self.facts, touched)
+        self.state.departing.update((id, row) for id, row in inverse.items() if row is not None)
+        try:
+            await self._write_and_apply(change, inverse, have, want, verify)
+        finally:
+            for id in inverse:
+                self.state.departing.pop(id, None)
+            self._ended.set()
+            self._ended = asyncio.Event()
+        for observer in self.observers:
+            observer(change)
+
+    async def _write_and_apply(self, change: Change, inverse: Change, have: Layout, want: Layout, verify: bool) -> None:
         try:
             await self._commit(change)
         except BaseException:
@@ -238,7 +271,7 @@ class Node:
         try:
             if verify:
                 have = await self.run(present, self.kernel, have)
-            await self._apply(have, layout(self.state, self.facts, touched), done)
+            await self._apply(have, want, done)
         except BaseException:
             # On disk first: were we to die on the way back, the next start has to want what was there before, for
             # else nobody would know whose a half-made link is.
@@ -247,8 +280,6 @@ class Node:
             raise
         fault.point("node:applied")
         self.kernel.forget(self._released(inverse))
-        for observer in self.observers:
-            observer(change)
 
     def _released(self, inverse: Change) -> list[Address]:
         """The addresses that lost their holder."""
@@ -261,8 +292,11 @@ class Node:
         try:
             await self._commit(inverse)
         except StateError as error:
-            self._owed |= inverse
-            log.error("a refused change could not be taken back on disk, it will be with the next one: %s", error)
+            self._owe(inverse, error)
+
+    def _owe(self, change: Change, error: StateError) -> None:
+        self._owed |= change
+        log.error("%d rows could not be written, they will be with the next change: %s", len(change), error)
 
     async def _commit(self, change: Change) -> None:
         rows = {**self._owed, **change}

@@ -4,6 +4,7 @@ Owns: the forms of addresses, CIDRs, keys and endpoints, and the errors that nam
 they are for.
 """
 
+import re
 from base64 import b64decode
 from binascii import Error as Base64Error
 from ipaddress import ip_address, ip_network
@@ -16,19 +17,23 @@ KEEPALIVE_MAX = 65535  # seconds, a u16 in linux/wireguard.h
 
 
 def address(text: str, field: str) -> Address:
-    """`10.200.0.5` or `fd00::5`."""
+    """`10.200.0.5` or `fd00::5`; without a zone, which neither WireGuard's text protocol nor a netlink address has."""
     try:
-        return ip_address(text)
+        value = ip_address(text)
     except ValueError:
         raise RequestError(f"request.{field}: {text!r} is not an IP address") from None
+    _require_no_zone(text, field)
+    return value
 
 
 def network(text: str, field: str) -> Network:
     """A CIDR; host bits beyond the prefix are dropped, an address without a prefix stands for itself."""
     try:
-        return ip_network(text.strip(), strict=False)
+        value = ip_network(text.strip(), strict=False)
     except ValueError:
         raise RequestError(f"request.{field}: {text!r} is not a CIDR like 10.200.0.0/16") from None
+    _require_no_zone(text, field)
+    return value
 
 
 def networks(text: str, field: str) -> tuple[Network, ...]:
@@ -54,7 +59,7 @@ def endpoint(text: str, field: str) -> str:
     if not text:
         return ""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not colon or not host or re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) < 65536:
         raise RequestError(f"request.{field}: {text!r} is not host:port")
     if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
         raise RequestError(f"request.{field}: {text!r}: an IPv6 host stands in brackets, like [fd00::1]:51820")
@@ -82,3 +87,9 @@ def dns_name(text: str, field: str) -> str:
     if not good:
         raise RequestError(f"request.{field}: {text!r} is not a DNS name")
     return name
+
+
+def _require_no_zone(text: str, field: str) -> None:
+    _, percent, zone = text.partition("%")
+    if percent:
+        raise RequestError(f"request.{field}: {text!r}: a zone (%{zone}) cannot be kept; use an address without one")

@@ -1,13 +1,13 @@
 """Taking an attachment back, because a client asked for it or because the container died.
 
-Owns: when that is due.  Must not know: how the death was noticed, or who asked.
+Owns: what that locks, and when it is due.  Must not know: how the death was noticed, or who asked.
 """
 
 import logging
 
+from overlayd.daemon.locks import EVERYTHING
 from overlayd.daemon.node import Node
-from overlayd.daemon.resources import attachment_locks, peers_locks, service_lock
-from overlayd.errors import OverlaydError
+from overlayd.daemon.resources import attachment_locks, namespace_lock, peers_locks, service_lock
 from overlayd.linux import netns
 from overlayd.model import attachments
 from overlayd.model.objects import GLOBAL
@@ -17,28 +17,36 @@ from overlayd.model.state import Draft
 log = logging.getLogger(__name__)
 
 
-async def detach(node: Node, attachment: Attachment) -> None:
-    """Take an attachment back, unless somebody else did meanwhile."""
+async def detach(node: Node, handle: str, *, inode: int = 0, dead: bool = False) -> Attachment | None:
+    """Take the attachment of a handle back, or else that of the network namespace `inode`, once the requests that came
+    before are done.  dead: only if its container is.  Returns what was taken back, None when there was nothing.
+    """
 
-    def decide(draft: Draft) -> None:
-        present = draft.get(Attachment, attachment.handle)
-        if present is not None and present.netns == attachment.netns:
-            attachments.detach(draft, present)
+    def decide(draft: Draft) -> Attachment | None:
+        found = attachments.find(draft.state, handle, inode)
+        if found is None or (dead and (found.netns is None or netns.is_alive(found.netns))):
+            return None
+        attachments.detach(draft, found)
+        return found
 
-    locks = attachment_locks(attachment.handle, attachment.netns, attachment.isolation_network)
+    own = [handle, namespace_lock(inode)]
+    attachment = attachments.find(node.state, handle, inode)
+    if attachment is None and node.stands(*own, EVERYTHING):
+        return None
+    if attachment is None or not node.stands(*own):
+        # What there will be to take back, and so what to lock for it, is for somebody ahead of us to say.
+        return await node.change(decide, everything=True)
+    locks = [handle, *attachment_locks(attachment.handle, attachment.netns, attachment.isolation_network)]
     if attachment.public_key:
         locks += peers_locks(GLOBAL)
     service = service_lock(attachment.service)
-    await node.change(decide, exclusive=[*locks, service] if attachment.ephemeral else locks, shared=[service])
+    if attachment.ephemeral:  # the service may go with it, and its peers
+        locks += [service, *peers_locks(attachment.service)]
+    return await node.change(decide, exclusive=locks, shared=[service])
 
 
 async def reclaim(node: Node, handle: str) -> None:
-    """Detach a container that died, or that cannot be reached any more."""
-    attachment = node.state.get(Attachment, handle)
-    if attachment is None or attachment.netns is None or await node.run(netns.is_alive, attachment.netns):
-        return
-    try:
-        await detach(node, attachment)
+    """Detach a container that died."""
+    attachment = await detach(node, handle, dead=True)
+    if attachment is not None:
         log.info("%s died: %s is free again", handle, attachment.address)
-    except OverlaydError as error:
-        log.error("reclaiming %s: %s", handle, error)

@@ -15,7 +15,11 @@ def peers_locks(scope: str) -> list[str]:
     return [f"peers {scope}"] if scope == GLOBAL else [f"peers {scope}", "routes"]
 
 
+def namespace_lock(inode: int) -> str:
+    return f"namespace {inode}"
+
+
 def attachment_locks(handle: str, namespace: Netns | None, isolation_network: str) -> list[str]:
     """What an attach or a detach must have for itself."""
-    locks = [handle, f"namespace {namespace.inode}"] if namespace is not None else [handle]
+    locks = [handle, namespace_lock(namespace.inode)] if namespace is not None else [handle]
     return [*locks, f"isolation {isolation_network}"] if isolation_network else locks

@@ -19,7 +19,7 @@ from functools import partial
 from overlayd.daemon import inspect
 from overlayd.daemon.apply import Failure, Kernel
 from overlayd.daemon.node import Node
-from overlayd.daemon.resources import service_lock
+from overlayd.daemon.resources import peers_locks, service_lock
 from overlayd.daemon.suspects import EGRESS, EVERYTHING, FORWARDING, RULESET, Judge, Part
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, link
@@ -27,7 +27,7 @@ from overlayd.linux.monitor import Monitor
 from overlayd.linux.observe import all_links
 from overlayd.model import drift
 from overlayd.model.backoff import Backoff
-from overlayd.model.layout import Facts, Layout, elements, layout, of_device, of_service
+from overlayd.model.layout import Facts, Layout, elements, layout, of_device, of_peers, of_service
 from overlayd.model.objects import Bridge, Device, Element, Object, Proxy, Step, Veth
 from overlayd.model.plan import device_scope
 from overlayd.model.rows import Overlay, Service
@@ -269,6 +269,8 @@ def _way(part: Part) -> Way:
             return partial(of_service, name=part.name), inspect.look, [service_lock(part.name)]
         case "device":
             return partial(of_device, scope=part.name), inspect.look, None
+        case "peers":
+            return partial(of_peers, scope=part.name), inspect.peers, peers_locks(part.name)
         case RULESET.kind:
             return elements, inspect.members, None
         case _:

@@ -11,13 +11,11 @@ from pathlib import Path
 from overlayd.daemon.apply import Kernel
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.node import Node as LiveNode
-from overlayd.daemon.reclaim import reclaim
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Preference, choose, generate_key
 from overlayd.model import attachments, edges
 from overlayd.model.layout import Facts
-from overlayd.model.objects import Veth
 from overlayd.model.rows import Attachment, Lease, Node, decode
 from overlayd.model.state import Draft, State
 
@@ -56,21 +54,23 @@ def node(journal: Journal, wireguard: Preference) -> LiveNode:
 
 async def resume(node: LiveNode, boot: str) -> None:
     """Make sure that we have an identity, give back what the dead held, and make the kernel what the state says."""
-    await node.adopt(lambda draft: _take_up(draft, boot))
-    for step, error in await node.reconcile():
+    await node.adopt(_have_identity)
+    await node.adopt(lambda draft: _take_up(draft, boot), at_any_price=True)  # a full disk is no reason not to start
+    for _, error in await node.reconcile():
         log.error("start: %s", error)
-        if isinstance(step.want, Veth):
-            await reclaim(node, attachments.container(step.want.netns.pid))
     released = (lease.address for lease in node.state.table(Lease).values() if not lease.holder)
     node.kernel.forget(released)  # an earlier daemon may have ended between a release and this
 
 
-def _take_up(draft: Draft, boot: str) -> None:
-    """Make an identity if there is none; detach the containers of an earlier boot, and those that died while nobody
-    watched; shut out the edge peers whose time is over.
-    """
+def _have_identity(draft: Draft) -> None:
     if draft.get(Node) is None:
         draft.put(Node(private_key=generate_key()))
+
+
+def _take_up(draft: Draft, boot: str) -> None:
+    """Detach the containers of an earlier boot, and those that died while nobody watched; shut out the edge peers whose
+    time is over.
+    """
     for attachment in list(draft.all(Attachment)):
         namespace = attachment.netns
         if namespace is not None and (attachment.boot_id != boot or not netns.is_alive(namespace)):

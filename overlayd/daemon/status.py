@@ -3,15 +3,26 @@
 Owns: the Status response and its cache.  Must not know: devices; what a peer did lately comes from `health`.
 """
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from overlayd import wire
 from overlayd.daemon.health import Health
 from overlayd.daemon.node import Node
-from overlayd.linux.wireguard import public_key
+from overlayd.linux.wireguard import Activity, public_key
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
 from overlayd.model.rows import Peer, Service
 from overlayd.model.subnets import first_usable
+
+
+class _Shown(NamedTuple):
+    """A peer as it was shown, and what of: its row, its endpoint and last handshake."""
+
+    peer: Peer
+    did: tuple[object, int] | None
+    status: wire.StatusPeer
 
 
 class StatusView:
@@ -21,11 +32,12 @@ class StatusView:
         self._node = node
         self._health = health
         self._encoded = b""
-        self._seen: tuple[int, int, int] = (-1, -1, -1)
+        self._seen: tuple[int, int] = (-1, -1)
+        self._shown: dict[bytes, _Shown] = {}  # the peers of the last answer
 
     def encoded(self) -> bytes:
         """The status response as JSON."""
-        seen = (self._node.state.generation, self._health.generation, id(self._node.facts))
+        seen = (self._node.state.generation, self._health.generation)
         if seen != self._seen:
             self._encoded = wire.encode_response_object(self.response())
             self._seen = seen
@@ -44,14 +56,25 @@ class StatusView:
             slice_cidr=str(overlay.slice) if overlay and overlay.slice else None,
             peer_count=len(peers),
             service_count=len(state.table(Service)),
-            peers=tuple(self._peer(peer) for peer in peers.values()),
+            peers=self._peers(peers.values()),
             dedicated_services=tuple(
                 self._dedicated(service) for service in state.table(Service).values() if service.dedicated
             ),
         )
 
-    def _peer(self, peer: Peer) -> wire.StatusPeer:
-        activity = self._health.activity(GLOBAL, peer.public_key)
+    def _peers(self, peers: Iterable[Peer]) -> tuple[wire.StatusPeer, ...]:
+        """Put together anew are only those that changed: the others cost a tenth."""
+        before, self._shown = self._shown, {}
+        for peer in peers:
+            activity = self._health.activity(GLOBAL, peer.public_key)
+            did = (activity.endpoint, activity.last_handshake) if activity is not None else None
+            shown = before.get(peer.public_key)
+            if shown is None or shown.peer is not peer or shown.did != did:
+                shown = _Shown(peer, did, self._peer(peer, activity))
+            self._shown[peer.public_key] = shown
+        return tuple(shown.status for shown in self._shown.values())
+
+    def _peer(self, peer: Peer, activity: Activity | None) -> wire.StatusPeer:
         endpoint = peer.endpoint
         if activity is not None and activity.endpoint is not None and activity.last_handshake:  # else it cannot roam
             endpoint = endpoint_text(activity.endpoint)

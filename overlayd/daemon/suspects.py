@@ -39,7 +39,7 @@ _VETH = re.compile(r"veth-(\d+)-[sg]")
 
 class Part(NamedTuple):
     """What is looked at together.  kind: "service": its bridge and veths; "device": that of a scope, its peers, routes
-    and aliases; or one of those below.
+    and aliases; "peers": what that device itself shows of its peers; or one of those below.
     """
 
     kind: str
@@ -113,7 +113,7 @@ class Judge:
             self._verdicts.suspect(part, found.name)
 
     def _judge_lost_route(self, route: rt.KernelRoute, port: int) -> None:
-        """A route of ours is gone; suspicious unless the peer behind it was removed."""
+        """A route of ours, or a connected one, is gone; suspicious unless the peer behind it was removed."""
         destination = route.destination
         for index, _ in route.hops:
             part = self._parts.get(index)
@@ -121,7 +121,7 @@ class Judge:
                 continue
             owners = self._node.state.allowed_ips(part.name)
             removed = owners.exact(destination.network_address.packed, destination.prefixlen) is None
-            if part.kind != "device" or not removed:
+            if part.kind != "device" or not removed or route.protocol == rt.RTPROT_KERNEL:
                 self._verdicts.suspect(part, str(destination), _asker(port))
 
     def _remember(self, found: rt.Link) -> Part | None:

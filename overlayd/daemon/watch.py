@@ -1,14 +1,16 @@
 """Noticing that a container died.
 
-Owns: one pidfd a container, on the event loop.  Must not know: what is reclaimed, or how.
+Owns: one pidfd a container, on the event loop, and when to try again.  Must not know: what is reclaimed, or how.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from errno import ESRCH
+from typing import Any
 
-from overlayd.errors import MechanismError
+from overlayd.errors import MechanismError, OverlaydError
 from overlayd.linux import netns
 from overlayd.model.objects import Netns
 from overlayd.model.rows import Attachment, Change
@@ -16,12 +18,24 @@ from overlayd.model.rows import Attachment, Change
 log = logging.getLogger(__name__)
 
 
-class DeathWatch:
-    """Calls `died(handle)` once when the process of an attachment ends."""
+# Our own constant, seconds: from a death that disk or kernel did not let us follow up to the next try.
+RETRY = 5.0
 
-    def __init__(self, died: Callable[[str], object]) -> None:
-        self._died = died
+
+class DeathWatch:
+    """Works on the event loop until `close`.  reclaim: takes back what a dead container, given by its handle, held;
+    raises OverlaydError when that cannot be now.  spawn: starts a task that outlives a `close`.
+    """
+
+    def __init__(
+        self,
+        reclaim: Callable[[str], Coroutine[Any, Any, None]],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._reclaim = reclaim
+        self._spawn = spawn
         self._descriptors: dict[str, int] = {}
+        self._retries: dict[str, asyncio.TimerHandle] = {}
 
     def follow(self, change: Change) -> None:
         """Start watching attachments that were put, stop watching those that went."""
@@ -36,23 +50,34 @@ class DeathWatch:
         try:
             descriptor = netns.pidfd(namespace)
         except MechanismError as error:
-            log.debug("%s: %s", handle, error)
-            loop.call_soon(self._died, handle)  # gone before we looked
+            if error.errno != ESRCH:
+                log.error("%s is not watched, detach it when it ends: %s", handle, error)
+                return
+            loop.call_soon(self._ended, handle)  # gone before we looked
             return
         self._descriptors[handle] = descriptor
         loop.add_reader(descriptor, self._ended, handle)
 
     def _ended(self, handle: str) -> None:
         self.forget(handle)
-        self._died(handle)
+        self._spawn(self._bury(handle))
+
+    async def _bury(self, handle: str) -> None:
+        try:
+            await self._reclaim(handle)
+        except OverlaydError as error:
+            log.error("reclaiming %s, to be tried again in %g s: %s", handle, RETRY, error)
+            self._retries[handle] = asyncio.get_running_loop().call_later(RETRY, self._ended, handle)
 
     def forget(self, handle: str) -> None:
         """Stop watching; nothing happens when it was not watched."""
+        if (retry := self._retries.pop(handle, None)) is not None:
+            retry.cancel()
         descriptor = self._descriptors.pop(handle, None)
         if descriptor is not None:
             asyncio.get_running_loop().remove_reader(descriptor)
             os.close(descriptor)
 
     def close(self) -> None:
-        for handle in list(self._descriptors):
+        for handle in [*self._descriptors, *self._retries]:
             self.forget(handle)

@@ -44,9 +44,9 @@ from overlayd.model.objects import (
     Route,
 )
 
-# Our own.  A bridge's link-local address; one on each link is enough, and a fixed one needs no duplicate address
-# detection.
-_LINK_LOCAL = IPv6Interface("fe80::1/64")
+# Our own.  The link-local address of an IPv6 bridge; one on each link is enough, and a fixed one needs no duplicate
+# address detection.
+LINK_LOCAL = IPv6Interface("fe80::1/64")
 # How long the kernel may take to let packets through a new link, and how often we look, in seconds.  Linux 6.8 and
 # later handles a carrier when it is first asked; else a kernel worker does, normally within a millisecond.
 _READY_TIMEOUT = 1.0
@@ -397,7 +397,7 @@ def _configure_bridge(netlink: Netlink, bridge: Bridge) -> None:
         requests.append(
             Request("configure bridge", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(no_link_local, index=index))
         )
-        wanted.add(_LINK_LOCAL)
+        wanted.add(LINK_LOCAL)
     requests.append(Request("set up", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(index=index, up=True)))
     netlink.transact(requests)
     foreign = {carried for carried in _addresses(netlink, index) if not carried.is_link_local} - wanted
@@ -441,7 +441,10 @@ def _alternative_name(kind: int, index: int, name: str) -> Request:
 
 
 def _change_addresses(netlink: Netlink, index: int, add: Iterable[Interface], remove: Iterable[Interface]) -> None:
-    """Add first: a link that loses its last address of a family loses its routes."""
+    """Add first: a link that loses its last address of a family loses its routes.  An address that is added, or was
+    there, has its connected route afterwards.
+    """
+    add = list(add)
     netlink.transact([address_request(index, interface) for interface in add])
     netlink.transact(
         [
@@ -456,3 +459,17 @@ def _change_addresses(netlink: Netlink, index: int, add: Iterable[Interface], re
             for interface in remove
         ]
     )
+    netlink.transact([_connected_route_request(index, interface) for interface in add if is_wide(interface)])
+
+
+def is_wide(interface: Interface) -> bool:
+    """Whether others are on-link with the address: a host address needs no connected route."""
+    return interface.network.num_addresses > 1
+
+
+def _connected_route_request(index: int, interface: Interface) -> Request:
+    """Add the route that the kernel made of an address, and somebody may have deleted; before a foreign one to the same
+    network, which stays.
+    """
+    body = rt.connected_route_body(index, interface)
+    return Request("add connected route", str(interface.network), rt.RTM_NEWROUTE, NLM_F_CREATE, body, (errno.EEXIST,))

@@ -16,11 +16,11 @@ from typing import NamedTuple, Self
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.netlink import SOL_NETLINK, Message, attributes, messages, string
+from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, Message, attributes, connected, receive, string
 from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL
 
 # linux/netlink.h, asm-generic/socket.h, linux/filter.h
-_NETLINK_NETFILTER, _NETLINK_ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 12, 1, 33, 26
+_NETLINK_ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 1, 33, 26
 # BPF_LD | BPF_W | BPF_ABS, the same with BPF_H and BPF_B; BPF_JMP | BPF_JEQ | BPF_K; BPF_RET | BPF_K
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 # linux/netfilter/nfnetlink.h: the subsystem is the high byte of a message's type
@@ -34,7 +34,6 @@ _OUR_FAMILIES = (1, 7)  # NFPROTO_INET, NFPROTO_BRIDGE
 
 # Our own: room for a few thousand notifications, while something else keeps us busy.
 _BUFFER = 16 << 20
-_READ = 1 << 16
 _READS = 64  # datagrams taken at a time: a flood must not keep the caller from its other work
 
 _GROUPS = (
@@ -66,7 +65,9 @@ class AddressChanged(NamedTuple):
 
 
 class RouteChanged(NamedTuple):
-    """A route of our protocol, or a default route, was added or removed.  port: as of an address."""
+    """A route of our protocol, or a default route, was added or removed; or one to a link's network, IPv6 link-local
+    ones excepted, which the kernel had made of an address, was removed.  port: as of an address.
+    """
 
     route: rt.KernelRoute
     gone: bool
@@ -110,7 +111,7 @@ class Monitor:
         self.sockets: list[socket.socket] = []
         try:
             self.sockets.append(_subscribe(socket.NETLINK_ROUTE, _GROUPS))
-            self.sockets.append(_subscribe(_NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,)))
+            self.sockets.append(_subscribe(NETLINK_NETFILTER, (_NFNLGRP_NFTABLES,)))
         except OSError as error:
             self.close()
             raise MechanismError("subscribe to", "kernel notifications", error.errno or 0) from error
@@ -138,7 +139,7 @@ class Monitor:
         events: list[Event] = []
         for _ in range(_READS):
             try:
-                data = source.recv(_READ, socket.MSG_DONTWAIT)
+                received = receive(source, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -147,7 +148,7 @@ class Monitor:
                 self._touched = False
                 events.append(Overrun(ruleset))
                 continue
-            for message in messages(data):
+            for message in received:
                 if not ruleset and message.type in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
                     # Of another family than AF_UNSPEC it is about a bridge's port, or about IPv6 on the link.
                     if message.body[0] == socket.AF_UNSPEC:
@@ -182,7 +183,7 @@ def is_own_thread(thread: int) -> bool:
 def process_name(port: int) -> str:
     """The program whose pid is `port`, if it still runs; empty when there is none."""
     try:
-        return Path(f"/proc/{port}/comm").read_text().strip()
+        return Path(f"/proc/{port}/comm").read_text(errors="backslashreplace").strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
@@ -195,19 +196,20 @@ def _event(message: Message) -> Event | None:
         return AddressChanged(address.ifindex, port) if address is not None and universal else None
     if kind in (rt.RTM_NEWROUTE, rt.RTM_DELROUTE):
         route = rt.parse_route(body)
-        return RouteChanged(route, kind == rt.RTM_DELROUTE, port) if route is not None else None
+        if route is None or (route.protocol == rt.RTPROT_KERNEL and route.destination.is_link_local):
+            return None
+        return RouteChanged(route, kind == rt.RTM_DELROUTE, port)
     if kind == rt.RTM_NEWNETCONF:
         return ParameterChanged(rt.parse_netconf(body))
     return None
 
 
 def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    opened = connected(protocol)
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         if protocol == socket.NETLINK_ROUTE:
             _attach_filter(opened)
-        opened.bind((0, 0))  # one without a port of its own is sent nothing
         for group in groups:
             opened.setsockopt(SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
     except BaseException:
@@ -217,22 +219,28 @@ def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
 
 
 def _attach_filter(opened: socket.socket) -> None:
-    """Let through less: of routes the default ones and ours, since a router's full table must not wake us; of
-    parameters those that were set, not those that a new link starts with.
+    """Let through less: of routes the default ones and ours, since a router's full table must not wake us, and of
+    those that the kernel makes of addresses the end; of parameters those that were set, not those that a new link
+    starts with.
 
     A classic BPF program (linux/filter.h); it reads numbers of more than a byte in network byte order.
     """
     new, old, netconf = map(socket.htons, (rt.RTM_NEWROUTE, rt.RTM_DELROUTE, rt.RTM_NEWNETCONF))
-    length, kind, destination_length, protocol = 0, 4, 16 + 1, 16 + 5  # offsets in nlmsghdr, and in rtmsg behind it
+    length, kind = 0, 4  # offsets in nlmsghdr
+    destination_length, table, protocol = 16 + 1, 16 + 4, 16 + 5  # and in rtmsg behind it
     one_parameter = socket.htonl(16 + 4 + 8 + 8)  # nlmsghdr, netconfmsg, the link's index, one value
     program = (
         (_LOAD_HALF, 0, 0, kind),
-        (_JUMP_EQUAL, 4, 0, new),
-        (_JUMP_EQUAL, 3, 0, old),
-        (_JUMP_EQUAL, 0, 7, netconf),  # nor about a parameter: pass
+        (_JUMP_EQUAL, 4, 0, old),
+        (_JUMP_EQUAL, 7, 0, new),
+        (_JUMP_EQUAL, 0, 11, netconf),  # nor about a parameter: pass
         (_LOAD_WORD, 0, 0, length),
-        (_JUMP_EQUAL, 5, 4, one_parameter),
-        (_LOAD_BYTE, 0, 0, destination_length),
+        (_JUMP_EQUAL, 9, 8, one_parameter),
+        (_LOAD_BYTE, 0, 0, protocol),  # of a route that was removed
+        (_JUMP_EQUAL, 0, 2, rt.RTPROT_KERNEL),
+        (_LOAD_BYTE, 0, 0, table),
+        (_JUMP_EQUAL, 5, 4, rt.RT_TABLE_MAIN),
+        (_LOAD_BYTE, 0, 0, destination_length),  # of any other route
         (_JUMP_EQUAL, 3, 0, 0),
         (_LOAD_BYTE, 0, 0, protocol),
         (_JUMP_EQUAL, 1, 0, ROUTE_PROTOCOL),

@@ -1,8 +1,8 @@
-"""Netlink: attributes, acknowledgements, dumps, and the socket of the routing family.
+"""Netlink: attributes, acknowledgements, dumps, and a socket for them.
 
-Owns: the framing of messages and attributes, the matching of acknowledgements to requests.  Must not know: what the
-bodies say (`rtnetlink`), what a request is for, which namespace it acts in (a socket stays in the one it was opened
-in).
+Owns: the framing of messages and attributes, the matching of acknowledgements to requests, and whose word is taken: the
+kernel's only.  Must not know: what the bodies say (`rtnetlink`), what a request is for, which namespace it acts in (a
+socket stays in the one it was opened in).
 
 Source: linux/netlink.h.  Numbers are in host byte order; messages and attributes are padded to four bytes.
 """
@@ -19,6 +19,7 @@ from overlayd.errors import MechanismError
 
 # linux/netlink.h
 SOL_NETLINK = 270
+NETLINK_NETFILTER, NETLINK_GENERIC = 12, 16
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
@@ -44,10 +45,11 @@ _DUMP_TRIES = 32
 
 
 class Request(NamedTuple):
-    """One rtnetlink message to send.
+    """One message to send.
 
-    operation, object: name it in the error should the kernel refuse it.  type: RTM_*.  flags: NLM_F_* beyond REQUEST
-    and ACK.  body: the family header and attributes.  tolerated: errnos that mean that there was nothing to do.
+    operation, object: name it in the error should the kernel refuse it.  type: RTM_*, or another family's.  flags:
+    NLM_F_* beyond REQUEST and ACK.  body: the family header and attributes.  tolerated: errnos that mean that there was
+    nothing to do.
     """
 
     operation: str
@@ -113,10 +115,10 @@ def number(payload: memoryview | None) -> int:
 
 
 class Netlink:
-    """A NETLINK_ROUTE socket of the namespace that the calling thread is in when it is opened; one thread at a time."""
+    """A netlink socket of the namespace that the calling thread is in when it is opened; one thread at a time."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = connected(protocol)
         self._sequence = 0
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(SOL_NETLINK, option, 1)
@@ -145,60 +147,97 @@ class Netlink:
         failure: MechanismError | None = None
         for start in range(0, len(requests), _BATCH):
             batch = requests[start : start + _BATCH]
-            if batch[0].type & 3 != _GET:
+            if self._socket.proto == socket.NETLINK_ROUTE and batch[0].type & 3 != _GET:
                 fault.point(f"netlink:{batch[0].operation}")
             first = self._sequence + 1
             self._sequence += len(batch)
             self._socket.send(
                 b"".join(
-                    _HEADER.pack(16 + len(r.body), r.type, r.flags | NLM_F_REQUEST | NLM_F_ACK, sequence, 0)
-                    + r.body
-                    + b"\0\0\0"[: -len(r.body) % 4]
-                    for sequence, r in enumerate(batch, first)
+                    message(each.type, each.flags | NLM_F_REQUEST | NLM_F_ACK, sequence, each.body)
+                    for sequence, each in enumerate(batch, first)
                 )
             )
             unanswered = len(batch)
             while unanswered:
-                for kind, flags, sequence, _port, body in messages(self._socket.recv(_READ)):
+                for kind, flags, sequence, _port, body in receive(self._socket):
+                    if sequence < first:  # to what an exception has cut short
+                        continue
                     if kind != NLMSG_ERROR:
                         replies.append(body)
                         continue
                     unanswered -= 1
                     request = batch[sequence - first]
-                    number, detail = _refusal(flags, body, 20)
+                    number, detail = refusal(flags, body, 20)
                     if number and number not in request.tolerated and failure is None:
                         failure = MechanismError(request.operation, request.object, number, detail)
         if failure is not None:
             raise failure
         return replies
 
-    def dump(self, operation: str, kind: int, body: bytes) -> list[memoryview]:
+    def dump(self, operation: str, kind: int, body: bytes, object: str = "all") -> list[memoryview]:
         """The bodies of everything that a dump request `kind` (RTM_GET*) with this `body` lists.
 
         A dump that a concurrent change interrupted (NLM_F_DUMP_INTR) may have holes, and is read again.  Raises
-        MechanismError named `operation` when the kernel refuses, or errno EINTR when it was interrupted every time.
+        MechanismError, named `operation` and `object`, when the kernel refuses, or with errno EINTR when it was
+        interrupted every time.
         """
         for _ in range(_DUMP_TRIES):
-            self._sequence += 1
-            flags = NLM_F_REQUEST | NLM_F_DUMP
-            self._socket.send(_HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body)
-            found, interrupted = self._read_dump(operation)
-            if not interrupted:
-                return found
-        raise MechanismError(operation, "all", errno.EINTR, "it changed each time it was read")
+            found = list(self.walk(operation, kind, body, object))
+            if not any(each.flags & NLM_F_DUMP_INTR for each in found):
+                return [each.body for each in found[:-1]]
+        raise MechanismError(operation, object, errno.EINTR, "it changed each time it was read")
 
-    def _read_dump(self, operation: str) -> tuple[list[memoryview], bool]:
-        found: list[memoryview] = []
-        interrupted = False
+    def walk(self, operation: str, kind: int, body: bytes, object: str = "all") -> Iterator[Message]:
+        """The messages of a dump as they come, interrupted or not, for a table that is too large to keep; the last one
+        only ends it.  Raises MechanismError when the kernel refuses.
+        """
+        self._sequence += 1
+        sequence = self._sequence
+        self._socket.send(message(kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, body))
         while True:
-            for kind, flags, _sequence, _port, body in messages(self._socket.recv(_READ)):
-                interrupted |= bool(flags & NLM_F_DUMP_INTR)
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
-                    number, detail = _refusal(flags, body, 4 if kind == NLMSG_DONE else 20)
+            for each in receive(self._socket):
+                if each.sequence != sequence:
+                    continue
+                end = each.type in (NLMSG_DONE, NLMSG_ERROR)
+                if end:
+                    number, detail = refusal(each.flags, each.body, 4 if each.type == NLMSG_DONE else 20)
                     if number:
-                        raise MechanismError(operation, "all", number, detail)
-                    return found, interrupted
-                found.append(body)
+                        raise MechanismError(operation, object, number, detail)
+                yield each
+                if end:
+                    return
+
+
+def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """One message, padded; `flags` are all of them."""
+    return _HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body + b"\0\0\0"[: -len(body) % 4]
+
+
+def connected(protocol: int) -> socket.socket:
+    """A netlink socket of the calling thread's namespace that only the kernel can write to; raises OSError.
+
+    Whoever has CAP_NET_ADMIN in a namespace, as a container may have in its own, can send to any socket in it, and
+    finds their ports in /proc/net/netlink: it could forge answers, or fill the buffer that the true ones need.  But not
+    to a socket that is connected to the kernel, which is port 0 (netlink_getsockbyportid() in af_netlink.c).
+    """
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    try:
+        opened.connect((0, 0))
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def receive(opened: socket.socket, flags: int = 0) -> Iterator[Message]:
+    """The messages of the next datagram from the kernel; raises what recvfrom(2) does.
+
+    What somebody else sent in the moment between the socket's getting a port and its being connected is passed over.
+    """
+    while True:
+        data, (port, _groups) = opened.recvfrom(_READ, flags)
+        if port == 0:
+            return messages(data)
 
 
 def messages(data: bytes) -> Iterator[Message]:
@@ -207,11 +246,13 @@ def messages(data: bytes) -> Iterator[Message]:
     offset, end = 0, len(data)
     while offset + 16 <= end:
         size, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
+        if size < 16:
+            return
         yield Message(kind, flags, sequence, port, view[offset + 16 : offset + size])
         offset += (size + 3) & ~3
 
 
-def _refusal(flags: int, body: memoryview, explanation: int) -> tuple[int, str]:
+def refusal(flags: int, body: memoryview, explanation: int) -> tuple[int, str]:
     """The errno (0 for success) and the kernel's words, which start at offset `explanation`, of an acknowledgement."""
     number = -_ERRNO.unpack_from(body)[0]
     if not number or not flags & NLM_F_ACK_TLVS:

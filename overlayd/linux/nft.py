@@ -19,7 +19,7 @@ import orjson
 
 from overlayd import fault
 from overlayd.errors import MechanismError
-from overlayd.linux import setelem
+from overlayd.linux import netlink, setelem
 from overlayd.model import blockers, ruleset
 from overlayd.model.objects import NFT_TABLE, Element, Step
 
@@ -77,7 +77,7 @@ class Nft:
             self._context = self._library.nft_ctx_new(0)
         if not self._context:
             raise MechanismError("open", "nftables")
-        self._netlink = setelem.connect()
+        self._netlink = netlink.connected(netlink.NETLINK_NETFILTER)
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
 

@@ -3,9 +3,9 @@
 Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
 what should be there, WireGuard keys and peers, nftables.
 
-An object that is there but not sound (a link that is down or does not forward, a veth whose inner end is gone,
-unseen or half configured) comes out with `mtu` 0, which no wanted object has: so it is found to differ, and is
-repaired or made anew.
+An object that is there but not sound (a link that is down, does not forward or lacks a connected route, a veth whose
+inner end is gone, unseen or half configured) comes out with `mtu` 0, which no wanted object has: so it is found to
+differ, and is repaired or made anew.
 """
 
 import logging
@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Interface, ip_network
 from overlayd.errors import MechanismError
 from overlayd.linux import netns, veth
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import bridge_mac, find_link, forwards, read_link
+from overlayd.linux.link import LINK_LOCAL, bridge_mac, find_link, forwards, is_wide, read_link
 from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import (
     ALIAS,
@@ -122,13 +122,15 @@ def all_links() -> list[rt.Link]:
 
 
 def observe_bridge(name: str) -> Bridge | None:
-    """The bridge of that name or alternative name, None when there is none of ours; costs nothing for other links."""
+    """The bridge of that name or alternative name, None when there is none of ours; costs nothing for other links, for
+    its connected routes are believed to be there.
+    """
     with Netlink() as netlink:
         link = find_link(netlink, name)
         service = None if link is None else _scope(link, "bridge")
         if link is None or service is None or link.group != GROUP_BRIDGE:
             return None
-        return _bridge(link, service, _addresses(netlink, link.ifindex)[link.ifindex])
+        return _bridge(link, service, _addresses(netlink, link.ifindex)[link.ifindex], None)
 
 
 def observe_veth(name: str, namespace: Netns) -> Veth | None:
@@ -171,12 +173,16 @@ _Route = tuple[int, Network, Address | None]  # link index, destination, gateway
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What one namespace shows: links by index, addresses, and the routes and neighbour proxies of our protocol."""
+    """What one namespace shows: links by index, addresses, and the routes and neighbour proxies of our protocol.
+
+    connected: the routes that the kernel made of addresses, by link index and network.
+    """
 
     links: dict[int, rt.Link]
     addresses: _Addresses
     routes: set[_Route]
     proxies: frozenset[tuple[int, Address]] = frozenset()  # link index, address
+    connected: frozenset[tuple[int, Network]] = frozenset()
 
 
 def _without_veths(host: _View) -> list[Observed]:
@@ -184,16 +190,17 @@ def _without_veths(host: _View) -> list[Observed]:
     for link in host.links.values():
         addresses = host.addresses[link.ifindex]
         if link.group == GROUP_BRIDGE and (service := _scope(link, "bridge")) is not None:
-            found.append(_bridge(link, service, addresses))
+            found.append(_bridge(link, service, addresses, host))
         elif link.group == GROUP_DEVICE and (scope := _scope(link, "device")) is not None:
-            found += _device(link, scope, addresses)
+            found += _device(link, scope, addresses, host)
     found += _routes(host)
     found += _proxies(host)
     return found
 
 
 def _read_host(netlink: Netlink) -> _View:
-    return replace(_read(netlink), proxies=_read_proxies(netlink))
+    connected = frozenset((index, destination) for index, destination, _ in _read_routes(netlink, rt.RTPROT_KERNEL))
+    return replace(_read(netlink), proxies=_read_proxies(netlink), connected=connected)
 
 
 def _read(netlink: Netlink) -> _View:
@@ -213,12 +220,12 @@ def _addresses(netlink: Netlink, index: int = 0) -> _Addresses:
     return found
 
 
-def _read_routes(netlink: Netlink) -> set[_Route]:
-    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL))
+def _read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL) -> set[_Route]:
+    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol))
     return {
         (index, route.destination, route.gateway)
         for route in map(rt.parse_route, bodies)
-        if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == ROUTE_PROTOCOL
+        if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == protocol
         for index, _flags in route.hops
     }
 
@@ -259,16 +266,24 @@ def _is_up(link: rt.Link) -> bool:
     return bool(link.flags & rt.IFF_UP)
 
 
-def _bridge(link: rt.Link, service: str, addresses: list[Interface]) -> Bridge:
+def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: _View | None) -> Bridge:
+    """host: where its connected routes are looked for, None to believe that they are there."""
     address = addresses[0] if len(addresses) == 1 else _NO_ADDRESS
     sound = _is_up(link) and link.kind == "bridge" and link.mac == bridge_mac(address.ip) and forwards(link.name)
+    if host is not None:
+        sound = sound and _is_connected(link, [address] if address.version == 4 else [address, LINK_LOCAL], host)
     return Bridge(service, link.name, address, link.mtu if sound else 0)
 
 
-def _device(link: rt.Link, scope: str, addresses: list[Interface]) -> Iterable[DeviceLink | Alias]:
+def _is_connected(link: rt.Link, addresses: Iterable[Interface], host: _View) -> bool:
+    """Whether the route to each address's network, which came with the address, is still there."""
+    return all((link.ifindex, each.network) in host.connected for each in addresses if is_wide(each))
+
+
+def _device(link: rt.Link, scope: str, addresses: list[Interface], host: _View) -> Iterable[DeviceLink | Alias]:
     """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix."""
-    aliases = {address for address in addresses if scope == GLOBAL and address.network.num_addresses == 1}
-    sound = _is_up(link) and forwards(link.name)
+    aliases = {address for address in addresses if scope == GLOBAL and not is_wide(address)}
+    sound = _is_up(link) and forwards(link.name) and _is_connected(link, addresses, host)
     yield DeviceLink(scope, link.name, link.mtu if sound else 0, frozenset(addresses) - aliases)
     yield from (Alias(link.name, address.ip) for address in aliases)
 

@@ -29,7 +29,7 @@ RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNL
 RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF = 24, 25
 RTEXT_FILTER_SKIP_STATS = 8
 RT_TABLE_MAIN = 254
-RTPROT_UNSPEC = 0
+RTPROT_UNSPEC, RTPROT_KERNEL = 0, 2
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTN_UNICAST = 1
 RTNH_F_DEAD = 1
@@ -44,6 +44,7 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTI
     15,
 )
 RTAX_MTU = 2
+IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h: the metric of the routes that come with addresses
 
 # linux/if.h, linux/if_link.h, linux/if_bridge.h, linux/veth.h
 IFF_UP = 1
@@ -189,6 +190,16 @@ def route_body(index: int, destination: Network, protocol: int, gateway: Address
     if gateway is not None:
         body += attribute(RTA_GATEWAY, gateway.packed)
     return body
+
+
+def connected_route_body(index: int, interface: Interface) -> bytes:
+    """Body of an RTM_NEWROUTE message for the route to the link's network that the kernel itself makes of an address
+    (net/ipv4/fib_frontend.c, fib_add_ifaddr; net/ipv6/addrconf.c, addrconf_prefix_route).
+    """
+    body = route_body(index, interface.network, RTPROT_KERNEL)
+    if interface.version == 4:
+        return body + attribute(RTA_PREFSRC, interface.ip.packed)
+    return body + u32(RTA_PRIORITY, IP6_RT_PRIO_ADDRCONF)
 
 
 def neighbour_body(index: int, address: Address, mac: bytes) -> bytes:

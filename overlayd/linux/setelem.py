@@ -10,37 +10,39 @@ from collections.abc import Iterator
 
 from overlayd import fault
 from overlayd.errors import MechanismError
+from overlayd.linux.netlink import (
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    attribute,
+    message,
+    receive,
+    refusal,
+    text,
+)
 from overlayd.model.objects import NFT_TABLE, Element
 from overlayd.model.ruleset import SETS, Change, Set
 
-# linux/netlink.h
-_NETLINK_NETFILTER, _SO_SNDBUFFORCE = 12, 32  # the latter: asm-generic/socket.h
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 0x1, 0x4, 0x400
-_NLMSG_ERROR = 2
-_NLA_F_NESTED = 0x8000
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 # linux/netfilter/nfnetlink.h
 _BATCH_BEGIN, _BATCH_END, _NFTABLES = 0x10, 0x11, 10
 # linux/netfilter/nf_tables.h
 _NEWSETELEM, _DELSETELEM = _NFTABLES << 8 | 12, _NFTABLES << 8 | 14
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3 | _NLA_F_NESTED
-_LIST_ELEM = 1 | _NLA_F_NESTED
-_ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_KEY_END = 1 | _NLA_F_NESTED, 2 | _NLA_F_NESTED, 3, 10 | _NLA_F_NESTED
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3 | NLA_F_NESTED
+_LIST_ELEM = 1 | NLA_F_NESTED
+_ELEM_KEY, _ELEM_DATA, _ELEM_FLAGS, _ELEM_KEY_END = 1 | NLA_F_NESTED, 2 | NLA_F_NESTED, 3, 10 | NLA_F_NESTED
 _DATA_VALUE = 1
 _INTERVAL_END = 1
 # linux/netfilter.h: NFPROTO_*
 _FAMILY = {"inet": 1, "bridge": 7}
 
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _NFGENMSG = struct.Struct(">BBH")  # family, version, resource id
 
 # Our own: elements in a message.  The list of them is one attribute, which holds 65,535 bytes at most, and the largest
 # element of ours (an IPv6 grant) takes 96.
 _MESSAGE = 500
-
-
-def connect() -> socket.socket:
-    """A socket for `transact`, in the calling thread's network namespace."""
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
 
 
 def transact(netlink: socket.socket, changes: list[Change]) -> None:
@@ -59,9 +61,9 @@ def transact(netlink: socket.socket, changes: list[Change]) -> None:
         return
     parts = [_message(_BATCH_BEGIN, 0, 0, 0, b"")]
     for sequence, change in enumerate(messages, 1):
-        type, flags = (_NEWSETELEM, _NLM_F_CREATE) if change.add else (_DELSETELEM, 0)
+        type, flags = (_NEWSETELEM, NLM_F_CREATE) if change.add else (_DELSETELEM, 0)
         # One acknowledgement is enough: it is sent when all is done, and every failure is reported anyway.
-        flags |= _NLM_F_ACK if sequence == len(messages) else 0
+        flags |= NLM_F_ACK if sequence == len(messages) else 0
         parts.append(_message(type, flags, sequence, _FAMILY[change.family], _list(change)))
     parts.append(_message(_BATCH_END, 0, 0, 0, b""))
     data = b"".join(parts)
@@ -91,48 +93,41 @@ def _answers(netlink: socket.socket) -> Iterator[tuple[int, int]]:
     """The errno and the sequence number of every answer to a batch; all are queued by the time that sending returns."""
     while True:
         try:
-            data = netlink.recv(1 << 16, socket.MSG_DONTWAIT)
+            received = receive(netlink, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
-        offset = 0
-        while offset < len(data):
-            length, type, _, sequence, _ = _HEADER.unpack_from(data, offset)
-            if type == _NLMSG_ERROR:
-                yield -struct.unpack_from("=i", data, offset + _HEADER.size)[0], sequence
-            offset += (length + 3) & ~3
+        for answer in received:
+            if answer.type == NLMSG_ERROR:
+                yield refusal(answer.flags, answer.body, 20)[0], answer.sequence
 
 
 def _list(change: Change) -> bytes:
     """The attributes of a message about the elements of `change`."""
     form = SETS[change.family, change.set]
-    elements = b"".join(_attribute(_LIST_ELEM, each) for element in change.elements for each in _element(element, form))
-    return (
-        _attribute(_LIST_TABLE, NFT_TABLE.encode() + b"\0")
-        + _attribute(_LIST_SET, change.set.encode() + b"\0")
-        + _attribute(_LIST_ELEMENTS, elements)
-    )
+    elements = b"".join(attribute(_LIST_ELEM, each) for element in change.elements for each in _element(element, form))
+    return text(_LIST_TABLE, NFT_TABLE) + text(_LIST_SET, change.set) + attribute(_LIST_ELEMENTS, elements)
 
 
 def _element(element: Element, form: Set) -> Iterator[bytes]:
     """The kernel's elements for one of ours: one, or two for a prefix on its own, which is a start and an end."""
     parts = element.member.split(" . ")
     first = b"".join(_datum(type, part)[0] for type, part in zip(form.key, parts, strict=True))
-    key = _attribute(_ELEM_KEY, _attribute(_DATA_VALUE, first))
+    key = attribute(_ELEM_KEY, attribute(_DATA_VALUE, first))
     if form.value:
-        key += _attribute(_ELEM_DATA, _attribute(_DATA_VALUE, _datum(form.value, element.value)[0]))
+        key += attribute(_ELEM_DATA, attribute(_DATA_VALUE, _datum(form.value, element.value)[0]))
     if not form.interval:
         yield key
         return
     last = b"".join(_datum(type, part)[1] for type, part in zip(form.key, parts, strict=True))
     if len(form.key) > 1:
-        yield key + _attribute(_ELEM_KEY_END, _attribute(_DATA_VALUE, last))
+        yield key + attribute(_ELEM_KEY_END, attribute(_DATA_VALUE, last))
         return
     yield key
     after = int.from_bytes(last, "big") + 1
     if after < 1 << 8 * len(last):  # else the interval has no end
         end = after.to_bytes(len(last), "big")
-        flag = _attribute(_ELEM_FLAGS, struct.pack(">I", _INTERVAL_END))
-        yield _attribute(_ELEM_KEY, _attribute(_DATA_VALUE, end)) + flag
+        flag = attribute(_ELEM_FLAGS, struct.pack(">I", _INTERVAL_END))
+        yield attribute(_ELEM_KEY, attribute(_DATA_VALUE, end)) + flag
 
 
 def _datum(type: str, text: str) -> tuple[bytes, bytes]:
@@ -160,9 +155,4 @@ def _datum(type: str, text: str) -> tuple[bytes, bytes]:
 
 def _message(type: int, flags: int, sequence: int, family: int, attributes: bytes) -> bytes:
     resource = _NFTABLES if type in (_BATCH_BEGIN, _BATCH_END) else 0  # whose batch it is
-    body = _NFGENMSG.pack(family, 0, resource) + attributes
-    return _HEADER.pack(_HEADER.size + len(body), type, _NLM_F_REQUEST | flags, sequence, 0) + body
-
-
-def _attribute(type: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), type) + value + bytes(-len(value) % 4)
+    return message(type, NLM_F_REQUEST | flags, sequence, _NFGENMSG.pack(family, 0, resource) + attributes)

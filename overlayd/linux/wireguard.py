@@ -80,7 +80,16 @@ class Backend(Protocol):
         """Everything.  Costs tens of milliseconds for thousands of peers: for a start and an audit."""
 
     def activity(self, device: str) -> dict[bytes, Activity]:
-        """Per public key what traffic has changed, without the allowed IPs: for polling."""
+        """Per public key what traffic has changed, without the allowed IPs: for polling.
+
+        Like every exchange it fails with errno ETIMEDOUT when the device does not answer within a few seconds; from
+        then on other methods fail so at once, until this one has an answer.
+        """
+
+    def end_if_silent(self, device: str) -> int:
+        """Ask the device once more, and end the process that serves it when that does not answer this time either: its
+        link goes with it.  Returns the process's id, 0 when it was not ended.
+        """
 
     def alive(self, device: str) -> bool:
         """Whether the link exists and something serves it.  Does not look at its configuration."""

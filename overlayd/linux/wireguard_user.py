@@ -44,7 +44,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 # Our own constants.
 _START_DEADLINE = 5.0  # seconds until the process answers; it takes 20 ms on an idle machine
 _END_DEADLINE = 2.0  # seconds between SIGTERM and SIGKILL; it takes 10 ms
-_ANSWER_DEADLINE = 10.0  # seconds of silence on the socket; a batch of peers takes 0.2 s
+_ANSWER_DEADLINE = 5.0  # seconds for one operation and its whole answer; the longest, a batch of peers, takes 0.2 s
 _POLL = 0.002  # seconds between two looks at a process that starts
 _BATCH = 128 * 1024  # bytes of one set operation: some 500 peers, in which no other operation gets its turn
 _OUTPUT_KEPT = 4096  # bytes of the process's output, for the message when it does not come up
@@ -61,6 +61,8 @@ class Userspace:
         # Whether the process behind a device can drop one allowed IP; asked when it is first needed.
         self._drops: dict[str, bool] = {}
         self._readers: dict[str, uapi.ActivityReader] = {}
+        # Devices that did not answer the last time: until `activity` hears of them again nobody else waits for them.
+        self._silent: set[str] = set()
 
     @staticmethod
     def missing() -> str:
@@ -101,8 +103,7 @@ class Userspace:
     def configure(self, have: Device, want: Device) -> None:
         with _reported("rename", have.name):
             _rename_socket(have.name, want.name)
-        self._drops.pop(have.name, None)
-        self._readers.pop(have.name, None)
+        self._forget(have.name)
         try:
             # What is there, and not what should be: after a failure half-way only the device knows.
             shown = self.read(want.name)
@@ -112,15 +113,13 @@ class Userspace:
             raise
 
     def delete(self, name: str) -> None:
-        self._drops.pop(name, None)
-        self._readers.pop(name, None)
+        self._forget(name)
         with _reported("delete", name):
             process = _process_behind(name)
             if process is not None:
                 with process:
-                    link = process.link()
-                    if link is None or (link and not _same_link(link, name)):
-                        return  # no wireguard-go, or that of a link which was called `name` when it started
+                    if not process.serves(name):
+                        return
                     fault.point("wireguard:end")
                     process.end()
             fault.point("wireguard:ended")
@@ -133,18 +132,34 @@ class Userspace:
         if any(change.drop for change in changes) and not self._can_drop(device):
             changes = peer_changes(steps, drops=False)
         if changes:
-            with _Dialogue("set peers of", device) as dialogue:
+            with self._dialogue("set peers of", device) as dialogue:
                 for operation in uapi.encode_peers(changes, _BATCH):
                     fault.point("wireguard:peers")
                     dialogue.ask(operation)
 
     def read(self, device: str) -> DeviceState:
-        with _Dialogue("read", device) as dialogue:
+        with self._dialogue("read", device) as dialogue:
             return uapi.parse_device(dialogue.ask(uapi.GET))
 
     def activity(self, device: str) -> dict[bytes, Activity]:
-        with _Dialogue("read", device) as dialogue:
-            return self._readers.setdefault(device, uapi.ActivityReader()).read(dialogue.ask(uapi.GET))
+        with self._dialogue("read", device, patient=True) as dialogue:
+            lines = dialogue.ask(uapi.GET)
+            self._silent.discard(device)
+            return self._readers.setdefault(device, uapi.ActivityReader()).read(lines)
+
+    def end_if_silent(self, device: str) -> int:
+        with _reported("end", device), _connect(device) as connection:
+            try:
+                _exchange(connection, uapi.GET)
+            except ProtocolError:
+                return 0  # an answer, if a bad one
+            except TimeoutError:
+                # It is the one at the other end that is silent, whoever serves the name by now.
+                with _Process(_peer_process(connection), device) as process:
+                    if process.serves(device):
+                        process.end()
+                        return process.pid
+        return 0
 
     def alive(self, device: str) -> bool:
         with suppress(OSError), _connect(device):
@@ -158,7 +173,7 @@ class Userspace:
         if new_port:
             _require_free(new_port, device.name)
         if new_key is not None or new_port is not None:
-            with _Dialogue("configure", device.name) as dialogue:
+            with self._dialogue("configure", device.name) as dialogue:
                 fault.point("wireguard:configure")
                 dialogue.ask(uapi.encode_device(new_key, new_port))
 
@@ -166,10 +181,19 @@ class Userspace:
         """Whether `allowed_ip=-CIDR` is understood, tried on a peer that does not exist and is not created."""
         if device not in self._drops:
             nobody = PeerChange(os.urandom(KEY_SIZE), update_only=True, drop=(_ANY_NETWORK,))
-            with _Dialogue("probe", device) as dialogue:
+            with self._dialogue("probe", device) as dialogue:
                 errno, _ = dialogue.answer(b"".join(uapi.encode_peers([nobody], _BATCH)))
             self._drops[device] = errno == 0
         return self._drops[device]
+
+    def _forget(self, name: str) -> None:
+        """Another process may serve the name from now on."""
+        self._drops.pop(name, None)
+        self._readers.pop(name, None)
+        self._silent.discard(name)
+
+    def _dialogue(self, operation: str, device: str, *, patient: bool = False) -> "_Dialogue":
+        return _Dialogue(f"{operation} WireGuard device", device, self._silent, patient)
 
 
 @contextmanager
@@ -183,14 +207,21 @@ def _reported(operation: str, name: str) -> Iterator[None]:
 
 
 class _Dialogue:
-    """A connection to a device's process.  Inside `with`, what goes wrong becomes a MechanismError about the device."""
+    """A connection to a device's process.  Inside `with`, what goes wrong becomes a MechanismError about the device.
 
-    def __init__(self, operation: str, device: str) -> None:
-        self._operation = f"{operation} WireGuard device"
+    silent: the devices that only who is `patient` asks; one that does not answer is added.
+    """
+
+    def __init__(self, operation: str, device: str, silent: set[str], patient: bool) -> None:
+        self._operation = operation
         self._device = device
+        self._silent = silent
+        self._patient = patient
 
     def __enter__(self) -> Self:
         try:
+            if self._device in self._silent and not self._patient:
+                raise TimeoutError
             self._socket = _connect(self._device)
         except OSError as error:
             raise self._failure(error) from error
@@ -203,12 +234,7 @@ class _Dialogue:
 
     def answer(self, operation: bytes) -> tuple[int, bytes]:
         """Error number and lines of the response.  After an error the connection is of no more use."""
-        self._socket.sendall(operation)
-        response = uapi.Response()
-        while not response.feed(data := self._socket.recv(_RECEIVE)):
-            if not data:
-                break
-        return response.result()
+        return _exchange(self._socket, operation)
 
     def ask(self, operation: bytes) -> bytes:
         """The lines of the response to an operation that succeeds."""
@@ -221,10 +247,25 @@ class _Dialogue:
         if isinstance(error, ProtocolError):
             return MechanismError(self._operation, self._device, EPROTO, str(error))
         if isinstance(error, TimeoutError):
+            self._silent.add(self._device)
             return MechanismError(self._operation, self._device, ETIMEDOUT, f"{PROGRAM} does not answer")
         return MechanismError(
             self._operation, self._device, error.errno or 0, f"no {PROGRAM} on {_socket(self._device)}"
         )
+
+
+def _exchange(connection: socket.socket, operation: bytes) -> tuple[int, bytes]:
+    """Error number and lines of the response.  Raises TimeoutError when it is not there in time, ProtocolError when it
+    is none.
+    """
+    deadline = time.monotonic() + _ANSWER_DEADLINE
+    connection.sendall(operation)
+    response = uapi.Response()
+    while True:
+        connection.settimeout(max(deadline - time.monotonic(), _POLL))
+        data = connection.recv(_RECEIVE)
+        if response.feed(data) or not data:
+            return response.result()
 
 
 class _Process:
@@ -232,7 +273,7 @@ class _Process:
 
     def __init__(self, pid: int, name: str) -> None:
         """Raises ProcessLookupError when there is none.  name: of the device, for messages."""
-        self._pid = pid
+        self.pid = pid
         self._name = name
         self._fd = os.pidfd_open(pid)
 
@@ -254,7 +295,7 @@ class _Process:
                 signal.pidfd_send_signal(self._fd, number)
             if self.ended(_END_DEADLINE):
                 return
-        raise MechanismError(f"end {PROGRAM} of", self._name, ETIMEDOUT, f"process {self._pid} survives SIGKILL")
+        raise MechanismError(f"end {PROGRAM} of", self._name, ETIMEDOUT, f"process {self.pid} survives SIGKILL")
 
     def ignore_lost_news(self) -> None:
         """Keep it alive when more links change at once than it is told of in time.
@@ -263,7 +304,7 @@ class _Process:
         three hundred attaches in a row can end every tunnel of the node.  NETLINK_NO_ENOBUFS is an option of the
         socket, whoever sets it.  It does without the news: they are only of use for its own link, which we look after.
         """
-        for descriptor in Path(f"/proc/{self._pid}/fd").iterdir():
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with suppress(OSError):  # closed meanwhile; or we lack CAP_SYS_PTRACE, and it lives as it was written
                 if not str(descriptor.readlink()).startswith("socket:"):
                     continue
@@ -273,12 +314,17 @@ class _Process:
                         if theirs.family == socket.AF_NETLINK:
                             theirs.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
 
+    def serves(self, name: str) -> bool:
+        """Whether it is a wireguard-go, and not that of a link which was called `name` only when it started."""
+        link = self.link()
+        return link is not None and (not link or _same_link(link, name))
+
     def link(self) -> str | None:
         """The present name of the TUN link that it serves, empty when that is deleted, None when it serves none."""
-        for descriptor in Path(f"/proc/{self._pid}/fd").iterdir():
+        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
             with suppress(FileNotFoundError):
                 if descriptor.readlink() == _TUN:
-                    info = Path(f"/proc/{self._pid}/fdinfo/{descriptor.name}").read_text()
+                    info = Path(f"/proc/{self.pid}/fdinfo/{descriptor.name}").read_text()
                     return info.partition("iff:")[2].partition("\n")[0].strip()
         return None
 
@@ -304,10 +350,14 @@ def _process_behind(name: str) -> _Process | None:
     """The process that listens on the socket of `name`."""
     try:
         with _connect(name) as connection:
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return _Process(_UCRED.unpack(credentials)[0], name)
+            return _Process(_peer_process(connection), name)
     except (FileNotFoundError, ConnectionRefusedError, ProcessLookupError):
         return None
+
+
+def _peer_process(connection: socket.socket) -> int:
+    """The pid of the process at the other end of a connection."""
+    return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0])
 
 
 def _start(name: str) -> None:

@@ -3,6 +3,7 @@
 Owns: Attachment and Isolation rows.  Must not know: veths, namespaces beyond their identity, key generation.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -39,18 +40,20 @@ def host(id: str) -> str:
     return f"host:{id}"
 
 
-def attach_container(draft: Draft, wish: Wish, netns: Netns, boot_id: str) -> Attachment:
-    """Attach the namespace of a container to a service, or return the attachment it has there already."""
+def attach_container(
+    draft: Draft, wish: Wish, netns: Netns, boot_id: str, lives: Callable[[Netns], bool] = lambda _netns: True
+) -> Attachment:
+    """Attach the namespace of a container to a service, or return the attachment it has there already.  lives: whether
+    a process is still there, and in its namespace.
+    """
     service = _service(draft, wish.service)
-    present = draft.state.in_namespace(netns.inode)
-    if present is not None and draft.get(Attachment, present.handle) is not None and present.netns is not None:
-        if present.netns != netns and present.netns.pid == netns.pid:
-            detach(draft, present)  # the pid, and the namespace's number, belong to another container now
-        else:
+    for present in (draft.state.in_namespace(netns.inode), draft.get(Attachment, container(netns.pid))):
+        if present is None or present.netns is None or draft.get(Attachment, present.handle) is None:
+            continue
+        fellow = present.netns.inode == netns.inode and present.netns.pid != netns.pid and lives(present.netns)
+        if present.netns == netns or fellow:
             return _again(present, wish)
-    reused = draft.get(Attachment, container(netns.pid))
-    if reused is not None:
-        detach(draft, reused)
+        detach(draft, present)  # pids and the numbers of namespaces are reused, and faster than the dead are buried
     return _attach(draft, service, wish, container(netns.pid), netns=netns, boot_id=boot_id)
 
 
@@ -171,7 +174,7 @@ def _put(draft: Draft, wish: Wish, attachment: Attachment) -> Attachment:
     if service is not None and not wish.ephemeral and not service.lasting:
         draft.put(replace(service, lasting=True))
     if wish.isolation_network and draft.get(Isolation, wish.isolation_network) is None:
-        used = {row.number for row in draft.all(Isolation)}
+        used = {row.number for row in (*draft.all(Isolation), *draft.departing(Isolation))}
         number = next(number for number in range(1, len(used) + 2) if number not in used)
         draft.put(Isolation(name=wish.isolation_network, number=number))
     attachment = replace(

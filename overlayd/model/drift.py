@@ -85,7 +85,7 @@ def _differences(have: Object, want: Object) -> list[str]:
         else:
             found.append(f"has {field.name} {_text(old)}, not {_text(new)}")
     if unsound and not found:
-        found.append("is down, or set up otherwise than it should be")
+        found.append("is down, without its route, or set up otherwise than it should be")
     return found
 
 

@@ -6,7 +6,7 @@ Owns: leases.  Must not know: what a holder does with an address.
 from overlayd.errors import RequestError
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Lease, Overlay
-from overlayd.model.state import Draft
+from overlayd.model.state import Draft, NotYet
 
 REQUEST = (
     "request"  # the holder of what allocate_ip handed out; every other holder is an attachment's handle or an edge peer
@@ -15,16 +15,18 @@ REQUEST = (
 
 def allocate(draft: Draft, pool: str, holder: str) -> Address:
     """Lease an address of a pool (a service, or GLOBAL for the node's own) to `holder`.  RequestError when there is
-    none left.
+    none left; NotYet when one is about to be released.
     """
     addresses = draft.state.pool(pool)
     if addresses is None:
         raise RequestError("global overlay not set up: send setup_global_overlay first")
+    leaving = {row.address: row.pool for row in draft.departing(Lease) if row.holder}
     taken = {row.address for row in draft.rows.values() if isinstance(row, Lease) and row.holder}
-    address = addresses.choose(taken)
+    address = addresses.choose(taken | leaving.keys())
     if address is None:
+        refusal = NotYet if pool in leaving.values() else RequestError
         where = f"service {pool}" if pool != GLOBAL else "this node's slice"
-        raise RequestError(
+        raise refusal(
             f"no free address in {where}: all of {addresses.network} is taken, {addresses.held} held; "
             "detach containers or release addresses that are no longer used"
         )

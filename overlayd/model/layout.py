@@ -78,6 +78,19 @@ def of_device(state: State, facts: Facts, scope: str) -> Layout:
     }
 
 
+def of_peers(state: State, facts: Facts, scope: str) -> Layout:
+    """The device of a scope with its peers, without what else is on it."""
+    rows: list[RowId] = [peer.id for peer in state.peers(scope).values()]
+    if scope == GLOBAL:
+        rows += [edge.id for edge in state.table(Edge).values()]
+        device = _overlay(state, facts)
+    else:
+        service = state.get(Service, scope)
+        device = _service(state, facts, service) if service is not None else iter(())
+    objects = (*device, *layout(state, facts, rows).values())
+    return {thing.key: thing for thing in objects if isinstance(thing, Device | DevicePeer)}
+
+
 def elements(state: State, facts: Facts) -> Layout:
     """All members of our nftables sets."""
     rows = [row.id for table in (Service, Attachment, Edge) for row in state.table(table).values()]

@@ -58,6 +58,7 @@ ROUTE_PROTOCOL = 0x6F
 
 # IFLA_IFALIAS of a device or bridge is this, a space, the kind, a space, and the scope: "overlayd bridge web".
 ALIAS = "overlayd"
+LONGEST_SCOPE = 238  # bytes: the kernel takes an alias of 254 (IFALIASZ in linux/if.h, less two zeros)
 
 # The one nftables table, in families inet and bridge.
 NFT_TABLE = "overlayd"

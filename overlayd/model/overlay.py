@@ -52,8 +52,12 @@ def setup_global(
         raise RequestError(f"slice_cidr {slice} is not inside cluster_cidr {cluster}")
     if cluster.num_addresses < 4:
         raise RequestError(f"cluster_cidr {cluster} is too small for an overlay")
+    if cluster.prefixlen == 0:
+        raise RequestError(f"cluster_cidr {cluster} would lead all of this host's traffic into the overlay")
+    if wg_port == 0:
+        raise RequestError("request.wg_port: 0 is no port that others could send to; choose one from 1 to 65535")
     for service in draft.all(Service):
-        if service.wg_port == wg_port:
+        if service.dedicated and service.wg_port == wg_port:
             raise RequestError(f"wg_port {wg_port} is that of the dedicated service {service.name}: tear it down first")
     interface = device_name(deployment, instance_id)
     require_legal(interface, f"deployment {deployment!r} with instance_id {instance_id!r}")

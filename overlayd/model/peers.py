@@ -37,7 +37,6 @@ def add_peer(
     for network in allowed_ips:
         _require_no_other_route(draft, scope, network)
     old = draft.peer(scope, public_key)
-    added = tuple(network for network in old.added if network not in allowed_ips) if old else ()
     moved = [_move(draft, scope, network, public_key) for network in allowed_ips]
     draft.put(
         Peer(
@@ -46,7 +45,7 @@ def add_peer(
             endpoint=endpoint,
             keepalive=keepalive,
             listed=tuple(dict.fromkeys(allowed_ips)),
-            added=added,
+            added=old.added if old else (),
             candidates=candidates,
         )
     )
@@ -67,7 +66,7 @@ def add_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network
     peer = draft.peer(scope, public_key)
     if peer is None:
         raise RequestError(f"no peer {text(public_key)} in {scope_name(scope)}: send add_peer first")
-    if network in peer.listed or network in peer.added:
+    if network in peer.added:
         return []
     _require_no_other_route(draft, scope, network)
     moved = _move(draft, scope, network, public_key)

@@ -88,7 +88,7 @@ class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A peer of the device of `scope`.  endpoint: `host:port` as it was given, empty when none.  keepalive:
-    seconds.  listed: allowed IPs of the last add_peer.  added: those of add_allowed_ip, which stay.
+    seconds.  listed: allowed IPs of the last add_peer.  added: those of add_allowed_ip, which stay; one may be both.
     """
 
     table: ClassVar[str] = "peer"

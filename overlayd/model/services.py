@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from overlayd.errors import RequestError
 from overlayd.model import attachments, overlay, subnets
 from overlayd.model.names import bridge_name, dedicated_name, require_legal
-from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft, State
 
@@ -47,6 +47,8 @@ def setup_service(
         return service
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
+    if "\0" in name or len(name.encode()) > LONGEST_SCOPE:
+        raise RequestError(f"request.service: the name has at most {LONGEST_SCOPE} bytes, and no NUL among them")
     if subnet is None:
         subnet = subnets.choose(
             around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot)
@@ -93,7 +95,7 @@ def prune(draft: Draft, gone: set[str]) -> None:
 def _taken(draft: Draft, around: Overlay, slot: Network) -> Network | None:
     """A network that keeps `slot` from being a service's subnet."""
     state = draft.state
-    for service in draft.all(Service):
+    for service in (*draft.all(Service), *draft.departing(Service)):
         if service.subnet.version == slot.version and service.subnet.overlaps(slot):
             return service.subnet
     if around.slice is not None:
@@ -132,7 +134,7 @@ def _check_wanted(draft: Draft, around: Overlay, subnet: Network) -> None:
 
 
 def _free_port(draft: Draft, around: Overlay, port_is_free: Callable[[int], bool]) -> int:
-    used = {service.wg_port for service in draft.all(Service)}
+    used = {service.wg_port for service in (*draft.all(Service), *draft.departing(Service))}
     for port in range(around.wg_port + 1, min(around.wg_port + DEDICATED_PORTS, 65535) + 1):
         if port not in used and port_is_free(port):
             return port

@@ -6,19 +6,22 @@ drafts.  Must not know: disk, kernel, clock.
 The state has one writer (`daemon.node`) on one thread, so the tables are plain dictionaries of immutable rows and
 the indexes are updated in place: a change costs the rows it touches, and readers on that thread never see half of
 one.  `apply` returns the inverse change, which is how a change that the disk or the kernel refused is taken back.
+
+A change is in the state as soon as it is decided, so that the next decision builds on it.  But what it gives up is not
+free before it has taken effect, for it may yet be taken back: `departing` has the rows as they were.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar, cast
 
 from overlayd._fast.allowedips import AllowedIPs
+from overlayd.errors import RequestError
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.pool import Pool
 from overlayd.model.rows import (
     ROWS,
     Attachment,
     Change,
-    Edge,
     Lease,
     Node,
     Overlay,
@@ -33,6 +36,10 @@ from overlayd.model.subnets import first_usable
 R = TypeVar("R", bound=Row)
 
 
+class NotYet(RequestError):
+    """There is nothing to be had before a change that is under way has ended; worth another try then."""
+
+
 class State:
     """All rows of a node.  Tables are read freely; only `apply` changes them."""
 
@@ -43,6 +50,7 @@ class State:
         self._peers: dict[str, dict[bytes, Peer]] = {}
         self._allowed: dict[str, AllowedIPs[bytes]] = {}
         self._namespaces: dict[int, str] = {}
+        self.departing: dict[RowId, Row] = {}  # kept by the writer
         self.generation = 0  # grows with every change: what was computed from an older one is stale
         self.releases = 0  # the newest order of release
         self.apply({row.id: row for row in rows})
@@ -76,11 +84,11 @@ class State:
         return self._peers.get(scope, {})
 
     def allowed_ips(self, scope: str) -> AllowedIPs[bytes]:
-        """Who owns an allowed IP in a scope: values are public keys."""
-        return self._allowed.setdefault(scope, AllowedIPs())
+        """Who owns an allowed IP in a scope: values are public keys.  Not to be changed."""
+        return self._allowed.get(scope) or AllowedIPs()
 
     def scopes(self) -> list[str]:
-        """The scopes that have, or had, peers."""
+        """The scopes that have peers."""
         return list(self._allowed)
 
     def in_namespace(self, inode: int) -> Attachment | None:
@@ -123,7 +131,7 @@ class State:
                 self._index_peer(cast(Peer | None, old), cast(Peer | None, new))
             case Attachment():
                 self._index_attachment(cast(Attachment | None, old), cast(Attachment | None, new))
-            case Overlay() | Service() | Edge():
+            case Overlay() | Service():
                 self._pools.clear()
 
     def _index_lease(self, old: Lease | None, new: Lease | None) -> None:
@@ -133,6 +141,8 @@ class State:
         if new:
             self._leases[new.pool][new.address] = new
             self.releases = max(self.releases, new.released)
+        if old and not self._leases[old.pool]:
+            del self._leases[old.pool]
         moved = old is not None and new is not None and old.pool != new.pool
         for lease in (old, new):
             if lease and lease.pool in self._pools:
@@ -143,16 +153,18 @@ class State:
 
     def _index_peer(self, old: Peer | None, new: Peer | None) -> None:
         if old:
-            allowed = self.allowed_ips(old.scope)
+            allowed = self._allowed[old.scope]
             for network in old.allowed_ips:
                 if allowed.exact(network.network_address.packed, network.prefixlen) == old.public_key:
                     allowed.remove(network.network_address.packed, network.prefixlen)
             del self._peers[old.scope][old.public_key]
         if new:
-            allowed = self.allowed_ips(new.scope)
+            allowed = self._allowed.setdefault(new.scope, AllowedIPs())
             for network in new.allowed_ips:
                 allowed.insert(network.network_address.packed, network.prefixlen, new.public_key)
             self._peers.setdefault(new.scope, {})[new.public_key] = new
+        elif old and not self._peers[old.scope]:
+            del self._peers[old.scope], self._allowed[old.scope]
 
     def _index_attachment(self, old: Attachment | None, new: Attachment | None) -> None:
         if old and old.netns and self._namespaces.get(old.netns.inode) == old.handle:
@@ -200,6 +212,10 @@ class Draft:
         for (table, _), changed in self.rows.items():
             if table == kind.table and changed is not None:
                 yield cast(R, changed)
+
+    def departing(self, kind: type[R]) -> Iterator[R]:
+        """The rows of a type that changes under way replace or remove: what they hold is not free yet."""
+        return (cast(R, row) for (table, _), row in self.state.departing.items() if table == kind.table)
 
     def put(self, row: Row) -> None:
         """Add or replace a row; putting what is there already changes nothing."""

@@ -308,7 +308,7 @@ class Model:
     def _add_peer(self, public_key: str, endpoint: str, allowed_ips: str, persistent_keepalive_secs: int) -> None:
         self._require()
         listed = list(dict.fromkeys(allowed_ips.split(",")))
-        added = [text for text in self.peers.get(public_key, {}).get("added", []) if text not in listed]
+        added = self.peers.get(public_key, {}).get("added", [])
         for text in listed:
             self._disown(text, public_key)
         self.peers[public_key] = {
@@ -327,7 +327,7 @@ class Model:
         if pubkey not in self.peers:
             raise Refused
         peer = self.peers[pubkey]
-        if cidr not in peer["listed"] + peer["added"]:
+        if cidr not in peer["added"]:
             self._disown(cidr, pubkey)
             peer["added"].append(cidr)
 

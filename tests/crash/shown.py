@@ -85,7 +85,7 @@ def _wireguard(model: Model) -> dict[str, Any]:
             key,
             peer["endpoint"] if peer["endpoint"][0].isdigit() else "(none)",
             str(peer["keepalive"] or "off"),
-            sorted(peer["listed"] + peer["added"]) or ["(none)"],
+            sorted({*peer["listed"], *peer["added"]}) or ["(none)"],
         ]
         for key, peer in model.peers.items()
     ]

@@ -34,9 +34,9 @@ def test_without_any_source_there_are_defaults():
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ('data_dir = "/x"', "data_dir"),
-        ("socket = 7", "socket"),
-        ('wireguard = "magic"', "magic"),
+        ('data_dir = "/x"', "overlayd.toml: unknown setting data_dir; there is data-dir, "),
+        ("socket = 7", "^socket: "),
+        ('wireguard = "magic"', "^wireguard: .*magic"),
         ("socket = ", "overlayd.toml"),
     ],
 )

@@ -233,6 +233,25 @@ async def test_a_torn_end_is_cut_off_kept_and_told(tmp_path: Path) -> None:
     assert await rows_of(tmp_path) == STATES[3]
 
 
+async def test_of_the_copies_of_torn_ends_and_damaged_logs_the_newest_stay(tmp_path: Path) -> None:
+    await write(tmp_path, A, B, C)
+    data = damage(tmp_path)
+    copies = [tmp_path / f"journal.{kind}-{number}" for kind in ("torn", "damaged") for number in range(9)]
+    for age, path in enumerate(reversed(copies)):
+        path.write_bytes(b"?")
+        os.utime(path, (1e9 - age, 1e9 - age))
+    for _ in range(2):
+        with pytest.raises(StateError):
+            Journal.open(tmp_path)
+        (current,) = set(tmp_path.glob("journal.damaged-*")) - set(copies)
+        os.utime(current, (1e8, 1e8))  # it was copied by a start of long ago
+    async with opened(tmp_path, salvage=True):
+        pass
+    left = set(tmp_path.glob("journal.*"))
+    assert left == {*copies[9 - journal.COPIES : 9], *copies[18 - journal.COPIES + 1 :], current}
+    assert current.read_bytes() == data
+
+
 def damage(directory: Path) -> bytes:
     """Flip a bit in the last but one commit; returns what the file holds then."""
     data = bytearray((directory / "journal").read_bytes())

@@ -152,7 +152,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps)
 def test_random_commits_failures_and_restarts_follow_the_oracle(script: list[Step]) -> None:
     """Each step commits a batch; some of them are refused at a random place, and then must have left no trace."""

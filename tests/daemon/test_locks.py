@@ -20,7 +20,7 @@ def conflict(one, other):
 
 
 @given(REQUESTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_conflicting_holders_never_overlap_and_keep_their_order(requests):
     async def run():
         locks, holding, began = ResourceLocks(), [], []

@@ -139,7 +139,7 @@ def one_after_the_other(operations):
 
 
 @given(OPERATIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_together_as_one_after_the_other(tmp_path_factory, operations):
     async def run():
         directory = tmp_path_factory.mktemp("data")

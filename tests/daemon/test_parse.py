@@ -61,7 +61,12 @@ def test_endpoints(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["192.0.2.1", "host:", ":51820", "host:0", "host:65536", "host:-1", "fd00::1:51820", "[fd00::1:5", "[x]:5"]
+    "text",
+    [
+        *("192.0.2.1", "host:", ":51820", "host:0", "host:65536", "host:-1", "fd00::1:51820", "[fd00::1:5", "[x]:5"),
+        pytest.param("host:" + "9" * 5000, id="more digits than int() takes"),
+        pytest.param("host:\N{ARABIC-INDIC DIGIT FIVE}", id="another script's digits"),
+    ],
 )
 def test_bad_endpoints(text):
     with pytest.raises(RequestError, match=r"^request\.endpoint: "):
@@ -81,3 +86,12 @@ def test_bad_dns_names(text):
 
 def test_an_address_is_not_a_network_of_many():
     assert parse.network("fd00::1", "cidr").network_address == ip_address("fd00::1")
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [(parse.address, "fe80::1%eth0"), (parse.network, "fe80::%eth0/64"), (parse.endpoint, "[fe80::1%eth0]:51820")],
+)
+def test_a_zone_is_refused(read, text):
+    with pytest.raises(RequestError, match="use an address without one"):
+        read(text, "field")

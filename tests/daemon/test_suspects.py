@@ -154,12 +154,18 @@ def test_who_asked_for_an_address(port: int, who: str) -> None:
 
 
 def test_a_lost_route_is_suspect_unless_its_peer_is_gone() -> None:
-    def lost(destination: str, index: int = DEVICE.ifindex, gone: bool = True) -> RouteChanged:
+    def lost(
+        destination: str, index: int = DEVICE.ifindex, gone: bool = True, protocol: int = ROUTE_PROTOCOL
+    ) -> RouteChanged:
         hops = ((index, 0),)
         return RouteChanged(
-            rt.KernelRoute(ip_network(destination), 254, ROUTE_PROTOCOL, 253, 1, None, None, 0, 0, hops), gone, 0
+            rt.KernelRoute(ip_network(destination), 254, protocol, 253, 1, None, None, 0, 0, hops), gone, 0
         )
 
+    connected = rt.RTPROT_KERNEL
+    assert judged(lost("10.200.1.0/28", protocol=connected)) == [(OWN, "")]
+    assert judged(lost("10.200.0.0/28", index=BRIDGE.ifindex, protocol=connected)) == [(SERVICE, "")]
+    assert judged(lost("10.8.0.0/24", index=UPLINK.ifindex, protocol=connected)) == []
     assert judged(lost("10.9.0.0/24")) == [(OWN, "")]
     assert judged(lost("10.8.0.0/24"), lost("10.9.0.0/24", gone=False), lost("10.9.0.0/24", index=99)) == []
     assert judged(lost("10.200.0.2/32", index=VETH.ifindex)) == [(SERVICE, "")]

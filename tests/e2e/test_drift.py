@@ -14,6 +14,7 @@ from lab.cluster import Member, Pair
 from lab.lab import OUTSIDE
 from lab.processes import CommandFailed
 
+STRANGER = "c3RyYW5nZXIgc3RyYW5nZXIgc3RyYW5nZXIgc3RyYW4="  # the key of a peer that nobody asked for
 LATER = 5.0  # seconds after which a test gives up
 
 
@@ -97,6 +98,8 @@ def until(there: Callable[[], bool]) -> float:
         ("ip link set {device} down", "device {device} is down"),
         ("ip link set {device} mtu 1300", "device {device} has mtu 1300"),
         ("ip address flush dev {device}", "device {device} has addresses none, not 10.200.1.1/16, by"),
+        ("ip route del 10.200.0.0/16 dev {device}", "device {device} is down, without its route, or"),
+        ("ip route del 10.200.74.16/28 dev {bridge}", "bridge {bridge} is down, without its route, or"),
         ("echo 0 > /proc/sys/net/ipv4/ip_forward", "net/ipv4/ip_forward is 0"),
         ("echo 1 > /proc/sys/net/ipv4/conf/{bridge}/rp_filter", "rp_filter is 1"),
         ("echo 0 > /proc/sys/net/ipv4/conf/{device}/forwarding", "forwarding is 0"),
@@ -133,6 +136,28 @@ def test_a_wireguard_process_that_is_killed_comes_back_with_its_peers(pair: Pair
     until(lambda: alpha.node.wireguard_pids() not in (set(), {killed}))
     until(lambda: f"device {interface} is missing" in alpha.node.log.read_text())
     assert alpha.node.run(["wg", "showconf", interface]) == before
+    ping(pair.web, pair.db_address)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("wg set {device} peer {key} remove", "peer {start} of {device} is missing"),
+        (
+            "wg set {device} peer {stranger} allowed-ips 10.200.115.0/24",
+            "peer c3RyYW5n of {device} is not wanted",
+        ),
+    ],
+)
+def test_peers_changed_by_hand_are_put_back(pair: Pair, damage: str, told: str) -> None:
+    alpha, key = pair.alpha, pair.beta.public_key
+    names = {"device": alpha.request("status")["interface"], "key": key, "start": key[:8], "stranger": STRANGER}
+    time.sleep(2.5)  # what has just come is perhaps on its way: two readings
+    before = alpha.node.run(["wg", "showconf", names["device"]])
+    alpha.node.run(damage.format(**names).split())
+    assert alpha.node.run(["wg", "showconf", names["device"]]) != before
+    until(lambda: alpha.node.run(["wg", "showconf", names["device"]]) == before)
+    until(lambda: told.format(**names) in alpha.node.log.read_text())
     ping(pair.web, pair.db_address)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from lab import Container, Lab, Node, Refused, ping, roamer
 from lab.cluster import CLUSTER, PORT, Member, Pair
+from lab.frames import request_frame
 
 
 def guest(id: str) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def attach(member: Member, handle: dict[str, Any], service: str, **keys: Any) ->
 
 
 def peer_keys(member: Member) -> set[str]:
-    return {peer["public_key"] for peer in member.request("status")["peers"]}
+    return {peer["public_key"] for peer in member.request("status").get("peers", ())}
 
 
 def unreachable(source: Node | Container, target: str) -> None:
@@ -146,6 +147,22 @@ def test_both_need_the_global_overlay(lab: Lab, handle: dict[str, Any]) -> None:
     member.start()
     with pytest.raises(Refused, match="global overlay not set up: send setup_global_overlay"):
         attach(member, handle, "web")
+
+
+def test_a_guest_may_be_asked_for_in_one_go_with_the_overlay_and_taken_back(lab: Lab) -> None:
+    member = Member(lab, 10, f"go{len(lab.nodes)}")
+    member.start()
+    member.set_up()
+    overlay = {"deployment": "lab", "instance_id": "a", "cluster_cidr": CLUSTER, "wg_port": PORT}
+    member.connection.send(
+        request_frame(1, "teardown_global_overlay")
+        + request_frame(2, "setup_global_overlay", **overlay, slice_cidr=member.slice)
+        + request_frame(3, "attach_container", handle=guest("vm"), service="web", join_global=False)
+        + request_frame(4, "detach_container", handle=guest("vm"))
+    )
+    results = [member.connection.receive()["response"]["result"] for _ in range(4)]
+    assert results == ["ok", "bridge_name", "guest_config", "ok"]
+    assert peer_keys(member) == set()
 
 
 def test_what_only_windows_has_is_said_to_be_so(member: Member) -> None:

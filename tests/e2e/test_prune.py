@@ -5,6 +5,7 @@ import json
 import pytest
 from lab import Lab, Ping, Refused, ping
 from lab.cluster import CLUSTER, PORT, Member, Pair
+from lab.frames import request_frame
 
 
 def links(member: Member) -> set[str]:
@@ -59,6 +60,20 @@ def test_any_name_of_a_bridge_spares_it(member: Member) -> None:
     member.node.run(["ip", "link", "property", "add", "dev", "something", "altname", "zl-some-b"])
     assert prune(member, bridge) == ["zl-some-b"]
     assert prune(member) == [bridge]
+
+
+def test_what_is_set_up_right_after_a_prune_is_there_and_what_was_set_up_right_before_is_not(member: Member) -> None:
+    """In one go, as an orchestrator that starts may send it."""
+    setup = request_frame(2, "setup_service_overlay", service="after", mode="auto")
+    orphan = member.set_up_service("after")
+    member.connection.send(request_frame(1, "prune_orphan_bridges", live_bridge_names=[]) + setup)
+    answers = {message["id"]: message["response"] for message in (member.connection.receive() for _ in range(2))}
+    assert answers[1] == {"result": "pruned_bridges", "reclaimed": [orphan]}
+    assert answers[2] == {"result": "bridge_name", "name": orphan}
+    assert orphan in links(member)
+    member.connection.send(setup + request_frame(4, "prune_orphan_bridges", live_bridge_names=[]))
+    assert [member.connection.receive()["response"]["result"] for _ in range(2)] == ["bridge_name", "pruned_bridges"]
+    assert orphan not in links(member)
 
 
 def test_an_ephemeral_bridge_goes_with_its_last_container(member: Member, lab: Lab) -> None:

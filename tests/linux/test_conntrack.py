@@ -1,6 +1,9 @@
 """Forgetting an address: entries that real datagrams made, in namespaces of their own."""
 
+import json
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -21,6 +24,7 @@ def space() -> Iterator[Namespace]:
             *(f"address add fd09::{last}/128 dev lo nodad" for last in range(1, 10)),
             "route add 10.9.0.99/32 dev lo",
         )
+        await_local(namespace, {f"fd09::{last}" for last in range(1, 10)})
         namespace.nft(
             """
             table inet test {
@@ -30,6 +34,19 @@ def space() -> Iterator[Namespace]:
             """
         )
         yield namespace
+
+
+def await_local(space: Namespace, addresses: set[str]) -> None:
+    """Wait until IPv6 addresses can be talked to: a kernel worker makes their local routes after they were added, on a
+    busy machine much later, and until then what is sent to them is lost without a word, and not tracked.
+    """
+    command = ["ip", "-json", "-n", space.name, "-6", "route", "show", "table", "local"]
+    deadline = time.monotonic() + 10
+    while True:
+        routes = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        if addresses <= {route["dst"] for route in routes if route["type"] == "local"}:
+            return
+        assert time.monotonic() < deadline
 
 
 def talk(space: Namespace, source: str, target: str, count: int = 1) -> None:

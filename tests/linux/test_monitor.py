@@ -3,6 +3,7 @@
 import os
 import select
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,18 @@ def test_addresses_and_not_those_that_ipv6_gives_itself(monitor, shell):
     heard(monitor)
     shell("ip link set d0 up; sleep 0.1")
     assert of(AddressChanged, heard(monitor)) == []
+
+
+def test_of_the_routes_that_come_with_addresses_the_end(monitor, shell):
+    shell("ip link add d0 type bridge; ip link set d0 up; ip address add 10.1.0.1/24 dev d0")
+    shell("ip address add fd01::1/64 dev d0 nodad; ip route add 10.2.0.0/24 dev d0; ip route del 10.2.0.0/24")
+    assert of(RouteChanged, heard(monitor)) == []
+    shell("ip route del 10.1.0.0/24; ip -6 route del fd01::/64 dev d0; ip -6 route del fe80::/64 dev d0")
+    events = of(RouteChanged, heard(monitor))
+    assert [(str(event.route.destination), event.gone) for event in events] == [
+        ("10.1.0.0/24", True),
+        ("fd01::/64", True),
+    ]
 
 
 def test_of_routes_only_ours_and_default_ones(monitor, shell):
@@ -152,3 +165,13 @@ def test_more_than_it_can_hold_is_said_so(host, shell, tmp_path, monkeypatch):
         assert Overrun(False) in heard(monitor)
         shell("ip link set d0 mtu 1234")
         assert of(LinkChanged, heard(monitor))[-1].link.mtu == 1234
+
+
+def test_a_program_may_have_any_name():
+    own = Path("/proc/self/comm")
+    before = own.read_bytes().strip()
+    try:
+        own.write_bytes(b"\xffbad")
+        assert process_name(os.getpid()) == r"\xffbad"
+    finally:
+        own.write_bytes(before)

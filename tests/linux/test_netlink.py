@@ -2,6 +2,8 @@
 
 import errno
 import json
+import socket
+import struct
 from ipaddress import ip_interface, ip_network
 
 import pytest
@@ -10,6 +12,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import netlink as netlink_module
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import address_request, find_link, link_index, look_up_request, route_request
+from overlayd.linux.monitor import Monitor
 from overlayd.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, Request, attribute, attributes, nested, text
 
 
@@ -151,7 +154,10 @@ def test_an_interrupted_dump_is_read_again(host, monkeypatch):
 
 
 def test_a_dump_that_is_always_interrupted_is_an_error(host, monkeypatch):
-    monkeypatch.setattr(Netlink, "_read_dump", lambda self, operation: ([], True))
+    interrupted = netlink_module.Message(
+        netlink_module.NLMSG_DONE, netlink_module.NLM_F_DUMP_INTR, 0, 0, memoryview(b"")
+    )
+    monkeypatch.setattr(Netlink, "walk", lambda *_: iter([interrupted]))
     with Netlink() as netlink, pytest.raises(MechanismError) as raised:
         netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter())
     assert raised.value.errno == errno.EINTR
@@ -161,3 +167,49 @@ def test_a_refused_dump_is_an_error(host):
     with Netlink() as netlink, pytest.raises(MechanismError) as raised:
         netlink.dump("list links", rt.RTM_GETLINK, b"\1" * 16)
     assert (raised.value.operation, raised.value.errno) == ("list links", errno.EINVAL)
+
+
+def netlink_socket():
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+
+
+def test_only_the_kernel_can_write_to_a_socket_of_ours(host):
+    """A container that may configure its own network may write to the sockets in it."""
+    with Netlink() as netlink, Monitor() as monitor, netlink_socket() as forger:
+        for ours in (netlink._socket, *monitor.sockets[:1]):
+            port, _groups = ours.getsockname()
+            with pytest.raises(ConnectionRefusedError):
+                forger.sendto(bytes(16), (port, 0))
+
+
+def test_what_others_have_written_is_passed_over(host):
+    with netlink_socket() as ours, netlink_socket() as forger:
+        ours.bind((0, 0))
+        port, _groups = ours.getsockname()
+        refusal = struct.pack("=IHHIIi16x", 36, netlink_module.NLMSG_ERROR, 0, 1, 0, -errno.ENODEV)
+        for forged in (refusal, bytes(16)):
+            forger.sendto(forged, (port, 0))
+        ours.send(netlink_module.message(rt.RTM_GETLINK, netlink_module.NLM_F_REQUEST, 1, look_up_request("lo").body))
+        (answer,) = netlink_module.receive(ours)
+        assert rt.parse_link(answer.body).name == "lo"
+
+
+def test_answers_to_what_was_cut_short_are_passed_over(host, monkeypatch):
+    genuine = netlink_module.receive
+    with Netlink() as netlink:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(netlink_module, "receive", interrupted)
+            netlink.transact([look_up_request("nope"), look_up_request("lo")])
+        assert genuine is netlink_module.receive
+        assert find_link(netlink, "lo").name == "lo"
+        next(netlink.walk("list", rt.RTM_GETADDR, rt.address_filter()))
+        assert [rt.parse_link(body).name for body in netlink.dump("list", rt.RTM_GETLINK, rt.link_filter())] == ["lo"]
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("data", [b"", bytes(15), bytes(16), bytes(40), b"\x0f" + bytes(30)])
+def test_a_damaged_datagram_ends_the_walk(data):
+    assert list(netlink_module.messages(data)) == []

@@ -7,7 +7,7 @@ from test_veth import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, serv
 
 from overlayd.linux import link, netns, veth
 from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_host, observe_veth
-from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, Alias, Bridge, Device, Proxy, Route
+from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, LONGEST_SCOPE, Alias, Bridge, Device, Proxy, Route
 
 
 def device(name, scope, *addresses):
@@ -193,6 +193,51 @@ def test_a_damaged_bridge_differs_and_is_put_right(host, shell, damage):
     assert observe_bridge("zl-web-b") == wanted == observe({})[wanted.key]
 
 
+@pytest.mark.parametrize(
+    ("version", "damage"),
+    [
+        (4, "ip route del 10.9.0.0/24"),
+        (4, "ip route replace 10.9.0.0/24 dev lo"),
+        (6, "ip -6 route del fd09::/112 dev zl-web-b"),
+        (6, "ip -6 route del fe80::/64 dev zl-web-b"),
+    ],
+)
+def test_a_bridge_without_its_connected_route_differs_and_is_put_right(host, shell, version, damage):
+    wanted = Bridge("web", "zl-web-b", ip_interface(BRIDGE[version]), 1340)
+    link.create_bridge(wanted)
+    before = routes(shell)
+    shell(damage)
+    seen = observe({})[wanted.key]
+    assert seen != wanted
+    link.change_bridge(seen, wanted)
+    assert observe({})[wanted.key] == wanted
+    foreign = ["10.9.0.0/24 dev lo scope link"] if "replace" in damage else []
+    assert [route for route in routes(shell) if route not in foreign] == before
+    assert foreign == [route for route in routes(shell) if route not in before], "what is not ours stays"
+
+
+@pytest.mark.parametrize("damage", ["ip route del 10.2.0.0/16", "ip -6 route del fd02::/64 dev zl-x-g"])
+def test_a_device_without_its_connected_route_differs_and_is_put_right(host, shell, damage):
+    shell("ip tuntap add dev zl-x-g mode tun")
+    wanted = device("zl-x-g", "", "10.2.0.1/16", "fd02::1/64")
+    link.dress_device(wanted)
+    link.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
+    before = routes(shell)
+    shell(damage)
+    assert observe({})[wanted.key].mtu == 0
+    link.redress_device(wanted, wanted)
+    assert observe({})[wanted.key].mtu == 1340
+    assert routes(shell) == before
+    wanted = device("zl-x-g", "", "10.2.0.17/16", "fd02::1/64")
+    link.redress_device(device("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"), wanted)
+    assert routes(shell) == [route.replace("src 10.2.0.1", "src 10.2.0.17") for route in before]
+
+
+def routes(shell):
+    shown = shell("ip -4 route; ip -6 route").splitlines()
+    return sorted(route.replace(" linkdown", "").strip() for route in shown)
+
+
 def test_a_device_that_is_down_differs(host, shell):
     shell("ip tuntap add dev zl-x-g mode tun")
     link.dress_device(device("zl-x-g", "", "10.2.0.1/16"))
@@ -216,3 +261,10 @@ def test_bridges_by_name(host, shell):
         ("zl-old-b",): ("veth-1-s", "veth-2-s"),
         ("br7", "zl-alt-b"): (),
     }
+
+
+@pytest.mark.parametrize("service", ["x" * LONGEST_SCOPE, "ü" * (LONGEST_SCOPE // 2), "a b\n/:c"])
+def test_the_longest_and_oddest_names_of_services_come_back(host, service):
+    bridge = Bridge(service, "zl-x-b", ip_interface("10.1.0.1/28"), 1340)
+    link.create_bridge(bridge)
+    assert observe_bridge("zl-x-b") == bridge

@@ -12,6 +12,7 @@ from throwaway import Namespace
 
 from overlayd.errors import MechanismError
 from overlayd.linux import setelem
+from overlayd.linux.netlink import NETLINK_NETFILTER, connected
 from overlayd.model import ruleset
 from overlayd.model.objects import Element, Step
 
@@ -25,7 +26,7 @@ def space() -> Iterator[Namespace]:
 
 @pytest.fixture(scope="module")
 def netlink(space: Namespace) -> Iterator[socket.socket]:
-    with space.entered(), setelem.connect() as netlink:
+    with space.entered(), connected(NETLINK_NETFILTER) as netlink:
         yield netlink
 
 
@@ -59,7 +60,7 @@ everything = st.one_of(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(elements=everything)
 def test_elements_are_those_that_nft_would_make(
     space: Namespace, netlink: socket.socket, elements: list[Element]

@@ -67,15 +67,18 @@ def created_under(alpha, *prefix):
 
 
 class Answerer:
-    """A listener in the place of wireguard-go that says one thing to everybody."""
+    """A listener in the place of wireguard-go that says one thing to everybody; with a pause before each byte, if any,
+    and at the end.
+    """
 
-    def __init__(self, name, answer):
+    def __init__(self, name, answer, pause=0):
         SOCKETS.mkdir(mode=0o700, exist_ok=True)
         self.path = SOCKETS / f"{name}.sock"
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(self.path))
         self.listener.listen()
         self.answer = answer
+        self.pause = pause
         self.received = []
         self.thread = threading.Thread(target=self.serve)
         self.thread.start()
@@ -88,7 +91,13 @@ class Answerer:
                 return
             with connection, suppress(BrokenPipeError):
                 self.received.append(connection.recv(1 << 16))
-                connection.sendall(self.answer)
+                if not self.pause:
+                    connection.sendall(self.answer)
+                    continue
+                for byte in self.answer:
+                    time.sleep(self.pause)
+                    connection.send(bytes([byte]))
+                time.sleep(self.pause)
 
     def __enter__(self):
         return self
@@ -224,6 +233,54 @@ class TestFaults(Namespaces):
         alpha.delete(device.name)
         assert alpha.index(device.name) is None
         assert not (SOCKETS / f"{device.name}.sock").exists()
+
+    def test_nobody_waits_for_a_process_that_did_not_answer_until_it_answers_again(self, alpha, monkeypatch):
+        monkeypatch.setattr(wireguard_user, "_ANSWER_DEADLINE", 0.5)
+        device, other = alpha.create(listen_port=1001), alpha.create(listen_port=1002)
+        pid = pid_of(device.name)
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(MechanismError, match="does not answer"):
+            alpha.set_peers(device.name, [Step(None, a_peer(1))])
+        monkeypatch.setattr(wireguard_user, "_ANSWER_DEADLINE", 60)  # whoever waits now waits for too long
+        for ask in (alpha.read, lambda name: alpha.set_peers(name, [Step(None, a_peer(1))])):
+            with pytest.raises(MechanismError, match="does not answer") as caught:
+                ask(device.name)
+            assert caught.value.errno == ETIMEDOUT
+        assert alpha.read(other.name).private_key == other.private_key
+        monkeypatch.setattr(wireguard_user, "_ANSWER_DEADLINE", 0.5)
+        with pytest.raises(MechanismError, match="does not answer"):
+            alpha.activity(device.name)
+        os.kill(pid, signal.SIGCONT)
+        monkeypatch.setattr(wireguard_user, "_ANSWER_DEADLINE", 5)
+        alpha.activity(device.name)
+        assert alpha.read(device.name).private_key == device.private_key
+
+    def test_only_a_process_that_is_silent_is_ended_and_only_that(self, alpha, monkeypatch):
+        monkeypatch.setattr(wireguard_user, "_ANSWER_DEADLINE", 0.5)
+        monkeypatch.setattr(wireguard_user, "_END_DEADLINE", 0.2)
+        device, other = alpha.create(listen_port=1001), alpha.create(listen_port=1002)
+        pid = pid_of(device.name)
+        assert alpha.backend.end_if_silent(device.name) == 0
+        assert alpha.alive(device.name)
+        os.kill(pid, signal.SIGSTOP)
+        assert alpha.backend.end_if_silent(device.name) == pid
+        eventually(lambda: alpha.index(device.name) is None)
+        assert alpha.alive(other.name)
+        alpha.namespace.call(alpha.backend.create, device)
+        assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
+
+    def test_a_silent_listener_that_is_no_wireguard_is_never_ended(self, alpha, monkeypatch):
+        monkeypatch.setattr(wireguard_user, "_ANSWER_DEADLINE", 0.2)
+        name = alpha.device().name
+        with Answerer(name, b"", pause=1):
+            assert alpha.backend.end_if_silent(name) == 0  # it would be this very process
+
+    def test_an_answer_in_drops_is_no_answer_in_time(self, alpha, monkeypatch):
+        monkeypatch.setattr(wireguard_user, "_ANSWER_DEADLINE", 0.5)
+        name = alpha.device().name
+        with Answerer(name, b"rx_bytes=" + b"1" * 40, pause=0.1), pytest.raises(MechanismError) as caught:
+            alpha.activity(name)
+        assert caught.value.errno == ETIMEDOUT
 
     def test_the_old_name_of_a_renamed_device_is_nobody_else(self, alpha):
         device = alpha.create()

@@ -232,5 +232,5 @@ class Operations(RuleBasedStateMachine):
         assert not any(a.overlaps(b) for i, a in enumerate(subnets) for b in subnets[:i])
 
 
-Operations.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Operations.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestOperations = Operations.TestCase

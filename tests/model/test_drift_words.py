@@ -56,7 +56,7 @@ def test_missing_and_unwanted(thing: Object) -> None:
     ("have", "want", "words"),
     [
         (replace(BRIDGE, mtu=1300), BRIDGE, "has mtu 1300, not 1420"),
-        (replace(BRIDGE, mtu=0), BRIDGE, "is down, or set up otherwise than it should be"),
+        (replace(BRIDGE, mtu=0), BRIDGE, "is down, without its route, or set up otherwise than it should be"),
         (
             replace(BRIDGE, mtu=0, address=ip_interface("0.0.0.0/0")),
             BRIDGE,

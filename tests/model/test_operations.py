@@ -3,14 +3,14 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from decisions import FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
+from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError, StateError
 from overlayd.model import attachments, ipam, overlay, peers, rows, services
 from overlayd.model.attachments import Wish
 from overlayd.model.layout import Facts, layout
-from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Netns, Veth
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Bridge, DevicePeer, Netns, Veth
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Lease, Overlay, Peer, Service
 from overlayd.model.state import Draft
@@ -59,6 +59,21 @@ def test_a_reused_pid_in_another_namespace_replaces_the_dead_container():
     attachment, _ = change(state, lambda draft: attachments.attach_container(draft, Wish(service="web"), newer, "boot"))
     assert attachment.netns == newer
     assert len(state.table(Attachment)) == 1
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_another_process_in_a_namespace_of_the_same_number_is_a_fellow_only_if_the_first_one_lives(lives):
+    """The kernel gives the number of a namespace that is gone to the next one."""
+    state = ready()
+    first = attach(state, 7)
+    other = Netns(pid=8, started=99999, inode=first.netns.inode)
+    found, _ = change(
+        state,
+        lambda draft: attachments.attach_container(draft, Wish(service="web"), other, "boot", lambda _netns: lives),
+    )
+    assert (found == first) == lives
+    assert list(state.table(Attachment)) == [found.handle]
+    assert state.in_namespace(other.inode) == found
 
 
 def test_a_slice_that_would_orphan_an_address_is_refused_by_name():
@@ -138,6 +153,27 @@ def test_added_allowed_ips_survive_an_upsert():
     assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == {listed, added}
 
 
+@pytest.mark.parametrize("added_first", [True, False])
+def test_an_added_allowed_ip_stays_although_an_upsert_listed_it_for_a_while(added_first):
+    state, network = ready(), ip_network("10.200.4.0/24")
+
+    def upsert(*allowed_ips):
+        options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "candidates": ()}
+        change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], allowed_ips=allowed_ips, **options))
+
+    def add():
+        change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], network))
+
+    upsert()
+    for step in (add, lambda: upsert(network)) if added_first else (lambda: upsert(network), add):
+        step()
+    upsert()
+    assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == {network}
+    assert state.allowed_ips(GLOBAL).exact(network.network_address.packed, 24) == KEYS[0]
+    change(state, lambda draft: peers.remove_allowed_ip(draft, GLOBAL, KEYS[0], network))
+    assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == frozenset()
+
+
 @pytest.mark.parametrize("scope", ["web", "unknown"])
 def test_a_scope_without_a_device_is_an_error(scope):
     state = ready()
@@ -180,6 +216,14 @@ def test_a_name_that_no_link_may_have_is_refused(name):
         serve(ready(), name)
     with pytest.raises(RequestError, match="link name"):
         set_up(new_state(), instance=name)
+
+
+def test_a_port_of_nobody_and_a_cluster_of_everybody_are_refused():
+    with pytest.raises(RequestError, match="0 is no port"):
+        set_up(ready(), port=0)
+    for everything in ("0.0.0.0/0", "::/0"):
+        with pytest.raises(RequestError, match="all of this host's traffic"):
+            set_up(new_state(), cluster=ip_network(everything), slice=None)
 
 
 def test_a_wanted_subnet_is_used_or_refused():
@@ -240,9 +284,41 @@ def test_an_ipv6_cluster():
     assert str(leg.address) == "fd00:200:0:7::2/128"
 
 
+def test_nothing_is_remembered_of_services_that_are_gone():
+    def sizes():
+        return {name: len(value) for name, value in vars(state).items() if isinstance(value, dict)}
+
+    state = ready()
+    before = sizes()
+    for number in range(3):
+        name = f"job-{number}"
+        serve(state, name, dedicated_key=OWN)
+        attach(state, number, name)
+        change(
+            state,
+            lambda draft, name=name: peers.add_peer(
+                draft, name, KEYS[0], own_key=OWN, endpoint="", keepalive=0, allowed_ips=(CLUSTER,), candidates=()
+            ),
+        )
+        assert list(state.allowed_ips(name))
+        change(state, lambda draft, name=name: services.teardown_service(draft, name))
+        assert not list(state.allowed_ips(name))
+    assert sizes() == before
+
+
 def test_replacing_an_equal_row_is_no_change():
     state = ready()
     draft = Draft(state)
     draft.put(replace(state.get(Overlay)))
     assert not draft.rows
     assert Peer.table == "peer"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * (LONGEST_SCOPE + 1), "ü" * (LONGEST_SCOPE // 2 + 1)])
+def test_a_service_is_refused_whose_name_its_links_could_not_carry(name):
+    """Under a long deployment, whose link names are hashed: the alias alone says whose a link is."""
+    state = new_state()
+    set_up(state, deployment="production-of-everything")
+    with pytest.raises(RequestError, match="the name has at most 238 bytes"):
+        serve(state, name)
+    serve(state, "x" * LONGEST_SCOPE)

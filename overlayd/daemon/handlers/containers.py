@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, this_node
+from overlayd.daemon.handlers.context import Daemon, Entrance
 from overlayd.daemon.reclaim import detach
 from overlayd.daemon.resources import attachment_locks, peers_locks, service_lock
 from overlayd.errors import MechanismError, RequestError
@@ -16,9 +16,8 @@ from overlayd.linux.wireguard import generate_key, public_key
 from overlayd.model import attachments
 from overlayd.model.attachments import Wish
 from overlayd.model.objects import GLOBAL, Netns
-from overlayd.model.overlay import NOT_SET_UP
 from overlayd.model.peers import text
-from overlayd.model.rows import Attachment, Service
+from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft
 
 
@@ -44,11 +43,15 @@ async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wir
 
 async def _attach_pid(daemon: Daemon, wish: Wish, pid: int) -> wire.Response:
     namespace = _living(pid)
+    handle = attachments.container(pid)
+    present = attachments.find(daemon.node.state, handle, namespace.inode)
     attachment = await _attach(
         daemon,
         wish,
-        lambda draft: attachments.attach_container(draft, wish, namespace, daemon.boot_id),
-        attachment_locks(attachments.container(pid), namespace, wish.isolation_network),
+        lambda draft: attachments.attach_container(draft, wish, namespace, daemon.boot_id, netns.is_alive),
+        attachment_locks(handle, namespace, wish.isolation_network),
+        # Who was there before may be dead: then it is given up as well, with all that hangs on it.
+        everything=present is not None and present.netns != namespace,
     )
     return wire.Attached(ip=str(attachment.address))
 
@@ -62,17 +65,22 @@ async def _attach_host(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
 
 
 async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
-    entrance = await this_node(daemon, None)
+    entrance = Entrance(daemon)
     private = generate_key()
+
+    def decide(draft: Draft) -> Attachment:
+        attachment = attachments.attach_guest(draft, wish, id, private, public_key(private))
+        entrance.require()
+        return attachment
+
     attachment = await _attach(
         daemon,
         wish,
-        lambda draft: attachments.attach_guest(draft, wish, id, private, public_key(private)),
+        decide,
         [*attachment_locks(attachments.guest(id), None, wish.isolation_network), *peers_locks(GLOBAL)],
+        prepare=entrance.look,
     )
-    overlay = daemon.node.state.overlay
-    if overlay is None:
-        raise RequestError(NOT_SET_UP)  # torn down meanwhile
+    overlay = daemon.node.state.table(Overlay)[""]
     server, domain = daemon.nameserver.of_guests()
     server = attachment.dns_server or server
     return wire.GuestConfig(
@@ -81,19 +89,30 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
         private_key=text(attachment.private_key),
         public_key=text(attachment.public_key),
         listen_port=overlay.wg_port,
-        peers=(entrance,),
+        peers=(entrance.peer(None),),
         dns_server=str(server) if server is not None else None,
         dns_domain=attachment.dns_domain or domain or None,
     )
 
 
-async def _attach(daemon: Daemon, wish: Wish, decide: Callable[[Draft], Attachment], locks: list[str]) -> Attachment:
+async def _attach(
+    daemon: Daemon,
+    wish: Wish,
+    decide: Callable[[Draft], Attachment],
+    locks: list[str],
+    *,
+    everything: bool = False,
+    prepare: Callable[[], None] | None = None,
+) -> Attachment:
     service = daemon.node.state.get(Service, wish.service)
-    settles = service is not None and not service.lasting and not wish.ephemeral  # then the service's row changes too
+    # The service's row may change too; one that is not there may be about to be set up by a request ahead of us.
+    settles = not wish.ephemeral and not (service is not None and service.lasting)
     return await daemon.node.change(
         decide,
         exclusive=[*locks, service_lock(wish.service)] if settles else locks,
         shared=[service_lock(wish.service)],
+        everything=everything,
+        prepare=prepare,
     )
 
 
@@ -127,17 +146,16 @@ async def detach_container(daemon: Daemon, request: wire.DetachContainer) -> wir
             handle = attachments.host(id)
         case _:
             return wire.Ok()
-    attachment = daemon.node.state.get(Attachment, handle) or _in_namespace_of(daemon, request.handle)
-    if attachment is not None:
-        await detach(daemon.node, attachment)
+    known = daemon.node.state.get(Attachment, handle) is not None
+    await detach(daemon.node, handle, inode=0 if known else _namespace_of(request.handle))
     return wire.Ok()
 
 
-def _in_namespace_of(daemon: Daemon, handle: wire.Handle) -> Attachment | None:
-    """The attachment that another process of the same namespace was attached under."""
+def _namespace_of(handle: wire.Handle) -> int:
+    """Where another process may have been attached than the one that is named; 0 when that cannot be."""
     if not isinstance(handle, wire.LinuxPid):
-        return None
+        return 0
     try:
-        return daemon.node.state.in_namespace(netns.identify(handle.pid).inode)
+        return netns.identify(handle.pid).inode
     except MechanismError:
-        return None
+        return 0

@@ -18,8 +18,8 @@ from overlayd.linux import egress
 from overlayd.linux.wireguard import public_key
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import Network
-from overlayd.model.overlay import NOT_SET_UP
 from overlayd.model.peers import text
+from overlayd.model.rows import Overlay
 
 # Seconds between the keepalives of those who reach us from elsewhere: they may sit behind a NAT, and most of these
 # forget a silent UDP flow after 30 s.
@@ -42,22 +42,31 @@ class Daemon(NamedTuple):
     stop: Callable[[], None]
 
 
-async def this_node(daemon: Daemon, allowed_ips: Sequence[Network] | None) -> wire.Peer:
-    """This node as a peer of a WireGuard that runs elsewhere: at its physical address, the way to `allowed_ips` (None:
-    to the cluster).  RequestError when it has no such address.
-    """
-    node = daemon.node
-    overlay = node.state.overlay
-    if overlay is None:
-        raise RequestError(NOT_SET_UP)
-    way_out = await node.run(egress.physical_egress)
-    if way_out is None:
-        raise RequestError(
-            "this node has no default route through a physical interface, so there is no address to reach it at"
+class Entrance:
+    """This node as a peer of a WireGuard that runs elsewhere: at its physical address, which `look` has to find."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._node = daemon.node
+        self._way_out: egress.Egress | None = None
+
+    def look(self) -> None:
+        """Blocks."""
+        self._way_out = egress.physical_egress()
+
+    def require(self) -> egress.Egress:
+        """RequestError when this node has no such address."""
+        if self._way_out is None:
+            raise RequestError(
+                "this node has no default route through a physical interface, so there is no address to reach it at"
+            )
+        return self._way_out
+
+    def peer(self, allowed_ips: Sequence[Network] | None) -> wire.Peer:
+        """The way to `allowed_ips` (None: to the cluster), of an overlay that has been set up, if not for ever."""
+        overlay = self._node.state.table(Overlay)[""]
+        return wire.Peer(
+            public_key=text(public_key(self._node.state.node.private_key)),
+            endpoint=endpoint_text((self.require().address, overlay.wg_port)),
+            allowed_ips=",".join(map(str, [overlay.cluster] if allowed_ips is None else allowed_ips)),
+            persistent_keepalive_secs=KEEPALIVE,
         )
-    return wire.Peer(
-        public_key=text(public_key(node.state.node.private_key)),
-        endpoint=endpoint_text((way_out.address, overlay.wg_port)),
-        allowed_ips=",".join(map(str, [overlay.cluster] if allowed_ips is None else allowed_ips)),
-        persistent_keepalive_secs=KEEPALIVE,
-    )

@@ -7,13 +7,14 @@ import time
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, this_node
+from overlayd.daemon.handlers.context import Daemon, Entrance
 from overlayd.daemon.resources import peers_locks
 from overlayd.linux.wireguard import Activity, generate_key, public_key
 from overlayd.model import edges
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
 from overlayd.model.rows import Edge
+from overlayd.model.state import Draft
 
 # Of the shape of edge_config.
 VERSION = 1
@@ -22,15 +23,17 @@ VERSION = 1
 async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Response:
     """The answer is the only place where the private key is."""
     allowed = tuple(dict.fromkeys(parse.network(cidr, "allow") for cidr in request.allow))
-    entrance = await this_node(daemon, allowed)
+    entrance = Entrance(daemon)
     private = generate_key()
     public = public_key(private)
-    edge = await daemon.node.change(
-        lambda draft: edges.mint(
-            draft, request.name, public_key=public, now=int(time.time()), ttl=request.ttl_secs, allowed=allowed
-        ),
-        exclusive=_locks(request.name),
-    )
+
+    def decide(draft: Draft) -> Edge:
+        now = int(time.time())
+        edge = edges.mint(draft, request.name, public_key=public, now=now, ttl=request.ttl_secs, allowed=allowed)
+        entrance.require()
+        return edge
+
+    edge = await daemon.node.change(decide, exclusive=_locks(request.name), prepare=entrance.look)
     return wire.EdgeConfig(
         version=VERSION,
         name=edge.name,
@@ -39,7 +42,7 @@ async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Res
         prefix_len=edge.address.max_prefixlen,
         private_key=text(private),
         public_key=text(public),
-        peers=(entrance,),
+        peers=(entrance.peer(allowed),),
         expires_at_unix=edge.expires,
     )
 

@@ -60,17 +60,19 @@ async def teardown_service_overlay(daemon: Daemon, request: wire.TeardownService
 async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges) -> wire.Response:
     """Remove bridges with our form of name that are not listed, ours or not; any of a bridge's names spares it."""
     node, live = daemon.node, set(request.live_bridge_names)
-    found = await node.run(bridges_named, PREFIX, f"-{BRIDGE}")
-    orphans = {
-        name: bridge
-        for bridge in found
-        if live.isdisjoint(bridge.names)
-        for name in [next(filter(is_bridge_name, bridge.names), "")]
-        if name
-    }
+    orphans: dict[str, NamedBridge] = {}
+
+    def look() -> None:
+        for bridge in bridges_named(PREFIX, f"-{BRIDGE}"):
+            name = next(filter(is_bridge_name, bridge.names), "")
+            if name and live.isdisjoint(bridge.names):
+                orphans[name] = bridge
+
+    def decide(draft: Draft) -> None:
+        services.prune(draft, {name for bridge in orphans.values() for name in bridge.names})
+
+    await node.change(decide, everything=True, prepare=look)
     if orphans:
-        names = {name for bridge in orphans.values() for name in bridge.names}
-        await node.change(lambda draft: services.prune(draft, names), everything=True)
         await node.alone(_remove_foreign, node, list(orphans.values()))
     return wire.PrunedBridges(reclaimed=tuple(sorted(orphans)))
 

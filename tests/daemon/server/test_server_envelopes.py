@@ -168,7 +168,7 @@ MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kinds=MESSAGES, cuts=st.lists(st.integers(0, 4000), max_size=12), limit=st.sampled_from([1, 2, 5, 1024]))
 def test_any_mixture_in_any_pieces_is_answered(path: str, kinds: list[str], cuts: list[int], limit: int) -> None:
     """Every request once, to its own id and in its own kind of frame; quick ones in order and never before a change

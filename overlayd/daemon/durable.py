@@ -1,0 +1,52 @@
+"""Putting files on the disk so that they are still there after a power cut.
+
+Owns: the order of write, fsync and the directory's fsync, and how many old copies of a file stay.  Must not know: what
+the files hold.  Every function raises OSError.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_all(file: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at `offset`, however many calls that takes."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view = view[written:]
+        offset += written
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable."""
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Make `path`, durable, with the content `data`; date it anew if that is what it holds; leave nothing if it
+    fails.
+    """
+    if path.exists() and path.read_bytes() == data:
+        os.utime(path)
+        return
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        write_all(file, data, 0)
+        os.fsync(file)
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(file)
+    sync_directory(path.parent)
+
+
+def keep_newest(paths: Iterable[Path], count: int) -> None:
+    """Remove all but the `count` files that were written last."""
+    for old in sorted(paths, key=lambda path: path.lstat().st_mtime, reverse=True)[count:]:
+        old.unlink()

@@ -1,0 +1,110 @@
+"""What a service manager and an operator see of the process, and what it does on a host without WireGuard."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from lab import Lab, Refused
+from lab.cluster import CLUSTER, PORT, Member
+from lab.frames import Connection, request_frame
+from lab.node import DAEMON
+
+SETUP = {"deployment": "lab", "instance_id": "a", "cluster_cidr": CLUSTER, "wg_port": PORT}
+
+
+@pytest.fixture
+def fresh(lab: Lab) -> Iterator[Member]:
+    """A node whose daemon has not been started."""
+    member = Member(lab, 12, f"fresh{len(lab.nodes)}")
+    yield member
+    member.node.close()
+
+
+def bridges(member: Member) -> list[str]:
+    return [link["ifname"] for link in json.loads(member.node.run(["ip", "-j", "link", "show", "type", "bridge"]))]
+
+
+def test_ready_is_announced_when_all_is_mended_and_requests_are_served(fresh: Member, tmp_path: Path) -> None:
+    fresh.start()
+    fresh.set_up()
+    bridge = fresh.set_up_service("web")
+    fresh.node.kill()
+    fresh.node.run(["ip", "link", "delete", bridge])
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(path))
+        told.settimeout(20)
+        fresh.node.program = ["env", f"NOTIFY_SOCKET={path}", *DAEMON]
+        with ThreadPoolExecutor(1) as pool:
+            starting = pool.submit(fresh.node.start)
+            assert told.recv(100) == b"READY=1"
+            assert bridges(fresh) == [bridge]
+            with Connection(fresh.node.socket) as connection:
+                assert connection.request("status")["service_count"] == 1
+            starting.result()
+        fresh.node.stop()
+        assert told.recv(100) == b"STOPPING=1"
+
+
+def test_a_line_of_the_log_is_an_event_in_words_or_in_json(fresh: Member) -> None:
+    for options in ((), ("--log-format", "json", "--log-level", "debug")):
+        fresh.node.log.write_text("")
+        fresh.start(*options)
+        with pytest.raises(Refused):
+            fresh.request(
+                "attach_container", handle={"platform": "host_shared", "id": ""}, service="w", join_global=True
+            )
+        fresh.connection.send(b"\xff\xff\xff\xff")  # has its sender's credentials logged
+        with pytest.raises(EOFError):
+            fresh.connection.receive()
+        fresh.node.stop()
+        lines = fresh.node.log.read_text().splitlines()
+        assert len(lines) >= 3
+        if options:
+            events = [json.loads(line) for line in lines]
+            assert all({"time", "level", "logger", "message"} <= event.keys() for event in events)
+            assert any("uid 0" in event["message"] for event in events)
+        else:
+            assert all(re.match(r"\d{4}-\d\d-\d\dT\S+Z (debug|info|warning|error) [\w.]+: ", line) for line in lines)
+
+
+def test_the_socket_is_for_its_owner_and_its_group(fresh: Member) -> None:
+    fresh.start("--socket-group", "daemon")
+    found = fresh.node.socket.stat()
+    assert (found.st_mode & 0o7777, found.st_gid) == (0o660, 1)
+
+
+def test_sixteen_clients_that_set_one_service_up_get_one_bridge(fresh: Member) -> None:
+    fresh.start()
+    fresh.set_up()
+    connections = [fresh.node.connect() for _ in range(16)]
+    for connection in connections:
+        connection.send(request_frame(1, "setup_service_overlay", service="web", mode="shared"))
+    answers = [connection.receive()["response"] for connection in connections]
+    assert len({answer["name"] for answer in answers}) == 1
+    assert bridges(fresh) == [answers[0]["name"]]
+    assert fresh.request("status")["service_count"] == 1
+
+
+def test_without_wireguard_the_host_has_guests_only_unless_its_adapter_is_a_must(lab: Lab, fresh: Member) -> None:
+    fresh.node.program = ["env", "PATH=/var/empty", *DAEMON]  # and so without wireguard-go
+    fresh.start()
+    if "no WireGuard on this host" not in fresh.node.log_tail():
+        pytest.skip("this kernel has WireGuard")
+    with pytest.raises(Refused, match="install wireguard-go"):
+        fresh.request("setup_global_overlay", **SETUP, host_adapter_mandatory=True)
+    assert "node_ip" not in fresh.request("status")
+    fresh.request("setup_global_overlay", **SETUP, host_adapter_mandatory=False)
+    status = fresh.request("status")
+    assert "interface" not in status
+    assert status["overlay_cidr"] == CLUSTER
+    assert "no WireGuard on this host: no tunnels" in fresh.node.log_tail()
+    fresh.set_up_service("web")
+    container = lab.container()
+    assert fresh.attach(container, "web") in container.run(["ip", "-br", "address"])
+    with pytest.raises(Refused, match="install wireguard-go"):
+        fresh.request("setup_service_overlay", service="own", mode="dedicated")
