@@ -61,8 +61,8 @@ class Unserved(NamedTuple):
 
 
 class Nameserver:
-    """From `resume` to `close`.  zone: of one-label names.  port: 0 for none at all.  given: the upstreams, none for those
-    of the host.  spawn: starts a task.
+    """From `resume` to `close`.  zone: of one-label names.  port: 0 for none at all.  given: the upstreams, none for
+    those of the host.  spawn: starts a task.
     """
 
     def __init__(self, node: Node, zone: str, port: int, given: Sequence[Upstream], spawn: Spawn) -> None:
