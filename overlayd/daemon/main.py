@@ -32,6 +32,7 @@ from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
 from overlayd.daemon.lookup import Lookups
+from overlayd.daemon.nameserver import Nameserver
 from overlayd.daemon.nat import Nat
 from overlayd.daemon.reclaim import reclaim
 from overlayd.daemon.resolver import Resolver
@@ -144,20 +145,21 @@ async def _serve(
         ending.callback(sentinel.stop)
         resolver = Resolver(node, health, Lookups(), spawn)
         nat = Nat(node, health, Lookups(), spawn, keep_up)
-        for looking in (resolver, nat):
-            ending.callback(looking.close)
-            looking.resume()
+        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, spawn)
+        for part in (resolver, nat, nameserver):
+            ending.callback(part.close)
+            part.resume()
         deaths = DeathWatch(partial(reclaim, node), spawn)
         ending.callback(deaths.close)
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
-        node.observers += [resolver.follow, nat.follow, deaths.follow, expiry.follow, forwarding.follow]
+        node.observers += [each.follow for each in (resolver, nat, deaths, expiry, forwarding, nameserver)]
         ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
-        doctor = Doctor(node, sentinel, forwarding, health, nat)
+        doctor = Doctor(node, sentinel, forwarding, health, nameserver=nameserver, nat=nat)
         status = StatusView(node, health)
-        daemon = Daemon(node, status, health, nat, doctor, boot, resolver.ask_again, stopping.set)
+        daemon = Daemon(node, status, health, nat, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
         health.doubters.append(lambda scope: sentinel.suspect(Part("peers", scope), "reading"))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from overlayd import wire
 from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.health import Health
+from overlayd.daemon.nameserver import Nameserver
 from overlayd.daemon.nat import Nat
 from overlayd.daemon.node import Node
 from overlayd.daemon.status import StatusView
@@ -35,6 +36,7 @@ class Daemon(NamedTuple):
     health: Health
     nat: Nat
     doctor: Doctor
+    nameserver: Nameserver
     boot_id: str
     ask_names: Callable[[], None]
     stop: Callable[[], None]
