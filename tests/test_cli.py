@@ -154,6 +154,21 @@ def test_peers(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     assert KEY in capsys.readouterr().out
 
 
+def test_nat(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    candidates = (wire.NatCandidate("host", "192.0.2.7:51820", 2130706431),)
+    peers = (wire.NatPeer(KEY, "hole-punched", "198.51.100.1:7"), wire.NatPeer(KEY, "unreachable"))
+    canned.answer = lambda request: wire.NatStatus(candidates=candidates, peers=peers, last_refresh=0)
+    assert cli.run(["nat"]) == 0
+    assert capsys.readouterr().out == (
+        "CANDIDATE  ADDRESS          PRIORITY\n"
+        "host       192.0.2.7:51820  2130706431\n\n"
+        "PEER         CONNECTION    ENDPOINT\n"
+        "yAnz5TF+...  hole-punched  198.51.100.1:7\n"
+        "yAnz5TF+...  unreachable   unknown\n\n"
+        "candidates refreshed never\n"
+    )
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [
@@ -494,7 +509,7 @@ def test_help_teaches_and_is_quick_to_start() -> None:
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["status"], ["peers"], ["events"], ["call"], ["edge"], ["edge", "mint"], ["edge", "list"]):
+    for words in (["status"], ["peers"], ["nat"], ["events"], ["call"], ["edge"], ["edge", "mint"], ["edge", "list"]):
         with pytest.raises(SystemExit) as caught:
             cli.run([*words, "--help"])
         assert caught.value.code == 0
