@@ -40,7 +40,7 @@ from overlayd.daemon.status import StatusView
 from overlayd.daemon.suspects import Part
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.watch import DeathWatch
-from overlayd.errors import OverlaydError, StateError
+from overlayd.errors import DiskError, OverlaydError, StateError
 from overlayd.linux.monitor import Monitor
 from overlayd.model.health import FRESH
 from overlayd.model.rows import Attachment
@@ -81,6 +81,9 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     except (endpoint.InUse, JournalInUse) as error:
         log.error("%s", error)
         return IN_USE
+    except DiskError as error:
+        log.error("%s", error)
+        return FAILED
     except StateError as error:
         log.error("%s", error)
         return BAD_CONFIG
