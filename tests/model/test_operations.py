@@ -122,6 +122,52 @@ def test_a_lasting_attach_keeps_the_bridge():
     assert state.get(Service, "web") is not None
 
 
+def leave(state, pid):
+    present = state.get(Attachment, f"pid:{pid}")
+    change(state, lambda draft: attachments.detach(draft, present))
+
+
+def hand_out(state):
+    return change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0]
+
+
+def give_back(state, address):
+    assert change(state, lambda draft: services.release_ip(draft, address, closing="web"))[0]
+
+
+def test_an_ephemeral_service_that_addresses_kept_goes_with_the_last_of_them():
+    state = ready()
+    attach(state, 1, ephemeral=True)
+    addresses = [hand_out(state), hand_out(state)]
+    leave(state, 1)
+    for address in addresses:
+        assert state.get(Service, "web") is not None
+        give_back(state, address)
+    assert state.get(Service, "web") is None
+    assert not state.leases("web")
+
+
+def test_an_address_given_back_takes_no_service_along_that_somebody_may_want():
+    state = ready()
+    give_back(state, hand_out(state))
+    assert state.get(Service, "web") is not None, "nobody was attached yet"
+    attach(state, 1, ephemeral=True)
+    give_back(state, hand_out(state))
+    assert state.get(Service, "web") is not None, "somebody is attached"
+    address = hand_out(state)
+    leave(state, 1)
+    serve(state, "web")
+    give_back(state, address)
+    assert state.get(Service, "web") is not None, "it was set up again"
+    address = hand_out(state)
+    attach(state, 1, ephemeral=True)
+    attach(state, 2)
+    leave(state, 2)
+    leave(state, 1)
+    give_back(state, address)
+    assert state.get(Service, "web") is not None, "not every attach was ephemeral"
+
+
 def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
     state = ready()
     network = ip_network("10.200.3.0/24")
