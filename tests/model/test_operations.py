@@ -1,9 +1,10 @@
 """What each operation of the model decides, and refuses."""
 
+import re
 from ipaddress import ip_address, ip_network
 
 import pytest
-from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
+from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, dump, new_state, ready, serve, set_up
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError, StateError
@@ -182,6 +183,30 @@ def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
     (line,) = change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[1], network))[0]
     assert peers.text(KEYS[0]) in line and peers.text(KEYS[1]) in line
     assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == frozenset()
+
+
+def test_the_peer_of_a_guest_is_the_guests_alone():
+    state = ready()
+    key, network, foreign = KEYS[0], ip_network("10.200.3.0/24"), ip_network("10.200.4.0/24")
+    guest = change(state, lambda draft: attachments.attach_guest(draft, Wish(service="web"), "vm", b"p" * 32, key))[0]
+    own = ip_network(guest.address)
+    options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "allowed_ips": (network,), "candidates": ()}
+    before = dump(state)
+    for decide in (
+        lambda draft: peers.add_peer(draft, GLOBAL, key, **options),
+        lambda draft: peers.remove_peer(draft, GLOBAL, key),
+        lambda draft: peers.add_allowed_ip(draft, GLOBAL, key, network),
+        lambda draft: peers.remove_allowed_ip(draft, GLOBAL, key, own),
+    ):
+        with pytest.raises(RequestError, match=f"{re.escape(peers.text(key))} is guest vm: detach it first"):
+            change(state, decide)
+    change(state, lambda draft: peers.remove_allowed_ip(draft, GLOBAL, key, foreign))
+    assert dump(state) == before
+    serve(state, "own", dedicated_key=b"d" * 32)
+    change(state, lambda draft: peers.add_peer(draft, "own", key, **options))  # another device
+    change(state, lambda draft: attachments.detach(draft, guest))
+    change(state, lambda draft: peers.remove_peer(draft, GLOBAL, key))
+    change(state, lambda draft: peers.add_peer(draft, GLOBAL, key, **options))
 
 
 def test_added_allowed_ips_survive_an_upsert():
