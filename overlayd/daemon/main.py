@@ -101,8 +101,7 @@ def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitSt
     journal = Journal.open(directory, salvage=salvage)
     claims.enter_context(endpoint.claim_namespace())
     admission = endpoint.Admission(config.socket_group)
-    listener = claims.enter_context(endpoint.bind(config.socket, admission.gid))
-    claims.callback(Path(config.socket).unlink, missing_ok=True)
+    listener = claims.enter_context(endpoint.served(config.socket, admission.gid))
     try:
         uvloop.run(_serve(config, journal, admission, listener, fresh))
     except ExceptionGroup as failed:  # of the task group: one failed, and the others were stopped for it
