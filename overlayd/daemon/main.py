@@ -42,7 +42,7 @@ from overlayd.daemon.status import StatusView
 from overlayd.daemon.suspects import Part
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.watch import DeathWatch
-from overlayd.errors import OverlaydError, StateError
+from overlayd.errors import DiskError, OverlaydError, StateError
 from overlayd.linux.monitor import Monitor
 from overlayd.model.health import FRESH
 from overlayd.model.rows import Attachment
@@ -83,6 +83,9 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     except (endpoint.InUse, JournalInUse) as error:
         log.error("%s", error)
         return IN_USE
+    except DiskError as error:
+        log.error("%s", error)
+        return FAILED
     except StateError as error:
         log.error("%s", error)
         return BAD_CONFIG
@@ -100,8 +103,7 @@ def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitSt
     journal = Journal.open(directory, salvage=salvage)
     claims.enter_context(endpoint.claim_namespace())
     admission = endpoint.Admission(config.socket_group)
-    listener = claims.enter_context(endpoint.bind(config.socket, admission.gid))
-    claims.callback(Path(config.socket).unlink, missing_ok=True)
+    listener = claims.enter_context(endpoint.served(config.socket, admission.gid))
     try:
         uvloop.run(_serve(config, journal, admission, listener, fresh))
     except ExceptionGroup as failed:  # of the task group: one failed, and the others were stopped for it

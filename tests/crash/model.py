@@ -154,11 +154,12 @@ class Model:
         if present:
             if subnet not in (None, present["subnet"]):
                 raise Refused
+            present["left"] = False
         else:
             if subnet and self._taken(ip_network(subnet)):
                 raise Refused
             chosen = subnet or self._choose_subnet(service)
-            self.services[service] = {"subnet": chosen, "lasting": False, **_named(name, {})}
+            self.services[service] = {"subnet": chosen, "lasting": False, "left": False, **_named(name, {})}
             for address, lease in list(self.leases.items()):
                 if lease["pool"] == NODE_POOL and ip_address(address) in ip_network(chosen):
                     del self.leases[address]
@@ -209,6 +210,9 @@ class Model:
     def _release_ip(self, ip: str) -> None:
         if self.leases.get(ip, {}).get("holder") == "request":
             self._release(ip)
+            pool = self.leases[ip]["pool"]
+            if pool and self.services[pool]["left"]:
+                self._leave(pool)
 
     def _lease(self, pool: str, holder: str) -> str:
         if not self.overlay:
@@ -289,10 +293,16 @@ class Model:
         others = self.attachments.values()
         if attachment["isolation"] and all(other["isolation"] != attachment["isolation"] for other in others):
             del self.isolation[attachment["isolation"]]
-        name = attachment["service"]
-        empty = all(other["service"] != name for other in others)
-        held = any(lease["pool"] == name and lease["holder"] for lease in self.leases.values())
-        if attachment["ephemeral"] and not self.services[name]["lasting"] and empty and not held:
+        if attachment["ephemeral"]:
+            self._leave(attachment["service"])
+
+    def _leave(self, name: str) -> None:
+        """A service that only ephemeral containers were in goes with the last of them, or with the last address."""
+        if self.services[name]["lasting"] or any(other["service"] == name for other in self.attachments.values()):
+            return
+        if any(lease["pool"] == name and lease["holder"] for lease in self.leases.values()):
+            self.services[name]["left"] = True
+        else:
             self._drop_service(name)
 
     # Names.

@@ -127,7 +127,8 @@ def _rows(model: Model) -> dict[str, Any]:
         rows["overlay "] = row | {"interface": model.overlay["name"]} | down
     for name, service in model.services.items():
         bridge = service["name"]
-        rows[f"service {name}"] = _row(name=name, subnet=service["subnet"], bridge=bridge, lasting=service["lasting"])
+        flags = {flag: service[flag] for flag in ("lasting", "left")}
+        rows[f"service {name}"] = _row(name=name, subnet=service["subnet"], bridge=bridge, **flags)
     for key, peer in model.peers.items():
         rows[f"peer {key}/"] = _row(public_key=key, **peer)
     order = sorted(lease["released"] for lease in model.leases.values() if "released" in lease)
