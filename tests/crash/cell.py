@@ -33,10 +33,10 @@ from overlayd.linux import wireguard
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000  # linux/sched.h
 MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000  # linux/mount.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SYS_clone3 = 435  # asm-generic/unistd.h
 
 HOME = Path("/run/cell")  # on the cell's own file system in memory, as all of /run
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 # A default route, for the MTU and for endpoints.  Nobody is at the other end of the cable.
 NETWORK = """\
@@ -108,13 +108,38 @@ def _found(work: Callable[["Cell"], Any], writable: int) -> None:
     os._exit(0)
 
 
-def _check(result: int) -> None:
-    if result:
+def _check(failed: int) -> None:
+    if failed:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int = 0) -> None:
     _check(_libc.mount((source or "none").encode(), target.encode(), kind.encode() if kind else None, flags, None))
+
+
+class _CloneArgs(ctypes.Structure):
+    """struct clone_args of linux/sched.h."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal"),
+            *("stack", "stack_size", "tls", "set_tid", "set_tid_size"),
+        )
+    ]
+
+
+def _fork_as(pid: int) -> int:
+    """fork(2), but the child has this very number (clone3(2), Linux 5.5 and later).
+
+    Writing the last number to ns_last_pid before a fork would leave others, such as wireguard-go's threads, time to
+    take it.
+    """
+    wanted = ctypes.c_int32(pid)
+    arguments = _CloneArgs(exit_signal=signal.SIGCHLD, set_tid=ctypes.addressof(wanted), set_tid_size=1)
+    got: int = _libc.syscall(SYS_clone3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    _check(got < 0)
+    return got
 
 
 class Cell:
@@ -240,23 +265,15 @@ class Cell:
     # Containers.
 
     def start_container(self, pid: int) -> None:
-        """A process with this very number, in a network namespace of its own.
-
-        No daemon may run: one of its threads could have the number.
-        """
-        assert pid not in self.containers and not self.daemon
+        """A process with this very number, in a network namespace of its own."""
+        assert pid not in self.containers
         readable, writable = os.pipe()
-        newest = LAST_PID.read_text()
-        LAST_PID.write_text(str(pid - 1))
-        got = os.fork()
-        if not got:
+        if not _fork_as(pid):
             os.close(readable)
             _check(_libc.unshare(CLONE_NEWNET))
             os.close(writable)
             while True:
                 signal.pause()
-        LAST_PID.write_text(newest)  # nobody else gets numbers up there
-        assert got == pid, f"asked for process {pid}, got {got}"
         os.close(writable)
         os.read(readable, 1)
         os.close(readable)

@@ -236,13 +236,9 @@ def _errno(point: Point) -> int:
 
 
 def _prepare(cell: Cell, scenario: Scenario, fault: str = "") -> None:
-    """Do what comes before the act, containers first: no thread of a daemon may have their process numbers."""
-    steps = sorted(scenario.before, key=lambda step: step["op"] != "!container")
-    running = [step for step in steps if step["op"] == "!container"]
-    for step in running:
-        perform(cell, step)
+    """Do what comes before the act."""
     cell.start(fault)
-    for step in steps[len(running) :]:
+    for step in scenario.before:
         answer = perform(cell, step)
         if answer is None or answer["result"] == "err":
             raise Wrong(f"{scenario.name}: {step}: {answer}\n{cell.last_words()}")
