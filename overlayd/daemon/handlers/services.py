@@ -8,7 +8,7 @@ import logging
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.daemon.resources import peers_locks, service_lock
+from overlayd.daemon.resources import NODE, peers_locks, service_lock
 from overlayd.errors import RequestError
 from overlayd.linux import link, veth
 from overlayd.linux.observe import NamedBridge, bridges_named
@@ -36,6 +36,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
             draft, request.service, subnet=subnet, dedicated_key=key, port_is_free=udp_port_is_free
         ),
         exclusive=[service_lock(request.service), *(peers_locks(request.service) if dedicated else ())],
+        shared=[NODE],  # its number says where the subnet is looked for
         verify=[(Service.table, request.service)],
     )
     if not service.dedicated:
