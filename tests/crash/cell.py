@@ -19,12 +19,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from lab.frames import Connection, Refused
+from lab.frames import Connection, Refused, request_frame
 
 from overlayd import fault
 from overlayd.daemon.main import main
@@ -223,6 +223,29 @@ class Cell:
             return None
         except TimeoutError as error:
             raise Stuck(f"no answer to {op}\n{self.last_words()}") from error
+
+    def request_together(self, sent: Sequence[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]] | None]:
+        """Ask the daemon for all at once.  sent: the number of a connection, and a request for it.  Returns the answers
+        with their places among those of their connection; None for one that did not come because the daemon died.
+        """
+        asked: dict[int, dict[int, dict[str, Any]]] = {}
+        for number, (connection, request) in enumerate(sent):
+            asked.setdefault(connection, {})[number] = request
+        answers: list[tuple[int, dict[str, Any]] | None] = [None] * len(sent)
+        gone = (EOFError, BrokenPipeError, ConnectionResetError, ConnectionRefusedError, FileNotFoundError)
+        with ExitStack() as stack:
+            connections: list[Connection] = []
+            with suppress(*gone):
+                for _ in asked:
+                    connections.append(stack.enter_context(Connection(self.socket, PATIENCE)))
+                for connection, requests in zip(connections, asked.values(), strict=True):
+                    connection.send(b"".join(request_frame(number, **it) for number, it in requests.items()))
+            for connection, requests in zip(connections, asked.values(), strict=False):
+                with suppress(*gone):
+                    for place in range(len(requests)):
+                        message = connection.receive()
+                        answers[message["id"]] = place, message["response"]
+        return answers
 
     def ended(self) -> bool:
         """Whether the daemon has ended.  Crashed, when that is its own fault."""

@@ -13,6 +13,7 @@ was repeated (`model` says whether that is right).  Then the rules are:
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from errno import ENOMEM, ENOSPC
 from typing import Any
@@ -23,6 +24,7 @@ from crash.model import Model
 from crash.scenarios import KEYS, Scenario, Step
 from crash.shown import seen
 from crash.shown import view as shown
+from crash.together import Answer, Sent
 from crash.view import View, blank, difference, remains, rows, take
 
 Point = tuple[str, int]  # a fault point and its passage since the daemon's start, from 1
@@ -33,6 +35,14 @@ RECLAIMED_WITHIN = 1.0  # seconds, by contract
 
 class Wrong(Exception):
     """Something is not as it must be, whatever was disturbed."""
+
+
+def perform_together(cell: Cell, sent: Sequence[Sent]) -> list[Answer | None]:
+    """Send requests at once; their answers, None for those that the daemon did not give before it died."""
+    answers = cell.request_together(sent)
+    if None in answers:
+        cell.await_end()
+    return [Answer(answer[0], blank(answer[1], KEYS)) if answer else None for answer in answers]
 
 
 def perform(cell: Cell, step: Step, fault: str = "") -> dict[str, Any] | None:
