@@ -5,7 +5,7 @@ needed because the names in use are short.  What a machine in such a state shows
 """
 
 import copy
-from ipaddress import IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from crash.model_peers import Peers, inside
@@ -171,12 +171,12 @@ class Model(Peers):
 
     def _choose_subnet(self, service: str) -> str:
         cluster = ip_network(self.overlay["cluster"])
-        slots = list(cluster.subnets(new_prefix=SLOT[cluster.version])) if cluster.version == 4 else None
-        count = len(slots) if slots else 1 << (SLOT[6] - cluster.prefixlen)
+        length = SLOT[cluster.version]
+        count = 1 << (length - cluster.prefixlen)
         first = _fnv(service.encode() + b"\x1f" + str(self.node_id).encode()) % count
         for offset in range(count):
-            at = (first + offset) % count
-            slot = slots[at] if slots else IPv6Network((int(cluster.network_address) + (at << 8), 120))
+            at = (first + offset) % count << (cluster.max_prefixlen - length)
+            slot = ip_network((int(cluster.network_address) + at, length))
             if not self._taken(slot):
                 return str(slot)
         raise Refused
