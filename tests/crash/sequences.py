@@ -1,6 +1,9 @@
 """Random requests, deaths, restarts and reboots, the daemon killed at random points, against the model.
 
 Owns: the choice of what happens, from a seed.  Must not know: what it means; `model` does.
+
+A seed repeats what is chosen for as long as the outcome is the same; of requests that are sent at once, it depends on
+the machine who comes first.
 """
 
 from random import Random
@@ -9,6 +12,7 @@ from typing import Any
 from crash.cell import Cell, inside
 from crash.damage import DAMAGES
 from crash.model import Model
+from crash.planted import BUGS
 from crash.scenarios import KEYS, Step, attach, detach, overlay, peer, service, step
 from crash.shown import seen
 from crash.shown import view as shown
@@ -21,10 +25,10 @@ TOGETHER = 0.3  # how often several requests at once come before a step
 MOST_TOGETHER = 5  # the search for their order grows with the factorial
 CONTAINERS = range(30001, 30007)
 SERVICES = ("v", "w", "x", "d", "e")
-MODES = {"d": ("auto", "dedicated", "dedicated", "dedicated"), "e": ("auto", "dedicated", "dedicated", "dedicated")}
+DEDICATED = ("d", "e")  # for the most part
 GUESTS = ("guest_managed", "host_shared")
 IDS = ("i", "j")  # of guests and of edge peers
-OPENING = (overlay(), service("w"), service("d", mode="dedicated"))
+OPENING = (overlay(), service("w"), service("d", mode="dedicated"))  # without them most requests are refused
 NETWORKS = ("10.200.7.0/24", "10.200.7.0/25", "10.200.8.0/24", "10.201.0.0/16", "0.0.0.0/0")
 PORTS = (51820, 51821)
 GRANTS = (["10.200.0.0/16"], ["10.200.8.0/24", "10.200.7.0/25", "10.200.7.128/25"])
@@ -33,9 +37,15 @@ LONGEST_LIFE = 100
 LOOK_EVERY = 10  # steps, beside the looks after every death
 
 
-def run(seed: int) -> list[str]:
-    """One sequence in a cell of its own; returns what was found wrong, and nothing else."""
-    result: list[str] = inside(lambda cell: _Sequence(cell, seed).run())
+def run(seed: int, bug: str = "") -> list[str]:
+    """One sequence in a cell of its own; returns what was found wrong, and nothing else.  bug: one that is planted."""
+
+    def work(cell: Cell) -> list[str]:
+        if bug:
+            cell.plant(BUGS[bug])
+        return _Sequence(cell, seed).run()
+
+    result: list[str] = inside(work)
     return result
 
 
@@ -155,6 +165,7 @@ class _Sequence:
         pid, key = random.choice(CONTAINERS), random.choice(sorted(KEYS))
         name = random.choice([*SERVICES, *model.services, *model.services])
         network, id = random.choice(NETWORKS), random.choice(IDS)
+        modes = ("auto", *["dedicated"] * 3) if name in DEDICATED else ("auto", "shared")
         guest = {"platform": random.choice(GUESTS), "id": id}
         scope: dict[str, Any] = {}
         if random.random() < 0.4:
@@ -165,7 +176,7 @@ class _Sequence:
             (60 if down else 6, lambda: overlay(instance_id=random.choice("12"), wg_port=random.choice(PORTS))),
             (1, lambda: step("teardown_global_overlay")),
             (1, lambda: step("shutdown")),
-            (10, lambda: service(name, mode=random.choice(MODES.get(name, ("auto", "shared"))))),
+            (10, lambda: service(name, mode=random.choice(modes))),
             (2, lambda: step("teardown_service_overlay", service=name)),
             (4, lambda: step("allocate_ip", service=random.choice((*SERVICES, "")), join_global=False)),
             (4, lambda: step("release_ip", ip=random.choice([*model.leases, "10.200.3.3"]))),
