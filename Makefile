@@ -13,7 +13,8 @@ PYTHON := .venv/bin/python
 # Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping libnftables1 tcpdump util-linux wireguard-go wireguard-tools
-TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static coturn
+BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf
+TEST_PACKAGES := $(DEMO_PACKAGES) nftables crun busybox-static coturn bind9-dnsutils dnsmasq-base
 IMAGE_PACKAGES := buildah debootstrap
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
@@ -68,7 +69,7 @@ lint: build ## ruff and mypy --strict
 	@$(PYTHON) -m mypy
 
 .PHONY: bench
-bench: demo-packages build ## the benchmarks of bench/, one after the other
+bench: bench-packages build ## the benchmarks of bench/, one after the other
 	@for script in bench/*.py; do echo "== $$script"; $(PYTHON) "$$script"; done
 
 .PHONY: bench-record
@@ -85,18 +86,20 @@ build: .venv/built ## virtual environment in .venv, extension modules compiled i
 .PHONY: clean
 clean: ## remove everything that was built, the virtual environment too
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f overlayd/_fast/*.so overlayd/_fast/*.c
+	rm -f overlayd/_fast/*.so overlayd/_fast/*.c overlayd/linux/*.so overlayd/linux/*.c
 	find overlayd tests bench -name __pycache__ -type d -exec rm -rf {} +
 
 .PHONY: root
 root:
 	@if ((EUID)); then echo 'make: this target makes network namespaces and must run as root' >&2; exit 1; fi
 
-.PHONY: build-packages demo-packages test-packages
+.PHONY: build-packages demo-packages bench-packages test-packages
 build-packages:
 	@if ((EUID == 0)) && command -v apt-get > /dev/null; then $(call install,$(BUILD_PACKAGES)); fi
 demo-packages: root
 	@$(call install,$(DEMO_PACKAGES))
+bench-packages: root
+	@$(call install,$(BENCH_PACKAGES))
 test-packages: root
 	@$(call install,$(TEST_PACKAGES)); \
 	if [[ " $${missing[*]} " == *" coturn "* ]]; then \

@@ -1,16 +1,20 @@
-"""How long an identity probe takes while 32 clients flood the socket and every change is held.
+"""How long an identity probe takes while 32 clients flood the socket and every change is held, and while DNS queries
+flood the name server.
 
     python bench/bench_probe.py [--seconds S]
 
 Each flooding client keeps 64 status requests under way (bench/peer/load.c; needs gcc).  wireguard-go is stopped, so
 that the changes which other clients ask for hold the daemon's threads.  Every second probe has a connection of its own,
-as those of probers do.  Exits with 1 when the 99th percentile is over 5 ms.  Needs root: the daemon is the real one.
+as those of probers do.  The DNS queries are dnsperf's, half of them for names that nobody answers for; without dnsperf
+they are left out.  Exits with 1 when the 99th percentile is over 5 ms.  Needs root: the daemon is the real one.
 """
 
 import argparse
 import base64
 import os
+import re
 import secrets
+import shutil
 import signal
 import statistics
 import subprocess
@@ -83,17 +87,30 @@ def main() -> None:
         member = Member(lab, 1, "alpha")
         member.start()
         member.set_up()
-        for name, flooded in (("quiet", False), (f"{FLOODERS} floods, handlers held", True)):
+        queries = member.node.run_directory / "queries"
+        queries.write_text("web.overlay.local A\nwww.example.org A\n")
+        flood = [load, member.node.socket, str(FLOODERS), str(DEPTH), str(args.seconds)]
+        dns_flood = member.node.command(
+            ["dnsperf", "-s", "10.200.1.1", "-d", queries, "-l", str(args.seconds), "-q", "1000"]
+        )
+        cases = {"quiet": None, f"{FLOODERS} floods, handlers held": flood, "DNS queries": dns_flood}
+        if shutil.which("dnsperf") is None:
+            print("no dnsperf: without DNS queries")
+            del cases["DNS queries"]
+        for name, argv in cases.items():
             with ExitStack() as stack:
                 said = ""
-                if flooded:
-                    stack.enter_context(handlers_held(member))
-                    argv = [load, member.node.socket, str(FLOODERS), str(DEPTH), str(args.seconds)]
-                    flood = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-                    times = measure(member.node.socket, args.seconds * 0.95)
-                    said = f"   beside {float(flood.communicate()[0]):,.0f} answers a second"
-                else:
+                if argv is None:
                     times = measure(member.node.socket, args.seconds / 4)
+                else:
+                    if argv is flood:
+                        stack.enter_context(handlers_held(member))
+                    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+                    times = measure(member.node.socket, args.seconds * 0.95)
+                    numbers = re.findall(
+                        r"^(?:  Queries per second: *)?([\d.]+)$", process.communicate()[0], re.MULTILINE
+                    )
+                    said = f"   beside {float(numbers[-1]):,.0f} answers a second"
             p50, p99 = statistics.median(times), times[int(len(times) * 0.99)]
             print(
                 f"{name:28} p50 {p50 * 1e3:6.2f} ms   p99 {p99 * 1e3:6.2f} ms   max {times[-1] * 1e3:6.2f} ms   "

@@ -26,6 +26,7 @@ from overlayd import wire  # noqa: E402
 from overlayd._fast.allowedips import AllowedIPs  # noqa: E402
 from overlayd._fast.bitmap import Bitmap  # noqa: E402
 from overlayd._fast.frame import Inbox, frame  # noqa: E402
+from overlayd._fast.nametable import NameTable, wire_name  # noqa: E402
 from overlayd.model import attachments, peers  # noqa: E402
 from overlayd.model.attachments import Wish  # noqa: E402
 from overlayd.model.layout import layout  # noqa: E402
@@ -143,6 +144,17 @@ def test_longest_prefix(benchmark: Timed) -> None:
         table.insert(rng.randbytes(4), rng.randint(16, 28), number)
     addresses = [rng.randbytes(4) for _ in range(100)]
     benchmark(lambda: [table.lookup(address) for address in addresses])
+
+
+def test_answer_a_dns_query(benchmark: Timed) -> None:
+    """A hundred queries, from bytes to bytes: names that are there, and names that are not."""
+    table = NameTable()
+    table.add_zone(wire_name("overlay.local"))
+    for number in range(1000):
+        table.set_address(wire_name(f"svc{number}.overlay.local"), number.to_bytes(4, "big"))
+    head = bytes([0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0])
+    queries = [head + wire_name(f"svc{number}.overlay.local") + b"\0\1\0\1" for number in range(950, 1050)]
+    assert len(benchmark(lambda: [table.respond(query, False) for query in queries])) == 100
 
 
 def test_decide_and_plan_an_attach(benchmark: Timed, busy: State) -> None:

@@ -102,11 +102,10 @@ def canned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
 
 
 def ctl(*arguments: str) -> subprocess.Popen[str]:
-    """overlayctl in a process of its own."""
+    """overlayctl in a process of its own, which SIGINT interrupts even where we run in the background and ignore it."""
     code = "from overlayd.cli import control; control()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    argv = ["env", "--default-signal=INT", sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_status_as_a_table(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,17 +8,21 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
 from overlayd import __version__
+from overlayd.daemon import parse, upstreams
+from overlayd.daemon.upstreams import Upstream
+from overlayd.errors import RequestError
 from overlayd.proto.envelope import is_consumer_protocol
 
 DATA_DIR = "/var/lib/overlayd"
 SOCKET = "/run/overlayd/overlayd.sock"
 CONFIG_FILE = "/etc/overlayd/overlayd.toml"
 NAMESPACE_ID = "overlayd"
+DNS_ZONE = "overlay.local"
 PAYLOAD_PROTOCOL = 0xF0DE  # of those that the envelope's family leaves to private use
 
 LogFormat = Literal["text", "json"]
@@ -43,6 +47,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     namespace_id: str = NAMESPACE_ID
     payload_protocol: int = PAYLOAD_PROTOCOL
     no_probe: bool = False
+    dns_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = upstreams.PORT
+    dns_zone: str = DNS_ZONE
+    dns_upstream: tuple[str, ...] = ()
+
+    @property
+    def upstreams(self) -> tuple[Upstream, ...]:
+        """The servers of dns_upstream.  ValueError when one is not written as such."""
+        return tuple(upstreams.parse(server) for server in self.dns_upstream)
 
 
 _EPILOG = """\
@@ -107,6 +119,23 @@ def parser() -> argparse.ArgumentParser:
         help="serve JSON frames only: no identity probes, no envelopes",
     )
     option(
+        "--dns-port",
+        metavar="PORT",
+        help="the port of the name server, at the node address and the gateway of each service; 0: none (default 53)",
+    )
+    option(
+        "--dns-zone",
+        metavar="ZONE",
+        help=f"the zone of names that were registered as one label (default {DNS_ZONE})",
+    )
+    option(
+        "--dns-upstream",
+        metavar="ADDR[:PORT]",
+        action="append",
+        help="a server to ask for other names, repeatable or separated by commas "
+        "(default: those of the host's /etc/resolv.conf)",
+    )
+    option(
         "--teardown",
         action="store_true",
         help="remove everything of ours from this host, then exit; no daemon may be running",
@@ -135,6 +164,9 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         protocol = values.get("payload-protocol")
         if isinstance(protocol, str):
             values["payload-protocol"] = int(protocol, 0)
+        servers = values.get("dns-upstream", [])
+        written = servers if isinstance(servers, list) else [servers]
+        values["dns-upstream"] = [part.strip() for each in written for part in str(each).split(",") if part.strip()]
         config = msgspec.convert(values, Config, strict=False)  # the environment has nothing but text
     except msgspec.ValidationError as error:
         wrong, _, setting = str(error).partition(" - at `$.")
@@ -144,6 +176,15 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
     if not is_consumer_protocol(config.payload_protocol):
         number = f"{config.payload_protocol:#06x}"
         raise ConfigError(f"payload-protocol: {number} is not in 0x7000-0x7eff or 0xf000-0xffff")
+    try:
+        config = msgspec.structs.replace(config, dns_zone=parse.dns_name(config.dns_zone, "dns-zone"))
+    except RequestError as error:
+        raise ConfigError(f"dns-zone: {config.dns_zone!r} is not a DNS name") from error
+    try:
+        for server in config.dns_upstream:
+            upstreams.parse(server)
+    except ValueError as error:
+        raise ConfigError(f"dns-upstream: {error}; write ADDR, ADDR:PORT or [ADDR]:PORT") from error
     if config.no_probe and config.identity_file:
         raise ConfigError("identity-file: of no use with no-probe, since nobody could check it")
     if len(os.fsencode(config.socket)) > 107:  # sun_path of struct sockaddr_un, less its NUL

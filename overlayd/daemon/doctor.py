@@ -8,12 +8,13 @@ from typing import NamedTuple
 from overlayd.daemon import inspect, start
 from overlayd.daemon.forwarding import ForwardWatch
 from overlayd.daemon.health import Health
+from overlayd.daemon.nameserver import Nameserver
 from overlayd.daemon.node import Node
 from overlayd.daemon.sentinel import Sentinel, link_names, pace_key
 from overlayd.errors import MechanismError
 from overlayd.linux import link, netns, wireguard
 from overlayd.model import drift
-from overlayd.model.layout import endpoint_address, layout
+from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.peers import text
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Peer
@@ -33,17 +34,20 @@ class Finding(NamedTuple):
 class Doctor:
     """Examines a node."""
 
-    def __init__(self, node: Node, sentinel: Sentinel, forwarding: ForwardWatch, health: Health) -> None:
+    def __init__(
+        self, node: Node, sentinel: Sentinel, forwarding: ForwardWatch, health: Health, nameserver: Nameserver
+    ) -> None:
         self._node = node
         self._sentinel = sentinel
         self._forwarding = forwarding
         self._health = health
+        self._nameserver = nameserver
 
     async def examine(self) -> list[Finding]:
         """Look at everything, while no change is in flight.  MechanismError when the kernel refuses a look."""
         await self._forwarding.check()
         drifted, dead = await self._node.alone(self._look)
-        return [*self._silent(), *drifted, *dead, *self._blockers(), *self._peers(), *self._host()]
+        return [*self._silent(), *drifted, *dead, *self._blockers(), *self._names(), *self._peers(), *self._host()]
 
     def _look(self) -> tuple[list[Finding], list[Finding]]:
         """In a worker thread: what differs in the kernel, and who died."""
@@ -84,6 +88,13 @@ class Doctor:
     def _blockers(self) -> list[Finding]:
         found = (blocker.partition(": ") for blocker in self._forwarding.blockers)
         return [Finding(chain, "and so keeps the overlay from forwarding", remedy) for chain, _, remedy in found]
+
+    def _names(self) -> list[Finding]:
+        server = self._nameserver
+        return [
+            Finding(f"DNS at {endpoint_text((address, server.port))}", unserved.problem, unserved.remedy)
+            for address, unserved in server.unserved.items()
+        ]
 
     def _peers(self) -> list[Finding]:
         state, facts = self._node.state, self._node.facts

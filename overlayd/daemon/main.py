@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.nameserver import Nameserver
 from overlayd.daemon.reclaim import reclaim
 from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
@@ -148,11 +149,13 @@ async def _serve(
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
-        node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow]
+        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, spawn)
+        ending.enter_context(closing(nameserver)).resume()
+        node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow, nameserver.follow]
         ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
-        doctor = Doctor(node, sentinel, forwarding, health)
+        doctor = Doctor(node, sentinel, forwarding, health, nameserver)
         status = StatusView(node, health)
-        daemon = Daemon(node, status, health, candidates, doctor, boot, resolver.ask_again, stopping.set)
+        daemon = Daemon(node, status, health, candidates, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
         health.doubters.append(lambda scope: sentinel.suspect(Part("peers", scope), "reading"))

@@ -3,6 +3,7 @@
 import pytest
 
 from overlayd.daemon import config
+from overlayd.daemon.upstreams import Upstream
 
 
 def load(*arguments, environment=None):
@@ -60,3 +61,34 @@ def test_a_socket_path_too_long_for_the_kernel_is_refused():
     assert load("--socket", "/" + "s" * 106)
     with pytest.raises(config.ConfigError, match="107 bytes"):
         load("--socket", "/" + "s" * 107)
+
+
+def test_the_name_server_is_on_unless_it_is_turned_off():
+    settings = load()
+    assert (settings.dns_port, settings.dns_zone, settings.upstreams) == (53, "overlay.local", ())
+    assert load("--dns-port", "0").dns_port == 0
+    assert load("--dns-zone", "Svc.Example.").dns_zone == "svc.example"
+
+
+def test_upstreams_may_be_repeated_or_listed(tmp_path):
+    wanted = (Upstream("192.0.2.1"), Upstream("2001:db8::1", 5353))
+    path = tmp_path / "overlayd.toml"
+    path.write_text('dns-upstream = ["192.0.2.1", "[2001:db8::1]:5353"]\n')
+    assert load("--config", str(path)).upstreams == wanted
+    assert load(environment={"OVERLAYD_DNS_UPSTREAM": "192.0.2.1, [2001:db8::1]:5353"}).upstreams == wanted
+    assert load("--dns-upstream", "192.0.2.1", "--dns-upstream", "[2001:db8::1]:5353").upstreams == wanted
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("dns-port", "65536"),
+        ("dns-port", "-1"),
+        ("dns-zone", "a..b"),
+        ("dns-zone", ""),
+        ("dns-upstream", "dns.example"),
+    ],
+)
+def test_what_the_name_server_cannot_use_is_refused(option, value):
+    with pytest.raises(config.ConfigError, match=option):
+        load(f"--{option}={value}")

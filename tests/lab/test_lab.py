@@ -112,9 +112,8 @@ def test_nothing_is_left_after_an_error() -> None:
 def start_victim() -> tuple[subprocess.Popen[str], str, str, int]:
     """A laboratory in another process: the process, the laboratory's prefix and directory, its container's pid."""
     path = os.pathsep.join(sys.path)
-    victim = subprocess.Popen(
-        [sys.executable, "-c", VICTIM], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    argv = ["env", "--default-signal=INT", sys.executable, "-c", VICTIM]  # a background job would ignore it
+    victim = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
     assert victim.stdout is not None
     prefix, directory, pid = victim.stdout.readline().split()
     victim.stdout.close()

@@ -13,8 +13,7 @@ import pytest
 from overlayd.errors import MechanismError
 from overlayd.linux import link, sysctl
 from overlayd.linux.observe import bridges_named, observe_bridge
-from overlayd.model.objects import Alias, Bridge, Device, Proxy, Route
-from overlayd.model.services import LONGEST_NAME
+from overlayd.model.objects import LONGEST_SCOPE, Alias, Bridge, Device, Proxy, Route
 
 WEB = Bridge("web", "zl-web-b", ip_interface("10.9.0.1/24"), 1340)
 WEB6 = Bridge("web", "zl-web-b", ip_interface("fd09::1/112"), 1340)
@@ -103,11 +102,11 @@ def test_a_bridge_that_cannot_be_configured_is_not_left_behind(host):
 
 
 def test_the_longest_name_of_a_service_fits_its_bridge(host):
-    bridge = replace(WEB, service="s" * LONGEST_NAME)
+    bridge = replace(WEB, service="s" * LONGEST_SCOPE)
     link.create_bridge(bridge)
     assert observe_bridge(bridge.name) == bridge
     with pytest.raises(MechanismError):
-        link.create_bridge(replace(bridge, service="s" * (LONGEST_NAME + 1), name="zl-longer-b"))
+        link.create_bridge(replace(bridge, service="s" * (LONGEST_SCOPE + 1), name="zl-longer-b"))
 
 
 def test_a_bridge_changes_in_place(host, shell):

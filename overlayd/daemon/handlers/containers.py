@@ -81,6 +81,8 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
         prepare=entrance.look,
     )
     overlay = daemon.node.state.table(Overlay)[""]
+    server, domain = daemon.nameserver.of_guests()
+    server = attachment.dns_server or server
     return wire.GuestConfig(
         overlay_ip=str(attachment.address),
         prefix_len=overlay.cluster.prefixlen,
@@ -88,8 +90,8 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
         public_key=text(attachment.public_key),
         listen_port=overlay.wg_port,
         peers=(entrance.peer(None),),
-        dns_server=str(attachment.dns_server) if attachment.dns_server is not None else None,
-        dns_domain=attachment.dns_domain or None,
+        dns_server=str(server) if server is not None else None,
+        dns_domain=attachment.dns_domain or domain or None,
     )
 
 

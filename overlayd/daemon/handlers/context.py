@@ -10,6 +10,7 @@ from overlayd import wire
 from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.health import Health
+from overlayd.daemon.nameserver import Nameserver
 from overlayd.daemon.node import Node
 from overlayd.daemon.status import StatusView
 from overlayd.errors import RequestError
@@ -35,6 +36,7 @@ class Daemon(NamedTuple):
     health: Health
     candidates: Candidates
     doctor: Doctor
+    nameserver: Nameserver
     boot_id: str
     ask_names: Callable[[], None]
     stop: Callable[[], None]

@@ -1,0 +1,122 @@
+"""DNS queries answered a second, beside dnsmasq with the same names in the same run.
+
+    python bench/bench_dns.py [--names N] [--seconds S] [--rounds N]
+
+Both servers are in one namespace, on one core; dnsperf asks from another.  They take turns, and the median of the
+rounds counts.  Where dnsperf is the slower end, the answers for a second of the server's processor time tell more than
+those for a second of the clock: both are printed, with their ratios.  Needs root, since the daemon is the real one, and
+the Debian packages dnsperf and dnsmasq-base.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from lab import Lab, Node  # noqa: E402
+from lab.cluster import Member  # noqa: E402
+from lab.frames import request_frame  # noqa: E402
+from lab.processes import CommandFailed, environment  # noqa: E402
+
+ZONE = "overlay.local"
+DNSMASQ_PORT = 5300
+SERVERS, LOAD = {0}, {1}  # processors
+OUTSTANDING = 200  # queries that dnsperf keeps under way
+
+
+def register(member: Member, names: dict[str, str]) -> None:
+    """Give the daemon the names, many requests under way."""
+    with member.node.connect() as connection:
+        connection.send(b"".join(request_frame(1, "register_dns", name=name, ip=ip) for name, ip in names.items()))
+        for _ in names:
+            connection.receive()
+
+
+@contextmanager
+def dnsmasq(node: Node, names: dict[str, str]) -> Iterator[int]:
+    """dnsmasq with these names, on the node; its pid."""
+    hosts = node.run_directory / "names"
+    hosts.write_text("".join(f"{ip} {name}.{ZONE}\n" for name, ip in names.items()))
+    options = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", f"--addn-hosts={hosts}"]
+    options += [f"--local=/{ZONE}/", f"--port={DNSMASQ_PORT}", "--listen-address=127.0.0.1", "--bind-interfaces"]
+    options += ["--user=root", "--pid-file=", f"--cache-size={len(names)}"]
+    process = subprocess.Popen(node.command(["dnsmasq", *options]), env=environment(node.prefix))
+    try:
+        time.sleep(0.5)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def processor_time(pid: int) -> float:
+    """Seconds, user and system (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(node: Node, server: tuple[int, str, int], queries: Path, seconds: float) -> tuple[float, float, float]:
+    """Answers a second, answers a second of the server's processor time, and the mean latency in microseconds."""
+    pid, address, port = server
+    before = processor_time(pid)
+    argv = ["taskset", "-c", ",".join(map(str, LOAD)), "dnsperf", "-s", address, "-p", str(port), "-d", str(queries)]
+    try:
+        said = node.run([*argv, "-l", str(seconds), "-q", str(OUTSTANDING), "-c", "4", "-T", "1"])
+    except CommandFailed as error:
+        sys.exit(str(error))
+    wanted = ("Queries completed", "Queries per second", r"Average Latency \(s\)")
+    completed, rate, latency = (float(re.findall(rf"{what}:\s+([\d.]+)", said)[0]) for what in wanted)
+    return rate, completed / (processor_time(pid) - before), latency * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    for program, package in (("dnsperf", "dnsperf"), ("dnsmasq", "dnsmasq-base")):
+        if shutil.which(program) is None:
+            sys.exit(f"{program} is missing: apt-get install {package}")
+    names = {f"svc{number}": f"10.200.{number >> 8 & 255}.{number & 255}" for number in range(args.names)}
+    with ExitStack() as stack:
+        member = Member(stack.enter_context(Lab()), 1, "alpha")
+        member.start()
+        member.set_up()
+        node = member.node
+        register(member, names)
+        other = stack.enter_context(dnsmasq(node, names))
+        assert node.daemon is not None
+        for pid in (node.daemon.pid, other):
+            os.sched_setaffinity(pid, SERVERS)
+        servers = {
+            "overlayd": (node.daemon.pid, "10.200.1.1", 53),
+            "dnsmasq": (other, "127.0.0.1", DNSMASQ_PORT),
+        }
+        for case, prefix in (("registered names", "svc"), ("names that are not there", "nope")):
+            queries = node.run_directory / "queries"
+            queries.write_text("".join(f"{prefix}{number}.{ZONE} A\n" for number in range(args.names)))
+            results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in servers}
+            for _ in range(args.rounds):
+                for name, server in servers.items():
+                    results[name].append(measure(node, server, queries, args.seconds))
+            medians = [[statistics.median(each) for each in zip(*of, strict=True)] for of in results.values()]
+            print(case)
+            for name, (rate, by_processor, latency) in zip(servers, medians, strict=True):
+                print(f"  {name:10} {rate:9,.0f}/s {by_processor:9,.0f} a processor second {latency:7,.0f} us")
+            ratios = [mine / other for mine, other in zip(*medians, strict=True)]
+            print("  {:.2f} x dnsmasq by the clock, {:.2f} x by the processor, {:.2f} x its latency".format(*ratios))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The node's name server, asked by real containers with dig, in front of a real dnsmasq."""
+
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+from lab import Container, Lab, Node
+from lab.cluster import CLUSTER6, Member, Pair
+from lab.node import CONTROL
+from lab.processes import CommandFailed, environment, run
+
+NODE = "10.200.1.1"  # alpha's node address
+LONG = [f"{number:02}-{'x' * 200}" for number in range(12)]  # texts that no datagram holds together
+
+
+class Answer(NamedTuple):
+    status: str
+    flags: set[str]
+    records: list[str]  # data of the answer section
+    text: str
+
+
+def dig(place: Container | Node, server: str, name: str, type: str = "A", *options: str) -> Answer:
+    """Ask once.  CommandFailed when nobody answers."""
+    argv = ["dig", "+tries=1", "+time=6", "+nocookie", f"@{server}", *options, name, type]
+    said = place.run(argv)
+    status, flags = re.search(r"status: (\w+)", said), re.search(r"flags: ([a-z ]+);", said)
+    assert status and flags, said
+    answers = said.partition(";; ANSWER SECTION:\n")[2].partition("\n\n")[0].splitlines()
+    return Answer(status[1], set(flags[1].split()), [line.split(maxsplit=4)[4] for line in answers], said)
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def listening(node: Node) -> set[str]:
+    """The protocols and addresses that somebody serves at port 53."""
+    shown = node.run(["ss", "-Hlntu", "sport = :53"]).splitlines()
+    return {f"{line.split()[0]} {line.split()[4]}" for line in shown}
+
+
+class Outside:
+    """A dnsmasq on the host outside."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.address = str(lab.outside_address.ip)
+        options = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"]
+        options += ["--pid-file=", "--address=/www.example.org/192.0.2.80", "--local=/example.org/"]
+        options += [f"--txt-record=long.example.org,{text}" for text in LONG]
+        self._argv = ["ip", "netns", "exec", lab.outside, "dnsmasq", *options]
+        self._prefix = lab.prefix
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._argv, env=environment(self._prefix))
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Place:
+    """Two nodes; on alpha the service web with containers, of which `blue` is isolated; and an upstream."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.pair = Pair(lab)
+        self.alpha, self.web = self.pair.alpha, self.pair.web
+        self.blue = lab.container()
+        self.alpha.attach(self.blue, "web", isolation_network="blue", dns_domain="blue.example")
+        shown = self.web.run(["ip", "route", "show", "default"])
+        self.gateway = shown.split()[2]
+        self.outside = Outside(lab)
+        self.alpha.node.resolv_conf.write_text(f"nameserver {NODE}\nnameserver {self.outside.address}\n")
+        self.alpha.request("register_dns", name="web", ip=self.pair.web_address)
+        self.alpha.request("register_dns", name="Db.Deep.overlay.local", ip="fd00::5")
+        within(5, lambda: dig(self.web, NODE, "www.example.org").status == "NOERROR")
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with Lab() as lab:
+        place = Place(lab)
+        yield place
+        place.outside.stop()
+
+
+@pytest.mark.parametrize("protocol", ["+notcp", "+tcp"])
+@pytest.mark.parametrize("isolated", [False, True], ids=["plain", "isolated"])
+def test_a_container_asks_the_node_or_its_gateway(place: Place, protocol: str, isolated: bool) -> None:
+    container = place.blue if isolated else place.web
+    for server in (NODE, place.gateway):
+        for name in ("web", "WEB.overlay.local"):
+            answer = dig(container, server, name, "A", protocol)
+            assert (answer.status, answer.records) == ("NOERROR", [place.pair.web_address])
+            assert {"aa", "ra", "rd"} <= answer.flags and name in answer.text
+        assert dig(container, server, "www.example.org", "A", protocol).records == ["192.0.2.80"]
+
+
+def test_what_is_ours_and_what_is_not_there(place: Place) -> None:
+    pointer = dig(place.web, NODE, ".".join(reversed(place.pair.web_address.split("."))) + ".in-addr.arpa", "PTR")
+    assert pointer.records == ["web.overlay.local."]
+    assert dig(place.web, NODE, "db.deep.overlay.local", "AAAA").records == ["fd00::5"]
+    for name, type, status in (
+        ("web", "AAAA", "NOERROR"),
+        ("deep.overlay.local", "A", "NOERROR"),
+        ("nope.overlay.local", "A", "NXDOMAIN"),
+        ("nope", "A", "NXDOMAIN"),
+        ("9.9.200.10.in-addr.arpa", "PTR", "NXDOMAIN"),
+        ("nope.blue.example", "A", "NXDOMAIN"),
+    ):
+        answer = dig(place.web, NODE, name, type)
+        assert (answer.status, answer.records) == (status, []) and "aa" in answer.flags
+        assert "nobody.invalid. 1 3600 1200 604800 5" in answer.text
+
+
+def test_another_nodes_container_asks_the_node(place: Place) -> None:
+    assert dig(place.pair.db, NODE, "web").records == [place.pair.web_address]
+    assert dig(place.pair.db, NODE, "www.example.org", "A", "+tcp").records == ["192.0.2.80"]
+
+
+def test_the_host_asks_it_too(place: Place) -> None:
+    assert dig(place.alpha.node, NODE, "web").records == [place.pair.web_address]
+
+
+def test_nobody_outside_is_answered(place: Place) -> None:
+    """A machine of the underlay with a route to the node address: neither names nor a relay for it."""
+    stranger = place.pair.lab.node("stranger")
+    stranger.run(["ip", "route", "add", f"{NODE}/32", "via", str(place.alpha.node.address)])
+    for protocol in ("+notcp", "+tcp"):
+        with pytest.raises(CommandFailed):
+            dig(stranger, NODE, "web", "A", protocol, "+time=1")
+
+
+def test_a_long_answer_is_cut_and_then_fetched_by_tcp(place: Place) -> None:
+    cut = dig(place.web, NODE, "long.example.org", "TXT", "+ignore")
+    assert "tc" in cut.flags and len(cut.records) < len(LONG)
+    whole = dig(place.web, NODE, "long.example.org", "TXT")
+    assert sorted(whole.records) == [f'"{text}"' for text in LONG] and "(TCP)" in whole.text
+
+
+def test_when_the_upstream_is_dead_and_when_it_is_back(place: Place) -> None:
+    place.outside.stop()
+    answer = dig(place.web, NODE, "www.example.org")
+    assert answer.status == "SERVFAIL"
+    assert f"No Reachable Authority): (no answer from {place.outside.address}:53)" in answer.text
+    assert dig(place.web, NODE, "web").records == [place.pair.web_address], "ours go on"
+    place.outside.start()
+    within(5, lambda: dig(place.web, NODE, "www.example.org").status == "NOERROR")
+
+
+def test_the_hosts_servers_are_read_again_when_they_change(place: Place) -> None:
+    conf = place.alpha.node.resolv_conf
+    before = conf.read_text()
+    conf.write_text(f"nameserver {NODE}\n")
+    assert "knows no server to forward to" in dig(place.web, NODE, "www.example.org").text
+    conf.write_text(before)
+    assert dig(place.web, NODE, "www.example.org").records == ["192.0.2.80"]
+
+
+def test_a_restart_keeps_the_names_and_a_change_shows_at_once(place: Place) -> None:
+    served = listening(place.alpha.node)
+    assert len(served) == 4
+    for end in (place.alpha.node.kill, place.alpha.node.stop):
+        end()
+        place.alpha.start()
+        assert listening(place.alpha.node) == served
+        assert dig(place.web, place.gateway, "web").records == [place.pair.web_address]
+    place.alpha.request("register_dns", name="web", ip="10.200.7.7")
+    assert dig(place.web, NODE, "web.overlay.local").records == ["10.200.7.7"]
+    place.alpha.request("unregister_dns", name="web")
+    assert dig(place.web, NODE, "web").status == "NXDOMAIN"
+    place.alpha.request("register_dns", name="web", ip=place.pair.web_address)
+
+
+def test_a_bridge_that_is_put_back_is_served_as_before(place: Place) -> None:
+    place.alpha.node.run(["ip", "link", "delete", place.pair.bridges[0]])
+    place.alpha.set_up_service("web")
+    within(5, lambda: "eth0" in place.web.run(["ip", "-br", "link"]))
+    assert dig(place.web, place.gateway, "web").records == [place.pair.web_address]
+
+
+def test_the_zone_of_a_domain_goes_with_its_last_container(place: Place) -> None:
+    place.alpha.detach(place.blue)
+    answer = dig(place.web, NODE, "nope.blue.example")
+    assert "aa" not in answer.flags, "forwarded"
+
+
+def test_teardown_closes_what_setup_opened(lab: Lab) -> None:
+    member = Member(lab, 1, "closing")
+    member.start()
+    assert listening(member.node) == set()
+    member.set_up()
+    member.set_up_service("web")
+    assert len(listening(member.node)) == 4 and f"udp {NODE}:53" in listening(member.node)
+    member.request("teardown_service_overlay", service="web")
+    assert listening(member.node) == {f"udp {NODE}:53", f"tcp {NODE}:53"}
+    member.request("teardown_global_overlay")
+    assert listening(member.node) == set()
+    member.set_up()
+    assert len(listening(member.node)) == 2
+    assert member.node.stop() == 0
+    assert listening(member.node) == set()
+
+
+def doctor(member: Member) -> str:
+    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor"])
+    return subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False).stdout
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
+def test_a_port_that_is_taken(lab: Lab, kind: socket.SocketKind) -> None:
+    member = Member(lab, 1, f"taken{kind}")
+    with member.node.open_socket(socket.AF_INET, kind) as other:
+        other.bind(("0.0.0.0", 53))
+        if kind == socket.SOCK_STREAM:
+            other.listen()
+        member.start()
+        member.set_up()
+        assert f"DNS at {NODE}:53 is not served: another program has the port" in doctor(member)
+        assert len(listening(member.node)) == 1, "the other program's; none of ours is left half open"
+    within(10, lambda: f"udp {NODE}:53" in listening(member.node))
+    assert dig(member.node, NODE, "nope").status == "NXDOMAIN"
+    assert "is as it should be" in doctor(member)
+    assert member.node.log.read_text().count("is not served") == 1, "logged once"
+
+
+def test_options(lab: Lab) -> None:
+    member = Member(lab, 1, "options")
+    member.start("--dns-port", "0")
+    member.set_up()
+    assert listening(member.node) == set()
+    member.node.stop()
+    outside = Outside(lab)
+    try:
+        options = [
+            "--dns-port",
+            "5353",
+            "--dns-zone",
+            "Svc.Example.",
+            "--dns-upstream",
+            f"192.0.2.1,{outside.address}:53",
+        ]
+        member.start(*options)
+        assert listening(member.node) == set()
+        member.request("register_dns", name="web", ip="10.200.1.9")
+        answer = dig(member.node, NODE, "web.svc.example", "A", "-p", "5353")
+        assert answer.records == ["10.200.1.9"]
+        assert dig(member.node, NODE, "www.example.org", "A", "-p", "5353").records == ["192.0.2.80"]
+    finally:
+        outside.stop()
+
+
+def test_ipv6() -> None:
+    with Lab(ipv6=True) as lab:
+        member = Member(lab, 1, "alpha", CLUSTER6)
+        outside = Outside(lab)
+        try:
+            member.node.resolv_conf.write_text(f"nameserver {outside.address}\n")
+            member.start()
+            member.set_up()
+            member.set_up_service("web")
+            container = lab.container()
+            address = member.attach(container, "web", isolation_network="blue")
+            member.request("register_dns", name="web", ip=address)
+            gateway = run(["ip", "netns", "exec", member.node.netns, "ss", "-Hlnu", "sport = :53"])
+            servers = re.findall(r"\[(fd00:200:[0-9a-f:]+)\]:53", gateway)
+            assert len(servers) == 2
+            for server in servers:
+                for protocol in ("+notcp", "+tcp"):
+                    assert dig(container, server, "web", "AAAA", protocol).records == [address]
+            assert dig(container, servers[0], "-x", address).records == ["web.overlay.local."]
+            assert dig(container, servers[0], "www.example.org", "A").records == ["192.0.2.80"]
+        finally:
+            outside.stop()

@@ -1,0 +1,136 @@
+"""Queries in batches, over real sockets on loopback."""
+
+import socket
+from contextlib import contextmanager
+
+import dns.message
+import pytest
+
+from overlayd._fast.nametable import MAX_DATAGRAM, NameTable, wire_name
+from overlayd.linux.datagrams import BATCH, Datagrams
+
+LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+
+@contextmanager
+def bound(family=socket.AF_INET, address=None):
+    with socket.socket(family, socket.SOCK_DGRAM) as opened:
+        opened.bind((address or LOOPBACK[family], 0))
+        opened.settimeout(5)
+        yield opened
+
+
+@pytest.fixture
+def table():
+    table = NameTable()
+    table.set_address(wire_name("web"), bytes([10, 200, 1, 5]))
+    return table
+
+
+@pytest.fixture
+def datagrams(table):
+    datagrams = Datagrams(table)
+    datagrams.admit(bytes([127, 0, 0, 0]), 8)
+    return datagrams
+
+
+def query(name, id=0):
+    return dns.message.make_query(name, "A", id=id).to_wire()
+
+
+@pytest.mark.parametrize("family", LOOPBACK, ids=["ipv4", "ipv6"])
+def test_ours_are_answered_and_others_handed_on(datagrams, family):
+    if family == socket.AF_INET6:
+        datagrams.admit(bytes(15) + b"\1", 128)
+    with bound(family) as server, bound(family) as client:
+        for id, name in enumerate(["web", "www.example.org", "nope"]):
+            client.sendto(query(name, id), server.getsockname())
+        client.sendto(b"noise", server.getsockname())
+        ((other, sender),) = datagrams.serve(server.fileno())
+        assert other == query("www.example.org", 1)
+        answers = [dns.message.from_wire(client.recv(2000)) for _ in range(2)]
+        assert [(answer.id, answer.rcode()) for answer in answers] == [(0, 0), (2, 3)]
+        datagrams.send(server.fileno(), b"later", sender)
+        data, (address, port, *_) = client.recvfrom(2000)
+        assert (data, (address, port)) == (b"later", server.getsockname()[:2])
+
+
+def test_nothing_there_is_nothing_done(datagrams):
+    with bound() as server:
+        assert datagrams.serve(server.fileno()) == []
+
+
+def test_a_batch_is_bounded(datagrams):
+    with bound() as server, bound() as client:
+        for id in range(BATCH + 3):
+            client.sendto(query("www.example.org", id), server.getsockname())
+        assert len(datagrams.serve(server.fileno())) == BATCH
+        rest = datagrams.serve(server.fileno())
+        assert [int.from_bytes(message[:2], "big") for message, _ in rest] == [BATCH, BATCH + 1, BATCH + 2]
+
+
+def test_a_query_that_is_too_long_is_none(datagrams):
+    with bound() as server, bound() as client:
+        for size in (MAX_DATAGRAM + 1, MAX_DATAGRAM):
+            client.sendto(query("web", size).ljust(size, b"\0"), server.getsockname())
+        datagrams.serve(server.fileno())
+        assert int.from_bytes(client.recv(2000)[:2], "big") == MAX_DATAGRAM
+
+
+def test_one_that_cannot_be_reached_does_not_cost_the_others_their_answers(datagrams):
+    with bound() as server, bound() as client, bound() as gone:
+        gone.connect(server.getsockname())
+        gone.send(query("web", 1))
+        client.sendto(query("web", 2), server.getsockname())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as broken:
+            broken.bind(("127.0.0.1", 0))
+            datagrams.send(server.fileno(), b"x", b"\2\0" + bytes(14))  # port 0: refused by the kernel
+        gone.close()
+        datagrams.serve(server.fileno())
+        assert client.recv(2000)[:2] == b"\0\2"
+
+
+@pytest.mark.parametrize(
+    ("network", "prefix", "admitted"),
+    [
+        ("127.0.0.1", 32, ["127.0.0.1"]),
+        ("127.0.0.0", 31, ["127.0.0.1"]),
+        ("127.0.0.2", 31, ["127.0.0.2", "127.0.0.3"]),
+        ("127.0.0.128", 9, ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.1.0.1"]),
+        ("127.1.0.0", 16, ["127.1.0.1"]),
+        ("0.0.0.0", 0, ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.1.0.1", "127.128.0.1"]),
+    ],
+)
+def test_who_may_ask(datagrams, network, prefix, admitted):
+    datagrams.admit(socket.inet_aton(network), prefix)
+    asking = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.1.0.1", "127.128.0.1"]
+    with bound() as server:
+        for id, address in enumerate(asking):
+            with bound(address=address) as client:
+                client.sendto(query("www.example.org", id), server.getsockname())
+        taken = [int.from_bytes(message[:2], "big") for message, _ in datagrams.serve(server.fileno())]
+    assert [asking[id] for id in taken] == admitted
+
+
+def test_before_it_is_told_who_may_ask_nobody_may(table):
+    with bound() as server, bound() as client:
+        client.sendto(query("www.example.org"), server.getsockname())
+        assert Datagrams(table).serve(server.fileno()) == []
+
+
+def test_a_family_is_never_taken_for_the_other(datagrams):
+    datagrams.admit(bytes(4), 0)
+    with bound(socket.AF_INET6) as server, bound(socket.AF_INET6) as client:
+        client.sendto(query("www.example.org"), server.getsockname())
+        assert datagrams.serve(server.fileno()) == []
+
+
+@pytest.mark.parametrize(("network", "prefix"), [(b"", 0), (bytes(4), 33), (bytes(16), 129), (bytes(4), -1)])
+def test_what_is_no_network(datagrams, network, prefix):
+    with pytest.raises(ValueError):
+        datagrams.admit(network, prefix)
+
+
+def test_a_socket_that_is_none(datagrams):
+    with pytest.raises(OSError):
+        datagrams.serve(-1)
