@@ -39,6 +39,11 @@ class State:
         self.containers: set[int] = set()
         self.boots = 1
 
+    @property
+    def node_address(self) -> str:
+        """Of an overlay that has been set up, if not for ever."""
+        return str(ip_network(self.overlay["slice"] or self.overlay["cluster"])[1])
+
     def _require(self) -> None:
         if not self.overlay or not self.overlay["up"]:
             raise Refused

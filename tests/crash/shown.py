@@ -39,10 +39,6 @@ def view(model: Model) -> View:
     return texts
 
 
-def _node_address(model: Model) -> str:
-    return str(ip_network(model.overlay["slice"] or model.overlay["cluster"])[1])
-
-
 def _up(model: Model) -> bool:
     return bool(model.overlay) and model.overlay["up"]
 
@@ -52,7 +48,7 @@ def _devices(model: Model) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if _up(model):
         prefix = ip_network(model.overlay["cluster"]).prefixlen
-        found[GLOBAL] = {**model.overlay, "own address": f"{_node_address(model)}/{prefix}", "key": "(own)"}
+        found[GLOBAL] = {**model.overlay, "own address": f"{model.node_address}/{prefix}", "key": "(own)"}
     for name, service in model.services.items():
         if service["device"]:
             address = host_network(str(ip_network(service["subnet"])[1]))
@@ -96,8 +92,8 @@ def _inside(model: Model, pid: int) -> dict[str, Any]:
     found |= _routes("eth0", ["default"], gateway=str(subnet[1]))
     if attachment["global"]:
         found |= _link({"name": "eth1"}, "veth", 0, "", host_network(attachment["global"]))
-        found |= _routes("eth1", [_node_address(model)])
-        found |= _routes("eth1", [model.overlay["cluster"]], gateway=_node_address(model))
+        found |= _routes("eth1", [model.node_address])
+        found |= _routes("eth1", [model.overlay["cluster"]], gateway=model.node_address)
     return found
 
 
@@ -147,7 +143,7 @@ def _elements(model: Model) -> dict[str, Any]:
     version = cluster.version
     found = {
         f"inet overlayd cluster{version}": [prefix],
-        f"inet overlayd node{version}": [_node_address(model), *gateways],
+        f"inet overlayd node{version}": [model.node_address, *gateways],
         f"inet overlayd network{version}": [[address, number] for number, address in addresses],
         f"inet overlayd member{version}": [{"concat": list(pair)} for pair in addresses],
         f"inet overlayd edge{version}": [edge["address"] for edge in model.edges.values()],
@@ -240,7 +236,7 @@ def _status(model: Model) -> dict[str, Any]:
         ]
         status |= _row(
             interface=model.overlay["name"],
-            node_ip=_node_address(model),
+            node_ip=model.node_address,
             overlay_cidr=model.overlay["cluster"],
             slice_cidr=model.overlay["slice"],
             peers=sorted(peers, key=json.dumps),
