@@ -51,6 +51,9 @@ route add default via 172.31.0.254
 PATIENCE = 10.0  # seconds until a daemon that neither listens nor ends is called stuck
 LONGEST = 60.0  # seconds that a whole trial may take
 
+# What a client meets when the daemon is dead, or dies.
+GONE = (EOFError, BrokenPipeError, ConnectionResetError, ConnectionRefusedError, FileNotFoundError)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -219,7 +222,7 @@ class Cell:
             return self.connection.request(op, **keys)
         except Refused as refusal:
             return {"result": "err", "message": str(refusal)}
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except GONE:
             return None
         except TimeoutError as error:
             raise Stuck(f"no answer to {op}\n{self.last_words()}") from error
@@ -232,20 +235,25 @@ class Cell:
         for number, (connection, request) in enumerate(sent):
             asked.setdefault(connection, {})[number] = request
         answers: list[tuple[int, dict[str, Any]] | None] = [None] * len(sent)
-        gone = (EOFError, BrokenPipeError, ConnectionResetError, ConnectionRefusedError, FileNotFoundError)
         with ExitStack() as stack:
             connections: list[Connection] = []
-            with suppress(*gone):
+            with suppress(*GONE):
                 for _ in asked:
                     connections.append(stack.enter_context(Connection(self.socket, PATIENCE)))
                 for connection, requests in zip(connections, asked.values(), strict=True):
                     connection.send(b"".join(request_frame(number, **it) for number, it in requests.items()))
             for connection, requests in zip(connections, asked.values(), strict=False):
-                with suppress(*gone):
+                with suppress(*GONE):
                     for place in range(len(requests)):
-                        message = connection.receive()
+                        message = self._receive(connection)
                         answers[message["id"]] = place, message["response"]
         return answers
+
+    def _receive(self, connection: Connection) -> dict[str, Any]:
+        try:
+            return connection.receive()
+        except TimeoutError as error:
+            raise Stuck(f"an answer is missing\n{self.last_words()}") from error
 
     def ended(self) -> bool:
         """Whether the daemon has ended.  Crashed, when that is its own fault."""
