@@ -79,14 +79,14 @@ def _goes_first(sent: Sequence[Sent], earlier: int, later: int) -> bool:
 
 def touched(step: Step) -> dict[str, bool]:
     """The resources that a request names, and whether it changes each or only relies on it."""
-    op, service = step["op"], f"service {step.get('service')}"
+    op, service, device = step["op"], f"service {step.get('service')}", f"device of {step.get('service')}"
     match op:
         case "set_local_node_id" | "set_local_wg_pubkey":
             return {"node": True}
         case "setup_service_overlay":  # its subnet follows from the node's number
-            return {service: True, "node": False}
+            return {service: True, "node": False} | ({device: True} if step["mode"] == "dedicated" else {})
         case "teardown_service_overlay":
-            return {service: True}
+            return {service: True, device: True}
         case "allocate_ip":
             return {service: False}
         case "release_ip":
@@ -97,7 +97,7 @@ def touched(step: Step) -> dict[str, bool]:
             return {f"handle {step['handle']}": True}
         case "add_peer" | "remove_peer" | "add_allowed_ip" | "remove_allowed_ip":
             scope = step.get("scope", {}).get("service")
-            return {f"service {scope}": False, "routes": True} if scope else {"peers": True}
+            return {f"device of {scope}": False, "routes": True} if scope else {"peers": True}
         case "mint_edge_peer" | "revoke_edge_peer":
             return {f"edge peer {step['name']}": True}
         case "register_dns" | "unregister_dns":
