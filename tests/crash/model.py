@@ -1,7 +1,8 @@
 """The reference: what the requests so far must have led to, reckoned in dictionaries.
 
-Owns: the meaning of every request.  Must not know: overlayd; nothing of it is imported here, and the naming rule is not
-needed because the names in use are short.  What a machine in such a state shows is in `shown`.
+Owns: the meaning of every request but those about peers (`model_peers`).  Must not know: overlayd; nothing of it is
+imported here, and the naming rule is not needed because the names in use are short.  What a machine in such a state
+shows is in `shown`.
 """
 
 import copy

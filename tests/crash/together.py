@@ -23,7 +23,7 @@ class Sent(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came back, as the how-manieth of its connection."""
+    """What came back, and its place among the answers of its connection."""
 
     place: int
     said: dict[str, Any]
