@@ -5,6 +5,8 @@ Owns: one spelling for each resource, so that all who change it mean the same.  
 
 from overlayd.model.objects import GLOBAL, Netns
 
+NODE = "node"  # who this node is: its number, and the key that the orchestrator takes for its
+
 
 def service_lock(name: str) -> str:
     return f"service {name}"

@@ -9,9 +9,10 @@ the kernel through `ip`, `wg` and `nft`, the disk through its own reader, and re
     view       all that such a machine shows, in a form that can be compared
     scenarios  requests under test, each with what happened before it
     trial      one scenario, disturbed at one point, and what must be true afterwards
-    model      the reference: what the requests so far must have led to, in dictionaries
+    model      the reference: what the requests so far must have led to, in dictionaries; also model_peers, model_state
     shown      what a machine in such a state shows
-    sequences  random requests, deaths and reboots against the model
+    together   several requests at once: what may have come of them
+    sequences  random requests, alone and together, deaths and reboots against the model
     planted    deliberate bugs, which the harness must find
     worker     a process that runs trials, each in a cell of its own
 """

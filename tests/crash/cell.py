@@ -19,12 +19,12 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from lab.frames import Connection, Refused
+from lab.frames import Connection, Refused, request_frame
 
 from overlayd import fault
 from overlayd.daemon.main import main
@@ -33,10 +33,10 @@ from overlayd.linux import wireguard
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000  # linux/sched.h
 MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000  # linux/mount.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SYS_clone3 = 435  # asm-generic/unistd.h
 
 HOME = Path("/run/cell")  # on the cell's own file system in memory, as all of /run
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 # A default route, for the MTU and for endpoints.  Nobody is at the other end of the cable.
 NETWORK = """\
@@ -50,6 +50,9 @@ route add default via 172.31.0.254
 
 PATIENCE = 10.0  # seconds until a daemon that neither listens nor ends is called stuck
 LONGEST = 60.0  # seconds that a whole trial may take
+
+# What a client meets when the daemon is dead, or dies.
+GONE = (EOFError, BrokenPipeError, ConnectionResetError, ConnectionRefusedError, FileNotFoundError)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -108,13 +111,38 @@ def _found(work: Callable[["Cell"], Any], writable: int) -> None:
     os._exit(0)
 
 
-def _check(result: int) -> None:
-    if result:
+def _check(failed: int) -> None:
+    if failed:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int = 0) -> None:
     _check(_libc.mount((source or "none").encode(), target.encode(), kind.encode() if kind else None, flags, None))
+
+
+class _CloneArgs(ctypes.Structure):
+    """struct clone_args of linux/sched.h."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal"),
+            *("stack", "stack_size", "tls", "set_tid", "set_tid_size"),
+        )
+    ]
+
+
+def _fork_as(pid: int) -> int:
+    """fork(2), but the child has this very number (clone3(2), Linux 5.5 and later).
+
+    Writing the last number to ns_last_pid before a fork would leave others, such as wireguard-go's threads, time to
+    take it.
+    """
+    wanted = ctypes.c_int32(pid)
+    arguments = _CloneArgs(exit_signal=signal.SIGCHLD, set_tid=ctypes.addressof(wanted), set_tid_size=1)
+    got: int = _libc.syscall(SYS_clone3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    _check(got < 0)
+    return got
 
 
 class Cell:
@@ -194,10 +222,38 @@ class Cell:
             return self.connection.request(op, **keys)
         except Refused as refusal:
             return {"result": "err", "message": str(refusal)}
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except GONE:
             return None
         except TimeoutError as error:
             raise Stuck(f"no answer to {op}\n{self.last_words()}") from error
+
+    def request_together(self, sent: Sequence[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]] | None]:
+        """Ask the daemon for all at once.  sent: the number of a connection, and a request for it.  Returns the answers
+        with their places among those of their connection; None for one that did not come because the daemon died.
+        """
+        asked: dict[int, dict[int, dict[str, Any]]] = {}
+        for number, (connection, request) in enumerate(sent):
+            asked.setdefault(connection, {})[number] = request
+        answers: list[tuple[int, dict[str, Any]] | None] = [None] * len(sent)
+        with ExitStack() as stack:
+            connections: list[Connection] = []
+            with suppress(*GONE):
+                for _ in asked:
+                    connections.append(stack.enter_context(Connection(self.socket, PATIENCE)))
+                for connection, requests in zip(connections, asked.values(), strict=True):
+                    connection.send(b"".join(request_frame(number, **it) for number, it in requests.items()))
+            for connection, requests in zip(connections, asked.values(), strict=False):
+                with suppress(*GONE):
+                    for place in range(len(requests)):
+                        message = self._receive(connection)
+                        answers[message["id"]] = place, message["response"]
+        return answers
+
+    def _receive(self, connection: Connection) -> dict[str, Any]:
+        try:
+            return connection.receive()
+        except TimeoutError as error:
+            raise Stuck(f"an answer is missing\n{self.last_words()}") from error
 
     def ended(self) -> bool:
         """Whether the daemon has ended.  Crashed, when that is its own fault."""
@@ -240,23 +296,15 @@ class Cell:
     # Containers.
 
     def start_container(self, pid: int) -> None:
-        """A process with this very number, in a network namespace of its own.
-
-        No daemon may run: one of its threads could have the number.
-        """
-        assert pid not in self.containers and not self.daemon
+        """A process with this very number, in a network namespace of its own."""
+        assert pid not in self.containers
         readable, writable = os.pipe()
-        newest = LAST_PID.read_text()
-        LAST_PID.write_text(str(pid - 1))
-        got = os.fork()
-        if not got:
+        if not _fork_as(pid):
             os.close(readable)
             _check(_libc.unshare(CLONE_NEWNET))
             os.close(writable)
             while True:
                 signal.pause()
-        LAST_PID.write_text(newest)  # nobody else gets numbers up there
-        assert got == pid, f"asked for process {pid}, got {got}"
         os.close(writable)
         os.read(readable, 1)
         os.close(readable)

@@ -12,7 +12,7 @@ from pathlib import Path
 from crash.cell import Cell
 
 # Kinds of links by the last letter of our names for them, and by the first ones.
-DEVICE, BRIDGE, VETH = "-g", "-b", "veth-"
+DEVICE, DEDICATED, BRIDGE, VETH = "-g", "-d", "-b", "veth-"
 
 
 def _links(cell: Cell, *marks: str) -> list[str]:
@@ -38,7 +38,7 @@ def _kill_wireguard(cell: Cell) -> None:
 
 
 def _stop_forwarding(cell: Cell) -> None:
-    for name in _links(cell, DEVICE, BRIDGE):
+    for name in _links(cell, DEVICE, DEDICATED, BRIDGE):
         Path(f"/proc/sys/net/ipv4/conf/{name}/forwarding").write_text("0\n")
 
 
@@ -47,10 +47,10 @@ DAMAGES: dict[str, Callable[[Cell], None]] = {
     "bridges": _each("link delete {}", BRIDGE),
     "veths": _each("link delete {}", VETH),
     "device": _kill_wireguard,
-    "addresses": _each("address flush dev {}", DEVICE, BRIDGE),
+    "addresses": _each("address flush dev {}", DEVICE, DEDICATED, BRIDGE),
     "routes": lambda cell: cell.run(["ip", "route", "flush", "proto", "111"]),
     "bridges down": _each("link set {} down", BRIDGE),
-    "mtu": _each("link set {} mtu 1300", BRIDGE, VETH, DEVICE),
+    "mtu": _each("link set {} mtu 1300", BRIDGE, VETH, DEVICE, DEDICATED),
     "ports": _each("link set {} nomaster", VETH),
     "forwarding": _stop_forwarding,
 }

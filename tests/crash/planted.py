@@ -5,10 +5,11 @@ not know: how a bug is found.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
-from overlayd.daemon import apply, node
+from overlayd.daemon import apply, locks, node
 from overlayd.model import attachments
 from overlayd.model.rows import Change
 
@@ -44,6 +45,16 @@ def believes_that_the_kernel_is_as_it_was() -> None:
     node.Node.reconcile = trusting  # type: ignore[method-assign]
 
 
+def lets_everybody_in_at_once() -> None:
+    """Requests do not wait for those that came before."""
+
+    @asynccontextmanager
+    async def hold(*_: object, **__: object) -> AsyncIterator[None]:
+        yield
+
+    locks.ResourceLocks.hold = hold  # type: ignore[assignment]
+
+
 def _nothing(*_: Any) -> None:
     pass
 
@@ -55,5 +66,6 @@ BUGS: dict[str, Callable[[], None]] = {
         leaves_half_of_a_failed_request,
         keeps_the_address_of_a_detached_container,
         believes_that_the_kernel_is_as_it_was,
+        lets_everybody_in_at_once,
     )
 }

@@ -5,10 +5,12 @@ not know: how the state came to be; overlayd.
 """
 
 import json
-from ipaddress import ip_address, ip_network
+from collections.abc import Iterable
+from ipaddress import collapse_addresses, ip_network
 from typing import Any
 
 from crash.model import Model
+from crash.model_state import GLOBAL, host_network, made_for
 
 View = dict[str, dict[str, Any]]
 
@@ -37,62 +39,87 @@ def view(model: Model) -> View:
     return texts
 
 
-def _node_address(model: Model) -> str:
-    return str(ip_network(model.overlay["slice"] or model.overlay["cluster"])[1])
-
-
 def _up(model: Model) -> bool:
     return bool(model.overlay) and model.overlay["up"]
 
 
-def _host(model: Model) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _devices(model: Model) -> dict[str, dict[str, Any]]:
+    """The WireGuard devices by scope: names, port and address."""
+    found: dict[str, dict[str, Any]] = {}
     if _up(model):
         prefix = ip_network(model.overlay["cluster"]).prefixlen
-        found |= _link(model.overlay, "tun", 1, "overlayd device ", f"{_node_address(model)}/{prefix}")
+        found[GLOBAL] = {**model.overlay, "own address": f"{model.node_address}/{prefix}", "key": "(own)"}
+    for name, service in model.services.items():
+        if service["device"]:
+            address = host_network(str(ip_network(service["subnet"])[1]))
+            found[name] = {**service["device"], "own address": address, "key": made_for(f"service:{name}")}
+    return found
+
+
+def _host(model: Model) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for scope, device in _devices(model).items():
+        aliases = [it["address"] for handle, it in model.attachments.items() if handle.startswith("host:")]
+        addresses = [host_network(address) for address in aliases if scope == GLOBAL]
+        found |= _link(device, "tun", 1, f"overlayd device {scope}", device["own address"], *addresses)
     for name, service in model.services.items():
         subnet = ip_network(service["subnet"])
         found |= _link(service, "bridge", 2, f"overlayd bridge {name}", f"{subnet[1]}/{subnet.prefixlen}")
-    for pid, attachment in model.attachments.items():
-        bridge = model.services[attachment["service"]]["name"]
-        found |= _link({"name": f"veth-{pid}-s"}, "veth", 3, "", "", master=bridge)
-        if attachment["global"]:
-            found |= _link({"name": f"veth-{pid}-g"}, "veth", 3, "", "")
-            found[f"route {attachment['global']} veth-{pid}-g main"] = {"protocol": "111"}
+    for (scope, _), peer in model.peers.items():
+        if scope != GLOBAL:
+            device = model.services[scope]["device"]["name"]
+            found |= _routes(device, filter(model.has_route, peer["listed"] + peer["added"]))
+    for handle, attachment in model.attachments.items():
+        kind, _, id = handle.partition(":")
+        service = model.services.get(attachment["service"], {})
+        if kind == "pid":
+            found |= _link({"name": f"veth-{id}-s"}, "veth", 3, "", master=service["name"])
+            if attachment["global"]:
+                found |= _link({"name": f"veth-{id}-g"}, "veth", 3, "")
+                found |= _routes(f"veth-{id}-g", [attachment["global"]])
+        elif kind == "guest" and _up(model) and model.leases[attachment["address"]]["pool"]:
+            found |= _routes(model.overlay["name"], [attachment["address"]])
+            found[f"proxy {attachment['address']} {service['name']}"] = {}
     return found
 
 
 def _inside(model: Model, pid: int) -> dict[str, Any]:
-    attachment = model.attachments.get(pid)
+    attachment = model.attachments.get(f"pid:{pid}")
     if not attachment:
         return {}
     subnet = ip_network(model.services[attachment["service"]]["subnet"])
     found = _link({"name": "eth0"}, "veth", 0, "", f"{attachment['address']}/{subnet.prefixlen}")
-    found["route default eth0 main"] = {"gateway": str(subnet[1]), "protocol": "111"}
+    found |= _routes("eth0", ["default"], gateway=str(subnet[1]))
     if attachment["global"]:
-        bits = ip_address(attachment["global"]).max_prefixlen
-        found |= _link({"name": "eth1"}, "veth", 0, "", f"{attachment['global']}/{bits}")
-        found[f"route {_node_address(model)} eth1 main"] = {"protocol": "111"}
-        found[f"route {model.overlay['cluster']} eth1 main"] = {"gateway": _node_address(model), "protocol": "111"}
+        found |= _link({"name": "eth1"}, "veth", 0, "", host_network(attachment["global"]))
+        found |= _routes("eth1", [model.node_address])
+        found |= _routes("eth1", [model.overlay["cluster"]], gateway=model.node_address)
     return found
 
 
 def _wireguard(model: Model) -> dict[str, Any]:
-    if not _up(model):
-        return {}
-    peers = [
-        [
-            key,
-            peer["endpoint"] if peer["endpoint"][0].isdigit() else "(none)",
-            str(peer["keepalive"] or "off"),
-            sorted({*peer["listed"], *peer["added"]}) or ["(none)"],
-        ]
-        for key, peer in model.peers.items()
-    ]
     found: dict[str, Any] = {}
-    name = model.overlay["name"]
-    found[f"device {name}"] = {"key": "(own)", "port": str(model.overlay["wg_port"]), "mark": "off"}
-    return found | ({f"peers {name}": sorted(peers)} if peers else {})
+    for scope, device in _devices(model).items():
+        name = device["name"]
+        found[f"device {name}"] = {"key": device["key"], "port": str(device["wg_port"]), "mark": "off"}
+        peers = [
+            [
+                key,
+                peer["endpoint"] if peer["endpoint"][:1].isdigit() else "(none)",
+                str(peer["keepalive"] or "off"),
+                sorted({*peer["listed"], *peer["added"]}) or ["(none)"],
+            ]
+            for (where, key), peer in model.peers.items()
+            if where == scope
+        ]
+        if scope == GLOBAL:
+            peers += [
+                [made_for(f"edge:{name}"), "(none)", "off", [host_network(edge["address"])]]
+                for name, edge in model.edges.items()
+            ]
+        if peers:
+            found[f"peers {name}"] = sorted(peers, key=json.dumps)
+    return found
 
 
 def _elements(model: Model) -> dict[str, Any]:
@@ -102,17 +129,25 @@ def _elements(model: Model) -> dict[str, Any]:
     prefix = {"prefix": {"addr": str(cluster.network_address), "len": cluster.prefixlen}}
     gateways = [str(ip_network(service["subnet"])[1]) for service in model.services.values()]
     addresses, ports = [], []
-    for pid, attachment in model.attachments.items():
+    for handle, attachment in model.attachments.items():
         if attachment["isolation"]:
             number = f"0:{model.isolation[attachment['isolation']]:x}"
-            ports.append((number, f"veth-{pid}-s"))
+            if handle.startswith("pid:"):
+                ports.append((number, f"veth-{handle.removeprefix('pid:')}-s"))
             addresses += [(number, ip) for ip in (attachment["address"], attachment["global"]) if ip]
+    grants = [
+        {"concat": [edge["address"], {"prefix": {"addr": str(each.network_address), "len": each.prefixlen}}]}
+        for edge in model.edges.values()
+        for each in collapse_addresses(map(ip_network, edge["allowed"]))
+    ]
     version = cluster.version
     found = {
         f"inet overlayd cluster{version}": [prefix],
-        f"inet overlayd node{version}": [_node_address(model), *gateways],
+        f"inet overlayd node{version}": [model.node_address, *gateways],
         f"inet overlayd network{version}": [[address, number] for number, address in addresses],
         f"inet overlayd member{version}": [{"concat": list(pair)} for pair in addresses],
+        f"inet overlayd edge{version}": [edge["address"] for edge in model.edges.values()],
+        f"inet overlayd grant{version}": grants,
         "bridge overlayd network": [[port, number] for number, port in ports],
         "bridge overlayd member": [{"concat": list(pair)} for pair in ports],
     }
@@ -126,27 +161,33 @@ def _rows(model: Model) -> dict[str, Any]:
         down = {} if model.overlay["up"] else {"up": False}
         rows["overlay "] = row | {"interface": model.overlay["name"]} | down
     for name, service in model.services.items():
-        bridge = service["name"]
+        device, bridge = service["device"], service["name"]
         flags = {flag: service[flag] for flag in ("lasting", "left")}
-        rows[f"service {name}"] = _row(name=name, subnet=service["subnet"], bridge=bridge, **flags)
-    for key, peer in model.peers.items():
-        rows[f"peer {key}/"] = _row(public_key=key, **peer)
-    order = sorted(lease["released"] for lease in model.leases.values() if "released" in lease)
+        row = _row(name=name, subnet=service["subnet"], bridge=bridge, **flags)
+        own = {"device": device["name"], "private_key": "(made)", "wg_port": device["wg_port"]} if device else {}
+        rows[f"service {name}"] = row | own
+    for (scope, key), peer in model.peers.items():
+        rows[f"peer {key}/{scope}"] = _row(scope=scope, public_key=key, **peer)
     for address, lease in model.leases.items():
-        rank = {"released": order.index(lease["released"])} if "released" in lease else {}
         row = _row(address=address, holder=lease["holder"])
-        rows[f"lease {address}"] = row | {"pool": lease["pool"]} | rank
-    for pid, attachment in model.attachments.items():
-        rows[f"attachment pid:{pid}"] = _row(
-            handle=f"pid:{pid}",
+        rows[f"lease {address}"] = row | {"pool": lease["pool"]} | _rank(model, lease)
+    for handle, attachment in model.attachments.items():
+        kind, _, id = handle.partition(":")
+        rows[f"attachment {handle}"] = _row(
+            handle=handle,
             service=attachment["service"],
             address=attachment["address"],
             ephemeral=attachment["ephemeral"],
-            netns=pid,
-            boot_id=f"00000000-0000-4000-8000-{model.boots:012}",
             global_address=attachment["global"],
             isolation_network=attachment["isolation"],
+            netns=int(id) if kind == "pid" else 0,
+            boot_id=f"00000000-0000-4000-8000-{model.boots:012}" if kind == "pid" else "",
+            private_key="(made)" if kind == "guest" else "",
+            public_key=made_for(handle) if kind == "guest" else "",
         )
+    for name, edge in model.edges.items():
+        row = _row(name=name, address=edge["address"], public_key=made_for(f"edge:{name}"), allowed=edge["allowed"])
+        rows[f"edge {name}"] = row | {"minted": 0, "expires": 0}  # blanked
     for name, address in model.records.items():
         rows[f"record {name}"] = _row(name=name, address=address)
     for name, number in model.isolation.items():
@@ -154,14 +195,36 @@ def _rows(model: Model) -> dict[str, Any]:
     return rows
 
 
+def _rank(model: Model, lease: dict[str, Any]) -> dict[str, int]:
+    """A released address's place in the order in which those of its pool were released."""
+    if "released" not in lease:
+        return {}
+    order = [each["released"] for each in model.leases.values() if each["pool"] == lease["pool"] and "released" in each]
+    return {"released": sorted(order).index(lease["released"])}
+
+
 def _status(model: Model) -> dict[str, Any]:
     status = {
         "result": "status",
         "public_key": "(own)",
-        "peer_count": len(model.peers) if _up(model) else 0,
+        "peer_count": sum(scope == GLOBAL for scope, _ in model.peers) if _up(model) else 0,
         "service_count": len(model.services),
         "changed identity": False,
     }
+    dedicated = [
+        {
+            "service": name,
+            "interface": service["device"]["name"],
+            "public_key": made_for(f"service:{name}"),
+            "listen_port": service["device"]["wg_port"],
+            "overlay_ip": str(ip_network(service["subnet"])[1]),
+            "subnet": service["subnet"],
+            "peer_count": sum(scope == name for scope, _ in model.peers),
+        }
+        for name, service in model.services.items()
+        if service["device"]
+    ]
+    status |= _row(dedicated_services=sorted(dedicated, key=json.dumps))
     if _up(model):
         peers = [
             {
@@ -169,11 +232,12 @@ def _status(model: Model) -> dict[str, Any]:
                 "endpoint": peer["endpoint"],
                 "allowed_ips": ",".join(dict.fromkeys(peer["listed"] + peer["added"])),
             }
-            for key, peer in model.peers.items()
+            for (scope, key), peer in model.peers.items()
+            if scope == GLOBAL
         ]
         status |= _row(
             interface=model.overlay["name"],
-            node_ip=_node_address(model),
+            node_ip=model.node_address,
             overlay_cidr=model.overlay["cluster"],
             slice_cidr=model.overlay["slice"],
             peers=sorted(peers, key=json.dumps),
@@ -182,9 +246,10 @@ def _status(model: Model) -> dict[str, Any]:
 
 
 def _left(model: Model) -> dict[str, Any]:
-    sockets = [f"{model.overlay['first name']}.sock"] if _up(model) else []
-    ports = [model.overlay["wg_port"]] if _up(model) else []
-    return {"files": sorted(["journal", "lock", *sockets]), "processes": int(_up(model)), "ports": ports}
+    devices = _devices(model).values()
+    sockets = [f"{device['first name']}.sock" for device in devices]
+    ports = sorted(device["wg_port"] for device in devices)
+    return {"files": sorted(["journal", "lock", *sockets]), "processes": len(devices), "ports": ports}
 
 
 def seen(view: View) -> View:
@@ -198,18 +263,23 @@ def seen(view: View) -> View:
                 name: {key: value for key, value in thing.items() if key != "address"}
                 for name, thing in content.items()
                 if thing.get("protocol") == "111"
+                or name.startswith("proxy ")
                 or (name.startswith("link ") and name not in ("link lo", "link uplink", "link cable"))
             }
     return kept
 
 
-def _link(names: dict[str, Any], kind: str, group: int, alias: str, address: str, **more: str) -> dict[str, Any]:
+def _routes(device: str, destinations: Iterable[str], **gateway: str) -> dict[str, Any]:
+    return {f"route {each} {device} main": {**gateway, "protocol": "111"} for each in destinations}
+
+
+def _link(names: dict[str, Any], kind: str, group: int, alias: str, *addresses: str, **more: str) -> dict[str, Any]:
     shown = {
         "mtu": MTU,
         "group": str(0x6F760000 + group) if group else "default",
         "kind": kind,
         "up": True,
-        "addresses": [address] if address else [],
+        "addresses": sorted(addresses),
         **more,
     }
     if alias:

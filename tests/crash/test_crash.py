@@ -14,15 +14,16 @@ from crash.worker import Job, Workers
 
 # To repeat a run: its seed, which is printed.
 SEED = int(os.environ.get("OVERLAYD_CRASH_SEED", secrets.randbelow(1 << 32)))
-DISTURBED = 100  # of some 1,500
+DISTURBED = 100  # of some 1,800
 SEQUENCES = 5
 
-# Each planted bug, with the scenario and the kind of trial that must find it.
+# Each planted bug, with the scenario and the kind of trial that must find it; "": random sequences.
 PLANTED = {
     "answers_before_it_is_durable": ("allocate from a service", "killed"),
     "leaves_half_of_a_failed_request": ("attach with join_global", "refused"),
     "keeps_the_address_of_a_detached_container": ("detach", "undisturbed"),
     "believes_that_the_kernel_is_as_it_was": ("service first", "killed"),
+    "lets_everybody_in_at_once": ("", "sequence"),
 }
 
 
@@ -63,6 +64,8 @@ def test_a_planted_bug_is_found(workers: Workers, jobs: list[Job], bug: str) -> 
     suspects: list[Job] = [{**job, "bug": bug} for job in jobs if (job["scenario"], job.get("how")) == (scenario, how)]
     if how == "undisturbed":
         suspects = [{"do": "judged", "scenario": scenario, "bug": bug}]
+    elif how == "sequence":
+        suspects = [{"do": "sequence", "seed": SEED + n, "bug": bug} for n in range(SEQUENCES)]
     outcomes = [outcome for _, outcome in workers.run(suspects)]
     assert not any("raised" in outcome for outcome in outcomes), outcomes
     assert any(map(problems_of, outcomes)), f"{bug} went unnoticed in {len(suspects)} runs"

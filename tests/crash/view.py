@@ -27,6 +27,7 @@ View = dict[str, dict[str, Any]]
 # What of an interface's JSON (ip -j -d address) matters.
 LINK = ("mtu", "group", "ifalias", "master", "address", "altnames")
 SHOW = "ip -j -d address && ip -j route show table all && ip -j -6 route show table all"
+PROXIES = "ip -j neigh show proxy && ip -j -6 neigh show proxy"
 
 _KEY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=")  # base64 of 32 bytes
 _TIME = re.compile(r'("(?:minted|expires|minted_at_unix|expires_at_unix)":) [0-9]+')
@@ -41,11 +42,12 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     """
     cell.reap()
     host = _start(SHOW)
+    proxies = _start(PROXIES)
     devices = _start("wg show all dump")
     firewall = _start("nft -j list ruleset")
     containers = {pid: _start(f"nsenter -t {pid} -n sh -c '{SHOW}'") for pid in sorted(cell.containers)}
     view: View = {
-        "host": _network(_finish(host)),
+        "host": _network(_finish(host)) | _proxies(_finish(proxies)),
         "wireguard": _wireguard(_finish(devices)),
         "elements": _elements(_finish(firewall)),
         "rows": rows(cell),
@@ -62,11 +64,24 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     own = view["status"]["public_key"]
     view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
     cell.identity = own
-    blanked: View = blank(view, known_keys, own)
-    blanked["wireguard"] = {
-        name: sorted(it) if isinstance(it, list) else it for name, it in blanked["wireguard"].items()
-    }
+    blanked: View = blank(view, known_keys, {own: "(own)"} | _made_keys(view))
+    for part in ("wireguard", "status"):  # the order was that of keys
+        blanked[part] = {
+            name: sorted(it, key=json.dumps) if isinstance(it, list) else it for name, it in blanked[part].items()
+        }
     return blanked
+
+
+def _made_keys(view: View) -> dict[str, str]:
+    """For whom the daemon made public keys, as far as they are known here."""
+    found = {service["public_key"]: service["service"] for service in view["status"].get("dedicated_services", ())}
+    names = {key: f"(of service:{name})" for key, name in found.items()}
+    for id, row in view["rows"].items():
+        if "handle" in row and "public_key" in row:
+            names[row["public_key"]] = f"(of {row['handle']})"
+        elif id.startswith("edge "):
+            names[row["public_key"]] = f"(of edge:{row['name']})"
+    return names
 
 
 def remains(cell: Cell) -> list[str]:
@@ -86,9 +101,9 @@ def _carries_our_mark(name: str, thing: dict[str, Any]) -> bool:
     return name.startswith(("link zl-", "link veth-")) or thing.get("protocol") == "111"
 
 
-def blank(shown: Any, known_keys: frozenset[str], own: str = "") -> Any:
-    """`shown` without the keys that the daemon made and the times at which it did something."""
-    words = {own: "(own)"} | {key: key for key in known_keys}
+def blank(shown: Any, known_keys: frozenset[str], names: dict[str, str] | None = None) -> Any:
+    """`shown` without the times at which the daemon did something, and with `names` for the keys that it made."""
+    words = (names or {}) | {key: key for key in known_keys}
     text = _KEY.sub(lambda match: words.get(match[0], "(made)"), json.dumps(shown))
     return json.loads(_TIME.sub(r"\1 0", text))
 
@@ -151,6 +166,11 @@ def _network(text: str) -> dict[str, Any]:
             where = {key: route[key] for key in ("gateway", "protocol", "prefsrc", "type") if key in route}
             found[f"route {destination} {route.get('dev')} {route.get('table', 'main')}"] = where
     return found
+
+
+def _proxies(text: str) -> dict[str, Any]:
+    """For whom which bridge answers ARP and neighbour discovery."""
+    return {f"proxy {proxy['dst']} {proxy['dev']}": {} for proxies in _json_texts(text) for proxy in proxies}
 
 
 def _ours(name: str) -> bool:
@@ -224,10 +244,10 @@ def _rows(data: bytes) -> dict[str, Any]:
     for row in rows.values():
         if row.get("netns"):
             row["netns"] = row["netns"]["pid"]
-    releases = sorted({row["released"] for row in rows.values() if "released" in row})
+    released = sorted((row["pool"], row["released"]) for row in rows.values() if "released" in row)
     for row in rows.values():
-        if "released" in row:
-            row["released"] = releases.index(row["released"])  # only the order matters
+        if "released" in row:  # only the order within the pool matters
+            row["released"] = [number for pool, number in released if pool == row["pool"]].index(row["released"])
     return {_with_base64(id): row for id, row in rows.items()}
 
 
@@ -245,7 +265,7 @@ def _status(cell: Cell) -> dict[str, Any]:
         raise RuntimeError(f"the daemon died of a status request\n{cell.last_words()}")
     for peer in answer.get("peers", ()):
         peer.pop("last_handshake_unix_secs")
-    return {key: sorted(value, key=json.dumps) if isinstance(value, list) else value for key, value in answer.items()}
+    return answer
 
 
 def _files(cell: Cell) -> list[str]:

@@ -44,6 +44,23 @@ def test_a_thousand_requests_in_one_write_are_answered_in_order(member: Member) 
     assert len({answer["response"]["public_key"] for answer in answers}) == 1
 
 
+def test_a_service_set_up_in_one_write_with_the_node_number_has_its_subnet_by_that_number(member: Member) -> None:
+    numbered = [
+        {"op": "set_local_wg_pubkey", "pubkey": member.public_key},
+        {"op": "set_local_node_id", "node_id": 4711},
+        {"op": "setup_service_overlay", "service": "numbered", "mode": "auto"},
+    ]
+    with member.node.connect() as client:
+        client.request("set_local_node_id", node_id=1)
+        client.send(b"".join(request_frame(number, **request) for number, request in enumerate(numbered)))
+        assert [client.receive()["id"] for _ in numbered] == [0, 1, 2]
+        at_once = client.request("allocate_ip", service="numbered", join_global=False)
+        client.request("teardown_service_overlay", service="numbered")
+        for request in numbered:
+            client.request(**request)
+        assert client.request("allocate_ip", service="numbered", join_global=False) == at_once
+
+
 def test_two_hundred_clients_at_once(member: Member) -> None:
     meeting = threading.Barrier(200)
 

@@ -67,9 +67,10 @@ def test_what_is_set_up_right_after_a_prune_is_there_and_what_was_set_up_right_b
     setup = request_frame(2, "setup_service_overlay", service="after", mode="auto")
     orphan = member.set_up_service("after")
     member.connection.send(request_frame(1, "prune_orphan_bridges", live_bridge_names=[]) + setup)
-    answers = {message["id"]: message["response"] for message in (member.connection.receive() for _ in range(2))}
-    assert answers[1] == {"result": "pruned_bridges", "reclaimed": [orphan]}
-    assert answers[2] == {"result": "bridge_name", "name": orphan}
+    answers = [member.connection.receive() for _ in range(2)]
+    assert [answer["id"] for answer in answers] == [1, 2], "the prune, which came first, is done first"
+    assert answers[0]["response"] == {"result": "pruned_bridges", "reclaimed": [orphan]}
+    assert answers[1]["response"] == {"result": "bridge_name", "name": orphan}
     assert orphan in links(member)
     member.connection.send(setup + request_frame(4, "prune_orphan_bridges", live_bridge_names=[]))
     assert [member.connection.receive()["response"]["result"] for _ in range(2)] == ["bridge_name", "pruned_bridges"]

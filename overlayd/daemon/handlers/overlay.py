@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon
+from overlayd.daemon.resources import NODE
 from overlayd.errors import RequestError
 from overlayd.linux.wireguard import public_key
 from overlayd.model import overlay, peers
@@ -24,7 +25,7 @@ STUN_PORT = 3478  # RFC 8489, section 8.1; also TURN's (RFC 8656, section 4.1)
 
 
 async def set_local_node_id(daemon: Daemon, request: wire.SetLocalNodeId) -> wire.Response:
-    await daemon.node.change(lambda draft: overlay.set_node_id(draft, request.node_id), exclusive=["node"])
+    await daemon.node.change(lambda draft: overlay.set_node_id(draft, request.node_id), exclusive=[NODE])
     return wire.Ok()
 
 
@@ -33,7 +34,7 @@ async def set_local_wg_pubkey(daemon: Daemon, request: wire.SetLocalWgPubkey) ->
     own = public_key(daemon.node.state.node.private_key)
     if key != own:
         log.warning("the orchestrator takes our public key for %s; it is %s", request.pubkey, peers.text(own))
-    await daemon.node.change(lambda draft: overlay.announce_key(draft, key), exclusive=["node"])
+    await daemon.node.change(lambda draft: overlay.announce_key(draft, key), exclusive=[NODE])
     return wire.Ok()
 
 

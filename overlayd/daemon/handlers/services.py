@@ -9,16 +9,16 @@ from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.node import Node
-from overlayd.daemon.resources import peers_locks, service_lock
+from overlayd.daemon.resources import NODE, peers_locks, service_lock
 from overlayd.errors import RequestError
 from overlayd.linux import link, veth
 from overlayd.linux.observe import NamedBridge, bridges_named
 from overlayd.linux.wireguard import generate_key, public_key, udp_port_is_free
 from overlayd.model import ipam, peers, services
-from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name
+from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name, veth_name
 from overlayd.model.objects import Address
-from overlayd.model.rows import Lease, Service
-from overlayd.model.state import Draft
+from overlayd.model.rows import Attachment, Lease, Service
+from overlayd.model.state import Draft, State
 from overlayd.model.subnets import first_usable
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
             draft, request.service, subnet=subnet, dedicated_key=key, port_is_free=udp_port_is_free
         ),
         exclusive=[service_lock(request.service), *(peers_locks(request.service) if dedicated else ())],
+        shared=[NODE],  # its number says where the subnet is looked for
         verify=[(Service.table, request.service)],
     )
     if not service.dedicated:
@@ -68,24 +69,28 @@ async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges)
             name = next(filter(is_bridge_name, bridge.names), "")
             if name and live.isdisjoint(bridge.names):
                 orphans[name] = bridge
+        _remove_foreign(node.state, list(orphans.values()))
 
     def decide(draft: Draft) -> None:
         services.prune(draft, {name for bridge in orphans.values() for name in bridge.names})
 
+    # What is foreign goes before the decision, not in a turn of its own after it: requests that came later would be
+    # done in between.
     await node.change(decide, everything=True, prepare=look)
-    if orphans:
-        await node.alone(_remove_foreign, node, list(orphans.values()))
     return wire.PrunedBridges(reclaimed=tuple(sorted(orphans)))
 
 
-def _remove_foreign(node: Node, bridges: list[NamedBridge]) -> None:
-    """Remove what is left of these bridges: those that we have no record of, and the veths on them."""
-    ours = {service.bridge for service in node.state.table(Service).values()}
+def _remove_foreign(state: State, bridges: list[NamedBridge]) -> None:
+    """Remove what we have no record of: of these bridges, and of the veths on them."""
+    recorded = {service.bridge for service in state.table(Service).values()}
+    attached = {veth_name(it.netns.pid, "s") for it in state.table(Attachment).values() if it.netns is not None}
     for bridge in bridges:
-        if ours.isdisjoint(bridge.names):
-            veth.delete(bridge.ports)  # ours go together, others one by one
-            for name in (*bridge.ports, bridge.names[0]):
-                link.delete_link(name)
+        ports = [port for port in bridge.ports if port not in attached]
+        veth.delete(ports)  # those with our mark go together, others one by one
+        for name in ports:
+            link.delete_link(name)
+        if recorded.isdisjoint(bridge.names):
+            link.delete_link(bridge.names[0])
 
 
 async def allocate_ip(daemon: Daemon, request: wire.AllocateIp) -> wire.Response:

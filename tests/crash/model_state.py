@@ -1,0 +1,92 @@
+"""The tables of the reference, and the addresses in them.
+
+Owns: what a state consists of, and handing out addresses.  Must not know: the requests (`model`, `model_peers`).
+"""
+
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
+
+Network = IPv4Network | IPv6Network
+
+GLOBAL = ""  # the scope of the global device
+NODE_POOL = ""
+
+
+class Refused(Exception):
+    """The request must get `err`, and change nothing."""
+
+
+class State:
+    """The state of a node.
+
+    containers: the processes that live, attached or not.  services: `device` is empty but for a dedicated one.  peers:
+    by scope and key; a key that the daemon made is named by `made_for`.  attachments: by handle
+    ("pid:71", "guest:vm", "host:vm").
+    """
+
+    def __init__(self) -> None:
+        self.node_id = 0
+        self.announced = ""
+        self.overlay: dict[str, Any] = {}
+        self.services: dict[str, dict[str, Any]] = {}
+        self.peers: dict[tuple[str, str], dict[str, Any]] = {}
+        self.edges: dict[str, dict[str, Any]] = {}
+        self.leases: dict[str, dict[str, Any]] = {}
+        self.attachments: dict[str, dict[str, Any]] = {}
+        self.isolation: dict[str, int] = {}
+        self.records: dict[str, str] = {}
+        self.releases = 0
+        self.containers: set[int] = set()
+        self.boots = 1
+
+    @property
+    def node_address(self) -> str:
+        """Of an overlay that has been set up, if not for ever."""
+        return str(ip_network(self.overlay["slice"] or self.overlay["cluster"])[1])
+
+    def _require(self) -> None:
+        if not self.overlay or not self.overlay["up"]:
+            raise Refused
+
+    def _lease(self, pool: str, holder: str) -> str:
+        if not self.overlay:
+            raise Refused
+        within, excluded = self._pool(pool)
+        released = []
+        last = within.num_addresses - (1 if within.version == 4 else 0)
+        for at in range(2, min(last, 1 << 16)):  # 0 is the network's, 1 the gateway's or the node's
+            address = str(within[at])
+            if any(ip_address(address) in other for other in excluded):
+                continue
+            lease = self.leases.get(address)
+            if lease is None:
+                break
+            if not lease["holder"]:
+                released.append((lease["released"], address))
+        else:
+            if not released:
+                raise Refused
+            address = min(released)[1]
+        self.leases.pop(address, None)
+        self.leases[address] = {"pool": pool, "holder": holder}
+        return address
+
+    def _pool(self, pool: str) -> tuple[Network, list[Network]]:
+        if pool:
+            return ip_network(self.services[pool]["subnet"]), []
+        subnets = [ip_network(service["subnet"]) for service in self.services.values()]
+        return ip_network(self.overlay["slice"] or self.overlay["cluster"]), subnets
+
+    def _release(self, address: str) -> None:
+        self.releases += 1
+        self.leases[address] = {"pool": self.leases[address]["pool"], "holder": "", "released": self.releases}
+
+
+def made_for(holder: str) -> str:
+    """What stands for the public key that the daemon made for an attachment, an edge peer or a service."""
+    return f"(of {holder})"
+
+
+def host_network(address: str) -> str:
+    """An address as an allowed IP."""
+    return str(ip_network(address))

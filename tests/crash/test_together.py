@@ -1,0 +1,97 @@
+"""The search for the order in which requests that were sent at once were done; no daemon runs here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from crash.model import Model, Step
+from crash.scenarios import ATTACHED, FIRST, SECOND, A, B, attach, container, detach, peer, service, step
+from crash.together import Answer, Sent, explanations, overtakes
+
+SUBNET = "10.200.196"  # of service w
+OK = {"result": "ok"}
+
+
+def state(*steps: Step) -> Model:
+    model = Model()
+    for each in steps:
+        model, answer = model.after(each)
+        assert answer["result"] != "err"
+    return model
+
+
+def attached(number: int) -> dict[str, Any]:
+    return {"result": "attached", "ip": f"{SUBNET}.{number}"}
+
+
+def heard(*said: dict[str, Any] | None) -> list[Answer | None]:
+    return [Answer(place, each) if each else None for place, each in enumerate(said)]
+
+
+def over_one(*steps: Step) -> list[Sent]:
+    return [Sent(1, each) for each in steps]
+
+
+def holders(models: Sequence[Model]) -> list[dict[str, str]]:
+    return [{handle: it["address"][-2:] for handle, it in model.attachments.items()} for model in models]
+
+
+TWO = (*ATTACHED[:-1], container(SECOND))  # containers that are not attached yet
+
+
+def test_the_answers_tell_who_came_first() -> None:
+    sent = over_one(attach(FIRST), attach(SECOND))
+    assert holders(explanations(state(*TWO), sent, heard(attached(19), attached(18)))) == [
+        {f"pid:{SECOND}": "18", f"pid:{FIRST}": "19"}
+    ]
+
+
+def test_one_address_has_not_two_holders() -> None:
+    sent = over_one(attach(FIRST), attach(SECOND))
+    assert not explanations(state(*TWO), sent, heard(attached(18), attached(18)))
+
+
+def test_what_was_not_answered_is_there_or_not() -> None:
+    sent = over_one(attach(FIRST), attach(SECOND))
+    assert holders(explanations(state(*TWO), sent, heard(None, attached(18)))) == [
+        {f"pid:{SECOND}": "18"},
+        {f"pid:{SECOND}": "18", f"pid:{FIRST}": "19"},
+    ]
+
+
+def test_a_gap_below_an_answered_address_shows_what_was_not_answered() -> None:
+    sent = over_one(attach(FIRST), attach(SECOND))
+    assert holders(explanations(state(*TWO), sent, heard(None, attached(19)))) == [
+        {f"pid:{FIRST}": "18", f"pid:{SECOND}": "19"}
+    ]
+
+
+def test_on_one_connection_a_resource_keeps_the_order() -> None:
+    requests = (detach(FIRST), attach(FIRST, "w", isolation_network="red"))  # the other way round it is refused
+    before = state(*ATTACHED)
+    assert len(explanations(before, over_one(*requests), heard(OK, attached(19)))) == 1
+    assert not explanations(before, over_one(*requests), heard(OK, {"result": "err"}))
+    two_connections = [Sent(at, each) for at, each in enumerate(requests)]
+    assert len(explanations(before, two_connections, heard(OK, {"result": "err"}))) == 1
+
+
+def test_what_had_to_go_first_is_there_when_what_follows_is() -> None:
+    sent = over_one(peer(A, "10.200.7.0/24"), peer(B, "10.200.7.0/24"))
+    (after,) = explanations(state(*ATTACHED), sent, heard(None, OK))
+    assert {key: it["listed"] for (_, key), it in after.peers.items()} == {A: [], B: ["10.200.7.0/24"]}
+
+
+def test_different_resources_have_no_order() -> None:
+    sent = over_one(service("v"), attach(SECOND))
+    answers = [Answer(1, {"result": "bridge_name", "name": "zl-c-1-v-b"}), Answer(0, attached(19))]
+    assert len(explanations(state(*ATTACHED, container(SECOND)), sent, answers)) == 1
+    assert not overtakes(sent, answers)
+
+
+def test_an_answer_that_overtakes() -> None:
+    sent = over_one(step("set_local_node_id", node_id=2), service("v"))
+    done = {"result": "bridge_name", "name": "zl-c-1-v-b"}
+    assert len(overtakes(sent, [Answer(1, OK), Answer(0, done)])) == 1
+    assert len(overtakes(sent, [None, Answer(0, done)])) == 1
+    assert not overtakes(sent, [Answer(0, OK), Answer(1, done)])
+    assert not overtakes(sent, [Answer(0, OK), None])
+    assert not overtakes([sent[0], Sent(2, sent[1].step)], [Answer(0, OK), Answer(0, done)])

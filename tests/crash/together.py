@@ -1,0 +1,105 @@
+"""Several requests at once: what may have come of them.
+
+Owns: which orders explain the answers.  Must not know: how requests are sent, what a machine shows.
+
+The rule: every answered request took effect, every other one wholly or not at all, one after the other in some order.
+By contract that order is free, but for requests of one connection that touch the same resource: these keep theirs, and
+so do their answers.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from crash.model import Model, Step
+
+EVERYTHING = "everything"
+
+
+class Sent(NamedTuple):
+    """A request, and the number of the connection it was sent over."""
+
+    connection: int
+    step: Step
+
+
+class Answer(NamedTuple):
+    """What came back, and its place among the answers of its connection."""
+
+    place: int
+    said: dict[str, Any]
+
+
+def explanations(before: Model, sent: Sequence[Sent], answers: Sequence[Answer | None]) -> list[Model]:
+    """The states that may follow `before`: those after every order of requests that explains the answers (None: there
+    is none, for the daemon died).  Empty when no order does.
+    """
+    found: list[Model] = []
+    for model in _orders(before, sent, answers, frozenset(range(len(sent)))):
+        if all(vars(model) != vars(other) for other in found):
+            found.append(model)
+    return found
+
+
+def _orders(
+    model: Model, sent: Sequence[Sent], answers: Sequence[Answer | None], left: frozenset[int]
+) -> Iterator[Model]:
+    """The states after some of the requests that are `left`, and after all of them that were answered."""
+    if all(answers[each] is None for each in left):
+        yield model
+    for each in sorted(left):
+        if any(_goes_first(sent, other, each) for other in left):
+            continue
+        after, said = model.after(sent[each].step)
+        answer = answers[each]
+        if answer is None or answer.said == said:
+            yield from _orders(after, sent, answers, left - {each})
+
+
+def overtakes(sent: Sequence[Sent], answers: Sequence[Answer | None]) -> list[str]:
+    """The answers that came before that to an earlier request which had to go first, a line each.  What is wrong in
+    itself, as an attach of a process that is dead, may be refused at once.
+    """
+    found = []
+    for later, answer in enumerate(answers):
+        if answer is None or answer.said["result"] == "err":
+            continue
+        for earlier in range(later):
+            first = answers[earlier]
+            if _goes_first(sent, earlier, later) and (first is None or first.place > answer.place):
+                found.append(f"{sent[later].step} was answered before {sent[earlier].step}, of the same connection")
+    return found
+
+
+def _goes_first(sent: Sequence[Sent], earlier: int, later: int) -> bool:
+    if earlier >= later or sent[earlier].connection != sent[later].connection:
+        return False
+    one, other = touched(sent[earlier].step), touched(sent[later].step)
+    return EVERYTHING in one or EVERYTHING in other or any(one[it] or other[it] for it in one.keys() & other.keys())
+
+
+def touched(step: Step) -> dict[str, bool]:
+    """The resources that a request names, and whether it changes each or only relies on it."""
+    op, service, device = step["op"], f"service {step.get('service')}", f"device of {step.get('service')}"
+    match op:
+        case "set_local_node_id" | "set_local_wg_pubkey":
+            return {"node": True}
+        case "setup_service_overlay":  # its subnet follows from the node's number
+            return {service: True, "node": False} | ({device: True} if step["mode"] == "dedicated" else {})
+        case "teardown_service_overlay":
+            return {service: True, device: True}
+        case "allocate_ip":
+            return {service: False}
+        case "release_ip":
+            return {f"address {step['ip']}": True}
+        case "attach_container":
+            return {f"handle {step['handle']}": True, service: False}
+        case "detach_container":
+            return {f"handle {step['handle']}": True}
+        case "add_peer" | "remove_peer" | "add_allowed_ip" | "remove_allowed_ip":
+            scope = step.get("scope", {}).get("service")
+            return {f"device of {scope}": False, "routes": True} if scope else {"peers": True}
+        case "mint_edge_peer" | "revoke_edge_peer":
+            return {f"edge peer {step['name']}": True}
+        case "register_dns" | "unregister_dns":
+            return {f"name {step['name']}": True}
+    return {EVERYTHING: True}
