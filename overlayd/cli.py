@@ -34,6 +34,7 @@ EPILOG = """\
 examples:
   overlayctl status                                  this node's overlay
   overlayctl peers -o wide                           its peers, with whole keys
+  overlayctl nat                                     where it may be reached, and how it reaches its peers
   overlayctl whoami                                  which process serves the socket
   overlayctl events                                  what changes, as it changes
   overlayctl doctor                                  what is not as it should be, and what to do
@@ -185,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_status(commands)
     _add_peers(commands)
+    _add_nat(commands)
     _add_whoami(commands)
     _add_events(commands)
     _add_call(commands)
@@ -240,6 +242,24 @@ async def _peers(client: "OverlayClient", args: argparse.Namespace) -> None:
         print(cli_tables.pretty_json(peers))
     else:
         print(cli_tables.peers(peers, wide=args.output == "wide", now=time.time()))
+
+
+def _add_nat(commands: "Commands") -> None:
+    command = _add_command(commands, "nat", "Show where this node may be reached, and how it reaches its peers.")
+    _add_output(command, "table", "wide", "json")
+    command.set_defaults(run=_nat)
+
+
+async def _nat(client: "OverlayClient", args: argparse.Namespace) -> None:
+    import time  # noqa: PLC0415
+
+    from overlayd import cli_tables  # noqa: PLC0415
+
+    status = await client.nat_status()
+    if args.output == "json":
+        print(cli_tables.pretty_json(status))
+    else:
+        print(cli_tables.nat(status, wide=args.output == "wide", now=time.time()))
 
 
 def _add_whoami(commands: "Commands") -> None:

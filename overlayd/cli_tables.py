@@ -77,6 +77,20 @@ def peers(peers: Sequence[wire.StatusPeer], *, wide: bool, now: float) -> str:
     return table(("PUBLIC KEY", "ENDPOINT", "ALLOWED IPS", "LAST HANDSHAKE"), rows) if rows else "no peers"
 
 
+def nat(status: wire.NatStatus, *, wide: bool, now: float) -> str:
+    """This node's candidates and, below, one line a peer."""
+    candidates = [(each.candidate_type, each.address, str(each.priority)) for each in status.candidates]
+    peers = [
+        (key(peer.node_id, wide=wide), peer.connection_type, peer.remote_endpoint or "unknown") for peer in status.peers
+    ]
+    parts = [
+        table(("CANDIDATE", "ADDRESS", "PRIORITY"), candidates) if candidates else "no candidates",
+        table(("PEER", "CONNECTION", "ENDPOINT"), peers) if peers else "no peers",
+        f"candidates refreshed {age(status.last_refresh, now)}",
+    ]
+    return "\n\n".join(parts)
+
+
 def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float) -> str:
     """One line an edge peer."""
     rows = [

@@ -1,6 +1,6 @@
 """The exception tree, by who is at fault.
 
-Owns: the four kinds of failure that every layer raises.  Must not know: anything of overlayd; how a failure is
+Owns: the kinds of failure that every layer raises.  Must not know: anything of overlayd; how a failure is
 answered (`daemon.handlers` turns these into responses, in one place).
 """
 
@@ -37,3 +37,7 @@ class MechanismError(OverlaydError):
 
 class StateError(OverlaydError):
     """The disk refused to keep the state, or gave back something that is not the state."""
+
+
+class DiskError(StateError):
+    """The disk refused an operation; what it holds may be as good as ever, and another try may succeed."""

@@ -6,8 +6,10 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from canned import Canned
 from hypothesis import settings
 from lab import netns, processes
 from lab.lab import of_others
@@ -62,3 +64,11 @@ def nothing_left_behind() -> Iterator[None]:
             break
         time.sleep(0.1)
     assert not left, f"left behind, or made meanwhile by another run of the tests on this machine: {left}"
+
+
+@pytest.fixture
+def canned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
+    server = Canned(tmp_path / "s")
+    monkeypatch.setenv("OVERLAYD_SOCKET", str(server.path))
+    yield server
+    server.close()

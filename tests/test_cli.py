@@ -2,36 +2,20 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from canned import KEY, PRIVATE, Canned, ctl
 
 from overlayd import cli, cli_tables, wire
 from overlayd.cli_call import UsageError, parse_request
-from overlayd.errors import ProtocolError
 
-KEY = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
-PRIVATE = "QK8q3ChZ0eyVJZ4yO2zXvrsI5GIKK/W0FWS9mCvUwm0="
-EDGE = wire.EdgeConfig(
-    version=1,
-    name="laptop",
-    overlay_ip="10.200.7.9",
-    prefix_len=16,
-    private_key=PRIVATE,
-    public_key=KEY,
-    peers=(wire.Peer(KEY, "192.0.2.7:51820", "10.200.0.0/16,fd00::/64", 25),),
-    dns_server="10.200.7.1",
-    dns_domain="svc.local",
-    expires_at_unix=1767229200,
-)
 STATUS = wire.Status(
     interface="zl-prod-i-g",
     node_ip="10.200.7.1",
@@ -45,67 +29,6 @@ STATUS = wire.Status(
     ),
     dedicated_services=(wire.DedicatedService("db", "zl-d", KEY, 51821, "10.200.9.1", "10.200.9.0/28", 1),),
 )
-EDGE_PEER = wire.EdgePeer(
-    name="laptop",
-    overlay_ip="10.200.7.9",
-    public_key=KEY,
-    minted_at_unix=0,
-    expires_at_unix=7200,
-    last_handshake_unix_secs=0,
-    allowed=("10.200.0.0/16",),
-)
-
-
-class Canned:
-    """Answers each request of one connection after another with `answer(request)`; None hangs up."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.asked: list[wire.Request] = []
-        self.greeting = b""
-        self.answer: Callable[[wire.Request], wire.Response | None] = lambda request: wire.Ok()
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            connection, _ = self._listener.accept()
-            with connection, connection.makefile("rb") as stream:
-                if self.asked is None:
-                    return
-                connection.sendall(self.greeting)
-                while header := stream.read(4):
-                    id, request = wire.decode_request(stream.read(int.from_bytes(header, "little")))
-                    self.asked.append(request)
-                    response = self.answer(request)
-                    if response is None:
-                        break
-                    connection.sendall(wire.encode_response(id, response))
-
-    def close(self) -> None:
-        self.asked = None  # type: ignore[assignment]
-        with socket.socket(socket.AF_UNIX) as last:
-            last.connect(str(self.path))
-        self._thread.join()
-        self._listener.close()
-
-
-@pytest.fixture
-def canned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
-    server = Canned(tmp_path / "s")
-    monkeypatch.setenv("OVERLAYD_SOCKET", str(server.path))
-    yield server
-    server.close()
-
-
-def ctl(*arguments: str) -> subprocess.Popen[str]:
-    """overlayctl in a process of its own, which SIGINT interrupts even where we run in the background and ignore it."""
-    code = "from overlayd.cli import control; control()"
-    argv = ["env", "--default-signal=INT", sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_status_as_a_table(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +75,21 @@ def test_peers(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2] == "QK8q3ChZ...  unknown          none                       never"
     assert cli.run(["peers", "-o", "wide"]) == 0
     assert KEY in capsys.readouterr().out
+
+
+def test_nat(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    candidates = (wire.NatCandidate("host", "192.0.2.7:51820", 2130706431),)
+    peers = (wire.NatPeer(KEY, "hole-punched", "198.51.100.1:7"), wire.NatPeer(KEY, "unreachable"))
+    canned.answer = lambda request: wire.NatStatus(candidates=candidates, peers=peers, last_refresh=0)
+    assert cli.run(["nat"]) == 0
+    assert capsys.readouterr().out == (
+        "CANDIDATE  ADDRESS          PRIORITY\n"
+        "host       192.0.2.7:51820  2130706431\n\n"
+        "PEER         CONNECTION    ENDPOINT\n"
+        "yAnz5TF+...  hole-punched  198.51.100.1:7\n"
+        "yAnz5TF+...  unreachable   unknown\n\n"
+        "candidates refreshed never\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -314,87 +252,6 @@ def test_the_list_names_every_request(capsys: pytest.CaptureFixture[str]) -> Non
         assert line.strip()
 
 
-def test_edge_mint_prints_a_wg_quick_file(canned: Canned, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    canned.answer = lambda request: EDGE
-    allow = ["--allow", "10.200.0.0/16", "--allow", "fd00::/64"]
-    assert cli.run(["edge", "mint", "laptop", "--ttl", "8h", *allow]) == 0
-    out = capsys.readouterr().out
-    assert canned.asked == [wire.MintEdgePeer("laptop", 8 * 3600, ("10.200.0.0/16", "fd00::/64"))]
-    assert out == (
-        "# laptop: an edge peer, until 2026-01-01 01:00:00 UTC\n"
-        "\n"
-        "[Interface]\n"
-        f"PrivateKey = {PRIVATE}\n"
-        "Address = 10.200.7.9/16\n"
-        "DNS = 10.200.7.1, svc.local\n"
-        "\n"
-        "[Peer]\n"
-        f"PublicKey = {KEY}\n"
-        "AllowedIPs = 10.200.0.0/16, fd00::/64\n"
-        "Endpoint = 192.0.2.7:51820\n"
-        "PersistentKeepalive = 25\n"
-    )
-    assert shutil.which("wg-quick"), "wg-quick is needed to judge the file"
-    file = tmp_path / "edge.conf"
-    file.write_text(out)
-    stripped = subprocess.run(["wg-quick", "strip", file], capture_output=True, text=True, check=True).stdout
-    assert "Address" not in stripped  # wg-quick took its own settings, and leaves what wg reads
-    assert f"PublicKey = {KEY}" in stripped
-
-
-def test_edge_mint_as_json(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
-    canned.answer = lambda request: EDGE
-    assert cli.run(["edge", "mint", "laptop", "--ttl", "90", "--allow", "10.200.0.0/16", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(wire.encode_response_object(EDGE))
-
-
-def test_a_wg_quick_file_holds_no_commands() -> None:
-    fields = {field: getattr(EDGE, field) for field in EDGE.__struct_fields__}
-    for field in ("name", "dns_server", "dns_domain", "private_key", "overlay_ip"):
-        with pytest.raises(ProtocolError):
-            cli_tables.wg_quick(wire.EdgeConfig(**{**fields, field: "x\nPostUp = reboot"}))
-    with pytest.raises(ProtocolError):
-        cli_tables.wg_quick(wire.EdgeConfig(**{**fields, "peers": (wire.Peer(KEY, "h:1\rPostUp = x", "", 0),)}))
-    bare = cli_tables.wg_quick(
-        wire.EdgeConfig(
-            **{**fields, "dns_server": None, "peers": (wire.Peer(KEY, "", "", 0),), "expires_at_unix": 2**64 - 1}
-        )
-    )
-    assert "DNS" not in bare
-    assert "Endpoint" not in bare
-    assert "Keepalive" not in bare
-
-
-@pytest.mark.parametrize("ttl, seconds", [("90", 90), ("90s", 90), ("30m", 1800), ("8h", 28800), ("7d", 604800)])
-def test_times_to_live(ttl: str, seconds: int) -> None:
-    args = cli._parser().parse_args(["edge", "mint", "x", "--ttl", ttl, "--allow", "c"])
-    assert args.ttl == seconds
-
-
-@pytest.mark.parametrize("ttl", ["", "h", "1w", "-1h", "1.5h", "٣h", "1 h", "9" * 11])
-def test_no_times_to_live(ttl: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.run(["edge", "mint", "x", f"--ttl={ttl}", "--allow", "c"])
-    assert "90s, 30m, 8h or 7d" in capsys.readouterr().err
-
-
-def test_edge_list_and_revoke(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
-    canned.answer = lambda request: (
-        wire.EdgePeers((EDGE_PEER,)) if isinstance(request, wire.ListEdgePeers) else wire.Ok()
-    )
-    assert cli.run(["edge", "list"]) == 0
-    assert capsys.readouterr().out == (
-        "NAME    ADDRESS     ALLOWED        EXPIRES  LAST HANDSHAKE  PUBLIC KEY\n"
-        "laptop  10.200.7.9  10.200.0.0/16  expired  never           yAnz5TF+...\n"
-    )
-    assert "in 2 h" in cli_tables.edge_peers([EDGE_PEER], wide=False, now=0)
-    assert cli.run(["edge", "list", "-o", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["name"] == "laptop"
-    assert cli.run(["edge", "revoke", "laptop"]) == 0
-    assert capsys.readouterr().out == ""
-    assert canned.asked[-1] == wire.RevokeEdgePeer("laptop")
-
-
 def test_events_end_quietly_on_ctrl_c(canned: Canned) -> None:
     canned.greeting = wire.encode_event(wire.PeerHealthChanged(KEY, False))
     canned.greeting += wire.encode_event(wire.NatEndpointChanged(KEY, "192.0.2.7:51820"))
@@ -494,7 +351,7 @@ def test_help_teaches_and_is_quick_to_start() -> None:
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["status"], ["peers"], ["events"], ["call"], ["edge"], ["edge", "mint"], ["edge", "list"]):
+    for words in (["status"], ["peers"], ["nat"], ["events"], ["call"], ["edge"], ["edge", "mint"], ["edge", "list"]):
         with pytest.raises(SystemExit) as caught:
             cli.run([*words, "--help"])
         assert caught.value.code == 0

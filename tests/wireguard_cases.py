@@ -8,6 +8,7 @@ import base64
 import ctypes
 import dataclasses
 import secrets
+import socket
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from overlayd.errors import MechanismError
+from overlayd.linux.shared_port import SharedPort
 from overlayd.linux.wireguard import generate_key, public_key
 from overlayd.model.objects import Device, DevicePeer, Step
 
@@ -136,6 +138,14 @@ def networks(*texts):
 
 def endpoint(host, port):
     return ip_address(host), port
+
+
+def bound(host, port):
+    """A UDP socket of the thread's namespace."""
+    opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.settimeout(10)
+    opened.bind((host, port))
+    return opened
 
 
 def eventually(condition, seconds=10):
@@ -438,3 +448,27 @@ class DeviceCases(Namespaces):
         alpha.set_peers(here.name, [Step(to_there, wider)])
         assert alpha.activity(here.name)[to_there.public_key].endpoint == roamed
         alpha.namespace("ping", "-c", 1, "-W", 5, "10.7.0.2")
+
+    def test_a_keepalive_that_is_switched_on_sends_at_once_where_the_peer_is_looked_for(self, alpha, beta):
+        device = alpha.create()
+        alpha.up(device)
+        peer = a_peer(public_key=public_key(generate_key()), endpoint=endpoint("192.0.2.2", 7001))
+        with beta.namespace.call(bound, "192.0.2.2", 7001) as here:
+            alpha.set_peers(device.name, [Step(None, peer)])
+            alpha.set_peers(device.name, [Step(peer, dataclasses.replace(peer, keepalive=25))])
+            assert len(here.recv(2000)) == 148, "a handshake initiation"
+
+    def test_stun_goes_by_the_devices_port_and_leaves_it_alone(self, alpha, beta):
+        device = alpha.create()
+        alpha.up(device)
+        stun = bytes.fromhex("0001 0000 2112a442") + bytes(12)
+        shared = alpha.namespace.call(SharedPort, 4, device.listen_port)
+        try:
+            with beta.namespace.call(bound, "192.0.2.2", 7001) as server:
+                alpha.namespace.call(shared.send, stun, endpoint("192.0.2.2", 7001))
+                assert server.recvfrom(2000) == (stun, ("192.0.2.1", device.listen_port))
+                server.sendto(stun, ("192.0.2.1", device.listen_port))
+            assert eventually(shared.receive) == (stun, endpoint("192.0.2.2", 7001))
+        finally:
+            shared.close()
+        assert alpha.alive(device.name)

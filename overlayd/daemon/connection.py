@@ -36,6 +36,12 @@ log = logging.getLogger(__name__)
 GATHER = 64 * 1024  # bytes of answers that are gathered before they are handed to the transport
 LONGEST_TRACE = 128  # characters of a client's trace strings in our log; a traceparent has 55 (W3C Trace Context)
 
+# What a client is told of its requests when the daemon stops.
+REFUSED = "shutting down"
+UNFINISHED = (
+    "shutting down, and this takes too long to be waited for: it may still take effect; repeat it with the next daemon"
+)
+
 
 class Limits(NamedTuple):
     """Our own limits of a connection, and of all together."""
@@ -77,7 +83,7 @@ class Connection(asyncio.BufferedProtocol):
         self._out_bytes = 0
         self._in_flight = 0  # requests that are not answered yet: changes, and those that are held
         self._newest = 0  # number of the last change
-        self._changes: dict[int, None] = {}  # numbers of the changes in flight, oldest first
+        self._changes: dict[int, int | Frame] = {}  # in flight, by number, oldest first: to whom the answer goes
         # What is answered in its turn: behind which change, to whom, and the request or its refusal.
         self._held: deque[tuple[int, int | Frame, wire.Request | wire.Err]] = deque()
         self._events: dict[tuple[type, str], bytes] = {}  # not sent yet, the newest of each peer
@@ -214,13 +220,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _ask(self, to: int | Frame, request: wire.Request) -> None:
         if self._server.stopping:
-            self._answer_in_turn(to, wire.Err(message="shutting down"))
+            self._answer_in_turn(to, wire.Err(message=REFUSED))
         elif self._handlers.is_quick(request):
             self._answer_in_turn(to, request)
         else:
             self._in_flight += 1
             self._newest += 1
-            self._changes[self._newest] = None
+            self._changes[self._newest] = to
             self._server.start(self._change(self._newest, to, request))
 
     async def _change(self, number: int, to: int | Frame, request: wire.Request) -> None:
@@ -229,6 +235,8 @@ class Connection(asyncio.BufferedProtocol):
         seconds = time.monotonic() - began
         if seconds > self._limits.slow:
             log.warning("slow request: %s took %.1f s (%s)%s", _op(request), seconds, self.credentials, _trace(to))
+        if number not in self._changes:  # the client was told that it is not waited for
+            return
         del self._changes[number]
         self._in_flight -= 1
         self._answer(to, response)
@@ -313,6 +321,15 @@ class Connection(asyncio.BufferedProtocol):
     def busy(self) -> bool:
         """Whether the client is owed answers that it would read."""
         return self.queued or bool(self._changes) or (self._in_flight > 0 and self._writable)
+
+    def give_up(self) -> None:
+        """Tell the client of every change in flight that the daemon stops before it is done."""
+        for to in self._changes.values():
+            self._answer(to, wire.Err(message=UNFINISHED))
+        self._in_flight -= len(self._changes)
+        self._changes.clear()
+        self._release()
+        self._flush()
 
     def close(self, why: str, level: int = logging.WARNING) -> None:
         """Serve no more; the client gets `Limits.linger` to read what it was answered."""

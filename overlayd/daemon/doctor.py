@@ -9,6 +9,7 @@ from overlayd.daemon import inspect, start
 from overlayd.daemon.forwarding import ForwardWatch
 from overlayd.daemon.health import Health
 from overlayd.daemon.nameserver import Nameserver
+from overlayd.daemon.nat import Nat
 from overlayd.daemon.node import Node
 from overlayd.daemon.sentinel import Sentinel, link_names, pace_key
 from overlayd.errors import MechanismError
@@ -35,19 +36,28 @@ class Doctor:
     """Examines a node."""
 
     def __init__(
-        self, node: Node, sentinel: Sentinel, forwarding: ForwardWatch, health: Health, nameserver: Nameserver
+        self,
+        node: Node,
+        sentinel: Sentinel,
+        forwarding: ForwardWatch,
+        health: Health,
+        *,
+        nameserver: Nameserver,
+        nat: Nat,
     ) -> None:
         self._node = node
         self._sentinel = sentinel
         self._forwarding = forwarding
         self._health = health
         self._nameserver = nameserver
+        self._nat = nat
 
     async def examine(self) -> list[Finding]:
         """Look at everything, while no change is in flight.  MechanismError when the kernel refuses a look."""
         await self._forwarding.check()
         drifted, dead = await self._node.alone(self._look)
-        return [*self._silent(), *drifted, *dead, *self._blockers(), *self._names(), *self._peers(), *self._host()]
+        found = [*self._silent(), *drifted, *dead, *self._blockers(), *self._names(), *self._peers()]
+        return [*found, *self._traversal(), *self._host()]
 
     def _look(self) -> tuple[list[Finding], list[Finding]]:
         """In a worker thread: what differs in the kernel, and who died."""
@@ -107,6 +117,19 @@ class Doctor:
             for peer in state.table(Peer).values()
             if peer.endpoint and endpoint_address(peer, facts) is None
         ]
+
+    def _traversal(self) -> list[Finding]:
+        found = []
+        if self._nat.lacking and self._node.state.overlay is not None:
+            problem = "is missing: nodes behind a NAT cannot be reached but through a relay"
+            found.append(Finding(self._nat.lacking, problem, "grant it, or set up the overlay with nat.enabled false"))
+        if self._nat.relay.failure:
+            remedy = "repair that, or set up the overlay without nat.relay_server; it is tried again every half minute"
+            found.append(Finding("the relay", f"does not run: {self._nat.relay.failure}", remedy))
+        if self._nat.failure:
+            remedy = "repair that, or set up the overlay with other nat.turn_servers; it is tried again every minute"
+            found.append(Finding("this node", f"is on no relay: {self._nat.failure}", remedy))
+        return found
 
     def _host(self) -> list[Finding]:
         node = self._node

@@ -1,12 +1,25 @@
 """Putting files on the disk so that they are still there after a power cut.
 
 Owns: the order of write, fsync and the directory's fsync, and how many old copies of a file stay.  Must not know: what
-the files hold.  Every function raises OSError.
+the files hold.  Every function that touches the disk raises OSError.
 """
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from overlayd.errors import DiskError, StateError
+
+# What is refused until somebody corrects the path or its permissions, and not by the disk.
+_WRONG_PATH = frozenset(
+    (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
+)
+
+
+def refusal(message: str, error: OSError) -> StateError:
+    """What to raise in place of an error of the disk: DiskError, unless it is the path that is wrong."""
+    return StateError(message) if error.errno in _WRONG_PATH else DiskError(message)
 
 
 def write_all(file: int, data: bytes, offset: int) -> None:

@@ -10,6 +10,8 @@ import os
 import pwd
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +106,20 @@ def bind(path: str, gid: int | None) -> socket.socket:
     finally:
         os.umask(mask)
     return listener
+
+
+@contextmanager
+def served(path: str, gid: int | None) -> Iterator[socket.socket]:
+    """The listening socket of `bind`.  At the end its file goes, unless the path is a successor's by then."""
+    with bind(path, gid) as listener:
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # held, so that no other file gets its number
+        try:
+            yield listener
+        finally:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.lstat(path), os.fstat(file)):
+                    Path(path).unlink()
+            os.close(file)
 
 
 def claim_namespace() -> socket.socket:

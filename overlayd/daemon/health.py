@@ -37,7 +37,8 @@ class Health:
 
     fresh: seconds for which a handshake vouches for a peer.  announce: who takes the events.  listeners: called with
     scope, public key and whether the peer is healthy, when that changes.  doubters: called with the scope of a device
-    whose peers may not be those that they should be.
+    whose peers may not be those that they should be.  readings: called with scope and activity of each reading.
+    seen_as: an endpoint of the device as it is told to others.
     """
 
     def __init__(self, node: Node, fresh: float = FRESH) -> None:
@@ -45,6 +46,8 @@ class Health:
         self.announce: list[Callable[[wire.Event], None]] = []
         self.listeners: list[Callable[[str, bytes, bool], None]] = []
         self.doubters: list[Callable[[str], None]] = []
+        self.readings: list[Callable[[str, Mapping[bytes, Activity]], None]] = []
+        self.seen_as: Callable[[Endpoint], Endpoint] = lambda endpoint: endpoint
         self._node = node
         self._fresh = fresh
         self._scopes: dict[str, _Scope] = {}
@@ -91,15 +94,19 @@ class Health:
                 known.activity = found
                 self.generation += 1
             for key, endpoint in known.moved(found):
-                log.info("peer %s has moved to %s", text(key), endpoint_text(endpoint))
-                self._publish(wire.NatEndpointChanged(text(key), endpoint_text(endpoint)))
+                shown = endpoint_text(self.seen_as(endpoint))
+                log.info("peer %s has moved to %s", text(key), shown)
+                self.publish(wire.NatEndpointChanged(text(key), shown))
             for key, healthy in known.health.observe(found, time.time()):
                 log.info("peer %s %s", text(key), "answers" if healthy else "does not answer any more")
-                self._publish(wire.PeerHealthChanged(text(key), healthy))
+                self.publish(wire.PeerHealthChanged(text(key), healthy))
                 for listener in self.listeners:
                     listener(scope, key, healthy)
+            for take in self.readings:
+                take(scope, found)
 
-    def _publish(self, event: wire.Event) -> None:
+    def publish(self, event: wire.Event) -> None:
+        """Tell everybody."""
         for take in self.announce:
             take(event)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from overlayd.daemon.durable import refusal
 from overlayd.errors import StateError
 from overlayd.proto import identity as proto
 from overlayd.proto.identity import DaemonProcess
@@ -40,7 +41,7 @@ def current(namespace_id: str, socket: str, idle_timeout_secs: int | None = None
         exe_path = os.readlink(_EXECUTABLE)  # noqa: PTH115 -- the target byte for byte, which a Path would normalise
         boot_id = _BOOT_ID.read_text("ascii").strip()
     except OSError as error:
-        raise StateError(f"cannot tell this process's identity: {error}") from error
+        raise refusal(f"cannot tell this process's identity: {error}", error) from error
     return DaemonProcess(
         pid=os.getpid(),
         exe_path=_printable(exe_path),
@@ -95,7 +96,7 @@ def publish(identity: DaemonProcess, file: Path) -> None:
             raise
         _sync_directory(file.parent)
     except OSError as error:
-        raise StateError(f"cannot publish the identity file {file}: {error}") from error
+        raise refusal(f"cannot publish the identity file {file}: {error}", error) from error
 
 
 def withdraw(identity: DaemonProcess, file: Path) -> None:
@@ -110,7 +111,7 @@ def withdraw(identity: DaemonProcess, file: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise StateError(f"cannot remove the identity file {file}: {error}") from error
+        raise refusal(f"cannot remove the identity file {file}: {error}", error) from error
 
 
 def _hashes(executable: Path) -> tuple[bytes, bytes]:

@@ -43,8 +43,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 from overlayd import fault
-from overlayd.daemon.durable import keep, keep_newest, sync_directory, write_all
-from overlayd.errors import StateError
+from overlayd.daemon.durable import keep, keep_newest, refusal, sync_directory, write_all
+from overlayd.errors import DiskError, StateError
 from overlayd.proto import log
 
 logger = logging.getLogger(__name__)
@@ -265,11 +265,11 @@ class Journal:
     def _write_batches(self) -> None:
         while (first := self._queue.get()) is not None:
             batch, more = self._gather(first)
-            refusal = self._write(batch)
-            batch[0].done.get_loop().call_soon_threadsafe(_settle, batch, refusal)
+            refused = self._write(batch)
+            batch[0].done.get_loop().call_soon_threadsafe(_settle, batch, refused)
             if not more:
                 return
-            if refusal is None:
+            if refused is None:
                 self._checkpoint_if_long()
 
     def _gather(self, first: _Commit) -> tuple[list[_Commit], bool]:
@@ -385,14 +385,14 @@ class Journal:
         return file
 
 
-def _settle(batch: list[_Commit], refusal: str | None) -> None:
+def _settle(batch: list[_Commit], refused: str | None) -> None:
     for commit in batch:
         if commit.done.done():
             continue  # cancelled: nobody waits
-        if refusal is None:
+        if refused is None:
             commit.done.set_result(None)
         else:
-            commit.done.set_exception(StateError(refusal))
+            commit.done.set_exception(DiskError(refused))
 
 
 def _apply(change: log.Change, rows: dict[log.Row, bytes]) -> int:
@@ -417,7 +417,7 @@ def _refusal(what: str, error: Exception) -> StateError:
     if not isinstance(error, OSError) or error.errno is None:
         return StateError(f"{what}: {error!r}, a bug in overlayd")
     remedy = _REMEDIES.get(error.errno, "check the directory and the disk below it")
-    return StateError(f"{what}: {error.strerror} (errno {error.errno}); {remedy}, then try again")
+    return refusal(f"{what}: {error.strerror} (errno {error.errno}); {remedy}, then try again", error)
 
 
 def _make(directory: Path) -> None:

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack, closing, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from overlayd import __version__
 from overlayd.daemon import config as configuration
 from overlayd.daemon import endpoint, identity, logs, start
 from overlayd.daemon import journal as journals
-from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.expiry import Expiry
@@ -32,7 +31,9 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import InUse as JournalInUse
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.lookup import Lookups
 from overlayd.daemon.nameserver import Nameserver
+from overlayd.daemon.nat import Nat
 from overlayd.daemon.reclaim import reclaim
 from overlayd.daemon.resolver import Resolver
 from overlayd.daemon.sentinel import Sentinel
@@ -41,7 +42,7 @@ from overlayd.daemon.status import StatusView
 from overlayd.daemon.suspects import Part
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.watch import DeathWatch
-from overlayd.errors import OverlaydError, StateError
+from overlayd.errors import DiskError, OverlaydError, StateError
 from overlayd.linux.monitor import Monitor
 from overlayd.model.health import FRESH
 from overlayd.model.rows import Attachment
@@ -82,6 +83,9 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     except (endpoint.InUse, JournalInUse) as error:
         log.error("%s", error)
         return IN_USE
+    except DiskError as error:
+        log.error("%s", error)
+        return FAILED
     except StateError as error:
         log.error("%s", error)
         return BAD_CONFIG
@@ -99,8 +103,7 @@ def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitSt
     journal = Journal.open(directory, salvage=salvage)
     claims.enter_context(endpoint.claim_namespace())
     admission = endpoint.Admission(config.socket_group)
-    listener = claims.enter_context(endpoint.bind(config.socket, admission.gid))
-    claims.callback(Path(config.socket).unlink, missing_ok=True)
+    listener = claims.enter_context(endpoint.served(config.socket, admission.gid))
     try:
         uvloop.run(_serve(config, journal, admission, listener, fresh))
     except ExceptionGroup as failed:  # of the task group: one failed, and the others were stopped for it
@@ -128,7 +131,6 @@ async def _serve(
         served=frozenset({config.payload_protocol}),
     )
     health = Health(node, fresh)
-    candidates = Candidates(node)
     forwarding = ForwardWatch(node)
     await health.resume()
     async with asyncio.TaskGroup() as tasks, AsyncExitStack() as ending:
@@ -136,26 +138,30 @@ async def _serve(
         def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
             return tasks.create_task(_guarded(work))
 
-        for watch in (health.watch, candidates.watch, forwarding.watch):
-            ending.callback(tasks.create_task(_kept_up(watch, stopping)).cancel)
-        tasks.create_task(_kept_up(sentinel.watch, stopping))
+        def keep_up(watch: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+            return tasks.create_task(_kept_up(watch, stopping))
+
+        for watch in (health.watch, forwarding.watch):
+            ending.callback(keep_up(watch).cancel)
+        keep_up(sentinel.watch)
         ending.callback(sentinel.stop)
-        resolver = Resolver(node, health, spawn)
-        ending.callback(resolver.close)
-        resolver.resume()
+        resolver = Resolver(node, health, Lookups(), spawn)
+        nat = Nat(node, health, Lookups(), spawn, keep_up)
+        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, spawn)
+        for part in (resolver, nat, nameserver):
+            ending.callback(part.close)
+            part.resume()
         deaths = DeathWatch(partial(reclaim, node), spawn)
         ending.callback(deaths.close)
         deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
-        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, spawn)
-        ending.enter_context(closing(nameserver)).resume()
-        node.observers += [resolver.follow, deaths.follow, expiry.follow, forwarding.follow, nameserver.follow]
+        node.observers += [each.follow for each in (resolver, nat, deaths, expiry, forwarding, nameserver)]
         ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
-        doctor = Doctor(node, sentinel, forwarding, health, nameserver)
+        doctor = Doctor(node, sentinel, forwarding, health, nameserver=nameserver, nat=nat)
         status = StatusView(node, health)
-        daemon = Daemon(node, status, health, candidates, doctor, nameserver, boot, resolver.ask_again, stopping.set)
+        daemon = Daemon(node, status, health, nat, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
         health.doubters.append(lambda scope: sentinel.suspect(Part("peers", scope), "reading"))

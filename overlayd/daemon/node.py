@@ -186,6 +186,11 @@ class Node:
             steps = choose(plan(await self.run(look, self.kernel, want), want))
             return steps, await self.run(self.kernel.repair, steps) if steps else []
 
+    async def settled(self, *resources: str) -> None:
+        """Wait for the changes of these resources that were asked for before."""
+        async with self._hold(shared=resources):
+            pass
+
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Do blocking work in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)

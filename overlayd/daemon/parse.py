@@ -70,6 +70,14 @@ def endpoint(text: str, field: str) -> str:
     return text
 
 
+def server(text: str, field: str, port: int) -> str:
+    """`host:port` of a server, or a host alone for the port that is usual."""
+    bare = text.rpartition("]")[2] if text.startswith("[") else text
+    if not text:
+        raise RequestError(f"request.{field}: a server must not be empty")
+    return endpoint(text if ":" in bare else f"{text}:{port}", field)
+
+
 def dns_name(text: str, field: str) -> str:
     """One DNS name: labels of 1-63 letters, digits, hyphens and underscores, 253 characters at most (RFC 1035,
     2.3.4).

@@ -1,26 +1,25 @@
 """Host names in endpoints: asked for off the request path, and again while their peer does not answer.
 
-Owns: when a name is asked for, the threads that ask, and what came of it.  Must not know: requests; it sees rows
-change.
+Owns: when a name is asked for, and what came of it.  Must not know: requests; it sees rows change.
 
 A name is asked for when its peer is added or gets another endpoint, at the daemon's start, and again with growing
 pauses while it does not resolve or its peer does not answer.  The host's own resolver is asked, so /etc/hosts counts;
 it prefers one of several addresses as RFC 6724 says.  The device hears of an address only when it is not the one
-before: a peer that has roamed is not called back by a name that has not changed, and never while it answers.
+before: a peer that has roamed is not called back by a name that has not changed, and never while it answers.  While
+NAT traversal has an endpoint for the peer (`Facts.selected`), that one counts: the name is then one of the ways that
+the next attempt tries, and counts again when an attempt has failed.
 """
 
 import asyncio
 import logging
 import random
-import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
-from threading import Thread
 from typing import Any
 
 from overlayd.daemon.health import Health
+from overlayd.daemon.lookup import Lookups
 from overlayd.daemon.node import Node
 from overlayd.daemon.resources import peers_locks
 from overlayd.errors import MechanismError
@@ -30,10 +29,6 @@ from overlayd.model.resolution import choose, failure_pause, stale_pause
 from overlayd.model.rows import Change, Peer, peer_key
 
 log = logging.getLogger(__name__)
-
-# Our own constants.
-LOOKUPS = 16  # at once, a thread each
-PATIENCE = 30.0  # seconds for an answer; the C library gives up by itself after 5 to 20
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -68,14 +63,21 @@ class _Name:
 class Resolver:
     """The host names of a node's peers.  spawn: starts a task; jitter: a number from 0 to 1, at random."""
 
-    def __init__(self, node: Node, health: Health, spawn: Spawn, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        node: Node,
+        health: Health,
+        lookups: Lookups,
+        spawn: Spawn,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
         self._node = node
         self._health = health
         self._spawn = spawn
         self._jitter = jitter
         self._names: dict[str, _Name] = {}  # by the key of the peer's row
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._slots = asyncio.Semaphore(LOOKUPS)
+        self._lookups = lookups
         self._found: dict[_Name, Address] = {}
         self._arrived = asyncio.Event()
         self._telling: asyncio.Task[None] | None = None
@@ -130,7 +132,7 @@ class Resolver:
         while True:
             pause: float | None = None  # until the peer goes stale
             try:
-                answers = await self._look_up(name.host)
+                answers = await self._lookups.addresses(name.host)
             except (OSError, UnicodeError) as error:
                 log.log(
                     logging.DEBUG if name.failures else logging.WARNING,
@@ -153,36 +155,6 @@ class Resolver:
                 async with asyncio.timeout(pause):
                     await name.again.wait()
             name.again.clear()
-
-    async def _look_up(self, host: str) -> list[Address]:
-        """The addresses of a host, at least one, the preferred first.  OSError, UnicodeError: there are none."""
-        await self._slots.acquire()
-        answer: asyncio.Future[list[Address]] = asyncio.get_running_loop().create_future()
-        # A daemon thread, and not one of a pool: nobody can stop a lookup, and the daemon's end waits for none.
-        Thread(target=self._ask, args=(host, answer, answer.get_loop()), name="resolver", daemon=True).start()
-        async with asyncio.timeout(PATIENCE):
-            return await answer
-
-    def _ask(self, host: str, answer: asyncio.Future[list[Address]], loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread."""
-        addresses: list[Address] = []
-        failure: Exception | None = None
-        try:
-            found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM, flags=socket.AI_ADDRCONFIG)
-            addresses = [ip_address(str(sockaddr[0])) for *_, sockaddr in found]
-        except (OSError, ValueError) as error:
-            failure = error
-
-        def deliver() -> None:
-            self._slots.release()
-            if not answer.done():
-                if failure is not None:
-                    answer.set_exception(failure)
-                else:
-                    answer.set_result(addresses)
-
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(deliver)
 
     async def _tell(self) -> None:
         """Tell the devices what was found, many at once: for ever."""

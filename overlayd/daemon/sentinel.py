@@ -53,7 +53,7 @@ class _Suspicion:
 
 class Sentinel:
     """At work from `watch` until `stop`.  monitor: subscribed before the first reconciliation, so that nothing is
-    missed in between; closed at the end.
+    missed in between; closed at the end of the watch.
     """
 
     def __init__(self, node: Node, monitor: Monitor) -> None:
@@ -68,28 +68,42 @@ class Sentinel:
         self._readings: dict[socket.socket, asyncio.TimerHandle] = {}
         self._woken = asyncio.Event()
         self._stopping = False
+        self._ended = False  # a watch before this one
+        self._failure: Exception | None = None  # of the reading
 
     async def watch(self) -> None:
-        """Listen, look, and mend; returns after `stop`, when what was begun is done."""
+        """Listen, look, and mend; returns after `stop`, when what was begun is done.
+
+        Raises what went wrong in the listening.  Called again, it subscribes anew and looks at everything, for nobody
+        knows what happened meanwhile.
+        """
         loop = asyncio.get_running_loop()
-        self._judge.remember(await self._node.run(all_links))
-        for source in self._monitor.sockets:
-            loop.add_reader(source, self._hear, source)
-        self.suspect(FORWARDING, "start")
-        self._suspicions[EVERYTHING] = _Suspicion(loop.time() + AUDIT, {"audit": ""})
+        if self._ended:
+            self._monitor, self._judge = Monitor(), Judge(self._node, self)
+            self._failure = None
+            self._busy.clear()
+        audit = loop.time() + (0.0 if self._ended else AUDIT)
         try:
+            self._judge.remember(await self._node.run(all_links))
+            for source in self._monitor.sockets:
+                loop.add_reader(source, self._hear, source)
+            self.suspect(FORWARDING, "start")
+            self._suspicions[EVERYTHING] = _Suspicion(audit, {"audit": ""})
             async with asyncio.TaskGroup() as looking:
-                while not self._stopping:
+                while not self._stopping and self._failure is None:
                     for part in self._due():
                         self._busy.add(part)
                         looking.create_task(self._look_at(part, self._suspicions.pop(part)))
                     await self._pause()
+            if self._failure is not None:
+                raise self._failure
         finally:
             for source in self._monitor.sockets:
                 loop.remove_reader(source)
                 if source in self._readings:
-                    self._readings[source].cancel()
+                    self._readings.pop(source).cancel()
             self._monitor.close()
+            self._ended = True
 
     def stop(self) -> None:
         self._stopping = True
@@ -114,8 +128,13 @@ class Sentinel:
         self._readings[source] = loop.call_later(GATHER, self._read, source)
 
     def _read(self, source: socket.socket) -> None:
-        for event in self._monitor.read(source):
-            self._judge.judge(event)
+        try:
+            for event in self._monitor.read(source):
+                self._judge.judge(event)
+        except Exception as error:  # raised by `watch`, which waits for what is being mended
+            self._failure = error
+            self._woken.set()
+            return
         asyncio.get_running_loop().add_reader(source, self._hear, source)
 
     def _schedule(self, part: Part, due: float, cause: str, who: str = "") -> None:

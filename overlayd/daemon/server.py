@@ -68,10 +68,14 @@ class Server:
             connection.push((type(event), event.pubkey), message)
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests, wait for those in flight, and close every connection once its answers are out."""
+        """Refuse new requests, wait so many seconds for those in flight, and close every connection once its answers
+        are out.
+        """
         self.stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
+        for connection in self.connections:
+            connection.give_up()
         await self._while(lambda: any(connection.busy for connection in self.connections))
         for connection in list(self.connections):
             connection.close("the daemon stops", logging.DEBUG)

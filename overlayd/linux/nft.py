@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Hashable, Iterable, Sequence
 from errno import EEXIST, ENOENT, errorcode
-from typing import Any
 
 import orjson
 
@@ -33,6 +32,9 @@ _TERSE = 1 << 11
 _LIST_OURS = (f"list table inet {NFT_TABLE}", f"list table bridge {NFT_TABLE}")
 
 _ERRNO = {os.strerror(number): number for number in errorcode}  # libnftables gives the kernel's errors as words only
+
+# Our own: listings until two in a row agree.  The kernel is done in milliseconds; others may change members meanwhile.
+_LISTINGS = 16
 
 # One call into the library at a time, whatever the context: it caches the names of interfaces for the whole process
 # (src/iface.c, up to at least 1.0.6), and two threads that drop the cache free it twice.
@@ -128,10 +130,12 @@ class Nft:
         found: dict[Hashable, Element] = {}
         for command in _LIST_OURS:
             try:
-                found |= ruleset.elements(self._list(command, 0))
+                listing = self._stable(command)
             except MechanismError as error:
                 if error.errno != ENOENT:
                     raise
+            else:
+                found |= ruleset.elements(orjson.loads(listing))
         return found
 
     def intact(self) -> bool:
@@ -147,7 +151,7 @@ class Nft:
 
         Legacy iptables (xtables) is not in the nftables ruleset and goes unseen.
         """
-        return blockers.forward_blockers(self._list("list ruleset", _TERSE | _NUMERIC_SYMBOL))
+        return blockers.forward_blockers(orjson.loads(self._run("list ruleset", _JSON | _TERSE | _NUMERIC_SYMBOL)))
 
     def _change(self, changes: list[ruleset.Change]) -> None:
         with self._lock:
@@ -163,9 +167,19 @@ class Nft:
         heads = (f"\ntable {family} {NFT_TABLE} {{\n" for family in ("inet", "bridge"))
         return "".join(text[start : text.index("\n}", start)] for head in heads if (start := text.find(head)) >= 0)
 
-    def _list(self, command: str, flags: int) -> dict[str, Any]:
-        listing: dict[str, Any] = orjson.loads(self._run(command, _JSON | flags))
-        return listing
+    def _stable(self, command: str) -> str:
+        """A listing with elements that came out twice in a row, or the last of _LISTINGS.
+
+        The kernel moves the elements of a set that has grown or shrunk to a larger or smaller hash table in its own
+        time, and a listing goes by position in it, a part at a time: what moves between two parts is passed over
+        (nft_rhash_walk() in net/netfilter/nft_set_hash.c), and nothing tells.  Seen: 500 elements of 5,000.
+        """
+        text = self._run(command, _JSON)
+        for _ in range(_LISTINGS - 1):
+            before, text = text, self._run(command, _JSON)
+            if text == before:
+                break
+        return text
 
     def _run(self, script: str, flags: int) -> str:
         with _LIBRARY:

@@ -27,6 +27,7 @@ __all__ = [
     "missing",
     "peer_changes",
     "public_key",
+    "shared_secret",
     "udp_port_is_free",
 ]
 
@@ -205,3 +206,15 @@ def public_key(private: bytes) -> bytes:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
 
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def shared_secret(private: bytes, public: bytes) -> bytes:
+    """What two nodes have in common, 32 bytes (X25519, RFC 7748, section 6.1).  ValueError: `public` is no key that a
+    node could have.
+    """
+    from cryptography.hazmat.primitives.asymmetric.x25519 import (  # noqa: PLC0415
+        X25519PrivateKey,
+        X25519PublicKey,
+    )
+
+    return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))

@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from errno import EADDRINUSE, EEXIST, ENAMETOOLONG, ENOENT, EPROTO, ETIMEDOUT
+from errno import EADDRINUSE, ECONNREFUSED, ECONNRESET, EEXIST, ENAMETOOLONG, ENOENT, EPIPE, EPROTO, ETIMEDOUT
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import IO, Self
@@ -35,6 +35,8 @@ PROGRAM = "wireguard-go"
 SOCKETS = Path("/var/run/wireguard")
 _TUN = Path("/dev/net/tun")
 _IFNAMSIZ = 16  # linux/if.h, with the terminating zero
+# What a dialogue with a process ends in that ends: EPROTO is an answer cut short.
+_HUNG_UP = (ECONNREFUSED, ECONNRESET, ENOENT, EPIPE, EPROTO)
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7)
 
 _PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6
@@ -75,25 +77,23 @@ class Userspace:
     def create(self, device: Device) -> None:
         if len(device.name.encode()) >= _IFNAMSIZ:
             raise MechanismError("create WireGuard device", device.name, ENAMETOOLONG)
-        started = not self.alive(device.name)
-        if started:
-            self.delete(device.name)
-            if _socket(device.name).exists():
-                raise MechanismError("create WireGuard device", device.name, EEXIST, "its socket serves another link")
-            with _reported("create", device.name):
-                fault.point("wireguard:start")
-                _start(device.name)
+        if self.alive(device.name):
+            try:
+                self._take_up(device)
+                return
+            except MechanismError as error:
+                if error.errno not in _HUNG_UP or self.alive(device.name):
+                    raise  # else it was on its way out, and there is nothing to take up
+        self.delete(device.name)
+        if _socket(device.name).exists():
+            raise MechanismError("create WireGuard device", device.name, EEXIST, "its socket serves another link")
+        with _reported("create", device.name):
+            fault.point("wireguard:start")
+            _start(device.name)
         try:
-            fault.point("wireguard:started")
-            shown = self.read(device.name)
-            self._set_device(device, key=shown.private_key, port=shown.listen_port)
-            process = _process_behind(device.name)
-            if process is not None:
-                with process:
-                    process.ignore_lost_news()
+            self._take_up(device)
         except BaseException:
-            if started:
-                self.delete(device.name)
+            self.delete(device.name)
             raise
 
     def add_name(self, old: str, new: str) -> None:
@@ -118,7 +118,7 @@ class Userspace:
             process = _process_behind(name)
             if process is not None:
                 with process:
-                    if not process.serves(name):
+                    if not process.serves(name) and not process.is_ending():
                         return
                     fault.point("wireguard:end")
                     process.end()
@@ -165,6 +165,17 @@ class Userspace:
         with suppress(OSError), _connect(device):
             return bool(socket.if_nametoindex(device))
         return False
+
+    def _take_up(self, device: Device) -> None:
+        """Give the process that serves a device what it lacks of its key and port."""
+        fault.point("wireguard:started")
+        shown = self.read(device.name)
+        self._set_device(device, key=shown.private_key, port=shown.listen_port)
+        with _reported("create", device.name):
+            process = _process_behind(device.name)
+            if process is not None:
+                with process:
+                    process.ignore_lost_news()
 
     def _set_device(self, device: Device, key: bytes, port: int) -> None:
         """Send what differs only: the same port again would close and open the UDP socket."""
@@ -319,13 +330,22 @@ class _Process:
         link = self.link()
         return link is not None and (not link or _same_link(link, name))
 
+    def is_ending(self) -> bool:
+        """Whether it is a wireguard-go on its way out, for whatever reason: it closes its TUN before its socket."""
+        try:
+            program = Path(f"/proc/{self.pid}/comm").read_text().rstrip()
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return program == PROGRAM and self.link() is None
+
     def link(self) -> str | None:
         """The present name of the TUN link that it serves, empty when that is deleted, None when it serves none."""
-        for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):
-                if descriptor.readlink() == _TUN:
-                    info = Path(f"/proc/{self.pid}/fdinfo/{descriptor.name}").read_text()
-                    return info.partition("iff:")[2].partition("\n")[0].strip()
+        with suppress(FileNotFoundError, ProcessLookupError):  # at its end
+            for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+                with suppress(FileNotFoundError):
+                    if descriptor.readlink() == _TUN:
+                        info = Path(f"/proc/{self.pid}/fdinfo/{descriptor.name}").read_text()
+                        return info.partition("iff:")[2].partition("\n")[0].strip()
         return None
 
 

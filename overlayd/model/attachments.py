@@ -109,18 +109,19 @@ def detach(draft: Draft, attachment: Attachment) -> None:
         draft.drop(network)
     service = draft.get(Service, attachment.service)
     if service is not None and attachment.ephemeral and not service.lasting:
-        _drop_if_empty(draft, service)
+        drop_if_empty(draft, service)
 
 
-def _drop_if_empty(draft: Draft, service: Service) -> None:
+def drop_if_empty(draft: Draft, service: Service) -> None:
     """An ephemeral service's bridge goes when nobody is left on it: neither attached nor holding an address of its
-    subnet.
+    subnet.  Addresses alone are remembered to keep it.
     """
     if any(other.service == service.name for other in draft.all(Attachment)):
         return
     leases = draft.state.leases(service.name).values()
     current = [draft.get(type(lease), lease.key) for lease in leases]
     if any(lease is not None and lease.holder for lease in current):
+        draft.put(replace(service, left=True))
         return
     for lease in current:
         if lease is not None:

@@ -1,19 +1,27 @@
-"""This node's candidates: where others may reach it.
+"""Candidates: where a node may be reached, and which of its peers' addresses is of what kind.
 
-Owns: candidates of type host and their priority (RFC 8445).  Must not know: where addresses come from, or servers.
+Owns: the types and priorities of RFC 8445, and what an endpoint says about the connection.  Must not know: where
+addresses come from, servers, or when what is tried (`traversal`).
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from overlayd.model.layout import numeric_endpoint
 from overlayd.model.objects import Address
 
-HOST_PREFERENCE = 126  # RFC 8445, section 5.1.2.2
+Endpoint = tuple[Address, int]
+ConnectionType = Literal["direct", "hole-punched", "relayed"]
+
+HOST, SERVER_REFLEXIVE, PEER_REFLEXIVE, RELAY = "host", "server-reflexive", "peer-reflexive", "relay"
+
+# RFC 8445, section 5.1.2.2
+PREFERENCES = {HOST: 126, PEER_REFLEXIVE: 110, SERVER_REFLEXIVE: 100, RELAY: 0}
 COMPONENT = 1  # WireGuard has one UDP port for everything
 
 
 class Candidate(NamedTuple):
-    """kind: "host", "server-reflexive" or "relay"."""
+    """kind: "host", "server-reflexive", "relay", or "peer-reflexive", which is never told to others."""
 
     kind: str
     address: Address
@@ -28,7 +36,59 @@ def priority(type_preference: int, local_preference: int, component: int = COMPO
 
 def host_candidates(addresses: Iterable[Address], port: int) -> list[Candidate]:
     """One for each of this host's addresses, which come in order of preference."""
+    return _candidates(HOST, ((address, port) for address in addresses))
+
+
+def node_candidates(
+    addresses: Iterable[Address], port: int, mapped: Iterable[Endpoint], relayed: Iterable[Endpoint]
+) -> list[Candidate]:
+    """All of a node's candidates.  mapped: where STUN servers see the port, in order of preference; one of each
+    family counts, and none that is the host's own (RFC 8445, section 5.1.3): of a NAT that gives each server another
+    port none of them is any use to a peer but for its address.  relayed: what TURN servers gave.
+    """
+    hosts = host_candidates(addresses, port)
+    own = {(host.address, host.port) for host in hosts}
+    seen: dict[int, Endpoint] = {}
+    for endpoint in mapped:
+        seen.setdefault(endpoint[0].version, endpoint)
+    reflexive = _candidates(SERVER_REFLEXIVE, (endpoint for endpoint in seen.values() if endpoint not in own))
+    return hosts + reflexive + _candidates(RELAY, relayed)
+
+
+def peer_candidates(given: Iterable[tuple[str, str, int]]) -> list[Candidate]:
+    """A peer's candidates as a row holds them, the best first.  What is no ip:port, or of no known type, is left out:
+    it may come from a newer node.
+    """
+    known = []
+    for kind, address, rank in given:
+        endpoint = numeric_endpoint(address)
+        if endpoint is not None and kind in PREFERENCES and 0 < endpoint[1] < 65536:
+            known.append(Candidate(kind, *endpoint, rank))
+    return sorted(known, key=lambda candidate: -candidate.priority)
+
+
+def is_symmetric(mapped: Iterable[Endpoint]) -> bool:
+    """Whether a NAT gives each destination another mapping of one port (endpoint-dependent, RFC 4787, section 4.1).
+
+    mapped: what several servers saw of it.
+    """
+    seen = set(mapped)
+    return len(seen) != len({address.version for address, _ in seen})
+
+
+def connection_type(at: Endpoint, configured: Endpoint | None, candidates: Iterable[Candidate]) -> ConnectionType:
+    """How a peer is reached whose packets come from `at`, which is no relay of our own.
+
+    configured: what add_peer gave.  Of a peer without candidates nothing tells of a NAT: it may have moved.
+    """
+    kinds = {(candidate.address, candidate.port): candidate.kind for candidate in candidates}
+    if kinds.get(at) == RELAY:
+        return "relayed"
+    return "direct" if at == configured or not kinds or kinds.get(at) == HOST else "hole-punched"
+
+
+def _candidates(kind: str, endpoints: Iterable[Endpoint]) -> list[Candidate]:
     return [
-        Candidate("host", address, port, priority(HOST_PREFERENCE, 65535 - place))
-        for place, address in enumerate(addresses)
+        Candidate(kind, address, port, priority(PREFERENCES[kind], 65535 - place))
+        for place, (address, port) in enumerate(endpoints)
     ]

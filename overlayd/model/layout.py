@@ -12,6 +12,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import NamedTuple
 
 from overlayd.model import peers, ruleset
 from overlayd.model.names import veth_name
@@ -39,17 +40,26 @@ Layout = dict[Hashable, Object]
 _ENDPOINTS_REMEMBERED = 16384
 
 
+class Selected(NamedTuple):
+    """Where NAT traversal found a peer, or looks for it.  keepalive: seconds, where its endpoint was given without."""
+
+    endpoint: tuple[Address, int]
+    keepalive: int
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a layout depends on beside the state.
 
     mtu: of the overlay, bytes.  devices: a WireGuard backend is there (without one the node is guest-only).
-    resolved: where the host names in endpoints point, by the key of the peer's row and the endpoint in it.
+    resolved: where the host names in endpoints point; selected: what traversal has in place of an endpoint; both by
+    the key of the peer's row and the endpoint in it, so that another endpoint ends them.
     """
 
     mtu: int
     devices: bool = True
     resolved: Mapping[tuple[str, str], tuple[Address, int]] = field(default_factory=dict)
+    selected: Mapping[tuple[str, str], Selected] = field(default_factory=dict)
 
 
 def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None) -> Layout:
@@ -190,12 +200,13 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
         for network in peer.allowed_ips:
             if peers.has_route(network, overlay.cluster):
                 yield Route(scope=peer.scope, device=device, destination=network)
+    selected = facts.selected.get((peer.key, peer.endpoint))
     yield DevicePeer(
         scope=peer.scope,
         device=device,
         public_key=peer.public_key,
-        endpoint=endpoint_address(peer, facts),
-        keepalive=peer.keepalive,
+        endpoint=selected.endpoint if selected else configured_address(peer, facts),
+        keepalive=peer.keepalive or (selected.keepalive if selected else 0),
         allowed_ips=peer.allowed_ips,
     )
 
@@ -272,6 +283,12 @@ def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
 
 
 def endpoint_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
+    """Where a peer's device was told to send: what traversal selected, else what is configured."""
+    selected = facts.selected.get((peer.key, peer.endpoint))
+    return selected.endpoint if selected else configured_address(peer, facts)
+
+
+def configured_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
     """The numeric form of a peer's `host:port`: written so, or resolved; None while it is neither."""
     if not peer.endpoint:
         return None

@@ -34,6 +34,7 @@ def add_peer(
     for edge in draft.all(Edge):
         if edge.public_key == public_key:
             raise RequestError(f"request.public_key: {text(public_key)} is edge peer {edge.name}: revoke it first")
+    _require_no_guest(draft, scope, public_key, "public_key")
     for network in allowed_ips:
         _require_no_other_route(draft, scope, network)
     old = draft.peer(scope, public_key)
@@ -55,6 +56,7 @@ def add_peer(
 def remove_peer(draft: Draft, scope: str, public_key: bytes) -> None:
     """Forget a peer; of an unknown one that is no error."""
     require_scope(draft, scope)
+    _require_no_guest(draft, scope, public_key, "pubkey")
     peer = draft.peer(scope, public_key)
     if peer is not None:
         draft.drop(peer)
@@ -66,6 +68,7 @@ def add_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network
     peer = draft.peer(scope, public_key)
     if peer is None:
         raise RequestError(f"no peer {text(public_key)} in {scope_name(scope)}: send add_peer first")
+    _require_no_guest(draft, scope, public_key, "pubkey")
     if network in peer.added:
         return []
     _require_no_other_route(draft, scope, network)
@@ -78,7 +81,8 @@ def remove_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Netw
     """No longer route a network to a peer; if it is not routed there, that is no error."""
     require_scope(draft, scope)
     peer = draft.peer(scope, public_key)
-    if peer is not None:
+    if peer is not None and network in peer.allowed_ips:
+        _require_no_guest(draft, scope, public_key, "pubkey")
         draft.put(_without(peer, network))
 
 
@@ -109,6 +113,16 @@ def scope_name(scope: str) -> str:
 def text(key: bytes) -> str:
     """A key as people know it."""
     return b64encode(key).decode()
+
+
+def _require_no_guest(draft: Draft, scope: str, public_key: bytes, field: str) -> None:
+    """RequestError when a peer is a guest's, which comes with its attach, has its one address, and goes with its
+    detach.
+    """
+    guest = draft.state.guest(public_key) if scope == GLOBAL else None
+    if guest is not None:
+        name = guest.handle.partition(":")[2]
+        raise RequestError(f"request.{field}: {text(public_key)} is guest {name}: detach it first")
 
 
 def _require_no_other_route(draft: Draft, scope: str, network: Network) -> None:

@@ -65,7 +65,8 @@ class Overlay(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A service on this node.  subnet: its containers' addresses.  lasting: an attach since the setup was not
-    ephemeral. device, private_key, wg_port: only of a dedicated service.
+    ephemeral.  left: its last container, ephemeral as all before it, has left since the setup, and addresses of
+    allocate_ip keep it.  device, private_key, wg_port: only of a dedicated service.
     """
 
     table: ClassVar[str] = "service"
@@ -73,6 +74,7 @@ class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
     subnet: Network
     bridge: str
     lasting: bool = False
+    left: bool = False
     device: str = ""
     private_key: bytes = b""
     wg_port: int = 0

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
-from overlayd.model import attachments, overlay, subnets
+from overlayd.model import attachments, ipam, overlay, subnets
 from overlayd.model.names import bridge_name, dedicated_name, require_legal
-from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Address, Network
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft, State
 
@@ -44,6 +44,9 @@ def setup_service(
             raise RequestError(
                 f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}"
             )
+        if service.left:  # whoever sets it up wants it, though those before have left
+            service = replace(service, left=False)
+            draft.put(service)
         return service
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
@@ -83,6 +86,18 @@ def teardown_service(draft: Draft, name: str) -> None:
     for peer in list(draft.state.peers(name).values()):
         draft.drop(peer)
     draft.drop(service)
+
+
+def release_ip(draft: Draft, address: Address, *, closing: str = "") -> bool:
+    """Give back an address of allocate_ip; False when it is none.  closing: the service that goes with it, if all that
+    were attached to it have left and no other address keeps it.
+    """
+    if not ipam.release(draft, address, ipam.REQUEST):
+        return False
+    service = draft.get(Service, closing)
+    if service is not None and service.left and not service.lasting:
+        attachments.drop_if_empty(draft, service)
+    return True
 
 
 def prune(draft: Draft, gone: set[str]) -> None:

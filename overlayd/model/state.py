@@ -50,6 +50,7 @@ class State:
         self._peers: dict[str, dict[bytes, Peer]] = {}
         self._allowed: dict[str, AllowedIPs[bytes]] = {}
         self._namespaces: dict[int, str] = {}
+        self._guests: dict[bytes, str] = {}
         self.departing: dict[RowId, Row] = {}  # kept by the writer
         self.generation = 0  # grows with every change: what was computed from an older one is stale
         self.releases = 0  # the newest order of release
@@ -94,6 +95,11 @@ class State:
     def in_namespace(self, inode: int) -> Attachment | None:
         """The attachment of a network namespace."""
         handle = self._namespaces.get(inode)
+        return self.get(Attachment, handle) if handle else None
+
+    def guest(self, public_key: bytes) -> Attachment | None:
+        """The attachment of the guest that has this key."""
+        handle = self._guests.get(public_key)
         return self.get(Attachment, handle) if handle else None
 
     def leases(self, pool: str) -> dict[Address, Lease]:
@@ -171,6 +177,10 @@ class State:
             del self._namespaces[old.netns.inode]
         if new and new.netns:
             self._namespaces[new.netns.inode] = new.handle
+        if old and old.public_key:
+            del self._guests[old.public_key]
+        if new and new.public_key:
+            self._guests[new.public_key] = new.handle
 
     def _build_pool(self, name: str) -> Pool | None:
         overlay = self.get(Overlay)

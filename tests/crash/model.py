@@ -139,12 +139,14 @@ class Model(Peers):
         if present:
             if subnet not in (None, present["subnet"]) or bool(present["device"]) != (mode == "dedicated"):
                 raise Refused
+            present["left"] = False
         else:
             if subnet and self._taken(ip_network(subnet)):
                 raise Refused
             chosen = subnet or self._choose_subnet(service)
             device = {**_named(f"{stem}-d", {}), "wg_port": self._choose_port()} if mode == "dedicated" else {}
-            self.services[service] = {"subnet": chosen, "lasting": False, "device": device, **_named(f"{stem}-b", {})}
+            flags = {"lasting": False, "left": False}
+            self.services[service] = {"subnet": chosen, "device": device, **flags, **_named(f"{stem}-b", {})}
             for address, lease in list(self.leases.items()):
                 if lease["pool"] == NODE_POOL and ip_address(address) in ip_network(chosen):
                     del self.leases[address]
@@ -227,6 +229,9 @@ class Model(Peers):
     def _release_ip(self, ip: str) -> None:
         if self.leases.get(ip, {}).get("holder") == "request":
             self._release(ip)
+            pool = self.leases[ip]["pool"]
+            if pool and self.services[pool]["left"]:
+                self._leave(pool)
 
     # Containers and guests.
 
@@ -292,11 +297,16 @@ class Model(Peers):
         others = self.attachments.values()
         if attachment["isolation"] and all(other["isolation"] != attachment["isolation"] for other in others):
             del self.isolation[attachment["isolation"]]
-        name = attachment["service"]
-        empty = all(other["service"] != name for other in others)
-        held = any(lease["pool"] == name and lease["holder"] for lease in self.leases.values())
-        lasting = self.services.get(name, {}).get("lasting")
-        if attachment["ephemeral"] and not lasting and empty and not held:
+        if attachment["ephemeral"] and attachment["service"] in self.services:
+            self._leave(attachment["service"])
+
+    def _leave(self, name: str) -> None:
+        """A service that only ephemeral containers were in goes with the last of them, or with the last address."""
+        if self.services[name]["lasting"] or any(other["service"] == name for other in self.attachments.values()):
+            return
+        if any(lease["pool"] == name and lease["holder"] for lease in self.leases.values()):
+            self.services[name]["left"] = True
+        else:
             self._drop_service(name)
 
     # Names.

@@ -142,6 +142,16 @@ SCENARIOS = {
             (*SERVED, step("allocate_ip", service="w", join_global=False)),
             step("release_ip", ip="10.200.196.18"),
         ),
+        Scenario(
+            "release what kept an ephemeral service",
+            (
+                *SERVED,
+                attach(ephemeral=True),
+                step("allocate_ip", service="w", join_global=False),
+                detach(),
+            ),
+            step("release_ip", ip="10.200.196.19"),
+        ),
         Scenario("attach", SERVED, attach()),
         Scenario("attach again", ATTACHED, attach()),
         Scenario("attach with join_global", SERVED, attach(join_global=True)),

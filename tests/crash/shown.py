@@ -162,7 +162,8 @@ def _rows(model: Model) -> dict[str, Any]:
         rows["overlay "] = row | {"interface": model.overlay["name"]} | down
     for name, service in model.services.items():
         device, bridge = service["device"], service["name"]
-        row = _row(name=name, subnet=service["subnet"], bridge=bridge, lasting=service["lasting"])
+        flags = {flag: service[flag] for flag in ("lasting", "left")}
+        row = _row(name=name, subnet=service["subnet"], bridge=bridge, **flags)
         own = {"device": device["name"], "private_key": "(made)", "wg_port": device["wg_port"]} if device else {}
         rows[f"service {name}"] = row | own
     for (scope, key), peer in model.peers.items():

@@ -15,6 +15,7 @@ import pytest
 from overlayd.daemon.apply import Kernel
 from overlayd.daemon.health import Health
 from overlayd.daemon.journal import Journal
+from overlayd.daemon.lookup import Lookups
 from overlayd.daemon.node import Node
 from overlayd.daemon.resolver import Resolver
 from overlayd.linux.nft import Nft
@@ -46,7 +47,7 @@ class Following:
         self.journal = Journal.open(directory)
         self.node = Node(state, self.journal, Kernel(None, Nft()), Facts(mtu=1420, devices=False))
         self.tasks: list[asyncio.Task[None]] = []
-        self.resolver = Resolver(self.node, Health(self.node), self.spawn, jitter=lambda: 0.0)
+        self.resolver = Resolver(self.node, Health(self.node), Lookups(), self.spawn, jitter=lambda: 0.0)
 
     def spawn(self, work):
         task = asyncio.get_running_loop().create_task(work)

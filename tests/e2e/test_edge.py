@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from lab import CommandFailed, Container, Lab, Node, Refused, ping, roamer
 from lab.cluster import PORT, Member, Pair
+from lab.frames import request_frame
 
 HOUR = 3600
 
@@ -197,6 +198,22 @@ def test_a_bad_mint_names_what_is_bad(edge: Edge, keys: dict[str, Any], says: st
     with pytest.raises(Refused, match=says):
         edge.alpha.request("mint_edge_peer", **({"name": "bad", "ttl_secs": 9, "allow": ["10.200.0.0/16"]} | keys))
     assert edge.listed() == []
+
+
+def test_a_list_tells_of_what_was_asked_for_before_it(edge: Edge) -> None:
+    """In one go: what was minted is there, and what was revoked is not."""
+    connection = edge.alpha.connection
+    for round in range(5):
+        connection.send(
+            request_frame(1, "mint_edge_peer", name=f"quick{round}", ttl_secs=HOUR, allow=["10.200.0.0/16"])
+            + request_frame(2, "list_edge_peers")
+            + request_frame(3, "revoke_edge_peer", name=f"quick{round}")
+            + request_frame(4, "list_edge_peers")
+        )
+        answers = {message["id"]: message["response"] for message in (connection.receive() for _ in range(4))}
+        listed = {id: [peer["name"] for peer in answers[id]["peers"]] for id in (2, 4)}
+        assert f"quick{round}" in listed[2]
+        assert f"quick{round}" not in listed[4]
 
 
 def test_minting_needs_the_overlay_and_listing_does_not(lab: Lab) -> None:

@@ -2,15 +2,17 @@
 
 import os
 import signal
+import subprocess
 
 from lab import Lab
 from lab.cluster import Member
-from lab.node import DAEMON
+from lab.node import DAEMON, Node
 
 IN_USE = os.EX_UNAVAILABLE  # 69, sysexits.h
 NO_PERMISSION = os.EX_NOPERM  # 77
 BAD_CONFIGURATION = os.EX_CONFIG  # 78
 USAGE = 2
+FAILED = 1
 
 
 def test_a_second_daemon_on_one_data_directory(member: Member) -> None:
@@ -55,6 +57,37 @@ def test_a_wrong_option_and_a_wrong_setting(lab: Lab) -> None:
     config.write_text('wireguard = "magic"\n')
     code, said = node.try_daemon(node.daemon_argv("--config", str(config)))
     assert (code, "wireguard" in said) == (BAD_CONFIGURATION, True), said
+
+
+def test_a_disk_that_refuses_is_worth_another_try_and_a_wrong_or_damaged_one_is_not(lab: Lab) -> None:
+    node = lab.node("disk")
+    disk, journal = node.data_dir, node.data_dir / "journal"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", disk], check=True)
+    try:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(60 * 1024))
+        assert_ends(node, FAILED, "No space left on device", node.daemon_argv())
+        filler.unlink()
+        node.start()
+        node.stop()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        assert_ends(node, FAILED, "Read-only file system", node.daemon_argv())
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        nowhere = ["--data-dir", f"{journal}/data", "--socket", str(node.socket)]
+        assert_ends(node, BAD_CONFIGURATION, "Not a directory", [*DAEMON, *nowhere])
+        nowhere = ["--identity-file", f"{disk}/missing/id"]
+        assert_ends(node, BAD_CONFIGURATION, "missing/id", node.daemon_argv(*nowhere))
+        journal.write_bytes(b"?" * 100)
+        assert_ends(node, BAD_CONFIGURATION, str(journal), node.daemon_argv())
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def assert_ends(node: Node, code: int, saying: str, argv: list[str]) -> None:
+    ended, said = node.try_daemon(argv)
+    assert ended == code, said
+    assert saying in said
 
 
 def test_signals_and_the_shutdown_request_end_it_cleanly(lab: Lab) -> None:

@@ -1,10 +1,13 @@
-"""SIGTERM with two hundred requests in flight: each is done, or refused as a whole."""
+"""SIGTERM with requests in flight: each is done, or refused as a whole, or its client told that nobody waits for it."""
 
 import os
 import signal
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from lab import Lab, Refused
 from lab.cluster import Member
 from lab.crowd import Crowd
@@ -81,3 +84,38 @@ def test_all_are_answered_and_nothing_is_half_done() -> None:
         assert host_ends(member) == set(crowd.pids)
         ask(member.connection, "detach_container", crowd.pids)
         assert member.node.footprint() == bare
+
+
+def test_a_change_that_outlasts_the_stop(lab: Lab) -> None:
+    member = Member(lab, 8, "slow")
+    node = member.node
+    node.program = [
+        sys.executable,
+        "-c",
+        "from overlayd.cli import daemon; from overlayd.daemon import main; main.PATIENCE = 0.5; daemon()",
+    ]
+    member.start()
+    interface = member.set_up()["interface"]
+    (pid,) = node.wireguard_pids()
+    key = "c3RyYW5nZXIgc3RyYW5nZXIgc3RyYW5nZXIgc3RyYW4="
+    peer = {"public_key": key, "endpoint": "", "allowed_ips": "10.200.9.0/24", "persistent_keepalive_secs": 0}
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        connection = member.connection
+        connection.send(request_frame(1, "add_peer", **peer))
+        time.sleep(0.2)
+        assert node.daemon is not None
+        node.daemon.send_signal(signal.SIGTERM)
+        answer = connection.receive()["response"]
+        with pytest.raises(EOFError):
+            connection.receive()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert answer["result"] == "err"
+    assert answer["message"].startswith("shutting down")
+    assert "may still take effect" in answer["message"]
+    assert node.wait() == 0
+    assert key in node.run(["wg", "show", interface, "peers"])
+    member.start()
+    member.request("add_peer", **peer)
+    assert node.run(["wg", "show", interface, "peers"]).split() == [key]

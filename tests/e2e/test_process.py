@@ -108,3 +108,18 @@ def test_without_wireguard_the_host_has_guests_only_unless_its_adapter_is_a_must
     assert fresh.attach(container, "web") in container.run(["ip", "-br", "address"])
     with pytest.raises(Refused, match="install wireguard-go"):
         fresh.request("setup_service_overlay", service="own", mode="dedicated")
+
+
+def test_the_socket_of_a_successor_stays(lab: Lab) -> None:
+    node = lab.node("replaced")
+    node.start()
+    node.socket.unlink()
+    with socket.socket(socket.AF_UNIX) as successor:
+        successor.bind(str(node.socket))
+        successor.listen()
+        assert node.stop() == 0
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(node.socket))
+    node.start()
+    assert node.stop() == 0
+    assert not node.socket.exists()

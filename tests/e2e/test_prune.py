@@ -100,6 +100,26 @@ def test_an_ephemeral_bridge_goes_with_its_last_container(member: Member, lab: L
     member.request("teardown_service_overlay", service="brief")
 
 
+def test_an_ephemeral_bridge_that_addresses_kept_goes_with_the_last_of_them(member: Member, lab: Lab) -> None:
+    bare = member.node.footprint()
+    member.set_up_service("brief")
+    container = lab.container()
+    member.attach(container, "brief", ephemeral=True)
+    first, second = (member.request("allocate_ip", service="brief", join_global=False)["ip"] for _ in range(2))
+    member.connection.send(  # in one go: what may be given up is known only when the detach is done
+        request_frame(1, "release_ip", ip=first)
+        + request_frame(2, "detach_container", handle=container.handle)
+        + request_frame(3, "release_ip", ip=second)
+    )
+    assert {member.connection.receive()["response"]["result"] for _ in range(3)} == {"ok"}
+    assert member.node.footprint() == bare
+
+    bridge = member.set_up_service("brief")
+    member.request("release_ip", ip=member.request("allocate_ip", service="brief", join_global=False)["ip"])
+    assert bridge in links(member), "nobody has been there yet"
+    member.request("teardown_service_overlay", service="brief")
+
+
 def test_the_last_ephemeral_container_may_die(member: Member, lab: Lab) -> None:
     bridge = member.set_up_service("dying")
     container = lab.container()

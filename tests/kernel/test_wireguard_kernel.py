@@ -9,12 +9,13 @@ from ipaddress import IPv6Address
 import pytest
 
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard import choose, missing
+from overlayd.linux.wireguard import choose, generate_key, missing, public_key
 from overlayd.linux.wireguard_kernel import Kernel
 from overlayd.model.objects import Step
+from overlayd.model.traversal import HOLD
 
 pytest.register_assert_rewrite("wireguard_cases")
-from wireguard_cases import DeviceCases, Namespaces, a_peer, networks  # noqa: E402
+from wireguard_cases import DeviceCases, Namespaces, a_peer, bound, endpoint, networks  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(Kernel.missing()), reason=f"needs {Kernel.missing()}")
 
@@ -55,6 +56,21 @@ class TestFaults(Namespaces):
             alpha.namespace.call(alpha.backend.create, dataclasses.replace(device, private_key=b"short"))
         assert caught.value.errno == ERANGE
         assert alpha.index(device.name) is None
+
+    def test_a_peer_that_is_looked_for_elsewhere_is_called_there_within_the_time_that_it_has(self, alpha, beta):
+        device = alpha.create()
+        alpha.up(device)
+        peer = a_peer(public_key=public_key(generate_key()), endpoint=endpoint("192.0.2.2", 7001), keepalive=25)
+        elsewhere = dataclasses.replace(peer, endpoint=endpoint("192.0.2.2", 7002))
+        with (
+            beta.namespace.call(bound, "192.0.2.2", 7001) as here,
+            beta.namespace.call(bound, "192.0.2.2", 7002) as there,
+        ):
+            alpha.set_peers(device.name, [Step(None, peer)])
+            assert len(here.recv(2000)) == 148
+            alpha.set_peers(device.name, [Step(peer, elsewhere)])
+            there.settimeout(HOLD + 2)
+            assert len(there.recv(2000)) == 148
 
     def test_a_link_that_is_gone_is_told_as_that(self, alpha):
         device = alpha.create()

@@ -9,6 +9,7 @@ from typing import Any
 from lab.container import Container
 from lab.frames import Connection
 from lab.lab import Lab
+from lab.natbox import NatBox
 
 CLUSTER = "10.200.0.0/16"
 CLUSTER6 = "fd00:200::/48"
@@ -20,10 +21,11 @@ SERVICE_PREFIX = {4: 28, 6: 120}  # of the subnet that a service gets on a node
 class Member:
     """A node of the cluster and the orchestrator's connection to it.  number: its node id, and that of its slice."""
 
-    def __init__(self, lab: Lab, number: int, name: str, cluster: str = CLUSTER) -> None:
+    def __init__(self, lab: Lab, number: int, name: str, cluster: str = CLUSTER, behind: NatBox | None = None) -> None:
         self.lab = lab
         self.number = number
-        self.node = lab.node(name)
+        self.nat = behind
+        self.node = lab.node(name, behind)
         self.cluster = cluster
         whole = ip_network(cluster)
         prefix = SLICE_PREFIX[whole.version]
@@ -40,8 +42,8 @@ class Member:
         """One request to this node; `Refused` when the answer is `err`."""
         return self.connection.request(op, **keys)
 
-    def set_up(self) -> dict[str, Any]:
-        """Number the node and bring up its device; return its status."""
+    def set_up(self, nat: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Number the node and bring up its device; return its status.  nat: its NatConfig."""
         self.request("set_local_node_id", node_id=self.number)
         self.request(
             "setup_global_overlay",
@@ -50,6 +52,7 @@ class Member:
             cluster_cidr=self.cluster,
             slice_cidr=self.slice,
             wg_port=PORT,
+            **({"nat": nat} if nat is not None else {}),
         )
         status = self.request("status")
         self.public_key = status["public_key"]
@@ -63,6 +66,22 @@ class Member:
             endpoint=other.node.endpoint(PORT),
             allowed_ips=other.slice,
             persistent_keepalive_secs=0,
+        )
+
+    def candidates(self, kind: str = "") -> list[dict[str, Any]]:
+        """This node's candidates, or those of one type."""
+        found: list[dict[str, Any]] = self.request("nat_status").get("candidates", [])
+        return [candidate for candidate in found if not kind or candidate["candidate_type"] == kind]
+
+    def introduce_by_candidates(self, other: "Member") -> None:
+        """Make the other node a peer of this one, as an orchestrator does that knows nothing but its candidates."""
+        self.request(
+            "add_peer",
+            public_key=other.public_key,
+            endpoint="",
+            allowed_ips=other.slice,
+            persistent_keepalive_secs=0,
+            candidates=other.candidates(),
         )
 
     def set_up_service(self, service: str) -> str:

@@ -21,7 +21,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -30,8 +30,12 @@ from lab import netns, processes
 from lab.capture import Capture
 from lab.container import Container
 from lab.crun import CrunContainer
+from lab.natbox import INSIDE, NatBox
 from lab.node import Node
 from lab.processes import run
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
 
 UNDERLAY = IPv4Interface("172.31.0.254/24")
 OUTSIDE = IPv4Interface("198.51.100.1/24")  # TEST-NET-2, RFC 5737
@@ -108,6 +112,7 @@ class Lab:
         self.outside = f"{self.prefix}-outside"
         self.nodes: list[Node] = []
         self._bundles = 0
+        self._hosts = 0
         self._stack = contextlib.ExitStack()
         self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
 
@@ -176,22 +181,43 @@ class Lab:
         write = f"echo {value} > /proc/sys/net/ipv6/conf/{interface}/{setting}"
         run(["ip", "netns", "exec", namespace, "sh", "-c", write])
 
-    def node(self, name: str) -> Node:
-        """A new node on the underlay; its default route leads outside.  The daemon is not started."""
-        address = type(self.underlay)((self.underlay.network[len(self.nodes) + 1], self.underlay.network.prefixlen))
+    def node(self, name: str, behind: NatBox | None = None) -> Node:
+        """A new node on the underlay, or behind a NAT; its default route leads outside.  The daemon is not started."""
+        address = self._next_address() if behind is None else behind.next_address()
         node = Node(name, self.prefix, self.directory / name, address)
         netns.add(node.netns)
-        ip = ["ip", "-n", node.netns]
-        mtu = ["mtu", str(self.mtu)]
-        run([*ip, "link", "add", "uplink", *mtu, "type", "veth", "peer", "name", name, *mtu, "netns", self.router])
-        self._prepare(node.netns, "uplink")
-        run([*ip, "address", "add", str(address), "dev", "uplink"])
-        run([*ip, "link", "set", "uplink", "up"])
-        run([*ip, "route", "add", "default", "via", str(self.underlay.ip)])
-        run(["ip", "-n", self.router, "link", "set", "dev", name, "master", "underlay", "up"])
+        if behind is None:
+            self._plug(node.netns, name, address, bridge=(self.router, "underlay"), gateway=self.underlay.ip)
+        else:
+            self._plug(node.netns, name, address, bridge=(behind.netns, "inside"), gateway=INSIDE.ip)
         self.nodes.append(node)
         self._stack.callback(node.close)
         return node
+
+    def nat(self, name: str, *, symmetric: bool = False) -> NatBox:
+        """A new NAT on the underlay, for nodes behind it."""
+        address = self._next_address()
+        box = NatBox(f"{self.prefix}-{name}", address.ip, symmetric=symmetric)
+        self._plug(box.netns, name, address, bridge=(self.router, "underlay"), gateway=self.underlay.ip)
+        return box
+
+    def _next_address(self) -> IPv4Interface | IPv6Interface:
+        self._hosts += 1
+        return type(self.underlay)((self.underlay.network[self._hosts], self.underlay.network.prefixlen))
+
+    def _plug(
+        self, namespace: str, name: str, address: Interface, *, bridge: tuple[str, str], gateway: Address
+    ) -> None:
+        """Join a namespace by its `uplink` to a bridge in another one, with a default route to the gateway."""
+        router, master = bridge
+        ip = ["ip", "-n", namespace]
+        mtu = ["mtu", str(self.mtu)]
+        run([*ip, "link", "add", "uplink", *mtu, "type", "veth", "peer", "name", name, *mtu, "netns", router])
+        self._prepare(namespace, "uplink")
+        run([*ip, "address", "add", str(address), "dev", "uplink"])
+        run([*ip, "link", "set", "uplink", "up"])
+        run([*ip, "route", "add", "default", "via", str(gateway)])
+        run(["ip", "-n", router, "link", "set", "dev", name, "master", master, "up"])
 
     def container(self) -> Container:
         """A new process in a network namespace of its own, with nothing in it but a loopback that is down."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from errno import EADDRINUSE, EEXIST, ENAMETOOLONG, ENOENT, ENOSPC, EPROTO, ETIMEDOUT
 from ipaddress import ip_address, ip_network
@@ -107,6 +107,29 @@ class Answerer:
         self.thread.join()
         self.listener.close()
         self.path.unlink()
+
+
+@contextmanager
+def dying_wireguard(directory, name):
+    """A process that looks as wireguard-go does for a moment at its end: the TUN is closed, the socket still open."""
+    program = directory / "wireguard-go"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import socket, sys, time\n"
+        "listener = socket.socket(socket.AF_UNIX)\n"
+        "listener.bind(sys.argv[1])\n"
+        "listener.listen()\n"
+        "print('listens', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    program.chmod(0o700)
+    SOCKETS.mkdir(mode=0o700, exist_ok=True)
+    with subprocess.Popen([program, SOCKETS / f"{name}.sock"], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 def test_userspace_can_be_chosen():
@@ -221,6 +244,35 @@ class TestFaults(Namespaces):
         alpha.namespace.call(alpha.backend.create, device)
         assert alpha.alive(device.name)
         assert pid_of(device.name) != pid
+
+    def test_a_process_that_closed_its_link_and_not_yet_its_socket_is_waited_for(self, alpha, tmp_path):
+        device = alpha.device()
+        alpha.names.add(device.name)
+        with dying_wireguard(tmp_path, device.name) as dying:
+            assert not alpha.alive(device.name)
+            alpha.namespace.call(alpha.backend.create, device)
+            assert dying.wait(timeout=5) == -signal.SIGTERM
+        assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
+
+    def test_a_stopped_process_whose_link_was_deleted_is_replaced(self, alpha, monkeypatch):
+        monkeypatch.setattr(wireguard_user, "_END_DEADLINE", 0.2)
+        device = alpha.create()
+        pid = pid_of(device.name)
+        os.kill(pid, signal.SIGSTOP)
+        alpha.namespace("ip", "link", "delete", device.name)
+        alpha.namespace.call(alpha.backend.create, device)
+        assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
+        assert pid_of(device.name) != pid
+
+    def test_a_process_that_dies_while_it_is_taken_up_is_made_again(self, alpha):
+        device = alpha.create()
+        pid = pid_of(device.name)
+        os.kill(pid, signal.SIGSTOP)  # so that it dies after it was found alive, before it answers
+        killing = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+        killing.start()
+        alpha.namespace.call(alpha.backend.create, device)
+        killing.join()
+        assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
 
     def test_a_process_that_hangs_is_still_deleted(self, alpha, monkeypatch):
         monkeypatch.setattr(wireguard_user, "_END_DEADLINE", 0.2)

@@ -127,8 +127,8 @@ class Operations(RuleBasedStateMachine):
     def release(self, data):
         leases = list(self.state.table(Lease).values())
         if leases:
-            address = data.draw(st.sampled_from(leases)).address
-            self.do(lambda draft: ipam.release(draft, address, ipam.REQUEST))
+            lease = data.draw(st.sampled_from(leases))
+            self.do(lambda draft: services.release_ip(draft, lease.address, closing=lease.pool))
 
     @rule(
         key=st.sampled_from(KEYS),

@@ -1,18 +1,93 @@
-"""Priorities are those of RFC 8445."""
+"""Candidates and what an endpoint says."""
 
 from ipaddress import ip_address
 
-from overlayd.model.candidates import Candidate, host_candidates, priority
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlayd.model.candidates import (
+    Candidate,
+    connection_type,
+    host_candidates,
+    is_symmetric,
+    node_candidates,
+    peer_candidates,
+    priority,
+)
+
+HOST, OTHER, SIX = ip_address("192.0.2.1"), ip_address("198.51.100.1"), ip_address("2001:db8::1")
 
 
-def test_the_priority_of_a_host_candidate_as_others_compute_it():
-    assert priority(126, 65535) == 2130706431  # what every ICE implementation gives to its first host candidate
+def test_priorities_follow_the_preference_of_addresses() -> None:
+    assert host_candidates([SIX, HOST], 51820) == [
+        Candidate("host", SIX, 51820, 2130706431),
+        Candidate("host", HOST, 51820, 2130706175),
+    ]
+
+
+def test_the_formula_of_the_rfc() -> None:
+    assert priority(126, 65535, 1) == 2**24 * 126 + 2**8 * 65535 + 255
     assert priority(0, 0, 256) == 0
 
 
-def test_earlier_addresses_are_preferred():
-    six, four = ip_address("2001:db8::1"), ip_address("192.0.2.1")
-    assert host_candidates([six, four], 51820) == [
-        Candidate("host", six, 51820, 2130706431),
-        Candidate("host", four, 51820, 2130706175),
+@given(st.lists(st.ip_addresses(), max_size=50, unique=True))
+def test_no_two_priorities_are_equal(addresses) -> None:
+    priorities = [candidate.priority for candidate in host_candidates(addresses, 1)]
+    assert priorities == sorted(set(priorities), reverse=True)
+    assert all(0 < number < 2**31 for number in priorities)
+
+
+def test_what_stun_and_turn_say_comes_after_the_hosts_own() -> None:
+    found = node_candidates([HOST], 51820, [(OTHER, 51820), (OTHER, 7)], [(OTHER, 9)])
+    assert [(each.kind, each.address, each.port) for each in found] == [
+        ("host", HOST, 51820),
+        ("server-reflexive", OTHER, 51820),
+        ("relay", OTHER, 9),
     ]
+    assert [each.priority >> 24 for each in found] == [126, 100, 0]
+
+
+def test_what_is_mapped_to_itself_is_no_candidate_of_its_own() -> None:
+    assert node_candidates([HOST], 51820, [(HOST, 51820)], []) == host_candidates([HOST], 51820)
+    kinds = [each.kind for each in node_candidates([HOST], 51820, [(HOST, 51821), (SIX, 51820)], [])]
+    assert kinds == ["host", "server-reflexive", "server-reflexive"]
+
+
+@pytest.mark.parametrize(
+    ("mapped", "symmetric"),
+    [
+        ([], False),
+        ([(HOST, 1)], False),
+        ([(HOST, 1), (HOST, 1)], False),
+        ([(HOST, 1), (SIX, 1)], False),
+        ([(HOST, 1), (HOST, 2)], True),
+        ([(HOST, 1), (OTHER, 1)], True),
+        ([(SIX, 1), (HOST, 1), (SIX, 2)], True),
+    ],
+)
+def test_a_nat_that_gives_each_server_another_mapping_is_symmetric(mapped, symmetric) -> None:
+    assert is_symmetric(mapped) is symmetric
+
+
+def test_a_peers_candidates_are_read_best_first_and_leniently() -> None:
+    given = [
+        ("relay", "192.0.2.1:9", 5),
+        ("host", "[2001:db8::1]:51820", 7),
+        ("quantum", "192.0.2.1:9", 9),
+        ("host", "a name:1", 9),
+        ("host", "192.0.2.1:0", 9),
+        ("host", "192.0.2.1:65536", 9),
+        ("host", "192.0.2.1", 9),
+    ]
+    assert peer_candidates(given) == [Candidate("host", SIX, 51820, 7), Candidate("relay", HOST, 9, 5)]
+
+
+def test_how_a_peer_is_reached() -> None:
+    told = [Candidate("host", HOST, 1, 3), Candidate("server-reflexive", OTHER, 2, 2), Candidate("relay", OTHER, 3, 1)]
+    assert connection_type((HOST, 1), None, told) == "direct"
+    assert connection_type((OTHER, 2), None, told) == "hole-punched"
+    assert connection_type((OTHER, 3), None, told) == "relayed"
+    assert connection_type((OTHER, 4), None, told) == "hole-punched", "where it roamed to, through its NAT"
+    assert connection_type((OTHER, 4), (OTHER, 4), told) == "direct"
+    assert connection_type((OTHER, 4), (HOST, 1), []) == "direct", "nothing tells of a NAT"

@@ -1,9 +1,10 @@
 """What each operation of the model decides, and refuses."""
 
+import re
 from ipaddress import ip_address, ip_network
 
 import pytest
-from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
+from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, dump, new_state, ready, serve, set_up
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError, StateError
@@ -122,6 +123,52 @@ def test_a_lasting_attach_keeps_the_bridge():
     assert state.get(Service, "web") is not None
 
 
+def leave(state, pid):
+    present = state.get(Attachment, f"pid:{pid}")
+    change(state, lambda draft: attachments.detach(draft, present))
+
+
+def hand_out(state):
+    return change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0]
+
+
+def give_back(state, address):
+    assert change(state, lambda draft: services.release_ip(draft, address, closing="web"))[0]
+
+
+def test_an_ephemeral_service_that_addresses_kept_goes_with_the_last_of_them():
+    state = ready()
+    attach(state, 1, ephemeral=True)
+    addresses = [hand_out(state), hand_out(state)]
+    leave(state, 1)
+    for address in addresses:
+        assert state.get(Service, "web") is not None
+        give_back(state, address)
+    assert state.get(Service, "web") is None
+    assert not state.leases("web")
+
+
+def test_an_address_given_back_takes_no_service_along_that_somebody_may_want():
+    state = ready()
+    give_back(state, hand_out(state))
+    assert state.get(Service, "web") is not None, "nobody was attached yet"
+    attach(state, 1, ephemeral=True)
+    give_back(state, hand_out(state))
+    assert state.get(Service, "web") is not None, "somebody is attached"
+    address = hand_out(state)
+    leave(state, 1)
+    serve(state, "web")
+    give_back(state, address)
+    assert state.get(Service, "web") is not None, "it was set up again"
+    address = hand_out(state)
+    attach(state, 1, ephemeral=True)
+    attach(state, 2)
+    leave(state, 2)
+    leave(state, 1)
+    give_back(state, address)
+    assert state.get(Service, "web") is not None, "not every attach was ephemeral"
+
+
 def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
     state = ready()
     network = ip_network("10.200.3.0/24")
@@ -136,6 +183,30 @@ def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
     (line,) = change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[1], network))[0]
     assert peers.text(KEYS[0]) in line and peers.text(KEYS[1]) in line
     assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == frozenset()
+
+
+def test_the_peer_of_a_guest_is_the_guests_alone():
+    state = ready()
+    key, network, foreign = KEYS[0], ip_network("10.200.3.0/24"), ip_network("10.200.4.0/24")
+    guest = change(state, lambda draft: attachments.attach_guest(draft, Wish(service="web"), "vm", b"p" * 32, key))[0]
+    own = ip_network(guest.address)
+    options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "allowed_ips": (network,), "candidates": ()}
+    before = dump(state)
+    for decide in (
+        lambda draft: peers.add_peer(draft, GLOBAL, key, **options),
+        lambda draft: peers.remove_peer(draft, GLOBAL, key),
+        lambda draft: peers.add_allowed_ip(draft, GLOBAL, key, network),
+        lambda draft: peers.remove_allowed_ip(draft, GLOBAL, key, own),
+    ):
+        with pytest.raises(RequestError, match=f"{re.escape(peers.text(key))} is guest vm: detach it first"):
+            change(state, decide)
+    change(state, lambda draft: peers.remove_allowed_ip(draft, GLOBAL, key, foreign))
+    assert dump(state) == before
+    serve(state, "own", dedicated_key=b"d" * 32)
+    change(state, lambda draft: peers.add_peer(draft, "own", key, **options))  # another device
+    change(state, lambda draft: attachments.detach(draft, guest))
+    change(state, lambda draft: peers.remove_peer(draft, GLOBAL, key))
+    change(state, lambda draft: peers.add_peer(draft, GLOBAL, key, **options))
 
 
 def test_added_allowed_ips_survive_an_upsert():

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from overlayd import wire
-from overlayd.daemon.candidates import Candidates
 from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.health import Health
 from overlayd.daemon.nameserver import Nameserver
+from overlayd.daemon.nat import Nat
 from overlayd.daemon.node import Node
 from overlayd.daemon.status import StatusView
 from overlayd.errors import RequestError
@@ -34,7 +34,7 @@ class Daemon(NamedTuple):
     node: Node
     status: StatusView
     health: Health
-    candidates: Candidates
+    nat: Nat
     doctor: Doctor
     nameserver: Nameserver
     boot_id: str

@@ -49,10 +49,12 @@ async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Res
 
 async def list_edge_peers(daemon: Daemon, request: wire.ListEdgePeers) -> wire.Response:
     node = daemon.node
+    await node.settled(*peers_locks(GLOBAL))
+    listed = list(node.state.table(Edge).values())
     seen: dict[bytes, Activity] = {}
-    if node.state.table(Edge) and node.state.overlay is not None and node.kernel.backend is not None:
+    if listed and node.state.overlay is not None and node.kernel.backend is not None:
         seen = await node.run(node.kernel.backend.activity, node.state.overlay.interface)
-    return wire.EdgePeers(peers=tuple(_listed(edge, seen) for edge in node.state.table(Edge).values()))
+    return wire.EdgePeers(peers=tuple(_listed(edge, seen) for edge in listed))
 
 
 async def revoke_edge_peer(daemon: Daemon, request: wire.RevokeEdgePeer) -> wire.Response:

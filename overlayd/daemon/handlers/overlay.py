@@ -7,6 +7,7 @@ know: sockets and frames.
 import logging
 
 import msgspec
+from msgspec.structs import replace
 
 from overlayd import wire
 from overlayd.daemon import parse
@@ -19,6 +20,8 @@ from overlayd.model.rows import Overlay
 from overlayd.model.state import Draft
 
 log = logging.getLogger(__name__)
+
+STUN_PORT = 3478  # RFC 8489, section 8.1; also TURN's (RFC 8656, section 4.1)
 
 
 async def set_local_node_id(daemon: Daemon, request: wire.SetLocalNodeId) -> wire.Response:
@@ -42,6 +45,7 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
         )
     cluster = parse.network(request.cluster_cidr, "cluster_cidr")
     slice = parse.network(request.slice_cidr, "slice_cidr") if request.slice_cidr is not None else None
+    nat = _nat(request.nat) if request.nat is not None else None
     node = daemon.node
     if request.host_adapter_mandatory and node.kernel.backend is None:
         raise RequestError(
@@ -57,11 +61,26 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
             cluster=cluster,
             slice=slice,
             wg_port=request.wg_port,
-            nat=msgspec.to_builtins(request.nat) if request.nat is not None else None,
+            nat=msgspec.to_builtins(nat) if nat is not None else None,
         )
 
-    row = await node.change(decide, everything=True, verify=[(Overlay.table, "")])
+    offered = nat if nat is not None else wire.NatConfig()
+    daemon.nat.relay.require(offered.relay_server if offered.enabled else None, cluster)
+    try:
+        row = await node.change(decide, everything=True, verify=[(Overlay.table, "")])
+    except BaseException:
+        daemon.nat.restore_relay()
+        raise
     return wire.BridgeName(name=row.interface)
+
+
+def _nat(nat: wire.NatConfig) -> wire.NatConfig:
+    """The configuration with all servers as `host:port`."""
+    stun = (parse.server(server, "nat.stun_servers", STUN_PORT) for server in nat.stun_servers)
+    turn = (
+        replace(each, addr=parse.server(each.addr, "nat.turn_servers.addr", STUN_PORT)) for each in nat.turn_servers
+    )
+    return replace(nat, stun_servers=tuple(stun), turn_servers=tuple(turn))
 
 
 async def teardown_global_overlay(daemon: Daemon, request: wire.TeardownGlobalOverlay) -> wire.Response:

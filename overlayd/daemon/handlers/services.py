@@ -8,6 +8,7 @@ import logging
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon
+from overlayd.daemon.node import Node
 from overlayd.daemon.resources import NODE, peers_locks, service_lock
 from overlayd.errors import RequestError
 from overlayd.linux import link, veth
@@ -15,7 +16,8 @@ from overlayd.linux.observe import NamedBridge, bridges_named
 from overlayd.linux.wireguard import generate_key, public_key, udp_port_is_free
 from overlayd.model import ipam, peers, services
 from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name, veth_name
-from overlayd.model.rows import Attachment, Service
+from overlayd.model.objects import Address
+from overlayd.model.rows import Attachment, Lease, Service
 from overlayd.model.state import Draft, State
 from overlayd.model.subnets import first_usable
 
@@ -100,11 +102,22 @@ async def allocate_ip(daemon: Daemon, request: wire.AllocateIp) -> wire.Response
 
 async def release_ip(daemon: Daemon, request: wire.ReleaseIp) -> wire.Response:
     address = parse.address(request.ip, "ip")
+    closing = _may_close(daemon.node, address)
 
     def decide(draft: Draft) -> None:
-        if not ipam.release(draft, address, ipam.REQUEST):
+        if not services.release_ip(draft, address, closing=closing):
             holder = ipam.holder_of(draft, address) or "nobody"
             log.info("release_ip %s: left alone, held by %s", address, holder)
 
-    await daemon.node.change(decide, exclusive=[f"address {address}"])
+    locks = [service_lock(closing), *peers_locks(closing)] if closing else []
+    await daemon.node.change(decide, exclusive=[f"address {address}", *locks])
     return wire.Ok()
+
+
+def _may_close(node: Node, address: Address) -> str:
+    """The service that may go with an address: one that all have left, or may have by the time that it is our turn."""
+    lease = node.state.get(Lease, str(address))
+    service = node.state.get(Service, lease.pool) if lease is not None else None
+    if service is None or service.lasting or (not service.left and node.stands(service_lock(service.name))):
+        return ""
+    return service.name

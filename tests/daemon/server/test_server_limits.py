@@ -22,7 +22,7 @@ from serving import (
 )
 
 from overlayd import wire
-from overlayd.daemon.connection import Limits
+from overlayd.daemon.connection import UNFINISHED, Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
 
@@ -256,6 +256,19 @@ async def test_a_stop_answers_what_is_in_flight_and_refuses_the_rest(path: str) 
         await stopping
         assert handlers.begun == ["a"]
         assert not server.connections
+
+
+async def test_a_stop_tells_whose_change_it_does_not_wait_for(path: str) -> None:
+    handlers = Fake()
+    async with serving(path, handlers) as server, await connect(path) as client:
+        client.send(change(1, "a"), change(2, "a"), status(3))
+        await until(lambda: len(handlers.begun) == 2)
+        await server.drain(0.05)
+        (first, second, third) = [told(one) for one in await client.receive_all()]
+        assert (first[0], second[0], third) == (1, 2, (3, "status"))
+        assert {first[1], second[1]} == {UNFINISHED}
+        handlers.open("a")  # later: nobody is left to be told
+        await until(lambda: len(handlers.done) == 2)
 
 
 async def test_a_stop_under_load_answers_everything_that_was_sent(path: str) -> None:
