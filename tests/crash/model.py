@@ -145,8 +145,8 @@ class Model(Peers):
                 raise Refused
             chosen = subnet or self._choose_subnet(service)
             device = {**_named(f"{stem}-d", {}), "wg_port": self._choose_port()} if mode == "dedicated" else {}
-            self.services[service] = {"subnet": chosen, "lasting": False, "left": False, "device": device}
-            self.services[service] |= _named(f"{stem}-b", {})
+            flags = {"lasting": False, "left": False}
+            self.services[service] = {"subnet": chosen, "device": device, **flags, **_named(f"{stem}-b", {})}
             for address, lease in list(self.leases.items()):
                 if lease["pool"] == NODE_POOL and ip_address(address) in ip_network(chosen):
                     del self.leases[address]
@@ -297,16 +297,15 @@ class Model(Peers):
         others = self.attachments.values()
         if attachment["isolation"] and all(other["isolation"] != attachment["isolation"] for other in others):
             del self.isolation[attachment["isolation"]]
-        if attachment["ephemeral"]:
+        if attachment["ephemeral"] and attachment["service"] in self.services:
             self._leave(attachment["service"])
 
     def _leave(self, name: str) -> None:
         """A service that only ephemeral containers were in goes with the last of them, or with the last address."""
-        service = self.services.get(name)
-        if not service or service["lasting"] or any(other["service"] == name for other in self.attachments.values()):
+        if self.services[name]["lasting"] or any(other["service"] == name for other in self.attachments.values()):
             return
         if any(lease["pool"] == name and lease["holder"] for lease in self.leases.values()):
-            service["left"] = True
+            self.services[name]["left"] = True
         else:
             self._drop_service(name)
 

@@ -286,10 +286,19 @@ def _programs(name: str) -> int:
 
 
 def _udp_ports(daemon: int) -> list[int]:
-    """The UDP ports in use, but for those by which the daemon asks a name server."""
+    """The UDP ports in use, but for those by which the daemon asks a name server.  What it opens for a moment between
+    a look at the sockets and one at whose they are is gone at the second reading.
+    """
+    return sorted(port for _, port in _foreign_sockets(daemon) & _foreign_sockets(daemon))
+
+
+def _foreign_sockets(daemon: int) -> set[tuple[str, int]]:
+    """The UDP sockets that are not the daemon's: inode and port."""
     own = set()
     for file in Path(f"/proc/{daemon}/fd").iterdir():
         with suppress(FileNotFoundError):
             own.add(str(file.readlink()))
     sockets = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
-    return sorted(int(fields[1].rpartition(":")[2], 16) for fields in sockets if f"socket:[{fields[9]}]" not in own)
+    return {
+        (fields[9], int(fields[1].rpartition(":")[2], 16)) for fields in sockets if f"socket:[{fields[9]}]" not in own
+    }
