@@ -113,18 +113,13 @@ class Answerer:
 def dying_wireguard(directory, name):
     """A process that looks as wireguard-go does for a moment at its end: the TUN is closed, the socket still open."""
     program = directory / "wireguard-go"
-    program.write_text(
-        f"#!{sys.executable}\n"
-        "import socket, sys, time\n"
-        "listener = socket.socket(socket.AF_UNIX)\n"
-        "listener.bind(sys.argv[1])\n"
-        "listener.listen()\n"
-        "print('listens', flush=True)\n"
-        "time.sleep(60)\n"
+    program.symlink_to(sys.executable)
+    code = (
+        "import socket, sys, time; listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1]); "
+        "listener.listen(); print('listens', flush=True); time.sleep(60)"
     )
-    program.chmod(0o700)
     SOCKETS.mkdir(mode=0o700, exist_ok=True)
-    with subprocess.Popen([program, SOCKETS / f"{name}.sock"], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([program, "-c", code, SOCKETS / f"{name}.sock"], stdout=subprocess.PIPE) as process:
         try:
             process.stdout.readline()
             yield process
