@@ -2,36 +2,29 @@
 sockets that nobody answers.  What passes real NATs is tested end to end.
 """
 
-import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from node_with_peers import NodeWithPeers
 
 from overlayd import wire
 from overlayd.daemon import traversal
 from overlayd.daemon.allocation import Allocation
-from overlayd.daemon.apply import Kernel
 from overlayd.daemon.checks import Checks
 from overlayd.daemon.health import Health
-from overlayd.daemon.journal import Journal
 from overlayd.daemon.lookup import Lookups
-from overlayd.daemon.node import Node
 from overlayd.daemon.reflexive import Reflexive
 from overlayd.daemon.selection import KEEPALIVE, Selection
 from overlayd.daemon.stun_port import StunPort
 from overlayd.daemon.traversal import Traversal
-from overlayd.linux.nft import Nft
-from overlayd.linux.wireguard import Activity, generate_key
-from overlayd.model import overlay, peers
-from overlayd.model.layout import Facts, endpoint_text
+from overlayd.linux.wireguard import Activity
+from overlayd.model import peers
+from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, DevicePeer, Step
-from overlayd.model.rows import Node as Identity
-from overlayd.model.state import Draft, State
 from overlayd.model.traversal import Way
 
 KEY, OTHER = b"a" * 32, b"b" * 32
@@ -64,27 +57,13 @@ class Device:
         return dict(self.seen)
 
 
-class Looking:
+class Looking(NodeWithPeers):
     """A node, its traversal, and how to change its peers.  checked: where checks were sent."""
 
     def __init__(self, directory: Path) -> None:
-        state = State([Identity(private_key=generate_key())])
-        draft = Draft(state)
-        overlay.setup_global(
-            draft,
-            deployment="d",
-            instance_id="1",
-            cluster=ip_network("10.200.0.0/16"),
-            slice=None,
-            wg_port=PORT,
-            nat=None,
-        )
-        state.apply(draft.rows)
-        self.journal = Journal.open(directory)
         self.device = Device()
-        self.node = Node(state, self.journal, Kernel(self.device, Nft()), Facts(mtu=1420))
+        super().__init__(directory, self.device, PORT)
         self.health = Health(self.node)
-        self.tasks: list[asyncio.Task[None]] = []
         self.checked: list[Way] = []
         self.events: list[wire.Event] = []
         self.health.announce.append(self.events.append)
@@ -109,30 +88,10 @@ class Looking:
         self.node.observers[:] = [made.follow]
         return made
 
-    def spawn(self, work):
-        task = asyncio.get_running_loop().create_task(work)
-        self.tasks.append(task)
-        return task
-
-    def running(self) -> int:
-        return sum(not task.done() for task in self.tasks)
-
     async def add(
         self, key: bytes = KEY, endpoint: str = GIVEN, *candidates: tuple[str, str, int], keepalive=0
     ) -> None:
-        await self.node.change_together(
-            lambda draft: peers.add_peer(
-                draft,
-                GLOBAL,
-                key,
-                own_key=bytes(32),
-                endpoint=endpoint,
-                keepalive=keepalive,
-                allowed_ips=(),
-                candidates=candidates,
-            ),
-            ["peers "],
-        )
+        await self.add_peer(key, endpoint, keepalive=keepalive, candidates=candidates)
 
     async def shake(self, key: bytes, endpoint=None, **more: int) -> None:
         """The device shows a handshake of now, or what else is said."""
@@ -140,11 +99,6 @@ class Looking:
         changes = {"last_handshake": int(time.time()), "endpoint": endpoint or old.endpoint} | more
         self.device.seen[key] = old._replace(**changes)
         await self.health.refresh()
-
-    async def until(self, condition) -> None:
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110  what is waited for has no event
-                await asyncio.sleep(0.01)
 
 
 RELAY = ("relay", RELAYED, 1)
@@ -155,11 +109,7 @@ async def looking(tmp_path: Path) -> AsyncIterator[Looking]:
     made = Looking(tmp_path)
     yield made
     made.traversal.close()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*made.tasks, return_exceptions=True)
-    assert made.running() == 0
-    await made.node.close()
-    await made.journal.close()
+    await made.close()
 
 
 async def test_a_new_peer_with_candidates_is_looked_for_and_left_alone_once_found(looking: Looking) -> None:
