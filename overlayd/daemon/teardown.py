@@ -11,6 +11,7 @@ from overlayd.linux import link
 from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
 from overlayd.linux.wireguard import candidates
+from overlayd.linux.wireguard_user import remove_stale_sockets
 from overlayd.model.layout import Layout
 from overlayd.model.plan import plan
 
@@ -33,10 +34,11 @@ def remove_everything() -> bool:
             _remove_device(name)
         except MechanismError as error:
             errors.append(error)
-    try:
-        kernel.nft.teardown()
-    except MechanismError as error:
-        errors.append(error)
+    for remove in (remove_stale_sockets, kernel.nft.teardown):
+        try:
+            remove()
+        except MechanismError as error:
+            errors.append(error)
     kernel.close()
     for failure in errors:
         log.error("teardown: %s", failure)

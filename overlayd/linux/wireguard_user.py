@@ -27,6 +27,7 @@ from typing import IO, Self
 from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
 from overlayd.linux.wireguard import Activity, DeviceState, peer_changes, udp_port_is_free
+from overlayd.model.names import PREFIX
 from overlayd.model.objects import Device, Step
 from overlayd.proto import uapi
 from overlayd.proto.wireguard import KEY_SIZE, PeerChange
@@ -433,6 +434,15 @@ def _output_file() -> IO[bytes]:
     os.ftruncate(descriptor, _OUTPUT_KEPT)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     return os.fdopen(descriptor, "rb")
+
+
+def remove_stale_sockets() -> None:
+    """Remove sockets named as those of our devices that nobody serves: what a killed process leaves."""
+    for path in SOCKETS.glob(f"{PREFIX}*.sock"):
+        with _reported("delete", path.stem):
+            with suppress(FileNotFoundError, ConnectionRefusedError), _connect(path.stem):
+                continue
+            path.unlink(missing_ok=True)
 
 
 def _socket(name: str) -> Path:

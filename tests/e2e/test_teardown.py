@@ -96,4 +96,5 @@ def test_damage_is_no_obstacle(member: Member, damage: str) -> None:
     assert tear_down(member) == (0, "")
     assert member.node.footprint() == bare
     assert member.node.wireguard_pids() == serving
+    assert [path.name for path in (member.node.run_directory / "wireguard").iterdir()] == ["zl-foreign-g.sock"]
     assert member.node.data_dir.exists() == (damage != "no directory")
