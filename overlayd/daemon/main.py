@@ -171,7 +171,7 @@ async def _serve(
             log.info("overlayd %s serves %s", __version__, config.socket)
             await stopping.wait()
             _notify("STOPPING=1")
-            log.info("stopping; the data plane stays")
+            log.info("stopping; links, addresses and rules stay as they are")
         accepting.close()
         await server.drain(PATIENCE)
     await node.close()
