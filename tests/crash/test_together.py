@@ -80,6 +80,18 @@ def test_what_had_to_go_first_is_there_when_what_follows_is() -> None:
     assert {key: it["listed"] for (_, key), it in after.peers.items()} == {A: [], B: ["10.200.7.0/24"]}
 
 
+def test_what_is_refused_in_any_case_says_nothing_of_what_had_to_go_first() -> None:
+    before, answers = state(*ATTACHED), heard(None, {"result": "err"})
+    prune, of_a_dead_process = step("prune_orphan_bridges", live_bridge_names=[]), attach(SECOND)
+    assert len(explanations(before, over_one(prune, of_a_dead_process), answers)) == 2
+    assert len(explanations(before, over_one(service("v"), attach(FIRST, "v")), answers)) == 2
+
+
+def test_what_its_turn_makes_good_is_not_refused_before_it() -> None:
+    before, answers = state(*ATTACHED, container(SECOND)), heard(None, {"result": "err"})
+    assert not explanations(before, over_one(service("v"), attach(SECOND, "v")), answers)
+
+
 def test_different_resources_have_no_order() -> None:
     sent = over_one(service("v"), attach(SECOND))
     answers = [Answer(1, {"result": "bridge_name", "name": "zl-c-1-v-b"}), Answer(0, attached(19))]

@@ -47,12 +47,21 @@ def _orders(
     if all(answers[each] is None for each in left):
         yield model
     for each in sorted(left):
-        if any(_goes_first(sent, other, each) for other in left):
+        answer = answers[each]
+        ahead = [other for other in sorted(left) if _goes_first(sent, other, each)]
+        if ahead and not (answer and _wrong_in_itself(model, [sent[it].step for it in ahead], sent[each].step)):
             continue
         after, said = model.after(sent[each].step)
-        answer = answers[each]
         if answer is None or answer.said == said:
             yield from _orders(after, sent, answers, left - {each})
+
+
+def _wrong_in_itself(model: Model, ahead: Sequence[Step], step: Step) -> bool:
+    """Whether a request is refused at once as well as in its turn; then it need not wait for that."""
+    refused_now = model.after(step)[1]["result"] == "err"
+    for each in ahead:
+        model, _ = model.after(each)
+    return bool(refused_now and model.after(step)[1]["result"] == "err")
 
 
 def overtakes(sent: Sequence[Sent], answers: Sequence[Answer | None]) -> list[str]:
