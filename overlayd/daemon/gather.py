@@ -73,6 +73,7 @@ class Gathering:
         group = self._open.get(names)
         leads = group is None or len(group.decisions) >= self._largest
         if group is None or leads:
+            self.queued_behind(names, everything=False)
             group = self._open[names] = Group(names)
         group.decisions.append(decision)  # type: ignore[arg-type]
         return group if leads else None

@@ -48,6 +48,14 @@ async def test_nobody_overtakes_who_queued_behind_a_group():
         assert (gathering.join(["peers web", "routes"], decision()) is not None) == closed
 
 
+async def test_nobody_overtakes_another_group_that_shares_a_resource():
+    gathering = Gathering(largest=3)
+    gathering.join(["peers web", "routes"], decision())
+    gathering.join(["peers db", "routes"], decision())
+    assert gathering.join(["peers web", "routes"], decision()) is not None
+    assert gathering.join(["peers web", "routes"], decision()) is None
+
+
 async def test_a_decision_may_be_taken_again_and_is_settled_by_its_last_answer():
     answers = iter([RequestError("no"), 7])
 
