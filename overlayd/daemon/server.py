@@ -74,7 +74,7 @@ class Server:
         self.stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
-        for connection in self.connections:
+        for connection in list(self.connections):
             connection.give_up()
         await self._while(lambda: any(connection.busy for connection in self.connections))
         for connection in list(self.connections):
