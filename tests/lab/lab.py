@@ -163,10 +163,8 @@ class Lab:
         for name in (self.router, self.outside):
             netns.add(name)
             self._prepare(name, "default")
+        netns.add_bridge(self.router, "underlay", self.underlay, self.mtu)
         ip = ["ip", "-n", self.router]
-        run([*ip, "link", "add", "underlay", "mtu", str(self.mtu), "type", "bridge", "mcast_snooping", "0"])
-        run([*ip, "address", "add", str(self.underlay), "dev", "underlay"])
-        run([*ip, "link", "set", "underlay", "up"])
         run([*ip, "link", "add", "outside", "type", "veth", "peer", "name", "uplink", "netns", self.outside])
         run([*ip, "address", "add", str(router), "dev", "outside"])
         run([*ip, "link", "set", "outside", "up"])

@@ -44,9 +44,7 @@ class NatBox:
         self.address = address
         self.nodes = 0
         netns.add(name)
-        run(["ip", "-n", name, "link", "add", "inside", "type", "bridge", "mcast_snooping", "0"])
-        run(["ip", "-n", name, "address", "add", str(INSIDE), "dev", "inside"])
-        run(["ip", "-n", name, "link", "set", "inside", "up"])
+        netns.add_bridge(name, "inside", INSIDE)
         run(["ip", "netns", "exec", name, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
         how = "random,fully-random" if symmetric else ""
         run(["ip", "netns", "exec", name, "nft", "-f", "-"], stdin=_RULES.format(how=how))

@@ -1,16 +1,19 @@
 """Network namespaces of a laboratory.
 
-Owns: making, entering and removing a named namespace.  Must not know: what a node or a container is.
+Owns: making, entering and removing a named namespace, and a bridge in one.  Must not know: what a node or a container
+is.
 """
 
 import ctypes
 import os
 import socket
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from lab.processes import run
 
 DIRECTORY = Path("/run/netns")
+BRIDGE_MAC = "02:00:00:00:00:fe"  # of every bridge, which are in namespaces of their own; 02: locally administered
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -20,6 +23,16 @@ def add(name: str) -> None:
     """Make the namespace, with its loopback up."""
     run(["ip", "netns", "add", name])
     run(["ip", "-n", name, "link", "set", "lo", "up"])
+
+
+def add_bridge(namespace: str, name: str, address: IPv4Interface | IPv6Interface, mtu: int = 1500) -> None:
+    """Make a bridge, up.  Its hardware address is given to it: else it would take the lowest one of its ports, and each
+    port that comes with a lower one would make the neighbours lose it until they ask again.
+    """
+    ip = ["ip", "-n", namespace]
+    run([*ip, "link", "add", name, "address", BRIDGE_MAC, "mtu", str(mtu), "type", "bridge", "mcast_snooping", "0"])
+    run([*ip, "address", "add", str(address), "dev", name])
+    run([*ip, "link", "set", name, "up"])
 
 
 def delete(name: str) -> None:

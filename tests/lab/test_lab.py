@@ -53,6 +53,14 @@ def test_nodes_reach_each_other_and_the_outside(alpha: Node, beta: Node) -> None
     ping(beta, str(OUTSIDE.ip))
 
 
+def test_a_node_that_joins_cuts_nobody_off(lab: Lab, alpha: Node) -> None:
+    """A bridge that takes a new port's hardware address is lost to its neighbours until they ask again."""
+    lab.node("late")
+    run(["ip", "-n", lab.router, "link", "set", "late", "address", "02:00:00:00:00:01"])
+    assert netns.BRIDGE_MAC in run(["ip", "-n", lab.router, "link", "show", "underlay"])
+    ping(alpha, str(OUTSIDE.ip), count=1)
+
+
 def test_a_container_reaches_the_bridge_of_its_node_and_nothing_else(lab: Lab, alpha: Node, beta: Node) -> None:
     container = lab.container()
     alpha.run(["sh", "-ec", BRIDGE.format(pid=container.pid)])
