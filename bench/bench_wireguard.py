@@ -75,7 +75,7 @@ def main():
     runner = pyperf.Runner(processes=3)
     text = text_of_a_device()
     changes = [change(number) for number in range(PEERS)]
-    messages = list(wgnl.encode_peers("wg0", changes, 32 * 1024))
+    messages = [*map(memoryview, wgnl.encode_peers("wg0", changes, 32 * 1024))]
     runner.bench_func("uapi: encode 10,000 peers", lambda: sum(map(len, uapi.encode_peers(changes, 131072))))
     runner.bench_func("uapi: parse 10,000 peers", uapi.parse_device, text)
     runner.bench_func("uapi: activity of 10,000 peers", uapi.parse_activity, text)

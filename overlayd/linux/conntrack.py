@@ -14,8 +14,9 @@ from errno import ENOENT
 from pathlib import Path
 
 from overlayd.errors import MechanismError
-from overlayd.linux.netlink import NETLINK_NETFILTER, NLA_F_NESTED, Netlink, Request, attribute, attributes
+from overlayd.linux.netlink import NETLINK_NETFILTER, Netlink, Request
 from overlayd.model.objects import Address
+from overlayd.proto.netlink import NLA_F_NESTED, attribute, attributes
 
 # linux/netfilter/nfnetlink.h: the subsystem is the high byte of the message type
 _CTNETLINK = 1 << 8

@@ -18,17 +18,7 @@ from pathlib import Path
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux import sysctl
-from overlayd.linux.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Netlink,
-    Request,
-    attribute,
-    nested,
-    text,
-    u32,
-)
+from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import (
     ALIAS,
     GROUP_BRIDGE,
@@ -43,6 +33,7 @@ from overlayd.model.objects import (
     Proxy,
     Route,
 )
+from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
 
 # Our own.  The link-local address of an IPv6 bridge; one on each link is enough, and a fixed one needs no duplicate
 # address detection.

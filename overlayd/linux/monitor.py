@@ -16,8 +16,9 @@ from typing import NamedTuple, Self
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, Message, attributes, connected, receive, string
+from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, connected, receive
 from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL
+from overlayd.proto.netlink import Message, attributes, string
 
 # linux/netlink.h, asm-generic/socket.h, linux/filter.h
 _NETLINK_ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 1, 33, 26

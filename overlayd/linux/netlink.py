@@ -1,40 +1,38 @@
-"""Netlink: attributes, acknowledgements, dumps, and a socket for them.
+"""Netlink sockets: requests and their acknowledgements, dumps, and datagrams as they come.
 
-Owns: the framing of messages and attributes, the matching of acknowledgements to requests, and whose word is taken: the
-kernel's only.  Must not know: what the bodies say (`rtnetlink`), what a request is for, which namespace it acts in (a
-socket stays in the one it was opened in).
-
-Source: linux/netlink.h.  Numbers are in host byte order; messages and attributes are padded to four bytes.
+Owns: the matching of acknowledgements to requests, and whose word is taken: the kernel's only.  Must not know: how a
+message is written (`proto.netlink`), what the bodies say (`rtnetlink`), what a request is for, which namespace it acts
+in (a socket stays in the one it was opened in).
 """
 
 import errno
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from overlayd import fault
 from overlayd.errors import MechanismError
+from overlayd.proto.netlink import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    Message,
+    message,
+    messages,
+    refusal,
+)
 
 # linux/netlink.h
 SOL_NETLINK = 270
 NETLINK_NETFILTER, NETLINK_GENERIC = 12, 16
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_DUMP = 0x100, 0x200, 0x400, 0x300
-NLM_F_ACK_TLVS = 0x200
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLMSGERR_ATTR_MSG = 1
-NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 
 # linux/rtnetlink.h: the kind of a message, its two lowest bits, that only reads.
 _GET = 2
-
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
-_U32 = struct.Struct("=I")
-_ERRNO = struct.Struct("=i")
 
 # Our own.  A socket's receive buffer holds some 270 acknowledgements; an overflow would lose the rest.
 _BATCH = 64
@@ -58,60 +56,6 @@ class Request(NamedTuple):
     flags: int
     body: bytes
     tolerated: tuple[int, ...] = ()
-
-
-class Message(NamedTuple):
-    """One netlink message.  port: of the socket that asked for it or, in a notification, for the change; 0 when the
-    kernel acted by itself.
-    """
-
-    type: int
-    flags: int
-    sequence: int
-    port: int
-    body: memoryview
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """One netlink attribute, padded."""
-    size = 4 + len(payload)
-    return _ATTRIBUTE.pack(size, kind) + payload + b"\0\0\0"[: -size % 4]
-
-
-def nested(kind: int, *attributes: bytes) -> bytes:
-    """An attribute that holds attributes."""
-    return attribute(kind | NLA_F_NESTED, b"".join(attributes))
-
-
-def u32(kind: int, value: int) -> bytes:
-    """An attribute that holds an unsigned 32-bit number."""
-    return attribute(kind, _U32.pack(value))
-
-
-def text(kind: int, value: str) -> bytes:
-    """An attribute that holds a zero-terminated string."""
-    return attribute(kind, value.encode() + b"\0")
-
-
-def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The attributes in `data`, in order, as (type without flags, payload)."""
-    offset, end = 0, len(data)
-    while offset + 4 <= end:
-        size, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if size < 4:
-            return
-        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + size]
-        offset += (size + 3) & ~3
-
-
-def string(payload: memoryview) -> str:
-    """The text of an attribute, without its final zero."""
-    return bytes(payload).rstrip(b"\0").decode(errors="replace")
-
-
-def number(payload: memoryview | None) -> int:
-    """The unsigned 32-bit number of an attribute; 0 when it is None."""
-    return 0 if payload is None else int(_U32.unpack(payload[:4])[0])
 
 
 class Netlink:
@@ -208,11 +152,6 @@ class Netlink:
                     return
 
 
-def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    """One message, padded; `flags` are all of them."""
-    return _HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body + b"\0\0\0"[: -len(body) % 4]
-
-
 def connected(protocol: int) -> socket.socket:
     """A netlink socket of the calling thread's namespace that only the kernel can write to; raises OSError.
 
@@ -238,24 +177,3 @@ def receive(opened: socket.socket, flags: int = 0) -> Iterator[Message]:
         data, (port, _groups) = opened.recvfrom(_READ, flags)
         if port == 0:
             return messages(data)
-
-
-def messages(data: bytes) -> Iterator[Message]:
-    """The messages of one datagram."""
-    view = memoryview(data)
-    offset, end = 0, len(data)
-    while offset + 16 <= end:
-        size, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
-        if size < 16:
-            return
-        yield Message(kind, flags, sequence, port, view[offset + 16 : offset + size])
-        offset += (size + 3) & ~3
-
-
-def refusal(flags: int, body: memoryview, explanation: int) -> tuple[int, str]:
-    """The errno (0 for success) and the kernel's words, which start at offset `explanation`, of an acknowledgement."""
-    number = -_ERRNO.unpack_from(body)[0]
-    if not number or not flags & NLM_F_ACK_TLVS:
-        return number, ""
-    words = [payload for kind, payload in attributes(body[explanation:]) if kind == NLMSGERR_ATTR_MSG]
-    return number, string(words[0]) if words else ""

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import NamedTuple
 
-from overlayd.linux.netlink import attribute, attributes, number, string, u32
 from overlayd.model.objects import Address, Interface, Network
+from overlayd.proto.netlink import attribute, attributes, number, string, u32
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19

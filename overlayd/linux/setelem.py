@@ -10,7 +10,10 @@ from collections.abc import Iterator
 
 from overlayd import fault
 from overlayd.errors import MechanismError
-from overlayd.linux.netlink import (
+from overlayd.linux.netlink import receive
+from overlayd.model.objects import NFT_TABLE, Element
+from overlayd.model.ruleset import SETS, Change, Set
+from overlayd.proto.netlink import (
     NLA_F_NESTED,
     NLM_F_ACK,
     NLM_F_CREATE,
@@ -18,12 +21,9 @@ from overlayd.linux.netlink import (
     NLMSG_ERROR,
     attribute,
     message,
-    receive,
     refusal,
     text,
 )
-from overlayd.model.objects import NFT_TABLE, Element
-from overlayd.model.ruleset import SETS, Change, Set
 
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 # linux/netfilter/nfnetlink.h

@@ -26,18 +26,9 @@ from overlayd.linux.link import (
     link_index,
     route_request,
 )
-from overlayd.linux.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    Netlink,
-    Request,
-    attribute,
-    nested,
-    text,
-    u32,
-)
+from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import GROUP_DOOMED, GROUP_VETH, Address, Veth
+from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
 
 # Our own.  A name that only our host ends have (the naming rule of the overlay).
 _OUR_NAME = re.compile(r"veth-\d+-[sg]")

@@ -17,19 +17,11 @@ from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import delete_request, find_link
-from overlayd.linux.netlink import (
-    NETLINK_GENERIC,
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Netlink,
-    Request,
-    attributes,
-    nested,
-    text,
-)
+from overlayd.linux.netlink import NETLINK_GENERIC, Netlink, Request
 from overlayd.linux.wireguard import Activity, DeviceState, peer_changes
 from overlayd.model.objects import Device, Step
 from overlayd.proto import wgnl
+from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, attributes, nested, text
 from overlayd.proto.wireguard import PeerChange
 
 # linux/genetlink.h
@@ -173,6 +165,6 @@ def _send_peers(generic: Netlink, device: str, changes: Sequence[PeerChange]) ->
         generic.transact([Request("set peers of WireGuard device", device, family, 0, message)])
 
 
-def _dump(device: str) -> list[bytes]:
+def _dump(device: str) -> list[memoryview]:
     with Netlink(NETLINK_GENERIC) as generic:
-        return [*map(bytes, generic.dump("read WireGuard device", _family(generic), wgnl.encode_get(device), device))]
+        return generic.dump("read WireGuard device", _family(generic), wgnl.encode_get(device), device)

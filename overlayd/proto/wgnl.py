@@ -1,10 +1,10 @@
 """WireGuard's generic netlink messages, as the kernel speaks them.
 
-Owns: set and get requests to bytes, the messages of a dump to values.  Must not know: sockets, the netlink header
-around a message, or what a device is for.
+Owns: set and get requests to bytes, the messages of a dump to values.  Must not know: sockets, the header around a
+message or how attributes are written (`proto.netlink`), or what a device is for.
 
-Sources: linux/wireguard.h (commands, attributes, flags), linux/netlink.h (attributes), linux/genetlink.h.  A message
-here is a genlmsghdr and its attributes.  Numbers are in host byte order, addresses and ports in network byte order.
+Sources: linux/wireguard.h (commands, attributes, flags), linux/genetlink.h.  A message here is a genlmsghdr and its
+attributes.  Numbers are in host byte order, addresses and ports in network byte order.
 """
 
 import struct
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from overlayd.errors import ProtocolError
+from overlayd.proto.netlink import attribute, attributes, nested, text, u16, u32
 from overlayd.proto.wireguard import KEY_SIZE, Activity, DeviceState, Endpoint, Network, PeerChange, PeerState
 
 FAMILY = "wireguard"  # WG_GENL_NAME
@@ -30,10 +31,7 @@ _ALLOWED_IP_FAMILY, _ALLOWED_IP_ADDRESS, _ALLOWED_IP_PREFIX, _ALLOWED_IP_FLAGS =
 _ALLOWED_IP_REMOVE_ME = 1
 
 _AF_INET, _AF_INET6 = 2, 10  # linux/socket.h
-_NESTED = 0x8000  # NLA_F_NESTED
-_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK
 _HEADER = struct.Struct("=BBxx")  # struct genlmsghdr: command, version
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with this header, type
 _U16 = struct.Struct("=H")
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
@@ -41,51 +39,21 @@ _TIMESPEC = struct.Struct("=qq")  # struct __kernel_timespec: seconds, nanosecon
 _SOCKADDR_IN = struct.Struct("=H2s4s8x")  # family, port, address
 _SOCKADDR_IN6 = struct.Struct("=H2s4x16sI")  # family, port, flow information, address, scope
 
-Span = tuple[int, int, int]  # type, start and end of an attribute's payload
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded to four bytes.  payload: at most 65,531 bytes, for the length has 16 bits."""
-    return _ATTRIBUTE.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
-def nest(kind: int, payload: bytes) -> bytes:
-    """One attribute whose payload is attributes."""
-    return attribute(kind | _NESTED, payload)
-
-
-def name_attribute(kind: int, name: str) -> bytes:
-    """One attribute that is a string with its terminating zero."""
-    return attribute(kind, name.encode() + b"\0")
-
-
-def attributes(data: bytes, start: int, end: int) -> Iterator[Span]:
-    """Walk attributes side by side: type and the start and end of the payload of each.
-
-    Each starts at a multiple of four from the first.  Raises ProtocolError when one is longer than what holds it.
-    """
-    while start < end:
-        if end - start < _ATTRIBUTE.size:
-            raise ProtocolError("WireGuard netlink: an attribute is cut short")
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        if not _ATTRIBUTE.size <= length <= end - start:
-            raise ProtocolError("WireGuard netlink: an attribute is longer than what holds it")
-        yield kind & _TYPE_MASK, start + _ATTRIBUTE.size, start + length
-        start += length + -length % 4
+Field = tuple[int, memoryview]  # an attribute: type and payload
 
 
 def encode_get(name: str) -> bytes:
     """Ask for everything about a device; sent as a dump."""
-    return _HEADER.pack(GET_DEVICE, VERSION) + name_attribute(_DEVICE_IFNAME, name)
+    return _HEADER.pack(GET_DEVICE, VERSION) + text(_DEVICE_IFNAME, name)
 
 
 def encode_device(name: str, private_key: bytes | None = None, listen_port: int | None = None) -> bytes:
     """Change the device itself.  None leaves a field as it is; private_key: 32 bytes."""
-    parts = [_HEADER.pack(SET_DEVICE, VERSION), name_attribute(_DEVICE_IFNAME, name)]
+    parts = [_HEADER.pack(SET_DEVICE, VERSION), text(_DEVICE_IFNAME, name)]
     if private_key is not None:
         parts.append(attribute(_DEVICE_PRIVATE_KEY, private_key))
     if listen_port is not None:
-        parts.append(attribute(_DEVICE_LISTEN_PORT, _U16.pack(listen_port)))
+        parts.append(u16(_DEVICE_LISTEN_PORT, listen_port))
     return b"".join(parts)
 
 
@@ -97,33 +65,33 @@ def encode_peers(name: str, changes: Iterable[PeerChange], limit: int) -> Iterat
 
     An IPv6 endpoint's scope must be a number; ValueError otherwise.
     """
-    header = _HEADER.pack(SET_DEVICE, VERSION) + name_attribute(_DEVICE_IFNAME, name)
+    header = _HEADER.pack(SET_DEVICE, VERSION) + text(_DEVICE_IFNAME, name)
     peers: list[bytes] = []
     size = 0
     for change in changes:
         for peer in _encode_peer(change, limit):
             if size + len(peer) > limit and peers:
-                yield header + nest(_DEVICE_PEERS, b"".join(peers))
+                yield header + nested(_DEVICE_PEERS, b"".join(peers))
                 peers = []
                 size = 0
             peers.append(peer)
             size += len(peer)
     if peers:
-        yield header + nest(_DEVICE_PEERS, b"".join(peers))
+        yield header + nested(_DEVICE_PEERS, b"".join(peers))
 
 
 def _encode_peer(change: PeerChange, limit: int) -> Iterator[bytes]:
     """The peer's nests: one, or several of at most `limit` bytes."""
     key = attribute(_PEER_PUBLIC_KEY, change.public_key)
     if change.remove:
-        yield nest(0, key + attribute(_PEER_FLAGS, _U32.pack(_REMOVE_ME)))
+        yield nested(0, key + u32(_PEER_FLAGS, _REMOVE_ME))
         return
     flags = _REPLACE_ALLOWED_IPS * change.replace_allowed_ips | _UPDATE_ONLY * change.update_only
-    fields = key + attribute(_PEER_FLAGS, _U32.pack(flags))
+    fields = key + u32(_PEER_FLAGS, flags)
     if change.endpoint is not None:
         fields += attribute(_PEER_ENDPOINT, _encode_endpoint(change.endpoint))
     if change.keepalive is not None:
-        fields += attribute(_PEER_KEEPALIVE, _U16.pack(change.keepalive))
+        fields += u16(_PEER_KEEPALIVE, change.keepalive)
     allowed_ips = [_encode_allowed_ip(network, _ALLOWED_IP_REMOVE_ME) for network in change.drop]
     allowed_ips += [_encode_allowed_ip(network, 0) for network in change.add]
     start = 0
@@ -133,22 +101,22 @@ def _encode_peer(change: PeerChange, limit: int) -> Iterator[bytes]:
         while end < len(allowed_ips) and size + len(allowed_ips[end]) <= limit:
             size += len(allowed_ips[end])
             end += 1
-        yield nest(0, fields + nest(_PEER_ALLOWED_IPS, b"".join(allowed_ips[start:end])))
+        yield nested(0, fields + nested(_PEER_ALLOWED_IPS, b"".join(allowed_ips[start:end])))
         if end == len(allowed_ips):
             return
         start = end
-        fields = key + attribute(_PEER_FLAGS, _U32.pack(_UPDATE_ONLY))
+        fields = key + u32(_PEER_FLAGS, _UPDATE_ONLY)
 
 
 def _encode_allowed_ip(network: Network, flags: int) -> bytes:
     family = _AF_INET if network.version == 4 else _AF_INET6
     fields = (
-        attribute(_ALLOWED_IP_FAMILY, _U16.pack(family))
+        u16(_ALLOWED_IP_FAMILY, family)
         + attribute(_ALLOWED_IP_ADDRESS, network.network_address.packed)
         + attribute(_ALLOWED_IP_PREFIX, bytes([network.prefixlen]))
     )
     # Older kernels refuse an attribute that they do not know, even when it says nothing.
-    return nest(0, fields + attribute(_ALLOWED_IP_FLAGS, _U32.pack(flags)) if flags else fields)
+    return nested(0, fields + u32(_ALLOWED_IP_FLAGS, flags) if flags else fields)
 
 
 def _encode_endpoint(endpoint: Endpoint) -> bytes:
@@ -170,7 +138,7 @@ class _Peer:
     allowed_ips: list[Network] = field(default_factory=list)
 
 
-def parse_device(messages: Iterable[bytes]) -> DeviceState:
+def parse_device(messages: Iterable[memoryview]) -> DeviceState:
     """The whole state from the messages of a dump, in their order.
 
     The first message carries the device's own attributes; a peer that is cut between two messages comes again with its
@@ -179,18 +147,18 @@ def parse_device(messages: Iterable[bytes]) -> DeviceState:
     private_key = bytes(KEY_SIZE)
     listen_port = 0
     peers: dict[bytes, _Peer] = {}
-    for data in messages:
-        for kind, start, end in attributes(data, _HEADER.size, len(data)):
+    for message in messages:
+        for kind, payload in attributes(message[_HEADER.size :]):
             if kind == _DEVICE_PRIVATE_KEY:
-                private_key = _key(data, start, end)
+                private_key = _key(payload)
             elif kind == _DEVICE_LISTEN_PORT:
-                listen_port = _number(_U16, data, start, end)
-        for fields in _peers(data):
-            peer = peers.setdefault(_public_key(data, fields), _Peer())
-            for kind, start, end in fields:
-                _take(peer, data, kind, start, end)
+                listen_port = _number(_U16, payload)
+        for fields in _peers(message):
+            peer = peers.setdefault(_public_key(fields), _Peer())
+            for kind, payload in fields:
+                _take(peer, kind, payload)
                 if kind == _PEER_ALLOWED_IPS:
-                    peer.allowed_ips += [_allowed_ip(data, *span) for span in attributes(data, start, end)]
+                    peer.allowed_ips += [_allowed_ip(each) for _, each in attributes(payload)]
     return DeviceState(
         private_key,
         listen_port,
@@ -209,78 +177,78 @@ def parse_device(messages: Iterable[bytes]) -> DeviceState:
     )
 
 
-def parse_activity(messages: Iterable[bytes]) -> dict[bytes, Activity]:
+def parse_activity(messages: Iterable[memoryview]) -> dict[bytes, Activity]:
     """Per public key the activity, without looking into the allowed IPs.  Raises ProtocolError like `parse_device`."""
     peers: dict[bytes, _Peer] = {}
-    for data in messages:
-        for fields in _peers(data):
-            peer = peers.setdefault(_public_key(data, fields), _Peer())
-            for kind, start, end in fields:
-                _take(peer, data, kind, start, end)
+    for message in messages:
+        for fields in _peers(message):
+            peer = peers.setdefault(_public_key(fields), _Peer())
+            for kind, payload in fields:
+                _take(peer, kind, payload)
     return {
         key: Activity(peer.endpoint, peer.last_handshake, peer.rx_bytes, peer.tx_bytes) for key, peer in peers.items()
     }
 
 
-def _peers(data: bytes) -> Iterator[list[Span]]:
+def _peers(message: memoryview) -> Iterator[list[Field]]:
     """The attributes of every peer in a message."""
-    for kind, start, end in attributes(data, _HEADER.size, len(data)):
+    for kind, payload in attributes(message[_HEADER.size :]):
         if kind == _DEVICE_PEERS:
-            for _, peer_start, peer_end in attributes(data, start, end):
-                yield list(attributes(data, peer_start, peer_end))
+            for _, peer in attributes(payload):
+                yield list(attributes(peer))
 
 
-def _public_key(data: bytes, fields: list[Span]) -> bytes:
-    for kind, start, end in fields:
+def _public_key(fields: list[Field]) -> bytes:
+    for kind, payload in fields:
         if kind == _PEER_PUBLIC_KEY:
-            return _key(data, start, end)
+            return _key(payload)
     raise ProtocolError("WireGuard netlink: a peer without a public key")
 
 
-def _take(peer: _Peer, data: bytes, kind: int, start: int, end: int) -> None:
+def _take(peer: _Peer, kind: int, payload: memoryview) -> None:
     """Keep one attribute of a peer, other than its allowed IPs."""
     if kind == _PEER_ENDPOINT:
-        peer.endpoint = _endpoint(data, start, end)
+        peer.endpoint = _endpoint(payload)
     elif kind == _PEER_KEEPALIVE:
-        peer.keepalive = _number(_U16, data, start, end)
+        peer.keepalive = _number(_U16, payload)
     elif kind == _PEER_LAST_HANDSHAKE:
-        peer.last_handshake = _number(_TIMESPEC, data, start, end)
+        peer.last_handshake = _number(_TIMESPEC, payload)
     elif kind == _PEER_RX_BYTES:
-        peer.rx_bytes = _number(_U64, data, start, end)
+        peer.rx_bytes = _number(_U64, payload)
     elif kind == _PEER_TX_BYTES:
-        peer.tx_bytes = _number(_U64, data, start, end)
+        peer.tx_bytes = _number(_U64, payload)
 
 
-def _number(layout: struct.Struct, data: bytes, start: int, end: int) -> int:
+def _number(layout: struct.Struct, payload: memoryview) -> int:
     """The first field of an attribute that is `layout`."""
-    if end - start != layout.size:
-        raise ProtocolError(f"WireGuard netlink: {end - start} bytes where {layout.size} are due")
-    return int(layout.unpack_from(data, start)[0])
+    if len(payload) != layout.size:
+        raise ProtocolError(f"WireGuard netlink: {len(payload)} bytes where {layout.size} are due")
+    return int(layout.unpack(payload)[0])
 
 
-def _key(data: bytes, start: int, end: int) -> bytes:
-    if end - start != KEY_SIZE:
-        raise ProtocolError(f"WireGuard netlink: a key of {end - start} bytes")
-    return data[start:end]
+def _key(payload: memoryview) -> bytes:
+    if len(payload) != KEY_SIZE:
+        raise ProtocolError(f"WireGuard netlink: a key of {len(payload)} bytes")
+    return bytes(payload)
 
 
-def _endpoint(data: bytes, start: int, end: int) -> Endpoint:
-    if end - start == _SOCKADDR_IN.size:
-        family, port, packed = _SOCKADDR_IN.unpack_from(data, start)
+def _endpoint(payload: memoryview) -> Endpoint:
+    if len(payload) == _SOCKADDR_IN.size:
+        family, port, packed = _SOCKADDR_IN.unpack(payload)
         if family == _AF_INET:
             return IPv4Address(packed), int.from_bytes(port, "big")
-    elif end - start == _SOCKADDR_IN6.size:
-        family, port, packed, scope = _SOCKADDR_IN6.unpack_from(data, start)
+    elif len(payload) == _SOCKADDR_IN6.size:
+        family, port, packed, scope = _SOCKADDR_IN6.unpack(payload)
         if family == _AF_INET6:
             address = IPv6Address(packed)
             return IPv6Address(f"{address}%{scope}") if scope else address, int.from_bytes(port, "big")
-    raise ProtocolError(f"WireGuard netlink: not an endpoint: {data[start:end].hex()}")
+    raise ProtocolError(f"WireGuard netlink: not an endpoint: {payload.hex()}")
 
 
-def _allowed_ip(data: bytes, _: int, start: int, end: int) -> Network:
-    fields = {kind: data[first:last] for kind, first, last in attributes(data, start, end)}
+def _allowed_ip(payload: memoryview) -> Network:
+    fields = dict(attributes(payload))
     try:
-        packed, prefix = fields[_ALLOWED_IP_ADDRESS], fields[_ALLOWED_IP_PREFIX][0]
+        packed, prefix = bytes(fields[_ALLOWED_IP_ADDRESS]), fields[_ALLOWED_IP_PREFIX][0]
         return IPv4Network((packed, prefix)) if len(packed) == 4 else IPv6Network((packed, prefix))
     except (KeyError, IndexError, ValueError) as error:
-        raise ProtocolError(f"WireGuard netlink: not an allowed IP: {data[start:end].hex()}") from error
+        raise ProtocolError(f"WireGuard netlink: not an allowed IP: {payload.hex()}") from error

@@ -1,4 +1,4 @@
-"""The codec against what the kernel makes of it, as `ip` shows it; and the errors."""
+"""Messages and sockets against what the kernel makes of them, as `ip` shows it; and the errors."""
 
 import errno
 import json
@@ -13,27 +13,14 @@ from overlayd.linux import netlink as netlink_module
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import address_request, find_link, link_index, look_up_request, route_request
 from overlayd.linux.monitor import Monitor
-from overlayd.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, Netlink, Request, attribute, attributes, nested, text
+from overlayd.linux.netlink import Netlink, Request
+from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, nested, text
 
 
 def bridge(name, *more, up=False):
     kind = nested(rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "bridge"))
     body = rt.link_body(text(rt.IFLA_IFNAME, name), kind, *more, up=up)
     return Request("create bridge", name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-
-
-@pytest.mark.parametrize("size", range(9))
-def test_attributes_are_padded_and_come_back(size):
-    encoded = attribute(7, bytes(size)) + nested(8, text(1, "x"))
-    assert len(encoded) % 4 == 0
-    (first, zeros), (second, inside) = attributes(memoryview(encoded))
-    assert (first, bytes(zeros), second) == (7, bytes(size), 8)
-    assert [(kind, bytes(value)) for kind, value in attributes(inside)] == [(1, b"x\0")]
-
-
-@pytest.mark.parametrize("data", [b"", b"\1", b"\0\0\0\0", b"\3\0\1\0", b"\xff\xff\1\0ab"])
-def test_damaged_attributes_end_the_walk(data):
-    assert len(list(attributes(memoryview(data)))) <= 1
 
 
 def test_links_decode_as_ip_shows_them(host, shell):
@@ -208,8 +195,3 @@ def test_answers_to_what_was_cut_short_are_passed_over(host, monkeypatch):
 
 def interrupted(*_):
     raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("data", [b"", bytes(15), bytes(16), bytes(40), b"\x0f" + bytes(30)])
-def test_a_damaged_datagram_ends_the_walk(data):
-    assert list(netlink_module.messages(data)) == []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from overlayd.errors import ProtocolError
 from overlayd.proto import wgnl
+from overlayd.proto.netlink import attribute, nested
 from overlayd.proto.wireguard import PeerChange, PeerState
 
 keys = st.integers(0, 9).map(lambda number: bytes([number]) * 32)
@@ -188,14 +189,14 @@ def dumps(draw):
 @given(dumps())
 def test_a_dump_becomes_the_state_with_cut_peers_made_whole(dump):
     messages, state = dump
-    assert wgnl.parse_device(messages) == state
+    assert wgnl.parse_device(map(memoryview, messages)) == state
 
 
 @settings(max_examples=50)  # pyroute2 is slow
 @given(dumps())
 def test_activity_is_the_same_part_of_the_state(dump):
     messages, (_, _, peers) = dump
-    assert wgnl.parse_activity(messages) == {
+    assert wgnl.parse_activity(map(memoryview, messages)) == {
         key: (state.endpoint, state.last_handshake, state.rx_bytes, state.tx_bytes) for key, state in peers.items()
     }
 
@@ -203,7 +204,7 @@ def test_activity_is_the_same_part_of_the_state(dump):
 def test_an_endpoint_with_a_scope_is_read_back():
     endpoint = (IPv6Address("fe80::1%7"), 5)
     (message,) = wgnl.encode_peers("wg0", [PeerChange(bytes(32), endpoint=endpoint)], 1000)
-    assert wgnl.parse_device([message]).peers[bytes(32)].endpoint == endpoint
+    assert wgnl.parse_device([memoryview(message)]).peers[bytes(32)].endpoint == endpoint
 
 
 MESSAGE = next(
@@ -216,11 +217,11 @@ MESSAGE = next(
 
 
 def test_a_message_cut_short_is_a_protocol_error():
-    whole = wgnl.parse_device([MESSAGE])
+    whole = wgnl.parse_device([memoryview(MESSAGE)])
     for end in range(4, len(MESSAGE)):
         for parse in (wgnl.parse_device, wgnl.parse_activity):
             try:
-                parsed = parse([MESSAGE[:end]])
+                parsed = parse([memoryview(MESSAGE)[:end]])
             except ProtocolError:
                 continue
             # Between two attributes a cut cannot be seen; what is parsed is then nothing of the peers.
@@ -233,27 +234,27 @@ def test_a_changed_byte_parses_or_is_a_protocol_error(position, value):
     changed[position] = value
     for parse in (wgnl.parse_device, wgnl.parse_activity):
         with suppress(ProtocolError):
-            parse([bytes(changed)])
+            parse([memoryview(changed)])
 
 
 @given(st.binary())
 def test_any_bytes_parse_or_are_a_protocol_error(data):
     for parse in (wgnl.parse_device, wgnl.parse_activity):
         with suppress(ProtocolError):
-            parse([data])
+            parse([memoryview(data)])
 
 
 @pytest.mark.parametrize(
     "peer, text",
     [
-        (wgnl.attribute(1, bytes(31)), "a key of 31 bytes"),
-        (wgnl.attribute(5, bytes(2)), "without a public key"),
-        (wgnl.attribute(1, bytes(32)) + wgnl.attribute(7, bytes(4)), "4 bytes where 8"),
-        (wgnl.attribute(1, bytes(32)) + wgnl.attribute(4, bytes(16)), "not an endpoint"),
+        (attribute(1, bytes(31)), "a key of 31 bytes"),
+        (attribute(5, bytes(2)), "without a public key"),
+        (attribute(1, bytes(32)) + attribute(7, bytes(4)), "4 bytes where 8"),
+        (attribute(1, bytes(32)) + attribute(4, bytes(16)), "not an endpoint"),
     ],
 )
 def test_attributes_that_are_no_wireguards_are_protocol_errors(peer, text):
-    message = wgnl.encode_get("wg0") + wgnl.nest(8, wgnl.nest(0, peer))
+    message = wgnl.encode_get("wg0") + nested(8, nested(0, peer))
     for parse in (wgnl.parse_device, wgnl.parse_activity):
         with pytest.raises(ProtocolError, match=text):
-            parse([message])
+            parse([memoryview(message)])
