@@ -91,7 +91,7 @@ class Node:
                 await self.run(prepare)
             while True:
                 decision = Decision(decide)
-                await self._carry_out([decision], verify)
+                await self._carry_out([decision], verify, alone=everything)
                 try:
                     return await decision.outcome
                 except NotYet:
@@ -155,7 +155,7 @@ class Node:
             self.facts = update(before)
             done: list[list[Step]] = []
             try:
-                await self._apply(have, layout(self.state, self.facts, touched), done)
+                await self._apply(plan(have, layout(self.state, self.facts, touched)), done)
             except BaseException:
                 self.facts = before
                 await self.run(self.kernel.undo, done)
@@ -222,12 +222,14 @@ class Node:
             for decision in decisions:
                 decision.fail(error)
 
-    async def _carry_out(self, decisions: Sequence[Decision[Any]], verify: Collection[RowId] = ()) -> None:
+    async def _carry_out(
+        self, decisions: Sequence[Decision[Any]], verify: Collection[RowId] = (), *, alone: bool = False
+    ) -> None:
         """Take decisions through state, journal and kernel together, and settle them; on an error nothing has
-        happened, and none is settled.
+        happened, and none is settled.  alone: everything is held.
         """
         touched: set[RowId] = set(verify)
-        have = layout(self.state, self.facts, touched)
+        have = await self._layout(touched, alone)
         change: dict[RowId, Row | None] = {}
         inverse: dict[RowId, Row | None] = {}
         taken = 0
@@ -236,27 +238,33 @@ class Node:
             if decision.take(draft):
                 taken += 1
                 first = draft.rows.keys() - touched
-                have |= layout(self.state, self.facts, first)
+                have |= await self._layout(first, alone)
                 touched |= first
                 for id, row in self.state.apply(draft.rows).items():
                     inverse.setdefault(id, row)
                 change |= draft.rows
         if taken:
-            await self._take_effect(change, inverse, have, touched, bool(verify))
+            await self._take_effect(change, inverse, have, touched, verify=bool(verify), alone=alone)
         for decision in decisions:
             decision.settle()
 
+    async def _layout(self, touched: Collection[RowId], alone: bool) -> Layout:
+        """The objects of these rows as the state is now: put together beside the loop if that stands still, for they
+        may be all there are; else at once, before another change can begin.
+        """
+        if alone:
+            return await self.run(layout, self.state, self.facts, touched)
+        return layout(self.state, self.facts, touched)
+
     async def _take_effect(
-        self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], verify: bool
+        self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], *, verify: bool, alone: bool
     ) -> None:
         """Disk and kernel follow the state, or the state goes back; until then nothing that the change gives up is
         free.  have: the objects of the touched rows before; verify: they are looked up.
         """
-        # Now, while the state shows this change and no later one: what those bring about is their own affair.
-        want = layout(self.state, self.facts, touched)
         self.state.departing.update((id, row) for id, row in inverse.items() if row is not None)
         try:
-            await self._write_and_apply(change, inverse, have, want, verify)
+            await self._write_and_apply(change, inverse, have, touched, verify=verify, alone=alone)
         finally:
             for id in inverse:
                 self.state.departing.pop(id, None)
@@ -265,8 +273,12 @@ class Node:
         for observer in self.observers:
             observer(change)
 
-    async def _write_and_apply(self, change: Change, inverse: Change, have: Layout, want: Layout, verify: bool) -> None:
+    async def _write_and_apply(
+        self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], *, verify: bool, alone: bool
+    ) -> None:
         try:
+            # Now, while the state shows this change and no later one: what those bring about is their own affair.
+            want = await self._layout(touched, alone)
             await self._commit(change)
         except BaseException:
             self.state.apply(inverse)
@@ -276,7 +288,8 @@ class Node:
         try:
             if verify:
                 have = await self.run(present, self.kernel, have)
-            await self._apply(have, want, done)
+            steps = await self.run(plan, have, want) if alone else plan(have, want)
+            await self._apply(steps, done)
         except BaseException:
             # On disk first: were we to die on the way back, the next start has to want what was there before, for
             # else nobody would know whose a half-made link is.
@@ -309,7 +322,6 @@ class Node:
             await self._journal.commit({id: encode(row) if row is not None else None for id, row in rows.items()})
             self._owed = {id: row for id, row in self._owed.items() if id not in rows}
 
-    async def _apply(self, have: Layout, want: Layout, done: list[list[Step]]) -> None:
-        steps = plan(have, want)
+    async def _apply(self, steps: Sequence[Step], done: list[list[Step]]) -> None:
         if steps:
             await self.run(self.kernel.apply, steps, done)

@@ -9,19 +9,22 @@ from typing import NamedTuple
 from overlayd import wire
 from overlayd.daemon.health import Health
 from overlayd.daemon.node import Node
-from overlayd.linux.wireguard import Activity, public_key
+from overlayd.linux.wireguard import public_key
 from overlayd.model.layout import endpoint_text
-from overlayd.model.objects import GLOBAL
+from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.peers import text
 from overlayd.model.rows import Peer, Service
 from overlayd.model.subnets import first_usable
 
+# The endpoint and the last handshake of a peer that has been heard of: before that its endpoint cannot roam.
+_Did = tuple[tuple[Address, int] | None, int]
+
 
 class _Shown(NamedTuple):
-    """A peer as it was shown, and what of: its row, its endpoint and last handshake."""
+    """A peer as it was shown, and what of."""
 
     peer: Peer
-    did: tuple[object, int] | None
+    did: _Did | None
     status: wire.StatusPeer
 
 
@@ -67,23 +70,12 @@ class StatusView:
         before, self._shown = self._shown, {}
         for peer in peers:
             activity = self._health.activity(GLOBAL, peer.public_key)
-            did = (activity.endpoint, activity.last_handshake) if activity is not None else None
+            did = (activity.endpoint, activity.last_handshake) if activity and activity.last_handshake else None
             shown = before.get(peer.public_key)
             if shown is None or shown.peer is not peer or shown.did != did:
-                shown = _Shown(peer, did, self._peer(peer, activity))
+                shown = _Shown(peer, did, _peer(peer, did))
             self._shown[peer.public_key] = shown
         return tuple(shown.status for shown in self._shown.values())
-
-    def _peer(self, peer: Peer, activity: Activity | None) -> wire.StatusPeer:
-        endpoint = peer.endpoint
-        if activity is not None and activity.endpoint is not None and activity.last_handshake:  # else it cannot roam
-            endpoint = endpoint_text(activity.endpoint)
-        return wire.StatusPeer(
-            public_key=text(peer.public_key),
-            endpoint=endpoint,
-            allowed_ips=",".join(map(str, dict.fromkeys((*peer.listed, *peer.added)))),
-            last_handshake_unix_secs=activity.last_handshake if activity else 0,
-        )
 
     def _dedicated(self, service: Service) -> wire.DedicatedService:
         return wire.DedicatedService(
@@ -95,3 +87,13 @@ class StatusView:
             subnet=str(service.subnet),
             peer_count=len(self._node.state.peers(service.name)),
         )
+
+
+def _peer(peer: Peer, did: _Did | None) -> wire.StatusPeer:
+    roamed, last_handshake = did if did is not None else (None, 0)
+    return wire.StatusPeer(
+        public_key=text(peer.public_key),
+        endpoint=endpoint_text(roamed) if roamed is not None else peer.endpoint,
+        allowed_ips=",".join(map(str, dict.fromkeys((*peer.listed, *peer.added)))),
+        last_handshake_unix_secs=last_handshake,
+    )

@@ -45,6 +45,13 @@ class Member:
     def set_up(self, nat: dict[str, Any] | None = None) -> dict[str, Any]:
         """Number the node and bring up its device; return its status.  nat: its NatConfig."""
         self.request("set_local_node_id", node_id=self.number)
+        self.set_up_overlay(nat)
+        status = self.request("status")
+        self.public_key = status["public_key"]
+        return status
+
+    def set_up_overlay(self, nat: dict[str, Any] | None = None) -> None:
+        """Bring up its device, or make sure of it."""
         self.request(
             "setup_global_overlay",
             deployment="lab",
@@ -54,9 +61,6 @@ class Member:
             wg_port=PORT,
             **({"nat": nat} if nat is not None else {}),
         )
-        status = self.request("status")
-        self.public_key = status["public_key"]
-        return status
 
     def introduce(self, other: "Member") -> None:
         """Make the other node a peer of this one."""

@@ -1,0 +1,45 @@
+"""How long the garbage collector may stop the process.
+
+Owns: when it looks, and at which objects.  Must not know: what they are.
+
+A node of ten thousand peers holds half a million objects for as long as it runs.  To look at all of them takes 60 ms in
+which nobody is answered, and CPython does so whenever a quarter as many were made since, as one look at the whole
+layout does.  So what outlives a collection is frozen (gc.freeze): it is not looked at again.  It is freed all the same
+with its last reference; only what holds itself in a circle stays, until everything is looked at again after a while.
+"""
+
+import gc
+import time
+
+# Our own constant: seconds between two looks at everything.
+EVERYTHING = 3600.0
+
+_OLDEST = 2  # the generation whose collection is a full one
+
+
+def postpone() -> None:
+    """Collect nothing while the state is loaded: all of it is there to stay."""
+    gc.disable()
+
+
+def begin() -> None:
+    """Collect from now on, and never look at what is there."""
+    gc.freeze()
+    gc.callbacks.append(_Freezing())
+    gc.enable()
+
+
+class _Freezing:
+    """Called before and after each collection (gc.callbacks)."""
+
+    def __init__(self) -> None:
+        self._looked = time.monotonic()
+
+    def __call__(self, phase: str, about: dict[str, int]) -> None:
+        if about["generation"] != _OLDEST:
+            return
+        if phase == "stop":
+            gc.freeze()
+        elif time.monotonic() - self._looked > EVERYTHING:
+            self._looked = time.monotonic()
+            gc.unfreeze()

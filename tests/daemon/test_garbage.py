@@ -1,0 +1,40 @@
+"""What the collector looks at, in a process of its own: it has one collector."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import gc, weakref
+from overlayd.daemon import garbage
+
+class Circle:
+    def __init__(self):
+        self.itself = self
+
+garbage.postpone()
+assert not gc.isenabled()
+garbage.begin()
+assert gc.isenabled()
+
+dropped = weakref.ref(Circle())
+gc.collect()
+assert dropped() is None, "garbage"
+
+kept = Circle()
+circle = weakref.ref(kept)
+before = gc.get_freeze_count()
+gc.collect()
+assert gc.get_freeze_count() > before
+assert all(each is not kept for each in gc.get_objects()), "it is not looked at again"
+del kept
+gc.collect()
+assert circle() is not None
+
+garbage.EVERYTHING = 0.0
+gc.collect()
+assert circle() is None, "nothing stays for ever"
+"""
+
+
+def test_what_lives_on_is_not_looked_at_again_but_after_a_while():
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True)
