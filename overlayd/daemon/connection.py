@@ -119,6 +119,8 @@ class Connection(asyncio.BufferedProtocol):
             self.serve(1)
         elif self.queued:
             self._steer()
+        elif len(self._server.connections) == 1:
+            self.serve(self._limits.turn)  # nobody waits for a turn
         else:
             self._server.queue(self)
 
