@@ -162,10 +162,10 @@ async def _serve(
         expiry = Expiry(node, spawn)
         ending.callback(expiry.close)
         expiry.arm()
-        node.observers += [each.follow for each in (resolver, nat, deaths, expiry, forwarding, nameserver)]
+        status = StatusView(node, health)
+        node.observers += [each.follow for each in (status, resolver, nat, deaths, expiry, forwarding, nameserver)]
         ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
         doctor = Doctor(node, sentinel, forwarding, health, nameserver=nameserver, nat=nat)
-        status = StatusView(node, health)
         daemon = Daemon(node, status, health, nat, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)

@@ -30,7 +30,7 @@ from overlayd.model.candidates import Endpoint, peer_candidates
 from overlayd.model.layout import Selected, configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text
-from overlayd.model.rows import Change, Peer, RowId
+from overlayd.model.rows import Change, Peer, RowId, peer_of
 from overlayd.model.traversal import HOLD, Attempt, Way, next_attempt, phase, ways
 
 log = logging.getLogger(__name__)
@@ -114,11 +114,13 @@ class Traversal:
         that went.
         """
         for (table, id), row in change.items():
-            if table == Peer.table and isinstance(row, Peer):
-                if row.scope == GLOBAL:
-                    self._put(row)
-            elif table == Peer.table and id.endswith("/"):
-                self._stop(bytes.fromhex(id.removesuffix("/")))
+            if table != Peer.table:
+                continue
+            key, scope = peer_of(id)
+            if scope == GLOBAL and isinstance(row, Peer):
+                self._put(row)
+            elif scope == GLOBAL:
+                self._stop(key)
 
     def health_changed(self, scope: str, key: bytes, healthy: bool) -> None:
         """For `Health.listeners`."""

@@ -116,6 +116,12 @@ def peer_key(scope: str, public_key: bytes) -> str:
     return f"{public_key.hex()}/{scope}"
 
 
+def peer_of(key: str) -> tuple[bytes, str]:
+    """The public key and the scope in the key of a Peer row."""
+    digits, _, scope = key.partition("/")
+    return bytes.fromhex(digits), scope
+
+
 class Lease(Row, frozen=True, kw_only=True, omit_defaults=True):
     """An address that was handed out.  pool: the service whose subnet it is from, GLOBAL for the node's own pool.
     holder: who holds it, empty when released; released: the order of releases, so that the oldest is reused first.

@@ -52,7 +52,6 @@ class State:
         self._namespaces: dict[int, str] = {}
         self._guests: dict[bytes, str] = {}
         self.departing: dict[RowId, Row] = {}  # kept by the writer
-        self.generation = 0  # grows with every change: what was computed from an older one is stale
         self.releases = 0  # the newest order of release
         self.apply({row.id: row for row in rows})
 
@@ -126,7 +125,6 @@ class State:
             else:
                 table[id[1]] = row
             self._index(old, row)
-        self.generation += 1
         return inverse
 
     def _index(self, old: Row | None, new: Row | None) -> None:

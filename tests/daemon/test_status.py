@@ -1,12 +1,19 @@
-"""A status that is put together from the last one is what it would be from nothing."""
+"""A status that is put together from the last one is what it would be from nothing, and shows what has taken effect."""
 
+import asyncio
+import json
+from errno import EINVAL
 from ipaddress import ip_address, ip_network
+from threading import Event
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from node_with_peers import NodeWithPeers
 
 from overlayd.daemon.status import StatusView
+from overlayd.errors import MechanismError
 from overlayd.linux.wireguard import Activity
 from overlayd.model.layout import Facts
 from overlayd.model.rows import Node, Overlay, Peer
@@ -31,13 +38,52 @@ def test_as_from_nothing(steps) -> None:
     for kind, key, number in steps:
         row = Peer(public_key=key, endpoint=f"192.0.2.1:{number + 1}", listed=(ip_network(f"10.0.{number}.0/24"),))
         match kind:
-            case "put":
-                state.apply({row.id: row})
-            case "drop":
-                state.apply({row.id: None})
+            case "put" | "drop":
+                change = {row.id: row if kind == "put" else None}
+                state.apply(change)
+                view.follow(change)
             case "seen":
                 seen[key] = Activity((ip_address("192.0.2.9"), 9 + number % 2), number, rx_bytes=0, tx_bytes=0)
             case "unseen":
                 seen.pop(key, None)
-        health.generation += 1
+        health.generation += kind in ("seen", "unseen")
         assert view.encoded() == StatusView(node, health).encoded()
+
+
+class SlowDevice:
+    """Takes peers when it is allowed to, and refuses those that it shall."""
+
+    def __init__(self) -> None:
+        self.asked, self.allowed, self.refuses = Event(), Event(), False
+
+    def set_peers(self, _device, _steps) -> None:
+        self.asked.set()
+        self.allowed.wait(20)
+        if self.refuses:
+            raise MechanismError("set peers of WireGuard device", "zl-d-1-g", EINVAL)
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["taken", "refused"])
+def test_a_change_is_shown_once_it_has_taken_effect(tmp_path, refuses) -> None:
+    async def run() -> None:
+        device = SlowDevice()
+        place = NodeWithPeers(tmp_path, device)
+        health = SimpleNamespace(generation=0, activity=lambda _scope, _key: None)
+        view = StatusView(place.node, health)
+        place.node.observers.append(view.follow)
+
+        def peer_count() -> int:
+            return json.loads(view.encoded())["peer_count"]
+
+        device.refuses = refuses
+        place.spawn(place.add_peer(KEYS[0], "192.0.2.1:1"))
+        await place.until(device.asked.is_set)
+        assert len(place.node.state.peers("")) == 1, "the next decision builds on it"
+        assert peer_count() == 0
+        device.allowed.set()
+        await asyncio.wait(place.tasks)
+        assert peer_count() == (0 if refuses else 1)
+        device.refuses = False
+        await place.close()
+
+    asyncio.run(run())
