@@ -20,7 +20,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pyperf
 from pyroute2 import IPRoute
 
-from overlayd.linux import link, netns, veth
+from overlayd.linux import bridge, link, netns, veth
 from overlayd.model.objects import Bridge, Veth
 
 _CLONE_NEWNET = 0x40000000
@@ -31,7 +31,7 @@ BRIDGE = Bridge("web", "zl-bench-b", ip_interface("10.9.0.1/24"), 1340)
 def container() -> Iterator[Veth]:
     """A host of its own with a bridge, and the veth that a container in it is to have."""
     ctypes.CDLL(None).unshare(_CLONE_NEWNET)
-    link.create_bridge(BRIDGE)
+    bridge.create(BRIDGE)
     process = subprocess.Popen(["unshare", "-n", "sleep", "3600"])
     try:
         while netns.identify(process.pid).inode == netns.own_inode():

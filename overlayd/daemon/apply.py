@@ -14,7 +14,7 @@ from overlayd import fault
 from overlayd.daemon.forgetter import Forgetter
 from overlayd.daemon.reaper import Reaper
 from overlayd.errors import MechanismError
-from overlayd.linux import link, veth
+from overlayd.linux import bridge, device, link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard import Backend
 from overlayd.model.layout import Layout
@@ -106,7 +106,7 @@ class Kernel:
                 backend = self._device_backend(want.name)
                 backend.create(want)
                 try:
-                    link.dress_device(want)
+                    device.dress(want)
                 except BaseException:
                     backend.delete(want.name)
                     raise
@@ -115,38 +115,38 @@ class Kernel:
                 backend.add_name(have.name, want.name)
                 link.rename(have.name, want.name)
                 backend.configure(have, want)
-                link.redress_device(have, want)
+                device.redress(have, want)
             case Device(), None:
                 self._device_backend(have.name).delete(have.name)
             case None, Bridge():
-                link.create_bridge(want)
+                bridge.create(want)
             case Bridge(), Bridge():
-                link.change_bridge(have, want)
+                bridge.change(have, want)
             case Bridge(), None:
-                link.delete_bridge(have.name)
+                bridge.delete(have.name)
             case None, Veth():
                 self._forgetter.wait_for(want.address.ip)
                 veth.create(want)
             case Veth(), Veth():
                 veth.change(have, want)
             case None, Route():
-                link.create_route(want)
+                device.create_route(want)
             case Route(), Route():
-                link.change_route(have, want)
+                device.change_route(have, want)
             case Route(), None:
-                link.delete_route(have)
+                device.delete_route(have)
             case None, Proxy():
-                link.create_proxy(want)
+                bridge.create_proxy(want)
             case Proxy(), Proxy():
-                link.delete_proxy(have)
-                link.create_proxy(want)
+                bridge.delete_proxy(have)
+                bridge.create_proxy(want)
             case Proxy(), None:
-                link.delete_proxy(have)
+                bridge.delete_proxy(have)
             case None, Alias():
                 self._forgetter.wait_for(want.address)
-                link.create_alias(want)
+                device.create_alias(want)
             case Alias(), None:
-                link.delete_alias(have)
+                device.delete_alias(have)
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
 

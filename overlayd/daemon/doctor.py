@@ -13,7 +13,7 @@ from overlayd.daemon.nat import Nat
 from overlayd.daemon.node import Node
 from overlayd.daemon.sentinel import Sentinel, link_names, pace_key
 from overlayd.errors import MechanismError
-from overlayd.linux import link, netns, wireguard
+from overlayd.linux import forwarding, netns, wireguard
 from overlayd.model import drift
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.peers import text
@@ -72,7 +72,7 @@ class Doctor:
                 remedy = f"clear the way: putting it right failed, {reason}"
                 found += [Finding(*pair, remedy) for pair in drift.told([step])]
         names = link_names(node.state)
-        for fault in link.forwarding_faults(names) if names else []:
+        for fault in forwarding.faults(names) if names else []:
             parameter, _, wrong = fault.partition(" ")
             found.append(Finding(parameter, wrong, "find out who sets it (/etc/sysctl.d); restart overlayd"))
         return found, self._dead()

@@ -22,7 +22,7 @@ from overlayd.daemon.node import Node
 from overlayd.daemon.resources import peers_locks, service_lock
 from overlayd.daemon.suspects import EGRESS, EVERYTHING, FORWARDING, RULESET, Judge, Part
 from overlayd.errors import MechanismError
-from overlayd.linux import egress, link
+from overlayd.linux import egress, forwarding
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.observe import all_links
 from overlayd.model import drift
@@ -220,7 +220,7 @@ class Sentinel:
 
     async def _mend_forwarding(self, who: str) -> None:
         names = link_names(self._node.state)
-        faults = await self._node.alone(link.forwarding_faults, names) if names else []
+        faults = await self._node.alone(forwarding.faults, names) if names else []
         if not faults:
             return
         loop = asyncio.get_running_loop()
@@ -228,7 +228,7 @@ class Sentinel:
         if due > loop.time():
             self._schedule(FORWARDING, due, "again", who)
             return
-        await self._node.run(link.enable_forwarding, names)
+        await self._node.run(forwarding.enable, names)
         self._backoff.restored(FORWARDING, loop.time(), 0.0)
         if self._is_news(FORWARDING):
             log.warning("%s%s: set again", "; ".join(faults), _by(who))

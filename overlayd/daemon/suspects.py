@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from overlayd.daemon.node import Node
-from overlayd.linux import egress, link, veth
+from overlayd.linux import bridge as bridges
+from overlayd.linux import egress, veth
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.monitor import (
     AddressChanged,
@@ -168,7 +169,7 @@ class Judge:
         want = bridge(row, facts)
         return want.name in (found.name, *found.alternative_names) and (
             (found.kind, found.mtu, found.group, found.mac, found.alias)
-            == ("bridge", want.mtu, GROUP_BRIDGE, link.bridge_mac(want.address.ip), f"{ALIAS} bridge {service}")
+            == ("bridge", want.mtu, GROUP_BRIDGE, bridges.mac(want.address.ip), f"{ALIAS} bridge {service}")
         )
 
 

@@ -50,4 +50,4 @@ def _remove_device(name: str) -> None:
     for backend in candidates("auto"):
         if backend.alive(name):
             backend.delete(name)
-    link.delete_link(name)
+    link.delete(name)

@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
 from overlayd.errors import MechanismError
-from overlayd.linux import netns, veth
+from overlayd.linux import bridge as bridges
+from overlayd.linux import forwarding, netns, veth
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import LINK_LOCAL, bridge_mac, find_link, forwards, is_wide, read_link
+from overlayd.linux.link import find_link, is_wide, read_link
 from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import (
     ALIAS,
@@ -269,9 +270,11 @@ def _is_up(link: rt.Link) -> bool:
 def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: _View | None) -> Bridge:
     """host: where its connected routes are looked for, None to believe that they are there."""
     address = addresses[0] if len(addresses) == 1 else _NO_ADDRESS
-    sound = _is_up(link) and link.kind == "bridge" and link.mac == bridge_mac(address.ip) and forwards(link.name)
+    sound = link.kind == "bridge" and link.mac == bridges.mac(address.ip) and _is_up(link)
+    sound = sound and forwarding.holds(link.name)
     if host is not None:
-        sound = sound and _is_connected(link, [address] if address.version == 4 else [address, LINK_LOCAL], host)
+        carried = [address] if address.version == 4 else [address, bridges.LINK_LOCAL]
+        sound = sound and _is_connected(link, carried, host)
     return Bridge(service, link.name, address, link.mtu if sound else 0)
 
 
@@ -283,7 +286,7 @@ def _is_connected(link: rt.Link, addresses: Iterable[Interface], host: _View) ->
 def _device(link: rt.Link, scope: str, addresses: list[Interface], host: _View) -> Iterable[DeviceLink | Alias]:
     """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix."""
     aliases = {address for address in addresses if scope == GLOBAL and not is_wide(address)}
-    sound = _is_up(link) and forwards(link.name) and _is_connected(link, addresses, host)
+    sound = _is_up(link) and forwarding.holds(link.name) and _is_connected(link, addresses, host)
     yield DeviceLink(scope, link.name, link.mtu if sound else 0, frozenset(addresses) - aliases)
     yield from (Alias(link.name, address.ip) for address in aliases)
 

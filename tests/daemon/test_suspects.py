@@ -10,7 +10,7 @@ import pytest
 
 from overlayd.daemon.node import Node as LiveNode
 from overlayd.daemon.suspects import EGRESS, EVERYTHING, FORWARDING, PID_MAX, RULESET, Judge, Part
-from overlayd.linux import link, veth
+from overlayd.linux import bridge, veth
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.monitor import (
     AddressChanged,
@@ -52,7 +52,7 @@ BRIDGE = rt.Link(
     peer=0,
     kind="bridge",
     alias="overlayd bridge web",
-    mac=link.bridge_mac(ip_address("10.200.0.1")),
+    mac=bridge.mac(ip_address("10.200.0.1")),
     alternative_names=(),
 )
 VETH = BRIDGE._replace(

@@ -87,3 +87,14 @@ def container(host: Callable[[], str]) -> Iterator[Callable[[], Container]]:
 def shell() -> Callable[[str], str]:
     """Runs a shell command in the thread's namespace."""
     return sh
+
+
+@pytest.fixture
+def tun(host, shell):
+    """Makes a point-to-point link without link-layer addresses, which is what a WireGuard device is to the kernel."""
+
+    def make(name):
+        shell(f"ip tuntap add dev {name} mode tun")
+        return name
+
+    return make

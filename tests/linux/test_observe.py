@@ -5,12 +5,12 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 from test_veth import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, service_leg
 
-from overlayd.linux import link, netns, veth
+from overlayd.linux import bridge, device, netns, veth
 from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_host, observe_veth
 from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, LONGEST_SCOPE, Alias, Bridge, Device, Proxy, Route
 
 
-def device(name, scope, *addresses):
+def wg(name, scope, *addresses):
     return Device(scope, name, bytes(32), 51820, 1340, frozenset(map(ip_interface, addresses)))
 
 
@@ -22,18 +22,18 @@ def test_everything_comes_back_as_it_was_made(host, container, shell, version):
     make_bridge(version)
     make_node(shell, version)
     shell("ip tuntap add dev zl-x-g mode tun; ip tuntap add dev zl-a-d mode tun")
-    link.dress_device(device("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"))
-    link.dress_device(device("zl-a-d", "a", "10.4.0.1/32"))
+    device.dress(wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"))
+    device.dress(wg("zl-a-d", "a", "10.4.0.1/32"))
     aliases = [Alias("zl-x-g", ip_address(address)) for address in ("10.2.0.9", "fd02::9")]
     for alias in aliases:
-        link.create_alias(alias)
+        device.create_alias(alias)
     routes = [Route("a", "zl-a-d", ip_network(destination)) for destination in ("10.5.0.0/16", "fd05::/64")]
     for route in routes:
-        link.create_route(route)
+        device.create_route(route)
     shell("ip neigh add proxy 10.9.9.9 dev zl-foreign-b; ip neigh add proxy 10.9.9.8 dev zl-web-b")
     proxies = [Proxy("web", "zl-web-b", ip_address(address)) for address in ("10.1.0.77", "fd01::77")]
     for proxy in proxies:
-        link.create_proxy(proxy)
+        bridge.create_proxy(proxy)
     boxes = [container(), container()]
     legs = [service_leg(boxes[0], 5, version), service_leg(boxes[1], 6, version), global_leg(boxes[1], version)]
     for leg in legs:
@@ -95,7 +95,7 @@ def test_a_damaged_veth_differs(host, container, shell, damage):
     assert seen != wanted
     assert seen.name == wanted.name
     veth.delete([wanted.name])
-    link.create_bridge(Bridge("web", "zl-web-b", ip_interface(BRIDGE[4]), 1340))
+    bridge.create(Bridge("web", "zl-web-b", ip_interface(BRIDGE[4]), 1340))
     veth.create(wanted)
     assert observe_veth(wanted.name, box.netns) == wanted
 
@@ -185,11 +185,11 @@ def test_a_veth_whose_namespace_is_not_known_or_not_to_be_had_differs(host, cont
 )
 def test_a_damaged_bridge_differs_and_is_put_right(host, shell, damage):
     wanted = Bridge("web", "zl-web-b", ip_interface(BRIDGE[4]), 1340)
-    link.create_bridge(wanted)
+    bridge.create(wanted)
     shell(damage)
     assert observe_bridge("zl-web-b") != wanted
     assert observe({}).get(wanted.key) != wanted
-    link.create_bridge(wanted)
+    bridge.create(wanted)
     assert observe_bridge("zl-web-b") == wanted == observe({})[wanted.key]
 
 
@@ -204,12 +204,12 @@ def test_a_damaged_bridge_differs_and_is_put_right(host, shell, damage):
 )
 def test_a_bridge_without_its_connected_route_differs_and_is_put_right(host, shell, version, damage):
     wanted = Bridge("web", "zl-web-b", ip_interface(BRIDGE[version]), 1340)
-    link.create_bridge(wanted)
+    bridge.create(wanted)
     before = routes(shell)
     shell(damage)
     seen = observe({})[wanted.key]
     assert seen != wanted
-    link.change_bridge(seen, wanted)
+    bridge.change(seen, wanted)
     assert observe({})[wanted.key] == wanted
     foreign = ["10.9.0.0/24 dev lo scope link"] if "replace" in damage else []
     assert [route for route in routes(shell) if route not in foreign] == before
@@ -219,17 +219,17 @@ def test_a_bridge_without_its_connected_route_differs_and_is_put_right(host, she
 @pytest.mark.parametrize("damage", ["ip route del 10.2.0.0/16", "ip -6 route del fd02::/64 dev zl-x-g"])
 def test_a_device_without_its_connected_route_differs_and_is_put_right(host, shell, damage):
     shell("ip tuntap add dev zl-x-g mode tun")
-    wanted = device("zl-x-g", "", "10.2.0.1/16", "fd02::1/64")
-    link.dress_device(wanted)
-    link.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
+    wanted = wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64")
+    device.dress(wanted)
+    device.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
     before = routes(shell)
     shell(damage)
     assert observe({})[wanted.key].mtu == 0
-    link.redress_device(wanted, wanted)
+    device.redress(wanted, wanted)
     assert observe({})[wanted.key].mtu == 1340
     assert routes(shell) == before
-    wanted = device("zl-x-g", "", "10.2.0.17/16", "fd02::1/64")
-    link.redress_device(device("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"), wanted)
+    wanted = wg("zl-x-g", "", "10.2.0.17/16", "fd02::1/64")
+    device.redress(wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"), wanted)
     assert routes(shell) == [route.replace("src 10.2.0.1", "src 10.2.0.17") for route in before]
 
 
@@ -240,7 +240,7 @@ def routes(shell):
 
 def test_a_device_that_is_down_differs(host, shell):
     shell("ip tuntap add dev zl-x-g mode tun")
-    link.dress_device(device("zl-x-g", "", "10.2.0.1/16"))
+    device.dress(wg("zl-x-g", "", "10.2.0.1/16"))
     shell("ip link set zl-x-g down")
     assert observe({})[("device", "")].mtu == 0
     shell(f"ip link set zl-x-g group {GROUP_DEVICE} alias other")
@@ -265,6 +265,6 @@ def test_bridges_by_name(host, shell):
 
 @pytest.mark.parametrize("service", ["x" * LONGEST_SCOPE, "ü" * (LONGEST_SCOPE // 2), "a b\n/:c"])
 def test_the_longest_and_oddest_names_of_services_come_back(host, service):
-    bridge = Bridge(service, "zl-x-b", ip_interface("10.1.0.1/28"), 1340)
-    link.create_bridge(bridge)
-    assert observe_bridge("zl-x-b") == bridge
+    wanted = Bridge(service, "zl-x-b", ip_interface("10.1.0.1/28"), 1340)
+    bridge.create(wanted)
+    assert observe_bridge("zl-x-b") == wanted

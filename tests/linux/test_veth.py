@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from overlayd.errors import MechanismError
-from overlayd.linux import link, netns, veth
+from overlayd.linux import bridge, netns, veth
 from overlayd.linux.observe import observe_veth
 from overlayd.model.objects import GROUP_VETH, Bridge, Veth
 
@@ -23,7 +23,7 @@ VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
 
 def make_bridge(version=4):
-    link.create_bridge(Bridge("web", "zl-web-b", ip_interface(BRIDGE[version]), 1340))
+    bridge.create(Bridge("web", "zl-web-b", ip_interface(BRIDGE[version]), 1340))
 
 
 def service_leg(box, number=5, version=4):
@@ -148,7 +148,7 @@ def test_the_first_container_of_a_new_bridge_is_answered_at_once(host, container
         gateway.close()
         mine.close()
         veth.delete([wanted.name])
-        link.delete_bridge("zl-web-b")
+        bridge.delete("zl-web-b")
 
 
 @VERSIONS

@@ -88,9 +88,9 @@ def _remove_foreign(state: State, bridges: list[NamedBridge]) -> None:
         ports = [port for port in bridge.ports if port not in attached]
         veth.delete(ports)  # those with our mark go together, others one by one
         for name in ports:
-            link.delete_link(name)
+            link.delete(name)
         if recorded.isdisjoint(bridge.names):
-            link.delete_link(bridge.names[0])
+            link.delete(bridge.names[0])
 
 
 async def allocate_ip(daemon: Daemon, request: wire.AllocateIp) -> wire.Response:

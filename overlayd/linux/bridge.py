@@ -1,0 +1,149 @@
+"""The bridges of services, and the addresses that a bridge answers for.
+
+Owns: how a bridge is made, marked and configured.  Must not know: veths (`veth`), which become its ports, or why a
+bridge is wanted.
+
+Every function acts in the network namespace that the calling thread is in, can be repeated, and raises MechanismError
+with what the kernel refused.
+"""
+
+import errno
+import hashlib
+import socket
+from ipaddress import IPv6Interface
+
+from overlayd.errors import MechanismError
+from overlayd.linux import forwarding, link, sysctl
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import (
+    addresses,
+    await_answering,
+    change_addresses,
+    delete_request,
+    find_link,
+    link_index,
+    rename,
+)
+from overlayd.linux.netlink import Netlink, Request
+from overlayd.model.objects import ALIAS, GROUP_BRIDGE, ROUTE_PROTOCOL, Address, Bridge, Proxy
+from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
+
+# Our own.  The link-local address of an IPv6 bridge; one on each link is enough, and a fixed one needs no duplicate
+# address detection.
+LINK_LOCAL = IPv6Interface("fe80::1/64")
+
+
+def create(bridge: Bridge) -> None:
+    """Make the bridge of a service, or adopt a bridge of that name; it forwards as soon as it has a port.
+
+    Spanning tree is off, the forward delay 0, multicast snooping off, and the MAC fixed.  Raises MechanismError, having
+    left nothing new behind; errno EEXIST when the name belongs to a link that is no bridge.
+    """
+    kind = text(rt.IFLA_INFO_KIND, "bridge")
+    body = rt.link_body(text(rt.IFLA_IFNAME, bridge.name), nested(rt.IFLA_LINKINFO, kind))
+    request = Request("create bridge", bridge.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    with Netlink() as netlink:
+        try:
+            netlink.transact([request])
+        except MechanismError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            found = find_link(netlink, bridge.name)
+            if found is None or found.kind != "bridge":
+                detail = "another link has that name"
+                raise MechanismError("create bridge", bridge.name, errno.EEXIST, detail) from error
+            _configure(netlink, bridge)
+            return
+        try:
+            _configure(netlink, bridge)
+        except BaseException:
+            netlink.transact([delete_request(bridge.name)])
+            raise
+
+
+def change(have: Bridge, want: Bridge) -> None:
+    """Give the bridge the name, address and MTU of `want`; its ports stay.
+
+    Where the kernel cannot rename a running link the bridge keeps its name and `want.name` becomes an alternative one.
+    """
+    if have.name != want.name:
+        rename(have.name, want.name)
+    with Netlink() as netlink:
+        _configure(netlink, want)
+
+
+def delete(name: str) -> None:
+    """Delete the bridge; ports that it still has are released."""
+    link.delete(name)
+
+
+def mac(gateway: Address) -> bytes:
+    """The MAC of the bridge with this address: locally administered, and the same after every restart and on no other
+    subnet.
+    """
+    return b"\x02" + hashlib.blake2b(gateway.packed, digest_size=5).digest()
+
+
+def create_proxy(proxy: Proxy) -> None:
+    """Let the bridge answer for the address, at once; errno ENODEV when the bridge is missing.
+
+    The kernel answers only while a route leads to the address through another link.
+    """
+    index = link_index(proxy.bridge)
+    carried = socket.if_indextoname(index)
+    version = proxy.address.version
+    sysctl.write(f"ipv{version}/neigh/{carried}/proxy_delay", "0")  # else a random time up to 0.8 s
+    if version == 6:
+        sysctl.write(f"ipv6/conf/{carried}/proxy_ndp", "1")
+    body = rt.proxy_body(index, proxy.address, ROUTE_PROTOCOL)
+    flags = NLM_F_CREATE | NLM_F_REPLACE
+    with Netlink() as netlink:
+        netlink.transact([Request("add neighbour proxy", str(proxy.address), rt.RTM_NEWNEIGH, flags, body)])
+
+
+def delete_proxy(proxy: Proxy) -> None:
+    """Let the bridge no longer answer for the address; fine when either is gone."""
+    with Netlink() as netlink:
+        link = find_link(netlink, proxy.bridge)
+        if link is not None:
+            body = rt.proxy_body(link.ifindex, proxy.address, ROUTE_PROTOCOL)
+            tolerated = (errno.ENOENT, errno.ENODEV)
+            netlink.transact(
+                [Request("delete neighbour proxy", str(proxy.address), rt.RTM_DELNEIGH, 0, body, tolerated)]
+            )
+
+
+def _configure(netlink: Netlink, bridge: Bridge) -> None:
+    index, address = link_index(bridge.name), bridge.address
+    # In a message of its own and first: an adopted bridge refuses a forward delay of 0 while its spanning tree is on.
+    no_spanning_tree = rt.link_body(_data(u32(rt.IFLA_BR_STP_STATE, 0)), index=index)
+    body = rt.link_body(
+        u32(rt.IFLA_GROUP, GROUP_BRIDGE),
+        text(rt.IFLA_IFALIAS, f"{ALIAS} bridge {bridge.service}"),
+        u32(rt.IFLA_MTU, bridge.mtu),
+        attribute(rt.IFLA_ADDRESS, mac(address.ip)),
+        _data(u32(rt.IFLA_BR_FORWARD_DELAY, 0), attribute(rt.IFLA_BR_MCAST_SNOOPING, b"\0")),
+        index=index,
+    )
+    requests = [Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, each) for each in (no_spanning_tree, body)]
+    wanted = {address}
+    if address.version == 6:
+        # The kernel's own link-local address would be tentative for a second after the first port came up, and
+        # forwarded packets need one to find their neighbour.
+        sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/disable_ipv6", "0")
+        mode = attribute(rt.IFLA_INET6_ADDR_GEN_MODE, bytes([rt.IN6_ADDR_GEN_MODE_NONE]))
+        no_link_local = nested(rt.IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
+        requests.append(
+            Request("configure bridge", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(no_link_local, index=index))
+        )
+        wanted.add(LINK_LOCAL)
+    requests.append(Request("set up", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(index=index, up=True)))
+    netlink.transact(requests)
+    foreign = {carried for carried in addresses(netlink, index) if not carried.is_link_local} - wanted
+    change_addresses(netlink, index, wanted, foreign)
+    forwarding.enable([bridge.name])
+    await_answering(netlink, index, address)
+
+
+def _data(*settings: bytes) -> bytes:
+    return nested(rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "bridge"), nested(rt.IFLA_INFO_DATA, *settings))

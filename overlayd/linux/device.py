@@ -1,0 +1,92 @@
+"""The network side of WireGuard devices: their marks, addresses, routes and aliases.
+
+Owns: how the link of a device is configured.  Must not know: keys and peers, or who makes the device (`wireguard`).
+
+Every function acts in the network namespace that the calling thread is in, can be repeated, and raises MechanismError
+with what the kernel refused.
+"""
+
+import errno
+import socket
+from ipaddress import ip_interface
+
+from overlayd.linux import forwarding, sysctl
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import addresses, change_addresses, find_link, link_index, rename, route_request
+from overlayd.linux.netlink import Netlink, Request
+from overlayd.model.objects import ALIAS, GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Route
+from overlayd.proto.netlink import text, u32
+
+
+def dress(device: Device) -> None:
+    """Mark an existing device as ours and give it its MTU and exactly its addresses, then set it up.
+
+    Other addresses of the same families go, IPv6 link-local ones excepted.
+    """
+    with Netlink() as netlink:
+        index = _mark(netlink, device)
+        carried = addresses(netlink, index)
+        versions = {address.version for address in device.addresses}
+        foreign = {address for address in carried if address.version in versions and not address.is_link_local}
+        change_addresses(netlink, index, device.addresses, foreign - device.addresses)
+
+
+def redress(have: Device, want: Device) -> None:
+    """Change a device from `have` to `want`: name, MTU and the addresses that differ.  Addresses in neither (aliases)
+    stay.
+    """
+    if have.name != want.name:
+        rename(have.name, want.name)
+    with Netlink() as netlink:
+        index = _mark(netlink, want)
+        change_addresses(netlink, index, want.addresses, have.addresses - want.addresses)
+
+
+def create_route(route: Route) -> None:
+    """Add the route, or replace the one to the same destination; errno ENODEV when the device is missing."""
+    with Netlink() as netlink:
+        netlink.transact([route_request(link_index(route.device), route.destination)])
+
+
+def change_route(_have: Route, want: Route) -> None:
+    """Lead the route through the device of `want`, without a moment in which there is none."""
+    create_route(want)
+
+
+def delete_route(route: Route) -> None:
+    """Delete the route if it is there and ours."""
+    body = rt.route_body(0, route.destination, ROUTE_PROTOCOL)
+    request = Request("delete route", str(route.destination), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,))
+    with Netlink() as netlink:
+        netlink.transact([request])
+
+
+def create_alias(alias: Alias) -> None:
+    """Add the address to its device; errno ENODEV when the device is missing."""
+    with Netlink() as netlink:
+        change_addresses(netlink, link_index(alias.device), {ip_interface(alias.address)}, ())
+
+
+def delete_alias(alias: Alias) -> None:
+    """Remove the address from its device if both are there."""
+    with Netlink() as netlink:
+        link = find_link(netlink, alias.device)
+        if link is not None:
+            change_addresses(netlink, link.ifindex, (), {ip_interface(alias.address)})
+
+
+def _mark(netlink: Netlink, device: Device) -> int:
+    index = link_index(device.name)
+    body = rt.link_body(
+        u32(rt.IFLA_GROUP, GROUP_DEVICE),
+        text(rt.IFLA_IFALIAS, f"{ALIAS} device {device.scope}"),
+        u32(rt.IFLA_MTU, device.mtu),
+        index=index,
+        up=True,
+    )
+    netlink.transact([Request("configure device", device.name, rt.RTM_SETLINK, 0, body)])
+    if any(address.version == 4 for address in device.addresses):
+        # Else a secondary address would go with the primary one that it replaces.
+        sysctl.write(f"ipv4/conf/{socket.if_indextoname(index)}/promote_secondaries", "1")
+    forwarding.enable([device.name])
+    return index

@@ -1,0 +1,122 @@
+"""The links of devices, their addresses, routes and aliases, as `ip` shows them afterwards."""
+
+import errno
+import json
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+from links_shown import carried, shown, wg
+
+from overlayd.errors import MechanismError
+from overlayd.linux import bridge, device
+from overlayd.model.objects import Alias, Proxy, Route
+
+
+def test_a_device_is_dressed_with_exactly_its_addresses(host, shell, tun):
+    tun("zl-x-g")
+    shell("ip address add 10.1.0.1/16 dev zl-x-g; ip address add 10.1.0.2/32 dev zl-x-g")
+    shell("ip -6 address add fe80::7/64 dev zl-x-g")
+    device.dress(wg("10.2.0.1/16", "fd02::1/64"))
+    assert carried(shell, "zl-x-g") == {"10.2.0.1/16", "fd02::1/64"}
+    found = shown(shell, "zl-x-g")
+    assert (found["mtu"], found["ifalias"], "UP" in found["flags"]) == (1340, "overlayd device ", True)
+    assert "fe80::7" in shell("ip address show dev zl-x-g")
+    before = host()
+    device.dress(wg("10.2.0.1/16", "fd02::1/64"))
+    assert host() == before
+
+
+def test_a_family_that_the_device_does_not_use_is_left_alone(host, shell, tun):
+    tun("zl-x-g")
+    shell("ip -6 address add fd07::1/64 dev zl-x-g")
+    device.dress(wg("10.2.0.1/16"))
+    assert carried(shell, "zl-x-g") == {"10.2.0.1/16", "fd07::1/64"}
+
+
+def test_redressing_keeps_aliases_and_routes(host, shell, tun):
+    tun("zl-x-g")
+    have, want = wg("10.2.0.1/16"), wg("10.2.0.17/16", mtu=1380)
+    device.dress(have)
+    device.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
+    device.create_route(Route("", "zl-x-g", ip_network("10.3.0.0/16")))
+    device.redress(have, want)
+    assert carried(shell, "zl-x-g") == {"10.2.0.17/16", "10.2.0.9/32"}
+    assert "10.3.0.0/16" in shell("ip route show proto 111")
+    assert shown(shell, "zl-x-g")["mtu"] == 1380
+
+
+def test_redressing_without_another_address_keeps_routes(host, shell, tun):
+    tun("zl-x-d")
+    have, want = wg("10.2.0.1/32", name="zl-x-d", scope="x"), wg("10.2.0.2/32", name="zl-x-d", scope="x")
+    device.dress(have)
+    device.create_route(Route("x", "zl-x-d", ip_network("10.3.0.0/16")))
+    device.redress(have, want)
+    assert carried(shell, "zl-x-d") == {"10.2.0.2/32"}
+    assert "10.3.0.0/16" in shell("ip route show proto 111")
+
+
+def test_redressing_renames(host, shell, tun):
+    tun("zl-x-g")
+    have, want = wg("10.2.0.1/16"), wg("10.2.0.1/16", name="zl-y-g")
+    device.dress(have)
+    device.redress(have, want)
+    assert shown(shell, "zl-y-g")["ifname"] == "zl-y-g"
+
+
+def test_a_missing_device(host):
+    for call, argument in [
+        (device.dress, wg("10.2.0.1/16")),
+        (device.create_alias, Alias("zl-x-g", ip_address("10.2.0.9"))),
+        (bridge.create_proxy, Proxy("web", "zl-x-g", ip_address("10.2.0.9"))),
+        (device.create_route, Route("", "zl-x-g", ip_network("10.3.0.0/16"))),
+    ]:
+        with pytest.raises(MechanismError) as raised:
+            call(argument)
+        assert (raised.value.errno, raised.value.object) == (errno.ENODEV, "zl-x-g")
+
+
+@pytest.mark.parametrize("destination", ["10.3.0.0/16", "10.3.0.5/32", "fd03::/64", "fd03::5/128"])
+def test_routes(host, shell, tun, destination):
+    for name in ("zl-a-d", "zl-b-d"):
+        device.dress(wg("10.2.0.1/32", "fd02::1/128", name=tun(name), scope="a"))
+    before = host()
+    have = Route("a", "zl-a-d", ip_network(destination))
+    want = replace(have, device="zl-b-d")
+
+    def routes():
+        version = have.destination.version
+        found = json.loads(shell(f"ip -j -{version} route show proto 111"))
+        return [(route["dst"], route["dev"]) for route in found]
+
+    text = str(have.destination).removesuffix("/32").removesuffix("/128")
+    device.create_route(have)
+    device.create_route(have)
+    assert routes() == [(text, "zl-a-d")]
+    device.change_route(have, want)
+    assert routes() == [(text, "zl-b-d")]
+    device.delete_route(want)
+    device.delete_route(want)
+    assert host() == before
+
+
+def test_a_foreign_route_is_not_deleted(host, shell, tun):
+    device.dress(wg("10.2.0.1/16", name=tun("zl-a-d")))
+    shell("ip route add 10.3.0.0/16 dev zl-a-d")
+    before = host()
+    device.delete_route(Route("", "zl-a-d", ip_network("10.3.0.0/16")))
+    assert host() == before
+
+
+@pytest.mark.parametrize("address", ["10.2.0.9", "fd02::9"])
+def test_aliases(host, tun, address):
+    device.dress(wg("10.2.0.1/16", "fd02::1/64", name=tun("zl-x-g")))
+    before = host()
+    alias = Alias("zl-x-g", ip_address(address))
+    device.create_alias(alias)
+    device.create_alias(alias)
+    assert host() != before
+    device.delete_alias(alias)
+    device.delete_alias(alias)
+    assert host() == before
+    device.delete_alias(replace(alias, device="nope"))
