@@ -35,7 +35,7 @@ class Image:
         image = json.loads((self.directory / "image.json").read_text())["OCIv1"]["config"]
         assert image["StopSignal"] == "SIGTERM" and f"/{DATA_DIR}" in image["Volumes"]
         capabilities = sorted({f"CAP_{name}" for name in re.findall(r"--cap-add ([A-Z_]+)", MANUAL.read_text())})
-        assert len(capabilities) == 5
+        assert {"CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_NET_BIND_SERVICE"} <= {*capabilities}
         return {
             "ociVersion": "1.0.2",
             "process": {
