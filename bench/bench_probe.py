@@ -87,10 +87,14 @@ def measure(socket: Path, seconds: float) -> list[float]:
 @contextmanager
 def beside(argv: list[str | Path]) -> Iterator[list[str]]:
     """A program that floods something; what it says at the end, its rate, is in the list afterwards."""
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     said: list[str] = []
-    yield said
-    numbers = re.findall(r"^(?:  Queries per second: *)?([\d.]+)$", process.communicate()[0], re.MULTILINE)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield said
+        except BaseException:
+            process.kill()
+            raise
+        numbers = re.findall(r"^(?:  Queries per second: *)?([\d.]+)$", process.communicate()[0], re.MULTILINE)
     said.append(f"   beside {float(numbers[-1]):,.0f} answers a second")
 
 
@@ -107,9 +111,11 @@ def all_set_up_again(member: Member) -> Iterator[list[str]]:
 
     client = threading.Thread(target=work)
     client.start()
-    yield said
-    ended.set()
-    client.join()
+    try:
+        yield said
+    finally:
+        ended.set()
+        client.join()
     said.append(f"   beside {rounds} times")
 
 
