@@ -6,7 +6,7 @@ the name server, and while everything about 10,000 peers is changed again and ag
 Each flooding client keeps 64 status requests under way (bench/peer/load.c; needs gcc).  wireguard-go is stopped, so
 that the changes which other clients ask for hold the daemon's threads.  Every second probe has a connection of its own,
 as those of probers do.  The DNS queries are dnsperf's, half of them for names that nobody answers for; without dnsperf
-they are left out.  Exits with 1 when a 99th percentile is over 5 ms, or over 10 ms with 10,000 peers.  Needs root: the
+they are left out.  Exits with 1 when a 99th percentile is over 5 ms, or over 20 ms with 10,000 peers.  Needs root: the
 daemon is the real one.
 """
 
@@ -40,7 +40,7 @@ FLOODERS, DEPTH = 32, 64
 PEERS = 10_000
 HELD = 20  # changes under way, more than the daemon has threads for
 # Seconds, of the 99th percentile; the second beside a worker that computes without a pause.
-BUDGET, BUDGET_AT_SCALE = 0.005, 0.010
+BUDGET, BUDGET_AT_SCALE = 0.005, 0.020
 
 
 def probe(connection: Connection) -> float:

@@ -61,9 +61,6 @@ BAD_CONFIG = 78
 PATIENCE = 10.0
 # Our own constant: seconds before a watch that failed begins anew, so that a lasting cause does not fill the log.
 PAUSE = 1.0
-# Our own constant: how long a worker thread keeps the interpreter while the loop waits for it, seconds.  With CPython's
-# own 5 ms an identity probe takes 10 ms beside one that computes, with this 3; more turns cost nothing measurable.
-TURN = 0.001
 
 
 def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
@@ -80,7 +77,6 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
         log.error("missing capability %s: run as root, or grant it (setcap, AmbientCapabilities=, --cap-add)", lacking)
         return NO_PERMISSION
     _raise_descriptor_limit()
-    sys.setswitchinterval(TURN)
     try:
         with ExitStack() as claims:
             return _claim_and_run(config, options.teardown, options.salvage_journal, claims, fresh)
