@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXIT_ERR = 1  # the daemon answered err
 EXIT_USAGE = 2  # argparse's own
-EXIT_FINDINGS = 4  # the doctor found something
+EXIT_FINDINGS = 4  # the doctor found an error
 EXIT_UNAVAILABLE = 69  # sysexits.h, EX_UNAVAILABLE
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
@@ -43,7 +43,7 @@ examples:
   (umask 077; overlayctl edge mint laptop --ttl 8h --allow 10.200.0.0/16 > overlay.conf)
 
 exit status:
-  0 done   1 the daemon refused, and said why   2 wrong usage   4 the doctor found something
+  0 done   1 the daemon refused, and said why   2 wrong usage   4 the doctor found an error
   69 the daemon cannot be reached, or is not the one that its identity file names
 """
 
@@ -341,7 +341,7 @@ async def _doctor(client: "OverlayClient", args: argparse.Namespace) -> int:
 
     findings = await client.doctor()
     print(cli_tables.pretty_json(findings) if args.output == "json" else cli_tables.findings(findings))
-    return EXIT_FINDINGS if findings else 0
+    return EXIT_FINDINGS if any(each.severity in ("error", None) for each in findings) else 0
 
 
 def _add_edge(commands: "Commands") -> None:

@@ -58,9 +58,15 @@ def status(status: wire.Status, *, wide: bool) -> str:
 
 
 def findings(findings: Sequence[wire.Finding]) -> str:
-    """What the doctor found: a paragraph each."""
-    paragraphs = [f"{printable(f'{each.object} {each.problem}')}\n    {printable(each.remedy)}" for each in findings]
-    return "\n\n".join(paragraphs) or "all is as it should be"
+    """What the doctor found: a line each."""
+    return "\n".join(map(_finding, findings)) or "all is as it should be"
+
+
+def _finding(finding: wire.Finding) -> str:
+    """A finding as "error device-silent: device zl-a-g does not answer; tunnels stand still; wait"."""
+    parts = (f"{finding.object} {finding.problem}", finding.symptom, finding.remedy)
+    head = " ".join(filter(None, (finding.severity or "error", finding.code)))
+    return printable(f"{head}: {'; '.join(filter(None, parts))}")
 
 
 def peers(peers: Sequence[wire.StatusPeer], *, wide: bool, now: float) -> str:

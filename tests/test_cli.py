@@ -134,10 +134,31 @@ def test_a_name_does_not_steer_the_terminal(canned: Canned, capsys: pytest.Captu
     assert f"\n{shown}  zl-d " in capsys.readouterr().out
     canned.answer = lambda request: wire.Diagnosis((wire.Finding(name, "is missing", "ask for it"),))
     assert cli.run(["doctor"]) == 4
-    assert capsys.readouterr().out == f"{shown} is missing\n    ask for it\n"
+    assert capsys.readouterr().out == f"error: {shown} is missing; ask for it\n"
     canned.answer = lambda request: wire.Err(f"service {name!s} is not set up")
     assert cli.run(["call", "teardown_service_overlay", "service=x"]) == 1
     assert capsys.readouterr().err == f"overlayctl: service {shown} is not set up\n".replace(r"\nzl", "\nzl")
+
+
+def test_the_doctor_says_each_finding_in_a_line_and_only_errors_fail(
+    canned: Canned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint = wire.Finding("the table", "is nearly full", "enlarge it", "table-full", "hint")
+    error = wire.Finding("the port", "is closed", "open it", "port-closed", "error", "no peer gets in")
+    canned.answer = lambda request: wire.Diagnosis((hint,))
+    assert cli.run(["doctor"]) == 0
+    assert capsys.readouterr().out == "hint table-full: the table is nearly full; enlarge it\n"
+    canned.answer = lambda request: wire.Diagnosis((error, hint))
+    assert cli.run(["doctor"]) == 4
+    assert capsys.readouterr().out.splitlines()[0] == "error port-closed: the port is closed; no peer gets in; open it"
+    assert cli.run(["doctor", "-o", "json"]) == 4
+    assert json.loads(capsys.readouterr().out)[1] == {
+        "object": "the table",
+        "problem": "is nearly full",
+        "remedy": "enlarge it",
+        "code": "table-full",
+        "severity": "hint",
+    }
 
 
 def test_call_prints_the_answer(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:

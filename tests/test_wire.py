@@ -189,6 +189,12 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
     ),
     "edge_peers_none": (7, wire.EdgePeers(())),
     "diagnosis": (7, wire.Diagnosis((wire.Finding("bridge zl-prod-i-web-b", "is missing", "restart overlayd"),))),
+    "diagnosis_full": (
+        7,
+        wire.Diagnosis(
+            (wire.Finding("port 51820", "is closed", "open it", "wireguard-blocked", "error", "no peer gets in"),)
+        ),
+    ),
     "diagnosis_none": (7, wire.Diagnosis(())),
     "err": (7, wire.Err('no dedicated overlay for service "wéb"')),
 }

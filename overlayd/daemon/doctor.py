@@ -3,8 +3,6 @@
 Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothing.
 """
 
-from typing import NamedTuple
-
 from overlayd.daemon import inspect, start
 from overlayd.daemon.forwarding import ForwardWatch
 from overlayd.daemon.health import Health
@@ -15,6 +13,7 @@ from overlayd.daemon.sentinel import Sentinel, link_names, pace_key
 from overlayd.errors import MechanismError
 from overlayd.linux import forwarding, netns, wireguard
 from overlayd.model import drift
+from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.peers import text
 from overlayd.model.plan import plan
@@ -22,14 +21,6 @@ from overlayd.model.rows import Attachment, Peer
 
 # Without this one some containers cannot be attached: a bit of linux/capability.h.
 HELPFUL = {"CAP_SYS_PTRACE": 19}
-
-
-class Finding(NamedTuple):
-    """object: what it is about.  problem: a predicate of it.  remedy: what to do."""
-
-    object: str
-    problem: str
-    remedy: str
 
 
 class Doctor:
@@ -53,11 +44,13 @@ class Doctor:
         self._nat = nat
 
     async def examine(self) -> list[Finding]:
-        """Look at everything, while no change is in flight.  MechanismError when the kernel refuses a look."""
+        """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
+        refuses a look.
+        """
         await self._forwarding.check()
         drifted, dead = await self._node.alone(self._look)
         found = [*self._silent(), *drifted, *dead, *self._blockers(), *self._names(), *self._peers()]
-        return [*found, *self._traversal(), *self._host()]
+        return ordered([*found, *self._traversal(), *self._host()])
 
     def _look(self) -> tuple[list[Finding], list[Finding]]:
         """In a worker thread: what differs in the kernel, and who died."""
@@ -66,15 +59,17 @@ class Doctor:
         steps = plan(inspect.audit(node.kernel, want), want)
         failures = self._sentinel.failures
         others = [step for step in steps if pace_key(step) not in failures]
-        found = [Finding(*pair, "restart overlayd, which puts it right") for pair in drift.told(others)]
+        remedy = "restart overlayd, which puts it right"
+        found = [Finding("drift", "error", *pair, "", remedy) for pair in drift.told(others)]
         for step in steps:
             if reason := failures.get(pace_key(step)):
                 remedy = f"clear the way: putting it right failed, {reason}"
-                found += [Finding(*pair, remedy) for pair in drift.told([step])]
+                found += [Finding("not-repaired", "error", *pair, "", remedy) for pair in drift.told([step])]
         names = link_names(node.state)
         for fault in forwarding.faults(names) if names else []:
             parameter, _, wrong = fault.partition(" ")
-            found.append(Finding(parameter, wrong, "find out who sets it (/etc/sysctl.d); restart overlayd"))
+            remedy = "find out who sets it (/etc/sysctl.d), and restart overlayd, which sets it again"
+            found.append(Finding("forwarding-off", "error", parameter, wrong, "", remedy))
         return found, self._dead()
 
     def _dead(self) -> list[Finding]:
@@ -88,21 +83,33 @@ class Doctor:
                 problem = f"has ended, and still holds {attachment.address}"
             except MechanismError as error:
                 problem = f"cannot be looked at: {error}"
-            found.append(Finding(attachment.handle, problem, "detach it (overlayctl call detach_container)"))
+            remedy = "detach it (overlayctl call detach_container)"
+            found.append(Finding("container-gone", "error", attachment.handle, problem, "", remedy))
         return found
 
     def _silent(self) -> list[Finding]:
         problem, remedy = "does not answer", "wait: what serves it is ended and started anew if that lasts"
-        return [Finding(f"device {device}", problem, remedy) for device in self._health.silent]
+        symptom = "peers cannot be changed, and its tunnels may stand still"
+        silent = self._health.silent
+        return [Finding("device-silent", "error", f"device {device}", problem, symptom, remedy) for device in silent]
 
     def _blockers(self) -> list[Finding]:
         found = (blocker.partition(": ") for blocker in self._forwarding.blockers)
-        return [Finding(chain, "and so keeps the overlay from forwarding", remedy) for chain, _, remedy in found]
+        problem = "and so keeps the overlay from forwarding"
+        symptom = "containers reach neither other nodes nor the outside"
+        return [Finding("forward-blocked", "error", chain, problem, symptom, remedy) for chain, _, remedy in found]
 
     def _names(self) -> list[Finding]:
         server = self._nameserver
         return [
-            Finding(f"DNS at {endpoint_text((address, server.port))}", unserved.problem, unserved.remedy)
+            Finding(
+                code="dns-unserved",
+                severity="error",
+                object=f"DNS at {endpoint_text((address, server.port))}",
+                problem=unserved.problem,
+                symptom="containers that ask there get no answer, or that of another program",
+                remedy=unserved.remedy,
+            )
             for address, unserved in server.unserved.items()
         ]
 
@@ -110,9 +117,12 @@ class Doctor:
         state, facts = self._node.state, self._node.facts
         return [
             Finding(
-                f"peer {text(peer.public_key)[:8]}...",
-                f"cannot be reached: {peer.endpoint} does not resolve",
-                "check the name, and this host's resolver",
+                code="endpoint-unresolved",
+                severity="error",
+                object=f"peer {text(peer.public_key)[:8]}...",
+                problem=f"cannot be reached: {peer.endpoint} does not resolve",
+                symptom="",
+                remedy="check the name, and this host's resolver",
             )
             for peer in state.table(Peer).values()
             if peer.endpoint and endpoint_address(peer, facts) is None
@@ -121,14 +131,20 @@ class Doctor:
     def _traversal(self) -> list[Finding]:
         found = []
         if self._nat.lacking and self._node.state.overlay is not None:
-            problem = "is missing: nodes behind a NAT cannot be reached but through a relay"
-            found.append(Finding(self._nat.lacking, problem, "grant it, or set up the overlay with nat.enabled false"))
+            problem, symptom = "is missing", "nodes behind a NAT cannot be reached but through a relay"
+            remedy = "grant it, or set up the overlay with nat.enabled false"
+            found.append(Finding("capability-missing", "warning", self._nat.lacking, problem, symptom, remedy))
         if self._nat.relay.failure:
             remedy = "repair that, or set up the overlay without nat.relay_server; it is tried again every half minute"
-            found.append(Finding("the relay", f"does not run: {self._nat.relay.failure}", remedy))
+            problem = f"does not run: {self._nat.relay.failure}"
+            found.append(Finding("relay-down", "error", "the relay", problem, "", remedy))
         if self._nat.failure:
             remedy = "repair that, or set up the overlay with other nat.turn_servers; it is tried again every minute"
-            found.append(Finding("this node", f"is on no relay: {self._nat.failure}", remedy))
+            problem, symptom = (
+                f"is on no relay: {self._nat.failure}",
+                "nodes that hole punching does not reach are cut off",
+            )
+            found.append(Finding("relay-unreachable", "error", "this node", problem, symptom, remedy))
         return found
 
     def _host(self) -> list[Finding]:
@@ -136,14 +152,20 @@ class Doctor:
         found = []
         if node.state.overlay is not None and not node.facts.devices:
             remedy = "load the kernel's wireguard module, or install wireguard-go and provide /dev/net/tun"
-            found.append(Finding("WireGuard", f"is not to be had ({wireguard.missing('auto')}): no tunnels", remedy))
+            problem = f"is not to be had ({wireguard.missing('auto')})"
+            symptom = "there are no tunnels to other nodes"
+            found.append(Finding("wireguard-missing", "error", "WireGuard", problem, symptom, remedy))
         if lacking := start.missing_capability(HELPFUL):
-            found.append(Finding(lacking, "is missing: containers of other users cannot be attached", "grant it"))
+            symptom = "containers of other users cannot be attached"
+            found.append(Finding("capability-missing", "warning", lacking, "is missing", symptom, "grant it"))
         if node.owed:
             found.append(
                 Finding(
+                    "journal-behind",
+                    "error",
                     "the journal",
                     f"has {node.owed} rows otherwise than they are, because the disk refused to write them",
+                    "what was done last is forgotten at a crash",
                     "free space or repair the disk; the next request that changes something writes them too",
                 )
             )
@@ -151,5 +173,7 @@ class Doctor:
         if node.state.node.announced_key not in (b"", own):
             taken = text(node.state.node.announced_key)
             remedy = "have the orchestrator read status.public_key"
-            found.append(Finding("the orchestrator", f"takes our public key for {taken}; it is {text(own)}", remedy))
+            problem = f"takes our public key for {taken}; it is {text(own)}"
+            symptom = "other nodes refuse this one"
+            found.append(Finding("key-mismatch", "error", "the orchestrator", problem, symptom, remedy))
         return found

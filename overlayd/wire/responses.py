@@ -159,15 +159,21 @@ class EdgePeers(_Response, frozen=True, tag="edge_peers"):
 
 
 class Finding(Value, frozen=True):
-    """Something that is not as it should be.  object: what it is about; remedy: what to do about it."""
+    """Something that a person should know.  object: what it is about; problem: a predicate of it; remedy: what to do
+    about it; code: names the kind, for programs; symptom: how it shows, none when the problem says it.  An older
+    daemon sends the first three only, and what it finds are errors.
+    """
 
     object: str
     problem: str
     remedy: str
+    code: str | None = None
+    severity: Literal["error", "warning", "hint"] | None = None
+    symptom: str | None = None
 
 
 class Diagnosis(_Response, frozen=True, tag="diagnosis"):
-    """What is not as it should be; nothing when all is well (an addition)."""
+    """What a person should know, the worst first; nothing when all is well (an addition)."""
 
     findings: tuple[Finding, ...]
 

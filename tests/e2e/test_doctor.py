@@ -76,6 +76,7 @@ def test_a_firewall_in_the_way_as_json(healthy: Member) -> None:
     code, said, _ = doctor(healthy, "-o", "json")
     assert code == FINDINGS
     (finding,) = json.loads(said)
+    assert (finding["code"], finding["severity"]) == ("forward-blocked", "error")
     assert "table ip walls chain f" in finding["object"]
     assert "nft insert rule ip walls f" in finding["remedy"]
     healthy.node.run(["nft", "delete table ip walls"])
@@ -93,7 +94,7 @@ def test_what_the_sentinel_cannot_put_back(healthy: Member) -> None:
         time.sleep(0.01)
     code, said, _ = doctor(healthy)
     assert code == FINDINGS
-    assert f"veth-{box.pid}-s is missing\n    clear the way: putting it right failed, create veth" in said
+    assert f"veth-{box.pid}-s is missing; clear the way: putting it right failed, create veth" in said
     assert "already has an interface eth0" in said
     healthy.detach(box)
 
