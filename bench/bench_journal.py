@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pyperf
 
-from overlayd.daemon import journal
-from overlayd.daemon.journal import Journal
+from overlayd.daemon.change import journal
+from overlayd.daemon.change.journal import Journal
 from overlayd.proto import log
 
 START_ROWS = 11_000  # 10,000 peers, and the services and addresses of a full node

@@ -25,7 +25,7 @@ from lab.cluster import Member  # noqa: E402
 from lab.crowd import Crowd  # noqa: E402
 from lab.frames import request_frame  # noqa: E402
 
-from overlayd.daemon.journal import Journal  # noqa: E402
+from overlayd.daemon.change.journal import Journal  # noqa: E402
 from overlayd.model.objects import Netns  # noqa: E402
 from overlayd.model.rows import Attachment, Lease, Node, Overlay, Peer, Row, Service, decode, encode  # noqa: E402
 from overlayd.model.state import State  # noqa: E402

@@ -17,8 +17,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pyperf
 
-from overlayd.linux.wireguard import generate_key
-from overlayd.linux.wireguard_user import Userspace
+from overlayd.linux.wireguard.backend import generate_key
+from overlayd.linux.wireguard.userspace import Userspace
 from overlayd.model.objects import Device, DevicePeer, Step
 from overlayd.proto import uapi, wgnl
 from overlayd.proto.wireguard import PeerChange

@@ -100,10 +100,8 @@ def imports(path: Path, package: Path) -> Iterator[str]:
 
 
 def layer(module: tuple[str, ...]) -> str:
-    """("overlayd", "model", "plan") -> "model"; the package itself -> ""; cli_tables.py belongs to cli, and so on."""
-    if len(module) == 1:
-        return ""
-    return next((name for name in ("cli", "client") if module[1].startswith(f"{name}_")), module[1])
+    """("overlayd", "model", "plan") -> "model"; the package itself -> ""."""
+    return module[1] if len(module) > 1 else ""
 
 
 def forbidden_overlayd(importer: str, imported: tuple[str, ...]) -> bool:
@@ -166,7 +164,7 @@ def test_modules_are_short_and_named_after_what_they_own() -> None:
         ("model/plan.py", "from overlayd.linux import link\n", "model imports overlayd.linux.link"),
         ("model/plan.py", "from ..linux import link\n", "model imports overlayd.linux.link"),
         ("model/plan.py", "from .. import wire\n", "model imports overlayd.wire"),
-        ("model/plan.py", "def late():\n    import overlayd.daemon.node\n", "model imports overlayd.daemon.node"),
+        ("model/plan.py", "def late():\n    import overlayd.daemon.change.node\n", "model imports overlayd.daemon.change.node"),
         ("model/plan.py", "import time\n", "model is pure and imports time"),
         ("proto/mux.py", "from asyncio import sleep\n", "proto is pure and imports asyncio.sleep"),
         ("proto/mux.py", "open('/etc/passwd')\n", "proto is pure and imports builtins.open"),
@@ -175,13 +173,13 @@ def test_modules_are_short_and_named_after_what_they_own() -> None:
         ("wire/codec.py", "from overlayd._fast import frame\n", "wire imports overlayd._fast.frame"),
         ("linux/link.py", "from overlayd import wire\n", "linux imports overlayd.wire"),
         (
-            "daemon/node.py",
+            "daemon/change/node.py",
             "from overlayd.client import OverlayClient\n",
             "daemon imports overlayd.client.OverlayClient",
         ),
-        ("client.py", "from overlayd.linux import link\n", "client imports overlayd.linux.link"),
-        ("cli.py", "from overlayd.daemon import node\n", "cli imports overlayd.daemon.node"),
-        ("cli_tables.py", "from overlayd.model import peers\n", "cli imports overlayd.model.peers"),
+        ("client/client.py", "from overlayd.linux import link\n", "client imports overlayd.linux.link"),
+        ("cli/main.py", "from overlayd.daemon import node\n", "cli imports overlayd.daemon.node"),
+        ("cli/tables.py", "from overlayd.model import peers\n", "cli imports overlayd.model.peers"),
         ("errors.py", "from overlayd import wire\n", "errors imports overlayd.wire"),
         ("errors.py", "import time\n", "errors is pure and imports time"),
         ("_fast/frame.pyx", "from overlayd.wire cimport codec\n", "_fast imports overlayd.wire.codec"),
@@ -213,7 +211,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, text: str, comp
         ("wire/__init__.py", "from .codec import encode\nfrom overlayd.errors import ProtocolError\n"),
         ("linux/link.py", "import socket\nfrom overlayd.model.objects import Veth\n"),
         ("daemon/main.py", "from overlayd import __version__, wire\nimport asyncio\n"),
-        ("cli.py", "from overlayd.daemon.main import run\nfrom overlayd.daemon import main\nimport asyncio\n"),
+        ("cli/main.py", "from overlayd.daemon.main import run\nfrom overlayd.daemon import main\nimport asyncio\n"),
         (
             "_fast/frame.pyx",
             "# import socket\nfrom libc.string cimport memcpy\nfrom cpython.bytes cimport (PyBytes_AsString)\n",

@@ -21,7 +21,7 @@ import pytest
 
 from overlayd.errors import MechanismError
 from overlayd.linux.shared_port import SharedPort
-from overlayd.linux.wireguard import generate_key, public_key
+from overlayd.linux.wireguard.backend import generate_key, public_key
 from overlayd.model.objects import Device, DevicePeer, Step
 
 _CLONE_NEWNET = 0x40000000

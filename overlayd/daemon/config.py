@@ -13,8 +13,9 @@ from typing import Annotated, Literal, get_args
 import msgspec
 
 from overlayd import __version__
-from overlayd.daemon import parse, upstreams
-from overlayd.daemon.upstreams import Upstream
+from overlayd.daemon import parse
+from overlayd.daemon.dns import upstreams
+from overlayd.daemon.dns.upstreams import Upstream
 from overlayd.errors import RequestError
 from overlayd.proto.envelope import is_consumer_protocol
 

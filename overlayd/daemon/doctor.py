@@ -3,15 +3,17 @@
 Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothing.
 """
 
-from overlayd.daemon import inspect, start
-from overlayd.daemon.forwarding import ForwardWatch
-from overlayd.daemon.health import Health
-from overlayd.daemon.nameserver import Nameserver
-from overlayd.daemon.nat import Nat
-from overlayd.daemon.node import Node
-from overlayd.daemon.sentinel import Sentinel, link_names, pace_key
+from overlayd.daemon import start
+from overlayd.daemon.change import inspect
+from overlayd.daemon.upkeep.firewall import ForwardWatch
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.dns.nameserver import Nameserver
+from overlayd.daemon.nat.session import Nat
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.upkeep.sentinel import Sentinel, link_names, pace_key
 from overlayd.errors import MechanismError
-from overlayd.linux import forwarding, netns, wireguard
+from overlayd.linux import forwarding, netns
+from overlayd.linux.wireguard import backend as wireguard
 from overlayd.model import drift
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout

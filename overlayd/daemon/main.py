@@ -20,28 +20,30 @@ import uvloop
 
 from overlayd import __version__
 from overlayd.daemon import config as configuration
-from overlayd.daemon import endpoint, garbage, identity, logs, start
-from overlayd.daemon import journal as journals
+from overlayd.daemon import garbage, logs, start
+from overlayd.daemon.server import listener
+from overlayd.daemon.server import identity
+from overlayd.daemon.change import journal as journals
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.doctor import Doctor
-from overlayd.daemon.expiry import Expiry
-from overlayd.daemon.forwarding import ForwardWatch
+from overlayd.daemon.peers.expiry import Expiry
+from overlayd.daemon.upkeep.firewall import ForwardWatch
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.daemon.health import Health
-from overlayd.daemon.journal import InUse as JournalInUse
-from overlayd.daemon.journal import Journal
-from overlayd.daemon.lookup import Lookups
-from overlayd.daemon.nameserver import Nameserver
-from overlayd.daemon.nat import Nat
-from overlayd.daemon.reclaim import reclaim
-from overlayd.daemon.resolver import Resolver
-from overlayd.daemon.sentinel import Sentinel
-from overlayd.daemon.server import Server
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.change.journal import InUse as JournalInUse
+from overlayd.daemon.change.journal import Journal
+from overlayd.daemon.peers.lookup import Lookups
+from overlayd.daemon.dns.nameserver import Nameserver
+from overlayd.daemon.nat.session import Nat
+from overlayd.daemon.upkeep.reclaim import reclaim
+from overlayd.daemon.peers.hostnames import Resolver
+from overlayd.daemon.upkeep.sentinel import Sentinel
+from overlayd.daemon.server.server import Server
 from overlayd.daemon.status import StatusView
-from overlayd.daemon.suspects import Part
+from overlayd.daemon.upkeep.suspects import Part
 from overlayd.daemon.teardown import remove_everything
-from overlayd.daemon.watch import DeathWatch
+from overlayd.daemon.upkeep.deaths import DeathWatch
 from overlayd.errors import DiskError, OverlaydError, StateError
 from overlayd.linux.monitor import Monitor
 from overlayd.model.health import FRESH
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     try:
         with ExitStack() as claims:
             return _claim_and_run(config, options.teardown, options.salvage_journal, claims, fresh)
-    except (endpoint.InUse, JournalInUse) as error:
+    except (listener.InUse, JournalInUse) as error:
         log.error("%s", error)
         return IN_USE
     except DiskError as error:
@@ -98,22 +100,22 @@ def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitSt
     directory = Path(config.data_dir)
     if teardown:
         claims.enter_context(journals.claimed(directory))
-        claims.enter_context(endpoint.claim_namespace())
+        claims.enter_context(listener.claim_namespace())
         return 0 if remove_everything() else FAILED
     garbage.postpone()
     journal = Journal.open(directory, salvage=salvage)
-    claims.enter_context(endpoint.claim_namespace())
-    admission = endpoint.Admission(config.socket_group)
-    listener = claims.enter_context(endpoint.served(config.socket, admission.gid))
+    claims.enter_context(listener.claim_namespace())
+    admission = listener.Admission(config.socket_group)
+    bound = claims.enter_context(listener.served(config.socket, admission.gid))
     try:
-        uvloop.run(_serve(config, journal, admission, listener, fresh))
+        uvloop.run(_serve(config, journal, admission, bound, fresh))
     except ExceptionGroup as failed:  # of the task group: one failed, and the others were stopped for it
         raise failed.exceptions[0] from None
     return 0
 
 
 async def _serve(
-    config: Config, journal: Journal, admission: endpoint.Admission, listener: socket.socket, fresh: float
+    config: Config, journal: Journal, admission: listener.Admission, bound: socket.socket, fresh: float
 ) -> None:
     """Take up the state, serve until told to stop, and leave the data plane running."""
     loop = asyncio.get_running_loop()
@@ -166,7 +168,7 @@ async def _serve(
         server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
         health.announce.append(server.publish)
         health.doubters.append(lambda scope: sentinel.suspect(Part("peers", scope), "reading"))
-        accepting = await server.listen(listener)
+        accepting = await server.listen(bound)
         with identity.published(await me, config.identity_file):
             await _run(config.socket, stopping)
         accepting.close()

@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from overlayd.daemon.apply import Kernel
-from overlayd.daemon.journal import Journal
-from overlayd.daemon.node import Node as LiveNode
+from overlayd.daemon.change.apply import Kernel
+from overlayd.daemon.change.journal import Journal
+from overlayd.daemon.change.node import Node as LiveNode
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
-from overlayd.linux.wireguard import Preference, choose, generate_key
+from overlayd.linux.wireguard.backend import Preference, choose, generate_key
 from overlayd.model import attachments, edges
 from overlayd.model.layout import Facts
 from overlayd.model.rows import Attachment, Lease, Node, decode

@@ -5,13 +5,13 @@ Owns: the order of removal.  Must not know: the state; what is ours is told by i
 
 import logging
 
-from overlayd.daemon.apply import Kernel
+from overlayd.daemon.change.apply import Kernel
 from overlayd.errors import MechanismError
 from overlayd.linux import link
 from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
-from overlayd.linux.wireguard import candidates
-from overlayd.linux.wireguard_user import remove_stale_sockets
+from overlayd.linux.wireguard.backend import candidates
+from overlayd.linux.wireguard.userspace import remove_stale_sockets
 from overlayd.model.layout import Layout
 from overlayd.model.plan import plan
 

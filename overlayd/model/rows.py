@@ -1,7 +1,7 @@
 """What a node remembers, as rows: the only things that are written to the journal.
 
 Owns: the row types and their JSON.  Must not know: what they mean for the kernel (`layout`), how rows change
-(`overlay`, `services`, `peers`, `attachments`, `ipam`), or where they are kept (`daemon.journal`).
+(`overlay`, `services`, `peers`, `attachments`, `ipam`), or where they are kept (`daemon.change.journal`).
 
 A row is immutable, lives in one table under one key, and is replaced as a whole.  A `Change` maps row ids to their
 new rows, None for a row that goes; it is at once the unit of decision, of durability and of undo.

@@ -2,7 +2,7 @@
 
 Owns: the `DaemonProcess` message, the check and the answer of a probe request, the prober's half (request, check of
 the reply, comparison with what was published), and the JSON of the identity file.  Must not know: how the facts are
-gathered (`daemon.identity`), files, sockets, clocks, randomness: a nonce is an argument.
+gathered (`daemon.server.identity`), files, sockets, clocks, randomness: a nonce is an argument.
 
 The published file and the wire carry the same strings byte for byte, for a prober compares them as bytes.
 """

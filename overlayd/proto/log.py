@@ -1,7 +1,7 @@
 """The format of the journal: rows to bytes, and bytes back to rows or a refusal.
 
 Owns: the layout of the log, what counts as whole, torn or damaged, and what may be kept of a damaged one.  Must not
-know: files, directories, locks, when to sync (`daemon.journal`), or what a row means (`model.state`).
+know: files, directories, locks, when to sync (`daemon.change.journal`), or what a row means (`model.state`).
 
 The state is a set of rows, `(table, key) -> JSON`; a change sets and removes some of them; one commit is one change
 and becomes one record.  A log is::

@@ -7,11 +7,11 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from overlayd.daemon.apply import Kernel
-from overlayd.daemon.journal import Journal
-from overlayd.daemon.node import Node
+from overlayd.daemon.change.apply import Kernel
+from overlayd.daemon.change.journal import Journal
+from overlayd.daemon.change.node import Node
 from overlayd.linux.nft import Nft
-from overlayd.linux.wireguard import generate_key
+from overlayd.linux.wireguard.backend import generate_key
 from overlayd.model import overlay, peers
 from overlayd.model.layout import Facts
 from overlayd.model.objects import GLOBAL

@@ -3,7 +3,7 @@
 import pytest
 
 from overlayd.daemon import config
-from overlayd.daemon.upstreams import Upstream
+from overlayd.daemon.dns.upstreams import Upstream
 
 
 def load(*arguments, environment=None):

@@ -14,7 +14,7 @@ from node_with_peers import NodeWithPeers
 
 from overlayd.daemon.status import StatusView
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard import Activity
+from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.layout import Facts
 from overlayd.model.rows import Node, Overlay, Peer
 from overlayd.model.state import State

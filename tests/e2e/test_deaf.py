@@ -13,7 +13,7 @@ PROGRAM = [
     "-c",
     """
 from overlayd.cli import daemon
-from overlayd.daemon.suspects import Judge
+from overlayd.daemon.upkeep.suspects import Judge
 judge = Judge.judge
 def cursed(self, event):
     if "cursed" in str(event):

@@ -21,9 +21,9 @@ PROGRAM = [
     "-c",
     f"""
 from overlayd.cli import daemon
-from overlayd.linux import wireguard_user
+from overlayd.linux.wireguard import userspace
 from overlayd.model import silence
-wireguard_user._ANSWER_DEADLINE, wireguard_user._END_DEADLINE, silence.HUNG = {DEADLINE}, 0.5, {HUNG}
+userspace._ANSWER_DEADLINE, userspace._END_DEADLINE, silence.HUNG = {DEADLINE}, 0.5, {HUNG}
 daemon()
 """,
 ]

@@ -9,8 +9,8 @@ from ipaddress import IPv6Address
 import pytest
 
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard import choose, generate_key, missing, public_key
-from overlayd.linux.wireguard_kernel import Kernel
+from overlayd.linux.wireguard.backend import choose, generate_key, missing, public_key
+from overlayd.linux.wireguard.kernel import Kernel
 from overlayd.model.objects import Step
 from overlayd.model.traversal import HOLD
 

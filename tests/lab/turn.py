@@ -25,7 +25,7 @@ import uvloop
 
 from lab.node import Node
 from lab.processes import environment
-from overlayd.daemon.relay import Relay
+from overlayd.daemon.nat.relay import Relay
 from overlayd.proto.turn import Allocated, Event, Received, TurnClient
 from overlayd.proto.wireguard import Address, Endpoint
 from overlayd.wire import RelayServer

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlayd.linux.wireguard import generate_key, public_key, shared_secret
+from overlayd.linux.wireguard.backend import generate_key, public_key, shared_secret
 from overlayd.proto import check, stun
 from overlayd.proto.stun import BINDING, Kind, Message
 

@@ -21,7 +21,7 @@ import pytest
 from endpoint_client import PAYLOAD_PROTOCOL, ask, connected, meeting, until, wait_for
 from running_process_service import ServiceServer, ServiceSpec
 
-from overlayd.daemon import identity as daemon_identity
+from overlayd.daemon.server import identity as daemon_identity
 from overlayd.errors import ProtocolError
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame

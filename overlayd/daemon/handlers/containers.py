@@ -8,11 +8,11 @@ from collections.abc import Callable
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon, Entrance
-from overlayd.daemon.reclaim import detach
-from overlayd.daemon.resources import attachment_locks, peers_locks, service_lock
+from overlayd.daemon.upkeep.reclaim import detach
+from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import netns
-from overlayd.linux.wireguard import generate_key, public_key
+from overlayd.linux.wireguard.backend import generate_key, public_key
 from overlayd.model import attachments
 from overlayd.model.attachments import Wish
 from overlayd.model.objects import GLOBAL, Netns

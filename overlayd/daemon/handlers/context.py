@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from overlayd import wire
 from overlayd.daemon.doctor import Doctor
-from overlayd.daemon.health import Health
-from overlayd.daemon.nameserver import Nameserver
-from overlayd.daemon.nat import Nat
-from overlayd.daemon.node import Node
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.dns.nameserver import Nameserver
+from overlayd.daemon.nat.session import Nat
+from overlayd.daemon.change.node import Node
 from overlayd.daemon.status import StatusView
 from overlayd.errors import RequestError
 from overlayd.linux import egress
-from overlayd.linux.wireguard import public_key
+from overlayd.linux.wireguard.backend import public_key
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import Network
 from overlayd.model.peers import text

@@ -8,8 +8,8 @@ import time
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon, Entrance
-from overlayd.daemon.resources import peers_locks
-from overlayd.linux.wireguard import Activity, generate_key, public_key
+from overlayd.daemon.change.resources import peers_locks
+from overlayd.linux.wireguard.backend import Activity, generate_key, public_key
 from overlayd.model import edges
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import text

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.daemon.resources import NODE
+from overlayd.daemon.change.resources import NODE
 from overlayd.errors import RequestError
-from overlayd.linux.wireguard import public_key
+from overlayd.linux.wireguard.backend import public_key
 from overlayd.model import overlay, peers
 from overlayd.model.rows import Overlay
 from overlayd.model.state import Draft

@@ -8,10 +8,10 @@ import logging
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.daemon.node import Node
-from overlayd.daemon.resources import peers_locks
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.resources import peers_locks
 from overlayd.errors import RequestError
-from overlayd.linux.wireguard import public_key
+from overlayd.linux.wireguard.backend import public_key
 from overlayd.model import peers
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Service

@@ -8,12 +8,12 @@ import logging
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.daemon.node import Node
-from overlayd.daemon.resources import NODE, peers_locks, service_lock
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.resources import NODE, peers_locks, service_lock
 from overlayd.errors import RequestError
 from overlayd.linux import link, veth
 from overlayd.linux.observe import NamedBridge, bridges_named
-from overlayd.linux.wireguard import generate_key, public_key, udp_port_is_free
+from overlayd.linux.wireguard.backend import generate_key, public_key, udp_port_is_free
 from overlayd.model import ipam, peers, services
 from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name, veth_name
 from overlayd.model.objects import Address

@@ -8,10 +8,10 @@ from functools import partial
 import msgspec
 
 from overlayd import wire
-from overlayd.daemon import endpoint
-from overlayd.daemon.connection import LIMITS, Limits
+from overlayd.daemon.server import listener
+from overlayd.daemon.server.connection import LIMITS, Limits
 from overlayd.daemon.handlers import Handlers
-from overlayd.daemon.server import Server
+from overlayd.daemon.server.server import Server
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame
 from overlayd.proto.identity import DaemonProcess
@@ -75,11 +75,11 @@ async def serving(
     handlers: Fake | Handlers | None = None,
     *,
     limits: Limits = LIMITS,
-    admits: Callable[[endpoint.Credentials], bool] = lambda _: True,
+    admits: Callable[[listener.Credentials], bool] = lambda _: True,
     mux: EndpointMux | None = None,
 ) -> AsyncIterator[Server]:
     server = Server(handlers or Fake(), admits, mux or multiplexer(), limits)  # type: ignore[arg-type]
-    accepting = await server.listen(endpoint.bind(path, None))
+    accepting = await server.listen(listener.bind(path, None))
     try:
         yield server
     finally:

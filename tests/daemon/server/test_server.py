@@ -27,7 +27,7 @@ from serving import (
 )
 
 from overlayd import wire
-from overlayd.daemon.connection import Limits
+from overlayd.daemon.server.connection import Limits
 from overlayd.daemon.handlers import Handlers
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame

@@ -28,8 +28,8 @@ from serving import (
 )
 
 from overlayd import wire
-from overlayd.daemon import endpoint
-from overlayd.daemon.connection import Limits
+from overlayd.daemon.server import listener
+from overlayd.daemon.server.connection import Limits
 from overlayd.proto import envelope
 from overlayd.proto.envelope import Frame
 
@@ -66,7 +66,7 @@ async def test_the_kernel_says_who_connects(
 ) -> None:
     """The file's mode would keep strangers out as well: it is opened to all, so that only the check is left."""
     socket = open_directory / "s"
-    admits = endpoint.Admission("daemon")
+    admits = listener.Admission("daemon")
     assert admits.gid == 1
     async with serving(str(socket), admits=admits):
         socket.chmod(0o666)

@@ -22,7 +22,7 @@ from serving import (
 )
 
 from overlayd import wire
-from overlayd.daemon.connection import UNFINISHED, Limits
+from overlayd.daemon.server.connection import UNFINISHED, Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
 

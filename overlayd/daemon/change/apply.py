@@ -1,0 +1,201 @@
+"""Doing the steps of a plan, in a worker thread, and undoing them when one fails.
+
+Owns: which mechanism does which step, and the order of undo.  Must not know: why a step is wanted.
+
+Every function here blocks; `daemon.change.node` calls `Kernel.apply` from a thread, several at a time for different resources.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from errno import ENOENT
+from itertools import groupby
+
+from overlayd import fault
+from overlayd.daemon.change.forgetter import Forgetter
+from overlayd.daemon.change.reaper import Reaper
+from overlayd.errors import MechanismError
+from overlayd.linux import bridge, device, link, veth
+from overlayd.linux.nft import Nft
+from overlayd.linux.wireguard.backend import Backend
+from overlayd.model.layout import Layout
+from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
+
+log = logging.getLogger(__name__)
+
+
+Failure = tuple[Step, MechanismError]
+
+_RENAMED = (Device, Bridge)  # the links that change their names
+
+
+class Kernel:
+    """The mechanisms of this host.  backend: None on a node without WireGuard, which carries no devices."""
+
+    def __init__(self, backend: Backend | None, nft: Nft) -> None:
+        self.backend = backend
+        self.nft = nft
+        self._reaper = Reaper()
+        self._forgetter = Forgetter()
+        self._rules = False
+
+    def apply(self, steps: Sequence[Step], done: list[list[Step]]) -> None:
+        """Do the steps in order.  MechanismError: one failed; `done`, which is filled meanwhile, is for `undo`."""
+        for batch in _batches(steps):
+            if batch[0].have is not None or isinstance(batch[0].want, DevicePeer | Element):
+                done.append(batch)  # it may fail half-way; what creates one object cleans up by itself
+            self._try(batch, "apply")
+            if not done or done[-1] is not batch:
+                done.append(batch)
+
+    def close(self) -> None:
+        """Finish what goes on behind the answers."""
+        self._reaper.close()
+        self._forgetter.close()
+
+    def repair(self, steps: Sequence[Step], purpose: str = "repair") -> list[Failure]:
+        """Do the steps in order, each for itself.  Returns those that could not be done, with their errors."""
+        failed: list[Failure] = []
+        for batch in _batches(steps):
+            try:
+                self._try(batch, purpose)
+            except MechanismError as error:
+                failed += [(step, error) for step in batch]
+        return failed
+
+    def forget(self, addresses: Iterable[Address]) -> None:
+        """Drop the connections of addresses that lost their holder, behind the answer: the next one starts afresh."""
+        self._forgetter.forget(addresses)
+
+    def undo(self, done: Sequence[list[Step]]) -> None:
+        """Take back what `apply` has done."""
+        steps = [step for batch in done for step in batch]
+        for _, error in self.repair([step.inverse() for step in reversed(steps)], "undo"):
+            log.error("undo failed, the next audit will mend it: %s", error)
+        for step in steps:
+            if isinstance(step.have, _RENAMED) and isinstance(step.want, _RENAMED):
+                try:
+                    link.forget_name(step.want.name)
+                except MechanismError as error:
+                    log.error("undo left an alternative name: %s", error)
+
+    def _try(self, batch: list[Step], purpose: str) -> None:
+        """Do a batch.  MechanismError is the only error."""
+        try:
+            fault.point(f"{purpose}:{_name(batch[0])}")
+            self._do(batch)
+        except OSError as error:
+            raise MechanismError(purpose, _name(batch[0]), error.errno or 0) from error
+
+    def _do(self, batch: list[Step]) -> None:
+        if batch[0].along:
+            return
+        match batch[0].want or batch[0].have:
+            case DevicePeer() as peer:
+                self._device_backend(peer.device).set_peers(peer.device, batch)
+            case Element():
+                self._change_members(batch)
+            case Veth() if batch[0].want is None:
+                self._reaper.delete([step.have.name for step in batch if isinstance(step.have, Veth)])
+            case _:
+                for step in batch:
+                    self._do_one(step.have, step.want)
+
+    def _do_one(self, have: Object | None, want: Object | None) -> None:
+        match have, want:
+            case None, Device():
+                backend = self._device_backend(want.name)
+                backend.create(want)
+                try:
+                    device.dress(want)
+                except BaseException:
+                    backend.delete(want.name)
+                    raise
+            case Device(), Device():
+                backend = self._device_backend(want.name)
+                backend.add_name(have.name, want.name)
+                link.rename(have.name, want.name)
+                backend.configure(have, want)
+                device.redress(have, want)
+            case Device(), None:
+                self._device_backend(have.name).delete(have.name)
+            case None, Bridge():
+                bridge.create(want)
+            case Bridge(), Bridge():
+                bridge.change(have, want)
+            case Bridge(), None:
+                bridge.delete(have.name)
+            case None, Veth():
+                self._forgetter.wait_for(want.address.ip)
+                veth.create(want)
+            case Veth(), Veth():
+                veth.change(have, want)
+            case None, Route():
+                device.create_route(want)
+            case Route(), Route():
+                device.change_route(have, want)
+            case Route(), None:
+                device.delete_route(have)
+            case None, Proxy():
+                bridge.create_proxy(want)
+            case Proxy(), Proxy():
+                bridge.delete_proxy(have)
+                bridge.create_proxy(want)
+            case Proxy(), None:
+                bridge.delete_proxy(have)
+            case None, Alias():
+                self._forgetter.wait_for(want.address)
+                device.create_alias(want)
+            case Alias(), None:
+                device.delete_alias(have)
+            case _:
+                raise AssertionError(f"no mechanism for {have} -> {want}")
+
+    def members(self) -> Layout:
+        """The members of our nftables sets.  None when our tables are not as we made them: then the next element brings
+        them back.
+        """
+        self._rules = self.nft.intact()
+        return dict(self.nft.observe()) if self._rules else {}
+
+    def _change_members(self, batch: list[Step]) -> None:
+        """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
+        wanted = [step.want for step in batch if isinstance(step.want, Element)]
+        if not self._rules:
+            self.nft.ensure(wanted)
+            self._rules = True
+        try:
+            self.nft.apply(batch)
+        except MechanismError as error:
+            if error.errno != ENOENT:
+                raise
+            self.nft.ensure(wanted)  # somebody removed a table just now; the sentinel brings back the other members
+            self.nft.apply(batch)
+
+    def _device_backend(self, device: str) -> Backend:
+        if self.backend is None:
+            raise MechanismError("configure WireGuard", device, 0, "this node has no WireGuard backend")
+        return self.backend
+
+
+def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Runs of neighbouring steps that one call does: peers of one device, set elements, removals of veths."""
+    for _, run in groupby(steps, key=_batch_key):
+        batch = list(run)
+        if isinstance(batch[0].want or batch[0].have, DevicePeer | Element) or _is_veth_removal(batch[0]):
+            yield batch
+        else:
+            yield from ([step] for step in batch)
+
+
+def _batch_key(step: Step) -> tuple[type[object], str, bool, bool]:
+    thing = step.want or step.have
+    return (type(thing), thing.device if isinstance(thing, DevicePeer) else "", _is_veth_removal(step), step.along)
+
+
+def _is_veth_removal(step: Step) -> bool:
+    return step.want is None and isinstance(step.have, Veth)
+
+
+def _name(step: Step) -> str:
+    verb = "create" if step.have is None else "delete" if step.want is None else "change"
+    return f"{verb}:{type(step.want or step.have).__name__.lower()}"

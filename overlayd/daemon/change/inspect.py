@@ -1,0 +1,185 @@
+"""What the kernel has of ours, as the objects that the state would have it have.
+
+Owns: putting links, WireGuard devices and set elements together into one layout.  Must not know: what should be
+there, beyond where to look.  Blocks: for worker threads.
+"""
+
+import logging
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from errno import ETIMEDOUT
+
+from overlayd.daemon.change.apply import Kernel
+from overlayd.errors import MechanismError
+from overlayd.linux import observe as links
+from overlayd.linux.wireguard.backend import DeviceState
+from overlayd.model.health import FRESH
+from overlayd.model.layout import Layout
+from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Proxy, Veth
+from overlayd.model.plan import device_scope
+
+log = logging.getLogger(__name__)
+
+
+def observe(kernel: Kernel, want: Layout) -> Layout:
+    """Everything that carries our mark, inside the containers too; our rules are put back first.  want: tells in which
+    namespaces veths end, and which endpoints peers were given.
+    """
+    found = _links(kernel, want, links.observe({veth.name: veth.netns for veth in _veths(want)}))
+    if any(isinstance(thing, Element) for thing in want.values()):
+        kernel.nft.ensure()
+    return found | kernel.nft.observe()
+
+
+def audit(kernel: Kernel, want: Layout) -> Layout:
+    """Everything that carries our mark, as far as it is seen from the host: what a container does inside is its own
+    affair.
+    """
+    return _links(kernel, want, links.observe_host(_veths(want))) | kernel.members()
+
+
+def look(kernel: Kernel, want: Layout) -> Layout:
+    """Of the links, addresses and routes in `want` those that are there, as they are seen from the host; the peers, key
+    and port of a device that lives are believed.
+    """
+    seen = links.observe_host(_veths(want))
+    alive: set[str] = set()
+    found: Layout = {}
+    for thing in want.values():
+        if isinstance(thing, Device):
+            link = seen.get(thing.key)
+            if isinstance(link, links.DeviceLink) and kernel.backend is not None and kernel.backend.alive(link.name):
+                found[thing.key] = replace(thing, name=link.name, mtu=link.mtu, addresses=link.addresses)
+                alive.add(thing.scope)
+    for key, thing in want.items():
+        if isinstance(thing, DevicePeer):
+            if thing.scope in alive:
+                found[key] = thing
+        elif isinstance(present := seen.get(key), type(thing)):
+            found[key] = present
+    return found
+
+
+def peers(kernel: Kernel, want: Layout) -> Layout:
+    """The peers that the devices in `want` show, the devices themselves believed; what is wanted of one that is gone,
+    for then it is not its peers that are amiss.
+    """
+    found: Layout = {}
+    for key, thing in want.items():
+        if isinstance(thing, Device) and kernel.backend is not None and kernel.backend.alive(thing.name):
+            found[key] = thing
+            found |= _peers(thing, kernel.backend.read(thing.name), want)
+    return found or want
+
+
+def members(kernel: Kernel, want: Layout) -> Layout:
+    """The members of our nftables sets; none when they, or our rules, have to be made anew."""
+    return kernel.members()
+
+
+def _links(kernel: Kernel, want: Layout, seen: Mapping[Hashable, links.Observed]) -> Layout:
+    found: Layout = {}
+    for thing in seen.values():
+        if isinstance(thing, links.DeviceLink):
+            found |= _device(kernel, thing, want)
+        else:
+            found[thing.key] = thing
+    return found
+
+
+def _veths(want: Layout) -> list[Veth]:
+    return [thing for thing in want.values() if isinstance(thing, Veth)]
+
+
+def present(kernel: Kernel, have: Layout) -> Layout:
+    """Of the objects that should be there, those that are, as they are: bridges and devices are looked up, the
+    others believed.
+
+    A device that is gone took its peers, routes and aliases along; the veths of a bridge that is gone are without one,
+    and its proxies went with it.
+    """
+    gone: set[str] = set()
+    bridgeless: set[str] = set()
+    found: Layout = {}
+    for key, thing in have.items():
+        if isinstance(thing, Bridge):
+            bridge = links.observe_bridge(thing.name)
+            if bridge is not None and bridge.service == thing.service:
+                found[key] = bridge
+            else:
+                bridgeless.add(thing.service)
+        elif isinstance(thing, Device):
+            if kernel.backend is not None and kernel.backend.alive(thing.name):
+                found[key] = thing
+            else:
+                gone.add(thing.scope)
+        else:
+            found[key] = thing
+    for key, thing in found.items():
+        if isinstance(thing, Veth) and thing.service in bridgeless:
+            found[key] = replace(thing, service=None)
+    return {
+        key: thing
+        for key, thing in found.items()
+        if device_scope(thing) not in gone and not (isinstance(thing, Proxy) and thing.service in bridgeless)
+    }
+
+
+def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
+    """A device and its peers; nothing when nobody serves the link, so that it is made anew.  One that does not answer
+    is believed to be as it should be: if it stays silent, `health` ends it.
+    """
+    if kernel.backend is None or not kernel.backend.alive(link.name):
+        return {}
+    try:
+        state = kernel.backend.read(link.name)
+    except MechanismError as error:
+        if error.errno != ETIMEDOUT:
+            raise
+        log.warning("%s", error)
+        return _silent(link, want)
+    device = Device(
+        scope=link.scope,
+        name=link.name,
+        private_key=state.private_key,
+        listen_port=state.listen_port,
+        mtu=link.mtu,
+        addresses=link.addresses,
+    )
+    return {device.key: device} | _peers(device, state, want)
+
+
+def _silent(link: links.DeviceLink, want: Layout) -> Layout:
+    """A device with what is wanted of it, except for what its link shows."""
+    wanted = want.get(link.key)
+    key, port = (wanted.private_key, wanted.listen_port) if isinstance(wanted, Device) else (b"", 0)
+    device = Device(link.scope, link.name, key, port, link.mtu, link.addresses)
+    found: Layout = {
+        key: thing for key, thing in want.items() if isinstance(thing, DevicePeer) and thing.scope == link.scope
+    }
+    found[device.key] = device
+    return found
+
+
+def _peers(device: Device, state: DeviceState, want: Layout) -> Layout:
+    """The peers of a device.  One that is heard of stays where it has roamed to: its endpoint counts as the one it
+    was given.
+    """
+    now = time.time()
+    peers: Layout = {}
+    for peer in state.peers.values():
+        wanted = want.get(("peer", device.scope, peer.public_key))
+        endpoint = peer.endpoint
+        if isinstance(wanted, DevicePeer) and (wanted.endpoint is None or now - peer.last_handshake < FRESH):
+            endpoint = wanted.endpoint
+        found = DevicePeer(
+            scope=device.scope,
+            device=device.name,
+            public_key=peer.public_key,
+            endpoint=endpoint,
+            keepalive=peer.keepalive,
+            allowed_ips=peer.allowed_ips,
+        )
+        peers[found.key] = found
+    return peers

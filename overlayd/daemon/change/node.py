@@ -1,0 +1,327 @@
+"""The node: the sole writer of its state, and the one way a change takes.
+
+Owns: the state, the order decision -> journal -> kernel -> answer, and the way back when the disk or the kernel
+refuses. Must not know: the wire, sockets, or which request a change comes from.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+from overlayd import fault
+from overlayd.daemon.change.apply import Failure, Kernel
+from overlayd.daemon.change.gather import Decision, Gathering
+from overlayd.daemon.change.inspect import observe, present
+from overlayd.daemon.change.journal import Journal
+from overlayd.daemon.change.locks import ResourceLocks
+from overlayd.errors import MechanismError, StateError
+from overlayd.model.layout import Facts, Layout, layout
+from overlayd.model.objects import Address, Step
+from overlayd.model.plan import plan
+from overlayd.model.rows import Change, Lease, Row, RowId, encode
+from overlayd.model.state import Draft, NotYet, State
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# Kernel work in flight at once.  Deletions of links wait most of their time and share one barrier, so more threads
+# than processors pay.
+WORKERS = 16
+
+# Changes carried out together.  The kernel's part of 512 peers takes some 100 ms in wireguard-go, for which a later
+# change of the same resources has to wait.
+GROUP = 512
+
+FACTS = "facts"  # the resource that stands for `Node.facts`
+
+
+class Node:
+    """State, journal and kernel of this node, changed together or not at all.
+
+    A change that has begun is never cancelled: its tasks outlive the connection that asked for it.
+    """
+
+    def __init__(self, state: State, journal: Journal, kernel: Kernel, facts: Facts) -> None:
+        self.state = state
+        self.facts = facts
+        self.kernel = kernel
+        self.observers: list[Callable[[Change], None]] = []  # told of every change that has taken effect
+        self._journal = journal
+        self._owed: dict[RowId, Row | None] = {}  # so in memory, but the disk would not hear of it
+        self._ended = asyncio.Event()  # the next change that ends sets it
+        self._locks = ResourceLocks()
+        self._gathering = Gathering(GROUP)
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="kernel")
+
+    @property
+    def owed(self) -> int:
+        """How many rows the disk has otherwise than they are, because it refused to write them."""
+        return len(self._owed)
+
+    def stands(self, *resources: str) -> bool:
+        """Whether what the state says of these resources will still be so when a change that asks for them now has its
+        turn.
+        """
+        return self._locks.stand(resources)
+
+    async def change(
+        self,
+        decide: Callable[[Draft], T],
+        *,
+        exclusive: Collection[str] = (),
+        shared: Collection[str] = (),
+        everything: bool = False,
+        verify: Collection[RowId] = (),
+        prepare: Callable[[], object] | None = None,
+    ) -> T:
+        """Take one decision through state, journal and kernel; return what it returned.
+
+        decide: puts rows into a draft of the current state; raises RequestError to refuse.  prepare: blocking work that
+        `decide` needs done, in a worker thread when it has its turn; raises as `decide` does.  exclusive, shared: the
+        resources that no other change, or none that wants them exclusively, may touch meanwhile; everything:
+        nothing may.  verify: rows whose objects are looked up in the kernel rather than believed to be there.
+        RequestError, StateError and MechanismError leave state, journal and kernel as they were.
+        """
+        async with self._hold(exclusive, shared, everything=everything):
+            if prepare is not None:
+                await self.run(prepare)
+            while True:
+                decision = Decision(decide)
+                await self._carry_out([decision], verify, alone=everything)
+                try:
+                    return await decision.outcome
+                except NotYet:
+                    await self._ended.wait()
+
+    async def change_together(self, decide: Callable[[Draft], T], exclusive: Collection[str]) -> T:
+        """Like `change` with `exclusive`, for small changes of which many come at once: those that wait for the same
+        resources share one commit and one visit to the kernel.
+
+        They are decided in the order in which they came, each on the state that the one before it left.  When the
+        kernel refuses them together, each is carried out alone, so that an error meets who caused it; it never hears
+        of what a later one of them cancels out.  Of the objects that `decide` changes none may hang on a row that it
+        does not touch.
+        """
+        decision = Decision(decide)
+        group = self._gathering.join(exclusive, decision)
+        if group is not None:
+            async with self._locks.hold(group.resources):
+                self._gathering.close(group)
+                await self._carry_out_group(group.decisions)
+        return await decision.outcome
+
+    async def adopt(self, decide: Callable[[Draft], None], *, at_any_price: bool = False) -> None:
+        """Change the state alone, at a start, when `reconcile` follows.  at_any_price: if the disk refuses, then with
+        the next change; else StateError.
+        """
+        async with self._hold(everything=True):
+            draft = Draft(self.state)
+            decide(draft)
+            inverse = self.state.apply(draft.rows)
+            try:
+                await self._commit(draft.rows)
+            except StateError as error:
+                if not at_any_price:
+                    self.state.apply(inverse)
+                    raise
+                self._owe(draft.rows, error)
+            self.kernel.forget(self._released(inverse))
+
+    async def alone(self, work: Callable[..., T], *arguments: object) -> T:
+        """Do blocking work in a worker thread while no change is in flight."""
+        async with self._hold(everything=True):
+            return await self.run(work, *arguments)
+
+    async def learn(
+        self,
+        update: Callable[[Facts], Facts],
+        touched: Collection[RowId] | None = None,
+        *,
+        exclusive: Collection[str] = (),
+    ) -> None:
+        """Follow a change of circumstances (the MTU, where a host name points): the kernel changes, the state does
+        not.
+
+        update: the facts of now to the new ones.  touched: the rows whose objects depend on the difference, None for
+        all; exclusive: the resources that guard them, none for all there are.  On MechanismError the facts are as
+        they were.
+        """
+        async with self._hold([*exclusive, FACTS], everything=not exclusive):
+            before, have = self.facts, layout(self.state, self.facts, touched)
+            self.facts = update(before)
+            done: list[list[Step]] = []
+            try:
+                await self._apply(plan(have, layout(self.state, self.facts, touched)), done)
+            except BaseException:
+                self.facts = before
+                await self.run(self.kernel.undo, done)
+                raise
+
+    async def reconcile(self) -> list[Failure]:
+        """Make the kernel what the state implies, whatever it is now.  Returns what could not be done."""
+        _, failures = await self.mend(layout, observe, lambda steps: steps)
+        return failures
+
+    async def mend(
+        self,
+        part: Callable[[State, Facts], Layout],
+        look: Callable[[Kernel, Layout], Layout],
+        choose: Callable[[list[Step]], list[Step]],
+        *,
+        exclusive: Collection[str] | None = None,
+    ) -> tuple[list[Step], list[Failure]]:
+        """Put right what is not as the state implies.  Returns the steps that were taken, and those that failed.
+
+        part: of the layout.  look: what the kernel has of it, in a worker thread.  choose: which steps to take.
+        exclusive: the resources that nobody may change meanwhile, None for all there are.
+        """
+        everything = exclusive is None
+        async with self._hold(exclusive or (), everything=everything):
+            # With everything held the state stands still, and a large part may be put together beside the loop.
+            want = await self.run(part, self.state, self.facts) if everything else part(self.state, self.facts)
+            steps = choose(plan(await self.run(look, self.kernel, want), want))
+            return steps, await self.run(self.kernel.repair, steps) if steps else []
+
+    async def settled(self, *resources: str) -> None:
+        """Wait for the changes of these resources that were asked for before."""
+        async with self._hold(shared=resources):
+            pass
+
+    async def run(self, work: Callable[..., T], *arguments: object) -> T:
+        """Do blocking work in a worker thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)
+
+    async def close(self) -> None:
+        """Wait for the changes in flight and let the threads go.  Later changes wait for ever: stop asking first."""
+        async with self._hold(everything=True):
+            await asyncio.to_thread(self._workers.shutdown)
+            await asyncio.to_thread(self.kernel.close)
+
+    def _hold(
+        self, exclusive: Collection[str] = (), shared: Collection[str] = (), *, everything: bool = False
+    ) -> AbstractAsyncContextManager[None]:
+        self._gathering.queued_behind([*exclusive, *shared], everything)
+        return self._locks.hold(exclusive, shared, everything=everything)
+
+    async def _carry_out_group(self, decisions: Sequence[Decision[Any]]) -> None:
+        """Together, or one by one when the kernel refuses that.  Every decision is settled, or fails, here."""
+        try:
+            await self._carry_out(decisions)
+        except MechanismError as error:
+            if len(decisions) == 1:
+                decisions[0].fail(error)
+                return
+            log.warning("%d changes are refused together, and tried one by one: %s", len(decisions), error)
+            for decision in decisions:
+                await self._carry_out_group([decision])
+        except Exception as error:
+            for decision in decisions:
+                decision.fail(error)
+
+    async def _carry_out(
+        self, decisions: Sequence[Decision[Any]], verify: Collection[RowId] = (), *, alone: bool = False
+    ) -> None:
+        """Take decisions through state, journal and kernel together, and settle them; on an error nothing has
+        happened, and none is settled.  alone: everything is held.
+        """
+        touched: set[RowId] = set(verify)
+        have = await self._layout(touched, alone)
+        change: dict[RowId, Row | None] = {}
+        inverse: dict[RowId, Row | None] = {}
+        taken = 0
+        for decision in decisions:
+            draft = Draft(self.state)
+            if decision.take(draft):
+                taken += 1
+                first = draft.rows.keys() - touched
+                have |= await self._layout(first, alone)
+                touched |= first
+                for id, row in self.state.apply(draft.rows).items():
+                    inverse.setdefault(id, row)
+                change |= draft.rows
+        if taken:
+            await self._take_effect(change, inverse, have, touched, verify=bool(verify), alone=alone)
+        for decision in decisions:
+            decision.settle()
+
+    async def _layout(self, touched: Collection[RowId], alone: bool) -> Layout:
+        """The objects of these rows as the state is now: put together beside the loop if that stands still, for they
+        may be all there are; else at once, before another change can begin.
+        """
+        if alone:
+            return await self.run(layout, self.state, self.facts, touched)
+        return layout(self.state, self.facts, touched)
+
+    async def _take_effect(
+        self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], *, verify: bool, alone: bool
+    ) -> None:
+        """Disk and kernel follow the state, or the state goes back; until then nothing that the change gives up is
+        free.  have: the objects of the touched rows before; verify: they are looked up.
+        """
+        self.state.departing.update((id, row) for id, row in inverse.items() if row is not None)
+        try:
+            await self._write_and_apply(change, inverse, have, touched, verify=verify, alone=alone)
+        finally:
+            for id in inverse:
+                self.state.departing.pop(id, None)
+            self._ended.set()
+            self._ended = asyncio.Event()
+        for observer in self.observers:
+            observer(change)
+
+    async def _write_and_apply(
+        self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], *, verify: bool, alone: bool
+    ) -> None:
+        try:
+            # Now, while the state shows this change and no later one: what those bring about is their own affair.
+            want = await self._layout(touched, alone)
+            await self._commit(change)
+        except BaseException:
+            self.state.apply(inverse)
+            raise
+        fault.point("node:journaled")
+        done: list[list[Step]] = []
+        try:
+            if verify:
+                have = await self.run(present, self.kernel, have)
+            steps = await self.run(plan, have, want) if alone else plan(have, want)
+            await self._apply(steps, done)
+        except BaseException:
+            # On disk first: were we to die on the way back, the next start has to want what was there before, for
+            # else nobody would know whose a half-made link is.
+            await self._take_back(inverse)
+            await self.run(self.kernel.undo, done)
+            raise
+        fault.point("node:applied")
+        self.kernel.forget(self._released(inverse))
+
+    def _released(self, inverse: Change) -> list[Address]:
+        """The addresses that lost their holder."""
+        held = (row for row in inverse.values() if isinstance(row, Lease) and row.holder)
+        now = ((old, self.state.get(Lease, old.key)) for old in held)
+        return [old.address for old, lease in now if lease is None or lease.holder != old.holder]
+
+    async def _take_back(self, inverse: Change) -> None:
+        self.state.apply(inverse)
+        try:
+            await self._commit(inverse)
+        except StateError as error:
+            self._owe(inverse, error)
+
+    def _owe(self, change: Change, error: StateError) -> None:
+        self._owed |= change
+        log.error("%d rows could not be written, they will be with the next change: %s", len(change), error)
+
+    async def _commit(self, change: Change) -> None:
+        rows = {**self._owed, **change}
+        if rows:
+            await self._journal.commit({id: encode(row) if row is not None else None for id, row in rows.items()})
+            self._owed = {id: row for id, row in self._owed.items() if id not in rows}
+
+    async def _apply(self, steps: Sequence[Step], done: list[list[Step]]) -> None:
+        if steps:
+            await self.run(self.kernel.apply, steps, done)

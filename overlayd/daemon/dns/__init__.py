@@ -1,0 +1,1 @@
+"""The name server: queries in, answers or forwarded queries out."""

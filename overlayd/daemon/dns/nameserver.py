@@ -1,0 +1,246 @@
+"""The node's name server: registered names for containers, and the way to all others.
+
+Owns: its sockets, two for each address it serves, and when they open and close.  Must not know: which names there are
+(`model.zone`), what is in a message (`_fast.nametable`), how others are asked (`daemon.dns.forwarder`).
+
+It listens at the node address and at the gateway of every service, never at the wildcard address: the host has a
+resolver of its own.  Only hosts of the cluster are answered, so that nobody outside can use it, neither to learn names
+nor to send answers to a third party.
+"""
+
+import asyncio
+import errno
+import logging
+import select
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple
+
+from overlayd.daemon.dns.forwarder import Forwarder, Spawn
+from overlayd.daemon.dns.stream import Streams
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.dns.upstreams import PORT, Upstream, Upstreams
+from overlayd.linux.datagrams import Datagrams
+from overlayd.model.layout import endpoint_text
+from overlayd.model.objects import GLOBAL, Address
+from overlayd.model.rows import Change, Overlay, Service
+from overlayd.model.zone import Zone, served_address
+
+log = logging.getLogger(__name__)
+
+# Our own constants.
+SLICE = 0.0005  # seconds of serving datagrams, and a last batch, then the loop looks at its other work
+SOCKETS = 8  # that are served in a slice, if there is time
+BACKLOG = 128  # TCP connections that wait to be accepted
+# Bytes of queries that wait on a socket while the loop is at other work.  The kernel doubles it, and counts some 800
+# for a query: 2,600, more than come in 5 ms.
+RECEIVE_BUFFER = 1024 * 1024
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds until an address is tried again, doubling
+
+# linux/in.h, linux/in6.h, asm-generic/socket.h; Python does not have them.
+_IP_FREEBIND, _IPV6_FREEBIND, _SO_RCVBUFFORCE = 15, 78, 33
+
+
+class Sockets(NamedTuple):
+    """Those of one address."""
+
+    udp: socket.socket
+    tcp: socket.socket
+
+
+class Unserved(NamedTuple):
+    """An address that could not be bound.  failures: how often in a row; retry: the next time."""
+
+    problem: str
+    remedy: str
+    failures: int
+    retry: asyncio.TimerHandle
+
+
+class Nameserver:
+    """From `resume` to `close`.  zone: of one-label names.  port: 0 for none at all.  given: the upstreams, none for
+    those of the host.  spawn: starts a task.
+    """
+
+    def __init__(self, node: Node, zone: str, port: int, given: Sequence[Upstream], spawn: Spawn) -> None:
+        upstreams = Upstreams(given)
+        self.port = port
+        self.unserved: dict[Address, Unserved] = {}  # for the doctor
+        self._node = node
+        self._zone = Zone(node.state, zone)
+        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), spawn)
+        self._spawn = spawn
+        self._datagrams = Datagrams(self._zone.table)
+        self._streams = Streams(self._zone.table, self._forwarder)
+        self._addresses: dict[str, Address] = {}  # by scope
+        self._sockets: dict[Address, Sockets] = {}
+        self._servers: dict[Address, asyncio.Server] = {}
+        self._udp: dict[int, socket.socket] = {}  # by descriptor
+        # All datagram sockets behind one descriptor: the kernel shows those that are ready in turns, a few at a time,
+        # so that a flood at many addresses delays neither the rest of the loop nor each other.
+        self._ready = select.epoll()
+        if port:
+            asyncio.get_running_loop().add_reader(self._ready.fileno(), self._readable)
+
+    def resume(self) -> None:
+        """Serve what is there at a start; later changes come through `follow`."""
+        self._heed_overlay()
+        for scope in (GLOBAL, *self._node.state.table(Service)):
+            self._heed_scope(scope)
+
+    def follow(self, change: Change) -> None:
+        """Answer as the state is now, at the addresses that there are now."""
+        self._zone.follow(change)
+        for table, key in change:
+            if table == Overlay.table:
+                self._heed_overlay()
+                self._heed_scope(GLOBAL)
+            elif table == Service.table:
+                self._heed_scope(key)
+
+    def of_guests(self) -> tuple[Address | None, str]:
+        """The name server and the domain of a guest that was given none; None and "" while there is no server that a
+        guest can ask: it asks at port 53.
+        """
+        address = self._node.state.node_address
+        return (address, self._zone.name) if address in self._sockets and self.port == PORT else (None, "")
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._ready.fileno())
+        for address in [*self._sockets, *self.unserved]:
+            self._leave(address)
+        self._streams.close()
+        self._ready.close()
+        self._forwarder.close()
+
+    # --- Which addresses ---
+
+    def _heed_overlay(self) -> None:
+        """Who may ask."""
+        overlay = self._node.state.get(Overlay)
+        if overlay is not None:
+            self._datagrams.admit(overlay.cluster.network_address.packed, overlay.cluster.prefixlen)
+            self._streams.admitted = overlay.cluster
+
+    def _heed_scope(self, scope: str) -> None:
+        """Where to listen for a service's containers, or everybody's."""
+        if not self.port:
+            return
+        old = self._addresses.pop(scope, None)
+        address = served_address(self._node.state, scope, devices=self._node.facts.devices)
+        if address is not None:
+            self._addresses[scope] = address
+        # Without a slice the node and a service may have one address.
+        if old is not None and old not in self._addresses.values():
+            self._leave(old)
+        if address is not None and address not in self._sockets and address not in self.unserved:
+            self._serve(address)
+
+    def _serve(self, address: Address, failures: int = 0) -> None:
+        try:
+            sockets = _bind(address, self.port)
+        except OSError as error:
+            problem, remedy = _advice(error, self.port)
+            if not failures:
+                log.warning("DNS at %s %s; it is tried again: %s", endpoint_text((address, self.port)), problem, remedy)
+            pause = min(FIRST_PAUSE * 2.0 ** min(failures, 16), LONGEST_PAUSE)
+            retry = asyncio.get_running_loop().call_later(pause, self._again, address)
+            self.unserved[address] = Unserved(problem, remedy, failures + 1, retry)
+            return
+        log.info("DNS at %s", endpoint_text((address, self.port)))
+        self._sockets[address] = sockets
+        self._udp[sockets.udp.fileno()] = sockets.udp
+        self._ready.register(sockets.udp, select.EPOLLIN)
+        self._spawn(self._accept(address, sockets.tcp))
+
+    def _again(self, address: Address) -> None:
+        self._serve(address, self.unserved.pop(address).failures)
+
+    def _leave(self, address: Address) -> None:
+        unserved, sockets = self.unserved.pop(address, None), self._sockets.pop(address, None)
+        if unserved is not None:
+            unserved.retry.cancel()
+        if sockets is not None:
+            self._ready.unregister(sockets.udp)
+            del self._udp[sockets.udp.fileno()]
+            sockets.udp.close()
+            server = self._servers.pop(address, None)
+            if server is not None:
+                server.close()
+            sockets.tcp.close()
+            self._streams.close(str(address))
+
+    # --- Who asks ---
+
+    def _readable(self) -> None:
+        """Serve a batch on each of some sockets that are ready, for no longer than other work on the loop may wait."""
+        end = time.monotonic() + SLICE
+        for descriptor, _ in self._ready.poll(0, SOCKETS):
+            udp = self._udp[descriptor]
+            try:
+                others = self._datagrams.serve(descriptor)
+            except OSError as error:
+                log.debug("DNS socket: %s", error)
+                continue
+            for query, client in others:
+                # Counted by address, which follows family and port in struct sockaddr_in and sockaddr_in6.
+                source = client[4:8] if udp.family == socket.AF_INET else client[8:24]
+                self._forwarder.forward(query, source, partial(self._respond, udp, client), stream=False)
+            if time.monotonic() > end:
+                break
+
+    def _respond(self, udp: socket.socket, client: bytes, response: bytes) -> None:
+        if response and udp.fileno() != -1:  # closed meanwhile
+            self._datagrams.send(udp.fileno(), response, client)
+
+    async def _accept(self, address: Address, listener: socket.socket) -> None:
+        if listener.fileno() != -1:  # closed meanwhile
+            loop = asyncio.get_running_loop()
+            self._servers[address] = await loop.create_server(self._streams.connect, sock=listener, backlog=BACKLOG)
+
+
+def _bind(address: Address, port: int) -> Sockets:
+    """Both sockets of an address, or OSError.  They may be bound before the address is there, or is usable: IPv6 looks
+    for duplicates first.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with ExitStack() as undo:
+        sockets = Sockets(
+            *(
+                undo.enter_context(socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+            )
+        )
+        sockets.udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        # Not on the other one: two datagram sockets of one port would share its queries.
+        sockets.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for each in sockets:
+            if address.version == 4:
+                each.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            else:
+                each.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            each.bind((str(address), port))
+        sockets.tcp.listen(BACKLOG)
+        undo.pop_all()
+    return sockets
+
+
+def _advice(error: OSError, port: int) -> tuple[str, str]:
+    """What is the matter, as a predicate, and what to do."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                "is not served: another program has the port",
+                f"see who has it (ss -lnptu 'sport = :{port}') and keep it from that address, or choose another "
+                "--dns-port",
+            )
+        case errno.EACCES:
+            return (
+                "is not served: the port is privileged",
+                "grant CAP_NET_BIND_SERVICE, or choose a --dns-port above 1023",
+            )
+        case _:
+            return f"is not served: {error.strerror}", "mend that, or turn it off with --dns-port 0"

@@ -1,0 +1,132 @@
+"""Where STUN servers see WireGuard's port: this node's server-reflexive candidates.
+
+Owns: which servers are asked and when, and what they said.  Must not know: how a NAT is passed (`traversal`).
+
+Asking also keeps the NAT's mapping alive.  Who is not reachable costs nothing: lookups have threads of their own, and
+no request waits for an answer.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from overlayd.daemon.peers.lookup import Lookups
+from overlayd.daemon.nat.stun_port import StunPort
+from overlayd.model.candidates import Endpoint, is_symmetric
+from overlayd.model.layout import endpoint_text, numeric_endpoint
+from overlayd.proto.stun import Failure
+from overlayd.proto.stun_client import Binding
+
+log = logging.getLogger(__name__)
+
+# Our own constants, seconds.
+PATIENCE = 5.0  # for an answer: four requests are under way by then
+SHORTEST_INTERVAL = 1.0  # between two rounds, whatever the configuration says
+SOON = 5.0  # after the first round that brought nothing: at boot the network may not be there yet
+
+
+class Reflexive:
+    """mapped: where the servers see the port, in the order of the servers, which is by chance the same for all of them
+    unless the NAT is symmetric.  refreshed: when they last said so, Unix seconds.
+
+    servers: `host:port`.  interval: seconds.
+    """
+
+    def __init__(self, port: StunPort, lookups: Lookups, servers: Sequence[str], interval: float) -> None:
+        self.mapped: list[Endpoint] = []
+        self.refreshed = 0
+        self._port = port
+        self._lookups = lookups
+        self._servers = servers
+        self._interval = max(interval, SHORTEST_INTERVAL)
+        self._again = asyncio.Event()
+        self._complained = False
+
+    @property
+    def symmetric(self) -> bool:
+        return is_symmetric(self.mapped)
+
+    def refresh_soon(self) -> None:
+        self._again.set()
+
+    async def watch(self) -> None:
+        """Ask now and then, for ever."""
+        soon = True
+        while True:
+            self._again.clear()
+            self._take(await self._ask_all())
+            pause = min(SOON, self._interval) if soon and not self.mapped else self._interval
+            soon = False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._again.wait()
+
+    def _take(self, mapped: list[Endpoint]) -> None:
+        if mapped:
+            self.refreshed = int(time.time())
+            self._complained = False
+        elif not self._complained:
+            self._complained = True
+            log.warning("no STUN server answers (%s); they are asked again", ", ".join(self._servers))
+        if mapped != self.mapped:
+            self.mapped = mapped
+            if mapped:
+                seen = ", ".join(endpoint_text(endpoint) for endpoint in dict.fromkeys(mapped))
+                log.info("seen from outside as %s%s", seen, " (a symmetric NAT)" if self.symmetric else "")
+
+    async def _ask_all(self) -> list[Endpoint]:
+        with self._port.used():
+            answers = await asyncio.gather(*map(self._ask_server, self._servers))
+        return [endpoint for answer in answers for endpoint in answer]
+
+    async def _ask_server(self, server: str) -> list[Endpoint]:
+        """Where a server sees us, by each of the IP versions that both have."""
+        try:
+            found = await resolve(self._lookups, server)
+        except (OSError, ValueError) as error:
+            log.debug("STUN server %s: %s", server, error or "no answer")
+            return []
+        first: dict[int, Endpoint] = {endpoint[0].version: endpoint for endpoint in reversed(found)}
+        asked = [first[version] for version in sorted(self._port.versions & first.keys())]
+        answers = await asyncio.gather(*map(self._ask, asked))
+        return [answer for answer in answers if answer is not None]
+
+    async def _ask(self, server: Endpoint) -> Endpoint | None:
+        loop = asyncio.get_running_loop()
+        binding = Binding(os.urandom(12), loop.time())
+        answered = asyncio.Event()
+
+        def hear(datagram: bytes, sender: Endpoint) -> None:
+            if sender == server and binding.datagram_received(datagram):
+                answered.set()
+
+        self._port.listeners.append(hear)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while (due := binding.next_timeout()) is not None:
+                    for datagram in binding.datagrams_to_send(loop.time()):
+                        self._port.send(datagram, server)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout_at(binding.next_timeout() or due):
+                            await answered.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._port.listeners.remove(hear)
+        outcome = binding.outcome
+        if outcome is not None and not isinstance(outcome, Failure):
+            return outcome
+        log.debug("STUN server %s: %s", endpoint_text(server), outcome or "no answer")
+        return None
+
+
+async def resolve(lookups: Lookups, server: str) -> list[Endpoint]:
+    """Where a server `host:port` is, at least one place, the preferred first.  OSError, ValueError: nowhere."""
+    numeric = numeric_endpoint(server)
+    if numeric is not None:
+        return [numeric]
+    host, _, port = server.rpartition(":")
+    return [(address, int(port)) for address in await lookups.addresses(host)]

@@ -1,0 +1,259 @@
+"""NAT traversal as it is configured: what is at work, and for how long.
+
+Owns: the parts that find out where this node is, look for peers, and relay, from one configuration to the next.  Must
+not know: requests, or how the parts do it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from overlayd import wire
+from overlayd.daemon import start
+from overlayd.daemon.nat.allocation import Allocation
+from overlayd.daemon.nat.own_addresses import Candidates
+from overlayd.daemon.nat.checks import Checks
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.lookup import Lookups
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.nat.reflexive import Reflexive
+from overlayd.daemon.nat.relay_offer import RelayOffer
+from overlayd.daemon.change.resources import peers_locks
+from overlayd.daemon.nat.selection import Selection
+from overlayd.daemon.nat.stun_port import StunPort
+from overlayd.daemon.nat.traversal import Spawn, Traversal
+from overlayd.linux.shared_port import CAP_NET_RAW
+from overlayd.linux.wireguard.backend import Activity
+from overlayd.model.candidates import Candidate, ConnectionType, Endpoint, node_candidates
+from overlayd.model.layout import endpoint_address
+from overlayd.model.objects import GLOBAL
+from overlayd.model.rows import Change, Overlay, Peer
+from overlayd.model.traversal import Way
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[Callable[[], Coroutine[Any, Any, None]]], asyncio.Task[None]]
+
+# Our own constant: seconds between two tries to start a relay that should be there.
+RELAY_PAUSE = 30.0
+
+
+def config_of(overlay: Overlay | None) -> wire.NatConfig:
+    """The configuration of an overlay: what the request brought, or the built-in one."""
+    return msgspec.convert(overlay.nat, wire.NatConfig) if overlay is not None and overlay.nat else wire.NatConfig()
+
+
+class Nat:
+    """At work from `resume` until `close`.  host: this host's addresses.  relay: the one that we offer.  lacking: the
+    capability without which WireGuard's port cannot be shared; empty when nothing lacks.
+
+    spawn: starts work.  watch: keeps up work that does not end, until its task is cancelled.
+    """
+
+    def __init__(self, node: Node, health: Health, lookups: Lookups, spawn: Spawn, watch: Watch) -> None:
+        self.host = Candidates(node)
+        self.relay = RelayOffer()
+        self.lacking = start.missing_capability({"CAP_NET_RAW": CAP_NET_RAW})
+        self._node = node
+        self._health = health
+        self._lookups = lookups
+        self._spawn = spawn
+        self._watch = watch
+        self._watches: list[asyncio.Task[None]] = []
+        self._setting: tuple[wire.NatConfig, int] | None = None
+        self._session: Session | None = None
+
+    def resume(self) -> None:
+        """Begin, at the daemon's start."""
+        self._health.seen_as = self.seen_as
+        self._health.listeners.append(self._health_changed)
+        self._health.readings.append(self._heed)
+        self._watches = [self._watch(self.host.watch), self._watch(self._keep_relay)]
+        self._configure()
+
+    def follow(self, change: Change) -> None:
+        """Follow the configuration, and the peers."""
+        if (Overlay.table, "") in change:
+            self._configure()
+        if self._session is not None:
+            self._session.traversal.follow(change)
+
+    async def refresh(self) -> None:
+        """Find out anew where this node is, and look for all peers that do not answer.  MechanismError: the kernel does
+        not say what addresses there are.
+        """
+        self.restore_relay()
+        if self._session is not None:
+            self._session.reflexive.refresh_soon()
+            self._session.traversal.retry()
+        await self.host.refresh()
+
+    def close(self) -> None:
+        for task in self._watches:
+            task.cancel()
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        self.relay.close()
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    @property
+    def refreshed(self) -> int:
+        """When this node's candidates were last found out, Unix seconds."""
+        return max(self.host.refreshed, self._session.reflexive.refreshed if self._session else 0)
+
+    @property
+    def failure(self) -> str:
+        """Why there is no address on any TURN server though some are configured, in words."""
+        return self._session.allocation.failure if self._session is not None else ""
+
+    def candidates(self) -> list[Candidate]:
+        """Where this node may be reached; nowhere without a device."""
+        overlay = self._node.state.overlay
+        if overlay is None or not self._node.facts.devices:
+            return []
+        mapped: list[Endpoint] = []
+        relayed: list[Endpoint] = []
+        if self._session is not None:
+            mapped = self._session.reflexive.mapped
+            relayed = [at] if (at := self._session.allocation.relayed) is not None else []
+        return node_candidates(self.host.addresses, overlay.wg_port, mapped, relayed)
+
+    def connection(self, peer: Peer) -> tuple[ConnectionType | None, Endpoint | None]:
+        """How a peer is reached, None when it is not, and where."""
+        activity = self._health.activity(GLOBAL, peer.public_key)
+        at = activity.endpoint if activity is not None else endpoint_address(peer, self._node.facts)
+        if at is None or not self._health.is_fresh(GLOBAL, peer.public_key):
+            return None, None if at is None else self.seen_as(at)
+        return self._session.selection.connection(peer, at) if self._session else "direct", self.seen_as(at)
+
+    def seen_as(self, endpoint: Endpoint) -> Endpoint:
+        """An endpoint of the device as it is told to others: where a relayed peer is, rather than our socket for it."""
+        remote = self._session.allocation.loopback.remote(endpoint) if self._session is not None else None
+        return remote or endpoint
+
+    # --- from one configuration to the next ---------------------------------------------------------------------------
+
+    def _configure(self) -> None:
+        """Be at work as the state says."""
+        self.restore_relay()
+        overlay = self._node.state.overlay
+        setting = None
+        if overlay is not None and self._node.facts.devices:
+            config = msgspec.structs.replace(config_of(overlay), relay_server=None)
+            setting = (config, overlay.wg_port) if config.enabled else None
+        if setting == self._setting:
+            return
+        self._setting = setting
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        if setting is not None:
+            if self.lacking:
+                log.warning("missing capability %s: it is not found out where this node is seen from", self.lacking)
+            config, wg_port = setting
+            self._session = Session(
+                self._node,
+                self._health,
+                self._lookups,
+                self.host,
+                config=config,
+                wg_port=wg_port,
+                spawn=self._spawn,
+                watch=self._watch,
+            )
+        elif self._node.facts.selected:
+            self._spawn(self._forget_selected())
+
+    def restore_relay(self) -> None:
+        """Offer the relay that the state names, and no other."""
+        overlay = self._node.state.overlay
+        config = config_of(overlay)
+        if overlay is None:
+            self.relay.close()
+        else:
+            self.relay.restore(config.relay_server if config.enabled else None, overlay.cluster)
+
+    async def _keep_relay(self) -> None:
+        while True:
+            await asyncio.sleep(RELAY_PAUSE)
+            if self.relay.failure:
+                self.restore_relay()
+
+    async def _forget_selected(self) -> None:
+        """Peers that do not answer go back to what is configured; the others stay where they are."""
+        silent = [
+            peer.id for key, peer in self._node.state.peers(GLOBAL).items() if not self._health.is_fresh(GLOBAL, key)
+        ]
+        await self._node.learn(lambda facts: replace(facts, selected={}), silent, exclusive=peers_locks(GLOBAL))
+
+    def _health_changed(self, scope: str, key: bytes, healthy: bool) -> None:
+        if self._session is not None:
+            self._session.traversal.health_changed(scope, key, healthy)
+
+    def _heed(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
+        if self._session is not None:
+            self._session.traversal.heed(scope, activity)
+
+
+class Session:
+    """What is at work under one configuration, from its making until `close`."""
+
+    def __init__(
+        self,
+        node: Node,
+        health: Health,
+        lookups: Lookups,
+        host: Candidates,
+        *,
+        config: wire.NatConfig,
+        wg_port: int,
+        spawn: Spawn,
+        watch: Watch,
+    ) -> None:
+        self._host = host
+        self._port = StunPort(wg_port)
+        self._checks = Checks(node.state.node.private_key, self._send)
+        self._port.listeners.append(self._checks.hear)
+        self.reflexive = Reflexive(self._port, lookups, config.stun_servers, config.stun_refresh_interval_secs)
+        self.allocation = Allocation(config.turn_servers, lookups, wg_port, self._heard_through_relay)
+        self.selection = Selection(node, self.allocation, self._is_behind_nat)
+        self.traversal = Traversal(
+            node,
+            health,
+            config,
+            port=self._port,
+            checks=self._checks,
+            reflexive=self.reflexive,
+            allocation=self.allocation,
+            selection=self.selection,
+            spawn=spawn,
+        )
+        self._tasks = [spawn(self.traversal.resume())]
+        if config.stun_servers:
+            self._tasks.append(watch(self.reflexive.watch))
+        if config.turn_servers:
+            self._tasks.append(watch(self.allocation.watch))
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self.traversal.close()
+        self.allocation.close()
+
+    def _send(self, datagram: bytes, way: Way) -> None:
+        if way.through_relay:
+            self.allocation.send(datagram, way.endpoint)
+        else:
+            self._port.send(datagram, way.endpoint)
+
+    def _heard_through_relay(self, datagram: bytes, sender: Endpoint) -> None:
+        self._checks.hear(datagram, sender, through_relay=True)
+
+    def _is_behind_nat(self) -> bool:
+        return any(address not in self._host.addresses for address, _ in self.reflexive.mapped)

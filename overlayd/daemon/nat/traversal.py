@@ -1,0 +1,353 @@
+"""Looking for peers that do not answer: carrying out the attempts that `model.traversal` describes.
+
+Owns: which peers are being looked for, when they are again, and what came of it.  Must not know: requests; it sees
+rows change.  Nor sockets: checks leave by `checks`, what passes a relay by `allocation`; nor how the device hears of
+it (`selection`).
+
+A peer that answers is left alone, wherever it roams to.  A silent one that was reached without any NAT or relay is as
+good as reached while it is not sent anything: it is looked for when it is missed.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any
+
+from overlayd import wire
+from overlayd.daemon.nat.allocation import Allocation
+from overlayd.daemon.nat.checks import Checks
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.nat.reflexive import Reflexive
+from overlayd.daemon.nat.selection import Selection
+from overlayd.daemon.nat.stun_port import StunPort
+from overlayd.errors import MechanismError
+from overlayd.linux.wireguard.backend import Activity, public_key
+from overlayd.model.candidates import Endpoint, peer_candidates
+from overlayd.model.layout import Selected, configured_address, endpoint_address, endpoint_text
+from overlayd.model.objects import GLOBAL
+from overlayd.model.peers import text
+from overlayd.model.rows import Change, Peer, RowId, peer_of
+from overlayd.model.traversal import HOLD, Attempt, Way, next_attempt, phase, ways
+
+log = logging.getLogger(__name__)
+
+# Our own constants.
+AT_ONCE = 32  # attempts: each sends a check every half second to each of some ten addresses
+# Two handshakes that cross cancel each other, and WireGuard begins the next ones 5 s later.  So when both sides know at
+# one time which way works, the one with the smaller key lets the other begin.
+YIELD = 1.0  # seconds
+TAKEN_UP_AT_ONCE = 256  # peers at a start, before others get their turn
+ALLOCATION_PATIENCE = 3.0  # seconds that a first attempt waits for our own address on a relay
+
+# A peer that was relayed when an earlier daemon ended has a session still, so that no handshake shows which way works,
+# but what is heard; and the least that is heard is its keepalive.
+HOLD_CUT_OFF = 30.0  # seconds
+
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Traversal:
+    """The peers of the global overlay.  At work from `resume` until `close`.
+
+    spawn: starts work.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        health: Health,
+        config: wire.NatConfig,
+        *,
+        port: StunPort,
+        checks: Checks,
+        reflexive: Reflexive,
+        allocation: Allocation,
+        selection: Selection,
+        spawn: Spawn,
+    ) -> None:
+        self._node = node
+        self._health = health
+        self._config = config
+        self._port = port
+        self._checks = checks
+        self._reflexive = reflexive
+        self._allocation = allocation
+        self._selection = selection
+        self._spawn = spawn
+        self._own_key = public_key(node.state.node.private_key)
+        self._peers: dict[bytes, Peer] = {}  # as they were last seen, to tell what of them has changed
+        self._queue: dict[bytes, None] = {}  # in their order
+        self._running: dict[bytes, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._later: dict[bytes, asyncio.TimerHandle] = {}
+        self._failures: dict[bytes, int] = {}  # in a row
+        self._tried: dict[bytes, int] = {}  # see Attempt.tried
+        self._at_rest: dict[bytes, int] = {}  # silent, but not missed; by how much was sent to them, bytes
+
+    async def resume(self) -> None:
+        """Take up all peers, at a start or a change of the configuration; later changes come through `follow`."""
+        found: dict[RowId, tuple[Peer, Selected]] = {}
+        for place, (key, peer) in enumerate(list(self._node.state.peers(GLOBAL).items())):
+            if place % TAKEN_UP_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if self._node.state.peers(GLOBAL).get(key) is not peer:
+                continue  # it has changed meanwhile, and came through `follow`
+            self._peers[key] = peer
+            activity = self._health.activity(GLOBAL, key)
+            if not self._health.is_fresh(GLOBAL, key):
+                self._lost(key)
+            elif activity is not None and activity.endpoint is not None:
+                if self._selection.is_cut_off(peer, activity.endpoint):
+                    self._begin(key)
+                    continue
+                if self._selection.connection(peer, activity.endpoint) == "relayed":
+                    self._permit(peer)
+                if peer.candidates and (where := self._selection.settled(peer, activity.endpoint)) is not None:
+                    found[peer.id] = (peer, where)
+        await self._selection.hold_on(found)
+
+    def follow(self, change: Change) -> None:
+        """Look for a new peer at once if it has candidates, and for one of which something new is known; forget those
+        that went.
+        """
+        for (table, id), row in change.items():
+            if table != Peer.table:
+                continue
+            key, scope = peer_of(id)
+            if scope == GLOBAL and isinstance(row, Peer):
+                self._put(row)
+            elif scope == GLOBAL:
+                self._stop(key)
+
+    def health_changed(self, scope: str, key: bytes, healthy: bool) -> None:
+        """For `Health.listeners`."""
+        if scope != GLOBAL or key not in self._peers:
+            return
+        if healthy and key not in self._running:
+            self._leave(key)
+            self._failures.pop(key, None)
+        elif not healthy:
+            self._lost(key)
+
+    def heed(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
+        """For `Health.readings`: wake those who wait for a handshake, and look for those who are missed now."""
+        if scope != GLOBAL:
+            return
+        for _, woken in self._running.values():
+            woken.set()
+        for key, sent in list(self._at_rest.items()):
+            seen = activity.get(key)
+            if seen is not None and seen.tx_bytes > sent:
+                self._begin(key)
+
+    def retry(self) -> None:
+        """Look now for all peers that do not answer."""
+        for key in self._peers:
+            if not self._health.is_fresh(GLOBAL, key):
+                self._failures.pop(key, None)
+                self._begin(key)
+
+    def close(self) -> None:
+        self._queue.clear()
+        for key in list(self._peers):
+            self._stop(key)
+
+    # --- who is looked for, and when ----------------------------------------------------------------------------------
+
+    def _put(self, peer: Peer) -> None:
+        key = peer.public_key
+        before = self._peers.get(key)
+        self._peers[key] = peer
+        if before is None or (before.endpoint, before.candidates) != (peer.endpoint, peer.candidates):
+            self._leave(key)
+            self._failures.pop(key, None)
+            if peer.candidates and not self._health.is_fresh(GLOBAL, key):
+                self._begin(key)
+
+    def _stop(self, key: bytes) -> None:
+        self._leave(key)
+        self._allocation.permit(key, ())
+        self._peers.pop(key, None)
+        self._failures.pop(key, None)
+        self._tried.pop(key, None)
+        self._selection.forget(key)
+
+    def _leave(self, key: bytes) -> None:
+        """Do nothing more for a peer for now."""
+        self._at_rest.pop(key, None)
+        self._queue.pop(key, None)
+        if (timer := self._later.pop(key, None)) is not None:
+            timer.cancel()
+        if (running := self._running.pop(key, None)) is not None:
+            running[0].cancel()  # at whose end another one's turn comes
+
+    def _lost(self, key: bytes) -> None:
+        """A peer does not answer."""
+        peer, activity = self._peers[key], self._health.activity(GLOBAL, key)
+        selected = self._selection.of(peer)
+        kept_up = peer.keepalive or (selected is not None and selected.keepalive)
+        if activity is not None and activity.last_handshake and not kept_up:
+            self._at_rest[key] = activity.tx_bytes
+        else:
+            self._begin(key)
+
+    def _begin(self, key: bytes) -> None:
+        """Look for a peer, when it is its turn, if there is more to do than WireGuard does by itself."""
+        if key in self._running or key in self._queue:
+            return
+        self._leave(key)
+        peer = self._peers[key]
+        given, here = configured_address(peer, self._node.facts), self._known_endpoint(peer)
+        if peer.candidates or (self._config.turn_servers and given is not None) or here not in (None, given):
+            self._queue[key] = None
+            self._fill()
+
+    def _fill(self) -> None:
+        while self._queue and len(self._running) < AT_ONCE:
+            key = next(iter(self._queue))
+            del self._queue[key]
+            woken = asyncio.Event()
+            self._running[key] = (self._spawn(self._look_for(key, woken)), woken)
+
+    def _known_endpoint(self, peer: Peer) -> Endpoint | None:
+        activity = self._health.activity(GLOBAL, peer.public_key)
+        return activity.endpoint if activity is not None else endpoint_address(peer, self._node.facts)
+
+    # --- one attempt --------------------------------------------------------------------------------------------------
+
+    async def _look_for(self, key: bytes, woken: asyncio.Event) -> None:
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ALLOCATION_PATIENCE):
+                    await self._allocation.settled.wait()
+            before = self._health.activity(GLOBAL, key)
+            with self._port.used():
+                reached = await self._attempt(self._peers[key], woken)
+            if reached:
+                await self._settle(key, before)
+            else:
+                await self._give_up(key)
+        except (MechanismError, OSError) as error:
+            log.error("looking for peer %s: %s", text(key), error)
+            self._try_later(key)
+        finally:
+            if self._running.get(key, (None,))[0] is asyncio.current_task():
+                del self._running[key]
+            self._fill()
+
+    def _ways(self, peer: Peer) -> list[Way]:
+        activity = self._health.activity(GLOBAL, peer.public_key)
+        last = activity.endpoint if activity is not None and activity.last_handshake else None
+        if last is not None and last[0].is_loopback:
+            last = None
+        return ways(
+            last,
+            configured_address(peer, self._node.facts),
+            peer_candidates(peer.candidates),
+            versions=self._port.versions or (4, 6),
+            relay=self._allocation.relayed is not None,
+            limit=self._config.max_candidate_pairs,
+        )
+
+    async def _attempt(self, peer: Peer, woken: asyncio.Event) -> bool:
+        """Whether the peer was reached."""
+        loop = asyncio.get_running_loop()
+        key = peer.public_key
+        activity = self._health.activity(GLOBAL, key)
+        cut_off = (
+            activity is not None
+            and activity.endpoint is not None
+            and self._health.is_fresh(GLOBAL, key)
+            and self._selection.is_cut_off(peer, activity.endpoint)
+        )
+        heard = _heard(activity, cut_off)
+        found = self._ways(peer)
+        attempt = Attempt(
+            found,
+            loop.time(),
+            0.0 if cut_off else self._config.hole_punch_timeout_secs,
+            symmetric=self._reflexive.symmetric,
+            after=self._tried.get(key, 0),
+            hold=HOLD_CUT_OFF if cut_off else HOLD,
+        )
+        self._permit(peer)
+
+        def answered(way: Way) -> None:
+            attempt.answered(way, loop.time())
+            woken.set()
+
+        def met(way: Way) -> None:
+            attempt.met(way, loop.time())
+            woken.set()
+
+        pointed_at: Way | None = None
+        speak_at = math.inf
+        with self._checks.of(key, answered, met):
+            while (due := attempt.next_timeout()) is not None:
+                for way in attempt.checks_to_send(loop.time()):
+                    self._checks.check(key, way)
+                attempt.advance(loop.time())
+                if attempt.selected is not None and attempt.selected != pointed_at:
+                    pointed_at = attempt.selected
+                    yields = attempt.sure and self._own_key < key
+                    speak_at = loop.time() + (YIELD if yields else 0.0)
+                    await self._selection.point(peer, pointed_at, silently=yields or cut_off)
+                if pointed_at is not None and loop.time() >= speak_at:
+                    await self._selection.point(peer, pointed_at)
+                    speak_at = math.inf
+                woken.clear()
+                due = min(attempt.next_timeout() or due, speak_at)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await woken.wait()
+                if _heard(self._health.activity(GLOBAL, key), cut_off) > heard:
+                    attempt.reached()
+        self._tried[key] = attempt.tried
+        return attempt.outcome == "reached"
+
+    def _permit(self, peer: Peer) -> None:
+        """Let a peer reach us through our relay, from any of its addresses."""
+        candidates = peer_candidates(peer.candidates)
+        self._allocation.permit(peer.public_key, [(candidate.address, candidate.port) for candidate in candidates])
+
+    async def _settle(self, key: bytes, before: Activity | None) -> None:
+        """A peer is reached: let it stay where it is, and say so."""
+        peer, activity = self._peers[key], self._health.activity(GLOBAL, key)
+        self._failures.pop(key, None)
+        self._tried.pop(key, None)
+        if activity is None or activity.endpoint is None:
+            return
+        at = activity.endpoint
+        told = endpoint_address(peer, self._node.facts) != at  # a peer's own move is told where it is seen
+        connection, shown = self._selection.connection(peer, at), self._health.seen_as(at)
+        if connection != "relayed":
+            self._allocation.permit(key, ())
+        await self._selection.put(peer, self._selection.settled(peer, at))
+        log.info("peer %s is reached at %s, %s", text(key), endpoint_text(shown), connection)
+        was = before.endpoint if before is not None and before.last_handshake else None
+        if not told and at not in (was, configured_address(peer, self._node.facts)):
+            self._health.publish(wire.NatEndpointChanged(text(key), endpoint_text(shown)))
+
+    async def _give_up(self, key: bytes) -> None:
+        """Back to what is configured, until the next attempt."""
+        failures = self._failures.get(key, 0)
+        log.log(logging.DEBUG if failures else logging.INFO, "peer %s is not to be reached yet", text(key))
+        self._allocation.permit(key, ())
+        await self._selection.put(self._peers[key], None)
+        self._try_later(key)
+
+    def _try_later(self, key: bytes) -> None:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        now = time.time()
+        pause = next_attempt(failures - 1, phase(self._own_key, key), now) - now
+        self._later[key] = asyncio.get_running_loop().call_later(pause, self._begin, key)
+
+
+def _heard(activity: Activity | None, session: bool) -> int:
+    """What grows when a peer is heard of: its last handshake, or, while its session lasts, what came from it."""
+    if activity is None:
+        return 0
+    return activity.rx_bytes if session else activity.last_handshake

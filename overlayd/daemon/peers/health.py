@@ -1,0 +1,206 @@
+"""What peers did lately, read from the devices in the background, and who is told when it matters.
+
+Owns: the newest activity of every peer, when it is read, and the end of a device that cannot be read any more.  Must
+not know: requests; they read what is here, however old; how peers that are amiss, or a device that has gone, are put
+back (`sentinel`).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Set
+from errno import ETIMEDOUT
+
+from overlayd import wire
+from overlayd.daemon.change.node import Node
+from overlayd.errors import MechanismError
+from overlayd.linux.wireguard.backend import Activity
+from overlayd.model.health import FRESH, HealthTracker, is_fresh
+from overlayd.model.layout import endpoint_address, endpoint_text
+from overlayd.model.objects import GLOBAL, Address
+from overlayd.model.peers import text
+from overlayd.model.roaming import RoamingTracker
+from overlayd.model.rows import Edge, Service
+from overlayd.model.silence import Silence
+
+log = logging.getLogger(__name__)
+
+# Our own constants.
+INTERVAL = 1.0  # seconds between two readings of a small device
+PEERS_A_SECOND = 2000  # a reading of a large device takes 4 us a peer: this keeps it under 1 % of a processor
+
+Endpoint = tuple[Address, int]
+
+
+class Health:
+    """The activity of all peers of all devices, `generation` growing when it changes.
+
+    fresh: seconds for which a handshake vouches for a peer.  announce: who takes the events.  listeners: called with
+    scope, public key and whether the peer is healthy, when that changes.  doubters: called with the scope of a device
+    whose peers may not be those that they should be.  readings: called with scope and activity of each reading.
+    seen_as: an endpoint of the device as it is told to others.
+    """
+
+    def __init__(self, node: Node, fresh: float = FRESH) -> None:
+        self.generation = 0
+        self.announce: list[Callable[[wire.Event], None]] = []
+        self.listeners: list[Callable[[str, bytes, bool], None]] = []
+        self.doubters: list[Callable[[str], None]] = []
+        self.readings: list[Callable[[str, Mapping[bytes, Activity]], None]] = []
+        self.seen_as: Callable[[Endpoint], Endpoint] = lambda endpoint: endpoint
+        self._node = node
+        self._fresh = fresh
+        self._scopes: dict[str, _Scope] = {}
+
+    @property
+    def silent(self) -> list[str]:
+        """The names of the devices that did not answer when they were last read."""
+        return [device for scope, device in self._devices().items() if self._scope(scope).silence.unheard]
+
+    def activity(self, scope: str, public_key: bytes) -> Activity | None:
+        """What a peer did, as far as it is known."""
+        known = self._scopes.get(scope)
+        return known.activity.get(public_key) if known is not None else None
+
+    def is_fresh(self, scope: str, public_key: bytes) -> bool:
+        """Whether a peer has been heard of lately."""
+        activity = self.activity(scope, public_key)
+        return activity is not None and is_fresh(activity.last_handshake, time.time(), self._fresh)
+
+    async def resume(self) -> None:
+        """Read every device once, and announce nothing: an earlier daemon may have."""
+        for scope, found in (await self._read()).items():
+            known = self._scope(scope)
+            known.activity = found
+            known.health.resume(found, time.time())
+            known.moved(found)
+
+    async def watch(self) -> None:
+        """Read the devices, for ever."""
+        while True:
+            peers = sum(len(known.activity) for known in self._scopes.values())
+            await asyncio.sleep(max(INTERVAL, peers / PEERS_A_SECOND))
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read every device once, and announce what has changed."""
+        devices = self._devices()
+        for scope in self._scopes.keys() - devices.keys():
+            del self._scopes[scope]
+            self.generation += 1
+        for scope, found in (await self._read()).items():
+            known = self._scope(scope)
+            if found != known.activity:
+                known.activity = found
+                self.generation += 1
+            for key, endpoint in known.moved(found):
+                shown = endpoint_text(self.seen_as(endpoint))
+                log.info("peer %s has moved to %s", text(key), shown)
+                self.publish(wire.NatEndpointChanged(text(key), shown))
+            for key, healthy in known.health.observe(found, time.time()):
+                log.info("peer %s %s", text(key), "answers" if healthy else "does not answer any more")
+                self.publish(wire.PeerHealthChanged(text(key), healthy))
+                for listener in self.listeners:
+                    listener(scope, key, healthy)
+            for take in self.readings:
+                take(scope, found)
+
+    def publish(self, event: wire.Event) -> None:
+        """Tell everybody."""
+        for take in self.announce:
+            take(event)
+
+    async def _read(self) -> dict[str, dict[bytes, Activity]]:
+        """What the devices show of the peers that we gave them; of those that do not answer nothing."""
+        backend = self._node.kernel.backend
+        shown = {}
+        # One after the other, so that silent ones keep one thread waiting and not all; and those last.
+        for scope, device in sorted(self._devices().items(), key=lambda each: self._scope(each[0]).silence.unheard):
+            assert backend is not None
+            try:
+                found = await self._node.run(backend.activity, device)
+            except MechanismError as error:
+                if error.errno == ETIMEDOUT:
+                    await self._hear_nothing(scope, device)
+                else:
+                    log.debug("reading %s: %s", device, error)
+                continue
+            self._hear(scope, device, found.keys())
+            ours = self._node.state.peers(scope)
+            shown[scope] = {key: activity for key, activity in found.items() if key in ours}
+        return shown
+
+    def _scope(self, scope: str) -> "_Scope":
+        known = self._scopes.get(scope)
+        if known is None:
+            known = self._scopes[scope] = _Scope(self._node, scope, self._fresh)
+        return known
+
+    async def _hear_nothing(self, scope: str, device: str) -> None:
+        """End a device that has been silent for too long; its link goes with it, which the sentinel sees."""
+        silence = self._scope(scope).silence
+        if not silence.unheard:
+            log.warning("%s does not answer; after %d readings without an answer it is ended", device, silence.patience)
+        if not silence.unanswered():
+            return
+        backend = self._node.kernel.backend
+        assert backend is not None
+        try:
+            if ended := await self._node.run(backend.end_if_silent, device):
+                log.error("%s did not answer for too long: ended process %d, which served it", device, ended)
+        except MechanismError as error:
+            log.error("%s does not answer, and cannot be ended: %s", device, error)
+
+    def _hear(self, scope: str, device: str, found: Set[bytes]) -> None:
+        """Have a look taken at the peers of a device that was silent, or that has others than it should have."""
+        known = self._scope(scope)
+        was_silent, differs = known.silence.answered(), known.differs(found)
+        if was_silent:
+            log.warning("%s answers again", device)
+        if was_silent or differs:
+            for doubt in self.doubters:
+                doubt(scope)
+
+    def _devices(self) -> dict[str, str]:
+        """The names of our devices by scope."""
+        state = self._node.state
+        if self._node.kernel.backend is None:
+            return {}
+        devices = {service.name: service.device for service in state.table(Service).values() if service.dedicated}
+        if state.overlay is not None:
+            devices[GLOBAL] = state.overlay.interface
+        return devices
+
+
+class _Scope:
+    """What is known of one device and its peers."""
+
+    def __init__(self, node: Node, scope: str, fresh: float) -> None:
+        self.activity: Mapping[bytes, Activity] = {}
+        self.health = HealthTracker(fresh)
+        self.silence = Silence()
+        self._roaming: RoamingTracker[Endpoint] = RoamingTracker()
+        self._node = node
+        self._scope = scope
+        self._wanted: set[bytes] | None = None  # the keys of its peers, at the last reading
+
+    def differs(self, found: Set[bytes]) -> bool:
+        """Whether the device shows other peers than it should.  Those that came or went since the last reading, which
+        the device is perhaps being told of, do not count.
+        """
+        state = self._node.state
+        now = set(state.peers(self._scope))
+        if self._scope == GLOBAL:
+            now.update(edge.public_key for edge in state.table(Edge).values())
+        before, self._wanted = self._wanted, now
+        if now == found or before is None:
+            return False
+        return bool((before & now) - found or found - before - now)
+
+    def moved(self, found: Mapping[bytes, Activity]) -> list[tuple[bytes, Endpoint]]:
+        """The peers that have moved by themselves, and where they are."""
+        return self._roaming.observe({key: activity.endpoint for key, activity in found.items()}, self._given)
+
+    def _given(self, key: bytes) -> Endpoint | None:
+        peer = self._node.state.peers(self._scope).get(key)
+        return endpoint_address(peer, self._node.facts) if peer is not None else None

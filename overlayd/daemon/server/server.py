@@ -1,0 +1,159 @@
+"""All connections of the socket together: turns, limits, events, and the end.
+
+Owns: who is connected, whose messages are served next, and what all may hold together.  Must not know: what is in a
+message (`daemon.server.connection`), or what a request does (`daemon.handlers`).
+
+Reads only fill a connection's inbox.  Whoever has something to be served queues up, gets a turn, and after a slice of
+time the event loop looks at the sockets again.  So however many clients flood, an identity probe, which is answered as
+it is read, and the first message of a quiet client wait for no more than a slice and a round of turns.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+
+from overlayd import wire
+from overlayd.daemon.server.connection import LIMITS, Connection, Limits
+from overlayd.daemon.server.listener import Credentials
+from overlayd.daemon.handlers import Handlers
+from overlayd.proto.mux import EndpointMux
+
+log = logging.getLogger(__name__)
+
+# Our own constants.
+BACKLOG = 1024  # connections that wait to be accepted
+GRACE = 1.0  # seconds in which, at the end, what clients had sent already is still read and refused
+
+
+class Server:
+    """All connections of the socket.
+
+    admits: whether a client may connect.  mux: answers probes and sorts envelopes; None: only the JSON wire is served.
+    """
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        admits: Callable[[Credentials], bool],
+        mux: EndpointMux | None = None,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.handlers = handlers
+        self.admits = admits
+        self.mux = mux
+        self.limits = limits
+        self.stopping = False
+        self.buffered = 0  # bytes, over all connections
+        self.connections: set[Connection] = set()
+        self._queue: deque[Connection] = deque()
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop
+
+    async def listen(self, listener: socket.socket) -> asyncio.Server:
+        """Serve a bound socket."""
+        self._loop = asyncio.get_running_loop()
+        server = await self._loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
+        self._sweep()
+        return server
+
+    def publish(self, event: wire.Event) -> None:
+        """Send an event to every client; one that does not read keeps the newest of each peer."""
+        message = wire.encode_event(event)
+        for connection in self.connections:
+            connection.push((type(event), event.pubkey), message)
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, wait so many seconds for those in flight, and close every connection once its answers
+        are out.
+        """
+        self.stopping = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        for connection in list(self.connections):
+            connection.give_up()
+        await self._while(lambda: any(connection.busy for connection in self.connections))
+        for connection in list(self.connections):
+            connection.close("the daemon stops", logging.DEBUG)
+        await self._while(lambda: bool(self.connections))
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    # --- What connections call ---
+
+    def queue(self, connection: Connection) -> None:
+        """Give the connection a turn, once."""
+        if not connection.queued:
+            connection.queued = True
+            self._queue.append(connection)
+            self._serve_soon()
+
+    def start(self, change: Coroutine[object, object, None]) -> None:
+        """Run a change to its end, whatever becomes of the connection that asked for it."""
+        task = self._loop.create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def account(self, connection: Connection, buffered: int) -> None:
+        """Note how many bytes a connection holds; when all hold too many, whoever holds most is cut off."""
+        self.buffered += buffered - connection.buffered
+        connection.buffered = buffered
+        if self.buffered > self.limits.buffered:
+            largest = max(self.connections, key=lambda one: one.buffered)
+            share = f"{largest.buffered} of {self.buffered} bytes"
+            log.warning("connection cut off: it holds %s that are waiting (%s)", share, largest.credentials)
+            largest.abort()
+            self.lost(largest)
+
+    def lost(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        self.buffered -= connection.buffered
+        connection.buffered = 0
+
+    # --- On the event loop ---
+
+    def _serve(self) -> None:
+        """A slice of serving, in turns."""
+        end = time.monotonic() + self.limits.slice
+        try:
+            while self._queue:
+                connection = self._queue.popleft()
+                connection.queued = False
+                connection.serve(self.limits.turn)
+                if time.monotonic() > end:
+                    break
+        finally:
+            self._scheduled = False
+            if self._queue:
+                self._serve_soon()
+
+    def _serve_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._serve)
+
+    def _sweep(self) -> None:
+        """Once a second: close connections that left a message incomplete, cut off those that do not read the end."""
+        now = self._loop.time()
+        limits = self.limits
+        for connection in list(self.connections):
+            if connection.closed_since:
+                if now - connection.closed_since > limits.linger:
+                    connection.abort()
+            elif connection.incomplete_since and now - connection.incomplete_since > limits.incomplete:
+                connection.close(f"a message stayed incomplete for {limits.incomplete:g} s")
+        self._sweeping = self._loop.call_later(min(1.0, limits.incomplete), self._sweep)
+
+    async def _while(self, condition: Callable[[], bool]) -> None:
+        """Wait while the condition holds, for GRACE at most."""
+        end = self._loop.time() + GRACE
+        await asyncio.sleep(0.01)
+        while condition() and self._loop.time() < end:  # noqa: ASYNC110 -- of many connections, no one event
+            await asyncio.sleep(0.01)

@@ -1,0 +1,314 @@
+"""Putting back what somebody else changed or removed, within moments.
+
+Owns: when a suspect part of the node is looked at and mended, how much effort goes into that, and what is logged.  Must
+not know: what makes a part suspect (`suspects`), how it is looked at (`inspect`) or put back (`apply`).
+
+A suspect part is compared with what the state implies, under the same locks that a request takes; if nothing differs,
+nothing happens.  Effort is bounded: a part that was looked at rests a while, and what goes again and again is put back
+ever later (`model.backoff`).  Every few minutes everything is looked at, for what no event tells.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Collection, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from overlayd.daemon.change import inspect
+from overlayd.daemon.change.apply import Failure, Kernel
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.resources import peers_locks, service_lock
+from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FORWARDING, RULESET, Judge, Part
+from overlayd.errors import MechanismError
+from overlayd.linux import egress, forwarding
+from overlayd.linux.monitor import Monitor
+from overlayd.linux.observe import all_links
+from overlayd.model import drift
+from overlayd.model.backoff import Backoff
+from overlayd.model.layout import Facts, Layout, elements, layout, of_device, of_peers, of_service
+from overlayd.model.objects import Bridge, Device, Element, Object, Proxy, Step, Veth
+from overlayd.model.plan import device_scope
+from overlayd.model.rows import Overlay, Service
+from overlayd.model.state import State
+
+log = logging.getLogger(__name__)
+
+# Our own constants, seconds.
+GATHER = 0.01  # from an event until it is read, with those that follow: the last may show that all is well
+SETTLE = 0.002  # from its reading until a look
+SETTLE_EGRESS = 0.1  # after one about the way out: a default route is replaced in two steps
+AUDIT = 300.0  # between two looks at everything
+RESTS = 4  # a part that was looked at rests so many times as long as that took
+
+
+@dataclass(slots=True)
+class _Suspicion:
+    """due: when the part is looked at.  causes: see `suspects.Verdicts`, with who did it."""
+
+    due: float
+    causes: dict[str, str] = field(default_factory=dict)
+
+
+class Sentinel:
+    """At work from `watch` until `stop`.  monitor: subscribed before the first reconciliation, so that nothing is
+    missed in between; closed at the end of the watch.
+    """
+
+    def __init__(self, node: Node, monitor: Monitor) -> None:
+        self.failures: dict[Hashable, str] = {}  # what cannot be put back, by the object's key, and why
+        self._node = node
+        self._monitor = monitor
+        self._judge = Judge(node, self)
+        self._suspicions: dict[Part, _Suspicion] = {}
+        self._busy: set[Part] = set()
+        self._rested: dict[Part, float] = {}
+        self._backoff = Backoff()
+        self._readings: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._woken = asyncio.Event()
+        self._stopping = False
+        self._ended = False  # a watch before this one
+        self._failure: Exception | None = None  # of the reading
+
+    async def watch(self) -> None:
+        """Listen, look, and mend; returns after `stop`, when what was begun is done.
+
+        Raises what went wrong in the listening.  Called again, it subscribes anew and looks at everything, for nobody
+        knows what happened meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        if self._ended:
+            self._monitor, self._judge = Monitor(), Judge(self._node, self)
+            self._failure = None
+            self._busy.clear()
+        audit = loop.time() + (0.0 if self._ended else AUDIT)
+        try:
+            self._judge.remember(await self._node.run(all_links))
+            for source in self._monitor.sockets:
+                loop.add_reader(source, self._hear, source)
+            self.suspect(FORWARDING, "start")
+            self._suspicions[EVERYTHING] = _Suspicion(audit, {"audit": ""})
+            async with asyncio.TaskGroup() as looking:
+                while not self._stopping and self._failure is None:
+                    for part in self._due():
+                        self._busy.add(part)
+                        looking.create_task(self._look_at(part, self._suspicions.pop(part)))
+                    await self._pause()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            for source in self._monitor.sockets:
+                loop.remove_reader(source)
+                if source in self._readings:
+                    self._readings.pop(source).cancel()
+            self._monitor.close()
+            self._ended = True
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._woken.set()
+
+    def suspect(self, part: Part, cause: str, who: str = "") -> None:
+        """Look at a part soon.  See `suspects.Verdicts`."""
+        now = asyncio.get_running_loop().time()
+        settled = now + (SETTLE_EGRESS if part == EGRESS else SETTLE)
+        self._schedule(part, max(settled, self._rested.get(part, 0.0)), cause, who)
+
+    def acquit(self, part: Part, cause: str) -> None:
+        """A cause of suspicion has turned out to be none."""
+        suspicion = self._suspicions.get(part)
+        if suspicion is not None and suspicion.causes.pop(cause, None) is not None and not suspicion.causes:
+            del self._suspicions[part]
+
+    def _hear(self, source: socket.socket) -> None:
+        """There is something to be read: read it in a moment."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(source)
+        self._readings[source] = loop.call_later(GATHER, self._read, source)
+
+    def _read(self, source: socket.socket) -> None:
+        try:
+            for event in self._monitor.read(source):
+                self._judge.judge(event)
+        except Exception as error:  # raised by `watch`, which waits for what is being mended
+            self._failure = error
+            self._woken.set()
+            return
+        asyncio.get_running_loop().add_reader(source, self._hear, source)
+
+    def _schedule(self, part: Part, due: float, cause: str, who: str = "") -> None:
+        suspicion = self._suspicions.setdefault(part, _Suspicion(due))
+        suspicion.due = min(suspicion.due, due)
+        suspicion.causes[cause] = who or suspicion.causes.get(cause, "")
+        self._woken.set()
+
+    def _due(self) -> list[Part]:
+        now = asyncio.get_running_loop().time()
+        return [part for part, each in self._suspicions.items() if each.due <= now and part not in self._busy]
+
+    async def _pause(self) -> None:
+        """Until something is due, or may be due earlier."""
+        self._woken.clear()
+        due = min((each.due for part, each in self._suspicions.items() if part not in self._busy), default=None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(due):
+                await self._woken.wait()
+
+    async def _look_at(self, part: Part, suspicion: _Suspicion) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        who = ", ".join(sorted({who for who in suspicion.causes.values() if who}))
+        try:
+            if part == EGRESS:
+                await self._follow_egress()
+            else:
+                await self._mend(part, who)
+        except MechanismError as error:
+            if self._again_later(part, loop.time() - started, who):
+                log.error("looking at %s: %s; it is tried again", part, error)
+        except Exception:  # a bug, after which the watch goes on
+            if self._again_later(part, loop.time() - started, who):
+                log.exception("looking at %s: unexpected error; it is tried again", part)
+        now = loop.time()
+        self._rested[part] = now + RESTS * (now - started)
+        self._busy.discard(part)
+        if part == EVERYTHING:
+            self._backoff.forget_calm(now)
+            self._schedule(EVERYTHING, now + AUDIT, "audit")
+        self._woken.set()
+
+    def _again_later(self, part: Part, cost: float, who: str) -> bool:
+        """A look has failed: come back, ever later.  Returns whether to speak of it."""
+        now = asyncio.get_running_loop().time()
+        self._backoff.restored(part, now, cost)
+        self._schedule(part, self._backoff.due(part, now), "again", who)
+        return self._is_news(part)
+
+    async def _mend(self, part: Part, who: str) -> None:
+        """Put right what of the part is due, and come back for the rest."""
+        if part in (FORWARDING, EVERYTHING):
+            await self._mend_forwarding(who)
+        if part == FORWARDING:
+            return
+        loop = asyncio.get_running_loop()
+        dues: dict[Hashable, float] = {}
+        began = loop.time()
+
+        def choose(steps: list[Step]) -> list[Step]:
+            nonlocal began
+            began = loop.time()
+            dues.update((pace_key(step), self._backoff.due(pace_key(step), began)) for step in steps)
+            later = [step for step in steps if dues[pace_key(step)] > began]
+            absent = {
+                _place(step.want) for step in later if step.have is None and isinstance(step.want, Bridge | Device)
+            }
+            return [step for step in steps if dues[pace_key(step)] <= began and _place(step.want) not in absent]
+
+        of, look, exclusive = _way(part)
+        steps, failures = await self._node.mend(of, look, choose, exclusive=exclusive)
+        cost = loop.time() - began
+        for key in {pace_key(step) for step in steps}:
+            self._backoff.restored(key, loop.time(), cost)
+        if part == EVERYTHING:
+            self.failures = {key: why for key, why in self.failures.items() if key in dues}
+        self._report(part, steps, failures, who, cost)
+        failed = [self._backoff.due(pace_key(step), loop.time()) for step, _ in failures]
+        waiting = [due for due in dues.values() if due > began]
+        if failed or waiting:
+            self._schedule(part, min(failed + waiting), "again", who)
+
+    async def _mend_forwarding(self, who: str) -> None:
+        names = link_names(self._node.state)
+        faults = await self._node.alone(forwarding.faults, names) if names else []
+        if not faults:
+            return
+        loop = asyncio.get_running_loop()
+        due = self._backoff.due(FORWARDING, loop.time())
+        if due > loop.time():
+            self._schedule(FORWARDING, due, "again", who)
+            return
+        await self._node.run(forwarding.enable, names)
+        self._backoff.restored(FORWARDING, loop.time(), 0.0)
+        if self._is_news(FORWARDING):
+            log.warning("%s%s: set again", "; ".join(faults), _by(who))
+
+    async def _follow_egress(self) -> None:
+        """The overlay's MTU follows that of the way out; without any, it stays."""
+        node = self._node
+        way = await node.run(egress.physical_egress)
+        mtu = egress.overlay_mtu(way)
+        if way is not None and mtu != node.facts.mtu:
+            log.info(
+                "the way out is %s with MTU %d: MTU %d inside, was %d", way.interface, way.mtu, mtu, node.facts.mtu
+            )
+            await node.learn(lambda facts: replace(facts, mtu=mtu), ())
+            _, failures = await node.mend(layout, inspect.audit, lambda steps: steps)
+            if failures:
+                self.suspect(EVERYTHING, "mtu")  # which says what, and tries again
+
+    # What is said.
+
+    def _report(self, part: Part, steps: list[Step], failures: list[Failure], who: str, cost: float) -> None:
+        failed = {pace_key(step): str(error) for step, error in failures}
+        done = [step for step in steps if pace_key(step) not in failed and self._is_news(pace_key(step))]
+        for name, problem in drift.told(done):
+            log.warning("%s %s%s: put right in %.0f ms", name, problem, _by(who), cost * 1000)
+        for step, error in failures:
+            if pace_key(step) not in self.failures and self._is_news(pace_key(step)):
+                for name, problem in drift.told([step]):
+                    log.error("%s %s, and cannot be put right: %s", name, problem, error)
+        if part != EVERYTHING and failed.keys() - self.failures.keys():
+            self.suspect(EVERYTHING, "failure")  # what is in the way may be seen from farther off
+        for step in steps:
+            self.failures.pop(pace_key(step), None)
+        self.failures |= failed
+
+    def _is_news(self, key: Hashable) -> bool:
+        """Whether to speak of what was put back: of what is lost again and again the 1st, 2nd, 4th, 8th... time."""
+        strikes = self._backoff.strikes(key)
+        return not strikes & (strikes - 1)
+
+
+def link_names(state: State) -> list[str]:
+    """Our bridges and devices, which forward."""
+    names = [service.bridge for service in state.table(Service).values()]
+    names += [service.device for service in state.table(Service).values() if service.dedicated]
+    overlay = state.get(Overlay)
+    return [*names, overlay.interface] if overlay is not None and overlay.up else names
+
+
+Way = tuple[Callable[[State, Facts], Layout], Callable[[Kernel, Layout], Layout], Collection[str] | None]
+
+
+def _way(part: Part) -> Way:
+    """What belongs to a part, how it is looked at, and what nobody may change meanwhile (None: anything)."""
+    match part.kind:
+        case "service":
+            return partial(of_service, name=part.name), inspect.look, [service_lock(part.name)]
+        case "device":
+            return partial(of_device, scope=part.name), inspect.look, None
+        case "peers":
+            return partial(of_peers, scope=part.name), inspect.peers, peers_locks(part.name)
+        case RULESET.kind:
+            return elements, inspect.members, None
+        case _:
+            return layout, inspect.audit, None
+
+
+def pace_key(step: Step) -> Hashable:
+    """What is paced together: the ruleset as a whole, any other object by itself."""
+    thing = step.want or step.have
+    assert thing is not None
+    return RULESET if isinstance(thing, Element) else thing.key
+
+
+def _place(thing: Object | None) -> Hashable:
+    """The bridge or device that a thing is, or is on, by key; None for what is on none."""
+    if isinstance(thing, Bridge | Veth | Proxy):
+        return ("bridge", thing.service)
+    return ("device", thing.scope if isinstance(thing, Device) else device_scope(thing))
+
+
+def _by(who: str) -> str:
+    return f", by {who}" if who else ""

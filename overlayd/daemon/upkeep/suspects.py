@@ -1,0 +1,187 @@
+"""Which part of the node an event of the kernel makes suspect.
+
+Owns: the judgement of one event, and the memory of which link is what to us.  Must not know: when a suspect is looked
+at, or what is done about it.
+
+An event proves nothing, for our own changes send events too.  Links that come and go with every attach are compared
+with the event itself, so that our own work acquits itself; for the rest, looking is cheap enough.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from overlayd.daemon.change.node import Node
+from overlayd.linux import bridge as bridges
+from overlayd.linux import egress, veth
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.monitor import (
+    AddressChanged,
+    Event,
+    LinkChanged,
+    Overrun,
+    ParameterChanged,
+    RouteChanged,
+    RulesetChanged,
+    is_own_thread,
+    process_name,
+)
+from overlayd.model import attachments
+from overlayd.model.layout import bridge, layout
+from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth
+from overlayd.model.rows import Attachment, Service
+
+# linux/threads.h, PID_MAX_LIMIT.  A program's first netlink socket has its pid for a port, the others have higher ones.
+PID_MAX = 1 << 22
+
+_VETH = re.compile(r"veth-(\d+)-[sg]")
+
+
+class Part(NamedTuple):
+    """What is looked at together.  kind: "service": its bridge and veths; "device": that of a scope, its peers, routes
+    and aliases; "peers": what that device itself shows of its peers; or one of those below.
+    """
+
+    kind: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
+
+RULESET, FORWARDING, EGRESS, EVERYTHING = Part("ruleset"), Part("forwarding"), Part("egress"), Part("everything")
+
+
+class Verdicts(Protocol):
+    """Where judgements go.  cause: tells the causes of one suspicion apart; who: who did it, where that is known."""
+
+    def suspect(self, part: Part, cause: str, who: str = "") -> None: ...
+
+    def acquit(self, part: Part, cause: str) -> None: ...
+
+
+class Judge:
+    """Knows the links of the host; `judge` takes the events in their order."""
+
+    def __init__(self, node: Node, verdicts: Verdicts) -> None:
+        self._node = node
+        self._verdicts = verdicts
+        self._parts: dict[int, Part] = {}  # by link index: ours
+        self._ways_out: set[int] = set()  # indexes of links that are not virtual
+
+    def remember(self, links: Iterable[rt.Link]) -> None:
+        """The links that are there before the first event."""
+        for each in links:
+            self._remember(each)
+
+    def judge(self, event: Event) -> None:
+        suspect = self._verdicts.suspect
+        match event:
+            case LinkChanged():
+                self._judge_link(event.link, event.gone)
+            case AddressChanged(ifindex=index, port=port):
+                if index in self._ways_out:
+                    suspect(EGRESS, "address")
+                elif (part := self._parts.get(index)) is not None:
+                    suspect(part, f"address {index}", _asker(port))
+            case RouteChanged(route=route, gone=gone, port=port):
+                if route.destination.prefixlen == 0:
+                    suspect(EGRESS, "route")
+                elif gone:
+                    self._judge_lost_route(route, port)
+            case ParameterChanged(netconf=netconf):
+                ours = netconf.ifindex == rt.NETCONFA_IFINDEX_ALL or netconf.ifindex in self._parts
+                if ours and (netconf.forwarding == 0 or netconf.rp_filter == 1):
+                    suspect(FORWARDING, "parameter")
+            case RulesetChanged(ours=True, thread=thread, program=program):
+                if not is_own_thread(thread):
+                    suspect(RULESET, str(thread), f"{program} (process {thread})")
+            case Overrun(ruleset=ruleset):
+                suspect(RULESET if ruleset else EVERYTHING, "overrun")
+
+    def _judge_link(self, found: rt.Link, gone: bool) -> None:
+        part = self._remember(found)
+        if gone:
+            self._parts.pop(found.ifindex, None)
+            self._ways_out.discard(found.ifindex)
+        if part is None:
+            if not found.name.startswith(egress.VIRTUAL_PREFIXES):
+                self._verdicts.suspect(EGRESS, "link")
+        elif not gone and part.kind == "service" and self._is_as_wanted(found, part.name):
+            self._verdicts.acquit(part, found.name)
+        else:
+            self._verdicts.suspect(part, found.name)
+
+    def _judge_lost_route(self, route: rt.KernelRoute, port: int) -> None:
+        """A route of ours, or a connected one, is gone; suspicious unless the peer behind it was removed."""
+        destination = route.destination
+        for index, _ in route.hops:
+            part = self._parts.get(index)
+            if part is None:
+                continue
+            owners = self._node.state.allowed_ips(part.name)
+            removed = owners.exact(destination.network_address.packed, destination.prefixlen) is None
+            if part.kind != "device" or not removed or route.protocol == rt.RTPROT_KERNEL:
+                self._verdicts.suspect(part, str(destination), _asker(port))
+
+    def _remember(self, found: rt.Link) -> Part | None:
+        """What a link is to us: a part of the node, which is returned, or perhaps the way out."""
+        part = self._part_of(found)
+        if part is not None:
+            self._parts[found.ifindex] = part
+        elif not found.name.startswith(egress.VIRTUAL_PREFIXES):
+            self._ways_out.add(found.ifindex)
+        return part
+
+    def _part_of(self, found: rt.Link) -> Part | None:
+        """The part of the node that a link, by its name or its mark, belongs to; None when nothing wants it."""
+        state = self._node.state
+        if pid := _pid(found):
+            attachment = state.get(Attachment, attachments.container(pid))
+            return Part("service", attachment.service) if attachment is not None else None
+        names = {found.name, *found.alternative_names}
+        for service in state.table(Service).values():
+            if service.bridge in names or found.alias == f"{ALIAS} bridge {service.name}":
+                return Part("service", service.name)
+            if service.dedicated and (service.device in names or found.alias == f"{ALIAS} device {service.name}"):
+                return Part("device", service.name)
+        overlay = state.overlay
+        if overlay is not None and (overlay.interface in names or found.alias == f"{ALIAS} device {GLOBAL}"):
+            return Part("device", GLOBAL)
+        return None
+
+    def _is_as_wanted(self, found: rt.Link, service: str) -> bool:
+        """Whether a bridge's or veth's own words show that it is what the state wants."""
+        state, facts = self._node.state, self._node.facts
+        if not found.flags & rt.IFF_UP:
+            return False
+        if pid := _pid(found):
+            thing = layout(state, facts, [(Attachment.table, attachments.container(pid))]).get(("veth", found.name))
+            if not isinstance(thing, Veth):
+                return False
+            master = Part("service", thing.service) if thing.service is not None else None
+            wanted = (master, thing.mtu, GROUP_VETH, veth.host_mac(thing.mac))
+            return (self._parts.get(found.master), found.mtu, found.group, found.mac) == wanted
+        row = state.get(Service, service)
+        if row is None:
+            return False
+        want = bridge(row, facts)
+        return want.name in (found.name, *found.alternative_names) and (
+            (found.kind, found.mtu, found.group, found.mac, found.alias)
+            == ("bridge", want.mtu, GROUP_BRIDGE, bridges.mac(want.address.ip), f"{ALIAS} bridge {service}")
+        )
+
+
+def _pid(found: rt.Link) -> int:
+    """The pid in the name of a veth's host end; 0 for other links."""
+    match = _VETH.fullmatch(found.name)
+    return int(match[1]) if match else 0
+
+
+def _asker(port: int) -> str:
+    """Who asked for a change of an address or a route; empty when the kernel does not tell, and for ourselves."""
+    if not 0 < port <= PID_MAX or port == os.getpid():
+        return ""
+    name = process_name(port)
+    return f"{name} (process {port})" if name else f"process {port}"

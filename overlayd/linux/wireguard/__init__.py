@@ -1,0 +1,1 @@
+"""WireGuard devices, in the kernel or by wireguard-go."""

@@ -1,0 +1,220 @@
+"""WireGuard devices and their peers: what a backend does, which backend to use, keys.
+
+Owns: the backend's contract, the choice between kernel and userspace, and how a difference between two peers becomes
+the smallest change of a device.  Must not know: how a backend does it (`kernel`, `userspace`), or
+addresses, MTU, alias and group of a device's link (`link`).
+"""
+
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from errno import EADDRINUSE, ENODEV
+from functools import lru_cache
+from typing import Literal, Protocol
+
+from overlayd.errors import MechanismError
+from overlayd.model.objects import Device, DevicePeer, Step
+from overlayd.proto.wireguard import KEY_SIZE, Activity, DeviceState, PeerChange, PeerState
+
+__all__ = [
+    "Activity",
+    "Backend",
+    "DeviceState",
+    "PeerState",
+    "candidates",
+    "choose",
+    "generate_key",
+    "missing",
+    "peer_changes",
+    "public_key",
+    "shared_secret",
+    "udp_port_is_free",
+]
+
+Preference = Literal["auto", "kernel", "userspace"]
+
+# Our own constant: every add_peer asks for its device's key, which takes 40 us to compute; a node has few devices.
+_KEYS_REMEMBERED = 256
+
+
+class Backend(Protocol):
+    """One way to have WireGuard devices.  Every method blocks, and raises MechanismError when the device says no.
+
+    Methods may run in several threads at once for different devices.
+    """
+
+    @property
+    def name(self) -> str:
+        """The preference that names it: "kernel" or "userspace"."""
+
+    @staticmethod
+    def missing() -> str:
+        """What this machine lacks for the backend, for a person; empty when it can be used."""
+
+    def create(self, device: Device) -> None:
+        """Make the link with key and port, down and without addresses.
+
+        A device of that name that is alive is adopted: it gets key and port and keeps its peers and its traffic.  On
+        failure a link made here is gone again.
+        """
+
+    def add_name(self, old: str, new: str) -> None:
+        """Let the device of link `old` be reached as `new` too, before its link is called so: were we to die between,
+        nobody would be known to serve the link.
+        """
+
+    def configure(self, have: Device, want: Device) -> None:
+        """Change key and port in place, as far as they differ.  The link is already called `want.name`."""
+
+    def delete(self, name: str) -> None:
+        """Remove the link and whatever serves it.  Nothing of that name is no error."""
+
+    def set_peers(self, device: str, steps: Sequence[Step]) -> None:
+        """Apply steps of DevicePeer, sending only what differs between a step's `have` and `want`.
+
+        An endpoint that does not differ is not sent, so one to which the peer has roamed stays; one that becomes None
+        stays too, for WireGuard cannot forget it.  An allowed IP goes to the peer that wants it, whatever the order
+        of the steps.  On failure a part of the steps may have been applied.
+        """
+
+    def read(self, device: str) -> DeviceState:
+        """Everything.  Costs tens of milliseconds for thousands of peers: for a start and an audit."""
+
+    def activity(self, device: str) -> dict[bytes, Activity]:
+        """Per public key what traffic has changed, without the allowed IPs: for polling.
+
+        Like every exchange it fails with errno ETIMEDOUT when the device does not answer within a few seconds; from
+        then on other methods fail so at once, until this one has an answer.
+        """
+
+    def end_if_silent(self, device: str) -> int:
+        """Ask the device once more, and end the process that serves it when that does not answer this time either: its
+        link goes with it.  Returns the process's id, 0 when it was not ended.
+        """
+
+    def alive(self, device: str) -> bool:
+        """Whether the link exists and something serves it.  Does not look at its configuration."""
+
+
+def missing(preference: Preference) -> str:
+    """Why `choose(preference)` has no backend, for a person; empty when it has one."""
+    reasons = []
+    for backend in candidates(preference):
+        reason = backend.missing()
+        if not reason:
+            return ""
+        reasons.append(f"{backend.name}: {reason}")
+    return "; ".join(reasons)
+
+
+def choose(preference: Preference) -> Backend | None:
+    """The backend to use: kernel before userspace with "auto", and None when neither can be had.
+
+    Raises MechanismError, naming what is missing, when an explicit preference cannot be had.
+    """
+    for backend in candidates(preference):
+        if not backend.missing():
+            return backend
+    if preference == "auto":
+        return None
+    raise MechanismError("use the WireGuard backend", preference, ENODEV, missing(preference))
+
+
+def candidates(preference: Preference) -> Iterable[Backend]:
+    """The backends that suit a preference, the first choice first, whether this machine has them or not."""
+    from overlayd.linux.wireguard.kernel import Kernel  # noqa: PLC0415
+    from overlayd.linux.wireguard.userspace import Userspace  # noqa: PLC0415
+
+    if preference in ("auto", "kernel"):
+        yield Kernel()
+    if preference in ("auto", "userspace"):
+        yield Userspace()
+
+
+def peer_changes(steps: Iterable[Step], *, drops: bool) -> list[PeerChange]:
+    """The smallest changes that make `steps`, which are of DevicePeer, in an order that suits moved allowed IPs.
+
+    drops: whether the device can remove one allowed IP; where it cannot, a peer that loses some gets all the others
+    again.
+    """
+    removed: list[PeerChange] = []
+    narrowed: list[PeerChange] = []
+    others: list[PeerChange] = []
+    for step in steps:
+        have, want = step.have, step.want
+        assert isinstance(have, DevicePeer | None) and isinstance(want, DevicePeer | None)
+        if want is None:
+            if have is not None:
+                removed.append(PeerChange(have.public_key, remove=True, update_only=True))
+        elif have is None:
+            others.append(_creation(want))
+        elif have != want:
+            change = _difference(have, want, drops)
+            (narrowed if change.drop or change.replace_allowed_ips else others).append(change)
+    return removed + narrowed + others
+
+
+def _creation(want: DevicePeer) -> PeerChange:
+    return PeerChange(
+        want.public_key,
+        endpoint=want.endpoint,
+        keepalive=want.keepalive,
+        replace_allowed_ips=True,
+        add=tuple(want.allowed_ips),
+    )
+
+
+def _difference(have: DevicePeer, want: DevicePeer, drops: bool) -> PeerChange:
+    lost = have.allowed_ips - want.allowed_ips
+    replace = bool(lost) and not drops
+    return PeerChange(
+        want.public_key,
+        update_only=True,
+        endpoint=want.endpoint if want.endpoint != have.endpoint else None,
+        keepalive=want.keepalive if want.keepalive != have.keepalive else None,
+        replace_allowed_ips=replace,
+        add=tuple(want.allowed_ips if replace else want.allowed_ips - have.allowed_ips),
+        drop=tuple(lost) if drops else (),
+    )
+
+
+def udp_port_is_free(port: int) -> bool:
+    """Whether a device could listen on the port, in both families that this machine has."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(("", port))
+        except OSError as error:
+            if error.errno == EADDRINUSE:  # a family that this machine lacks is no obstacle
+                return False
+    return True
+
+
+def generate_key() -> bytes:
+    """A fresh private key of 32 bytes, clamped as `wg genkey` does (RFC 7748, section 5)."""
+    key = bytearray(os.urandom(KEY_SIZE))
+    key[0] &= 248
+    key[31] = key[31] & 127 | 64
+    return bytes(key)
+
+
+@lru_cache(_KEYS_REMEMBERED)
+def public_key(private: bytes) -> bytes:
+    """The public key of a private one, both 32 bytes (X25519 with the base point, RFC 7748, section 6.1)."""
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
+
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def shared_secret(private: bytes, public: bytes) -> bytes:
+    """What two nodes have in common, 32 bytes (X25519, RFC 7748, section 6.1).  ValueError: `public` is no key that a
+    node could have.
+    """
+    from cryptography.hazmat.primitives.asymmetric.x25519 import (  # noqa: PLC0415
+        X25519PrivateKey,
+        X25519PublicKey,
+    )
+
+    return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))

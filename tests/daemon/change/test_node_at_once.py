@@ -1,0 +1,280 @@
+"""Changes that are under way at the same time: what one gives up is nobody else's until it has gone through."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from errno import ENOMEM
+from ipaddress import ip_network
+from threading import Event
+from time import sleep
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlayd.daemon.change.journal import Journal
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.upkeep.reclaim import detach
+from overlayd.daemon.change.resources import attachment_locks, service_lock
+from overlayd.errors import MechanismError, OverlaydError, RequestError, StateError
+from overlayd.model import attachments, overlay, services
+from overlayd.model.attachments import Wish
+from overlayd.model.layout import Facts, layout
+from overlayd.model.objects import Netns, Veth
+from overlayd.model.rows import ROWS, Attachment, Isolation, Lease, Service, decode
+from overlayd.model.rows import Node as Identity
+from overlayd.model.state import State
+
+ROOM_FOR_ONE = ip_network("10.200.64.0/30")  # beside the gateway
+
+
+class Hesitant:
+    """A kernel of maps.  Whoever deletes a veth waits for `allowed`, and then is refused if `refuses`."""
+
+    def __init__(self) -> None:
+        self.things = {}
+        self.asked, self.allowed = Event(), Event()
+        self.refuses = False
+
+    def apply(self, steps, done) -> None:
+        if any(isinstance(step.have, Veth) and step.want is None for step in steps):
+            self.asked.set()
+            assert self.allowed.wait(10)
+            if self.refuses:
+                raise MechanismError("delete", "doomed veths", ENOMEM)
+        for step in steps:
+            if step.have is not None:
+                assert self.things.pop(step.have.key) == step.have, "the plan starts from what is there"
+            if step.want is not None:
+                assert step.want.key not in self.things, "nobody has made it already"
+                self.things[step.want.key] = step.want
+
+    def undo(self, done) -> None:
+        assert not done
+
+    def forget(self, addresses) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def namespace(pid: int) -> Netns:
+    return Netns(pid=pid, started=pid, inode=pid)
+
+
+async def attach(node: Node, pid: int, service: str = "web", **wish) -> Attachment:
+    wished = Wish(service=service, **wish)
+    return await node.change(
+        lambda draft: attachments.attach_container(draft, wished, namespace(pid), "boot"),
+        exclusive=attachment_locks(attachments.container(pid), namespace(pid), wished.isolation_network),
+        shared=[service_lock(service)],
+    )
+
+
+async def serve(node: Node, name: str, subnet=None) -> Service:
+    return await node.change(
+        lambda draft: services.setup_service(draft, name, subnet=subnet, dedicated_key=None),
+        exclusive=[service_lock(name)],
+    )
+
+
+@asynccontextmanager
+async def ready(directory, kernel: Hesitant | None = None) -> AsyncIterator[tuple[Node, Hesitant]]:
+    journal, kernel = Journal.open(directory), kernel or Hesitant()
+    node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))
+    cluster = ip_network("10.200.0.0/16")
+    await node.change(
+        lambda draft: overlay.setup_global(
+            draft, deployment="d", instance_id="1", cluster=cluster, slice=None, wg_port=51820, nat=None
+        ),
+        everything=True,
+    )
+    await serve(node, "web", ROOM_FOR_ONE)
+    await serve(node, "api")
+    yield node, kernel
+    assert kernel.things == layout(node.state, node.facts)
+    await node.close()
+    await journal.close()
+
+
+class Moody(Hesitant):
+    """A kernel that takes its time, and refuses some of what it is asked to take away."""
+
+    def __init__(self, moods: list[bool]) -> None:
+        super().__init__()
+        self.allowed.set()
+        self.moods = moods
+
+    def apply(self, steps, done) -> None:
+        if any(isinstance(step.have, Veth) for step in steps):
+            sleep(0.001)
+            if self.moods and self.moods.pop():
+                raise MechanismError("delete", "doomed veths", ENOMEM)
+        super().apply(steps, done)
+
+
+async def leaving(node: Node, kernel: Hesitant, pid: int) -> asyncio.Task[Attachment | None]:
+    """A detach that has gone as far as the kernel."""
+    task = asyncio.create_task(detach(node, attachments.container(pid)))
+    assert await asyncio.to_thread(kernel.asked.wait, 10)
+    return task
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_the_last_address_passes_on_when_it_is_free_and_not_before(tmp_path, refuses) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = refuses
+        address = (await attach(node, 1)).address
+        gone = await leaving(node, kernel, 1)
+        coming = asyncio.create_task(attach(node, 2))
+        await asyncio.sleep(0.05)
+        assert not coming.done(), "it waits, for the address may come free"
+        kernel.allowed.set()
+        outcomes = await asyncio.gather(gone, coming, return_exceptions=True)
+        if refuses:
+            assert [type(outcome) for outcome in outcomes] == [MechanismError, RequestError]
+            assert "no free address" in str(outcomes[1])
+        else:
+            assert outcomes[1].address == address
+        holders = [row.address for row in node.state.table(Attachment).values()]
+        assert holders == [address], "and it has one holder"
+
+
+async def test_the_number_of_an_isolation_network_that_is_not_gone_yet_is_not_given_to_another(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = True
+        await attach(node, 1, isolation_network="red")
+        gone = await leaving(node, kernel, 1)
+        await attach(node, 2, "api", isolation_network="blue")
+        kernel.allowed.set()
+        await asyncio.gather(gone, return_exceptions=True)
+        numbers = [row.number for row in node.state.table(Isolation).values()]
+        assert len(numbers) == len(set(numbers)) == 2
+
+
+async def test_the_subnet_of_a_service_that_is_not_gone_yet_is_not_given_to_another(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = True
+        await attach(node, 1, ephemeral=True)
+        gone = await leaving(node, kernel, 1)
+        with pytest.raises(RequestError, match="in use"):
+            await serve(node, "new", ROOM_FOR_ONE)
+        kernel.allowed.set()
+        await asyncio.gather(gone, return_exceptions=True)
+
+
+async def test_nobody_makes_what_another_is_about_to_make(tmp_path) -> None:
+    """The first attach changes the service's row, on which the veths of all its containers hang."""
+    async with ready(tmp_path) as (node, _):
+        found = await asyncio.gather(*(attach(node, pid, "api") for pid in range(1, 6)))
+        assert len({attachment.address for attachment in found}) == 5
+
+
+async def test_a_detach_waits_for_the_attach_before_it(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.allowed.set()
+        again = asyncio.create_task(serve(node, "api"))  # holds the others up
+        coming = asyncio.create_task(attach(node, 1, "api", isolation_network="red"))
+        going = asyncio.create_task(detach(node, "pid:1"))
+        await asyncio.gather(again, coming, going)
+        assert going.result() == coming.result()
+        assert not node.state.table(Attachment)
+
+
+async def test_a_detach_that_is_refused_does_not_make_a_later_one_believe_that_it_was_done(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = True
+        await attach(node, 1)
+        gone = await leaving(node, kernel, 1)
+        second = asyncio.create_task(detach(node, "pid:1"))
+        await asyncio.sleep(0.01)
+        kernel.allowed.set()
+        outcomes = await asyncio.gather(gone, second, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [MechanismError, MechanismError]
+
+
+async def test_what_is_not_attached_is_detached_without_waiting(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        await attach(node, 1)
+        gone = await leaving(node, kernel, 1)
+        assert await asyncio.wait_for(detach(node, "pid:2"), 5) is None
+        kernel.allowed.set()
+        await gone
+
+
+async def test_what_the_disk_would_not_take_back_goes_with_the_next_change(tmp_path, monkeypatch) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = True
+        attachment = await attach(node, 1)
+        gone = await leaving(node, kernel, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "commit", refused_commit)
+            kernel.allowed.set()
+            assert isinstance((await asyncio.gather(gone, return_exceptions=True))[0], MechanismError)
+        assert node.owed == 2, "the attachment and its lease"
+        assert node.state.get(Attachment, "pid:1") == attachment
+        await node.change(lambda draft: overlay.set_node_id(draft, 7), exclusive=["node"])
+        assert node.owed == 0
+        rows = dict(node.state.table(Attachment))
+    again = Journal.open(tmp_path)
+    assert {id[1]: decode(id, data) for id, data in again.rows.items() if id[0] == Attachment.table} == rows
+    await again.close()
+
+
+def refused_commit(journal: Journal, change: object) -> asyncio.Future[None]:
+    refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    refusal.set_exception(StateError("no space left on device"))
+    return refusal
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from(["attach"] * 4 + ["detach"] * 4 + ["serve", "pause", "pause"]),
+        st.integers(1, 3),
+        st.sampled_from(["web", "web", "web", "api"]),
+        st.booleans(),
+        st.sampled_from(["", "red", "blue"]),
+    ),
+    min_size=8,
+    max_size=25,
+)
+
+
+@given(REQUESTS, st.lists(st.booleans(), min_size=8, max_size=25))
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_asked_at_once_and_refused_nothing_is_held_twice_or_by_nobody(
+    tmp_path_factory, requests, moods
+) -> None:
+    async def run() -> None:
+        directory = tmp_path_factory.mktemp("data")
+        async with ready(directory, Moody(list(moods))) as (node, _):
+            asked = [asyncio.create_task(attach(node, 1, join_global=True))]
+            for kind, pid, service, ephemeral, network in requests:
+                match kind:
+                    case "attach":
+                        wish = {"ephemeral": ephemeral, "isolation_network": network, "join_global": True}
+                        asked.append(asyncio.create_task(attach(node, pid, service, **wish)))
+                    case "detach":
+                        asked.append(asyncio.create_task(detach(node, f"pid:{pid}")))
+                    case "serve":
+                        asked.append(asyncio.create_task(serve(node, service)))
+                    case "pause":
+                        await asyncio.sleep(0.002)
+                await asyncio.sleep(0)
+            outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+            assert not [one for one in outcomes if isinstance(one, Exception) and not isinstance(one, OverlaydError)]
+            attached = list(node.state.table(Attachment).values())
+            held = sorted((str(a), row.handle) for row in attached for a in (row.address, row.global_address))
+            leases = node.state.table(Lease).values()
+            assert sorted((str(lease.address), lease.holder) for lease in leases if lease.holder) == held
+            numbers = {row.name: row.number for row in node.state.table(Isolation).values()}
+            assert len(set(numbers.values())) == len(numbers)
+            assert numbers.keys() == {row.isolation_network for row in attached} - {""}
+            assert not node.state.departing
+            rows = {row.id: row for kind in ROWS if kind is not Identity for row in node.state.table(kind).values()}
+        again = Journal.open(directory)
+        assert {id: decode(id, data) for id, data in again.rows.items()} == rows
+        await again.close()
+
+    asyncio.run(run())

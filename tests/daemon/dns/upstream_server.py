@@ -1,0 +1,71 @@
+"""An upstream DNS server on loopback that answers as a test wants it to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import dns.flags
+import dns.message
+import dns.rrset
+
+from overlayd.daemon.dns.upstreams import Upstream
+
+Answer = Callable[[bytes], list[bytes]]
+
+
+def answer(query: bytes, *, id: int | None = None, code: int = 0, truncated: bool = False) -> bytes:
+    """One address for whatever is asked."""
+    message = dns.message.from_wire(query)
+    response = dns.message.make_response(message)
+    if not truncated and code == 0:
+        response.answer.append(dns.rrset.from_text(message.question[0].name, 60, "IN", "A", "192.0.2.80"))
+    response.set_rcode(code)
+    if id is not None:
+        response.id = id
+    if truncated:
+        response.flags |= dns.flags.TC
+    return response.to_wire()
+
+
+class Server(asyncio.DatagramProtocol):
+    """by_datagram: the datagrams sent for a query.  by_stream: the bytes sent, length included, before it hangs up."""
+
+    def __init__(self, by_datagram: Answer, by_stream: Answer) -> None:
+        self.by_datagram, self.by_stream = by_datagram, by_stream
+        self.asked: list[tuple[bytes, int]] = []  # queries, and the port they came from
+        self.streams = 0
+        self.upstream: Upstream
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        self.asked.append((data, address[1]))
+        for datagram in self.by_datagram(data):
+            self.transport.sendto(datagram, address)
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.streams += 1
+        query = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+        for part in self.by_stream(query):
+            writer.write(part)
+        writer.close()
+
+
+@asynccontextmanager
+async def serving(
+    by_datagram: Answer = lambda query: [answer(query)], by_stream: Answer = lambda query: []
+) -> AsyncIterator[Server]:
+    """A server on a port of its own, UDP and TCP."""
+    server = Server(by_datagram, by_stream)
+    streams = await asyncio.start_server(server.connected, "127.0.0.1", 0)
+    port = streams.sockets[0].getsockname()[1]
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: server, local_addr=("127.0.0.1", port)
+    )
+    server.upstream = Upstream("127.0.0.1", port)
+    try:
+        yield server
+    finally:
+        transport.close()
+        streams.close()

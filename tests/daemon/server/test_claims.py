@@ -1,0 +1,70 @@
+"""Who gets at the socket that a daemon binds, and who is let in."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from overlayd.daemon.server.listener import Admission, Credentials, bind, credentials
+
+STRANGER, GROUP = 64990, 64991  # a user and a group that need not exist
+
+
+def connects(path: str, groups: list[int]) -> bool:
+    """Whether another user's process, a member of these groups, gets through to the socket."""
+    child = os.fork()
+    if not child:
+        refused = 1
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+            os.setgroups(groups)
+            os.setresgid(STRANGER, STRANGER, STRANGER)
+            os.setresuid(STRANGER, STRANGER, STRANGER)
+            client.connect(path)
+            refused = 0
+        os._exit(refused)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    """Of a socket, in a directory that is not there yet, below one that everybody may search."""
+    with tempfile.TemporaryDirectory(prefix="ot-") as directory:
+        Path(directory).chmod(0o755)
+        yield f"{directory}/run/overlayd/overlayd.sock"
+
+
+def test_a_member_of_the_group_gets_through_a_directory_that_was_made_for_the_socket(path: str) -> None:
+    mask = os.umask(0o077)
+    try:
+        with bind(path, GROUP) as listener:
+            listener.listen()
+            assert os.umask(0o077) == 0o077, "the mask is as before"
+            assert connects(path, [GROUP])
+            assert not connects(path, [])
+    finally:
+        os.umask(mask)
+
+
+@pytest.mark.parametrize("groups", [[], [GROUP], [GROUP + 1, GROUP], [*range(1, 5000), GROUP], [GROUP + 1]])
+def test_members_of_the_group_are_let_in_and_strangers_are_not(path: str, groups: list[int], monkeypatch) -> None:
+    monkeypatch.setattr("grp.getgrnam", lambda name: SimpleNamespace(gr_gid=GROUP))
+    with bind(path, None) as listener:
+        Path(path).chmod(0o666)  # the file system lets them through: the last word is ours
+        listener.listen()
+        listener.setblocking(True)
+        assert connects(path, groups)
+        client, _ = listener.accept()
+        with client:
+            assert credentials(client)[1:3] == (STRANGER, STRANGER)
+            assert Admission("overlayd")(credentials(client)) == (GROUP in groups)
+
+
+def test_root_and_the_daemons_own_user_are_let_in_without_a_group() -> None:
+    assert Admission("")(Credentials(1, 0, 0))
+    assert Admission("")(Credentials(1, os.getuid(), STRANGER))
+    assert not Admission("")(Credentials(1, STRANGER, STRANGER))

@@ -1,0 +1,188 @@
+"""Which part of the node an event makes suspect: our own work acquits itself, somebody else's does not."""
+
+import os
+import threading
+from ipaddress import ip_address, ip_network
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from overlayd.daemon.change.node import Node as LiveNode
+from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FORWARDING, PID_MAX, RULESET, Judge, Part
+from overlayd.linux import bridge, veth
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.monitor import (
+    AddressChanged,
+    Event,
+    LinkChanged,
+    Overrun,
+    ParameterChanged,
+    RouteChanged,
+    RulesetChanged,
+)
+from overlayd.model.layout import Facts, mac
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, ROUTE_PROTOCOL, Netns
+from overlayd.model.rows import Attachment, Node, Overlay, Peer, Service
+from overlayd.model.state import State
+
+MTU = 1420
+PID = os.getpid() + 1  # a process that did something, perhaps long gone
+SERVICE, GLOBAL, OWN = Part("service", "web"), Part("device", ""), Part("device", "own")
+
+STATE = State(
+    [
+        Node(private_key=bytes(32)),
+        Overlay(deployment="d", instance_id="i", interface="zl-d-i-g", cluster=ip_network("10.0.0.0/8"), wg_port=51820),
+        Service(name="web", subnet=ip_network("10.200.0.0/28"), bridge="zl-d-i-web-b"),
+        Service(
+            name="own", subnet=ip_network("10.200.1.0/28"), bridge="zl-d-i-own-b", device="zl-d-i-own-d", wg_port=51821
+        ),
+        Peer(scope="own", public_key=b"P" * 32, listed=(ip_network("10.9.0.0/24"),)),
+        Attachment(handle="pid:7", service="web", address=ip_address("10.200.0.2"), netns=Netns(7, 1, 2)),
+    ]
+)
+BRIDGE = rt.Link(
+    ifindex=3,
+    flags=rt.IFF_UP,
+    name="zl-d-i-web-b",
+    mtu=MTU,
+    group=GROUP_BRIDGE,
+    master=0,
+    peer=0,
+    kind="bridge",
+    alias="overlayd bridge web",
+    mac=bridge.mac(ip_address("10.200.0.1")),
+    alternative_names=(),
+)
+VETH = BRIDGE._replace(
+    ifindex=4,
+    name="veth-7-s",
+    group=GROUP_VETH,
+    master=3,
+    kind="veth",
+    alias="",
+    mac=veth.host_mac(mac(ip_address("10.200.0.2"))),
+)
+DEVICE = BRIDGE._replace(
+    ifindex=5, name="zl-d-i-own-d", group=GROUP_DEVICE, kind="tun", alias="overlayd device own", mac=b""
+)
+UPLINK = BRIDGE._replace(ifindex=2, name="eth9", group=0, alias="", mac=b"")
+
+
+class Record:
+    """What was suspected and what acquitted."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[tuple[Part, str] | Part] = []
+
+    def suspect(self, part: Part, cause: str, who: str = "") -> None:
+        self.verdicts.append((part, who))
+
+    def acquit(self, part: Part, cause: str) -> None:
+        self.verdicts.append(part)
+
+
+def judged(*events: Event) -> list[Any]:
+    """The verdicts on events, on a host with an uplink, a bridge, a veth and a device."""
+    record = Record()
+    node = SimpleNamespace(state=STATE, facts=Facts(mtu=MTU))
+    judge = Judge(cast(LiveNode, node), record)
+    judge.remember([UPLINK, BRIDGE, VETH, DEVICE])
+    for event in events:
+        judge.judge(event)
+    return record.verdicts
+
+
+@pytest.mark.parametrize("found", [BRIDGE, VETH, BRIDGE._replace(name="old-b", alternative_names=("zl-d-i-web-b",))])
+def test_a_link_that_is_as_wanted_acquits_itself(found: rt.Link) -> None:
+    assert judged(LinkChanged(found, False)) == [SERVICE]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        BRIDGE._replace(flags=0),
+        BRIDGE._replace(mtu=1300),
+        BRIDGE._replace(group=0),
+        BRIDGE._replace(alias=""),
+        BRIDGE._replace(name="other"),
+        BRIDGE._replace(kind="veth"),
+        BRIDGE._replace(mac=bytes(6)),
+        VETH._replace(flags=0),
+        VETH._replace(mtu=1300),
+        VETH._replace(group=0),
+        VETH._replace(mac=bytes(6)),
+        VETH._replace(master=0),
+        VETH._replace(master=5),
+        VETH._replace(name="veth-7-g"),
+    ],
+)
+def test_a_link_that_is_not_makes_its_service_suspect(found: rt.Link) -> None:
+    assert judged(LinkChanged(found, False)) == [(SERVICE, "")]
+
+
+def test_of_a_device_too_little_is_told() -> None:
+    assert judged(LinkChanged(DEVICE, False)) == [(OWN, "")]
+    assert judged(LinkChanged(DEVICE._replace(name="zl-d-i-g", alias=""), True)) == [(GLOBAL, "")]
+
+
+def test_links_that_nothing_wants_are_left_to_the_audit() -> None:
+    stale = [VETH._replace(name="veth-8-s"), BRIDGE._replace(name="zl-x-b", alias="overlayd bridge gone")]
+    virtual = UPLINK._replace(name="docker0")
+    assert judged(*(LinkChanged(each, gone) for each in (*stale, virtual) for gone in (False, True))) == []
+
+
+def test_what_was_deleted() -> None:
+    assert judged(LinkChanged(BRIDGE, True), LinkChanged(VETH._replace(master=0), False)) == [(SERVICE, "")] * 2
+    assert judged(LinkChanged(BRIDGE, True), AddressChanged(BRIDGE.ifindex, PID)) == [(SERVICE, "")]
+
+
+def test_the_way_out() -> None:
+    default = rt.KernelRoute(ip_network("0.0.0.0/0"), 254, 3, 0, 1, None, None, 0, 0, ((2, 0),))
+    events = (LinkChanged(UPLINK, False), AddressChanged(2, PID), RouteChanged(default, False, PID))
+    assert judged(*events) == [(EGRESS, "")] * 3
+
+
+@pytest.mark.parametrize(
+    ("port", "who"), [(0, ""), (os.getpid(), ""), (PID_MAX + 1, ""), (4294967290, ""), (1, "process 1")]
+)
+def test_who_asked_for_an_address(port: int, who: str) -> None:
+    ((part, said),) = judged(AddressChanged(BRIDGE.ifindex, port))
+    assert part == SERVICE
+    assert said == who or said.endswith(f"({who})")
+
+
+def test_a_lost_route_is_suspect_unless_its_peer_is_gone() -> None:
+    def lost(
+        destination: str, index: int = DEVICE.ifindex, gone: bool = True, protocol: int = ROUTE_PROTOCOL
+    ) -> RouteChanged:
+        hops = ((index, 0),)
+        return RouteChanged(
+            rt.KernelRoute(ip_network(destination), 254, protocol, 253, 1, None, None, 0, 0, hops), gone, 0
+        )
+
+    connected = rt.RTPROT_KERNEL
+    assert judged(lost("10.200.1.0/28", protocol=connected)) == [(OWN, "")]
+    assert judged(lost("10.200.0.0/28", index=BRIDGE.ifindex, protocol=connected)) == [(SERVICE, "")]
+    assert judged(lost("10.8.0.0/24", index=UPLINK.ifindex, protocol=connected)) == []
+    assert judged(lost("10.9.0.0/24")) == [(OWN, "")]
+    assert judged(lost("10.8.0.0/24"), lost("10.9.0.0/24", gone=False), lost("10.9.0.0/24", index=99)) == []
+    assert judged(lost("10.200.0.2/32", index=VETH.ifindex)) == [(SERVICE, "")]
+
+
+def test_parameters() -> None:
+    wrong = [rt.Netconf(-1, 0, None), rt.Netconf(BRIDGE.ifindex, 0, None), rt.Netconf(DEVICE.ifindex, None, 1)]
+    right = [rt.Netconf(-1, 1, None), rt.Netconf(BRIDGE.ifindex, None, 2), rt.Netconf(UPLINK.ifindex, 0, 1)]
+    assert judged(*map(ParameterChanged, wrong)) == [(FORWARDING, "")] * 3
+    assert judged(*map(ParameterChanged, right)) == []
+
+
+def test_the_ruleset() -> None:
+    own = threading.get_native_id()
+    assert judged(RulesetChanged(True, own, "python"), RulesetChanged(False, PID, "nft")) == []
+    assert judged(RulesetChanged(True, PID_MAX, "nft")) == [(RULESET, f"nft (process {PID_MAX})")]
+
+
+def test_what_was_not_heard() -> None:
+    assert judged(Overrun(True), Overrun(False)) == [(RULESET, ""), (EVERYTHING, "")]
