@@ -28,7 +28,7 @@ from overlayd._fast.bitmap import Bitmap  # noqa: E402
 from overlayd._fast.frame import Inbox, frame  # noqa: E402
 from overlayd._fast.nametable import NameTable, wire_name  # noqa: E402
 from overlayd.model import attachments, peers  # noqa: E402
-from overlayd.model.attachments import Wish  # noqa: E402
+from overlayd.model.attachments import AttachSpec  # noqa: E402
 from overlayd.model.layout import layout  # noqa: E402
 from overlayd.model.objects import GLOBAL, Netns  # noqa: E402
 from overlayd.model.plan import plan  # noqa: E402
@@ -159,11 +159,11 @@ def test_answer_a_dns_query(benchmark: Timed) -> None:
 
 def test_decide_and_plan_an_attach(benchmark: Timed, busy: State) -> None:
     """What one container more costs before the disk and the kernel hear of it: nothing of it may grow with the rest."""
-    wish, namespace = Wish(service="web"), Netns(pid=9999, started=1, inode=9999)
+    spec, namespace = AttachSpec(service="web"), Netns(pid=9999, started=1, inode=9999)
 
     def decide() -> int:
         draft = Draft(busy)
-        attachments.attach_container(draft, wish, namespace, "boot")
+        attachments.attach_container(draft, spec, namespace, "boot")
         have = layout(busy, FACTS, draft.rows.keys())
         inverse = busy.apply(draft.rows)
         steps = plan(have, layout(busy, FACTS, draft.rows.keys()))

@@ -50,7 +50,7 @@ class Doctor:
         refuses a look.
         """
         await self._forwarding.check()
-        drifted, dead = await self._node.alone(self._look)
+        drifted, dead = await self._node.run_exclusively(self._look)
         found = [*self._silent(), *drifted, *dead, *self._blockers(), *self._names(), *self._peers()]
         return ordered([*found, *self._traversal(), *self._host()])
 
@@ -62,11 +62,11 @@ class Doctor:
         failures = self._sentinel.failures
         others = [step for step in steps if pace_key(step) not in failures]
         remedy = "restart overlayd, which puts it right"
-        found = [Finding("drift", "error", *pair, "", remedy) for pair in drift.told(others)]
+        found = [Finding("drift", "error", *pair, "", remedy) for pair in drift.describe(others)]
         for step in steps:
             if reason := failures.get(pace_key(step)):
                 remedy = f"clear the way: putting it right failed, {reason}"
-                found += [Finding("not-repaired", "error", *pair, "", remedy) for pair in drift.told([step])]
+                found += [Finding("not-repaired", "error", *pair, "", remedy) for pair in drift.describe([step])]
         names = link_names(node.state)
         for fault in forwarding.faults(names) if names else []:
             parameter, _, wrong = fault.partition(" ")

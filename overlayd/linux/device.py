@@ -18,7 +18,7 @@ from overlayd.model.objects import ALIAS, GROUP_DEVICE, ROUTE_PROTOCOL, Alias, D
 from overlayd.proto.netlink import text, u32
 
 
-def dress(device: Device) -> None:
+def configure(device: Device) -> None:
     """Mark an existing device as ours and give it its MTU and exactly its addresses, then set it up.
 
     Other addresses of the same families go, IPv6 link-local ones excepted.

@@ -17,7 +17,7 @@ from overlayd.model.state import Draft, State
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class AttachSpec:
     """What an attach asks for, beside its handle."""
 
     service: str
@@ -41,47 +41,47 @@ def host(id: str) -> str:
 
 
 def attach_container(
-    draft: Draft, wish: Wish, netns: Netns, boot_id: str, lives: Callable[[Netns], bool] = lambda _netns: True
+    draft: Draft, spec: AttachSpec, netns: Netns, boot_id: str, lives: Callable[[Netns], bool] = lambda _netns: True
 ) -> Attachment:
     """Attach the namespace of a container to a service, or return the attachment it has there already.  lives: whether
     a process is still there, and in its namespace.
     """
-    service = _service(draft, wish.service)
+    service = _service(draft, spec.service)
     for present in (draft.state.in_namespace(netns.inode), draft.get(Attachment, container(netns.pid))):
         if present is None or present.netns is None or draft.get(Attachment, present.handle) is None:
             continue
         fellow = present.netns.inode == netns.inode and present.netns.pid != netns.pid and lives(present.netns)
         if present.netns == netns or fellow:
-            return _again(present, wish)
+            return _again(present, spec)
         detach(draft, present)  # pids and the numbers of namespaces are reused, and faster than the dead are buried
-    return _attach(draft, service, wish, container(netns.pid), netns=netns, boot_id=boot_id)
+    return _attach(draft, service, spec, container(netns.pid), netns=netns, boot_id=boot_id)
 
 
-def attach_host(draft: Draft, wish: Wish, id: str) -> Attachment:
+def attach_host(draft: Draft, spec: AttachSpec, id: str) -> Attachment:
     """A container that shares the host's network: an address of the node's pool."""
     overlay.require(draft)
     present = draft.get(Attachment, host(id))
     if present is not None:
-        return _again(present, wish)
+        return _again(present, spec)
     address = ipam.allocate(draft, GLOBAL, host(id))
-    return _put(draft, wish, Attachment(handle=host(id), service=wish.service, address=address))
+    return _put(draft, spec, Attachment(handle=host(id), service=spec.service, address=address))
 
 
-def attach_guest(draft: Draft, wish: Wish, id: str, private_key: bytes, public_key: bytes) -> Attachment:
+def attach_guest(draft: Draft, spec: AttachSpec, id: str, private_key: bytes, public_key: bytes) -> Attachment:
     """A guest that runs its own WireGuard: an address of the service's subnet (of the node's pool when the service is
     not set up here), a key pair (used if the guest is new), and a peer of the global device.
     """
     overlay.require(draft)
     present = draft.get(Attachment, guest(id))
     if present is not None:
-        attachment = _again(present, wish)
+        attachment = _again(present, spec)
     else:
-        pool = wish.service if draft.state.pool(wish.service) else GLOBAL
+        pool = spec.service if draft.state.pool(spec.service) else GLOBAL
         address = ipam.allocate(draft, pool, guest(id))
         attachment = Attachment(
-            handle=guest(id), service=wish.service, address=address, private_key=private_key, public_key=public_key
+            handle=guest(id), service=spec.service, address=address, private_key=private_key, public_key=public_key
         )
-        attachment = _put(draft, wish, attachment)
+        attachment = _put(draft, spec, attachment)
     if draft.peer(GLOBAL, attachment.public_key) is None:
         draft.put(Peer(public_key=attachment.public_key, listed=(ip_network(attachment.address),)))
     return attachment
@@ -139,26 +139,26 @@ def _service(draft: Draft, name: str) -> Service:
     return service
 
 
-def _again(present: Attachment, wish: Wish) -> Attachment:
-    if present.service != wish.service:
+def _again(present: Attachment, spec: AttachSpec) -> Attachment:
+    if present.service != spec.service:
         raise RequestError(
             f"already attached to service {present.service} with {present.address}: "
-            f"detach it before attaching to {wish.service}"
+            f"detach it before attaching to {spec.service}"
         )
-    if (present.global_address is not None) != wish.join_global and present.netns is not None:
+    if (present.global_address is not None) != spec.join_global and present.netns is not None:
         now = "with" if present.global_address is not None else "without"
         raise RequestError(
             f"already attached to service {present.service} {now} join_global: detach it first to change that"
         )
-    if present.isolation_network != wish.isolation_network:
+    if present.isolation_network != spec.isolation_network:
         now = present.isolation_network or "none"
         raise RequestError(f"already attached with isolation network {now}: detach it first to change that")
     return present
 
 
-def _attach(draft: Draft, service: Service, wish: Wish, handle: str, *, netns: Netns, boot_id: str) -> Attachment:
+def _attach(draft: Draft, service: Service, spec: AttachSpec, handle: str, *, netns: Netns, boot_id: str) -> Attachment:
     address = ipam.allocate(draft, service.name, handle)
-    global_address = ipam.allocate(draft, GLOBAL, handle) if wish.join_global else None
+    global_address = ipam.allocate(draft, GLOBAL, handle) if spec.join_global else None
     attachment = Attachment(
         handle=handle,
         service=service.name,
@@ -167,23 +167,23 @@ def _attach(draft: Draft, service: Service, wish: Wish, handle: str, *, netns: N
         boot_id=boot_id,
         global_address=global_address,
     )
-    return _put(draft, wish, attachment)
+    return _put(draft, spec, attachment)
 
 
-def _put(draft: Draft, wish: Wish, attachment: Attachment) -> Attachment:
-    service = draft.get(Service, wish.service)
-    if service is not None and not wish.ephemeral and not service.lasting:
+def _put(draft: Draft, spec: AttachSpec, attachment: Attachment) -> Attachment:
+    service = draft.get(Service, spec.service)
+    if service is not None and not spec.ephemeral and not service.lasting:
         draft.put(replace(service, lasting=True))
-    if wish.isolation_network and draft.get(Isolation, wish.isolation_network) is None:
+    if spec.isolation_network and draft.get(Isolation, spec.isolation_network) is None:
         used = {row.number for row in (*draft.all(Isolation), *draft.departing(Isolation))}
         number = next(number for number in range(1, len(used) + 2) if number not in used)
-        draft.put(Isolation(name=wish.isolation_network, number=number))
+        draft.put(Isolation(name=spec.isolation_network, number=number))
     attachment = replace(
         attachment,
-        ephemeral=wish.ephemeral,
-        isolation_network=wish.isolation_network,
-        dns_server=wish.dns_server,
-        dns_domain=wish.dns_domain,
+        ephemeral=spec.ephemeral,
+        isolation_network=spec.isolation_network,
+        dns_server=spec.dns_server,
+        dns_domain=spec.dns_domain,
     )
     draft.put(attachment)
     return attachment

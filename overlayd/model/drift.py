@@ -41,7 +41,7 @@ def name(thing: Object) -> str:
             return f"{thing.member} in nftables set {thing.family} {thing.set}"
 
 
-def told(steps: Sequence[Step]) -> list[tuple[str, str]]:
+def describe(steps: Sequence[Step]) -> list[tuple[str, str]]:
     """The objects of the steps by name, and what is wrong with each; those of a kind in one when they are many."""
     kinds: dict[type[Object], list[Step]] = {}
     for step in steps:

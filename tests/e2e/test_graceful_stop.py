@@ -82,7 +82,7 @@ def test_all_are_answered_and_nothing_is_half_done() -> None:
 
         stopped = member.node.footprint()
         member.start()
-        assert member.node.footprint() == stopped, "the next daemon finds nothing to mend"
+        assert member.node.footprint() == stopped, "the next daemon finds nothing to repair"
         ask(member.connection, "attach_container", crowd.pids, **WISH)
         assert host_ends(member) == set(crowd.pids)
         ask(member.connection, "detach_container", crowd.pids)

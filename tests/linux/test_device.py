@@ -17,27 +17,27 @@ def test_a_device_is_dressed_with_exactly_its_addresses(host, shell, tun):
     tun("zl-x-g")
     shell("ip address add 10.1.0.1/16 dev zl-x-g; ip address add 10.1.0.2/32 dev zl-x-g")
     shell("ip -6 address add fe80::7/64 dev zl-x-g")
-    device.dress(wg("10.2.0.1/16", "fd02::1/64"))
+    device.configure(wg("10.2.0.1/16", "fd02::1/64"))
     assert carried(shell, "zl-x-g") == {"10.2.0.1/16", "fd02::1/64"}
     found = shown(shell, "zl-x-g")
     assert (found["mtu"], found["ifalias"], "UP" in found["flags"]) == (1340, "overlayd device ", True)
     assert "fe80::7" in shell("ip address show dev zl-x-g")
     before = host()
-    device.dress(wg("10.2.0.1/16", "fd02::1/64"))
+    device.configure(wg("10.2.0.1/16", "fd02::1/64"))
     assert host() == before
 
 
 def test_a_family_that_the_device_does_not_use_is_left_alone(host, shell, tun):
     tun("zl-x-g")
     shell("ip -6 address add fd07::1/64 dev zl-x-g")
-    device.dress(wg("10.2.0.1/16"))
+    device.configure(wg("10.2.0.1/16"))
     assert carried(shell, "zl-x-g") == {"10.2.0.1/16", "fd07::1/64"}
 
 
 def test_redressing_keeps_aliases_and_routes(host, shell, tun):
     tun("zl-x-g")
     have, want = wg("10.2.0.1/16"), wg("10.2.0.17/16", mtu=1380)
-    device.dress(have)
+    device.configure(have)
     device.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
     device.create_route(Route("", "zl-x-g", ip_network("10.3.0.0/16")))
     device.redress(have, want)
@@ -49,7 +49,7 @@ def test_redressing_keeps_aliases_and_routes(host, shell, tun):
 def test_redressing_without_another_address_keeps_routes(host, shell, tun):
     tun("zl-x-d")
     have, want = wg("10.2.0.1/32", name="zl-x-d", scope="x"), wg("10.2.0.2/32", name="zl-x-d", scope="x")
-    device.dress(have)
+    device.configure(have)
     device.create_route(Route("x", "zl-x-d", ip_network("10.3.0.0/16")))
     device.redress(have, want)
     assert carried(shell, "zl-x-d") == {"10.2.0.2/32"}
@@ -59,14 +59,14 @@ def test_redressing_without_another_address_keeps_routes(host, shell, tun):
 def test_redressing_renames(host, shell, tun):
     tun("zl-x-g")
     have, want = wg("10.2.0.1/16"), wg("10.2.0.1/16", name="zl-y-g")
-    device.dress(have)
+    device.configure(have)
     device.redress(have, want)
     assert shown(shell, "zl-y-g")["ifname"] == "zl-y-g"
 
 
 def test_a_missing_device(host):
     for call, argument in [
-        (device.dress, wg("10.2.0.1/16")),
+        (device.configure, wg("10.2.0.1/16")),
         (device.create_alias, Alias("zl-x-g", ip_address("10.2.0.9"))),
         (bridge.create_proxy, Proxy("web", "zl-x-g", ip_address("10.2.0.9"))),
         (device.create_route, Route("", "zl-x-g", ip_network("10.3.0.0/16"))),
@@ -79,7 +79,7 @@ def test_a_missing_device(host):
 @pytest.mark.parametrize("destination", ["10.3.0.0/16", "10.3.0.5/32", "fd03::/64", "fd03::5/128"])
 def test_routes(host, shell, tun, destination):
     for name in ("zl-a-d", "zl-b-d"):
-        device.dress(wg("10.2.0.1/32", "fd02::1/128", name=tun(name), scope="a"))
+        device.configure(wg("10.2.0.1/32", "fd02::1/128", name=tun(name), scope="a"))
     before = host()
     have = Route("a", "zl-a-d", ip_network(destination))
     want = replace(have, device="zl-b-d")
@@ -101,7 +101,7 @@ def test_routes(host, shell, tun, destination):
 
 
 def test_a_foreign_route_is_not_deleted(host, shell, tun):
-    device.dress(wg("10.2.0.1/16", name=tun("zl-a-d")))
+    device.configure(wg("10.2.0.1/16", name=tun("zl-a-d")))
     shell("ip route add 10.3.0.0/16 dev zl-a-d")
     before = host()
     device.delete_route(Route("", "zl-a-d", ip_network("10.3.0.0/16")))
@@ -110,7 +110,7 @@ def test_a_foreign_route_is_not_deleted(host, shell, tun):
 
 @pytest.mark.parametrize("address", ["10.2.0.9", "fd02::9"])
 def test_aliases(host, tun, address):
-    device.dress(wg("10.2.0.1/16", "fd02::1/64", name=tun("zl-x-g")))
+    device.configure(wg("10.2.0.1/16", "fd02::1/64", name=tun("zl-x-g")))
     before = host()
     alias = Alias("zl-x-g", ip_address(address))
     device.create_alias(alias)

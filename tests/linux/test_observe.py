@@ -22,8 +22,8 @@ def test_everything_comes_back_as_it_was_made(host, container, shell, version):
     make_bridge(version)
     make_node(shell, version)
     shell("ip tuntap add dev zl-x-g mode tun; ip tuntap add dev zl-a-d mode tun")
-    device.dress(wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"))
-    device.dress(wg("zl-a-d", "a", "10.4.0.1/32"))
+    device.configure(wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"))
+    device.configure(wg("zl-a-d", "a", "10.4.0.1/32"))
     aliases = [Alias("zl-x-g", ip_address(address)) for address in ("10.2.0.9", "fd02::9")]
     for alias in aliases:
         device.create_alias(alias)
@@ -220,7 +220,7 @@ def test_a_bridge_without_its_connected_route_differs_and_is_put_right(host, she
 def test_a_device_without_its_connected_route_differs_and_is_put_right(host, shell, damage):
     shell("ip tuntap add dev zl-x-g mode tun")
     wanted = wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64")
-    device.dress(wanted)
+    device.configure(wanted)
     device.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
     before = routes(shell)
     shell(damage)
@@ -240,7 +240,7 @@ def routes(shell):
 
 def test_a_device_that_is_down_differs(host, shell):
     shell("ip tuntap add dev zl-x-g mode tun")
-    device.dress(wg("zl-x-g", "", "10.2.0.1/16"))
+    device.configure(wg("zl-x-g", "", "10.2.0.1/16"))
     shell("ip link set zl-x-g down")
     assert observe({})[("device", "")].mtu == 0
     shell(f"ip link set zl-x-g group {GROUP_DEVICE} alias other")

@@ -3,7 +3,7 @@
 from ipaddress import ip_network
 
 from overlayd.model import attachments, overlay, rows, services
-from overlayd.model.attachments import Wish
+from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import Facts
 from overlayd.model.objects import Netns
 from overlayd.model.rows import Node
@@ -42,10 +42,10 @@ def serve(state, name, **options):
     return change(state, lambda draft: services.setup_service(draft, name, **options))[0]
 
 
-def attach(state, pid, service="web", **wish):
+def attach(state, pid, service="web", **spec):
     namespace = Netns(pid=pid, started=pid * 7, inode=pid + 1000)
     return change(
-        state, lambda draft: attachments.attach_container(draft, Wish(service=service, **wish), namespace, "boot")
+        state, lambda draft: attachments.attach_container(draft, AttachSpec(service=service, **spec), namespace, "boot")
     )[0]
 
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from overlayd.errors import RequestError
 from overlayd.model import attachments, edges, ipam, overlay, peers, rows, services
-from overlayd.model.attachments import Wish
+from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import layout
 from overlayd.model.objects import GLOBAL, Netns
 from overlayd.model.plan import plan
@@ -63,9 +63,9 @@ class Operations(RuleBasedStateMachine):
         network=st.sampled_from(["", "a", "b"]),
     )
     def attach(self, pid, name, everywhere, ephemeral, network):
-        wish = Wish(service=name, join_global=everywhere, ephemeral=ephemeral, isolation_network=network)
+        spec = AttachSpec(service=name, join_global=everywhere, ephemeral=ephemeral, isolation_network=network)
         namespace = Netns(pid=pid, started=pid * 7, inode=pid + 1000)
-        self.do(lambda draft: attachments.attach_container(draft, wish, namespace, "boot"))
+        self.do(lambda draft: attachments.attach_container(draft, spec, namespace, "boot"))
 
     @rule(pid=st.integers(1, 40))
     def detach(self, pid):
@@ -81,12 +81,12 @@ class Operations(RuleBasedStateMachine):
         shared=st.booleans(),
     )
     def attach_guest_or_host(self, id, name, ephemeral, network, shared):
-        wish = Wish(service=name, ephemeral=ephemeral, isolation_network=network)
+        spec = AttachSpec(service=name, ephemeral=ephemeral, isolation_network=network)
         public = id.encode().ljust(32, b"g")
         if shared:
-            self.do(lambda draft: attachments.attach_host(draft, wish, id))
+            self.do(lambda draft: attachments.attach_host(draft, spec, id))
         else:
-            self.do(lambda draft: attachments.attach_guest(draft, wish, id, b"p" * 32, public))
+            self.do(lambda draft: attachments.attach_guest(draft, spec, id, b"p" * 32, public))
 
     @rule(handle=st.sampled_from([kind(id) for kind in (attachments.guest, attachments.host) for id in ("vm1", "vm2")]))
     def detach_guest_or_host(self, handle):

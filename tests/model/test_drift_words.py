@@ -46,7 +46,7 @@ def test_every_kind_of_object_has_a_name_and_a_plural() -> None:
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_missing_and_unwanted(thing: Object) -> None:
-    assert drift.told([Step(None, thing), Step(thing, None)]) == [
+    assert drift.describe([Step(None, thing), Step(thing, None)]) == [
         (drift.name(thing), "is missing"),
         (drift.name(thing), "is not wanted"),
     ]
@@ -76,13 +76,13 @@ def test_differences(have: Object, want: Object, words: str) -> None:
 
 
 def test_no_key_is_told() -> None:
-    told = str(drift.told([Step(None, DEVICE), Step(replace(DEVICE, private_key=OTHER), DEVICE)]))
+    told = str(drift.describe([Step(None, DEVICE), Step(replace(DEVICE, private_key=OTHER), DEVICE)]))
     assert not any(str(key) in told or key.hex() in told or key.decode() in told for key in (SECRET, OTHER))
 
 
 def test_many_of_a_kind_are_told_in_one() -> None:
     many = [Step(None, Element("inet", "node4", f"10.0.0.{number}")) for number in range(drift.FEW + 1)]
-    assert drift.told([*many, Step(None, BRIDGE)]) == [
+    assert drift.describe([*many, Step(None, BRIDGE)]) == [
         ("5 members of nftables sets", "are missing or differ"),
         ("bridge zl-b", "is missing"),
     ]

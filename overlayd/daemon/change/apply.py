@@ -70,7 +70,7 @@ class Kernel:
         """Take back what `apply` has done."""
         steps = [step for batch in done for step in batch]
         for _, error in self.repair([step.inverse() for step in reversed(steps)], "undo"):
-            log.error("undo failed, the next audit will mend it: %s", error)
+            log.error("undo failed, the next audit will repair it: %s", error)
         for step in steps:
             if isinstance(step.have, _RENAMED) and isinstance(step.want, _RENAMED):
                 try:
@@ -106,7 +106,7 @@ class Kernel:
                 backend = self._device_backend(want.name)
                 backend.create(want)
                 try:
-                    device.dress(want)
+                    device.configure(want)
                 except BaseException:
                     backend.delete(want.name)
                     raise

@@ -68,7 +68,7 @@ class ResourceLocks:
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
 
-    def stand(self, names: Iterable[str]) -> bool:
+    def is_settled(self, names: Iterable[str]) -> bool:
         """Whether nobody who may change what these names stand for is at work or ahead in the queue."""
         queues = [self._queues[name] for name in names if name in self._queues]
         return not any(queue.alone or queue.waiting for queue in queues)

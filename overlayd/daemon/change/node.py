@@ -62,11 +62,11 @@ class Node:
         """How many rows the disk has otherwise than they are, because it refused to write them."""
         return len(self._owed)
 
-    def stands(self, *resources: str) -> bool:
+    def is_settled(self, *resources: str) -> bool:
         """Whether what the state says of these resources will still be so when a change that asks for them now has its
         turn.
         """
-        return self._locks.stand(resources)
+        return self._locks.is_settled(resources)
 
     async def change(
         self,
@@ -114,7 +114,7 @@ class Node:
                 await self._carry_out_group(group.decisions)
         return await decision.outcome
 
-    async def adopt(self, decide: Callable[[Draft], None], *, at_any_price: bool = False) -> None:
+    async def take_over(self, decide: Callable[[Draft], None], *, at_any_price: bool = False) -> None:
         """Change the state alone, at a start, when `reconcile` follows.  at_any_price: if the disk refuses, then with
         the next change; else StateError.
         """
@@ -131,12 +131,12 @@ class Node:
                 self._owe(draft.rows, error)
             self.kernel.forget(self._released(inverse))
 
-    async def alone(self, work: Callable[..., T], *arguments: object) -> T:
+    async def run_exclusively(self, work: Callable[..., T], *arguments: object) -> T:
         """Do blocking work in a worker thread while no change is in flight."""
         async with self._hold(everything=True):
             return await self.run(work, *arguments)
 
-    async def learn(
+    async def update_facts(
         self,
         update: Callable[[Facts], Facts],
         touched: Collection[RowId] | None = None,
@@ -163,10 +163,10 @@ class Node:
 
     async def reconcile(self) -> list[Failure]:
         """Make the kernel what the state implies, whatever it is now.  Returns what could not be done."""
-        _, failures = await self.mend(layout, observe, lambda steps: steps)
+        _, failures = await self.repair(layout, observe, lambda steps: steps)
         return failures
 
-    async def mend(
+    async def repair(
         self,
         part: Callable[[State, Facts], Layout],
         look: Callable[[Kernel, Layout], Layout],

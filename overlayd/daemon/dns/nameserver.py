@@ -87,19 +87,19 @@ class Nameserver:
 
     def resume(self) -> None:
         """Serve what is there at a start; later changes come through `follow`."""
-        self._heed_overlay()
+        self._apply_overlay()
         for scope in (GLOBAL, *self._node.state.table(Service)):
-            self._heed_scope(scope)
+            self._apply_scope(scope)
 
     def follow(self, change: Change) -> None:
         """Answer as the state is now, at the addresses that there are now."""
         self._zone.follow(change)
         for table, key in change:
             if table == Overlay.table:
-                self._heed_overlay()
-                self._heed_scope(GLOBAL)
+                self._apply_overlay()
+                self._apply_scope(GLOBAL)
             elif table == Service.table:
-                self._heed_scope(key)
+                self._apply_scope(key)
 
     def of_guests(self) -> tuple[Address | None, str]:
         """The name server and the domain of a guest that was given none; None and "" while there is no server that a
@@ -118,14 +118,14 @@ class Nameserver:
 
     # --- Which addresses ---
 
-    def _heed_overlay(self) -> None:
+    def _apply_overlay(self) -> None:
         """Who may ask."""
         overlay = self._node.state.get(Overlay)
         if overlay is not None:
             self._datagrams.admit(overlay.cluster.network_address.packed, overlay.cluster.prefixlen)
             self._streams.admitted = overlay.cluster
 
-    def _heed_scope(self, scope: str) -> None:
+    def _apply_scope(self, scope: str) -> None:
         """Where to listen for a service's containers, or everybody's."""
         if not self.port:
             return
@@ -243,4 +243,4 @@ def _advice(error: OSError, port: int) -> tuple[str, str]:
                 "grant CAP_NET_BIND_SERVICE, or choose a --dns-port above 1023",
             )
         case _:
-            return f"is not served: {error.strerror}", "mend that, or turn it off with --dns-port 0"
+            return f"is not served: {error.strerror}", "repair that, or turn it off with --dns-port 0"

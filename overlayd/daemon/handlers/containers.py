@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, Entrance
+from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.daemon.upkeep.reclaim import detach
 from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import netns
 from overlayd.linux.wireguard.backend import generate_key, public_key
 from overlayd.model import attachments
-from overlayd.model.attachments import Wish
+from overlayd.model.attachments import AttachSpec
 from overlayd.model.objects import GLOBAL, Netns
 from overlayd.model.peers import text
 from overlayd.model.rows import Attachment, Overlay, Service
@@ -22,7 +22,7 @@ from overlayd.model.state import Draft
 
 
 async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wire.Response:
-    wish = Wish(
+    spec = AttachSpec(
         service=request.service,
         join_global=request.join_global,
         ephemeral=request.ephemeral,
@@ -32,53 +32,53 @@ async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wir
     )
     match request.handle:
         case wire.LinuxPid(pid=pid):
-            return await _attach_pid(daemon, wish, pid)
+            return await _attach_pid(daemon, spec, pid)
         case wire.WindowsContainer():
             raise RequestError("windows_container handles are only supported on Windows")
         case wire.GuestManaged(id=id):
-            return await _attach_guest(daemon, wish, _named(id))
+            return await _attach_guest(daemon, spec, _named(id))
         case wire.HostShared(id=id):
-            return await _attach_host(daemon, wish, _named(id))
+            return await _attach_host(daemon, spec, _named(id))
 
 
-async def _attach_pid(daemon: Daemon, wish: Wish, pid: int) -> wire.Response:
+async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Response:
     namespace = _living(pid)
     handle = attachments.container(pid)
     present = attachments.find(daemon.node.state, handle, namespace.inode)
     attachment = await _attach(
         daemon,
-        wish,
-        lambda draft: attachments.attach_container(draft, wish, namespace, daemon.boot_id, netns.is_alive),
-        attachment_locks(handle, namespace, wish.isolation_network),
+        spec,
+        lambda draft: attachments.attach_container(draft, spec, namespace, daemon.boot_id, netns.is_alive),
+        attachment_locks(handle, namespace, spec.isolation_network),
         # Who was there before may be dead: then it is given up as well, with all that hangs on it.
         everything=present is not None and present.netns != namespace,
     )
     return wire.Attached(ip=str(attachment.address))
 
 
-async def _attach_host(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
+async def _attach_host(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Response:
     if not daemon.node.facts.devices:
         raise RequestError("a host_shared container's address is on the global device, and this node has none")
-    locks = attachment_locks(attachments.host(id), None, wish.isolation_network)
-    attachment = await _attach(daemon, wish, lambda draft: attachments.attach_host(draft, wish, id), locks)
+    locks = attachment_locks(attachments.host(id), None, spec.isolation_network)
+    attachment = await _attach(daemon, spec, lambda draft: attachments.attach_host(draft, spec, id), locks)
     return wire.Attached(ip=str(attachment.address))
 
 
-async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
-    entrance = Entrance(daemon)
+async def _attach_guest(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Response:
+    this_node = NodeAsPeer(daemon)
     private = generate_key()
 
     def decide(draft: Draft) -> Attachment:
-        attachment = attachments.attach_guest(draft, wish, id, private, public_key(private))
-        entrance.require()
+        attachment = attachments.attach_guest(draft, spec, id, private, public_key(private))
+        this_node.require()
         return attachment
 
     attachment = await _attach(
         daemon,
-        wish,
+        spec,
         decide,
-        [*attachment_locks(attachments.guest(id), None, wish.isolation_network), *peers_locks(GLOBAL)],
-        prepare=entrance.look,
+        [*attachment_locks(attachments.guest(id), None, spec.isolation_network), *peers_locks(GLOBAL)],
+        prepare=this_node.look,
     )
     overlay = daemon.node.state.table(Overlay)[""]
     server, domain = daemon.nameserver.of_guests()
@@ -89,7 +89,7 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
         private_key=text(attachment.private_key),
         public_key=text(attachment.public_key),
         listen_port=overlay.wg_port,
-        peers=(entrance.peer(None),),
+        peers=(this_node.peer(None),),
         dns_server=str(server) if server is not None else None,
         dns_domain=attachment.dns_domain or domain or None,
     )
@@ -97,20 +97,20 @@ async def _attach_guest(daemon: Daemon, wish: Wish, id: str) -> wire.Response:
 
 async def _attach(
     daemon: Daemon,
-    wish: Wish,
+    spec: AttachSpec,
     decide: Callable[[Draft], Attachment],
     locks: list[str],
     *,
     everything: bool = False,
     prepare: Callable[[], None] | None = None,
 ) -> Attachment:
-    service = daemon.node.state.get(Service, wish.service)
+    service = daemon.node.state.get(Service, spec.service)
     # The service's row may change too; one that is not there may be about to be set up by a request ahead of us.
-    settles = not wish.ephemeral and not (service is not None and service.lasting)
+    settles = not spec.ephemeral and not (service is not None and service.lasting)
     return await daemon.node.change(
         decide,
-        exclusive=[*locks, service_lock(wish.service)] if settles else locks,
-        shared=[service_lock(wish.service)],
+        exclusive=[*locks, service_lock(spec.service)] if settles else locks,
+        shared=[service_lock(spec.service)],
         everything=everything,
         prepare=prepare,
     )

@@ -42,7 +42,7 @@ class Daemon(NamedTuple):
     stop: Callable[[], None]
 
 
-class Entrance:
+class NodeAsPeer:
     """This node as a peer of a WireGuard that runs elsewhere: at its physical address, which `look` has to find."""
 
     def __init__(self, daemon: Daemon) -> None:

@@ -7,7 +7,7 @@ import time
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, Entrance
+from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.daemon.change.resources import peers_locks
 from overlayd.linux.wireguard.backend import Activity, generate_key, public_key
 from overlayd.model import edges
@@ -23,17 +23,17 @@ VERSION = 1
 async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Response:
     """The answer is the only place where the private key is."""
     allowed = tuple(dict.fromkeys(parse.network(cidr, "allow") for cidr in request.allow))
-    entrance = Entrance(daemon)
+    this_node = NodeAsPeer(daemon)
     private = generate_key()
     public = public_key(private)
 
     def decide(draft: Draft) -> Edge:
         now = int(time.time())
         edge = edges.mint(draft, request.name, public_key=public, now=now, ttl=request.ttl_secs, allowed=allowed)
-        entrance.require()
+        this_node.require()
         return edge
 
-    edge = await daemon.node.change(decide, exclusive=_locks(request.name), prepare=entrance.look)
+    edge = await daemon.node.change(decide, exclusive=_locks(request.name), prepare=this_node.look)
     return wire.EdgeConfig(
         version=VERSION,
         name=edge.name,
@@ -42,7 +42,7 @@ async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Res
         prefix_len=edge.address.max_prefixlen,
         private_key=text(private),
         public_key=text(public),
-        peers=(entrance.peer(allowed),),
+        peers=(this_node.peer(allowed),),
         expires_at_unix=edge.expires,
     )
 

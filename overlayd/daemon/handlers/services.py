@@ -118,6 +118,6 @@ def _may_close(node: Node, address: Address) -> str:
     """The service that may go with an address: one that all have left, or may have by the time that it is our turn."""
     lease = node.state.get(Lease, str(address))
     service = node.state.get(Service, lease.pool) if lease is not None else None
-    if service is None or service.lasting or (not service.left and node.stands(service_lock(service.name))):
+    if service is None or service.lasting or (not service.left and node.is_settled(service_lock(service.name))):
         return ""
     return service.name

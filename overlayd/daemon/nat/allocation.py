@@ -184,7 +184,7 @@ class Allocation:
                 with suppress(OSError):  # a full buffer or no route: as lost on the way
                     server.send(datagram)
             for event in events:
-                self._heed(client, event)
+                self._apply(client, event)
         due = client.next_timeout()
         if due != self._due:  # it stays the same while data passes
             self._due = due
@@ -196,7 +196,7 @@ class Allocation:
         self._due = None
         self._flush()
 
-    def _heed(self, client: TurnClient, event: Event) -> None:
+    def _apply(self, client: TurnClient, event: Event) -> None:
         now = asyncio.get_running_loop().time()
         match event:
             case Received(peer, data) if is_stun(data):

@@ -90,4 +90,4 @@ class Selection:
 
     async def _learn(self, update: Callable[[Facts], Facts], rows: Collection[RowId]) -> None:
         """Whoever begins it does not stop it: the kernel would be left half-way."""
-        await asyncio.shield(self._node.learn(update, rows, exclusive=peers_locks(GLOBAL)))
+        await asyncio.shield(self._node.update_facts(update, rows, exclusive=peers_locks(GLOBAL)))

@@ -71,7 +71,7 @@ class Nat:
         """Begin, at the daemon's start."""
         self._health.seen_as = self.seen_as
         self._health.listeners.append(self._health_changed)
-        self._health.readings.append(self._heed)
+        self._health.readings.append(self._apply_activity)
         self._watches = [self._watch(self.host.watch), self._watch(self._keep_relay)]
         self._configure()
 
@@ -190,15 +190,15 @@ class Nat:
         silent = [
             peer.id for key, peer in self._node.state.peers(GLOBAL).items() if not self._health.is_fresh(GLOBAL, key)
         ]
-        await self._node.learn(lambda facts: replace(facts, selected={}), silent, exclusive=peers_locks(GLOBAL))
+        await self._node.update_facts(lambda facts: replace(facts, selected={}), silent, exclusive=peers_locks(GLOBAL))
 
     def _health_changed(self, scope: str, key: bytes, healthy: bool) -> None:
         if self._session is not None:
             self._session.traversal.health_changed(scope, key, healthy)
 
-    def _heed(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
+    def _apply_activity(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
         if self._session is not None:
-            self._session.traversal.heed(scope, activity)
+            self._session.traversal.apply_activity(scope, activity)
 
 
 class Session:

@@ -132,7 +132,7 @@ class Traversal:
         elif not healthy:
             self._lost(key)
 
-    def heed(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
+    def apply_activity(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
         """For `Health.readings`: wake those who wait for a handshake, and look for those who are missed now."""
         if scope != GLOBAL:
             return

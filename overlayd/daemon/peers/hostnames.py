@@ -87,7 +87,7 @@ class Resolver:
         """Follow every name, at a start; later ones come through `follow`."""
         self._telling = self._spawn(self._tell())
         for peer in self._node.state.table(Peer).values():
-            self._heed(peer, adopted=True)
+            self._apply(peer, adopted=True)
 
     def follow(self, change: Change) -> None:
         """Follow the names of peers that were put, forget those of peers that went."""
@@ -99,7 +99,7 @@ class Resolver:
                 else:
                     self._forget(key)
                     if isinstance(row, Peer):
-                        self._heed(row, adopted=False)
+                        self._apply(row, adopted=False)
 
     def ask_again(self) -> None:
         """Ask now for the names of all peers that do not answer."""
@@ -113,7 +113,7 @@ class Resolver:
         if self._telling is not None:
             self._telling.cancel()
 
-    def _heed(self, peer: Peer, adopted: bool) -> None:
+    def _apply(self, peer: Peer, adopted: bool) -> None:
         if peer.endpoint and numeric_endpoint(peer.endpoint) is None:
             name = self._names[peer.key] = _Name(peer, adopted)
             self._tasks[peer.key] = self._spawn(self._follow_name(name))
@@ -185,7 +185,7 @@ class Resolver:
                 facts, resolved=resolved | {name.key: (address, name.port) for name, address in told.items()}
             )
 
-        await self._node.learn(update, touched, exclusive=peers_locks(scope))
+        await self._node.update_facts(update, touched, exclusive=peers_locks(scope))
         for name, address in told.items():
             if name.peer.id in touched:
                 log.info("%s is %s", name.peer.endpoint, endpoint_text((address, name.port)))

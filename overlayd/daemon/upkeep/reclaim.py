@@ -31,9 +31,9 @@ async def detach(node: Node, handle: str, *, inode: int = 0, dead: bool = False)
 
     own = [handle, namespace_lock(inode)]
     attachment = attachments.find(node.state, handle, inode)
-    if attachment is None and node.stands(*own, EVERYTHING):
+    if attachment is None and node.is_settled(*own, EVERYTHING):
         return None
-    if attachment is None or not node.stands(*own):
+    if attachment is None or not node.is_settled(*own):
         # What there will be to take back, and so what to lock for it, is for somebody ahead of us to say.
         return await node.change(decide, everything=True)
     locks = [handle, *attachment_locks(attachment.handle, attachment.netns, attachment.isolation_network)]

@@ -1,6 +1,6 @@
 """Putting back what somebody else changed or removed, within moments.
 
-Owns: when a suspect part of the node is looked at and mended, how much effort goes into that, and what is logged.  Must
+Owns: when a suspect part of the node is looked at and repaired, how much effort goes into that, and what is logged.  Must
 not know: what makes a part suspect (`suspects`), how it is looked at (`inspect`) or put back (`apply`).
 
 A suspect part is compared with what the state implies, under the same locks that a request takes; if nothing differs,
@@ -72,7 +72,7 @@ class Sentinel:
         self._failure: Exception | None = None  # of the reading
 
     async def watch(self) -> None:
-        """Listen, look, and mend; returns after `stop`, when what was begun is done.
+        """Listen, look, and repair; returns after `stop`, when what was begun is done.
 
         Raises what went wrong in the listening.  Called again, it subscribes anew and looks at everything, for nobody
         knows what happened meanwhile.
@@ -131,7 +131,7 @@ class Sentinel:
         try:
             for event in self._monitor.read(source):
                 self._judge.judge(event)
-        except Exception as error:  # raised by `watch`, which waits for what is being mended
+        except Exception as error:  # raised by `watch`, which waits for what is being repaired
             self._failure = error
             self._woken.set()
             return
@@ -163,7 +163,7 @@ class Sentinel:
             if part == EGRESS:
                 await self._follow_egress()
             else:
-                await self._mend(part, who)
+                await self._repair(part, who)
         except MechanismError as error:
             if self._again_later(part, loop.time() - started, who):
                 log.error("looking at %s: %s; it is tried again", part, error)
@@ -185,7 +185,7 @@ class Sentinel:
         self._schedule(part, self._backoff.due(part, now), "again", who)
         return self._is_news(part)
 
-    async def _mend(self, part: Part, who: str) -> None:
+    async def _repair(self, part: Part, who: str) -> None:
         """Put right what of the part is due, and come back for the rest."""
         if part in (FORWARDING, EVERYTHING):
             await self._mend_forwarding(who)
@@ -206,7 +206,7 @@ class Sentinel:
             return [step for step in steps if dues[pace_key(step)] <= began and _place(step.want) not in absent]
 
         of, look, exclusive = _way(part)
-        steps, failures = await self._node.mend(of, look, choose, exclusive=exclusive)
+        steps, failures = await self._node.repair(of, look, choose, exclusive=exclusive)
         cost = loop.time() - began
         for key in {pace_key(step) for step in steps}:
             self._backoff.restored(key, loop.time(), cost)
@@ -220,7 +220,7 @@ class Sentinel:
 
     async def _mend_forwarding(self, who: str) -> None:
         names = link_names(self._node.state)
-        faults = await self._node.alone(forwarding.faults, names) if names else []
+        faults = await self._node.run_exclusively(forwarding.faults, names) if names else []
         if not faults:
             return
         loop = asyncio.get_running_loop()
@@ -242,8 +242,8 @@ class Sentinel:
             log.info(
                 "the way out is %s with MTU %d: MTU %d inside, was %d", way.interface, way.mtu, mtu, node.facts.mtu
             )
-            await node.learn(lambda facts: replace(facts, mtu=mtu), ())
-            _, failures = await node.mend(layout, inspect.audit, lambda steps: steps)
+            await node.update_facts(lambda facts: replace(facts, mtu=mtu), ())
+            _, failures = await node.repair(layout, inspect.audit, lambda steps: steps)
             if failures:
                 self.suspect(EVERYTHING, "mtu")  # which says what, and tries again
 
@@ -252,11 +252,11 @@ class Sentinel:
     def _report(self, part: Part, steps: list[Step], failures: list[Failure], who: str, cost: float) -> None:
         failed = {pace_key(step): str(error) for step, error in failures}
         done = [step for step in steps if pace_key(step) not in failed and self._is_news(pace_key(step))]
-        for name, problem in drift.told(done):
+        for name, problem in drift.describe(done):
             log.warning("%s %s%s: put right in %.0f ms", name, problem, _by(who), cost * 1000)
         for step, error in failures:
             if pace_key(step) not in self.failures and self._is_news(pace_key(step)):
-                for name, problem in drift.told([step]):
+                for name, problem in drift.describe([step]):
                     log.error("%s %s, and cannot be put right: %s", name, problem, error)
         if part != EVERYTHING and failed.keys() - self.failures.keys():
             self.suspect(EVERYTHING, "failure")  # what is in the way may be seen from farther off

@@ -203,11 +203,11 @@ async def test_what_is_learned_and_refused_is_not_known(tmp_path):
         return lambda facts: replace(facts, resolved={(peer.key, peer.endpoint): (ip_address(address), 13)})
 
     (refusal,) = await asyncio.gather(
-        node.learn(where("192.0.2.13"), [peer.id], exclusive=PEERS), return_exceptions=True
+        node.update_facts(where("192.0.2.13"), [peer.id], exclusive=PEERS), return_exceptions=True
     )
     assert isinstance(refusal, MechanismError)
     assert kernel.things == layout(node.state, node.facts)
-    await node.learn(where("192.0.2.7"), [peer.id], exclusive=PEERS)
+    await node.update_facts(where("192.0.2.7"), [peer.id], exclusive=PEERS)
     assert kernel.things == layout(node.state, node.facts)
     assert (ip_address("192.0.2.7"), 13) in {getattr(thing, "endpoint", None) for thing in kernel.things.values()}
     await node.close()

@@ -18,7 +18,7 @@ from overlayd.daemon.upkeep.reclaim import detach
 from overlayd.daemon.change.resources import attachment_locks, service_lock
 from overlayd.errors import MechanismError, OverlaydError, RequestError, StateError
 from overlayd.model import attachments, overlay, services
-from overlayd.model.attachments import Wish
+from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import Facts, layout
 from overlayd.model.objects import Netns, Veth
 from overlayd.model.rows import ROWS, Attachment, Isolation, Lease, Service, decode
@@ -63,8 +63,8 @@ def namespace(pid: int) -> Netns:
     return Netns(pid=pid, started=pid, inode=pid)
 
 
-async def attach(node: Node, pid: int, service: str = "web", **wish) -> Attachment:
-    wished = Wish(service=service, **wish)
+async def attach(node: Node, pid: int, service: str = "web", **spec) -> Attachment:
+    wished = AttachSpec(service=service, **spec)
     return await node.change(
         lambda draft: attachments.attach_container(draft, wished, namespace(pid), "boot"),
         exclusive=attachment_locks(attachments.container(pid), namespace(pid), wished.isolation_network),
@@ -253,8 +253,8 @@ def test_whatever_is_asked_at_once_and_refused_nothing_is_held_twice_or_by_nobod
             for kind, pid, service, ephemeral, network in requests:
                 match kind:
                     case "attach":
-                        wish = {"ephemeral": ephemeral, "isolation_network": network, "join_global": True}
-                        asked.append(asyncio.create_task(attach(node, pid, service, **wish)))
+                        spec = {"ephemeral": ephemeral, "isolation_network": network, "join_global": True}
+                        asked.append(asyncio.create_task(attach(node, pid, service, **spec)))
                     case "detach":
                         asked.append(asyncio.create_task(detach(node, f"pid:{pid}")))
                     case "serve":

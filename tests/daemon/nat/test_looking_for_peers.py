@@ -84,7 +84,7 @@ class Looking(NodeWithPeers):
             spawn=self.spawn,
         )
         self.health.listeners[:] = [made.health_changed]
-        self.health.readings[:] = [made.heed]
+        self.health.readings[:] = [made.apply_activity]
         self.node.observers[:] = [made.follow]
         return made
 
@@ -166,7 +166,7 @@ async def test_a_name_that_resolves_meanwhile_counts_when_nothing_was_found(
     await looking.until(lambda: looking.device.told[-1] == (RELAYED, KEEPALIVE))
     (peer,) = looking.node.state.peers(GLOBAL).values()
     resolved = {(peer.key, peer.endpoint): (ip_address("192.0.2.77"), 7)}
-    await looking.node.learn(lambda facts: replace(facts, resolved=resolved), [peer.id], exclusive=["peers "])
+    await looking.node.update_facts(lambda facts: replace(facts, resolved=resolved), [peer.id], exclusive=["peers "])
     assert looking.device.told[-1] == (RELAYED, KEEPALIVE), "while it is looked for elsewhere, the name waits"
     await looking.until(lambda: not looking.running())
     assert looking.device.told[-1] == ("192.0.2.77:7", 0)
