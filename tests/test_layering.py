@@ -164,7 +164,11 @@ def test_modules_are_short_and_named_after_what_they_own() -> None:
         ("model/plan.py", "from overlayd.linux import link\n", "model imports overlayd.linux.link"),
         ("model/plan.py", "from ..linux import link\n", "model imports overlayd.linux.link"),
         ("model/plan.py", "from .. import wire\n", "model imports overlayd.wire"),
-        ("model/plan.py", "def late():\n    import overlayd.daemon.change.node\n", "model imports overlayd.daemon.change.node"),
+        (
+            "model/plan.py",
+            "def late():\n    import overlayd.daemon.change.node\n",
+            "model imports overlayd.daemon.change.node",
+        ),
         ("model/plan.py", "import time\n", "model is pure and imports time"),
         ("proto/mux.py", "from asyncio import sleep\n", "proto is pure and imports asyncio.sleep"),
         ("proto/mux.py", "open('/etc/passwd')\n", "proto is pure and imports builtins.open"),

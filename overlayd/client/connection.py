@@ -10,8 +10,8 @@ import socket
 from typing import Any, cast
 
 from overlayd import wire
-from overlayd.client import identity as client_identity
 from overlayd._fast.frame import Inbox
+from overlayd.client import identity as client_identity
 from overlayd.errors import OverlaydError, ProtocolError
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame

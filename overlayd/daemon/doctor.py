@@ -5,11 +5,11 @@ Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothi
 
 from overlayd.daemon import start
 from overlayd.daemon.change import inspect
-from overlayd.daemon.upkeep.firewall import ForwardWatch
-from overlayd.daemon.peers.health import Health
+from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
-from overlayd.daemon.change.node import Node
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.upkeep.firewall import ForwardWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names, pace_key
 from overlayd.errors import MechanismError
 from overlayd.linux import forwarding, netns

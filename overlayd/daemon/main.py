@@ -21,29 +21,28 @@ import uvloop
 from overlayd import __version__
 from overlayd.daemon import config as configuration
 from overlayd.daemon import garbage, logs, start
-from overlayd.daemon.server import listener
-from overlayd.daemon.server import identity
 from overlayd.daemon.change import journal as journals
-from overlayd.daemon.config import Config, ConfigError
-from overlayd.daemon.doctor import Doctor
-from overlayd.daemon.peers.expiry import Expiry
-from overlayd.daemon.upkeep.firewall import ForwardWatch
-from overlayd.daemon.handlers import Handlers
-from overlayd.daemon.handlers.context import Daemon
-from overlayd.daemon.peers.health import Health
 from overlayd.daemon.change.journal import InUse as JournalInUse
 from overlayd.daemon.change.journal import Journal
-from overlayd.daemon.peers.lookup import Lookups
+from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.dns.nameserver import Nameserver
+from overlayd.daemon.doctor import Doctor
+from overlayd.daemon.handlers import Handlers
+from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.nat.session import Nat
-from overlayd.daemon.upkeep.reclaim import reclaim
+from overlayd.daemon.peers.expiry import Expiry
+from overlayd.daemon.peers.health import Health
 from overlayd.daemon.peers.hostnames import Resolver
-from overlayd.daemon.upkeep.sentinel import Sentinel
+from overlayd.daemon.peers.lookup import Lookups
+from overlayd.daemon.server import identity, listener
 from overlayd.daemon.server.server import Server
 from overlayd.daemon.status import StatusView
-from overlayd.daemon.upkeep.suspects import Part
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.upkeep.deaths import DeathWatch
+from overlayd.daemon.upkeep.firewall import ForwardWatch
+from overlayd.daemon.upkeep.reclaim import reclaim
+from overlayd.daemon.upkeep.sentinel import Sentinel
+from overlayd.daemon.upkeep.suspects import Part
 from overlayd.errors import DiskError, OverlaydError, StateError
 from overlayd.linux.monitor import Monitor
 from overlayd.model.health import FRESH

@@ -55,7 +55,9 @@ def node(journal: Journal, wireguard: Preference) -> LiveNode:
 async def resume(node: LiveNode, boot: str) -> None:
     """Make sure that we have an identity, give back what the dead held, and make the kernel what the state says."""
     await node.take_over(_have_identity)
-    await node.take_over(lambda draft: _take_up(draft, boot), at_any_price=True)  # a full disk is no reason not to start
+    await node.take_over(
+        lambda draft: _take_up(draft, boot), at_any_price=True
+    )  # a full disk is no reason not to start
     for _, error in await node.reconcile():
         log.error("start: %s", error)
     released = (lease.address for lease in node.state.table(Lease).values() if not lease.holder)

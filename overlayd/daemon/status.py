@@ -8,8 +8,8 @@ The state is ahead of what is shown here: a change is in it as soon as it is dec
 from typing import NamedTuple, TypeVar, cast
 
 from overlayd import wire
-from overlayd.daemon.peers.health import Health
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.peers.health import Health
 from overlayd.linux.wireguard.backend import public_key
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, Address

@@ -1,6 +1,6 @@
 """Which names this node answers for, and with what.
 
-Owns: what registered names, the zones and the cluster's reverse zones come to in the table of names.  Must not know:
+Owns: Record rows; what registered names, the zones and the cluster's reverse zones come to in the table of names.  Must not know:
 DNS messages (`_fast.nametable` writes them), sockets, or who asks.
 
 A name that was registered as one label is also a name of the zone: `web` is `web.overlay.local` too, unless somebody
@@ -13,10 +13,22 @@ from collections.abc import Iterable, Iterator
 from overlayd._fast.nametable import NameTable, wire_name
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.rows import Attachment, Change, Overlay, Record, Service
-from overlayd.model.state import State
+from overlayd.model.state import Draft, State
 from overlayd.model.subnets import first_usable
 
 OCTET, NIBBLE = 8, 4  # bits of a label of a reverse name, RFC 1035 section 3.5 and RFC 3596 section 2.5
+
+
+def register(draft: Draft, name: str, address: Address) -> None:
+    """Let a name stand for an address, and for no other."""
+    draft.put(Record(name=name, address=address))
+
+
+def unregister(draft: Draft, name: str) -> None:
+    """Forget a name; an unknown one is no error."""
+    record = draft.get(Record, name)
+    if record is not None:
+        draft.drop(record)
 
 
 class Zone:

@@ -9,7 +9,7 @@ import pytest
 from canned import KEY, PRIVATE, Canned
 
 from overlayd import cli, wire
-from overlayd.cli import tables
+from overlayd.cli import main, tables
 from overlayd.errors import ProtocolError
 
 EDGE = wire.EdgeConfig(

@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from overlayd import wire
-from overlayd.client import connection as client_connection
 from overlayd.client import CallError, ConnectionLost, OverlayClient, Unreachable, default_socket
+from overlayd.client import connection as client_connection
 from overlayd.errors import ProtocolError
 
 # Both event loops, until pytest-asyncio offers more than this fixture and a hook for the whole suite.

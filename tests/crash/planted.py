@@ -9,9 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from overlayd.daemon.change import apply
-from overlayd.daemon.change import locks
-from overlayd.daemon.change import node
+from overlayd.daemon.change import apply, locks, node
 from overlayd.model import attachments
 from overlayd.model.rows import Change
 

@@ -22,8 +22,8 @@ PROGRAM = [
     f"""
 from overlayd.cli import daemon
 from overlayd.linux.wireguard import userspace
-from overlayd.model import silence
-userspace._ANSWER_DEADLINE, userspace._END_DEADLINE, silence.HUNG = {DEADLINE}, 0.5, {HUNG}
+from overlayd.model import health
+userspace._ANSWER_DEADLINE, userspace._END_DEADLINE, health.HUNG = {DEADLINE}, 0.5, {HUNG}
 daemon()
 """,
 ]

@@ -1,4 +1,4 @@
-"""Health: the rule by example, and against the whole history."""
+"""Health, roaming and silence: the rules by example, health against the whole history too."""
 
 from collections import namedtuple
 
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles_health import health_events
 
-from overlayd.model.health import FRESH, HealthTracker, is_fresh
+from overlayd.model.health import CALM, FRESH, HUNG, LONGEST, HealthTracker, RoamingTracker, Silence, is_fresh
 
 Seen = namedtuple("Seen", "endpoint last_handshake")
 START = 1_000_000
@@ -84,3 +84,87 @@ def test_like_the_whole_history(steps):
             tracker.resume(seen, now)
         else:
             assert sorted(tracker.observe(seen, now)) == sorted(health_events(history, fresh))
+
+
+def moves(*steps):
+    """What is announced for one peer at each step: (endpoint shown, endpoint given)."""
+    tracker = RoamingTracker()
+    return [tracker.observe({A: shown}, lambda key, given=given: given) for shown, given in steps]
+
+
+def test_an_endpoint_that_was_given_is_no_move():
+    assert moves((None, "x"), ("x", "x"), ("x", "y"), ("y", "y")) == [[], [], [], []]
+
+
+def test_a_move_and_the_way_back_are_told_once_each():
+    assert moves(("x", "x"), ("y", "x"), ("y", "x"), ("x", "x"), ("x", "x")) == [[], [(A, "y")], [], [(A, "x")], []]
+
+
+def test_a_peer_that_is_sent_elsewhere_after_a_move_has_not_moved_by_itself():
+    assert moves(("x", "x"), ("y", "x"), ("z", "z")) == [[], [(A, "y")], []]
+
+
+def test_a_peer_without_an_endpoint_that_turns_up_has_moved():
+    assert moves((None, None), ("x", None)) == [[], [(A, "x")]]
+
+
+def test_a_reading_older_than_the_given_endpoint_is_no_move():
+    assert moves(("x", "x"), ("x", "y"), ("y", "y"), ("y", "y")) == [[], [], [], []]
+
+
+@given(st.lists(st.tuples(st.sampled_from("xyz"), st.booleans(), st.booleans()), max_size=12))
+def test_moves_are_told_and_orders_are_not(steps):
+    """Each step the peer moves somewhere, or is sent there (a new order), or stays; a peer that went is forgotten."""
+    tracker = RoamingTracker()
+    at = given_to = "x"
+    tracker.observe({A: at}, {A: given_to}.get)
+    for place, by_itself, gone in steps:
+        if gone:
+            assert tracker.observe({}, lambda key: None) == []
+            at = given_to = place
+            assert tracker.observe({A: at}, {A: given_to}.get) == []
+            continue
+        expected = [(A, place)] if by_itself and place != at else []
+        if not by_itself:
+            if place in {given_to, at}:
+                continue  # the same order again is none; one to where the peer is already goes unnoticed
+            given_to = place
+        at = place
+        assert tracker.observe({A: at}, {A: given_to}.get) == expected
+        assert tracker.observe({A: at}, {A: given_to}.get) == []
+
+
+def lost_until_hung(silence: Silence) -> int:
+    """How many readings in a row without an answer it takes."""
+    lost = 1
+    while not silence.unanswered():
+        lost += 1
+    return lost
+
+
+def test_so_many_in_a_row_and_twice_as_many_each_time() -> None:
+    silence = Silence()
+    assert [lost_until_hung(silence) for _ in range(8)] == [min(HUNG << n, LONGEST) for n in range(8)]
+
+
+def test_an_answer_between_starts_the_count_anew() -> None:
+    silence = Silence()
+    for _ in range(HUNG * 10):
+        assert not any(silence.unanswered() for _ in range(HUNG - 1))
+        assert silence.answered()
+        assert not silence.answered()
+    assert lost_until_hung(silence) == HUNG
+
+
+def test_only_a_long_calm_makes_it_forget() -> None:
+    silence = Silence()
+    lost_until_hung(silence)
+    for _ in range(CALM - 1):
+        silence.answered()
+    silence.unanswered()
+    for _ in range(CALM - 1):
+        silence.answered()
+    assert silence.patience == 2 * HUNG
+    silence.answered()
+    assert silence.patience == HUNG
+    assert lost_until_hung(silence) == HUNG

@@ -57,7 +57,9 @@ def test_a_reused_pid_in_another_namespace_replaces_the_dead_container():
     state = ready()
     attach(state, 7)
     newer = Netns(pid=7, started=99999, inode=4242)
-    attachment, _ = change(state, lambda draft: attachments.attach_container(draft, AttachSpec(service="web"), newer, "boot"))
+    attachment, _ = change(
+        state, lambda draft: attachments.attach_container(draft, AttachSpec(service="web"), newer, "boot")
+    )
     assert attachment.netns == newer
     assert len(state.table(Attachment)) == 1
 
@@ -70,7 +72,9 @@ def test_another_process_in_a_namespace_of_the_same_number_is_a_fellow_only_if_t
     other = Netns(pid=8, started=99999, inode=first.netns.inode)
     found, _ = change(
         state,
-        lambda draft: attachments.attach_container(draft, AttachSpec(service="web"), other, "boot", lambda _netns: lives),
+        lambda draft: attachments.attach_container(
+            draft, AttachSpec(service="web"), other, "boot", lambda _netns: lives
+        ),
     )
     assert (found == first) == lives
     assert list(state.table(Attachment)) == [found.handle]
@@ -188,7 +192,9 @@ def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
 def test_the_peer_of_a_guest_is_the_guests_alone():
     state = ready()
     key, network, foreign = KEYS[0], ip_network("10.200.3.0/24"), ip_network("10.200.4.0/24")
-    guest = change(state, lambda draft: attachments.attach_guest(draft, AttachSpec(service="web"), "vm", b"p" * 32, key))[0]
+    guest = change(
+        state, lambda draft: attachments.attach_guest(draft, AttachSpec(service="web"), "vm", b"p" * 32, key)
+    )[0]
     own = ip_network(guest.address)
     options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "allowed_ips": (network,), "candidates": ()}
     before = dump(state)

@@ -2,7 +2,8 @@
 
 Owns: which mechanism does which step, and the order of undo.  Must not know: why a step is wanted.
 
-Every function here blocks; `daemon.change.node` calls `Kernel.apply` from a thread, several at a time for different resources.
+Every function here blocks; `daemon.change.node` calls `Kernel.apply` from a thread, several at a time for different
+resources.
 """
 
 import logging

@@ -1,6 +1,7 @@
 """Many small changes of one kind become one: those who wait for the same resources are gathered into a group.
 
-Owns: who waits in which group, and what became of each.  Must not know: how a group is carried out (`daemon.change.node`).
+Owns: who waits in which group, and what became of each.  Must not know: how a group is carried out
+(`daemon.change.node`).
 
 The first of a group leads it: it queues for the resources, and carries out whoever has joined when its turn comes.  A
 group takes nobody more once another request has queued behind it, so that gathering lets nobody overtake.

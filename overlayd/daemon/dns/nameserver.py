@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
+from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.forwarder import Forwarder, Spawn
 from overlayd.daemon.dns.stream import Streams
-from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.upstreams import PORT, Upstream, Upstreams
 from overlayd.linux.datagrams import Datagrams
 from overlayd.model.layout import endpoint_text

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from overlayd import wire
 from overlayd.daemon import parse
+from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.daemon.upkeep.reclaim import detach
-from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import netns
 from overlayd.linux.wireguard.backend import generate_key, public_key

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from overlayd import wire
-from overlayd.daemon.doctor import Doctor
-from overlayd.daemon.peers.health import Health
-from overlayd.daemon.dns.nameserver import Nameserver
-from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.dns.nameserver import Nameserver
+from overlayd.daemon.doctor import Doctor
+from overlayd.daemon.nat.session import Nat
+from overlayd.daemon.peers.health import Health
 from overlayd.daemon.status import StatusView
 from overlayd.errors import RequestError
 from overlayd.linux import egress

@@ -7,8 +7,8 @@ import time
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.daemon.change.resources import peers_locks
+from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.linux.wireguard.backend import Activity, generate_key, public_key
 from overlayd.model import edges
 from overlayd.model.objects import GLOBAL

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.change.resources import NODE
+from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
 from overlayd.linux.wireguard.backend import public_key
 from overlayd.model import overlay, peers

@@ -7,9 +7,9 @@ import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
+from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
 from overlayd.linux.wireguard.backend import public_key
 from overlayd.model import peers

@@ -7,9 +7,9 @@ import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import NODE, peers_locks, service_lock
+from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
 from overlayd.linux import link, veth
 from overlayd.linux.observe import NamedBridge, bridges_named

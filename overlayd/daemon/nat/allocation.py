@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from overlayd import wire
-from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.nat.loopback import AT_ONCE, DATAGRAM, Loopback, enlarge_buffers
 from overlayd.daemon.nat.reflexive import resolve
+from overlayd.daemon.peers.lookup import Lookups
 from overlayd.model.candidates import Endpoint
 from overlayd.model.layout import endpoint_text
 from overlayd.proto.stun import TRANSACTION_ID_SIZE, is_stun

@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.nat.stun_port import StunPort
+from overlayd.daemon.peers.lookup import Lookups
 from overlayd.model.candidates import Endpoint, is_symmetric
 from overlayd.model.layout import endpoint_text, numeric_endpoint
 from overlayd.proto.stun import Failure

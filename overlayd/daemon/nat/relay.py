@@ -23,8 +23,8 @@ from ipaddress import ip_address
 
 from overlayd import wire
 from overlayd.errors import MechanismError, RequestError
+from overlayd.linux.egress import leaves_host
 from overlayd.linux.netlink import Netlink
-from overlayd.linux.route import leaves_host
 from overlayd.model.objects import Address, Network
 from overlayd.proto.relay import RelayServer, SocketAddress, ToPeer
 from overlayd.proto.stun import TRANSACTION_ID_SIZE

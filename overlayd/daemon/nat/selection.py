@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from overlayd.daemon.nat.allocation import Allocation
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
+from overlayd.daemon.nat.allocation import Allocation
 from overlayd.model.candidates import RELAY, ConnectionType, Endpoint, connection_type, peer_candidates
 from overlayd.model.layout import Facts, Selected, configured_address
 from overlayd.model.objects import GLOBAL

@@ -14,18 +14,18 @@ import msgspec
 
 from overlayd import wire
 from overlayd.daemon import start
-from overlayd.daemon.nat.allocation import Allocation
-from overlayd.daemon.nat.own_addresses import Candidates
-from overlayd.daemon.nat.checks import Checks
-from overlayd.daemon.peers.health import Health
-from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.resources import peers_locks
+from overlayd.daemon.nat.allocation import Allocation
+from overlayd.daemon.nat.checks import Checks
+from overlayd.daemon.nat.own_addresses import Candidates
 from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.nat.relay_offer import RelayOffer
-from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.nat.selection import Selection
 from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.nat.traversal import Spawn, Traversal
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.lookup import Lookups
 from overlayd.linux.shared_port import CAP_NET_RAW
 from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.candidates import Candidate, ConnectionType, Endpoint, node_candidates

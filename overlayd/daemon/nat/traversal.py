@@ -17,13 +17,13 @@ from contextlib import suppress
 from typing import Any
 
 from overlayd import wire
+from overlayd.daemon.change.node import Node
 from overlayd.daemon.nat.allocation import Allocation
 from overlayd.daemon.nat.checks import Checks
-from overlayd.daemon.peers.health import Health
-from overlayd.daemon.change.node import Node
 from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.nat.selection import Selection
 from overlayd.daemon.nat.stun_port import StunPort
+from overlayd.daemon.peers.health import Health
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard.backend import Activity, public_key
 from overlayd.model.candidates import Endpoint, peer_candidates

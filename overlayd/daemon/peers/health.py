@@ -15,13 +15,11 @@ from overlayd import wire
 from overlayd.daemon.change.node import Node
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard.backend import Activity
-from overlayd.model.health import FRESH, HealthTracker, is_fresh
+from overlayd.model.health import FRESH, HealthTracker, RoamingTracker, Silence, is_fresh
 from overlayd.model.layout import endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.peers import text
-from overlayd.model.roaming import RoamingTracker
 from overlayd.model.rows import Edge, Service
-from overlayd.model.silence import Silence
 
 log = logging.getLogger(__name__)
 

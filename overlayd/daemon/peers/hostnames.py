@@ -18,10 +18,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from overlayd.daemon.peers.health import Health
-from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.lookup import Lookups
 from overlayd.errors import MechanismError
 from overlayd.model.layout import Facts, endpoint_text, numeric_endpoint
 from overlayd.model.objects import Address

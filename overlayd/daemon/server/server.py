@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 
 from overlayd import wire
+from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
 from overlayd.daemon.server.listener import Credentials
-from overlayd.daemon.handlers import Handlers
 from overlayd.proto.mux import EndpointMux
 
 log = logging.getLogger(__name__)

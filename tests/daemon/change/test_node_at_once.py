@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
-from overlayd.daemon.upkeep.reclaim import detach
 from overlayd.daemon.change.resources import attachment_locks, service_lock
+from overlayd.daemon.upkeep.reclaim import detach
 from overlayd.errors import MechanismError, OverlaydError, RequestError, StateError
 from overlayd.model import attachments, overlay, services
 from overlayd.model.attachments import AttachSpec

@@ -15,12 +15,12 @@ from overlayd import wire
 from overlayd.daemon.nat import traversal
 from overlayd.daemon.nat.allocation import Allocation
 from overlayd.daemon.nat.checks import Checks
-from overlayd.daemon.peers.health import Health
-from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.nat.selection import KEEPALIVE, Selection
 from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.nat.traversal import Traversal
+from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.lookup import Lookups
 from overlayd.linux.wireguard.backend import Activity
 from overlayd.model import peers
 from overlayd.model.layout import endpoint_text

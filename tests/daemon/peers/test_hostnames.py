@@ -13,8 +13,8 @@ import pytest
 from node_with_peers import NodeWithPeers
 
 from overlayd.daemon.peers.health import Health
-from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.peers.hostnames import Resolver
+from overlayd.daemon.peers.lookup import Lookups
 
 KEY, OTHER = b"a" * 32, b"b" * 32
 

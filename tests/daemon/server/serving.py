@@ -8,9 +8,9 @@ from functools import partial
 import msgspec
 
 from overlayd import wire
+from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server import listener
 from overlayd.daemon.server.connection import LIMITS, Limits
-from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.server import Server
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame

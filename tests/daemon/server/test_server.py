@@ -27,8 +27,8 @@ from serving import (
 )
 
 from overlayd import wire
-from overlayd.daemon.server.connection import Limits
 from overlayd.daemon.handlers import Handlers
+from overlayd.daemon.server.connection import Limits
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame
 
