@@ -1,6 +1,7 @@
 """The health of peers and their moves, worked out from the whole history every time.
 
-Owns: slow and obvious twins of `model.health.HealthTracker` and `RoamingTracker` of the same module.  Must not know: them.
+Owns: slow and obvious twins of `model.health.HealthTracker` and `RoamingTracker` of the same module.  Must not know:
+them.
 
 A history is a list of (now, {key: (endpoint, last_handshake)}), oldest first; its first entry is what was there at the
 start of the daemon.

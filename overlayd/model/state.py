@@ -3,8 +3,8 @@
 Owns: the tables, what is derived from them (address pools, owners of allowed IPs, attachments by namespace), and
 drafts.  Must not know: disk, kernel, clock.
 
-The state has one writer (`daemon.change.node`) on one thread, so the tables are plain dictionaries of immutable rows and
-the indexes are updated in place: a change costs the rows it touches, and readers on that thread never see half of
+The state has one writer (`daemon.change.node`) on one thread, so the tables are plain dictionaries of immutable rows
+and the indexes are updated in place: a change costs the rows it touches, and readers on that thread never see half of
 one.  `apply` returns the inverse change, which is how a change that the disk or the kernel refused is taken back.
 
 A change is in the state as soon as it is decided, so that the next decision builds on it.  But what it gives up is not

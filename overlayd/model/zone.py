@@ -1,7 +1,7 @@
 """Which names this node answers for, and with what.
 
-Owns: Record rows; what registered names, the zones and the cluster's reverse zones come to in the table of names.  Must not know:
-DNS messages (`_fast.nametable` writes them), sockets, or who asks.
+Owns: Record rows; what registered names, the zones and the cluster's reverse zones come to in the table of names.
+Must not know: DNS messages (`_fast.nametable` writes them), sockets, or who asks.
 
 A name that was registered as one label is also a name of the zone: `web` is `web.overlay.local` too, unless somebody
 registered that.  A change costs the names it touches.

@@ -1,8 +1,8 @@
 """A TURN server over UDP (RFC 8656), without its sockets: the relay that a node offers to others.
 
 Owns: who may relay and to whom; sessions, permissions, channels and when they end.  Must not know: sockets
-(`daemon.nat.relay` opens and closes the relayed ports and moves the bytes), clocks (`now`: seconds of any steady clock),
-randomness (an argument).
+(`daemon.nat.relay` opens and closes the relayed ports and moves the bytes), clocks (`now`: seconds of any steady
+clock), randomness (an argument).
 
 Nobody relays without the credential, which is shared by the nodes of a cluster; a username is whatever a node calls
 itself.  What was asked once costs nothing later: ChannelData is relayed by two look-ups and no parsing.

@@ -88,7 +88,7 @@ def test_a_wg_quick_file_holds_no_commands() -> None:
 
 @pytest.mark.parametrize("ttl, seconds", [("90", 90), ("90s", 90), ("30m", 1800), ("8h", 28800), ("7d", 604800)])
 def test_times_to_live(ttl: str, seconds: int) -> None:
-    args = cli._parser().parse_args(["edge", "mint", "x", "--ttl", ttl, "--allow", "c"])
+    args = main._parser().parse_args(["edge", "mint", "x", "--ttl", ttl, "--allow", "c"])
     assert args.ttl == seconds
 
 

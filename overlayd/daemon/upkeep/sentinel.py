@@ -1,7 +1,7 @@
 """Putting back what somebody else changed or removed, within moments.
 
-Owns: when a suspect part of the node is looked at and repaired, how much effort goes into that, and what is logged.  Must
-not know: what makes a part suspect (`suspects`), how it is looked at (`inspect`) or put back (`apply`).
+Owns: when a suspect part of the node is looked at and repaired, how much effort goes into that, and what is logged.
+Must not know: what makes a part suspect (`suspects`), how it is looked at (`inspect`) or put back (`apply`).
 
 A suspect part is compared with what the state implies, under the same locks that a request takes; if nothing differs,
 nothing happens.  Effort is bounded: a part that was looked at rests a while, and what goes again and again is put back
