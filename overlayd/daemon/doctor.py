@@ -9,13 +9,14 @@ from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
 from overlayd.daemon.upkeep.firewall import ForwardWatch
-from overlayd.daemon.upkeep.sentinel import Sentinel, link_names, pace_key
+from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.errors import MechanismError
 from overlayd.linux import capability, forwarding, netns
 from overlayd.linux.wireguard import backend as wireguard
 from overlayd.model import drift
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
+from overlayd.model.pacing import pace_key
 from overlayd.model.peers import text
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Peer
