@@ -9,7 +9,13 @@ from ipaddress import IPv4Network, IPv6Network
 from overlayd.errors import RequestError
 from overlayd.model.objects import Address, Network
 
-SUBNET_PREFIX = {4: 28, 6: 120}  # of a service's subnet, by IP version
+# From the contract: the prefix length of a service's subnet by IP version, and the least number of slots: a smaller
+# cluster is cut into narrower ones.  Nodes that run another daemon choose by the same numbers.
+SUBNET_PREFIX = {4: 26, 6: 120}
+FEWEST_SLOTS_BITS = 4  # 16 slots
+
+# Our own constant: a subnet of fewer than four addresses has no room for a gateway and a container.
+NARROWEST_BITS = 2
 
 # Our own constant: the most addresses of a network that are handed out; a network can hold more than anybody counts.
 MOST_ADDRESSES = 65_536
@@ -21,6 +27,16 @@ _FNV_PRIME = 0x100000001B3
 _SEPARATOR = b"\x1f"  # between service and node, so that ("web1", "1") and ("web", "11") differ
 
 
+def subnet_prefix(cluster: Network) -> int:
+    """The prefix length of the slots that a cluster is cut into.  RequestError when not even one fits into it."""
+    narrowest = cluster.max_prefixlen - NARROWEST_BITS
+    if cluster.prefixlen > narrowest:
+        raise RequestError(
+            f"cluster {cluster} has no room for the subnet of a service: set the overlay up with a larger cluster CIDR"
+        )
+    return min(max(SUBNET_PREFIX[cluster.version], cluster.prefixlen + FEWEST_SLOTS_BITS), narrowest)
+
+
 def slot(cluster: Network, service: str, node: str) -> int:
     """The slot where the search for a service's subnet starts; node is the decimal node id.
 
@@ -29,7 +45,7 @@ def slot(cluster: Network, service: str, node: str) -> int:
     value = _FNV_BASIS
     for byte in service.encode() + _SEPARATOR + node.encode():
         value = (value ^ byte) * _FNV_PRIME & 0xFFFFFFFFFFFFFFFF
-    return value % _slots(cluster)
+    return value % (1 << subnet_prefix(cluster) - cluster.prefixlen)
 
 
 def choose(cluster: Network, service: str, node_id: int, overlap: Callable[[Network], Network | None]) -> Network:
@@ -38,21 +54,22 @@ def choose(cluster: Network, service: str, node_id: int, overlap: Callable[[Netw
     overlap(candidate) returns a network that overlaps the candidate and makes it unusable, or None.  The search goes on
     behind the end of that network, so a wide one costs one call.  Raises RequestError when no slot is usable.
     """
-    count = _slots(cluster)
-    subnet_bits = cluster.max_prefixlen - SUBNET_PREFIX[cluster.version]
+    prefix = subnet_prefix(cluster)
+    count = 1 << prefix - cluster.prefixlen
+    subnet_bits = cluster.max_prefixlen - prefix
     base = int(cluster.network_address)
     first = slot(cluster, service, str(node_id))
     seen = 0  # slots from the first one on that are known to be unusable
     while seen < count:
         index = (first + seen) % count
-        candidate = _subnet(cluster, base + (index << subnet_bits))
+        candidate = _subnet(cluster, base + (index << subnet_bits), prefix)
         blocker = overlap(candidate)
         if blocker is None:
             return candidate
         last = min((int(blocker.broadcast_address) - base) >> subnet_bits, count - 1)
         seen += max(last - index, 0) + 1
     raise RequestError(
-        f"no free /{SUBNET_PREFIX[cluster.version]} subnet for service {service!r} in cluster {cluster}: "
+        f"no free /{prefix} subnet for service {service!r} in cluster {cluster}: "
         "tear a service down, or set the overlay up with a larger cluster CIDR"
     )
 
@@ -76,17 +93,7 @@ def first_usable(network: Network) -> Address:
     return network[usable_window(network)[0]]
 
 
-def _slots(cluster: Network) -> int:
-    bits = SUBNET_PREFIX[cluster.version] - cluster.prefixlen
-    if bits < 0:
-        raise RequestError(
-            f"cluster {cluster} has no room for a /{SUBNET_PREFIX[cluster.version]} subnet: "
-            "set the overlay up with a larger cluster CIDR"
-        )
-    return 1 << bits
-
-
-def _subnet(cluster: Network, address: int) -> Network:
+def _subnet(cluster: Network, address: int, prefix: int) -> Network:
     if isinstance(cluster, IPv4Network):
-        return IPv4Network((address, SUBNET_PREFIX[4]))
-    return IPv6Network((address, SUBNET_PREFIX[6]))
+        return IPv4Network((address, prefix))
+    return IPv6Network((address, prefix))

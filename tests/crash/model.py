@@ -14,7 +14,7 @@ from crash.model_state import GLOBAL, NODE_POOL, Network, Refused, host_network,
 
 Step = dict[str, Any]
 
-SLOT = {4: 28, 6: 120}  # prefix length of a service's subnet
+SLOT = {4: 26, 6: 120}  # prefix length of a service's subnet, in clusters of at least sixteen
 DNS_DOMAIN = "overlay.local"
 DEDICATED_PORTS = 256  # above the global one
 

@@ -140,7 +140,7 @@ SCENARIOS = {
         Scenario(
             "release",
             (*SERVED, step("allocate_ip", service="w", join_global=False)),
-            step("release_ip", ip="10.200.196.18"),
+            step("release_ip", ip="10.200.16.66"),
         ),
         Scenario(
             "release what kept an ephemeral service",
@@ -150,7 +150,7 @@ SCENARIOS = {
                 step("allocate_ip", service="w", join_global=False),
                 detach(),
             ),
-            step("release_ip", ip="10.200.196.19"),
+            step("release_ip", ip="10.200.16.67"),
         ),
         Scenario("attach", SERVED, attach()),
         Scenario("attach again", ATTACHED, attach()),

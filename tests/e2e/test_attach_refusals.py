@@ -9,7 +9,7 @@ import pytest
 from lab import Lab, Refused
 from lab.cluster import Member
 
-CONTAINERS_OF_A_28 = 13  # 16 addresses less network, broadcast and gateway
+CONTAINERS_OF_A_26 = 61  # 64 addresses less network, broadcast and gateway
 
 
 @contextmanager
@@ -53,8 +53,8 @@ def handle(pid: int) -> dict[str, Any]:
 
 
 def first_address_suffixes() -> tuple[str, ...]:
-    """The last bytes of the first container address of every /28: network, gateway, then it."""
-    return tuple(f".{start + 2}" for start in range(0, 256, 16))
+    """The last bytes of the first container address of every /26: network, gateway, then it."""
+    return tuple(f".{start + 2}" for start in range(0, 256, 64))
 
 
 def test_an_unknown_service(member: Member, lab: Lab) -> None:
@@ -66,11 +66,13 @@ def test_an_unknown_service(member: Member, lab: Lab) -> None:
 
 def test_a_full_subnet(member: Member, lab: Lab) -> None:
     member.set_up_service("crowd")
-    crowd = [lab.container() for _ in range(CONTAINERS_OF_A_28)]
+    crowd = [lab.container() for _ in range(9)]
     addresses = [member.attach(container, "crowd") for container in crowd]
-    assert len(set(addresses)) == CONTAINERS_OF_A_28
+    while len(addresses) < CONTAINERS_OF_A_26:
+        addresses.append(member.request("allocate_ip", service="crowd", join_global=False)["ip"])
+    assert len(set(addresses)) == CONTAINERS_OF_A_26
     latecomer = lab.container()
-    with unchanged(member), pytest.raises(Refused, match=r"crowd.*13"):
+    with unchanged(member), pytest.raises(Refused, match=r"crowd.*61"):
         member.attach(latecomer, "crowd")
     assert interfaces(latecomer) == ["lo"]
     member.detach(crowd[4])

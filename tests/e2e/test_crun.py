@@ -21,7 +21,7 @@ def test_containers_of_a_runtime_serve_each_other_across_nodes(
     address = pair.alpha.attach(first, "web", join_global=True)
     other = pair.beta.attach(second, "db")
     inside = first.execute("ip", "address")
-    assert f"inet {address}/28" in inside
+    assert f"inet {address}/26" in inside
     assert "eth1" in inside
     assert second.fetch(address) == first.name
     assert first.fetch(other) == second.name

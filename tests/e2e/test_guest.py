@@ -63,7 +63,7 @@ def test_a_guest_reaches_containers_on_both_nodes_from_its_configuration_alone(p
     assert attach(alpha, guest("vm1"), "web", dns_server="9.9.9.9") == config
     assert peer_keys(alpha) == peers | {config["public_key"]}
     address = config["overlay_ip"]
-    assert ip_address(address) in ip_network(f"{pair.web_address}/28", strict=False)
+    assert ip_address(address) in ip_network(f"{pair.web_address}/26", strict=False)
 
     roamer.bring_up(vm, config)
     try:

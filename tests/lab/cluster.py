@@ -15,7 +15,7 @@ CLUSTER = "10.200.0.0/16"
 CLUSTER6 = "fd00:200::/48"
 PORT = 51820
 SLICE_PREFIX = {4: 24, 6: 64}  # of a node's part of the cluster
-SERVICE_PREFIX = {4: 28, 6: 120}  # of the subnet that a service gets on a node
+SERVICE_PREFIX = {4: 26, 6: 120}  # of the subnet that a service gets on a node
 
 
 class Member:

@@ -19,16 +19,16 @@ from overlayd.model.state import Draft
 
 def test_a_container_of_a_full_subnet_is_refused_with_the_numbers():
     state = ready()
-    for pid in range(1, 14):
+    for pid in range(1, 62):
         attach(state, pid)
-    with pytest.raises(RequestError, match=r"service web: all of 10\.200\..*/28 is taken, 13 held"):
+    with pytest.raises(RequestError, match=r"service web: all of 10\.200\..*/26 is taken, 61 held"):
         attach(state, 99)
     assert state.get(Attachment, "pid:99") is None
 
 
 def test_a_released_address_is_reused_last_and_oldest_first():
     state = ready()
-    taken = [change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0] for _ in range(13)]
+    taken = [change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0] for _ in range(61)]
     assert taken == sorted(taken)
     for address in (taken[5], taken[2]):
         change(state, lambda draft, address=address: ipam.release(draft, address, ipam.REQUEST))

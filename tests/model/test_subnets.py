@@ -40,7 +40,36 @@ def networks_in(draw: st.DrawFn, cluster: Network) -> Network:
     return ip_network((int(cluster[offset]), prefix), strict=False)
 
 
-@given(st.data(), st.sampled_from(["10.200.0.0/22", "10.0.0.240/28", "fd00:7::/112"]), st.text(max_size=5))
+# Of clusters: the prefix length of the slots that a service is given one of.
+PREFIXES = {
+    "10.0.0.0/8": 26,
+    "10.200.0.0/16": 26,
+    "10.200.0.0/22": 26,  # sixteen of them
+    "10.200.0.0/23": 27,
+    "10.200.0.0/24": 28,
+    "10.0.0.192/26": 30,
+    "10.0.0.240/28": 30,  # a narrower one has no room for a gateway and a container
+    "10.0.0.240/30": 30,
+    "fd00:7::/48": 120,
+    "fd00:7::/116": 120,
+    "fd00:7::/117": 121,
+    "fd00:7::f0/124": 126,
+    "fd00:7::f0/126": 126,
+}
+
+
+@pytest.mark.parametrize("cidr", PREFIXES)
+def test_a_small_cluster_has_narrower_slots(cidr: str) -> None:
+    subnet = choose(ip_network(cidr), "web", 1, lambda _: None)
+    assert subnet.prefixlen == PREFIXES[cidr]
+    first, last = usable_window(subnet)
+    assert last > first, "room for a gateway and a container"
+
+
+SMALL = [cidr for cidr in PREFIXES if ip_network(cidr).num_addresses <= 1 << 12]
+
+
+@given(st.data(), st.sampled_from(SMALL), st.text(max_size=5))
 def test_choose_agrees_with_trying_every_slot(data: st.DataObject, cidr: str, service: str) -> None:
     cluster = ip_network(cidr)
     taken = data.draw(st.lists(networks_in(cluster), max_size=12))
@@ -49,11 +78,11 @@ def test_choose_agrees_with_trying_every_slot(data: st.DataObject, cidr: str, se
     def overlap(candidate: Network) -> Network | None:
         nonlocal calls
         calls += 1
-        assert candidate.prefixlen == (28 if candidate.version == 4 else 120)
+        assert candidate.prefixlen == PREFIXES[cidr]
         assert int(cluster[0]) <= int(candidate[0]) <= int(candidate[-1]) <= int(cluster[-1])
         return next((network for network in taken if overlaps(network, candidate)), None)
 
-    slots: list[Network] = list(cluster.subnets(new_prefix=28 if cluster.version == 4 else 120))
+    slots: list[Network] = list(cluster.subnets(new_prefix=PREFIXES[cidr]))
     first = slot(cluster, service, "3")
     free = [subnet for subnet in slots[first:] + slots[:first] if not any(overlaps(subnet, net) for net in taken)]
     if free:
@@ -78,9 +107,9 @@ def test_a_wide_slice_costs_one_call() -> None:
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("cidr", ["10.0.0.0/29", "10.0.0.1/32", "fd00::/121", "fd00::1/128"])
+@pytest.mark.parametrize("cidr", ["10.0.0.0/31", "10.0.0.1/32", "fd00::/127", "fd00::1/128"])
 def test_a_cluster_without_a_slot_is_refused(cidr: str) -> None:
-    with pytest.raises(RequestError, match=r"no room for a /(28|120) subnet"):
+    with pytest.raises(RequestError, match=r"no room for the subnet of a service.*larger cluster CIDR"):
         choose(ip_network(cidr), "web", 0, lambda _: None)
 
 
