@@ -8,18 +8,23 @@ is never taken for the old process.  Sources: proc(5), namespaces(7), setns(2), 
 
 import ctypes
 import errno
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from overlayd.errors import MechanismError
-from overlayd.linux.netlink import Netlink
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import Netns
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
+_INIT = 1  # the pid of init, which is no container and not always to be looked at
 _OWN = "/proc/thread-self/ns/net"  # not /proc/self: threads may be in different namespaces
+
+_log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -78,6 +83,34 @@ def is_alive(netns: Netns) -> bool:
         if error.errno == errno.ESRCH:
             return False
         raise
+
+
+def inhabited(ids: Collection[int]) -> frozenset[int]:
+    """Those of the network namespaces in which a process lives, by the ids that the calling thread's namespace has for
+    them; all of them when there is a process that we may not look at.  Looks at every process of the machine.
+    """
+    found: set[int] = set()
+    seen = {own_inode()}
+    with Netlink() as netlink:
+        for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+            path = Path(f"/proc/{pid}/ns/net")
+            try:
+                if path.stat().st_ino in seen:
+                    continue
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ESRCH) or pid == _INIT:
+                    continue  # it has exited, but another one may still live there
+                _log.warning("containers of other daemons all count as living: %s", _unreadable(pid, error))
+                return frozenset(ids)
+            try:
+                seen.add(os.fstat(descriptor).st_ino)
+                body = rt.namespace_id_body(descriptor)
+                request = Request("identify network namespace of", f"process {pid}", rt.RTM_GETNSID, 0, body)
+                found.update(map(rt.parse_namespace_id, netlink.transact([request])))
+            finally:
+                os.close(descriptor)
+    return frozenset(found.intersection(ids))
 
 
 def ensure_running(netns: Netns) -> None:

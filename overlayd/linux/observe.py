@@ -70,11 +70,12 @@ class DeviceLink:
 @dataclass(frozen=True, slots=True)
 class NamedBridge:
     """A bridge found by its name alone.  names: its name and its alternative names.  ports: names of the veths enslaved
-    to it.
+    to it.  namespaces: the ids of the other namespaces in which their other ends are (see `netns.inhabited`).
     """
 
     names: tuple[str, ...]
     ports: tuple[str, ...]
+    namespaces: frozenset[int]
 
 
 Observed = Bridge | Veth | Route | Proxy | Alias | DeviceLink
@@ -155,12 +156,16 @@ def bridges_named(prefix: str, suffix: str) -> list[NamedBridge]:
     """All bridges one of whose names starts with `prefix` and ends with `suffix`, ours or not."""
     with Netlink() as netlink:
         links = _read_links(netlink)
-    ports: defaultdict[int, list[str]] = defaultdict(list)
+    ports: defaultdict[int, list[rt.Link]] = defaultdict(list)
     for link in links.values():
         if link.kind == "veth":
-            ports[link.master].append(link.name)
+            ports[link.master].append(link)
     return [
-        NamedBridge(names, tuple(sorted(ports[link.ifindex])))
+        NamedBridge(
+            names,
+            tuple(sorted(port.name for port in ports[link.ifindex])),
+            frozenset(port.peer_namespace for port in ports[link.ifindex]) - {rt.NO_NAMESPACE_ID},
+        )
         for link in links.values()
         if link.kind == "bridge"
         for names in [(link.name, *link.alternative_names)]

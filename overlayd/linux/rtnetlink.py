@@ -24,6 +24,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_GETMULTICAST = 58
 RTM_NEWNETCONF = 80
+RTM_GETNSID = 90
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE = 1, 5, 7, 9, 11
 RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF = 24, 25
@@ -50,13 +51,17 @@ IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h: the metric of the routes that 
 IFF_UP = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE = 1, 3, 4, 5, 10, 16
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 26, 27, 28, 29
-IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 31, 32, 52, 53
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 31, 32, 37, 52, 53
 IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
 IF_OPER_UP = 6
 VETH_INFO_PEER = 1
 LOOPBACK = 1  # the kernel gives lo this index in every namespace
+
+# linux/net_namespace.h
+NETNSA_NSID, NETNSA_FD = 1, 3
+NO_NAMESPACE_ID = -1  # NETNSA_NSID_NOT_ASSIGNED
 
 # linux/netconf.h
 NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_RP_FILTER = 1, 2, 3
@@ -75,12 +80,13 @@ _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst length, src length, t
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
 _NEXTHOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, hops, index
 _NETCONF_HEAD = 4  # netconfmsg: family, padded
+_RTGENMSG = 4  # rtgenmsg: family, padded
 _S32 = struct.Struct("=i")
 
 
 class Link(NamedTuple):
     """What RTM_NEWLINK says of a link.  peer: IFLA_LINK, of a veth the other end's index in its namespace; 0 when there
-    is none.
+    is none.  peer_namespace: IFLA_LINK_NETNSID, the id of that namespace in ours; NO_NAMESPACE_ID when it is ours.
     """
 
     ifindex: int
@@ -94,6 +100,7 @@ class Link(NamedTuple):
     alias: str
     mac: bytes
     alternative_names: tuple[str, ...]
+    peer_namespace: int = NO_NAMESPACE_ID
 
 
 class LinkAddress(NamedTuple):
@@ -250,7 +257,22 @@ def parse_link(body: memoryview) -> Link:
         alias=string(found[IFLA_IFALIAS]) if IFLA_IFALIAS in found else "",
         mac=bytes(found.get(IFLA_ADDRESS, b"")),
         alternative_names=tuple(string(name) for kind, name in names if kind == IFLA_ALT_IFNAME),
+        peer_namespace=_namespace_id(found.get(IFLA_LINK_NETNSID)),
     )
+
+
+def namespace_id_body(descriptor: int) -> bytes:
+    """The body of an RTM_GETNSID message that asks for the id which the namespace of `descriptor` has in ours."""
+    return bytes(_RTGENMSG) + u32(NETNSA_FD, descriptor)
+
+
+def parse_namespace_id(body: memoryview) -> int:
+    """The id in an RTM_NEWNSID message; NO_NAMESPACE_ID when the namespace has none in ours."""
+    return _namespace_id(dict(attributes(body[_RTGENMSG:])).get(NETNSA_NSID))
+
+
+def _namespace_id(value: memoryview | None) -> int:
+    return NO_NAMESPACE_ID if value is None else int(_S32.unpack(value)[0])
 
 
 def link_index(body: memoryview) -> int:

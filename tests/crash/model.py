@@ -218,7 +218,8 @@ class Model(Peers):
     def _prune_orphan_bridges(self, live_bridge_names: list[str]) -> dict[str, Any]:
         gone = []
         for name, service in list(self.services.items()):
-            if {service["name"], service.get("alternative")}.isdisjoint(live_bridge_names):
+            inhabited = any(attachment["service"] == name for attachment in self.attachments.values())
+            if not inhabited and {service["name"], service.get("alternative")}.isdisjoint(live_bridge_names):
                 gone.append(service["name"])
                 self._teardown_service_overlay(name)
         return {"result": "pruned_bridges", "reclaimed": sorted(gone)}

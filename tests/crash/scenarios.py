@@ -222,7 +222,12 @@ SCENARIOS = {
             step("detach_container", handle=guest("host_shared")["handle"]),
         ),
         Scenario("host container over a teardown", (*UP, guest("host_shared")), step("teardown_global_overlay")),
-        Scenario("bridges pruned", BUSY, step("prune_orphan_bridges", live_bridge_names=["zl-c-1-v-b"]), parts=True),
+        Scenario(
+            "bridges pruned",
+            (*BUSY, service("x"), service("y", mode="dedicated"), step("allocate_ip", service="x", join_global=False)),
+            step("prune_orphan_bridges", live_bridge_names=["zl-c-1-v-b"]),
+            parts=True,
+        ),
         Scenario("name", (), step("register_dns", name="web.example", ip="10.200.1.9")),
         Scenario(
             "name gone",

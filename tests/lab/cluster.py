@@ -50,12 +50,12 @@ class Member:
         self.public_key = status["public_key"]
         return status
 
-    def set_up_overlay(self, nat: dict[str, Any] | None = None) -> None:
-        """Bring up its device, or make sure of it."""
+    def set_up_overlay(self, nat: dict[str, Any] | None = None, *, instance_id: str = "") -> None:
+        """Bring up its device, or make sure of it.  instance_id: of another orchestrator than usual."""
         self.request(
             "setup_global_overlay",
             deployment="lab",
-            instance_id=self.node.name,
+            instance_id=instance_id or self.node.name,
             cluster_cidr=self.cluster,
             slice_cidr=self.slice,
             wg_port=PORT,

@@ -10,13 +10,13 @@ from overlayd.daemon import parse
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import NODE, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.errors import RequestError
-from overlayd.linux import link, veth
+from overlayd.errors import MechanismError, RequestError
+from overlayd.linux import link, netns, veth
 from overlayd.linux.observe import NamedBridge, bridges_named
 from overlayd.linux.wireguard.backend import generate_key, public_key, udp_port_is_free
 from overlayd.model import ipam, peers, services
 from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name, veth_name
-from overlayd.model.objects import Address
+from overlayd.model.objects import Address, Netns
 from overlayd.model.rows import Attachment, Lease, Service
 from overlayd.model.state import Draft, State
 from overlayd.model.subnets import first_usable
@@ -60,15 +60,29 @@ async def teardown_service_overlay(daemon: Daemon, request: wire.TeardownService
 
 
 async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges) -> wire.Response:
-    """Remove bridges with our form of name that are not listed, ours or not; any of a bridge's names spares it."""
+    """Remove bridges with our form of name, ours or not, that are not listed and to which nobody is attached; any of a
+    bridge's names spares it.
+
+    An orchestrator lists the services that it has stored, and prunes every few minutes: what it does not list may be a
+    bridge that it had made for one job, whose containers run.
+    """
     node, live = daemon.node, set(request.live_bridge_names)
     orphans: dict[str, NamedBridge] = {}
 
     def look() -> None:
-        for bridge in bridges_named(PREFIX, f"-{BRIDGE}"):
-            name = next(filter(is_bridge_name, bridge.names), "")
-            if name and live.isdisjoint(bridge.names):
-                orphans[name] = bridge
+        unlisted = [
+            bridge
+            for bridge in bridges_named(PREFIX, f"-{BRIDGE}")
+            if any(map(is_bridge_name, bridge.names)) and live.isdisjoint(bridge.names)
+        ]
+        elsewhere = frozenset[int]().union(*(bridge.namespaces for bridge in unlisted))
+        inhabited = netns.inhabited(elsewhere) if elsewhere else elsewhere
+        occupied = _occupied(node.state, {name for bridge in unlisted for name in bridge.names})
+        for bridge in unlisted:
+            if bridge.namespaces.isdisjoint(inhabited) and occupied.isdisjoint(bridge.names):
+                orphans[next(filter(is_bridge_name, bridge.names))] = bridge
+            else:
+                log.debug("not pruned, for containers live on it: %s", bridge.names[0])
         _remove_foreign(node.state, list(orphans.values()))
 
     def decide(draft: Draft) -> None:
@@ -77,7 +91,24 @@ async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges)
     # What is foreign goes before the decision, not in a turn of its own after it: requests that came later would be
     # done in between.
     await node.change(decide, everything=True, prepare=look)
+    for name in orphans:
+        log.info("pruned %s: it is not among the live bridges, and no living container is attached to it", name)
     return wire.PrunedBridges(reclaimed=tuple(sorted(orphans)))
+
+
+def _occupied(state: State, bridges: set[str]) -> set[str]:
+    """Those of the bridges that we have a living container on, whatever their ports look like now, or a guest."""
+    services = {it.name: it.bridge for it in state.table(Service).values() if it.bridge in bridges}
+    attached = (it for it in state.table(Attachment).values() if it.service in services)
+    return {services[it.service] for it in attached if it.netns is None or _lives(it.netns)}
+
+
+def _lives(container: Netns) -> bool:
+    try:
+        return netns.is_alive(container)
+    except MechanismError as error:  # then it is spared
+        log.warning("whether a container lives cannot be seen: %s", error)
+        return True
 
 
 def _remove_foreign(state: State, bridges: list[NamedBridge]) -> None:
