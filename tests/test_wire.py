@@ -46,6 +46,7 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     ),
     "teardown_global_overlay": (7, wire.TeardownGlobalOverlay()),
     "setup_service_overlay": (7, wire.SetupServiceOverlay("web", "dedicated")),
+    "setup_service_overlay_isolated": (7, wire.SetupServiceOverlay("web", "isolated")),
     "setup_service_overlay_subnet": (7, wire.SetupServiceOverlay("web", "auto", "10.200.9.0/28")),
     "teardown_service_overlay": (7, wire.TeardownServiceOverlay("web")),
     "allocate_ip": (7, wire.AllocateIp("web", True)),
@@ -95,6 +96,7 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
     "ok": (2**64 - 1, wire.Ok()),
     "ip": (7, wire.Ip("10.200.7.5")),
     "attached": (7, wire.Attached("10.200.7.5")),
+    "attached_service": (7, wire.Attached("10.200.40.66", None, "10.200.40.64/26", "10.200.40.65", 26)),
     "attached_windows": (7, wire.Attached("10.200.7.5", "0a1b2c3d-0000-4000-8000-000000000001")),
     "guest_config": (7, wire.GuestConfig("10.200.7.5", 16, PRIVATE, KEY_B, 51820, (PEER,))),
     "guest_config_dns": (
@@ -112,6 +114,7 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
     ),
     "guest_config_no_peers": (7, wire.GuestConfig("fd00::5", 128, PRIVATE, KEY_B, 51820, ())),
     "bridge_name": (7, wire.BridgeName("zl-prod-i-1-g")),
+    "bridge_name_service": (7, wire.BridgeName("zl-prod-i-web-b", "fd00:200::100/120", "fd00:200::101", 120)),
     "status": (7, wire.Status(peer_count=0, service_count=0)),
     "status_full": (
         7,
@@ -129,6 +132,11 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
             ),
             dedicated_services=(
                 wire.DedicatedService("db", "zl-prod-i-db-d", KEY_B, 51821, "10.200.9.1", "10.200.9.0/28", 1),
+            ),
+            services=(
+                wire.StatusService("db", "dedicated", "zl-prod-i-db-b", "10.200.9.0/28", "10.200.9.1"),
+                wire.StatusService("jobs", "isolated", "zl-prod-i-jobs-b", "10.200.16.64/26", "10.200.16.65"),
+                wire.StatusService("web", "shared", "zl-prod-i-web-b", "10.200.40.64/26", "10.200.40.65"),
             ),
         ),
     ),

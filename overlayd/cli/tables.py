@@ -28,7 +28,7 @@ def line_json(value: object) -> str:
 
 
 def status(status: wire.Status, *, wide: bool) -> str:
-    """The node's overlay, and a table of its dedicated services if it has any."""
+    """The node's overlay, a table of its services, and one of the devices of dedicated ones, each if there are any."""
     facts = [
         ("interface", status.interface or "none: the global overlay is not set up"),
         ("node address", status.node_ip or "none"),
@@ -39,6 +39,9 @@ def status(status: wire.Status, *, wide: bool) -> str:
         ("services", f"{status.service_count}, {len(status.dedicated_services)} of them dedicated"),
     ]
     lines = [f"{name:<14}{printable(value)}" for name, value in facts]
+    if status.services:
+        services = [(each.service, each.mode, each.subnet, each.gateway, each.bridge) for each in status.services]
+        lines += ["", table(("SERVICE", "MODE", "SUBNET", "GATEWAY", "BRIDGE"), services)]
     if status.dedicated_services:
         rows = [
             (

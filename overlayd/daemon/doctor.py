@@ -3,23 +3,26 @@
 Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothing.
 """
 
+from overlayd.daemon import start
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
 from overlayd.daemon.upkeep.firewall import ForwardWatch
-from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
+from overlayd.daemon.upkeep.sentinel import Sentinel, link_names, pace_key
 from overlayd.errors import MechanismError
-from overlayd.linux import capability, forwarding, netns
+from overlayd.linux import forwarding, netns
 from overlayd.linux.wireguard import backend as wireguard
 from overlayd.model import drift
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
-from overlayd.model.pacing import pace_key
 from overlayd.model.peers import text
 from overlayd.model.plan import plan
-from overlayd.model.rows import Attachment, Peer
+from overlayd.model.rows import Attachment, Peer, Service
+
+# Without this one some containers cannot be attached: a bit of linux/capability.h.
+HELPFUL = {"CAP_SYS_PTRACE": 19}
 
 
 class Doctor:
@@ -49,7 +52,7 @@ class Doctor:
         await self._forwarding.check()
         drifted, dead = await self._node.run_exclusively(self._look)
         found = [*self._silent(), *drifted, *dead, *self._blockers(), *self._names(), *self._peers()]
-        return ordered([*found, *self._traversal(), *self._host()])
+        return ordered([*found, *self._unisolated(), *self._traversal(), *self._host()])
 
     def _look(self) -> tuple[list[Finding], list[Finding]]:
         """In a worker thread: what differs in the kernel, and who died."""
@@ -127,6 +130,22 @@ class Doctor:
             if peer.endpoint and endpoint_address(peer, facts) is None
         ]
 
+    def _unisolated(self) -> list[Finding]:
+        state = self._node.state
+        isolated = {service.name for service in state.table(Service).values() if service.isolated}
+        return [
+            Finding(
+                "not-isolated",
+                "warning",
+                each.handle,
+                f"is in the isolated service {each.service}, but in no isolation network",
+                "every container without one reaches it",
+                "detach it, and attach it with an isolation_network",
+            )
+            for each in state.table(Attachment).values()
+            if each.service in isolated and not each.isolation_network
+        ]
+
     def _traversal(self) -> list[Finding]:
         found = []
         if self._nat.lacking and self._node.state.overlay is not None:
@@ -154,7 +173,7 @@ class Doctor:
             problem = f"is not to be had ({wireguard.missing('auto')})"
             symptom = "there are no tunnels to other nodes"
             found.append(Finding("wireguard-missing", "error", "WireGuard", problem, symptom, remedy))
-        if lacking := capability.missing("CAP_SYS_PTRACE"):
+        if lacking := start.missing_capability(HELPFUL):
             symptom = "containers of other users cannot be attached"
             found.append(Finding("capability-missing", "warning", lacking, "is missing", symptom, "grant it"))
         if node.owed:

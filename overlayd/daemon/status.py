@@ -18,7 +18,7 @@ from overlayd.model.rows import Change, Overlay, Peer, Service, peer_of
 from overlayd.model.subnets import first_usable
 
 K = TypeVar("K")
-R = TypeVar("R")
+V = TypeVar("V")
 
 # The endpoint and the last handshake of a peer that has been heard of: before that its endpoint cannot roam.
 _Did = tuple[tuple[Address, int] | None, int]
@@ -40,6 +40,7 @@ class StatusView:
         self._health = health
         self._overlay: Overlay | None = None
         self._services: dict[str, Service] = {}
+        self._described: dict[str, wire.StatusService] = {}  # each service as it is shown
         self._peers: dict[str, dict[bytes, Peer]] = {}  # by scope
         self._shown: dict[bytes, _Shown] = {}  # those of the global overlay
         self._outdated: dict[bytes, None] = {}  # in their order
@@ -54,7 +55,9 @@ class StatusView:
             if table == Overlay.table:
                 self._overlay = cast(Overlay | None, row)
             elif table == Service.table:
-                _put(self._services, key, cast(Service | None, row))
+                service = cast(Service | None, row)
+                _put(self._services, key, service)
+                _put(self._described, key, _service(service) if service is not None else None)
             elif table == Peer.table:
                 self._take(*peer_of(key), cast(Peer | None, row))
             else:
@@ -81,6 +84,7 @@ class StatusView:
             service_count=len(self._services),
             peers=peers,
             dedicated_services=tuple(self._dedicated(each) for each in self._services.values() if each.dedicated),
+            services=tuple(self._described.values()),
         )
 
     def _take(self, public_key: bytes, scope: str, peer: Peer | None) -> None:
@@ -119,11 +123,21 @@ class StatusView:
         )
 
 
-def _put(rows: dict[K, R], key: K, row: R | None) -> None:
-    if row is None:
-        rows.pop(key, None)
+def _service(service: Service) -> wire.StatusService:
+    return wire.StatusService(
+        service=service.name,
+        mode=service.mode,
+        bridge=service.bridge,
+        subnet=str(service.subnet),
+        gateway=str(first_usable(service.subnet)),
+    )
+
+
+def _put(table: dict[K, V], key: K, value: V | None) -> None:
+    if value is None:
+        table.pop(key, None)
     else:
-        rows[key] = row
+        table[key] = value
 
 
 def _peer(peer: Peer, did: _Did | None) -> wire.StatusPeer:

@@ -46,7 +46,7 @@ def attach_container(
     """Attach the namespace of a container to a service, or return the attachment it has there already.  lives: whether
     a process is still there, and in its namespace.
     """
-    service = _service(draft, spec.service)
+    service = service_of(draft, spec.service)
     for present in (draft.state.in_namespace(netns.inode), draft.get(Attachment, container(netns.pid))):
         if present is None or present.netns is None or draft.get(Attachment, present.handle) is None:
             continue
@@ -131,7 +131,8 @@ def drop_if_empty(draft: Draft, service: Service) -> None:
     draft.drop(service)
 
 
-def _service(draft: Draft, name: str) -> Service:
+def service_of(draft: Draft, name: str) -> Service:
+    """The service of that name; RequestError when containers cannot be attached to it."""
     service = draft.get(Service, name)
     if service is None:
         raise RequestError(f"service {name} is not set up on this node: send setup_service_overlay first")

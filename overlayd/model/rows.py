@@ -9,7 +9,7 @@ new rows, None for a row that goes; it is at once the unit of decision, of durab
 
 from collections.abc import Mapping
 from ipaddress import IPv4Network, ip_address, ip_network
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -64,15 +64,17 @@ class Overlay(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """A service on this node.  subnet: its containers' addresses.  lasting: an attach since the setup was not
-    ephemeral.  left: its last container, ephemeral as all before it, has left since the setup, and addresses of
-    allocate_ip keep it.  device, private_key, wg_port: only of a dedicated service.
+    """A service on this node.  subnet: its containers' addresses.  isolated: its containers are expected to come with
+    an isolation network.  lasting: an attach since the setup was not ephemeral.  left: its last container, ephemeral
+    as all before it, has left since the setup, and addresses of allocate_ip keep it.  device, private_key, wg_port:
+    only of a dedicated service.
     """
 
     table: ClassVar[str] = "service"
     name: str
     subnet: Network
     bridge: str
+    isolated: bool = False
     lasting: bool = False
     left: bool = False
     device: str = ""
@@ -86,6 +88,12 @@ class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def dedicated(self) -> bool:
         return bool(self.device)
+
+    @property
+    def mode(self) -> Literal["shared", "isolated", "dedicated"]:
+        if self.dedicated:
+            return "dedicated"
+        return "isolated" if self.isolated else "shared"
 
 
 class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):

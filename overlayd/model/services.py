@@ -24,12 +24,14 @@ def setup_service(
     *,
     subnet: Network | None,
     dedicated_key: bytes | None,
+    isolated: bool = False,
     port_is_free: Callable[[int], bool] = lambda _port: True,
 ) -> Service:
     """Set a service up, or return it as it is.
 
     subnet: exactly this one, None for the one its name and node give.  dedicated_key: the private key of a dedicated
-    service's device, used if it is new; None for a shared service.  port_is_free: whether no other program of the host
+    service's device, used if it is new; None for a service without one.  isolated: its containers are to come with an
+    isolation network; a service without a device may change that.  port_is_free: whether no other program of the host
     has that UDP port.
     """
     if not name:
@@ -38,15 +40,14 @@ def setup_service(
     service = draft.get(Service, name)
     if service is not None:
         if service.dedicated != (dedicated_key is not None):
-            now = "dedicated" if service.dedicated else "shared"
-            raise RequestError(f"service {name} is set up as {now}: tear it down first to change its mode")
+            raise RequestError(f"service {name} is set up as {service.mode}: tear it down first to change its mode")
         if subnet is not None and subnet != service.subnet:
             raise RequestError(
                 f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}"
             )
-        if service.left:  # whoever sets it up wants it, though those before have left
-            service = replace(service, left=False)
-            draft.put(service)
+        # Whoever sets it up wants it, though those before have left.
+        service = replace(service, left=False, isolated=isolated)
+        draft.put(service)
         return service
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
@@ -58,7 +59,7 @@ def setup_service(
         )
     else:
         _check_wanted(draft, around, subnet)
-    service = Service(name=name, subnet=subnet, bridge=bridge)
+    service = Service(name=name, subnet=subnet, bridge=bridge, isolated=isolated)
     if dedicated_key is not None:
         service = replace(
             service,

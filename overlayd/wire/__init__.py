@@ -76,6 +76,7 @@ from overlayd.wire.responses import (
     ServiceOverlay,
     Status,
     StatusPeer,
+    StatusService,
 )
 from overlayd.wire.values import (
     GLOBAL,
@@ -157,6 +158,7 @@ __all__ = [
     "Shutdown",
     "Status",
     "StatusPeer",
+    "StatusService",
     "TeardownGlobalOverlay",
     "TeardownServiceOverlay",
     "TurnServer",

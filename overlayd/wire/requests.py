@@ -48,11 +48,12 @@ class TeardownGlobalOverlay(_Request, frozen=True, tag="teardown_global_overlay"
 class SetupServiceOverlay(_Request, frozen=True, tag="setup_service_overlay"):
     """Make a service's bridge, or its own device too.  -> bridge_name, or service_overlay for a dedicated one
 
-    mode: auto means shared.  subnet: use exactly this CIDR (an addition to the contract); none: overlayd chooses.
+    mode: auto means shared; isolated is the same bridge, whose containers come with an isolation_network.  subnet: use
+    exactly this CIDR (an addition to the contract); none: overlayd chooses.
     """
 
     service: str
-    mode: Literal["auto", "shared", "dedicated"]
+    mode: Literal["auto", "shared", "isolated", "dedicated"]
     subnet: str | None = None
 
 
@@ -150,7 +151,7 @@ class RemoveScopedResolver(_Request, frozen=True, tag="remove_scoped_resolver"):
 
 
 class PruneOrphanBridges(_Request, frozen=True, tag="prune_orphan_bridges"):
-    """Remove every service bridge that is not listed.  -> pruned_bridges"""
+    """Remove every service bridge that is not listed and has no living container on it.  -> pruned_bridges"""
 
     live_bridge_names: tuple[str, ...]
 

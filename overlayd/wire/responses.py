@@ -23,10 +23,16 @@ class Ip(_Response, frozen=True, tag="ip"):
 
 
 class Attached(_Response, frozen=True, tag="attached"):
-    """The container's address.  namespace_guid: Windows only."""
+    """The container's address.  namespace_guid: Windows only.
+
+    subnet, gateway, prefix_len: of its service on this node (additions); none for a container in the host's network.
+    """
 
     ip: str
     namespace_guid: str | None = None
+    subnet: str | None = None
+    gateway: str | None = None
+    prefix_len: U8 | None = None
 
 
 class GuestConfig(Secret, frozen=True, tag_field="result", tag="guest_config"):
@@ -43,9 +49,16 @@ class GuestConfig(Secret, frozen=True, tag_field="result", tag="guest_config"):
 
 
 class BridgeName(_Response, frozen=True, tag="bridge_name"):
-    """The name of the interface that was set up."""
+    """The name of the interface that was set up.
+
+    subnet, gateway, prefix_len: of a service on this node (additions): the subnet is what other nodes have to be told
+    with add_allowed_ip.
+    """
 
     name: str
+    subnet: str | None = None
+    gateway: str | None = None
+    prefix_len: U8 | None = None
 
 
 class StatusPeer(Value, frozen=True):
@@ -69,8 +82,20 @@ class DedicatedService(Value, frozen=True):
     peer_count: U32
 
 
+class StatusService(Value, frozen=True):
+    """A service on this node.  subnet: what other nodes have to be told with add_allowed_ip."""
+
+    service: str
+    mode: Literal["shared", "isolated", "dedicated"]
+    bridge: str
+    subnet: str
+    gateway: str
+
+
 class Status(_Response, frozen=True, kw_only=True, tag="status"):
-    """The node's overlay.  peer_count: of the global device; service_count: shared and dedicated, once each."""
+    """The node's overlay.  peer_count: of the global device; service_count: shared and dedicated, once each; services:
+    all of them (an addition).
+    """
 
     interface: str | None = None
     node_ip: str | None = None
@@ -81,6 +106,7 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
     service_count: U32
     peers: tuple[StatusPeer, ...] = ()
     dedicated_services: tuple[DedicatedService, ...] = ()
+    services: tuple[StatusService, ...] = ()
 
 
 class NatPeer(Value, frozen=True):

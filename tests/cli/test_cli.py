@@ -29,6 +29,10 @@ STATUS = wire.Status(
         wire.StatusPeer(PRIVATE, "", "", 0),
     ),
     dedicated_services=(wire.DedicatedService("db", "zl-d", KEY, 51821, "10.200.9.1", "10.200.9.0/28", 1),),
+    services=(
+        wire.StatusService("db", "dedicated", "zl-prod-i-db-b", "10.200.9.0/28", "10.200.9.1"),
+        wire.StatusService("web", "shared", "zl-prod-i-web-b", "10.200.40.64/26", "10.200.40.65"),
+    ),
 )
 
 
@@ -43,6 +47,10 @@ def test_status_as_a_table(canned: Canned, capsys: pytest.CaptureFixture[str]) -
         "node slice    none\n"
         "peers         2\n"
         "services      3, 1 of them dedicated\n"
+        "\n"
+        "SERVICE  MODE       SUBNET           GATEWAY       BRIDGE\n"
+        "db       dedicated  10.200.9.0/28    10.200.9.1    zl-prod-i-db-b\n"
+        "web      shared     10.200.40.64/26  10.200.40.65  zl-prod-i-web-b\n"
         "\n"
         "SERVICE  DEVICE  ADDRESS     SUBNET         PORT   PEERS  PUBLIC KEY\n"
         "db       zl-d    10.200.9.1  10.200.9.0/28  51821  1      yAnz5TF+...\n"
@@ -130,9 +138,14 @@ def test_a_name_does_not_steer_the_terminal(canned: Canned, capsys: pytest.Captu
     name = "web\x1b]0;gotcha\x07\nzl-x-b  up\x9b2J"
     shown = r"web\x1b]0;gotcha\x07\nzl-x-b  up\x9b2J"
     service = wire.DedicatedService(name, "zl-d", KEY, 51821, "10.200.9.1", "10.200.9.0/28", 1)
-    canned.answer = lambda request: wire.Status(peer_count=0, service_count=1, dedicated_services=(service,))
+    listed = wire.StatusService(name, "dedicated", "zl-b", "10.200.9.0/28", "10.200.9.1")
+    canned.answer = lambda request: wire.Status(
+        peer_count=0, service_count=1, dedicated_services=(service,), services=(listed,)
+    )
     assert cli.run(["status"]) == 0
-    assert f"\n{shown}  zl-d " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"\n{shown}  zl-d " in out
+    assert f"\n{shown}  dedicated " in out
     canned.answer = lambda request: wire.Diagnosis((wire.Finding(name, "is missing", "ask for it"),))
     assert cli.run(["doctor"]) == 4
     assert capsys.readouterr().out == f"error: {shown} is missing; ask for it\n"
@@ -268,7 +281,7 @@ def test_the_list_names_every_request(capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     heads = [line for line in out.splitlines() if not line.startswith(" ")]
     assert len(heads) == len(get_args(wire.Request))
-    assert "setup_service_overlay service=TEXT mode=auto|dedicated|shared [subnet=TEXT]" in heads
+    assert "setup_service_overlay service=TEXT mode=auto|dedicated|isolated|shared [subnet=TEXT]" in heads
     assert "prune_orphan_bridges live_bridge_names=TEXT,..." in heads
     for line in out.splitlines():
         assert line.strip()

@@ -139,13 +139,13 @@ class Model(Peers):
         if present:
             if subnet not in (None, present["subnet"]) or bool(present["device"]) != (mode == "dedicated"):
                 raise Refused
-            present["left"] = False
+            present |= {"left": False, "isolated": mode == "isolated"}
         else:
             if subnet and self._taken(ip_network(subnet)):
                 raise Refused
             chosen = subnet or self._choose_subnet(service)
             device = {**_named(f"{stem}-d", {}), "wg_port": self._choose_port()} if mode == "dedicated" else {}
-            flags = {"lasting": False, "left": False}
+            flags = {"lasting": False, "left": False, "isolated": mode == "isolated"}
             self.services[service] = {"subnet": chosen, "device": device, **flags, **_named(f"{stem}-b", {})}
             for address, lease in list(self.leases.items()):
                 if lease["pool"] == NODE_POOL and ip_address(address) in ip_network(chosen):
@@ -154,7 +154,7 @@ class Model(Peers):
 
     def _service_answer(self, name: str, service: dict[str, Any]) -> dict[str, Any]:
         if not service["device"]:
-            return {"result": "bridge_name", "name": name}
+            return {"result": "bridge_name", "name": name, **_subnet(service)}
         return {
             "result": "service_overlay",
             "name": name,
@@ -273,7 +273,8 @@ class Model(Peers):
 
     def _attached(self, handle: str, attachment: dict[str, Any]) -> dict[str, Any]:
         if not handle.startswith("guest:"):
-            return {"result": "attached", "ip": attachment["address"]}
+            known = _subnet(self.services[attachment["service"]]) if handle.startswith("pid:") else {}
+            return {"result": "attached", "ip": attachment["address"], **known}
         own = {"endpoint": "", "keepalive": 0, "listed": [host_network(attachment["address"])], "added": []}
         self.peers.setdefault((GLOBAL, made_for(handle)), own)
         return {
@@ -317,6 +318,12 @@ class Model(Peers):
 
     def _unregister_dns(self, name: str) -> None:
         self.records.pop(name, None)
+
+
+def _subnet(service: dict[str, Any]) -> dict[str, Any]:
+    """What an answer tells of a service's subnet."""
+    subnet = ip_network(service["subnet"])
+    return {"subnet": str(subnet), "gateway": str(subnet[1]), "prefix_len": subnet.prefixlen}
 
 
 def _named(name: str, old: dict[str, Any]) -> dict[str, Any]:

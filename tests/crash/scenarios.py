@@ -132,6 +132,7 @@ SCENARIOS = {
         Scenario("service first", UP, service()),
         Scenario("service of a given subnet", UP, service(subnet="10.200.77.0/24")),
         Scenario("service again", SERVED, service()),
+        Scenario("service becomes isolated", ATTACHED, service(mode="isolated")),
         Scenario("service of IPv6", (SIXES,), service()),
         Scenario("service down", (*UP, service()), step("teardown_service_overlay", service="w")),
         Scenario("service down with containers", BUSY, step("teardown_service_overlay", service="w")),

@@ -165,7 +165,7 @@ class _Sequence:
         pid, key = random.choice(CONTAINERS), random.choice(sorted(KEYS))
         name = random.choice([*SERVICES, *model.services, *model.services])
         network, id = random.choice(NETWORKS), random.choice(IDS)
-        modes = ("auto", *["dedicated"] * 3) if name in DEDICATED else ("auto", "shared")
+        modes = ("auto", *["dedicated"] * 3) if name in DEDICATED else ("auto", "shared", "isolated")
         guest = {"platform": random.choice(GUESTS), "id": id}
         scope: dict[str, Any] = {}
         if random.random() < 0.4:

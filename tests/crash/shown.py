@@ -162,7 +162,7 @@ def _rows(model: Model) -> dict[str, Any]:
         rows["overlay "] = row | {"interface": model.overlay["name"]} | down
     for name, service in model.services.items():
         device, bridge = service["device"], service["name"]
-        flags = {flag: service[flag] for flag in ("lasting", "left")}
+        flags = {flag: service[flag] for flag in ("isolated", "lasting", "left")}
         row = _row(name=name, subnet=service["subnet"], bridge=bridge, **flags)
         own = {"device": device["name"], "private_key": "(made)", "wg_port": device["wg_port"]} if device else {}
         rows[f"service {name}"] = row | own
@@ -224,7 +224,17 @@ def _status(model: Model) -> dict[str, Any]:
         for name, service in model.services.items()
         if service["device"]
     ]
-    status |= _row(dedicated_services=sorted(dedicated, key=json.dumps))
+    services = [
+        {
+            "service": name,
+            "mode": "dedicated" if service["device"] else "isolated" if service["isolated"] else "shared",
+            "bridge": service["name"],
+            "subnet": service["subnet"],
+            "gateway": str(ip_network(service["subnet"])[1]),
+        }
+        for name, service in model.services.items()
+    ]
+    status |= _row(dedicated_services=sorted(dedicated, key=json.dumps), services=sorted(services, key=json.dumps))
     if _up(model):
         peers = [
             {

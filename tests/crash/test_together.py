@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from crash.model import Model, Step
-from crash.scenarios import ATTACHED, FIRST, SECOND, A, B, attach, container, detach, peer, service, step
+from crash.scenarios import ATTACHED, FIRST, SECOND, SERVED, A, B, attach, container, detach, peer, service, step
 from crash.together import Answer, Sent, explanations, overtakes
 
-SUBNET = "10.200.196"  # of service w
+SUBNET = "10.200.16"  # of service w
 OK = {"result": "ok"}
 
 
@@ -20,7 +20,8 @@ def state(*steps: Step) -> Model:
 
 
 def attached(number: int) -> dict[str, Any]:
-    return {"result": "attached", "ip": f"{SUBNET}.{number}"}
+    own = {"subnet": f"{SUBNET}.64/26", "gateway": f"{SUBNET}.65", "prefix_len": 26}
+    return {"result": "attached", "ip": f"{SUBNET}.{number}", **own}
 
 
 def heard(*said: dict[str, Any] | None) -> list[Answer | None]:
@@ -40,35 +41,35 @@ TWO = (*ATTACHED[:-1], container(SECOND))  # containers that are not attached ye
 
 def test_the_answers_tell_who_came_first() -> None:
     sent = over_one(attach(FIRST), attach(SECOND))
-    assert holders(explanations(state(*TWO), sent, heard(attached(19), attached(18)))) == [
-        {f"pid:{SECOND}": "18", f"pid:{FIRST}": "19"}
+    assert holders(explanations(state(*TWO), sent, heard(attached(67), attached(66)))) == [
+        {f"pid:{SECOND}": "66", f"pid:{FIRST}": "67"}
     ]
 
 
 def test_one_address_has_not_two_holders() -> None:
     sent = over_one(attach(FIRST), attach(SECOND))
-    assert not explanations(state(*TWO), sent, heard(attached(18), attached(18)))
+    assert not explanations(state(*TWO), sent, heard(attached(66), attached(66)))
 
 
 def test_what_was_not_answered_is_there_or_not() -> None:
     sent = over_one(attach(FIRST), attach(SECOND))
-    assert holders(explanations(state(*TWO), sent, heard(None, attached(18)))) == [
-        {f"pid:{SECOND}": "18"},
-        {f"pid:{SECOND}": "18", f"pid:{FIRST}": "19"},
+    assert holders(explanations(state(*TWO), sent, heard(None, attached(66)))) == [
+        {f"pid:{SECOND}": "66"},
+        {f"pid:{SECOND}": "66", f"pid:{FIRST}": "67"},
     ]
 
 
 def test_a_gap_below_an_answered_address_shows_what_was_not_answered() -> None:
     sent = over_one(attach(FIRST), attach(SECOND))
-    assert holders(explanations(state(*TWO), sent, heard(None, attached(19)))) == [
-        {f"pid:{FIRST}": "18", f"pid:{SECOND}": "19"}
+    assert holders(explanations(state(*TWO), sent, heard(None, attached(67)))) == [
+        {f"pid:{FIRST}": "66", f"pid:{SECOND}": "67"}
     ]
 
 
 def test_on_one_connection_a_resource_keeps_the_order() -> None:
     requests = (detach(FIRST), attach(FIRST, "w", isolation_network="red"))  # the other way round it is refused
     before = state(*ATTACHED)
-    assert len(explanations(before, over_one(*requests), heard(OK, attached(19)))) == 1
+    assert len(explanations(before, over_one(*requests), heard(OK, attached(67)))) == 1
     assert not explanations(before, over_one(*requests), heard(OK, {"result": "err"}))
     two_connections = [Sent(at, each) for at, each in enumerate(requests)]
     assert len(explanations(before, two_connections, heard(OK, {"result": "err"}))) == 1
@@ -81,10 +82,11 @@ def test_what_had_to_go_first_is_there_when_what_follows_is() -> None:
 
 
 def test_what_is_refused_in_any_case_says_nothing_of_what_had_to_go_first() -> None:
-    before, answers = state(*ATTACHED), heard(None, {"result": "err"})
+    answers = heard(None, {"result": "err"})
     prune, of_a_dead_process = step("prune_orphan_bridges", live_bridge_names=[]), attach(SECOND)
-    assert len(explanations(before, over_one(prune, of_a_dead_process), answers)) == 2
-    assert len(explanations(before, over_one(service("v"), attach(FIRST, "v")), answers)) == 2
+    assert len(explanations(state(*SERVED), over_one(prune, of_a_dead_process), answers)) == 2
+    assert len(explanations(state(*ATTACHED), over_one(prune, of_a_dead_process), answers)) == 1
+    assert len(explanations(state(*ATTACHED), over_one(service("v"), attach(FIRST, "v")), answers)) == 2
 
 
 def test_what_its_turn_makes_good_is_not_refused_before_it() -> None:
@@ -94,7 +96,8 @@ def test_what_its_turn_makes_good_is_not_refused_before_it() -> None:
 
 def test_different_resources_have_no_order() -> None:
     sent = over_one(service("v"), attach(SECOND))
-    answers = [Answer(1, {"result": "bridge_name", "name": "zl-c-1-v-b"}), Answer(0, attached(19))]
+    own = {"subnet": "10.200.21.128/26", "gateway": "10.200.21.129", "prefix_len": 26}
+    answers = [Answer(1, {"result": "bridge_name", "name": "zl-c-1-v-b", **own}), Answer(0, attached(67))]
     assert len(explanations(state(*ATTACHED, container(SECOND)), sent, answers)) == 1
     assert not overtakes(sent, answers)
 

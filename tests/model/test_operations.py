@@ -8,7 +8,7 @@ from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, dump, new_state
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError, StateError
-from overlayd.model import attachments, ipam, overlay, peers, rows, services
+from overlayd.model import attachments, ipam, overlay, peers, rows, services, subnets
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import Facts, layout
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Bridge, DevicePeer, Netns, Veth
@@ -310,6 +310,32 @@ def test_a_wanted_subnet_is_used_or_refused():
     for bad in ("10.200.50.16/28", "10.9.0.0/28", "10.200.7.0/29"):
         with pytest.raises(RequestError):
             serve(state, "db", subnet=ip_network(bad))
+
+
+def test_a_subnet_of_an_earlier_state_stays_and_nothing_is_given_out_across_it():
+    old = Service(name="web", subnet=ip_network("10.200.74.16/28"), bridge="zl-d-1-web-b")
+    state = new_state()
+    set_up(state)
+    change(state, lambda draft: draft.put(old))
+    assert serve(state, "web") == old
+    names = (f"s{number}" for number in range(100_000))
+    around = ip_network("10.200.74.0/26")
+    name = next(name for name in names if subnets.choose(CLUSTER, name, 0, lambda _: None) == around)
+    assert serve(state, name).subnet == ip_network("10.200.74.64/26")
+
+
+def test_isolated_is_a_kind_of_shared_and_dedicated_is_not():
+    state = ready()
+    before = state.get(Service, "web")
+    assert before.mode == "shared"
+    assert serve(state, "web", isolated=True) == replace(before, isolated=True)
+    assert serve(state, "web", isolated=True).mode == "isolated"
+    with pytest.raises(RequestError, match="set up as isolated: tear it down first to change its mode"):
+        serve(state, "web", dedicated_key=b"d" * 32)
+    assert serve(state, "web") == before
+    serve(state, "db", dedicated_key=b"d" * 32)
+    with pytest.raises(RequestError, match="set up as dedicated"):
+        serve(state, "db", isolated=True)
 
 
 def test_dedicated_services_get_ports_of_their_own_and_free_them():

@@ -3,7 +3,9 @@
 Owns: attach_container, detach_container.  Must not know: sockets and frames.
 """
 
+import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from overlayd import wire
 from overlayd.daemon import parse
@@ -19,6 +21,11 @@ from overlayd.model.objects import GLOBAL, Netns
 from overlayd.model.peers import text
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft
+from overlayd.model.subnets import first_usable
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wire.Response:
@@ -45,15 +52,27 @@ async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Respon
     namespace = _living(pid)
     handle = attachments.container(pid)
     present = attachments.find(daemon.node.state, handle, namespace.inode)
-    attachment = await _attach(
+
+    def decide(draft: Draft) -> tuple[Attachment, Service]:
+        attachment = attachments.attach_container(draft, spec, namespace, daemon.boot_id, netns.is_alive)
+        return attachment, attachments.service_of(draft, spec.service)
+
+    attachment, service = await _attach(
         daemon,
         spec,
-        lambda draft: attachments.attach_container(draft, spec, namespace, daemon.boot_id, netns.is_alive),
+        decide,
         attachment_locks(handle, namespace, spec.isolation_network),
         # Who was there before may be dead: then it is given up as well, with all that hangs on it.
         everything=present is not None and present.netns != namespace,
     )
-    return wire.Attached(ip=str(attachment.address))
+    if service.isolated and not attachment.isolation_network:
+        log.warning("%s joins the isolated service %s without an isolation_network: not isolated", handle, service.name)
+    return wire.Attached(
+        ip=str(attachment.address),
+        subnet=str(service.subnet),
+        gateway=str(first_usable(service.subnet)),
+        prefix_len=service.subnet.prefixlen,
+    )
 
 
 async def _attach_host(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Response:
@@ -98,12 +117,12 @@ async def _attach_guest(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Respo
 async def _attach(
     daemon: Daemon,
     spec: AttachSpec,
-    decide: Callable[[Draft], Attachment],
+    decide: Callable[[Draft], T],
     locks: list[str],
     *,
     everything: bool = False,
     prepare: Callable[[], None] | None = None,
-) -> Attachment:
+) -> T:
     service = daemon.node.state.get(Service, spec.service)
     # The service's row may change too; one that is not there may be about to be set up by a request ahead of us.
     settles = not spec.ephemeral and not (service is not None and service.lasting)

@@ -35,14 +35,24 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
     key = generate_key() if dedicated else None
     service = await daemon.node.change(
         lambda draft: services.setup_service(
-            draft, request.service, subnet=subnet, dedicated_key=key, port_is_free=udp_port_is_free
+            draft,
+            request.service,
+            subnet=subnet,
+            dedicated_key=key,
+            isolated=request.mode == "isolated",
+            port_is_free=udp_port_is_free,
         ),
         exclusive=[service_lock(request.service), *(peers_locks(request.service) if dedicated else ())],
         shared=[NODE],  # its number says where the subnet is looked for
         verify=[(Service.table, request.service)],
     )
     if not service.dedicated:
-        return wire.BridgeName(name=service.bridge)
+        return wire.BridgeName(
+            name=service.bridge,
+            subnet=str(service.subnet),
+            gateway=str(first_usable(service.subnet)),
+            prefix_len=service.subnet.prefixlen,
+        )
     return wire.ServiceOverlay(
         name=service.bridge,
         mode="dedicated",
