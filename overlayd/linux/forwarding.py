@@ -34,15 +34,21 @@ def faults(names: Iterable[str]) -> list[str]:
     return [f"net/{parameter} is {now}, it must be {value}" for parameter, now, value in found if now != value]
 
 
-def holds(name: str) -> bool:
-    """Whether all that `enable` wants of the link of this name is so."""
+def fault(name: str) -> str:
+    """The first thing that `enable` would have to set for the link of this name, for a person; empty when all is as it
+    should be.
+    """
     wanted = [(f"ipv4/conf/{name}/forwarding", "1"), (f"ipv4/conf/{name}/rp_filter", "2")]
     if Path("/proc/sys/net/ipv6").exists():
         wanted.append(("ipv6/conf/all/forwarding", "1"))
-    try:
-        return all(sysctl.read(parameter) == value for parameter, value in wanted)
-    except MechanismError:
-        return False  # it has just gone
+    for parameter, value in wanted:
+        try:
+            now = sysctl.read(parameter)
+        except MechanismError as error:
+            return str(error)  # the link has just gone
+        if now != value:
+            return f"net/{parameter} is {now}, it must be {value}"
+    return ""
 
 
 def _wanted(names: Iterable[str]) -> list[tuple[str, str]]:

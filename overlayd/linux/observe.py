@@ -3,9 +3,9 @@
 Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
 what should be there, WireGuard keys and peers, nftables.
 
-An object that is there but not sound (a link that is down, does not forward or lacks a connected route, a veth whose
-inner end is gone, unseen or half configured) comes out with `mtu` 0, which no wanted object has: so it is found to
-differ, and is repaired or made anew.
+An object that is there but broken (a link that is down, does not forward or lacks a connected route, a veth whose
+inner end is gone, unseen or half configured) comes out with a `fault` that says so, which no wanted object has: so it
+differs, and is repaired or made anew.
 """
 
 import logging
@@ -43,7 +43,7 @@ from overlayd.model.objects import (
 
 _log = logging.getLogger(__name__)
 
-# Our own: stand for what an unsound object does not have.
+# Our own: stand for what a broken object does not have.
 _NO_ADDRESS = IPv4Interface("0.0.0.0/0")
 _NO_GATEWAY = IPv4Address("0.0.0.0")
 _NO_NAMESPACE = Netns(0, 0, 0)
@@ -53,13 +53,14 @@ _NO_NAMESPACE = Netns(0, 0, 0)
 class DeviceLink:
     """The network side of a WireGuard device: what its link shows; the rest of a `Device` is known by its backend.
 
-    addresses: without aliases.  mtu: bytes, 0 when the link is down or does not forward.
+    addresses: without aliases.  mtu: bytes.
     """
 
     scope: str
     name: str
     mtu: int
     addresses: frozenset[Interface]
+    fault: str = ""
 
     @property
     def key(self) -> Hashable:
@@ -84,7 +85,7 @@ Observed = Bridge | Veth | Route | Proxy | Alias | DeviceLink
 def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
     """Everything with our mark in the namespace of the calling thread, by key.
 
-    namespaces: host end's name -> the namespace that its inner end should be in; a veth that is not in it is not sound.
+    namespaces: host end's name -> the namespace that its inner end should be in; a veth that is not in it is broken.
     Reads each kind of thing once, and once more inside each namespace.  Raises MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
@@ -268,32 +269,56 @@ def _scope(link: rt.Link, kind: str) -> str | None:
     return link.alias[len(mark) :] if link.alias.startswith(mark) else None
 
 
-def _is_up(link: rt.Link) -> bool:
-    return bool(link.flags & rt.IFF_UP)
-
-
 def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: _View | None) -> Bridge:
     """host: where its connected routes are looked for, None to believe that they are there."""
-    address = addresses[0] if len(addresses) == 1 else _NO_ADDRESS
-    sound = link.kind == "bridge" and link.mac == bridges.mac(address.ip) and _is_up(link)
-    sound = sound and forwarding.holds(link.name)
-    if host is not None:
+    faults = []
+    if link.kind != "bridge":
+        faults.append(f"it is a link of kind {link.kind or 'unknown'}")
+    faults += _down(link)
+    if len(addresses) == 1:
+        address = addresses[0]
+        faults += _other_mac(link, bridges.mac(address.ip))
         carried = [address] if address.version == 4 else [address, bridges.LINK_LOCAL]
-        sound = sound and _is_connected(link, carried, host)
-    return Bridge(service, link.name, address, link.mtu if sound else 0)
-
-
-def _is_connected(link: rt.Link, addresses: Iterable[Interface], host: _View) -> bool:
-    """Whether the route to each address's network, which came with the address, is still there."""
-    return all((link.ifindex, each.network) in host.connected for each in addresses if is_wide(each))
+        faults += _lost_routes(link, carried, host)
+    else:
+        address = _NO_ADDRESS
+    faults += _parameter(link)
+    return Bridge(service, link.name, address, link.mtu, ", ".join(faults))
 
 
 def _device(link: rt.Link, scope: str, addresses: list[Interface], host: _View) -> Iterable[DeviceLink | Alias]:
     """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix."""
     aliases = {address for address in addresses if scope == GLOBAL and not is_wide(address)}
-    sound = _is_up(link) and forwarding.holds(link.name) and _is_connected(link, addresses, host)
-    yield DeviceLink(scope, link.name, link.mtu if sound else 0, frozenset(addresses) - aliases)
+    faults = [*_down(link), *_lost_routes(link, addresses, host), *_parameter(link)]
+    yield DeviceLink(scope, link.name, link.mtu, frozenset(addresses) - aliases, ", ".join(faults))
     yield from (Alias(link.name, address.ip) for address in aliases)
+
+
+# Each of these gives one clause of a fault, or nothing.
+
+
+def _down(link: rt.Link, name: str = "it") -> list[str]:
+    return [] if link.flags & rt.IFF_UP else [f"{name} is down"]
+
+
+def _parameter(link: rt.Link) -> list[str]:
+    return list(filter(None, [forwarding.fault(link.name)]))
+
+
+def _other_mac(link: rt.Link, mac: bytes) -> list[str]:
+    return [] if link.mac == mac else [f"its MAC is {link.mac.hex(':') or 'missing'}, not {mac.hex(':')}"]
+
+
+def _other_group(link: rt.Link) -> list[str]:
+    return [] if link.group == GROUP_VETH else [f"it is in link group {link.group:#x}"]
+
+
+def _lost_routes(link: rt.Link, addresses: Iterable[Interface], host: _View | None) -> list[str]:
+    """The networks of the addresses whose routes, which came with the addresses, are no longer there."""
+    if host is None:
+        return []
+    wide = (each.network for each in addresses if is_wide(each))
+    return [f"its route to {network} is gone" for network in wide if (link.ifindex, network) not in host.connected]
 
 
 def _routes(host: _View) -> Iterable[Route]:
@@ -314,14 +339,28 @@ def _proxies(host: _View) -> Iterable[Proxy]:
 
 def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
     bridge = host.links.get(link.master)
-    reached = bridge is not None or (link.ifindex, ip_network(want.address.ip), None) in host.routes
-    sound = reached and _is_up(link) and link.group == GROUP_VETH and link.mac == veth.host_mac(want.mac)
+    service = None if bridge is None else _scope(bridge, "bridge")
+    faults = [*_down(link), *_other_group(link), *_other_mac(link, veth.host_mac(want.mac))]
+    if bridge is not None:
+        faults += _foreign_bridge(bridge, service)
+    elif want.service is None:
+        faults += _lost_host_route(link, want.address, host)
     return replace(
         want,
-        service=None if bridge is None else _scope(bridge, "bridge"),
+        service=service,
         bridge=None if bridge is None else bridge.name,
-        mtu=link.mtu if sound else 0,
+        mtu=link.mtu,
+        fault=", ".join(faults),
     )
+
+
+def _lost_host_route(link: rt.Link, address: Interface, host: _View) -> list[str]:
+    there = (link.ifindex, ip_network(address.ip), None) in host.routes
+    return [] if there else [f"the route to {address.ip} is gone"]
+
+
+def _foreign_bridge(bridge: rt.Link, service: str | None) -> list[str]:
+    return [] if service is not None else [f"it is on {bridge.name}, which is no bridge of ours"]
 
 
 def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) -> Veth:
@@ -330,26 +369,33 @@ def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) ->
     service = None if bridge is None else _scope(bridge, "bridge")
     inner = None if inside is None else inside.links.get(link.peer)
     if inside is None or inner is None or inner.peer != link.ifindex:
-        return Veth(link.name, namespace, "", service, name, _NO_ADDRESS, _NO_GATEWAY, frozenset(), b"", 0)
+        fault = "its other end is not in the container" if inside is not None else "its other end cannot be seen"
+        return Veth(
+            link.name, namespace, "", service, name, _NO_ADDRESS, _NO_GATEWAY, frozenset(), b"", link.mtu, fault
+        )
 
     addresses = inside.addresses[inner.ifindex]
     address = addresses[0] if len(addresses) == 1 else _NO_ADDRESS
     routes = [(destination, via) for index, destination, via in inside.routes if index == inner.ifindex]
     gateways = {via for _destination, via in routes if via is not None}
+    faults = [
+        *_down(link),
+        *_down(inner, inner.name),
+        *_down(inside.links[rt.LOOPBACK], "the container's lo"),
+        *_other_group(link),
+        *_other_mac(link, veth.host_mac(inner.mac)),
+    ]
     if bridge is None:
         gateways |= {destination.network_address for destination, via in routes if via is None}
-        reached = (link.ifindex, ip_network(address.ip), None) in host.routes
+        if address != _NO_ADDRESS:
+            faults += _lost_host_route(link, address, host)
     else:
         gateways = gateways or {address.ip for address in host.addresses[bridge.ifindex]}
-        reached = service is not None
-    sound = (
-        reached
-        and link.group == GROUP_VETH
-        and len(gateways) == 1
-        and all(map(_is_up, (link, inner, inside.links[rt.LOOPBACK])))
-        and link.mtu == inner.mtu
-        and link.mac == veth.host_mac(inner.mac)
-    )
+        faults += _foreign_bridge(bridge, service)
+    if len(gateways) != 1:
+        faults.append(f"{inner.name} has {len(gateways)} gateways")
+    if link.mtu != inner.mtu:
+        faults.append(f"its ends have MTU {link.mtu} and {inner.mtu}")
     return Veth(
         name=link.name,
         netns=namespace,
@@ -360,5 +406,6 @@ def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) ->
         gateway=min(gateways, default=_NO_GATEWAY),
         routes=frozenset(destination for destination, via in routes if via is not None),
         mac=inner.mac,
-        mtu=inner.mtu if sound else 0,
+        mtu=inner.mtu,
+        fault=", ".join(faults),
     )

@@ -71,21 +71,18 @@ def problem(step: Step) -> str:
 
 def _differences(have: Object, want: Object) -> list[str]:
     found = []
-    unsound = False
     for field in fields(want):
         old, new = getattr(have, field.name), getattr(want, field.name)
         if old == new or not field.compare:
             continue
-        if field.name == "mtu" and old == 0:  # how `linux.observe` says that something else is amiss
-            unsound = True
+        if field.name == "fault":
+            found.append(f"is broken: {old}")
         elif field.name == "address" and not old.network.prefixlen:  # how it says that there is none, or several
             found.append(f"does not have the address {new} alone")
         elif not field.repr:
             found.append(f"has another {field.name}")
         else:
             found.append(f"has {field.name} {_text(old)}, not {_text(new)}")
-    if unsound and not found:
-        found.append("is down, without its route, or set up otherwise than it should be")
     return found
 
 

@@ -7,6 +7,9 @@ Each object has a `key`, its identity across renames and restarts: two objects w
 possibly changed.  Fields with `compare=False` say where the object lives now and are no part of the comparison, so
 renaming a bridge does not look like a change of everything on it.  `have`, what the kernel shows, and `want`, what
 the state implies, are both maps from key to object; their difference is the plan.
+
+`fault` of a link that was read from the kernel is what is wrong with it that no other field holds, as clauses for a
+person: "it is down, its route to 10.9.0.0/24 is gone".  A wanted object has none, so a link with one is repaired.
 """
 
 from abc import ABCMeta
@@ -79,6 +82,7 @@ class Device:
     listen_port: int
     mtu: int
     addresses: frozenset[Interface]
+    fault: str = ""
 
     @property
     def key(self) -> Hashable:
@@ -115,6 +119,7 @@ class Bridge:
     name: str
     address: Interface
     mtu: int
+    fault: str = ""
 
     @property
     def key(self) -> Hashable:
@@ -153,6 +158,7 @@ class Veth:
     routes: frozenset[Network]
     mac: bytes
     mtu: int
+    fault: str = ""
 
     @property
     def key(self) -> Hashable:

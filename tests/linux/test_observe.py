@@ -1,5 +1,6 @@
 """What was made is what is seen, and what was damaged afterwards is seen to differ."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -133,7 +134,7 @@ def test_from_the_host_alone_the_inner_end_is_believed_and_a_stray_veth_is_seen(
     box.run("ip route delete default")
     seen = observe_host([wanted])
     assert seen[wanted.key] == wanted
-    assert seen[stray.key].mtu == 0
+    assert seen[stray.key].fault == "its other end cannot be seen"
     shell(f"ip link delete {wanted.name}")
     assert wanted.key not in observe_host([wanted])
 
@@ -149,6 +150,63 @@ def test_a_global_leg_is_put_right_in_place(host, container, shell, version):
         assert seen != wanted
         veth.change(seen, wanted)
         assert observe_host([wanted])[wanted.key] == wanted
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ("ip link set zl-web-b down", "it is down, its route to 10.9.0.0/24 is gone"),
+        ("ip route del 10.9.0.0/24", "its route to 10.9.0.0/24 is gone"),
+        ("ip link set zl-web-b address 02:00:00:00:00:99", "its MAC is 02:00:00:00:00:99, not {mac}"),
+        (
+            "echo 1 > /proc/sys/net/ipv4/conf/zl-web-b/rp_filter",
+            "net/ipv4/conf/zl-web-b/rp_filter is 1, it must be 2",
+        ),
+    ],
+)
+def test_a_bridge_says_what_is_wrong_with_it(host, shell, damage, fault):
+    wanted = Bridge("web", "zl-web-b", ip_interface(BRIDGE[4]), 1340)
+    bridge.create(wanted)
+    shell(damage)
+    seen = observe({})[wanted.key]
+    assert seen.fault == fault.format(mac=bridge.mac(wanted.address.ip).hex(":"))
+    assert replace(seen, fault="") == wanted, "the rest is told by the fields"
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ("ip link set {name} down", "it is down"),
+        ("nsenter -n -t {pid} ip link set lo down", "the container's lo is down"),
+        ("nsenter -n -t {pid} ip link set eth0 down", "eth0 is down"),
+        ("nsenter -n -t {pid} ip link set eth0 mtu 1300", "its ends have MTU 1340 and 1300"),
+        ("ip link set {name} group 7", "it is in link group 0x7"),
+        ("ip link add br7 type bridge; ip link set {name} master br7", "it is on br7, which is no bridge of ours"),
+        ("nsenter -n -t {pid} ip link delete eth0", None),
+    ],
+)
+def test_a_veth_says_what_is_wrong_with_it(host, container, shell, damage, fault):
+    make_bridge()
+    wanted = service_leg(box := container())
+    veth.create(wanted)
+    shell(damage.format(name=wanted.name, pid=box.pid))
+    seen = observe_veth(wanted.name, box.netns)
+    if fault is None:
+        assert seen is None, "one end goes with the other"
+        return
+    assert fault in seen.fault.split(", ") or seen.fault == fault
+
+
+@VERSIONS
+def test_a_global_leg_on_a_foreign_bridge_is_seen_and_put_right(host, container, shell, version):
+    make_node(shell, version)
+    wanted = global_leg(box := container(), version)
+    veth.create(wanted)
+    shell(f"ip link add br7 type bridge; ip link set {wanted.name} master br7")
+    seen = observe_host([wanted])[wanted.key]
+    assert "it is on br7, which is no bridge of ours" in seen.fault
+    veth.change(seen, wanted)
+    assert observe_host([wanted])[wanted.key] == wanted == observe_veth(wanted.name, box.netns)
 
 
 def test_a_global_leg_without_its_host_route_differs(host, container, shell):
@@ -167,8 +225,8 @@ def test_a_veth_whose_namespace_is_not_known_or_not_to_be_had_differs(host, cont
     for namespaces in ({}, {wanted.name: other.netns}, {wanted.name: netns.Netns(box.pid, 1, box.netns.inode)}):
         seen = observe(namespaces)
         assert seen[wanted.key] != wanted
-        assert seen[wanted.key].mtu == 0
-        assert seen[("bridge", "web")].mtu == 1340
+        assert seen[wanted.key].fault in ("its other end cannot be seen", "its other end is not in the container")
+        assert seen[("bridge", "web")].fault == ""
 
 
 @pytest.mark.parametrize(
@@ -224,9 +282,10 @@ def test_a_device_without_its_connected_route_differs_and_is_put_right(host, she
     device.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
     before = routes(shell)
     shell(damage)
-    assert observe({})[wanted.key].mtu == 0
+    lost = "fd02::/64" if "fd02" in damage else "10.2.0.0/16"
+    assert observe({})[wanted.key].fault == f"its route to {lost} is gone"
     device.redress(wanted, wanted)
-    assert observe({})[wanted.key].mtu == 1340
+    assert observe({})[wanted.key].fault == ""
     assert routes(shell) == before
     wanted = wg("zl-x-g", "", "10.2.0.17/16", "fd02::1/64")
     device.redress(wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"), wanted)
@@ -242,7 +301,7 @@ def test_a_device_that_is_down_differs(host, shell):
     shell("ip tuntap add dev zl-x-g mode tun")
     device.configure(wg("zl-x-g", "", "10.2.0.1/16"))
     shell("ip link set zl-x-g down")
-    assert observe({})[("device", "")].mtu == 0
+    assert observe({})[("device", "")].fault == "it is down, its route to 10.2.0.0/16 is gone"
     shell(f"ip link set zl-x-g group {GROUP_DEVICE} alias other")
     assert observe({}) == {}
 

@@ -56,12 +56,10 @@ def test_missing_and_unwanted(thing: Object) -> None:
     ("have", "want", "words"),
     [
         (replace(BRIDGE, mtu=1300), BRIDGE, "has mtu 1300, not 1420"),
-        (replace(BRIDGE, mtu=0), BRIDGE, "is down, without its route, or set up otherwise than it should be"),
-        (
-            replace(BRIDGE, mtu=0, address=ip_interface("0.0.0.0/0")),
-            BRIDGE,
-            "does not have the address 10.2.0.1/28 alone",
-        ),
+        (replace(BRIDGE, fault="it is down"), BRIDGE, "is broken: it is down"),
+        (replace(DEVICE, mtu=9, fault="it is down"), DEVICE, "has mtu 9, not 1420; is broken: it is down"),
+        (replace(VETH, fault="eth0 is down"), VETH, "is broken: eth0 is down"),
+        (replace(BRIDGE, address=ip_interface("0.0.0.0/0")), BRIDGE, "does not have the address 10.2.0.1/28 alone"),
         (replace(BRIDGE, name="x", mtu=9), BRIDGE, "has name x, not zl-b; has mtu 9, not 1420"),
         (replace(DEVICE, addresses=frozenset()), DEVICE, "has addresses none, not 10.0.0.1/16"),
         (replace(DEVICE, private_key=OTHER), DEVICE, "has another private_key"),

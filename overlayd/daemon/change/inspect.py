@@ -50,7 +50,9 @@ def look(kernel: Kernel, want: Layout) -> Layout:
         if isinstance(thing, Device):
             link = seen.get(thing.key)
             if isinstance(link, links.DeviceLink) and kernel.backend is not None and kernel.backend.alive(link.name):
-                found[thing.key] = replace(thing, name=link.name, mtu=link.mtu, addresses=link.addresses)
+                found[thing.key] = replace(
+                    thing, name=link.name, mtu=link.mtu, addresses=link.addresses, fault=link.fault
+                )
                 alive.add(thing.scope)
     for key, thing in want.items():
         if isinstance(thing, DevicePeer):
@@ -146,6 +148,7 @@ def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
         listen_port=state.listen_port,
         mtu=link.mtu,
         addresses=link.addresses,
+        fault=link.fault,
     )
     return {device.key: device} | _peers(device, state, want)
 
@@ -154,7 +157,7 @@ def _silent(link: links.DeviceLink, want: Layout) -> Layout:
     """A device with what is wanted of it, except for what its link shows."""
     wanted = want.get(link.key)
     key, port = (wanted.private_key, wanted.listen_port) if isinstance(wanted, Device) else (b"", 0)
-    device = Device(link.scope, link.name, key, port, link.mtu, link.addresses)
+    device = Device(link.scope, link.name, key, port, link.mtu, link.addresses, link.fault)
     found: Layout = {
         key: thing for key, thing in want.items() if isinstance(thing, DevicePeer) and thing.scope == link.scope
     }
