@@ -3,26 +3,23 @@
 Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothing.
 """
 
-from overlayd.daemon import start
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
 from overlayd.daemon.upkeep.firewall import ForwardWatch
-from overlayd.daemon.upkeep.sentinel import Sentinel, link_names, pace_key
+from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.errors import MechanismError
-from overlayd.linux import forwarding, netns
+from overlayd.linux import capability, forwarding, netns
 from overlayd.linux.wireguard import backend as wireguard
 from overlayd.model import drift
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
+from overlayd.model.pacing import pace_key
 from overlayd.model.peers import text
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Peer, Service
-
-# Without this one some containers cannot be attached: a bit of linux/capability.h.
-HELPFUL = {"CAP_SYS_PTRACE": 19}
 
 
 class Doctor:
@@ -173,7 +170,7 @@ class Doctor:
             problem = f"is not to be had ({wireguard.missing('auto')})"
             symptom = "there are no tunnels to other nodes"
             found.append(Finding("wireguard-missing", "error", "WireGuard", problem, symptom, remedy))
-        if lacking := start.missing_capability(HELPFUL):
+        if lacking := capability.missing("CAP_SYS_PTRACE"):
             symptom = "containers of other users cannot be attached"
             found.append(Finding("capability-missing", "warning", lacking, "is missing", symptom, "grant it"))
         if node.owed:

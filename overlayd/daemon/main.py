@@ -44,6 +44,7 @@ from overlayd.daemon.upkeep.reclaim import reclaim
 from overlayd.daemon.upkeep.sentinel import Sentinel
 from overlayd.daemon.upkeep.suspects import Part
 from overlayd.errors import DiskError, OverlaydError, StateError
+from overlayd.linux import capability
 from overlayd.linux.monitor import Monitor
 from overlayd.model.health import FRESH
 from overlayd.model.rows import Attachment
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
         print(f"overlayd: {error}", file=sys.stderr)
         return BAD_CONFIG
     logs.set_up(config.log_format, config.log_level)
-    lacking = start.missing_capability()
+    lacking = capability.missing("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
     if lacking:
         log.error("missing capability %s: run as root, or grant it (setcap, AmbientCapabilities=, --cap-add)", lacking)
         return NO_PERMISSION

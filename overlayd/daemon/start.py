@@ -5,7 +5,6 @@ Owns: the first state, the dead that nobody detached, and the first audit of the
 
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from overlayd.daemon.change.apply import Kernel
@@ -20,18 +19,6 @@ from overlayd.model.rows import Attachment, Lease, Node, decode
 from overlayd.model.state import Draft, State
 
 log = logging.getLogger(__name__)
-
-# What the daemon cannot work without: bits of linux/capability.h.
-CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
-
-
-def missing_capability(needed: Mapping[str, int] = CAPABILITIES) -> str:
-    """The first capability of those we need that this process lacks; empty when it has all."""
-    effective = 0
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            effective = int(line.split()[1], 16)
-    return next((name for name, bit in needed.items() if not effective >> bit & 1), "")
 
 
 def boot_id() -> str:

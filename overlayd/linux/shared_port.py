@@ -19,9 +19,6 @@ from ipaddress import IPv4Address, ip_address
 from overlayd.errors import MechanismError
 from overlayd.model.objects import Address
 
-# linux/capability.h
-CAP_NET_RAW = 13
-
 # linux/filter.h, linux/bpf_common.h: opcodes of classic BPF
 _LD_W_IND, _LD_H_IND, _LD_B_IND = 0x40, 0x48, 0x50  # accumulator = packet[X + k]
 _LDX_MSH, _LDX_IMM = 0xB1, 0x01  # X = 4 * (packet[k] & 0xf), X = k

@@ -6,9 +6,9 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from overlayd import fault
@@ -163,28 +163,32 @@ class Node:
 
     async def reconcile(self) -> list[Failure]:
         """Make the kernel what the state implies, whatever it is now.  Returns what could not be done."""
-        _, failures = await self.repair(layout, observe, lambda steps: steps)
-        return failures
+        async with self.comparing(layout, observe) as steps:
+            return await self.repair(steps)
 
-    async def repair(
+    @asynccontextmanager
+    async def comparing(
         self,
         part: Callable[[State, Facts], Layout],
         look: Callable[[Kernel, Layout], Layout],
-        choose: Callable[[list[Step]], list[Step]],
         *,
         exclusive: Collection[str] | None = None,
-    ) -> tuple[list[Step], list[Failure]]:
-        """Put right what is not as the state implies.  Returns the steps that were taken, and those that failed.
+    ) -> AsyncIterator[list[Step]]:
+        """Compare the kernel with what the state implies, and let nobody change that before the block ends.  Yields the
+        steps from the one to the other, for `repair`.
 
-        part: of the layout.  look: what the kernel has of it, in a worker thread.  choose: which steps to take.
-        exclusive: the resources that nobody may change meanwhile, None for all there are.
+        part: of the layout.  look: what the kernel has of it, in a worker thread.  exclusive: the resources that nobody
+        may change meanwhile, None for all there are.  MechanismError: the kernel refuses the look.
         """
         everything = exclusive is None
         async with self._hold(exclusive or (), everything=everything):
             # With everything held the state stands still, and a large part may be put together beside the loop.
             want = await self.run(part, self.state, self.facts) if everything else part(self.state, self.facts)
-            steps = choose(plan(await self.run(look, self.kernel, want), want))
-            return steps, await self.run(self.kernel.repair, steps) if steps else []
+            yield plan(await self.run(look, self.kernel, want), want)
+
+    async def repair(self, steps: Sequence[Step]) -> list[Failure]:
+        """Take steps of `comparing`, each for itself, within its block.  Returns those that failed."""
+        return await self.run(self.kernel.repair, steps) if steps else []
 
     async def settled(self, *resources: str) -> None:
         """Wait for the changes of these resources that were asked for before."""

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from overlayd import wire
-from overlayd.daemon import start
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.nat.allocation import Allocation
@@ -26,7 +25,7 @@ from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.nat.traversal import Spawn, Traversal
 from overlayd.daemon.peers.health import Health
 from overlayd.daemon.peers.lookup import Lookups
-from overlayd.linux.shared_port import CAP_NET_RAW
+from overlayd.linux import capability
 from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.candidates import Candidate, ConnectionType, Endpoint, node_candidates
 from overlayd.model.layout import endpoint_address
@@ -57,7 +56,7 @@ class Nat:
     def __init__(self, node: Node, health: Health, lookups: Lookups, spawn: Spawn, watch: Watch) -> None:
         self.host = Candidates(node)
         self.relay = RelayOffer()
-        self.lacking = start.missing_capability({"CAP_NET_RAW": CAP_NET_RAW})
+        self.lacking = capability.missing("CAP_NET_RAW")
         self._node = node
         self._health = health
         self._lookups = lookups

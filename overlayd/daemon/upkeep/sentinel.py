@@ -5,7 +5,7 @@ Must not know: what makes a part suspect (`suspects`), how it is looked at (`ins
 
 A suspect part is compared with what the state implies, under the same locks that a request takes; if nothing differs,
 nothing happens.  Effort is bounded: a part that was looked at rests a while, and what goes again and again is put back
-ever later (`model.backoff`).  Every few minutes everything is looked at, for what no event tells.
+ever later (`model.pacing`).  Every few minutes everything is looked at, for what no event tells.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ from overlayd.linux.observe import all_links
 from overlayd.model import drift
 from overlayd.model.backoff import Backoff
 from overlayd.model.layout import Facts, Layout, elements, layout, of_device, of_peers, of_service
-from overlayd.model.objects import Bridge, Device, Element, Object, Proxy, Step, Veth
-from overlayd.model.plan import device_scope
+from overlayd.model.objects import Step
+from overlayd.model.pacing import Pacing, pace_key
 from overlayd.model.rows import Overlay, Service
 from overlayd.model.state import State
 
@@ -65,6 +65,7 @@ class Sentinel:
         self._busy: set[Part] = set()
         self._rested: dict[Part, float] = {}
         self._backoff = Backoff()
+        self._pacing = Pacing(self._backoff)
         self._readings: dict[socket.socket, asyncio.TimerHandle] = {}
         self._woken = asyncio.Event()
         self._stopping = False
@@ -188,37 +189,26 @@ class Sentinel:
     async def _repair(self, part: Part, who: str) -> None:
         """Put right what of the part is due, and come back for the rest."""
         if part in (FORWARDING, EVERYTHING):
-            await self._mend_forwarding(who)
+            await self._repair_forwarding(who)
         if part == FORWARDING:
             return
         loop = asyncio.get_running_loop()
-        dues: dict[Hashable, float] = {}
-        began = loop.time()
-
-        def choose(steps: list[Step]) -> list[Step]:
-            nonlocal began
-            began = loop.time()
-            dues.update((pace_key(step), self._backoff.due(pace_key(step), began)) for step in steps)
-            later = [step for step in steps if dues[pace_key(step)] > began]
-            absent = {
-                _place(step.want) for step in later if step.have is None and isinstance(step.want, Bridge | Device)
-            }
-            return [step for step in steps if dues[pace_key(step)] <= began and _place(step.want) not in absent]
-
         of, look, exclusive = _way(part)
-        steps, failures = await self._node.repair(of, look, choose, exclusive=exclusive)
-        cost = loop.time() - began
-        for key in {pace_key(step) for step in steps}:
-            self._backoff.restored(key, loop.time(), cost)
+        async with self._node.comparing(of, look, exclusive=exclusive) as steps:
+            began = loop.time()
+            due, again = self._pacing.split(steps, began)
+            failures = await self._node.repair(due)
+        ended = loop.time()
+        self._pacing.taken(due, ended, ended - began)
         if part == EVERYTHING:
-            self.failures = {key: why for key, why in self.failures.items() if key in dues}
-        self._report(part, steps, failures, who, cost)
-        failed = [self._backoff.due(pace_key(step), loop.time()) for step, _ in failures]
-        waiting = [due for due in dues.values() if due > began]
-        if failed or waiting:
-            self._schedule(part, min(failed + waiting), "again", who)
+            differ = {pace_key(step) for step in steps}
+            self.failures = {key: why for key, why in self.failures.items() if key in differ}
+        self._report(part, due, failures, who, ended - began)
+        retry = self._pacing.split([step for step, _ in failures], ended).again
+        if later := [each for each in (again, retry) if each is not None]:
+            self._schedule(part, min(later), "again", who)
 
-    async def _mend_forwarding(self, who: str) -> None:
+    async def _repair_forwarding(self, who: str) -> None:
         names = link_names(self._node.state)
         faults = await self._node.run_exclusively(forwarding.faults, names) if names else []
         if not faults:
@@ -243,7 +233,8 @@ class Sentinel:
                 "the way out is %s with MTU %d: MTU %d inside, was %d", way.interface, way.mtu, mtu, node.facts.mtu
             )
             await node.update_facts(lambda facts: replace(facts, mtu=mtu), ())
-            _, failures = await node.repair(layout, inspect.audit, lambda steps: steps)
+            async with node.comparing(layout, inspect.audit) as steps:
+                failures = await node.repair(steps)
             if failures:
                 self.suspect(EVERYTHING, "mtu")  # which says what, and tries again
 
@@ -294,20 +285,6 @@ def _way(part: Part) -> Way:
             return elements, inspect.members, None
         case _:
             return layout, inspect.audit, None
-
-
-def pace_key(step: Step) -> Hashable:
-    """What is paced together: the ruleset as a whole, any other object by itself."""
-    thing = step.want or step.have
-    assert thing is not None
-    return RULESET if isinstance(thing, Element) else thing.key
-
-
-def _place(thing: Object | None) -> Hashable:
-    """The bridge or device that a thing is, or is on, by key; None for what is on none."""
-    if isinstance(thing, Bridge | Veth | Proxy):
-        return ("bridge", thing.service)
-    return ("device", thing.scope if isinstance(thing, Device) else device_scope(thing))
 
 
 def _by(who: str) -> str:
