@@ -10,15 +10,14 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
-from overlayd import __version__
+from overlayd import __version__, wire
 from overlayd.daemon import config as configuration
 from overlayd.daemon import garbage, logs, start
 from overlayd.daemon.change import journal as journals
@@ -31,12 +30,13 @@ from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.expiry import Expiry
-from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.hostnames import Resolver
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.server import identity, listener
 from overlayd.daemon.server.server import Server
 from overlayd.daemon.status import StatusView
+from overlayd.daemon.tasks import Tasks
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.upkeep.deaths import DeathWatch
 from overlayd.daemon.upkeep.firewall import ForwardWatch
@@ -46,9 +46,9 @@ from overlayd.daemon.upkeep.suspects import Part
 from overlayd.errors import DiskError, OverlaydError, StateError
 from overlayd.linux import capability
 from overlayd.linux.monitor import Monitor
+from overlayd.linux.nft import Nft
 from overlayd.model.health import FRESH
-from overlayd.model.rows import Attachment
-from overlayd.proto.identity import answer_probe, encode
+from overlayd.proto.identity import DaemonProcess, answer_probe, encode
 from overlayd.proto.mux import EndpointMux, json_wire
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,6 @@ BAD_CONFIG = 78
 
 # Our own constant: how long a stop waits for requests in flight, seconds.
 PATIENCE = 10.0
-# Our own constant: seconds before a watch that failed begins anew, so that a lasting cause does not fill the log.
-PAUSE = 1.0
 
 
 def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
@@ -107,75 +105,83 @@ def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitSt
     claims.enter_context(listener.claim_namespace())
     admission = listener.Admission(config.socket_group)
     bound = claims.enter_context(listener.served(config.socket, admission.gid))
-    try:
-        uvloop.run(_serve(config, journal, admission, bound, fresh))
-    except ExceptionGroup as failed:  # of the task group: one failed, and the others were stopped for it
-        raise failed.exceptions[0] from None
+    uvloop.run(_serve(config, journal, admission, bound, fresh))
     return 0
 
 
 async def _serve(
     config: Config, journal: Journal, admission: listener.Admission, bound: socket.socket, fresh: float
 ) -> None:
-    """Take up the state, serve until told to stop, and leave the data plane running."""
+    """Take up the state, serve until told to stop, and leave the data plane running.
+
+    Every part is a context on one stack.  So whatever fails, and wherever, the parts end in the reverse order of their
+    start, each of them.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    node = start.node(journal, config.wireguard)
-    boot = start.boot_id()
-    sentinel = Sentinel(node, Monitor())
-    # It reads the whole executable: beside the start, not before it.
-    me = asyncio.create_task(asyncio.to_thread(identity.current, config.namespace_id, config.socket))
-    await start.resume(node, boot)
-    mux = EndpointMux(
-        legacy=json_wire,
-        answer_probe=partial(answer_probe, identity=encode(await me)),
-        served=frozenset({config.payload_protocol}),
-    )
-    health = Health(node, fresh)
-    forwarding = ForwardWatch(node)
-    await health.resume()
-    async with asyncio.TaskGroup() as tasks, AsyncExitStack() as ending:
-
-        def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            return tasks.create_task(_guarded(work))
-
-        def keep_up(watch: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-            return tasks.create_task(_kept_up(watch, stopping))
-
-        for watch in (health.watch, forwarding.watch):
-            ending.callback(keep_up(watch).cancel)
-        keep_up(sentinel.watch)
-        ending.callback(sentinel.stop)
-        resolver = Resolver(node, health, Lookups(), spawn)
-        nat = Nat(node, health, Lookups(), spawn, keep_up)
-        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, spawn)
-        for part in (resolver, nat, nameserver):
-            ending.callback(part.close)
-            part.resume()
-        deaths = DeathWatch(partial(reclaim, node), spawn)
-        ending.callback(deaths.close)
-        deaths.follow({row.id: row for row in node.state.table(Attachment).values()})
-        expiry = Expiry(node, spawn)
-        ending.callback(expiry.close)
-        expiry.arm()
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        stack.push_async_callback(journal.close)
+        requests = await enter(Tasks())
+        stack.callback(requests.cancel)  # of what still waits for a node that is closed
+        foreign_rules = stack.enter_context(closing(Nft()))
+        monitor = stack.enter_context(closing(Monitor()))
+        node = start.node(journal, config.wireguard)
+        stack.push_async_callback(node.close)
+        boot = start.boot_id()
+        # It reads the whole executable: beside the start, not after it.
+        identifying = loop.run_in_executor(None, identity.current, config.namespace_id, config.socket)
+        await start.resume(node, boot)
+        me = await identifying
+        tasks = await enter(Tasks())
+        health = Health(node, fresh)
+        await enter(health.running(tasks.keep_up))
+        firewall = ForwardWatch(node, foreign_rules)
+        await enter(firewall.running(tasks.keep_up))
+        sentinel = Sentinel(node, monitor)
+        await enter(sentinel.running(tasks.keep_up))
+        resolver = Resolver(node, health, Lookups(), tasks.spawn)
+        await enter(resolver.running())
+        nat = Nat(node, health, Lookups(), tasks.spawn, tasks.keep_up)
+        await enter(nat.running())
+        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, tasks.spawn)
+        await enter(nameserver.running())
+        await enter(DeathWatch(partial(reclaim, node), tasks.spawn).running(node))
+        await enter(Expiry(node, tasks.spawn).running())
         status = StatusView(node, health)
-        node.observers += [each.follow for each in (status, resolver, nat, deaths, expiry, forwarding, nameserver)]
-        ending.callback(node.observers.clear)  # a change that outlasts the drain has nobody left to tell
-        doctor = Doctor(node, sentinel, forwarding, health, nameserver=nameserver, nat=nat)
+        stack.enter_context(node.subscribe(status.follow))
+        doctor = Doctor(node, sentinel, firewall, health, nameserver=nameserver, nat=nat)
         daemon = Daemon(node, status, health, nat, doctor, nameserver, boot, resolver.ask_again, stopping.set)
-        server = Server(Handlers(daemon), admission, None if config.no_probe else mux)
-        health.announce.append(server.publish)
-        health.doubters.append(lambda scope: sentinel.suspect(Part("peers", scope), "reading"))
-        accepting = await server.listen(bound)
-        with identity.published(await me, config.identity_file):
-            await _run(config.socket, stopping)
-        accepting.close()
-        await server.drain(PATIENCE)
-    await node.close()
-    forwarding.close()
-    await journal.close()
+        mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
+        server = Server(Handlers(daemon), admission, requests.spawn, mux)
+        stack.enter_context(health.subscribe(_Onward(sentinel, server)))
+        await enter(server.serving(bound, PATIENCE))
+        stack.enter_context(identity.published(me, config.identity_file))
+        await _run(config.socket, stopping)
+
+
+class _Onward(Listener):
+    """Hands on what readings of the devices mean for parts that do not know of them."""
+
+    def __init__(self, sentinel: Sentinel, server: Server) -> None:
+        self._sentinel = sentinel
+        self._server = server
+
+    def peers_doubted(self, scope: str) -> None:
+        self._sentinel.suspect(Part("peers", scope), "reading")
+
+    def published(self, event: wire.Event) -> None:
+        self._server.publish(event)
+
+
+def _multiplexer(me: DaemonProcess, payload_protocol: int) -> EndpointMux:
+    return EndpointMux(
+        legacy=json_wire,
+        answer_probe=partial(answer_probe, identity=encode(me)),
+        served=frozenset({payload_protocol}),
+    )
 
 
 async def _run(path: str, stopping: asyncio.Event) -> None:
@@ -186,22 +192,6 @@ async def _run(path: str, stopping: asyncio.Event) -> None:
     await stopping.wait()
     _notify("STOPPING=1")
     log.info("stopping; links, addresses and rules stay as they are")
-
-
-async def _guarded(work: Coroutine[Any, Any, None]) -> None:
-    """Run work that nobody waits for.  A bug in it is logged, and ends neither the daemon nor other work."""
-    try:
-        await work
-    except Exception:
-        log.exception("background work failed")
-
-
-async def _kept_up(watch: Callable[[], Coroutine[Any, Any, None]], stopping: asyncio.Event) -> None:
-    """Keep watching, also after a bug in it."""
-    await _guarded(watch())
-    while not stopping.is_set():
-        await asyncio.sleep(PAUSE)
-        await _guarded(watch())
 
 
 def _notify(state: str) -> None:

@@ -70,19 +70,19 @@ def test_a_change_is_shown_once_it_has_taken_effect(tmp_path, refuses) -> None:
         place = NodeWithPeers(tmp_path, device)
         health = SimpleNamespace(generation=0, activity=lambda _scope, _key: None)
         view = StatusView(place.node, health)
-        place.node.observers.append(view.follow)
 
         def peer_count() -> int:
             return json.loads(view.encoded())["peer_count"]
 
         device.refuses = refuses
-        place.spawn(place.add_peer(KEYS[0], "192.0.2.1:1"))
-        await place.until(device.asked.is_set)
-        assert len(place.node.state.peers("")) == 1, "the next decision builds on it"
-        assert peer_count() == 0
-        device.allowed.set()
-        await asyncio.wait(place.tasks)
-        assert peer_count() == (0 if refuses else 1)
+        with place.node.subscribe(view.follow):
+            place.spawn(place.add_peer(KEYS[0], "192.0.2.1:1"))
+            await place.until(device.asked.is_set)
+            assert len(place.node.state.peers("")) == 1, "the next decision builds on it"
+            assert peer_count() == 0
+            device.allowed.set()
+            await asyncio.wait(place.tasks)
+            assert peer_count() == (0 if refuses else 1)
         device.refuses = False
         await place.close()
 

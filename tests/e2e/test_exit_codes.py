@@ -103,3 +103,21 @@ def test_signals_and_the_shutdown_request_end_it_cleanly(lab: Lab) -> None:
     assert member.node.wait() == 0
     assert interface not in member.node.run(["ip", "-br", "link"])
     assert member.node.wireguard_pids() == set()
+
+
+def test_what_was_opened_is_closed_after_a_stop_and_after_a_start_that_fails_half_way(lab: Lab) -> None:
+    """When everything is at work but the identity file.  Python tells of every socket, task and file that is left."""
+    node = lab.node("half")
+    node.program = ["env", "PYTHONDEVMODE=1", "PYTHONWARNINGS=default", *DAEMON]
+    node.start()
+    assert node.stop() == 0
+    assert_nothing_left(node.log.read_text())
+    code, said = node.try_daemon(node.daemon_argv("--identity-file", f"{node.data_dir}/missing/id"))
+    assert code == BAD_CONFIGURATION, said
+    assert "missing/id" in said
+    assert_nothing_left(said)
+
+
+def assert_nothing_left(said: str) -> None:
+    for complaint in ("ResourceWarning", "was destroyed", "never awaited", "never retrieved", "Traceback"):
+        assert complaint not in said

@@ -49,9 +49,10 @@ class Kernel:
                 done.append(batch)
 
     def close(self) -> None:
-        """Finish what goes on behind the answers."""
+        """Finish what goes on behind the answers, and let go of the kernel."""
         self._reaper.close()
         self._forgetter.close()
+        self.nft.close()
 
     def repair(self, steps: Sequence[Step], purpose: str = "repair") -> list[Failure]:
         """Do the steps in order, each for itself.  Returns those that could not be done, with their errors."""

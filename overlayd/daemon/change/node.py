@@ -6,9 +6,9 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from overlayd import fault
@@ -49,10 +49,10 @@ class Node:
         self.state = state
         self.facts = facts
         self.kernel = kernel
-        self.observers: list[Callable[[Change], None]] = []  # told of every change that has taken effect
         self._journal = journal
         self._owed: dict[RowId, Row | None] = {}  # so in memory, but the disk would not hear of it
         self._ended = asyncio.Event()  # the next change that ends sets it
+        self._observers: list[Callable[[Change], None]] = []
         self._locks = ResourceLocks()
         self._gathering = Gathering(GROUP)
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="kernel")
@@ -67,6 +67,15 @@ class Node:
         turn.
         """
         return self._locks.is_settled(resources)
+
+    @contextmanager
+    def subscribe(self, observer: Callable[[Change], None]) -> Iterator[None]:
+        """Tell an observer of every change that has taken effect, until the block ends."""
+        self._observers.append(observer)
+        try:
+            yield
+        finally:
+            self._observers.remove(observer)
 
     async def change(
         self,
@@ -274,7 +283,7 @@ class Node:
                 self.state.departing.pop(id, None)
             self._ended.set()
             self._ended = asyncio.Event()
-        for observer in self.observers:
+        for observer in self._observers:
             observer(change)
 
     async def _write_and_apply(

@@ -12,10 +12,11 @@ import logging
 import secrets
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 from overlayd.daemon.dns.upstreams import Upstream
+from overlayd.daemon.tasks import Spawn
 from overlayd.errors import ProtocolError
 from overlayd.proto import dns
 from overlayd.proto.dns import Query
@@ -28,9 +29,6 @@ OF_CLIENT = 256  # of these, so that one container that asks for what nobody ans
 STARTED = 8  # queries that go out before the loop looks at its other work: 50 us each
 TRY = 1.5  # seconds for an answer to a datagram; a server that is alive answers sooner, or has lost it
 PATIENCE = 4.5  # seconds for all; C libraries ask again after 5
-
-
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 class _Waiting(NamedTuple):

@@ -14,15 +14,16 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
 from overlayd.daemon.change.node import Node
-from overlayd.daemon.dns.forwarder import Forwarder, Spawn
+from overlayd.daemon.dns.forwarder import Forwarder
 from overlayd.daemon.dns.stream import Streams
 from overlayd.daemon.dns.upstreams import PORT, Upstream, Upstreams
+from overlayd.daemon.tasks import Spawn
 from overlayd.linux.datagrams import Datagrams
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, Address
@@ -61,7 +62,7 @@ class Unserved(NamedTuple):
 
 
 class Nameserver:
-    """From `resume` to `close`.  zone: of one-label names.  port: 0 for none at all.  given: the upstreams, none for
+    """At work within `running`.  zone: of one-label names.  port: 0 for none at all.  given: the upstreams, none for
     those of the host.  spawn: starts a task.
     """
 
@@ -85,8 +86,17 @@ class Nameserver:
         if port:
             asyncio.get_running_loop().add_reader(self._ready.fileno(), self._readable)
 
-    def resume(self) -> None:
-        """Serve what is there at a start; later changes come through `follow`."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answer as the state is, until the block ends."""
+        with self._node.subscribe(self.follow):
+            try:
+                self._serve_all()
+                yield
+            finally:
+                self._close()
+
+    def _serve_all(self) -> None:
         self._apply_overlay()
         for scope in (GLOBAL, *self._node.state.table(Service)):
             self._apply_scope(scope)
@@ -108,7 +118,7 @@ class Nameserver:
         address = self._node.state.node_address
         return (address, self._zone.name) if address in self._sockets and self.port == PORT else (None, "")
 
-    def close(self) -> None:
+    def _close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._ready.fileno())
         for address in [*self._sockets, *self.unserved]:
             self._leave(address)

@@ -6,9 +6,9 @@ not know: requests, or how the parts do it.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
@@ -22,20 +22,20 @@ from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.nat.relay_offer import RelayOffer
 from overlayd.daemon.nat.selection import Selection
 from overlayd.daemon.nat.stun_port import StunPort
-from overlayd.daemon.nat.traversal import Spawn, Traversal
-from overlayd.daemon.peers.health import Health
+from overlayd.daemon.nat.traversal import Traversal
+from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.lookup import Lookups
+from overlayd.daemon.tasks import KeepUp, Spawn
 from overlayd.linux import capability
 from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.candidates import Candidate, ConnectionType, Endpoint, node_candidates
-from overlayd.model.layout import endpoint_address
+from overlayd.model.layout import endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
+from overlayd.model.peers import text
 from overlayd.model.rows import Change, Overlay, Peer
 from overlayd.model.traversal import Way
 
 log = logging.getLogger(__name__)
-
-Watch = Callable[[Callable[[], Coroutine[Any, Any, None]]], asyncio.Task[None]]
 
 # Our own constant: seconds between two tries to start a relay that should be there.
 RELAY_PAUSE = 30.0
@@ -46,14 +46,14 @@ def config_of(overlay: Overlay | None) -> wire.NatConfig:
     return msgspec.convert(overlay.nat, wire.NatConfig) if overlay is not None and overlay.nat else wire.NatConfig()
 
 
-class Nat:
-    """At work from `resume` until `close`.  host: this host's addresses.  relay: the one that we offer.  lacking: the
+class Nat(Listener):
+    """At work within `running`.  host: this host's addresses.  relay: the one that we offer.  lacking: the
     capability without which WireGuard's port cannot be shared; empty when nothing lacks.
 
-    spawn: starts work.  watch: keeps up work that does not end, until its task is cancelled.
+    spawn, keep_up: see `Tasks`.
     """
 
-    def __init__(self, node: Node, health: Health, lookups: Lookups, spawn: Spawn, watch: Watch) -> None:
+    def __init__(self, node: Node, health: Health, lookups: Lookups, spawn: Spawn, keep_up: KeepUp) -> None:
         self.host = Candidates(node)
         self.relay = RelayOffer()
         self.lacking = capability.missing("CAP_NET_RAW")
@@ -61,18 +61,23 @@ class Nat:
         self._health = health
         self._lookups = lookups
         self._spawn = spawn
-        self._watch = watch
-        self._watches: list[asyncio.Task[None]] = []
+        self._keep_up = keep_up
         self._setting: tuple[wire.NatConfig, int] | None = None
         self._session: Session | None = None
 
-    def resume(self) -> None:
-        """Begin, at the daemon's start."""
-        self._health.seen_as = self.seen_as
-        self._health.listeners.append(self._health_changed)
-        self._health.readings.append(self._apply_activity)
-        self._watches = [self._watch(self.host.watch), self._watch(self._keep_relay)]
-        self._configure()
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Do what the configuration says, and follow it, until the block ends."""
+        with self._health.subscribe(self), self._node.subscribe(self.follow):
+            watches = [self._keep_up(self.host.watch), self._keep_up(self._keep_relay)]
+            try:
+                self._configure()
+                yield
+            finally:
+                for task in watches:
+                    task.cancel()
+                self._end_session()
+                self.relay.close()
 
     def follow(self, change: Change) -> None:
         """Follow the configuration, and the peers."""
@@ -90,14 +95,6 @@ class Nat:
             self._session.reflexive.refresh_soon()
             self._session.traversal.retry()
         await self.host.refresh()
-
-    def close(self) -> None:
-        for task in self._watches:
-            task.cancel()
-        if self._session is not None:
-            self._session.close()
-            self._session = None
-        self.relay.close()
 
     # --- what is shown ------------------------------------------------------------------------------------------------
 
@@ -149,9 +146,7 @@ class Nat:
         if setting == self._setting:
             return
         self._setting = setting
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        self._end_session()
         if setting is not None:
             if self.lacking:
                 log.warning("missing capability %s: it is not found out where this node is seen from", self.lacking)
@@ -164,10 +159,15 @@ class Nat:
                 config=config,
                 wg_port=wg_port,
                 spawn=self._spawn,
-                watch=self._watch,
+                keep_up=self._keep_up,
             )
         elif self._node.facts.selected:
             self._spawn(self._forget_selected())
+
+    def _end_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def restore_relay(self) -> None:
         """Offer the relay that the state names, and no other."""
@@ -191,13 +191,20 @@ class Nat:
         ]
         await self._node.update_facts(lambda facts: replace(facts, selected={}), silent, exclusive=peers_locks(GLOBAL))
 
-    def _health_changed(self, scope: str, key: bytes, healthy: bool) -> None:
-        if self._session is not None:
-            self._session.traversal.health_changed(scope, key, healthy)
+    # --- what `Health` tells ------------------------------------------------------------------------------------------
 
-    def _apply_activity(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
+    def activity_read(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
         if self._session is not None:
-            self._session.traversal.apply_activity(scope, activity)
+            self._session.traversal.activity_read(scope, activity)
+
+    def peer_moved(self, scope: str, public_key: bytes, endpoint: Endpoint) -> None:
+        shown = endpoint_text(self.seen_as(endpoint))
+        log.info("peer %s has moved to %s", text(public_key), shown)
+        self._health.publish(wire.NatEndpointChanged(text(public_key), shown))
+
+    def health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
+        if self._session is not None:
+            self._session.traversal.health_changed(scope, public_key, healthy)
 
 
 class Session:
@@ -213,7 +220,7 @@ class Session:
         config: wire.NatConfig,
         wg_port: int,
         spawn: Spawn,
-        watch: Watch,
+        keep_up: KeepUp,
     ) -> None:
         self._host = host
         self._port = StunPort(wg_port)
@@ -235,9 +242,9 @@ class Session:
         )
         self._tasks = [spawn(self.traversal.resume())]
         if config.stun_servers:
-            self._tasks.append(watch(self.reflexive.watch))
+            self._tasks.append(keep_up(self.reflexive.watch))
         if config.turn_servers:
-            self._tasks.append(watch(self.allocation.watch))
+            self._tasks.append(keep_up(self.allocation.watch))
 
     def close(self) -> None:
         for task in self._tasks:

@@ -12,9 +12,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from overlayd import wire
 from overlayd.daemon.change.node import Node
@@ -23,7 +22,8 @@ from overlayd.daemon.nat.checks import Checks
 from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.nat.selection import Selection
 from overlayd.daemon.nat.stun_port import StunPort
-from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.health import Health, Listener
+from overlayd.daemon.tasks import Spawn
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard.backend import Activity, public_key
 from overlayd.model.candidates import Endpoint, peer_candidates
@@ -47,10 +47,8 @@ ALLOCATION_PATIENCE = 3.0  # seconds that a first attempt waits for our own addr
 # but what is heard; and the least that is heard is its keepalive.
 HOLD_CUT_OFF = 30.0  # seconds
 
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
-
-class Traversal:
+class Traversal(Listener):
     """The peers of the global overlay.  At work from `resume` until `close`.
 
     spawn: starts work.
@@ -122,8 +120,8 @@ class Traversal:
             elif scope == GLOBAL:
                 self._stop(key)
 
-    def health_changed(self, scope: str, key: bytes, healthy: bool) -> None:
-        """For `Health.listeners`."""
+    def health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
+        key = public_key
         if scope != GLOBAL or key not in self._peers:
             return
         if healthy and key not in self._running:
@@ -132,8 +130,8 @@ class Traversal:
         elif not healthy:
             self._lost(key)
 
-    def apply_activity(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
-        """For `Health.readings`: wake those who wait for a handshake, and look for those who are missed now."""
+    def activity_read(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
+        """Wake those who wait for a handshake, and look for those who are missed now."""
         if scope != GLOBAL:
             return
         for _, woken in self._running.values():
@@ -322,7 +320,7 @@ class Traversal:
             return
         at = activity.endpoint
         told = endpoint_address(peer, self._node.facts) != at  # a peer's own move is told where it is seen
-        connection, shown = self._selection.connection(peer, at), self._health.seen_as(at)
+        connection, shown = self._selection.connection(peer, at), self._allocation.loopback.remote(at) or at
         if connection != "relayed":
             self._allocation.permit(key, ())
         await self._selection.put(peer, self._selection.settled(peer, at))

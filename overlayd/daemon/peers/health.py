@@ -8,15 +8,17 @@ back (`sentinel`).
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import AsyncIterator, Iterator, Mapping, Set
+from contextlib import asynccontextmanager, contextmanager
 from errno import ETIMEDOUT
 
 from overlayd import wire
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.tasks import KeepUp
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.health import FRESH, HealthTracker, RoamingTracker, Silence, is_fresh
-from overlayd.model.layout import endpoint_address, endpoint_text
+from overlayd.model.layout import endpoint_address
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.peers import text
 from overlayd.model.rows import Edge, Service
@@ -30,25 +32,40 @@ PEERS_A_SECOND = 2000  # a reading of a large device takes 4 us a peer: this kee
 Endpoint = tuple[Address, int]
 
 
+class Listener:
+    """Whoever subscribes to `Health`.  A class that derives from this one defines what it wants to hear, and no more.
+
+    scope: the device's.
+    """
+
+    def activity_read(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
+        """A device was read: what its peers did, by public key."""
+
+    def peer_moved(self, scope: str, public_key: bytes, endpoint: Endpoint) -> None:
+        """A peer has moved by itself; endpoint: where the device sees it."""
+
+    def health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
+        """A peer answers again, or does not answer any more."""
+
+    def peers_doubted(self, scope: str) -> None:
+        """A device may have other peers than it should have."""
+
+    def published(self, event: wire.Event) -> None:
+        """Something has happened that every client is told of."""
+
+
 class Health:
     """The activity of all peers of all devices, `generation` growing when it changes.
 
-    fresh: seconds for which a handshake vouches for a peer.  announce: who takes the events.  listeners: called with
-    scope, public key and whether the peer is healthy, when that changes.  doubters: called with the scope of a device
-    whose peers may not be those that they should be.  readings: called with scope and activity of each reading.
-    seen_as: an endpoint of the device as it is told to others.
+    fresh: seconds for which a handshake vouches for a peer.
     """
 
     def __init__(self, node: Node, fresh: float = FRESH) -> None:
         self.generation = 0
-        self.announce: list[Callable[[wire.Event], None]] = []
-        self.listeners: list[Callable[[str, bytes, bool], None]] = []
-        self.doubters: list[Callable[[str], None]] = []
-        self.readings: list[Callable[[str, Mapping[bytes, Activity]], None]] = []
-        self.seen_as: Callable[[Endpoint], Endpoint] = lambda endpoint: endpoint
         self._node = node
         self._fresh = fresh
         self._scopes: dict[str, _Scope] = {}
+        self._listeners: list[Listener] = []
 
     @property
     def silent(self) -> list[str]:
@@ -64,6 +81,25 @@ class Health:
         """Whether a peer has been heard of lately."""
         activity = self.activity(scope, public_key)
         return activity is not None and is_fresh(activity.last_handshake, time.time(), self._fresh)
+
+    @contextmanager
+    def subscribe(self, listener: Listener) -> Iterator[None]:
+        """Tell a listener, until the block ends."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    @asynccontextmanager
+    async def running(self, keep_up: KeepUp) -> AsyncIterator[None]:
+        """Read the devices until the block ends; what they show at its beginning is told to nobody."""
+        await self.resume()
+        watch = keep_up(self.watch)
+        try:
+            yield
+        finally:
+            watch.cancel()
 
     async def resume(self) -> None:
         """Read every device once, and announce nothing: an earlier daemon may have."""
@@ -92,21 +128,20 @@ class Health:
                 known.activity = found
                 self.generation += 1
             for key, endpoint in known.moved(found):
-                shown = endpoint_text(self.seen_as(endpoint))
-                log.info("peer %s has moved to %s", text(key), shown)
-                self.publish(wire.NatEndpointChanged(text(key), shown))
+                for listener in self._listeners:
+                    listener.peer_moved(scope, key, endpoint)
             for key, healthy in known.health.observe(found, time.time()):
                 log.info("peer %s %s", text(key), "answers" if healthy else "does not answer any more")
                 self.publish(wire.PeerHealthChanged(text(key), healthy))
-                for listener in self.listeners:
-                    listener(scope, key, healthy)
-            for take in self.readings:
-                take(scope, found)
+                for listener in self._listeners:
+                    listener.health_changed(scope, key, healthy)
+            for listener in self._listeners:
+                listener.activity_read(scope, found)
 
     def publish(self, event: wire.Event) -> None:
-        """Tell everybody."""
-        for take in self.announce:
-            take(event)
+        """Tell every client."""
+        for listener in self._listeners:
+            listener.published(event)
 
     async def _read(self) -> dict[str, dict[bytes, Activity]]:
         """What the devices show of the peers that we gave them; of those that do not answer nothing."""
@@ -156,8 +191,8 @@ class Health:
         if was_silent:
             log.warning("%s answers again", device)
         if was_silent or differs:
-            for doubt in self.doubters:
-                doubt(scope)
+            for listener in self._listeners:
+                listener.peers_doubted(scope)
 
     def _devices(self) -> dict[str, str]:
         """The names of our devices by scope."""

@@ -13,15 +13,15 @@ the next attempt tries, and counts again when an attempt has failed.
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
-from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.lookup import Lookups
+from overlayd.daemon.tasks import Spawn
 from overlayd.errors import MechanismError
 from overlayd.model.layout import Facts, endpoint_text, numeric_endpoint
 from overlayd.model.objects import Address
@@ -29,8 +29,6 @@ from overlayd.model.resolution import choose, failure_pause, stale_pause
 from overlayd.model.rows import Change, Peer, peer_key
 
 log = logging.getLogger(__name__)
-
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +58,7 @@ class _Name:
         return (self.peer.key, self.peer.endpoint)
 
 
-class Resolver:
+class Resolver(Listener):
     """The host names of a node's peers.  spawn: starts a task; jitter: a number from 0 to 1, at random."""
 
     def __init__(
@@ -80,14 +78,20 @@ class Resolver:
         self._lookups = lookups
         self._found: dict[_Name, Address] = {}
         self._arrived = asyncio.Event()
-        self._telling: asyncio.Task[None] | None = None
-        health.listeners.append(self._health_changed)
 
-    def resume(self) -> None:
-        """Follow every name, at a start; later ones come through `follow`."""
-        self._telling = self._spawn(self._tell())
-        for peer in self._node.state.table(Peer).values():
-            self._apply(peer, adopted=True)
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the names, those that are there and those that come, until the block ends."""
+        with self._health.subscribe(self), self._node.subscribe(self.follow):
+            telling = self._spawn(self._tell())
+            for peer in self._node.state.table(Peer).values():
+                self._apply(peer, adopted=True)
+            try:
+                yield
+            finally:
+                for key in list(self._names):
+                    self._forget(key)
+                telling.cancel()
 
     def follow(self, change: Change) -> None:
         """Follow the names of peers that were put, forget those of peers that went."""
@@ -107,12 +111,6 @@ class Resolver:
             if not self._health.is_fresh(name.peer.scope, name.peer.public_key):
                 name.again.set()
 
-    def close(self) -> None:
-        for key in list(self._names):
-            self._forget(key)
-        if self._telling is not None:
-            self._telling.cancel()
-
     def _apply(self, peer: Peer, adopted: bool) -> None:
         if peer.endpoint and numeric_endpoint(peer.endpoint) is None:
             name = self._names[peer.key] = _Name(peer, adopted)
@@ -122,7 +120,7 @@ class Resolver:
         if self._names.pop(key, None) is not None:
             self._tasks.pop(key).cancel()
 
-    def _health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
+    def health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
         name = self._names.get(peer_key(scope, public_key))
         if name is not None and not healthy:
             name.lookups = 0

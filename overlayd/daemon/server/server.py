@@ -13,12 +13,14 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from overlayd import wire
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
 from overlayd.daemon.server.listener import Credentials
+from overlayd.daemon.tasks import Spawn, Work
 from overlayd.proto.mux import EndpointMux
 
 log = logging.getLogger(__name__)
@@ -31,13 +33,15 @@ GRACE = 1.0  # seconds in which, at the end, what clients had sent already is st
 class Server:
     """All connections of the socket.
 
-    admits: whether a client may connect.  mux: answers probes and sorts envelopes; None: only the JSON wire is served.
+    admits: whether a client may connect.  spawn: starts a change, which outlives its connection.  mux: answers probes
+    and sorts envelopes; None: only the JSON wire is served.
     """
 
     def __init__(
         self,
         handlers: Handlers,
         admits: Callable[[Credentials], bool],
+        spawn: Spawn,
         mux: EndpointMux | None = None,
         limits: Limits = LIMITS,
     ) -> None:
@@ -48,14 +52,24 @@ class Server:
         self.stopping = False
         self.buffered = 0  # bytes, over all connections
         self.connections: set[Connection] = set()
+        self._spawn = spawn
         self._queue: deque[Connection] = deque()
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
 
-    async def listen(self, listener: socket.socket) -> asyncio.Server:
-        """Serve a bound socket."""
+    @asynccontextmanager
+    async def serving(self, listener: socket.socket, patience: float) -> AsyncIterator[None]:
+        """Serve a bound socket until the block ends, then drain: see there.  patience: seconds."""
+        accepting = await self._listen(listener)
+        try:
+            yield
+        finally:
+            accepting.close()
+            await self.drain(patience)
+
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
         self._loop = asyncio.get_running_loop()
         server = await self._loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
         self._sweep()
@@ -94,9 +108,9 @@ class Server:
             self._queue.append(connection)
             self._serve_soon()
 
-    def start(self, change: Coroutine[object, object, None]) -> None:
+    def start(self, change: Work) -> None:
         """Run a change to its end, whatever becomes of the connection that asked for it."""
-        task = self._loop.create_task(change)
+        task = self._spawn(change)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -6,10 +6,13 @@ Owns: one pidfd a container, on the event loop, and when to try again.  Must not
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from errno import ESRCH
 from typing import Any
 
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.tasks import Spawn
 from overlayd.errors import MechanismError, OverlaydError
 from overlayd.linux import netns
 from overlayd.model.objects import Netns
@@ -23,19 +26,29 @@ RETRY = 5.0
 
 
 class DeathWatch:
-    """Works on the event loop until `close`.  reclaim: takes back what a dead container, given by its handle, held;
-    raises OverlaydError when that cannot be now.  spawn: starts a task that outlives a `close`.
+    """Works within `running`.  reclaim: takes back what a dead container, given by its handle, held;
+    raises OverlaydError when that cannot be now.  spawn: starts a task that outlives this.
     """
 
     def __init__(
         self,
         reclaim: Callable[[str], Coroutine[Any, Any, None]],
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Spawn,
     ) -> None:
         self._reclaim = reclaim
         self._spawn = spawn
         self._descriptors: dict[str, int] = {}
         self._retries: dict[str, asyncio.TimerHandle] = {}
+
+    @asynccontextmanager
+    async def running(self, node: Node) -> AsyncIterator[None]:
+        """Watch a node's containers, those that are there and those that come, until the block ends."""
+        with node.subscribe(self.follow):
+            try:
+                self.follow({row.id: row for row in node.state.table(Attachment).values()})
+                yield
+            finally:
+                self.close()
 
     def follow(self, change: Change) -> None:
         """Start watching attachments that were put, stop watching those that went."""

@@ -8,8 +8,11 @@ not ours: so the missing rule is named, and an operator adds it.
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.tasks import KeepUp
 from overlayd.errors import MechanismError
 from overlayd.linux.nft import Nft
 from overlayd.model.rows import Change, Overlay, Service
@@ -21,13 +24,27 @@ INTERVAL = 60.0
 
 
 class ForwardWatch:
-    """blockers: the chains that block now, each with the rule that it lacks, in words; for the doctor."""
+    """blockers: the chains that block now, each with the rule that it lacks, in words; for the doctor.
 
-    def __init__(self, node: Node) -> None:
+    nft: for this alone, since a large ruleset takes long to list and requests must not wait for that.  In use until the
+    node is closed.
+    """
+
+    def __init__(self, node: Node, nft: Nft) -> None:
         self.blockers: tuple[str, ...] = ()
         self._node = node
-        self._nft = Nft()  # its own: a large ruleset takes long to list, and requests must not wait for that
+        self._nft = nft
         self._wanted = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self, keep_up: KeepUp) -> AsyncIterator[None]:
+        """Look now and then until the block ends."""
+        with self._node.subscribe(self.follow):
+            watch = keep_up(self.watch)
+            try:
+                yield
+            finally:
+                watch.cancel()
 
     def follow(self, change: Change) -> None:
         """Look at once when something was set up that forwards."""
@@ -62,7 +79,3 @@ class ForwardWatch:
             if text not in found:
                 log.info("no longer in the overlay's way: %s", text)
         self.blockers = found
-
-    def close(self) -> None:
-        """Once no work is in flight any more."""
-        self._nft.close()

@@ -11,8 +11,8 @@ ever later (`model.pacing`).  Every few minutes everything is looked at, for wha
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Collection, Hashable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection, Hashable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -20,6 +20,7 @@ from overlayd.daemon.change import inspect
 from overlayd.daemon.change.apply import Failure, Kernel
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks, service_lock
+from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FORWARDING, RULESET, Judge, Part
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, forwarding
@@ -52,8 +53,8 @@ class _Suspicion:
 
 
 class Sentinel:
-    """At work from `watch` until `stop`.  monitor: subscribed before the first reconciliation, so that nothing is
-    missed in between; closed at the end of the watch.
+    """At work within `running`.  monitor: subscribed before the first reconciliation, so that nothing is missed in
+    between; closed at the end of the watch.
     """
 
     def __init__(self, node: Node, monitor: Monitor) -> None:
@@ -72,8 +73,18 @@ class Sentinel:
         self._ended = False  # a watch before this one
         self._failure: Exception | None = None  # of the reading
 
+    @asynccontextmanager
+    async def running(self, keep_up: KeepUp) -> AsyncIterator[None]:
+        """Watch until the block ends.  What is under way then is brought to its end."""
+        keep_up(self.watch)
+        try:
+            yield
+        finally:
+            self._stopping = True
+            self._woken.set()
+
     async def watch(self) -> None:
-        """Listen, look, and repair; returns after `stop`, when what was begun is done.
+        """Listen, look, and repair; returns at the end of `running`, when what was begun is done.
 
         Raises what went wrong in the listening.  Called again, it subscribes anew and looks at everything, for nobody
         knows what happened meanwhile.
@@ -105,10 +116,6 @@ class Sentinel:
                     self._readings.pop(source).cancel()
             self._monitor.close()
             self._ended = True
-
-    def stop(self) -> None:
-        self._stopping = True
-        self._woken.set()
 
     def suspect(self, part: Part, cause: str, who: str = "") -> None:
         """Look at a part soon.  See `suspects.Verdicts`."""

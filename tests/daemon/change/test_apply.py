@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from overlayd.daemon.change import apply
 from overlayd.daemon.change.apply import Kernel
 from overlayd.errors import MechanismError
+from overlayd.linux.nft import Nft
 from overlayd.model.objects import Netns, Step, Veth
 
 
@@ -34,7 +35,7 @@ def test_a_container_that_died_does_not_keep_the_others_from_coming_back(monkeyp
         back.append(veth.netns.pid)
 
     monkeypatch.setattr(apply.veth, "create", create)
-    kernel = Kernel(None, None)
+    kernel = Kernel(None, Nft())
     kernel.undo([[Step(leg(pid), None) for pid in (1, 2, 3)]])
     kernel.close()
     assert sorted(back) == [1, 3]

@@ -2,6 +2,7 @@
 sockets that nobody answers.  What passes real NATs is tested end to end.
 """
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.nat.selection import KEEPALIVE, Selection
 from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.nat.traversal import Traversal
-from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.linux.wireguard.backend import Activity
 from overlayd.model import peers
@@ -57,6 +58,16 @@ class Device:
         return dict(self.seen)
 
 
+class Events(Listener):
+    """What clients are told."""
+
+    def __init__(self, events: list[wire.Event]) -> None:
+        self.events = events
+
+    def published(self, event: wire.Event) -> None:
+        self.events.append(event)
+
+
 class Looking(NodeWithPeers):
     """A node, its traversal, and how to change its peers.  checked: where checks were sent."""
 
@@ -66,7 +77,7 @@ class Looking(NodeWithPeers):
         self.health = Health(self.node)
         self.checked: list[Way] = []
         self.events: list[wire.Event] = []
-        self.health.announce.append(self.events.append)
+        self.subscriptions = contextlib.ExitStack()
         self.traversal = self.make()
 
     def make(self) -> Traversal:
@@ -83,10 +94,15 @@ class Looking(NodeWithPeers):
             selection=Selection(self.node, allocation, lambda: False),
             spawn=self.spawn,
         )
-        self.health.listeners[:] = [made.health_changed]
-        self.health.readings[:] = [made.apply_activity]
-        self.node.observers[:] = [made.follow]
+        self.subscriptions.close()
+        for listener in (Events(self.events), made):
+            self.subscriptions.enter_context(self.health.subscribe(listener))
+        self.subscriptions.enter_context(self.node.subscribe(made.follow))
         return made
+
+    def stop(self) -> None:
+        self.subscriptions.close()
+        self.traversal.close()
 
     async def add(
         self, key: bytes = KEY, endpoint: str = GIVEN, *candidates: tuple[str, str, int], keepalive=0
@@ -108,7 +124,7 @@ RELAY = ("relay", RELAYED, 1)
 async def looking(tmp_path: Path) -> AsyncIterator[Looking]:
     made = Looking(tmp_path)
     yield made
-    made.traversal.close()
+    made.stop()
     await made.close()
 
 
@@ -205,7 +221,7 @@ async def test_a_silent_peer_is_looked_for_when_it_is_missed(looking: Looking) -
 
 async def test_many_are_looked_for_a_few_at_a_time(looking: Looking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traversal, "AT_ONCE", 3)
-    looking.traversal.close()
+    looking.stop()
     looking.traversal = looking.make()
     for number in range(1, 10):
         await looking.add(bytes([number]) * 32, "", ("relay", f"192.0.2.1:{number}", 1))
@@ -218,8 +234,7 @@ async def test_many_are_looked_for_a_few_at_a_time(looking: Looking, monkeypatch
 
 
 async def test_who_was_there_at_a_start_is_taken_up(looking: Looking) -> None:
-    looking.traversal.close()
-    looking.node.observers.clear()
+    looking.stop()
     await looking.add(KEY, GIVEN, RELAY)
     await looking.add(OTHER, GIVEN, RELAY)
     await looking.shake(KEY, endpoint=looking.device.seen[KEY].endpoint)

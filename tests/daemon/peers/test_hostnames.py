@@ -40,10 +40,8 @@ class Following(NodeWithPeers):
 async def following(tmp_path: Path) -> AsyncIterator[Following]:
     made = Following(tmp_path)
     await made.add(OTHER, "localhost:1", "10.1.0.0/16")
-    made.resolver.resume()
-    made.node.observers.append(made.resolver.follow)
-    yield made
-    made.resolver.close()
+    async with made.resolver.running():
+        yield made
     await made.close()
 
 

@@ -12,6 +12,7 @@ from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server import listener
 from overlayd.daemon.server.connection import LIMITS, Limits
 from overlayd.daemon.server.server import Server
+from overlayd.daemon.tasks import Tasks
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame
 from overlayd.proto.identity import DaemonProcess
@@ -78,13 +79,10 @@ async def serving(
     admits: Callable[[listener.Credentials], bool] = lambda _: True,
     mux: EndpointMux | None = None,
 ) -> AsyncIterator[Server]:
-    server = Server(handlers or Fake(), admits, mux or multiplexer(), limits)  # type: ignore[arg-type]
-    accepting = await server.listen(listener.bind(path, None))
-    try:
-        yield server
-    finally:
-        accepting.close()
-        await server.drain(PATIENCE)
+    async with Tasks() as changes:
+        server = Server(handlers or Fake(), admits, changes.spawn, mux or multiplexer(), limits)  # type: ignore[arg-type]
+        async with server.serving(listener.bind(path, None), PATIENCE):
+            yield server
     assert server.buffered == 0
 
 
