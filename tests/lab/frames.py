@@ -15,6 +15,33 @@ from typing import Any
 LENGTH = struct.Struct("<I")
 
 
+# What a client that asks for nothing else may hear, from the tables of the contract.
+RESULTS = frozenset(
+    {
+        "ok",
+        "ip",
+        "attached",
+        "guest_config",
+        "bridge_name",
+        "status",
+        "nat_status",
+        "pruned_bridges",
+        "service_overlay",
+        "edge_config",
+        "edge_peers",
+        "err",
+    }
+)
+EVENTS = frozenset({"peer_health_changed", "nat_endpoint_changed"})
+KINDS = RESULTS | EVENTS
+# The answers to requests that are additions.
+ANSWERS = {"doctor": "diagnosis"}
+
+
+class Undecodable(Exception):
+    """The daemon sent a kind of message that was not asked for, which an existing client takes for a broken frame."""
+
+
 class Refused(Exception):
     """The daemon answered `err`; the text is its message."""
 
@@ -22,6 +49,12 @@ class Refused(Exception):
 def frame(body: bytes) -> bytes:
     """`body` behind its length."""
     return LENGTH.pack(len(body)) + body
+
+
+def kind_of(message: dict[str, Any]) -> str:
+    """The tag of the response or event in a frame."""
+    kind: str = message["event"] if message["frame"] == "event" else message["response"]["result"]
+    return kind
 
 
 def request_frame(number: int, op: str, **keys: Any) -> bytes:
@@ -32,6 +65,9 @@ def request_frame(number: int, op: str, **keys: Any) -> bytes:
 class Connection:
     """One connection to a daemon; requests one at a time through `request`, or bytes through `send` and messages
     through `receive`.
+
+    As the existing clients do, it fails on a kind of message that the contract does not have, unless the client asks
+    for it: `further` has the kinds that this one asks for.
     """
 
     def __init__(self, path: Path, timeout: float = 30) -> None:
@@ -43,6 +79,7 @@ class Connection:
             self.socket.close()
             raise
         self.events: list[dict[str, Any]] = []
+        self.further: set[str] = set()
         self._numbers = itertools.count(1)
         self._buffer = self.socket.makefile("rb")
 
@@ -74,6 +111,9 @@ class Connection:
             if not body:
                 raise EOFError("the daemon closed the connection")
             message: dict[str, Any] = json.loads(body)
+            kind = kind_of(message)
+            if kind not in KINDS | self.further:
+                raise Undecodable(f"the contract has no {kind!r}: {message}")
             if message["frame"] != "event":
                 return message
             self.events.append(message)
@@ -81,6 +121,8 @@ class Connection:
     def request(self, op: str, **keys: Any) -> dict[str, Any]:
         """Send one request and return its response's keys; Refused when that is `err`."""
         number = next(self._numbers)
+        if op in ANSWERS:
+            self.further.add(ANSWERS[op])
         self.send(request_frame(number, op, **keys))
         message = self.receive()
         assert (message["frame"], message["id"]) == ("response", number), message
