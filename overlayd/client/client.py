@@ -227,7 +227,7 @@ class OverlayClient:
 
     @overload
     async def setup_service_overlay(
-        self, service: str, mode: Literal["auto", "shared"] = "auto", *, subnet: str | None = None
+        self, service: str, mode: Literal["auto", "shared", "isolated"] = "auto", *, subnet: str | None = None
     ) -> str: ...
 
     @overload
@@ -236,9 +236,16 @@ class OverlayClient:
     ) -> wire.ServiceOverlay: ...
 
     async def setup_service_overlay(
-        self, service: str, mode: Literal["auto", "shared", "dedicated"] = "auto", *, subnet: str | None = None
+        self,
+        service: str,
+        mode: Literal["auto", "shared", "isolated", "dedicated"] = "auto",
+        *,
+        subnet: str | None = None,
     ) -> str | wire.ServiceOverlay:
-        """Returns the name of the bridge; for a dedicated service its device's key, port and address too."""
+        """Returns the name of the bridge; for a dedicated service its device's key, port and address too.
+
+        The subnet of any service, which other nodes have to be told, is in `status().services`.
+        """
         request = wire.SetupServiceOverlay(service, mode, subnet)
         if mode == "dedicated":
             return await self._ask(request, wire.ServiceOverlay)

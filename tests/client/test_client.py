@@ -374,6 +374,12 @@ async def test_one_method_a_request(path: str) -> None:
             (c.teardown_global_overlay(), wire.TeardownGlobalOverlay(), wire.Ok(), None),
             (c.setup_service_overlay("web"), wire.SetupServiceOverlay("web", "auto"), wire.BridgeName("b"), "b"),
             (
+                c.setup_service_overlay("web", "isolated"),
+                wire.SetupServiceOverlay("web", "isolated"),
+                wire.BridgeName("b", "10.0.0.64/26", "10.0.0.65", 26),
+                "b",
+            ),
+            (
                 c.setup_service_overlay("web", "dedicated", subnet="10.0.0.0/28"),
                 wire.SetupServiceOverlay("web", "dedicated", "10.0.0.0/28"),
                 DEDICATED,

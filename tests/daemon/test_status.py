@@ -16,12 +16,14 @@ from overlayd.daemon.status import StatusView
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.layout import Facts
-from overlayd.model.rows import Node, Overlay, Peer
+from overlayd.model.rows import Node, Overlay, Peer, Service
 from overlayd.model.state import State
 
 KEYS = [bytes([number]) * 32 for number in range(1, 4)]
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["put", "drop", "seen", "unseen"]), st.sampled_from(KEYS), st.integers(0, 2))
+    st.tuples(
+        st.sampled_from(["put", "drop", "seen", "unseen", "serve", "close"]), st.sampled_from(KEYS), st.integers(0, 2)
+    )
 )
 
 
@@ -37,7 +39,18 @@ def test_as_from_nothing(steps) -> None:
     view = StatusView(node, health)
     for kind, key, number in steps:
         row = Peer(public_key=key, endpoint=f"192.0.2.1:{number + 1}", listed=(ip_network(f"10.0.{number}.0/24"),))
+        service = Service(
+            name=f"s{number}",
+            subnet=ip_network(f"10.1.{number}.0/26"),
+            bridge=f"zl-d-1-s{number}-b",
+            isolated=key == KEYS[1],
+            **({"device": f"zl-d-1-s{number}-d", "private_key": key, "wg_port": 7} if key == KEYS[2] else {}),
+        )
         match kind:
+            case "serve" | "close":
+                change = {service.id: service if kind == "serve" else None}
+                state.apply(change)
+                view.follow(change)
             case "put" | "drop":
                 change = {row.id: row if kind == "put" else None}
                 state.apply(change)
@@ -48,6 +61,17 @@ def test_as_from_nothing(steps) -> None:
                 seen.pop(key, None)
         health.generation += kind in ("seen", "unseen")
         assert view.encoded() == StatusView(node, health).encoded()
+    services = {each["service"]: each for each in json.loads(view.encoded()).get("services", [])}
+    assert services == {
+        name: {
+            "service": name,
+            "mode": row.mode,
+            "bridge": row.bridge,
+            "subnet": str(row.subnet),
+            "gateway": str(row.subnet[1]),
+        }
+        for name, row in state.table(Service).items()
+    }
 
 
 class SlowDevice:

@@ -1,7 +1,10 @@
 """What was made is what is seen, and what was damaged afterwards is seen to differ."""
 
+import subprocess
+import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import pytest
 from test_veth import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, service_leg
@@ -320,6 +323,30 @@ def test_bridges_by_name(host, shell):
         ("zl-old-b",): ("veth-1-s", "veth-2-s"),
         ("br7", "zl-alt-b"): (),
     }
+
+
+def test_a_bridge_is_lived_on_while_a_process_is_behind_a_port_of_it(host, shell, container):
+    inside, gone, _elsewhere = container(), container(), container()
+    shell("ip link add zl-a-b type bridge; ip link add zl-b-b type bridge; ip link add zl-c-b type bridge")
+    for name, bridge, where in (("v1", "zl-a-b", f"netns {inside.pid}"), ("v2", "zl-b-b", f"netns {gone.pid}")):
+        shell(f"ip link add {name} master {bridge} type veth peer name eth0 {where}")
+    shell("ip link add v3 master zl-c-b type veth peer name here")  # the other end has not been moved anywhere
+    with Path(f"/proc/{gone.pid}/ns/net").open():
+        gone.kill()
+        found = {each.names[0]: each.namespaces for each in bridges_named("zl-", "-b")}
+        assert {name: len(namespaces) for name, namespaces in found.items()} == {"zl-a-b": 1, "zl-b-b": 1, "zl-c-b": 0}
+        everywhere = frozenset().union(*found.values())
+        assert netns.inhabited(everywhere) == found["zl-a-b"]
+        assert netns.inhabited(found["zl-b-b"]) == frozenset()
+        fellow = subprocess.Popen(["nsenter", "-t", str(inside.pid), "-n", "sleep", "60"])
+        try:
+            while Path(f"/proc/{fellow.pid}/ns/net").stat().st_ino != inside.netns.inode:
+                time.sleep(0.01)
+            inside.kill()
+            assert netns.inhabited(everywhere) == found["zl-a-b"], "another process of the same container"
+        finally:
+            fellow.kill()
+            fellow.wait()
 
 
 @pytest.mark.parametrize("service", ["x" * LONGEST_SCOPE, "ü" * (LONGEST_SCOPE // 2), "a b\n/:c"])
