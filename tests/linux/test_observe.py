@@ -328,8 +328,8 @@ def test_bridges_by_name(host, shell):
 def test_a_bridge_is_lived_on_while_a_process_is_behind_a_port_of_it(host, shell, container):
     inside, gone, _elsewhere = container(), container(), container()
     shell("ip link add zl-a-b type bridge; ip link add zl-b-b type bridge; ip link add zl-c-b type bridge")
-    for name, bridge, where in (("v1", "zl-a-b", f"netns {inside.pid}"), ("v2", "zl-b-b", f"netns {gone.pid}")):
-        shell(f"ip link add {name} master {bridge} type veth peer name eth0 {where}")
+    for name, master, where in (("v1", "zl-a-b", f"netns {inside.pid}"), ("v2", "zl-b-b", f"netns {gone.pid}")):
+        shell(f"ip link add {name} master {master} type veth peer name eth0 {where}")
     shell("ip link add v3 master zl-c-b type veth peer name here")  # the other end has not been moved anywhere
     with Path(f"/proc/{gone.pid}/ns/net").open():
         gone.kill()
