@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pyperf
 
-from overlayd.linux.wireguard.backend import generate_key
+from overlayd import keys
 from overlayd.linux.wireguard.userspace import Userspace
 from overlayd.model.objects import Device, DevicePeer, Step
 from overlayd.proto import uapi, wgnl
@@ -49,7 +49,7 @@ def live():
     if libc.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare: needs root")
     backend = Userspace()
-    device = Device("", f"ot{secrets.token_hex(4)}", generate_key(), 51820, 1420, frozenset())
+    device = Device("", f"ot{secrets.token_hex(4)}", keys.generate(), 51820, 1420, frozenset())
     backend.create(device)
     atexit.register(backend.delete, device.name)
     peers = [

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from overlayd import keys
 from overlayd.errors import MechanismError
 from overlayd.linux.shared_port import SharedPort
-from overlayd.linux.wireguard.backend import generate_key, public_key
 from overlayd.model.objects import Device, DevicePeer, Step
 
 _CLONE_NEWNET = 0x40000000
@@ -81,7 +81,7 @@ class Lab:
 
     def device(self, **fields):
         """A device that does not exist yet."""
-        fields = {"listen_port": 51820, "private_key": generate_key(), "name": f"ot{secrets.token_hex(4)}"} | fields
+        fields = {"listen_port": 51820, "private_key": keys.generate(), "name": f"ot{secrets.token_hex(4)}"} | fields
         return Device(scope="", mtu=1420, addresses=frozenset(), **fields)
 
     def create(self, **fields):
@@ -225,7 +225,7 @@ class DeviceCases(Namespaces):
         device = alpha.create()
         alpha.up(device)
         index = alpha.index(device.name)
-        changed = dataclasses.replace(device, listen_port=51899, private_key=generate_key())
+        changed = dataclasses.replace(device, listen_port=51899, private_key=keys.generate())
         alpha.configure(device, changed)
         assert alpha.index(device.name) == index
         self.assert_shows(alpha, changed, [])
@@ -413,12 +413,12 @@ class DeviceCases(Namespaces):
     def test_two_devices_shake_hands_pass_packets_and_follow_a_roaming_peer(self, alpha, beta):
         here, there = alpha.create(), beta.create()
         to_there = a_peer(
-            public_key=public_key(there.private_key),
+            public_key=keys.public(there.private_key),
             endpoint=endpoint("192.0.2.2", there.listen_port),
             allowed_ips=networks("10.7.0.2"),
         )
         to_here = a_peer(
-            public_key=public_key(here.private_key),
+            public_key=keys.public(here.private_key),
             endpoint=endpoint("192.0.2.1", here.listen_port),
             allowed_ips=networks("10.7.0.1"),
         )
@@ -452,7 +452,7 @@ class DeviceCases(Namespaces):
     def test_a_keepalive_that_is_switched_on_sends_at_once_where_the_peer_is_looked_for(self, alpha, beta):
         device = alpha.create()
         alpha.up(device)
-        peer = a_peer(public_key=public_key(generate_key()), endpoint=endpoint("192.0.2.2", 7001))
+        peer = a_peer(public_key=keys.public(keys.generate()), endpoint=endpoint("192.0.2.2", 7001))
         with beta.namespace.call(bound, "192.0.2.2", 7001) as here:
             alpha.set_peers(device.name, [Step(None, peer)])
             alpha.set_peers(device.name, [Step(peer, dataclasses.replace(peer, keepalive=25))])

@@ -3,6 +3,7 @@
 Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothing.
 """
 
+from overlayd import keys
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.nameserver import Nameserver
@@ -12,12 +13,11 @@ from overlayd.daemon.upkeep.firewall import ForwardWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.errors import MechanismError
 from overlayd.linux import capability, forwarding, netns
-from overlayd.linux.wireguard import backend as wireguard
+from overlayd.linux.wireguard import choice
 from overlayd.model import drift
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
-from overlayd.model.peers import text
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Peer, Service
 
@@ -118,7 +118,7 @@ class Doctor:
             Finding(
                 code="endpoint-unresolved",
                 severity="error",
-                object=f"peer {text(peer.public_key)[:8]}...",
+                object=f"peer {keys.text(peer.public_key)[:8]}...",
                 problem=f"cannot be reached: {peer.endpoint} does not resolve",
                 symptom="",
                 remedy="check the name, and this host's resolver",
@@ -167,7 +167,7 @@ class Doctor:
         found = []
         if node.state.overlay is not None and not node.facts.devices:
             remedy = "load the kernel's wireguard module, or install wireguard-go and provide /dev/net/tun"
-            problem = f"is not to be had ({wireguard.missing('auto')})"
+            problem = f"is not to be had ({choice.missing('auto')})"
             symptom = "there are no tunnels to other nodes"
             found.append(Finding("wireguard-missing", "error", "WireGuard", problem, symptom, remedy))
         if lacking := capability.missing("CAP_SYS_PTRACE"):
@@ -184,11 +184,11 @@ class Doctor:
                     "free space or repair the disk; the next request that changes something writes them too",
                 )
             )
-        own = wireguard.public_key(node.state.node.private_key)
+        own = keys.public(node.state.node.private_key)
         if node.state.node.announced_key not in (b"", own):
-            taken = text(node.state.node.announced_key)
+            taken = keys.text(node.state.node.announced_key)
             remedy = "have the orchestrator read status.public_key"
-            problem = f"takes our public key for {taken}; it is {text(own)}"
+            problem = f"takes our public key for {taken}; it is {keys.text(own)}"
             symptom = "other nodes refuse this one"
             found.append(Finding("key-mismatch", "error", "the orchestrator", problem, symptom, remedy))
         return found

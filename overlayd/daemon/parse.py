@@ -5,14 +5,12 @@ they are for.
 """
 
 import re
-from base64 import b64decode
-from binascii import Error as Base64Error
 from ipaddress import ip_address, ip_network
 
+from overlayd import keys
 from overlayd.errors import RequestError
 from overlayd.model.objects import Address, Network
 
-KEY_SIZE = 32  # an X25519 key, RFC 7748
 KEEPALIVE_MAX = 65535  # seconds, a u16 in linux/wireguard.h
 
 
@@ -44,12 +42,9 @@ def networks(text: str, field: str) -> tuple[Network, ...]:
 def key(text: str, field: str) -> bytes:
     """A WireGuard key: 32 bytes in base64."""
     try:
-        value = b64decode(text, validate=True)
-    except (Base64Error, ValueError):
-        raise RequestError(f"request.{field}: {text!r} is not base64") from None
-    if len(value) != KEY_SIZE:
-        raise RequestError(f"request.{field}: {text!r} is {len(value)} bytes, a key is {KEY_SIZE}")
-    return value
+        return keys.parse(text)
+    except ValueError as error:
+        raise RequestError(f"request.{field}: {error}") from None
 
 
 def endpoint(text: str, field: str) -> str:

@@ -7,12 +7,13 @@ import logging
 import time
 from pathlib import Path
 
+from overlayd import keys
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node as LiveNode
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
-from overlayd.linux.wireguard.backend import Preference, choose, generate_key
+from overlayd.linux.wireguard.choice import Preference, choose
 from overlayd.model import attachments, edges
 from overlayd.model.layout import Facts
 from overlayd.model.rows import Attachment, Lease, Node, decode
@@ -53,7 +54,7 @@ async def resume(node: LiveNode, boot: str) -> None:
 
 def _have_identity(draft: Draft) -> None:
     if draft.get(Node) is None:
-        draft.put(Node(private_key=generate_key()))
+        draft.put(Node(private_key=keys.generate()))
 
 
 def _take_up(draft: Draft, boot: str) -> None:

@@ -7,13 +7,11 @@ The state is ahead of what is shown here: a change is in it as soon as it is dec
 
 from typing import NamedTuple, TypeVar, cast
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.peers.health import Health
-from overlayd.linux.wireguard.backend import public_key
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, Address
-from overlayd.model.peers import text
 from overlayd.model.rows import Change, Overlay, Peer, Service, peer_of
 from overlayd.model.subnets import first_usable
 
@@ -77,7 +75,7 @@ class StatusView:
         return wire.Status(
             interface=overlay.interface if overlay and self._node.facts.devices else None,
             node_ip=str(first_usable(overlay.slice or overlay.cluster)) if overlay else None,
-            public_key=text(public_key(self._node.state.node.private_key)),
+            public_key=keys.text(keys.public(self._node.state.node.private_key)),
             overlay_cidr=str(overlay.cluster) if overlay else None,
             slice_cidr=str(overlay.slice) if overlay and overlay.slice else None,
             peer_count=len(peers),
@@ -115,7 +113,7 @@ class StatusView:
         return wire.DedicatedService(
             service=service.name,
             interface=service.device,
-            public_key=text(public_key(service.private_key)),
+            public_key=keys.text(keys.public(service.private_key)),
             listen_port=service.wg_port,
             overlay_ip=str(first_usable(service.subnet)),
             subnet=str(service.subnet),
@@ -143,7 +141,7 @@ def _put(table: dict[K, V], key: K, value: V | None) -> None:
 def _peer(peer: Peer, did: _Did | None) -> wire.StatusPeer:
     roamed, last_handshake = did if did is not None else (None, 0)
     return wire.StatusPeer(
-        public_key=text(peer.public_key),
+        public_key=keys.text(peer.public_key),
         endpoint=endpoint_text(roamed) if roamed is not None else peer.endpoint,
         allowed_ips=",".join(map(str, dict.fromkeys((*peer.listed, *peer.added)))),
         last_handshake_unix_secs=last_handshake,

@@ -10,8 +10,8 @@ from overlayd.errors import MechanismError
 from overlayd.linux import link
 from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
-from overlayd.linux.wireguard.backend import candidates
-from overlayd.linux.wireguard.userspace import remove_stale_sockets
+from overlayd.linux.wireguard.choice import candidates
+from overlayd.linux.wireguard.process import remove_stale_sockets
 from overlayd.model.layout import Layout
 from overlayd.model.plan import plan
 

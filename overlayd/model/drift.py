@@ -3,10 +3,10 @@
 Owns: the texts for the log and for the doctor.  Must not know: how a difference was found, or who made it.
 """
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import fields
 
+from overlayd import keys
 from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
 
 FEW = 4  # our own: so many differences of a kind are told one by one
@@ -30,7 +30,7 @@ def name(thing: Object) -> str:
         case Veth():
             return thing.name
         case DevicePeer():
-            return f"peer {b64encode(thing.public_key).decode()[:8]} of {thing.device}"
+            return f"peer {keys.text(thing.public_key)[:8]} of {thing.device}"
         case Route():
             return f"route {thing.destination} through {thing.device}"
         case Alias():

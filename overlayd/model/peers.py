@@ -4,11 +4,11 @@ Owns: Peer rows, and the rule that an allowed IP belongs to one peer.  Must not 
 roamed to.
 """
 
-from base64 import b64encode
 from ipaddress import ip_network
 
 from msgspec.structs import replace
 
+from overlayd import keys
 from overlayd.errors import RequestError
 from overlayd.model import overlay
 from overlayd.model.objects import GLOBAL, Network
@@ -30,10 +30,10 @@ def add_peer(
     """Upsert a peer.  own_key: the public key of the scope's device.  Returns what moved, in words, for the log."""
     require_scope(draft, scope)
     if public_key == own_key:
-        raise RequestError(f"request.public_key: {text(public_key)} is this node's own key, not a peer")
+        raise RequestError(f"request.public_key: {keys.text(public_key)} is this node's own key, not a peer")
     for edge in draft.all(Edge):
         if edge.public_key == public_key:
-            raise RequestError(f"request.public_key: {text(public_key)} is edge peer {edge.name}: revoke it first")
+            raise RequestError(f"request.public_key: {keys.text(public_key)} is edge peer {edge.name}: revoke it first")
     _require_no_guest(draft, scope, public_key, "public_key")
     for network in allowed_ips:
         _require_no_other_route(draft, scope, network)
@@ -67,7 +67,7 @@ def add_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network
     require_scope(draft, scope)
     peer = draft.peer(scope, public_key)
     if peer is None:
-        raise RequestError(f"no peer {text(public_key)} in {scope_name(scope)}: send add_peer first")
+        raise RequestError(f"no peer {keys.text(public_key)} in {scope_name(scope)}: send add_peer first")
     _require_no_guest(draft, scope, public_key, "pubkey")
     if network in peer.added:
         return []
@@ -110,11 +110,6 @@ def scope_name(scope: str) -> str:
     return f"service {scope}" if scope else "the global overlay"
 
 
-def text(key: bytes) -> str:
-    """A key as people know it."""
-    return b64encode(key).decode()
-
-
 def _require_no_guest(draft: Draft, scope: str, public_key: bytes, field: str) -> None:
     """RequestError when a peer is a guest's, which comes with its attach, has its one address, and goes with its
     detach.
@@ -122,7 +117,7 @@ def _require_no_guest(draft: Draft, scope: str, public_key: bytes, field: str) -
     guest = draft.state.guest(public_key) if scope == GLOBAL else None
     if guest is not None:
         name = guest.handle.partition(":")[2]
-        raise RequestError(f"request.{field}: {text(public_key)} is guest {name}: detach it first")
+        raise RequestError(f"request.{field}: {keys.text(public_key)} is guest {name}: detach it first")
 
 
 def _require_no_other_route(draft: Draft, scope: str, network: Network) -> None:
@@ -150,7 +145,7 @@ def _move(draft: Draft, scope: str, network: Network, to: bytes) -> str:
     if owner is None or owner.public_key == to:
         return ""
     draft.put(_without(owner, network))
-    return f"allowed IP {network} moved from peer {text(owner.public_key)} to {text(to)}"
+    return f"allowed IP {network} moved from peer {keys.text(owner.public_key)} to {keys.text(to)}"
 
 
 def _without(peer: Peer, network: Network) -> Peer:

@@ -14,7 +14,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from overlayd.errors import ProtocolError
-from overlayd.proto.wireguard import KEY_SIZE, Activity, DeviceState, Endpoint, Network, PeerChange, PeerState
+from overlayd.keys import KEY_SIZE
+from overlayd.proto.wireguard import Activity, DeviceState, Endpoint, Network, PeerChange, PeerState
 
 GET = b"get=1\n\n"
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from overlayd.errors import ProtocolError
+from overlayd.keys import KEY_SIZE
 from overlayd.proto.netlink import attribute, attributes, nested, text, u16, u32
-from overlayd.proto.wireguard import KEY_SIZE, Activity, DeviceState, Endpoint, Network, PeerChange, PeerState
+from overlayd.proto.wireguard import Activity, DeviceState, Endpoint, Network, PeerChange, PeerState
 
 FAMILY = "wireguard"  # WG_GENL_NAME
 VERSION = 1  # WG_GENL_VERSION

@@ -12,8 +12,6 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Endpoint = tuple[Address, int]
 
-KEY_SIZE = 32  # bytes of a Curve25519 key, private or public
-
 
 @dataclass(frozen=True, slots=True)
 class PeerChange:

@@ -28,7 +28,6 @@ from lab.frames import Connection, Refused, request_frame
 
 from overlayd import fault
 from overlayd.daemon.main import main
-from overlayd.linux.wireguard import backend as wireguard
 
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000  # linux/sched.h
 MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000  # linux/mount.h
@@ -174,7 +173,6 @@ class Cell:
         self._plant: Callable[[], None] = lambda: None
         self._boots = 0
         HOME.mkdir()
-        wireguard.public_key(bytes(32))  # imports the cryptography that every daemon needs
         self._boot()
 
     def plant(self, bug: Callable[[], None]) -> None:

@@ -7,11 +7,11 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from overlayd import keys
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.linux.nft import Nft
-from overlayd.linux.wireguard.backend import generate_key
 from overlayd.model import overlay, peers
 from overlayd.model.layout import Facts
 from overlayd.model.objects import GLOBAL
@@ -23,7 +23,7 @@ class NodeWithPeers:
     """device: what stands for WireGuard's; None on a node without any."""
 
     def __init__(self, directory: Path, device: Any = None, port: int = 51820) -> None:
-        state = State([Identity(private_key=generate_key())])
+        state = State([Identity(private_key=keys.generate())])
         draft = Draft(state)
         cluster = ip_network("10.200.0.0/16")
         overlay.setup_global(

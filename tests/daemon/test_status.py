@@ -14,10 +14,10 @@ from node_with_peers import NodeWithPeers
 
 from overlayd.daemon.status import StatusView
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.layout import Facts
 from overlayd.model.rows import Node, Overlay, Peer, Service
 from overlayd.model.state import State
+from overlayd.proto.wireguard import Activity
 
 KEYS = [bytes([number]) * 32 for number in range(1, 4)]
 STEPS = st.lists(

@@ -21,9 +21,9 @@ PROGRAM = [
     "-c",
     f"""
 from overlayd.cli import daemon
-from overlayd.linux.wireguard import userspace
+from overlayd.linux.wireguard import process
 from overlayd.model import health
-userspace._ANSWER_DEADLINE, userspace._END_DEADLINE, health.HUNG = {DEADLINE}, 0.5, {HUNG}
+process.ANSWER_DEADLINE, process._END_DEADLINE, health.HUNG = {DEADLINE}, 0.5, {HUNG}
 daemon()
 """,
 ]

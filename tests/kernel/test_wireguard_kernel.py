@@ -8,8 +8,9 @@ from ipaddress import IPv6Address
 
 import pytest
 
+from overlayd import keys
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard.backend import choose, generate_key, missing, public_key
+from overlayd.linux.wireguard.choice import choose, missing
 from overlayd.linux.wireguard.kernel import Kernel
 from overlayd.model.objects import Step
 from overlayd.model.traversal import HOLD
@@ -60,7 +61,7 @@ class TestFaults(Namespaces):
     def test_a_peer_that_is_looked_for_elsewhere_is_called_there_within_the_time_that_it_has(self, alpha, beta):
         device = alpha.create()
         alpha.up(device)
-        peer = a_peer(public_key=public_key(generate_key()), endpoint=endpoint("192.0.2.2", 7001), keepalive=25)
+        peer = a_peer(public_key=keys.public(keys.generate()), endpoint=endpoint("192.0.2.2", 7001), keepalive=25)
         elsewhere = dataclasses.replace(peer, endpoint=endpoint("192.0.2.2", 7002))
         with (
             beta.namespace.call(bound, "192.0.2.2", 7001) as here,

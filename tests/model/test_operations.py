@@ -7,6 +7,7 @@ import pytest
 from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, dump, new_state, ready, serve, set_up
 from msgspec.structs import replace
 
+from overlayd import keys
 from overlayd.errors import RequestError, StateError
 from overlayd.model import attachments, ipam, overlay, peers, rows, services, subnets
 from overlayd.model.attachments import AttachSpec
@@ -185,7 +186,7 @@ def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
         )
     assert change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], network))[0] == []
     (line,) = change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[1], network))[0]
-    assert peers.text(KEYS[0]) in line and peers.text(KEYS[1]) in line
+    assert keys.text(KEYS[0]) in line and keys.text(KEYS[1]) in line
     assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == frozenset()
 
 
@@ -204,7 +205,7 @@ def test_the_peer_of_a_guest_is_the_guests_alone():
         lambda draft: peers.add_allowed_ip(draft, GLOBAL, key, network),
         lambda draft: peers.remove_allowed_ip(draft, GLOBAL, key, own),
     ):
-        with pytest.raises(RequestError, match=f"{re.escape(peers.text(key))} is guest vm: detach it first"):
+        with pytest.raises(RequestError, match=f"{re.escape(keys.text(key))} is guest vm: detach it first"):
             change(state, decide)
     change(state, lambda draft: peers.remove_allowed_ip(draft, GLOBAL, key, foreign))
     assert dump(state) == before

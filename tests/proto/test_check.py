@@ -5,18 +5,18 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlayd.linux.wireguard.backend import generate_key, public_key, shared_secret
+from overlayd import keys
 from overlayd.proto import check, stun
 from overlayd.proto.stun import BINDING, Kind, Message
 
-ALPHA, BETA, EVE = (generate_key() for _ in range(3))
+ALPHA, BETA, EVE = (keys.generate() for _ in range(3))
 ID = b"0123456789ab"
 SENDER = (ip_address("192.0.2.1"), 51820)
 
 
 def between(one: bytes, other: bytes) -> check.Credentials:
     """What the node with private key `one` has for checks with the other."""
-    return check.credentials(shared_secret(one, public_key(other)), public_key(one), public_key(other))
+    return check.credentials(keys.shared(one, keys.public(other)), keys.public(one), keys.public(other))
 
 
 def test_both_sides_have_the_same_key_and_each_its_names() -> None:

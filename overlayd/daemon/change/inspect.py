@@ -13,11 +13,11 @@ from errno import ETIMEDOUT
 from overlayd.daemon.change.apply import Kernel
 from overlayd.errors import MechanismError
 from overlayd.linux import observe as links
-from overlayd.linux.wireguard.backend import DeviceState
 from overlayd.model.health import FRESH
 from overlayd.model.layout import Layout
 from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Proxy, Veth
 from overlayd.model.plan import device_scope
+from overlayd.proto.wireguard import DeviceState
 
 log = logging.getLogger(__name__)
 

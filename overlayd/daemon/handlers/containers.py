@@ -7,18 +7,16 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.daemon.upkeep.reclaim import detach
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import netns
-from overlayd.linux.wireguard.backend import generate_key, public_key
 from overlayd.model import attachments
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.objects import GLOBAL, Netns
-from overlayd.model.peers import text
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
@@ -85,10 +83,10 @@ async def _attach_host(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Respon
 
 async def _attach_guest(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Response:
     this_node = NodeAsPeer(daemon)
-    private = generate_key()
+    private = keys.generate()
 
     def decide(draft: Draft) -> Attachment:
-        attachment = attachments.attach_guest(draft, spec, id, private, public_key(private))
+        attachment = attachments.attach_guest(draft, spec, id, private, keys.public(private))
         this_node.require()
         return attachment
 
@@ -105,8 +103,8 @@ async def _attach_guest(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Respo
     return wire.GuestConfig(
         overlay_ip=str(attachment.address),
         prefix_len=overlay.cluster.prefixlen,
-        private_key=text(attachment.private_key),
-        public_key=text(attachment.public_key),
+        private_key=keys.text(attachment.private_key),
+        public_key=keys.text(attachment.public_key),
         listen_port=overlay.wg_port,
         peers=(this_node.peer(None),),
         dns_server=str(server) if server is not None else None,

@@ -6,7 +6,7 @@ Owns: nothing of its own.  Must not know: any request.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.doctor import Doctor
@@ -15,10 +15,8 @@ from overlayd.daemon.peers.health import Health
 from overlayd.daemon.status import StatusView
 from overlayd.errors import RequestError
 from overlayd.linux import egress
-from overlayd.linux.wireguard.backend import public_key
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import Network
-from overlayd.model.peers import text
 from overlayd.model.rows import Overlay
 
 # Seconds between the keepalives of those who reach us from elsewhere: they may sit behind a NAT, and most of these
@@ -65,7 +63,7 @@ class NodeAsPeer:
         """The way to `allowed_ips` (None: to the cluster), of an overlay that has been set up, if not for ever."""
         overlay = self._node.state.table(Overlay)[""]
         return wire.Peer(
-            public_key=text(public_key(self._node.state.node.private_key)),
+            public_key=keys.text(keys.public(self._node.state.node.private_key)),
             endpoint=endpoint_text((self.require().address, overlay.wg_port)),
             allowed_ips=",".join(map(str, [overlay.cluster] if allowed_ips is None else allowed_ips)),
             persistent_keepalive_secs=KEEPALIVE,

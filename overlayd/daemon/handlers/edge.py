@@ -5,16 +5,15 @@ Owns: mint_edge_peer, list_edge_peers, revoke_edge_peer.  Must not know: sockets
 
 import time
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
-from overlayd.linux.wireguard.backend import Activity, generate_key, public_key
 from overlayd.model import edges
 from overlayd.model.objects import GLOBAL
-from overlayd.model.peers import text
 from overlayd.model.rows import Edge
 from overlayd.model.state import Draft
+from overlayd.proto.wireguard import Activity
 
 # Of the shape of edge_config.
 VERSION = 1
@@ -24,8 +23,8 @@ async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Res
     """The answer is the only place where the private key is."""
     allowed = tuple(dict.fromkeys(parse.network(cidr, "allow") for cidr in request.allow))
     this_node = NodeAsPeer(daemon)
-    private = generate_key()
-    public = public_key(private)
+    private = keys.generate()
+    public = keys.public(private)
 
     def decide(draft: Draft) -> Edge:
         now = int(time.time())
@@ -40,8 +39,8 @@ async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Res
         overlay_ip=str(edge.address),
         # Not the cluster's: what the device may not reach should not look on-link to it.
         prefix_len=edge.address.max_prefixlen,
-        private_key=text(private),
-        public_key=text(public),
+        private_key=keys.text(private),
+        public_key=keys.text(public),
         peers=(this_node.peer(allowed),),
         expires_at_unix=edge.expires,
     )
@@ -67,7 +66,7 @@ def _listed(edge: Edge, seen: dict[bytes, Activity]) -> wire.EdgePeer:
     return wire.EdgePeer(
         name=edge.name,
         overlay_ip=str(edge.address),
-        public_key=text(edge.public_key),
+        public_key=keys.text(edge.public_key),
         minted_at_unix=edge.minted,
         expires_at_unix=edge.expires,
         last_handshake_unix_secs=activity.last_handshake or None if activity is not None else None,

@@ -3,11 +3,10 @@
 Owns: nat_tick, nat_status.  Must not know: sockets and frames.
 """
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL
-from overlayd.model.peers import text
 from overlayd.model.rows import Peer
 
 
@@ -34,7 +33,7 @@ def _peer(daemon: Daemon, peer: Peer) -> wire.NatPeer:
     """A node is known by its public key: nothing in the contract tells its number."""
     connection, at = daemon.nat.connection(peer)
     return wire.NatPeer(
-        node_id=text(peer.public_key),
+        node_id=keys.text(peer.public_key),
         connection_type=connection or "unreachable",
         remote_endpoint=endpoint_text(at) if at is not None else None,
     )

@@ -9,13 +9,12 @@ import logging
 import msgspec
 from msgspec.structs import replace
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import NODE
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
-from overlayd.linux.wireguard.backend import public_key
-from overlayd.model import overlay, peers
+from overlayd.model import overlay
 from overlayd.model.rows import Overlay
 from overlayd.model.state import Draft
 
@@ -31,9 +30,9 @@ async def set_local_node_id(daemon: Daemon, request: wire.SetLocalNodeId) -> wir
 
 async def set_local_wg_pubkey(daemon: Daemon, request: wire.SetLocalWgPubkey) -> wire.Response:
     key = parse.key(request.pubkey, "pubkey")
-    own = public_key(daemon.node.state.node.private_key)
+    own = keys.public(daemon.node.state.node.private_key)
     if key != own:
-        log.warning("the orchestrator takes our public key for %s; it is %s", request.pubkey, peers.text(own))
+        log.warning("the orchestrator takes our public key for %s; it is %s", request.pubkey, keys.text(own))
     await daemon.node.change(lambda draft: overlay.announce_key(draft, key), exclusive=[NODE])
     return wire.Ok()
 

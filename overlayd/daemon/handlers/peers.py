@@ -5,13 +5,12 @@ Owns: add_peer, remove_peer, add_allowed_ip, remove_allowed_ip.  Must not know: 
 
 import logging
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
-from overlayd.linux.wireguard.backend import public_key
 from overlayd.model import peers
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Service
@@ -25,9 +24,9 @@ def _scope(scope: wire.Scope) -> str:
 
 def _own_key(node: Node, scope: str) -> bytes:
     if scope == GLOBAL:
-        return public_key(node.state.node.private_key)
+        return keys.public(node.state.node.private_key)
     service = node.state.get(Service, scope)
-    return public_key(service.private_key) if service is not None and service.dedicated else b""
+    return keys.public(service.private_key) if service is not None and service.dedicated else b""
 
 
 async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:

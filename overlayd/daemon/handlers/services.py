@@ -5,7 +5,7 @@ Owns: setup and teardown of services, prune_orphan_bridges, allocate_ip, release
 
 import logging
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import NODE, peers_locks, service_lock
@@ -13,8 +13,8 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import link, netns, veth
 from overlayd.linux.observe import NamedBridge, bridges_named
-from overlayd.linux.wireguard.backend import generate_key, public_key, udp_port_is_free
-from overlayd.model import ipam, peers, services
+from overlayd.linux.wireguard.backend import udp_port_is_free
+from overlayd.model import ipam, services
 from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name, veth_name
 from overlayd.model.objects import Address, Netns
 from overlayd.model.rows import Attachment, Lease, Service
@@ -32,7 +32,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
             "a dedicated service needs a WireGuard device, and this node has no backend for one: load the kernel's "
             "wireguard module, or install wireguard-go and provide /dev/net/tun"
         )
-    key = generate_key() if dedicated else None
+    key = keys.generate() if dedicated else None
     service = await daemon.node.change(
         lambda draft: services.setup_service(
             draft,
@@ -56,7 +56,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
     return wire.ServiceOverlay(
         name=service.bridge,
         mode="dedicated",
-        wg_public_key=peers.text(public_key(service.private_key)),
+        wg_public_key=keys.text(keys.public(service.private_key)),
         wg_port=service.wg_port,
         overlay_ip=str(first_usable(service.subnet)),
         subnet=str(service.subnet),

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from overlayd.linux.wireguard.backend import public_key, shared_secret
+from overlayd import keys
 from overlayd.model.candidates import PEER_REFLEXIVE, RELAY, Endpoint
 from overlayd.model.traversal import Way
 from overlayd.proto import check
@@ -40,11 +40,11 @@ class Checks:
     def of(self, peer: bytes, answered: Heard, met: Heard) -> Iterator[None]:
         """Inside, a peer (its public key) can be checked, and its own checks are answered."""
         try:
-            secret = shared_secret(self._private_key, peer)
+            secret = keys.shared(self._private_key, peer)
         except ValueError:  # no node has such a key; WireGuard will say the same
             yield
             return
-        checked = _Checked(check.credentials(secret, public_key(self._private_key), peer), answered, met)
+        checked = _Checked(check.credentials(secret, keys.public(self._private_key), peer), answered, met)
         self._checked[peer] = checked
         names = checked.credentials.ours
         self._names |= {names.direct: (checked, PEER_REFLEXIVE), names.relayed: (checked, RELAY)}

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import msgspec
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.nat.allocation import Allocation
@@ -27,13 +27,12 @@ from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.tasks import KeepUp, Spawn
 from overlayd.linux import capability
-from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.candidates import Candidate, ConnectionType, Endpoint, node_candidates
 from overlayd.model.layout import endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
-from overlayd.model.peers import text
 from overlayd.model.rows import Change, Overlay, Peer
 from overlayd.model.traversal import Way
+from overlayd.proto.wireguard import Activity
 
 log = logging.getLogger(__name__)
 
@@ -199,8 +198,8 @@ class Nat(Listener):
 
     def peer_moved(self, scope: str, public_key: bytes, endpoint: Endpoint) -> None:
         shown = endpoint_text(self.seen_as(endpoint))
-        log.info("peer %s has moved to %s", text(public_key), shown)
-        self._health.publish(wire.NatEndpointChanged(text(public_key), shown))
+        log.info("peer %s has moved to %s", keys.text(public_key), shown)
+        self._health.publish(wire.NatEndpointChanged(keys.text(public_key), shown))
 
     def health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
         if self._session is not None:

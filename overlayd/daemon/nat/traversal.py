@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.nat.allocation import Allocation
 from overlayd.daemon.nat.checks import Checks
@@ -25,13 +25,12 @@ from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.tasks import Spawn
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard.backend import Activity, public_key
 from overlayd.model.candidates import Endpoint, peer_candidates
 from overlayd.model.layout import Selected, configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
-from overlayd.model.peers import text
 from overlayd.model.rows import Change, Peer, RowId, peer_of
 from overlayd.model.traversal import HOLD, Attempt, Way, next_attempt, phase, ways
+from overlayd.proto.wireguard import Activity
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class Traversal(Listener):
         self._allocation = allocation
         self._selection = selection
         self._spawn = spawn
-        self._own_key = public_key(node.state.node.private_key)
+        self._own_key = keys.public(node.state.node.private_key)
         self._peers: dict[bytes, Peer] = {}  # as they were last seen, to tell what of them has changed
         self._queue: dict[bytes, None] = {}  # in their order
         self._running: dict[bytes, tuple[asyncio.Task[None], asyncio.Event]] = {}
@@ -229,7 +228,7 @@ class Traversal(Listener):
             else:
                 await self._give_up(key)
         except (MechanismError, OSError) as error:
-            log.error("looking for peer %s: %s", text(key), error)
+            log.error("looking for peer %s: %s", keys.text(key), error)
             self._try_later(key)
         finally:
             if self._running.get(key, (None,))[0] is asyncio.current_task():
@@ -324,15 +323,15 @@ class Traversal(Listener):
         if connection != "relayed":
             self._allocation.permit(key, ())
         await self._selection.put(peer, self._selection.settled(peer, at))
-        log.info("peer %s is reached at %s, %s", text(key), endpoint_text(shown), connection)
+        log.info("peer %s is reached at %s, %s", keys.text(key), endpoint_text(shown), connection)
         was = before.endpoint if before is not None and before.last_handshake else None
         if not told and at not in (was, configured_address(peer, self._node.facts)):
-            self._health.publish(wire.NatEndpointChanged(text(key), endpoint_text(shown)))
+            self._health.publish(wire.NatEndpointChanged(keys.text(key), endpoint_text(shown)))
 
     async def _give_up(self, key: bytes) -> None:
         """Back to what is configured, until the next attempt."""
         failures = self._failures.get(key, 0)
-        log.log(logging.DEBUG if failures else logging.INFO, "peer %s is not to be reached yet", text(key))
+        log.log(logging.DEBUG if failures else logging.INFO, "peer %s is not to be reached yet", keys.text(key))
         self._allocation.permit(key, ())
         await self._selection.put(self._peers[key], None)
         self._try_later(key)

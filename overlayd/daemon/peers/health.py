@@ -12,16 +12,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Set
 from contextlib import asynccontextmanager, contextmanager
 from errno import ETIMEDOUT
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import KeepUp
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.health import FRESH, HealthTracker, RoamingTracker, Silence, is_fresh
 from overlayd.model.layout import endpoint_address
 from overlayd.model.objects import GLOBAL, Address
-from overlayd.model.peers import text
 from overlayd.model.rows import Edge, Service
+from overlayd.proto.wireguard import Activity
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +130,8 @@ class Health:
                 for listener in self._listeners:
                     listener.peer_moved(scope, key, endpoint)
             for key, healthy in known.health.observe(found, time.time()):
-                log.info("peer %s %s", text(key), "answers" if healthy else "does not answer any more")
-                self.publish(wire.PeerHealthChanged(text(key), healthy))
+                log.info("peer %s %s", keys.text(key), "answers" if healthy else "does not answer any more")
+                self.publish(wire.PeerHealthChanged(keys.text(key), healthy))
                 for listener in self._listeners:
                     listener.health_changed(scope, key, healthy)
             for listener in self._listeners:

@@ -1,40 +1,17 @@
-"""WireGuard devices and their peers: what a backend does, which backend to use, keys.
+"""What a WireGuard backend does, and what every one of them needs for it.
 
-Owns: the backend's contract, the choice between kernel and userspace, and how a difference between two peers becomes
-the smallest change of a device.  Must not know: how a backend does it (`kernel`, `userspace`), or
-addresses, MTU, alias and group of a device's link (`link`).
+Owns: the contract, and how a difference between two peers becomes the smallest change of a device.  Must not know: how
+a backend does it (`kernel`, `userspace`), which one is used (`choice`), or addresses, MTU, alias and group of a
+device's link (`link`).
 """
 
-import os
 import socket
 from collections.abc import Iterable, Sequence
-from errno import EADDRINUSE, ENODEV
-from functools import lru_cache
-from typing import Literal, Protocol
+from errno import EADDRINUSE
+from typing import Protocol
 
-from overlayd.errors import MechanismError
 from overlayd.model.objects import Device, DevicePeer, Step
-from overlayd.proto.wireguard import KEY_SIZE, Activity, DeviceState, PeerChange, PeerState
-
-__all__ = [
-    "Activity",
-    "Backend",
-    "DeviceState",
-    "PeerState",
-    "candidates",
-    "choose",
-    "generate_key",
-    "missing",
-    "peer_changes",
-    "public_key",
-    "shared_secret",
-    "udp_port_is_free",
-]
-
-Preference = Literal["auto", "kernel", "userspace"]
-
-# Our own constant: every add_peer asks for its device's key, which takes 40 us to compute; a node has few devices.
-_KEYS_REMEMBERED = 256
+from overlayd.proto.wireguard import Activity, DeviceState, PeerChange
 
 
 class Backend(Protocol):
@@ -96,41 +73,6 @@ class Backend(Protocol):
         """Whether the link exists and something serves it.  Does not look at its configuration."""
 
 
-def missing(preference: Preference) -> str:
-    """Why `choose(preference)` has no backend, for a person; empty when it has one."""
-    reasons = []
-    for backend in candidates(preference):
-        reason = backend.missing()
-        if not reason:
-            return ""
-        reasons.append(f"{backend.name}: {reason}")
-    return "; ".join(reasons)
-
-
-def choose(preference: Preference) -> Backend | None:
-    """The backend to use: kernel before userspace with "auto", and None when neither can be had.
-
-    Raises MechanismError, naming what is missing, when an explicit preference cannot be had.
-    """
-    for backend in candidates(preference):
-        if not backend.missing():
-            return backend
-    if preference == "auto":
-        return None
-    raise MechanismError("use the WireGuard backend", preference, ENODEV, missing(preference))
-
-
-def candidates(preference: Preference) -> Iterable[Backend]:
-    """The backends that suit a preference, the first choice first, whether this machine has them or not."""
-    from overlayd.linux.wireguard.kernel import Kernel  # noqa: PLC0415
-    from overlayd.linux.wireguard.userspace import Userspace  # noqa: PLC0415
-
-    if preference in ("auto", "kernel"):
-        yield Kernel()
-    if preference in ("auto", "userspace"):
-        yield Userspace()
-
-
 def peer_changes(steps: Iterable[Step], *, drops: bool) -> list[PeerChange]:
     """The smallest changes that make `steps`, which are of DevicePeer, in an order that suits moved allowed IPs.
 
@@ -190,31 +132,3 @@ def udp_port_is_free(port: int) -> bool:
             if error.errno == EADDRINUSE:  # a family that this machine lacks is no obstacle
                 return False
     return True
-
-
-def generate_key() -> bytes:
-    """A fresh private key of 32 bytes, clamped as `wg genkey` does (RFC 7748, section 5)."""
-    key = bytearray(os.urandom(KEY_SIZE))
-    key[0] &= 248
-    key[31] = key[31] & 127 | 64
-    return bytes(key)
-
-
-@lru_cache(_KEYS_REMEMBERED)
-def public_key(private: bytes) -> bytes:
-    """The public key of a private one, both 32 bytes (X25519 with the base point, RFC 7748, section 6.1)."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
-
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
-
-
-def shared_secret(private: bytes, public: bytes) -> bytes:
-    """What two nodes have in common, 32 bytes (X25519, RFC 7748, section 6.1).  ValueError: `public` is no key that a
-    node could have.
-    """
-    from cryptography.hazmat.primitives.asymmetric.x25519 import (  # noqa: PLC0415
-        X25519PrivateKey,
-        X25519PublicKey,
-    )
-
-    return X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))

@@ -18,11 +18,11 @@ from overlayd.errors import MechanismError, ProtocolError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import delete_request, find_link
 from overlayd.linux.netlink import NETLINK_GENERIC, Netlink, Request
-from overlayd.linux.wireguard.backend import Activity, DeviceState, peer_changes
+from overlayd.linux.wireguard.backend import peer_changes
 from overlayd.model.objects import Device, Step
 from overlayd.proto import wgnl
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, attributes, nested, text
-from overlayd.proto.wireguard import PeerChange
+from overlayd.proto.wireguard import Activity, DeviceState, PeerChange
 
 # linux/genetlink.h
 _GENL_ID_CTRL, _CTRL_CMD_GETFAMILY = 16, 3

@@ -2,8 +2,8 @@
 
 import pytest
 
+from overlayd import keys
 from overlayd.daemon.nat.checks import Checks
-from overlayd.linux.wireguard.backend import generate_key, public_key
 from overlayd.model.candidates import Endpoint
 from overlayd.model.layout import numeric_endpoint
 from overlayd.model.traversal import Way
@@ -22,8 +22,8 @@ class Side:
     """A node at an address.  sent: what it sent; answered, met: what it was told."""
 
     def __init__(self) -> None:
-        self.private = generate_key()
-        self.public = public_key(self.private)
+        self.private = keys.generate()
+        self.public = keys.public(self.private)
         self.sent: list[tuple[bytes, Way]] = []
         self.answered: list[Way] = []
         self.met: list[Way] = []

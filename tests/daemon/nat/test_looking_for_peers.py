@@ -22,11 +22,11 @@ from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.nat.traversal import Traversal
 from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.lookup import Lookups
-from overlayd.linux.wireguard.backend import Activity
 from overlayd.model import peers
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, DevicePeer, Step
 from overlayd.model.traversal import Way
+from overlayd.proto.wireguard import Activity
 
 KEY, OTHER = b"a" * 32, b"b" * 32
 PORT = 9  # raw sockets listen for STUN on it, and hear none

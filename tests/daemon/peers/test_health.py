@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from node_with_peers import NodeWithPeers
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.tasks import Tasks
-from overlayd.linux.wireguard.backend import Activity
 from overlayd.model.objects import GLOBAL
-from overlayd.model.peers import text
+from overlayd.proto.wireguard import Activity
 
 KEY, STRANGER = b"a" * 32, b"s" * 32
 HERE, THERE = (ip_address("192.0.2.1"), 1), (ip_address("2001:db8::2"), 2)
@@ -80,7 +79,7 @@ async def test_a_listener_is_told_in_the_order_of_the_reading_until_it_leaves(no
         await health.refresh()
         assert listener.heard == [
             ("moved", GLOBAL, KEY, THERE),
-            ("event", wire.PeerHealthChanged(text(KEY), True)),
+            ("event", wire.PeerHealthChanged(keys.text(KEY), True)),
             ("health", GLOBAL, KEY, True),
             ("read", GLOBAL, KEY),
         ]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles_uapi import Device, endpoint_of
 
-from overlayd.linux.wireguard.backend import generate_key, peer_changes, public_key
+from overlayd import keys
+from overlayd.linux.wireguard.backend import peer_changes
 from overlayd.model.objects import DevicePeer, Step
 from overlayd.proto import uapi
 
@@ -106,8 +107,8 @@ def test_one_allowed_ip_less_is_one_line_where_the_device_can_do_it():
 
 
 def test_keys_are_what_wg_makes_of_them():
-    private = generate_key()
-    assert private != generate_key()
+    private = keys.generate()
+    assert private != keys.generate()
     assert private[0] & 7 == 0 and private[31] & 0xC0 == 0x40
     shown = subprocess.run(["wg", "pubkey"], input=base64.b64encode(private), stdout=subprocess.PIPE, check=True).stdout
-    assert base64.b64decode(shown) == public_key(private)
+    assert base64.b64decode(shown) == keys.public(private)

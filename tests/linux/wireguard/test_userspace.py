@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from overlayd import keys
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard import userspace
-from overlayd.linux.wireguard.backend import choose, generate_key, public_key
+from overlayd.linux.wireguard import process
+from overlayd.linux.wireguard.choice import choose
 from overlayd.linux.wireguard.userspace import Userspace
 from overlayd.model.objects import Device, Step
 
@@ -45,7 +46,7 @@ def status(pid, field):
 CREATE = """
 import sys
 from overlayd.errors import MechanismError
-from overlayd.linux.wireguard.backend import choose
+from overlayd.linux.wireguard.choice import choose
 from overlayd.linux.wireguard.userspace import Userspace
 from overlayd.model.objects import Device
 try:
@@ -250,7 +251,7 @@ class TestFaults(Namespaces):
         assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
 
     def test_a_stopped_process_whose_link_was_deleted_is_replaced(self, alpha, monkeypatch):
-        monkeypatch.setattr(userspace, "_END_DEADLINE", 0.2)
+        monkeypatch.setattr(process, "_END_DEADLINE", 0.2)
         device = alpha.create()
         pid = pid_of(device.name)
         os.kill(pid, signal.SIGSTOP)
@@ -270,8 +271,8 @@ class TestFaults(Namespaces):
         assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
 
     def test_a_process_that_hangs_is_still_deleted(self, alpha, monkeypatch):
-        monkeypatch.setattr(userspace, "_END_DEADLINE", 0.2)
-        monkeypatch.setattr(userspace, "_ANSWER_DEADLINE", 0.2)
+        monkeypatch.setattr(process, "_END_DEADLINE", 0.2)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.2)
         device = alpha.create()
         os.kill(pid_of(device.name), signal.SIGSTOP)
         with pytest.raises(MechanismError, match="does not answer") as caught:
@@ -282,29 +283,29 @@ class TestFaults(Namespaces):
         assert not (SOCKETS / f"{device.name}.sock").exists()
 
     def test_nobody_waits_for_a_process_that_did_not_answer_until_it_answers_again(self, alpha, monkeypatch):
-        monkeypatch.setattr(userspace, "_ANSWER_DEADLINE", 0.5)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
         device, other = alpha.create(listen_port=1001), alpha.create(listen_port=1002)
         pid = pid_of(device.name)
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(MechanismError, match="does not answer"):
             alpha.set_peers(device.name, [Step(None, a_peer(1))])
-        monkeypatch.setattr(userspace, "_ANSWER_DEADLINE", 60)  # whoever waits now waits for too long
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 60)  # whoever waits now waits for too long
         for ask in (alpha.read, lambda name: alpha.set_peers(name, [Step(None, a_peer(1))])):
             with pytest.raises(MechanismError, match="does not answer") as caught:
                 ask(device.name)
             assert caught.value.errno == ETIMEDOUT
         assert alpha.read(other.name).private_key == other.private_key
-        monkeypatch.setattr(userspace, "_ANSWER_DEADLINE", 0.5)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
         with pytest.raises(MechanismError, match="does not answer"):
             alpha.activity(device.name)
         os.kill(pid, signal.SIGCONT)
-        monkeypatch.setattr(userspace, "_ANSWER_DEADLINE", 5)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 5)
         alpha.activity(device.name)
         assert alpha.read(device.name).private_key == device.private_key
 
     def test_only_a_process_that_is_silent_is_ended_and_only_that(self, alpha, monkeypatch):
-        monkeypatch.setattr(userspace, "_ANSWER_DEADLINE", 0.5)
-        monkeypatch.setattr(userspace, "_END_DEADLINE", 0.2)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
+        monkeypatch.setattr(process, "_END_DEADLINE", 0.2)
         device, other = alpha.create(listen_port=1001), alpha.create(listen_port=1002)
         pid = pid_of(device.name)
         assert alpha.backend.end_if_silent(device.name) == 0
@@ -317,13 +318,13 @@ class TestFaults(Namespaces):
         assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
 
     def test_a_silent_listener_that_is_no_wireguard_is_never_ended(self, alpha, monkeypatch):
-        monkeypatch.setattr(userspace, "_ANSWER_DEADLINE", 0.2)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.2)
         name = alpha.device().name
         with Answerer(name, b"", pause=1):
             assert alpha.backend.end_if_silent(name) == 0  # it would be this very process
 
     def test_an_answer_in_drops_is_no_answer_in_time(self, alpha, monkeypatch):
-        monkeypatch.setattr(userspace, "_ANSWER_DEADLINE", 0.5)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
         name = alpha.device().name
         with Answerer(name, b"rx_bytes=" + b"1" * 40, pause=0.1), pytest.raises(MechanismError) as caught:
             alpha.activity(name)
@@ -346,11 +347,11 @@ class TestFaults(Namespaces):
     def test_a_rename_loses_no_packet(self, alpha, beta):
         here, there = alpha.create(), beta.create()
         to_there = a_peer(
-            public_key=public_key(there.private_key),
+            public_key=keys.public(there.private_key),
             endpoint=(ip_address("192.0.2.2"), there.listen_port),
             allowed_ips=frozenset({ip_network("10.7.0.2")}),
         )
-        to_here = a_peer(public_key=public_key(here.private_key), allowed_ips=frozenset({ip_network("10.7.0.1")}))
+        to_here = a_peer(public_key=keys.public(here.private_key), allowed_ips=frozenset({ip_network("10.7.0.1")}))
         alpha.up(here, "10.7.0.1/24")
         beta.up(there, "10.7.0.2/24")
         alpha.set_peers(here.name, [Step(None, to_there)])
@@ -481,7 +482,7 @@ class TestFaults(Namespaces):
         assert caught.value.errno == ENOENT
 
     def test_a_device_of_the_userspace_backend_needs_no_address_or_mtu(self, alpha):
-        device = Device("web", alpha.device().name, generate_key(), 0, 1280, frozenset())
+        device = Device("web", alpha.device().name, keys.generate(), 0, 1280, frozenset())
         alpha.names.add(device.name)
         alpha.namespace.call(alpha.backend.create, device)
         assert alpha.read(device.name).private_key == device.private_key

@@ -1,0 +1,67 @@
+"""Curve25519 keys: their text, and the two computations with them (X25519, RFC 7748).
+
+Owns: the form of a key, where a new one comes from, and the library that computes.  Must not know: what a key is for.
+
+PyNaCl (libsodium): docs/dependencies.md says what was measured against it.
+"""
+
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from functools import lru_cache
+from secrets import token_bytes
+
+from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
+
+KEY_SIZE = 32  # bytes of a key, private or public
+
+# Our own constant: every add_peer asks for its device's key, which takes 20 us to compute; a node has few devices.
+_KEYS_REMEMBERED = 256
+
+
+def text(key: bytes) -> str:
+    """A key as WireGuard's tools write it: base64."""
+    return b64encode(key).decode()
+
+
+def parse(text: str) -> bytes:
+    """The key that `text` is the base64 of.  Raises ValueError, which says what is wrong."""
+    try:
+        key = b64decode(text, validate=True)
+    except (Base64Error, ValueError):
+        raise ValueError(f"{text!r} is not base64") from None
+    if len(key) != KEY_SIZE:
+        raise ValueError(f"{text!r} is {len(key)} bytes, a key is {KEY_SIZE}")
+    return key
+
+
+def generate() -> bytes:
+    """A fresh private key, clamped as `wg genkey` does (RFC 7748, section 5)."""
+    key = bytearray(token_bytes(KEY_SIZE))
+    key[0] &= 248
+    key[31] = key[31] & 127 | 64
+    return bytes(key)
+
+
+@lru_cache(_KEYS_REMEMBERED)
+def public(private: bytes) -> bytes:
+    """The public key of a private one, both 32 bytes (X25519 with the base point, RFC 7748, section 6.1)."""
+    _require_size(private)
+    return crypto_scalarmult_base(private)
+
+
+def shared(private: bytes, public: bytes) -> bytes:
+    """What two nodes have in common, 32 bytes (X25519, RFC 7748, section 6.1).  ValueError: `public` is no key that a
+    node could have, for with it everybody has the same in common.
+    """
+    _require_size(private)
+    _require_size(public)
+    try:
+        return crypto_scalarmult(private, public)
+    except RuntimeError as error:  # libsodium refuses a secret of nothing but zeros
+        raise ValueError("the public key is of low order") from error
+
+
+def _require_size(key: bytes) -> None:
+    """libsodium reads 32 bytes, however many there are."""
+    if len(key) != KEY_SIZE:
+        raise ValueError(f"a key is {KEY_SIZE} bytes, not {len(key)}")
