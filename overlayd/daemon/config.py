@@ -40,7 +40,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
     data_dir: str = DATA_DIR
     socket: str = SOCKET
-    socket_group: str = "overlayd"
+    socket_group: str | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     wireguard: WireGuard = "auto"

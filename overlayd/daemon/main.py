@@ -43,8 +43,9 @@ from overlayd.daemon.upkeep.firewall import ForwardWatch
 from overlayd.daemon.upkeep.reclaim import reclaim
 from overlayd.daemon.upkeep.sentinel import Sentinel
 from overlayd.daemon.upkeep.suspects import Part
-from overlayd.errors import DiskError, OverlaydError, StateError
+from overlayd.errors import DiskError, MechanismError, OverlaydError, StateError
 from overlayd.linux import capability
+from overlayd.linux.claim import NamespaceInUse, claim_namespace
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.nft import Nft
 from overlayd.model.health import FRESH
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     try:
         with ExitStack() as claims:
             return _claim_and_run(config, options.teardown, options.salvage_journal, claims, fresh)
-    except (listener.InUse, JournalInUse) as error:
+    except (listener.InUse, JournalInUse, NamespaceInUse) as error:
         log.error("%s", error)
         return IN_USE
     except DiskError as error:
@@ -98,15 +99,22 @@ def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitSt
     directory = Path(config.data_dir)
     if teardown:
         claims.enter_context(journals.claimed(directory))
-        claims.enter_context(listener.claim_namespace())
+        _claim_namespace(claims)
         return 0 if remove_everything() else FAILED
     garbage.postpone()
     journal = Journal.open(directory, salvage=salvage)
-    claims.enter_context(listener.claim_namespace())
+    _claim_namespace(claims)
     admission = listener.Admission(config.socket_group)
     bound = claims.enter_context(listener.served(config.socket, admission.gid))
     uvloop.run(_serve(config, journal, admission, bound, fresh))
     return 0
+
+
+def _claim_namespace(claims: ExitStack) -> None:
+    try:
+        claims.enter_context(claim_namespace())
+    except MechanismError as error:  # a kernel that was built without nfnetlink_log
+        log.warning("%s: a second overlayd in this network namespace would not be noticed", error)
 
 
 async def _serve(

@@ -39,6 +39,9 @@ def test_a_second_daemon_in_one_network_namespace(member: Member) -> None:
     argv = [*DAEMON, "--data-dir", f"{node.data_dir}.second", "--socket", f"{node.socket}.second"]
     code, said = node.try_daemon(argv)
     assert code == IN_USE, said
+    assert node.daemon is not None
+    assert f"pid {node.daemon.pid} uid 0" in said
+    assert f"--data-dir {node.data_dir}" in said
     assert member.request("status")["public_key"] == member.public_key
 
 

@@ -1,24 +1,23 @@
-"""The places a daemon claims for itself: its socket and its network namespace.
+"""The socket that a daemon listens on.
 
-Owns: binding, who may connect, and who holds a place already.  Must not know: what is served there.
+Owns: binding it, who may connect, and who holds its path already.  Must not know: what is served there.
 """
 
 import ctypes
-import errno
 import grp
 import os
 import pwd
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from overlayd.errors import MechanismError, OverlaydError
+from overlayd.errors import MechanismError, OverlaydError, StateError
 
-# An abstract socket is of its network namespace (unix(7)), so binding this one claims the namespace.
-NAMESPACE_CLAIM = b"\0overlayd"
+DEFAULT_GROUP = "overlayd"
 
 SO_PEERGROUPS = 59  # asm-generic/socket.h
 MOST_GROUPS = 65536  # NGROUPS_MAX of linux/limits.h
@@ -60,13 +59,20 @@ def _groups(connection: socket.socket) -> frozenset[int]:
 
 
 class Admission:
-    """Who may use the socket: root, the daemon's own user, members of a group."""
+    """Who may use the socket: root, the daemon's own user, members of a group.
 
-    def __init__(self, group: str) -> None:
-        self.group = group
+    group: empty for no group; None for `DEFAULT_GROUP`, if this host has it.  StateError: there is no such group.
+    """
+
+    def __init__(self, group: str | None) -> None:
+        name = DEFAULT_GROUP if group is None else group
         try:
-            self._gid: int | None = grp.getgrnam(group).gr_gid if group else None
+            self._gid: int | None = grp.getgrnam(name).gr_gid if name else None
         except KeyError:
+            if group is not None:
+                raise StateError(
+                    f"socket-group: there is no group {group}: create it (groupadd --system {group}), or name another"
+                ) from None
             self._gid = None
 
     @property
@@ -87,7 +93,7 @@ class Admission:
 
 def bind(path: str, gid: int | None) -> socket.socket:
     """The listening socket, mode 0660, of the group `gid`, in a directory that all may enter.  InUse: somebody answers
-    on the path.  A stale file is replaced.
+    on the path.  A stale socket is replaced; StateError: something else is there.
     """
     _refuse_if_answered(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -122,20 +128,10 @@ def served(path: str, gid: int | None) -> Iterator[socket.socket]:
             os.close(file)
 
 
-def claim_namespace() -> socket.socket:
-    """Claim this network namespace for as long as the returned socket is open.  InUse: another overlayd has it."""
-    claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        claim.bind(NAMESPACE_CLAIM)
-    except OSError as error:
-        claim.close()
-        if error.errno == errno.EADDRINUSE:
-            raise InUse("another overlayd owns the links and rules of this network namespace; stop it first") from error
-        raise MechanismError("claim network namespace", "overlayd", error.errno or 0) from error
-    return claim
-
-
 def _refuse_if_answered(path: str) -> None:
+    with suppress(OSError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):  # connect(2) cannot tell a regular file from a socket left behind
+            raise StateError(f"socket {path}: what is there is no socket, and stays: move it away, or change --socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:
@@ -145,7 +141,5 @@ def _refuse_if_answered(path: str) -> None:
         except TimeoutError as error:
             raise InUse(f"somebody holds the socket {path} but does not accept connections") from error
         except OSError as error:
-            if error.errno == errno.ENOTSOCK:
-                raise InUse(f"{path} exists and is not a socket: move it away") from error
             raise MechanismError("probe socket", path, error.errno or 0) from error
         raise InUse(f"{path} is served by {credentials(probe)} already")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from overlayd.daemon.server.listener import Admission, Credentials, bind, credentials
+from overlayd.errors import StateError
 
 STRANGER, GROUP = 64990, 64991  # a user and a group that need not exist
 
@@ -68,3 +69,39 @@ def test_root_and_the_daemons_own_user_are_let_in_without_a_group() -> None:
     assert Admission("")(Credentials(1, 0, 0))
     assert Admission("")(Credentials(1, os.getuid(), STRANGER))
     assert not Admission("")(Credentials(1, STRANGER, STRANGER))
+
+
+def test_a_group_that_was_asked_for_by_name_must_exist() -> None:
+    with pytest.raises(StateError, match="no group no-such-group: create it"):
+        Admission("no-such-group")
+    assert Admission(None)(Credentials(1, 0, 0)), "the default group need not"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "fifo", "link to a file"])
+def test_what_is_no_socket_is_never_replaced(path: str, kind: str) -> None:
+    place = Path(path)
+    place.parent.mkdir(parents=True)
+    match kind:
+        case "file":
+            place.write_text("precious")
+        case "directory":
+            place.mkdir()
+        case "fifo":
+            os.mkfifo(place)
+        case _:
+            (place.parent / "target").write_text("precious")
+            place.symlink_to("target")
+    before = os.lstat(place)
+    with pytest.raises(StateError, match="no socket"):
+        bind(path, None)
+    assert os.path.samestat(os.lstat(place), before)
+
+
+def test_a_socket_that_nobody_answers_on_is_replaced(path: str) -> None:
+    Path(path).parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(path)
+    with bind(path, None) as listener:
+        listener.listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
