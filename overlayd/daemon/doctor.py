@@ -9,7 +9,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
-from overlayd.daemon.upkeep.firewall import ForwardWatch
+from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.errors import MechanismError
 from overlayd.linux import capability, forwarding, netns
@@ -29,7 +29,7 @@ class Doctor:
         self,
         node: Node,
         sentinel: Sentinel,
-        forwarding: ForwardWatch,
+        host: HostWatch,
         health: Health,
         *,
         nameserver: Nameserver,
@@ -37,7 +37,7 @@ class Doctor:
     ) -> None:
         self._node = node
         self._sentinel = sentinel
-        self._forwarding = forwarding
+        self._host = host
         self._health = health
         self._nameserver = nameserver
         self._nat = nat
@@ -46,10 +46,10 @@ class Doctor:
         """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
         refuses a look.
         """
-        await self._forwarding.check()
+        await self._host.check()
         drifted, dead = await self._node.run_exclusively(self._look)
-        found = [*self._silent(), *drifted, *dead, *self._blockers(), *self._names(), *self._peers()]
-        return ordered([*found, *self._unisolated(), *self._traversal(), *self._host()])
+        found = [*self._silent(), *drifted, *dead, *self._host.findings, *self._names(), *self._peers()]
+        return ordered([*found, *self._unisolated(), *self._traversal(), *self._node_itself()])
 
     def _look(self) -> tuple[list[Finding], list[Finding]]:
         """In a worker thread: what differs in the kernel, and who died."""
@@ -91,12 +91,6 @@ class Doctor:
         symptom = "peers cannot be changed, and its tunnels may stand still"
         silent = self._health.silent
         return [Finding("device-silent", "error", f"device {device}", problem, symptom, remedy) for device in silent]
-
-    def _blockers(self) -> list[Finding]:
-        found = (blocker.partition(": ") for blocker in self._forwarding.blockers)
-        problem = "and so keeps the overlay from forwarding"
-        symptom = "containers reach neither other nodes nor the outside"
-        return [Finding("forward-blocked", "error", chain, problem, symptom, remedy) for chain, _, remedy in found]
 
     def _names(self) -> list[Finding]:
         server = self._nameserver
@@ -162,7 +156,7 @@ class Doctor:
             found.append(Finding("relay-unreachable", "error", "this node", problem, symptom, remedy))
         return found
 
-    def _host(self) -> list[Finding]:
+    def _node_itself(self) -> list[Finding]:
         node = self._node
         found = []
         if node.state.overlay is not None and not node.facts.devices:

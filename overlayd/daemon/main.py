@@ -39,7 +39,7 @@ from overlayd.daemon.status import StatusView
 from overlayd.daemon.tasks import Tasks
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.upkeep.deaths import DeathWatch
-from overlayd.daemon.upkeep.firewall import ForwardWatch
+from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.reclaim import reclaim
 from overlayd.daemon.upkeep.sentinel import Sentinel
 from overlayd.daemon.upkeep.suspects import Part
@@ -146,8 +146,8 @@ async def _serve(
         tasks = await enter(Tasks())
         health = Health(node, fresh)
         await enter(health.running(tasks.keep_up))
-        firewall = ForwardWatch(node, foreign_rules)
-        await enter(firewall.running(tasks.keep_up))
+        host = HostWatch(node, foreign_rules, config.dns_port)
+        await enter(host.running(tasks.keep_up))
         sentinel = Sentinel(node, monitor)
         await enter(sentinel.running(tasks.keep_up))
         resolver = Resolver(node, health, Lookups(), tasks.spawn)
@@ -160,7 +160,7 @@ async def _serve(
         await enter(Expiry(node, tasks.spawn).running())
         status = StatusView(node, health)
         stack.enter_context(node.subscribe(status.follow))
-        doctor = Doctor(node, sentinel, firewall, health, nameserver=nameserver, nat=nat)
+        doctor = Doctor(node, sentinel, host, health, nameserver=nameserver, nat=nat)
         daemon = Daemon(node, status, health, nat, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
         server = Server(Handlers(daemon), admission, requests.spawn, mux)

@@ -19,7 +19,7 @@ import orjson
 from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import netlink, setelem
-from overlayd.model import blockers, ruleset
+from overlayd.model import firewall, ruleset
 from overlayd.model.objects import NFT_TABLE, Element, Step
 
 # include/nftables/libnftables.h: NFT_CTX_OUTPUT_*
@@ -146,12 +146,9 @@ class Nft:
         """Remove both tables; fine when there are none."""
         self._run(ruleset.removed(), 0)
 
-    def forward_blockers(self) -> list[str]:
-        """Chains of other tables that keep our traffic from being forwarded, and the rule each of them lacks.
-
-        Legacy iptables (xtables) is not in the nftables ruleset and goes unseen.
-        """
-        return blockers.forward_blockers(orjson.loads(self._run("list ruleset", _JSON | _TERSE | _NUMERIC_SYMBOL)))
+    def chains(self) -> firewall.Ruleset:
+        """The chains and rules of every table, whoever owns it; of sets only the names."""
+        return firewall.read(orjson.loads(self._run("list ruleset", _JSON | _TERSE | _NUMERIC_SYMBOL)))
 
     def _change(self, changes: list[ruleset.Change]) -> None:
         with self._lock:

@@ -11,9 +11,7 @@ from throwaway import Namespace
 from overlayd.errors import MechanismError
 from overlayd.linux.nft import Nft
 from overlayd.model import ruleset
-from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, Element, Step
-
-GROUPS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
+from overlayd.model.objects import Element, Step
 
 
 @pytest.fixture
@@ -249,61 +247,10 @@ def test_two_instances_in_two_threads(space: Namespace) -> None:
     space.nft(f"table inet other {{ chain forward {{ type filter hook forward priority 0;\n{rules}}}\n}}")
     with space.entered():
         instances = [Nft(), Nft()]
-    threads = [
-        threading.Thread(target=lambda nft=nft: [nft.forward_blockers() for _ in range(500)]) for nft in instances
-    ]
+    threads = [threading.Thread(target=lambda nft=nft: [nft.chains() for _ in range(500)]) for nft in instances]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for nft in instances:
         nft.close()
-
-
-def test_no_blockers_on_a_clean_host(nft: Nft, space: Namespace) -> None:
-    space.nft(
-        """
-        table inet other {
-            chain forward { type filter hook forward priority 0; policy accept; iifname "x" drop
-                            limit rate 1/second drop; }
-            chain input { type filter hook input priority 0; policy drop; }
-        }
-        """
-    )
-    assert nft.forward_blockers() == []
-
-
-def test_a_drop_policy_is_reported_until_the_named_rules_are_there(nft: Nft, space: Namespace) -> None:
-    space.nft(
-        """
-        table ip filter {
-            chain user { return; }
-            chain FORWARD { type filter hook forward priority 0; policy drop; jump user; ct state established accept; }
-        }
-        """
-    )
-    (text,) = nft.forward_blockers()
-    assert text.startswith("table ip filter chain FORWARD has policy drop: ")
-    assert f'"iifgroup {GROUPS} accept" and "oifgroup {GROUPS} accept"' in text
-    first, second = text.partition("(")[2].rstrip(")").split("; ")
-    space.nft(first.removeprefix("nft "))
-    (text,) = nft.forward_blockers()
-    assert "iifgroup" not in text
-    space.nft(
-        second.removeprefix("nft ").replace("FORWARD", "user")
-    )  # ahead of everything in a chain that is jumped to
-    assert nft.forward_blockers() == []
-
-
-def test_a_final_reject_is_reported(nft: Nft, space: Namespace) -> None:
-    space.nft(
-        f"""
-        table inet firewalld {{
-            chain last {{ counter reject with icmpx admin-prohibited; iifgroup {GROUPS} accept
-                          oifgroup {GROUPS} accept; }}
-            chain filter_FORWARD {{ type filter hook forward priority filter + 10; policy accept; jump last; }}
-        }}
-        """
-    )
-    (text,) = nft.forward_blockers()
-    assert text.startswith("table inet firewalld chain filter_FORWARD rejects: ")

@@ -1,0 +1,140 @@
+"""Noticing what of the host, which is not ours, is in the overlay's way.
+
+Owns: what was found last, when it is looked for, and the log's words for its coming and going.  Must not know: what is
+in the way and why (`model.blockers`, `model.parameters`).
+
+We touch nothing that is not ours: what an operator has to change is named, once in the log and for the doctor as long
+as it lasts.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.tasks import KeepUp
+from overlayd.errors import MechanismError
+from overlayd.linux import egress, iptables
+from overlayd.linux.nft import Nft
+from overlayd.model.blockers import Traffic, blockers, unseen
+from overlayd.model.findings import Finding
+from overlayd.model.firewall import Link, Ruleset
+from overlayd.model.layout import endpoint_address
+from overlayd.model.names import veth_name
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
+from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
+
+log = logging.getLogger(__name__)
+
+# Our own constant: seconds between two looks at the host's whole ruleset while nothing is set up.
+INTERVAL = 60.0
+
+
+class HostWatch:
+    """findings: what is in the overlay's way now.
+
+    nft: for this alone, since a large ruleset takes long to list and requests must not wait for that.  In use until the
+    node is closed.  dns_port: of the name server, 0 for none.
+    """
+
+    def __init__(self, node: Node, nft: Nft, dns_port: int) -> None:
+        self.findings: tuple[Finding, ...] = ()
+        self._node = node
+        self._nft = nft
+        self._dns_port = dns_port
+        self._wanted = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self, keep_up: KeepUp) -> AsyncIterator[None]:
+        """Look now and then until the block ends."""
+        with self._node.subscribe(self.follow):
+            watch = keep_up(self.watch)
+            try:
+                yield
+            finally:
+                watch.cancel()
+
+    def follow(self, change: Change) -> None:
+        """Look at once when something was set up that forwards."""
+        if any(table in (Overlay.table, Service.table) for table, _ in change):
+            self.look()
+
+    def look(self) -> None:
+        """Look soon."""
+        self._wanted.set()
+
+    async def watch(self) -> None:
+        """Look now and then, for ever."""
+        while True:
+            self._wanted.clear()
+            await self.check()
+            try:
+                async with asyncio.timeout(INTERVAL):
+                    await self._wanted.wait()
+            except TimeoutError:
+                continue
+
+    async def check(self) -> None:
+        """Look, and log what has changed."""
+        try:
+            traffic = self._traffic(await self._node.run(egress.physical_egress))
+            found = tuple(await self._node.run(self._look, traffic)) if traffic is not None else ()
+        except MechanismError as error:
+            log.error("looking for what is in the overlay's way: %s", error)
+            return
+        for finding in _missing(found, self.findings):
+            level = logging.INFO if finding.severity == "hint" else logging.WARNING
+            log.log(level, "the host's firewall drops what the overlay needs: %s", finding.line)
+        for finding in _missing(self.findings, found):
+            log.info("no longer in the overlay's way: %s %s", finding.object, finding.problem)
+        self.findings = found
+
+    def _look(self, traffic: Traffic) -> list[Finding]:
+        """In a worker thread: a large ruleset takes long to judge, too."""
+        rulesets: list[Ruleset] = [self._nft.chains()]
+        found: list[Finding] = []
+        for family in iptables.families():
+            legacy = iptables.ruleset(family)
+            if legacy is None:
+                found.append(unseen(family, iptables.program(family)))
+            else:
+                rulesets.append(legacy)
+        return blockers(rulesets, traffic) + found
+
+    def _traffic(self, way: egress.Egress | None) -> Traffic | None:
+        """What of ours meets the host's firewall; None while nothing is set up."""
+        state, facts = self._node.state, self._node.facts
+        overlay = state.get(Overlay)
+        if overlay is None:
+            return None
+        services = state.table(Service).values()
+        dedicated = [service for service in services if service.dedicated]
+        attachments = state.table(Attachment).values()
+        links = [Link(service.bridge, GROUP_BRIDGE) for service in services]
+        links += [Link(service.device, GROUP_DEVICE) for service in dedicated]
+        links += [
+            Link(veth_name(each.netns.pid, "g"), GROUP_VETH)
+            for each in attachments
+            if each.netns is not None and each.global_address is not None
+        ]
+        ports = [service.wg_port for service in dedicated]
+        if overlay.up:
+            links.append(Link(overlay.interface, GROUP_DEVICE))
+            ports.insert(0, overlay.wg_port)
+        endpoints = (endpoint_address(peer, facts) for peer in state.table(Peer).values())
+        underlay = {endpoint[0].version for endpoint in endpoints if endpoint is not None}
+        return Traffic(
+            cluster=overlay.cluster,
+            links=tuple(links),
+            way_out=way.interface if way is not None else "",
+            underlay=frozenset(underlay or {way.address.version if way is not None else 4}),
+            wireguard=tuple(ports) if facts.devices else (),
+            dns=self._dns_port,
+        )
+
+
+def _missing(some: Iterable[Finding], others: Iterable[Finding]) -> list[Finding]:
+    """Those of which the others have none about the same."""
+    known = {(each.code, each.object, each.problem) for each in others}
+    return [each for each in some if (each.code, each.object, each.problem) not in known]
