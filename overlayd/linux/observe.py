@@ -70,11 +70,13 @@ class DeviceLink:
 
 @dataclass(frozen=True, slots=True)
 class NamedBridge:
-    """A bridge found by its name alone.  names: its name and its alternative names.  ports: names of the veths enslaved
-    to it.  namespaces: the ids of the other namespaces in which their other ends are (see `netns.inhabited`).
+    """A bridge found by its name alone.  names: its name and its alternative names.  service: whose bridge it is by our
+    mark, None without one.  ports: names of the veths enslaved to it.  namespaces: the ids of the other
+    namespaces in which their other ends are (see `netns.inhabited`).
     """
 
     names: tuple[str, ...]
+    service: str | None
     ports: tuple[str, ...]
     namespaces: frozenset[int]
 
@@ -164,6 +166,7 @@ def bridges_named(prefix: str, suffix: str) -> list[NamedBridge]:
     return [
         NamedBridge(
             names,
+            _scope(link, "bridge") if link.group == GROUP_BRIDGE else None,
             tuple(sorted(port.name for port in ports[link.ifindex])),
             frozenset(port.peer_namespace for port in ports[link.ifindex]) - {rt.NO_NAMESPACE_ID},
         )

@@ -101,13 +101,6 @@ def release_ip(draft: Draft, address: Address, *, closing: str = "") -> bool:
     return True
 
 
-def prune(draft: Draft, gone: set[str]) -> None:
-    """Tear down the services of these bridges."""
-    for service in list(draft.all(Service)):
-        if service.bridge in gone:
-            teardown_service(draft, service.name)
-
-
 def _taken(draft: Draft, around: Overlay, slot: Network) -> Network | None:
     """A network that keeps `slot` from being a service's subnet."""
     state = draft.state

@@ -120,7 +120,6 @@ def test_a_member_that_came_under_an_older_name_of_the_bridge_keeps_it(member: M
         # As where the kernel cannot rename a running link: the old name stays, the new one is beside it.
         member.node.run(["ip", "link", "property", "del", "dev", new, "altname", old])
         member.node.run(["ip", "link", "set", "dev", new, "name", old])
-        within(lambda: old in links(member) or new in links(member))
         assert prune(member) == []
         ping(member.node, address)
     finally:
@@ -145,6 +144,22 @@ def test_a_bridge_that_nobody_has_a_record_of_is_kept_by_who_lives_behind_it(mem
     container.kill()
     within(lambda: "veth-theirs" not in links(member))
     assert prune(member) == ["zl-theirs-b"]
+
+
+def test_a_bridge_is_known_by_its_mark_while_its_name_is_gone(member: Member) -> None:
+    """A guest has no port on it, so nothing but the record says who lives there; and its name may be listed."""
+    bridge = member.set_up_service("marked")
+    member.node.run(["ip", "link", "add", "spare", "type", "veth", "peer", "sparep"])
+    rename = f"ip link set {bridge} name zl-astray-b; ip link property add dev spare altname {bridge}"
+    guest = {"platform": "guest_managed", "id": "vm"}
+    member.request("attach_container", handle=guest, service="marked", join_global=False)
+    member.node.run(["sh", "-c", rename])  # taken, so that it cannot be given back
+    assert prune(member, "zl-unknown-b") == []
+    member.request("detach_container", handle=guest)
+    assert prune(member, bridge) == []
+    member.node.run(["ip", "link", "del", "spare"])
+    within(lambda: bridge in links(member))
+    assert prune(member) == [bridge]
 
 
 def test_guests_and_containers_of_the_hosts_network_are_members_too(member: Member) -> None:

@@ -96,8 +96,11 @@ class Operations(RuleBasedStateMachine):
 
     @rule(names=st.sets(st.sampled_from(SERVICES)))
     def prune(self, names):
-        bridges = {service.bridge for service in self.state.table(Service).values() if service.name in names}
-        self.do(lambda draft: services.prune(draft, bridges))
+        def decide(draft):
+            for name in sorted(names):
+                services.teardown_service(draft, name)
+
+        self.do(decide)
 
     @rule(
         name=st.sampled_from(["phone", "laptop"]),

@@ -4,6 +4,7 @@ Owns: setup and teardown of services, prune_orphan_bridges, allocate_ip, release
 """
 
 import logging
+from typing import NamedTuple
 
 from overlayd import keys, wire
 from overlayd.daemon import parse
@@ -71,32 +72,30 @@ async def teardown_service_overlay(daemon: Daemon, request: wire.TeardownService
 
 async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges) -> wire.Response:
     """Remove bridges with our form of name, ours or not, that are not listed and to which nobody is attached; any of a
-    bridge's names spares it.
+    bridge's names spares it, also one that it only should have.
 
     An orchestrator lists the services that it has stored, and prunes every few minutes: what it does not list may be a
     bridge that it had made for one job, whose containers run.
     """
     node, live = daemon.node, set(request.live_bridge_names)
-    orphans: dict[str, NamedBridge] = {}
+    orphans: dict[str, _Found] = {}
 
     def look() -> None:
-        unlisted = [
-            bridge
-            for bridge in bridges_named(PREFIX, f"-{BRIDGE}")
-            if any(map(is_bridge_name, bridge.names)) and live.isdisjoint(bridge.names)
-        ]
-        elsewhere = frozenset[int]().union(*(bridge.namespaces for bridge in unlisted))
+        unlisted = [found for found in _find_bridges(node.state) if live.isdisjoint(found.names)]
+        elsewhere = frozenset[int]().union(*(found.bridge.namespaces for found in unlisted))
         inhabited = netns.inhabited(elsewhere) if elsewhere else elsewhere
-        occupied = _occupied(node.state, {name for bridge in unlisted for name in bridge.names})
-        for bridge in unlisted:
-            if bridge.namespaces.isdisjoint(inhabited) and occupied.isdisjoint(bridge.names):
-                orphans[next(filter(is_bridge_name, bridge.names))] = bridge
+        occupied = _occupied(node.state, {found.service for found in unlisted} - {""})
+        for found in unlisted:
+            name = next(filter(is_bridge_name, found.bridge.names))
+            if found.bridge.namespaces.isdisjoint(inhabited) and found.service not in occupied:
+                orphans[name] = found
             else:
-                log.debug("not pruned, for containers live on it: %s", bridge.names[0])
-        _remove_foreign(node.state, list(orphans.values()))
+                log.debug("not pruned, for somebody lives on it: %s", name)
+        _remove_foreign(node.state, [found.bridge for found in orphans.values()])
 
     def decide(draft: Draft) -> None:
-        services.prune(draft, {name for bridge in orphans.values() for name in bridge.names})
+        for found in orphans.values():
+            services.teardown_service(draft, found.service)
 
     # What is foreign goes before the decision, not in a turn of its own after it: requests that came later would be
     # done in between.
@@ -106,11 +105,37 @@ async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges)
     return wire.PrunedBridges(reclaimed=tuple(sorted(orphans)))
 
 
-def _occupied(state: State, bridges: set[str]) -> set[str]:
-    """Those of the bridges that we have a living container on, whatever their ports look like now, or a guest."""
-    services = {it.name: it.bridge for it in state.table(Service).values() if it.bridge in bridges}
-    attached = (it for it in state.table(Attachment).values() if it.service in services)
-    return {services[it.service] for it in attached if it.netns is None or _lives(it.netns)}
+class _Found(NamedTuple):
+    """A bridge with our form of name.  service: of ours, whose bridge it is; empty when it is of none.  names: those
+    that it has, and the one that the service's should have.
+    """
+
+    bridge: NamedBridge
+    service: str
+    names: set[str]
+
+
+def _find_bridges(state: State) -> list[_Found]:
+    """By name; by our mark alone where no link has the name that the service's bridge should have."""
+    bridges = [each for each in bridges_named(PREFIX, f"-{BRIDGE}") if any(map(is_bridge_name, each.names))]
+    present = {name for each in bridges for name in each.names}
+    rows = state.table(Service)
+    by_name = {service.bridge: service for service in rows.values()}
+    found = []
+    for each in bridges:
+        service = next((by_name[name] for name in each.names if name in by_name), None)
+        marked = rows.get(each.service) if each.service is not None else None
+        if service is None and marked is not None and marked.bridge not in present:
+            service = marked
+        names = {*each.names, service.bridge} if service is not None else set(each.names)
+        found.append(_Found(each, service.name if service is not None else "", names))
+    return found
+
+
+def _occupied(state: State, names: set[str]) -> set[str]:
+    """Those of the services that a living container is attached to, whatever its links look like now, or a guest."""
+    attached = (it for it in state.table(Attachment).values() if it.service in names)
+    return {it.service for it in attached if it.netns is None or _lives(it.netns)}
 
 
 def _lives(container: Netns) -> bool:
