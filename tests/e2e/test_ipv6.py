@@ -4,13 +4,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 from socket import AF_INET6
 from typing import Any
 
 import pytest
 from lab import Lab, Refused, ping, roamer, transfer
-from lab.cluster import CLUSTER6, PORT, SERVICE_PREFIX, Pair
+from lab.cluster import CLUSTER6, PORT, Pair
 from lab.lab import OUTSIDE6
 from lab.traffic import MARKER
 
@@ -64,7 +64,7 @@ def test_a_restart_changes_nothing(nodes: Pair) -> None:
 
 def test_a_deleted_connected_route_is_put_back(nodes: Pair) -> None:
     alpha = nodes.alpha
-    bridge = str(ip_interface(f"{nodes.web_address}/{SERVICE_PREFIX[ip_address(nodes.web_address).version]}").network)
+    bridge = alpha.subnet_of(nodes.web_address)
     before = alpha.node.footprint()
     for network, interface in ((alpha.cluster, alpha.request("status")["interface"]), (bridge, nodes.bridges[0])):
         alpha.node.run(["ip", "route", "del", network, "dev", interface])

@@ -3,7 +3,7 @@
 Owns: the requests, in their order, that bring up an overlay between nodes.  Must not know: what is tested on it.
 """
 
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from lab.container import Container
@@ -15,7 +15,6 @@ CLUSTER = "10.200.0.0/16"
 CLUSTER6 = "fd00:200::/48"
 PORT = 51820
 SLICE_PREFIX = {4: 24, 6: 64}  # of a node's part of the cluster
-SERVICE_PREFIX = {4: 26, 6: 120}  # of the subnet that a service gets on a node
 
 
 class Member:
@@ -101,9 +100,14 @@ class Member:
         """Detach a container."""
         self.request("detach_container", handle=container.handle)
 
+    def subnet_of(self, address: str) -> str:
+        """The subnet of the service that a container's address is from."""
+        subnets = [str(each["subnet"]) for each in self.request("status")["services"]]
+        return next(each for each in subnets if ip_address(address) in ip_network(each))
+
     def announce(self, other: "Member", address: str) -> str:
         """Tell the other node that the service subnet around `address` is behind this one; return the subnet."""
-        subnet = str(ip_interface(f"{address}/{SERVICE_PREFIX[ip_address(address).version]}").network)
+        subnet = self.subnet_of(address)
         other.request("add_allowed_ip", pubkey=self.public_key, cidr=subnet)
         return subnet
 

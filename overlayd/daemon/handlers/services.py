@@ -82,15 +82,16 @@ async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges)
 
     def look() -> None:
         unlisted = [found for found in _find_bridges(node.state) if live.isdisjoint(found.names)]
-        elsewhere = frozenset[int]().union(*(found.bridge.namespaces for found in unlisted))
-        inhabited = netns.inhabited(elsewhere) if elsewhere else elsewhere
         occupied = _occupied(node.state, {found.service for found in unlisted} - {""})
-        for found in unlisted:
-            name = next(filter(is_bridge_name, found.bridge.names))
-            if found.bridge.namespaces.isdisjoint(inhabited) and found.service not in occupied:
-                orphans[name] = found
-            else:
-                log.debug("not pruned, for somebody lives on it: %s", name)
+        # To look at every process is for those bridges alone of which our records know nothing.
+        doubtful = [found for found in unlisted if found.service not in occupied]
+        elsewhere = frozenset[int]().union(*(found.bridge.namespaces for found in doubtful))
+        inhabited = netns.inhabited(elsewhere) if elsewhere else elsewhere
+        for found in doubtful:
+            if found.bridge.namespaces.isdisjoint(inhabited):
+                orphans[next(filter(is_bridge_name, found.bridge.names))] = found
+        spared = len(unlisted) - len(orphans)
+        log.debug("prune: %d bridges that are not listed stay, for somebody lives on them", spared)
         _remove_foreign(node.state, [found.bridge for found in orphans.values()])
 
     def decide(draft: Draft) -> None:
@@ -134,8 +135,11 @@ def _find_bridges(state: State) -> list[_Found]:
 
 def _occupied(state: State, names: set[str]) -> set[str]:
     """Those of the services that a living container is attached to, whatever its links look like now, or a guest."""
-    attached = (it for it in state.table(Attachment).values() if it.service in names)
-    return {it.service for it in attached if it.netns is None or _lives(it.netns)}
+    occupied: set[str] = set()
+    for each in state.table(Attachment).values():
+        if each.service in names - occupied and (each.netns is None or _lives(each.netns)):
+            occupied.add(each.service)
+    return occupied
 
 
 def _lives(container: Netns) -> bool:
