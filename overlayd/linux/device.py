@@ -11,8 +11,9 @@ import socket
 from ipaddress import ip_interface
 
 from overlayd.linux import forwarding, sysctl
+from overlayd.linux import route as routes
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import addresses, change_addresses, find_link, link_index, rename, route_request
+from overlayd.linux.link import addresses, change_addresses, find_link, link_index, rename
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import ALIAS, GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Route
 from overlayd.proto.netlink import text, u32
@@ -43,9 +44,11 @@ def redress(have: Device, want: Device) -> None:
 
 
 def create_route(route: Route) -> None:
-    """Add the route, or replace the one to the same destination; errno ENODEV when the device is missing."""
+    """Add the route, or replace ours to the same destination; errno ENODEV when the device is missing, EEXIST when the
+    host has a route there that is not ours.
+    """
     with Netlink() as netlink:
-        netlink.transact([route_request(link_index(route.device), route.destination)])
+        routes.add(netlink, link_index(route.device), route.destination)
 
 
 def change_route(_have: Route, want: Route) -> None:

@@ -116,10 +116,12 @@ def address_request(index: int, interface: Interface) -> Request:
     return Request("add address", str(interface), rt.RTM_NEWADDR, flags, rt.address_body(index, interface))
 
 
-def route_request(index: int, destination: Network, gateway: Address | None = None) -> Request:
-    """Add one route of ours through the link, or replace the one to the same destination."""
+def route_request(index: int, destination: Network, gateway: Address | None = None, *, flags: int) -> Request:
+    """Add one route of ours through the link.  flags: NLM_F_EXCL to refuse, or NLM_F_REPLACE to replace, what leads to
+    the same destination; with NLM_F_CREATE.
+    """
     body = rt.route_body(index, destination, ROUTE_PROTOCOL, gateway)
-    return Request("add route", str(destination), rt.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+    return Request("add route", str(destination), rt.RTM_NEWROUTE, flags, body)
 
 
 def addresses(netlink: Netlink, index: int) -> set[Interface]:

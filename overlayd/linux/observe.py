@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
@@ -84,22 +84,28 @@ class NamedBridge:
 Observed = Bridge | Veth | Route | Proxy | Alias | DeviceLink
 
 
-def observe(namespaces: Mapping[str, Netns]) -> dict[Hashable, Observed]:
+def observe(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
     """Everything with our mark in the namespace of the calling thread, by key.
 
-    namespaces: host end's name -> the namespace that its inner end should be in; a veth that is not in it is broken.
-    Reads each kind of thing once, and once more inside each namespace.  Raises MechanismError when the kernel refuses.
+    veths: those that should be there; one whose inner end is not in its namespace, or was never configured, is
+    broken.  What the container has made of an inner end since then is its own affair, but for routes of ours that lead
+    elsewhere than they should.  Reads each kind of thing once, and once more inside each namespace.  Raises
+    MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
         host = _read_host(netlink)
     found = _without_veths(host)
+    wanted = {each.name: each for each in veths}
     by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
     for link in host.links.values():
         if link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED):
-            by_namespace[namespaces.get(link.name, _NO_NAMESPACE)].append(link)
+            by_namespace[wanted[link.name].netns if link.name in wanted else _NO_NAMESPACE].append(link)
     for namespace, links in by_namespace.items():
         inside = _look_inside(namespace)
-        found += (_veth(link, namespace, host, inside) for link in links)
+        for link in links:
+            seen = _veth(link, namespace, host, inside)
+            want = wanted.get(link.name)
+            found.append(seen if want is None or inside is None else _as_left(seen, want, link, host, inside))
     return {thing.key: thing for thing in found}
 
 
@@ -364,6 +370,17 @@ def _lost_host_route(link: rt.Link, address: Interface, host: _View) -> list[str
 
 def _foreign_bridge(bridge: rt.Link, service: str | None) -> list[str]:
     return [] if service is not None else [f"it is on {bridge.name}, which is no bridge of ours"]
+
+
+def _as_left(seen: Veth, want: Veth, link: rt.Link, host: _View, inside: _View) -> Veth:
+    """A veth whose container may have made of its end what it likes."""
+    inner = inside.links.get(link.peer)
+    if not seen.mac or inner is None or veth.is_blank(inner, inside.addresses[inner.ifindex]):
+        return seen
+    outer = _outer_end(link, want, host)
+    if seen.routes <= want.routes and (not seen.routes or seen.gateway == want.gateway):
+        return outer
+    return replace(outer, routes=seen.routes, gateway=seen.gateway)
 
 
 def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) -> Veth:

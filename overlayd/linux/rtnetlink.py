@@ -33,7 +33,8 @@ RT_TABLE_MAIN = 254
 RTPROT_UNSPEC, RTPROT_KERNEL = 0, 2
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTN_UNICAST = 1
-RTNH_F_DEAD = 1
+RTNH_F_DEAD, RTNH_F_ONLINK = 1, 4
+RTM_F_FIB_MATCH = 0x2000
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = (
     1,
     4,
@@ -44,8 +45,10 @@ RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTI
     9,
     15,
 )
+RTA_CACHEINFO, RTA_VIA, RTA_ENCAP_TYPE, RTA_ENCAP, RTA_NH_ID = 12, 18, 21, 22, 30
 RTAX_MTU = 2
 IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h: the metric of the routes that come with addresses
+IP6_RT_PRIO_USER = 1024  # and that of a route for which none was given
 
 # linux/if.h, linux/if_link.h, linux/if_bridge.h, linux/veth.h
 IFF_UP = 1
@@ -174,9 +177,17 @@ def route_filter(protocol: int = RTPROT_UNSPEC) -> bytes:
     return _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0)
 
 
-def lookup_body(address: Address) -> bytes:
-    """Body of an RTM_GETROUTE that asks for the route to one address."""
-    return _ROUTE.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, address.packed)
+def table_filter(table: int) -> bytes:
+    """Body of a dump of all routes of a table."""
+    return _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
+
+
+def lookup_body(address: Address, flags: int = 0) -> bytes:
+    """Body of an RTM_GETROUTE that asks for the route to one address.  flags: with RTM_F_FIB_MATCH the answer is the
+    route as it stands in its table, else it is the way that a packet to the address would take.
+    """
+    head = _ROUTE.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
+    return head + attribute(RTA_DST, address.packed)
 
 
 def link_filter() -> bytes:
@@ -207,6 +218,18 @@ def connected_route_body(index: int, interface: Interface) -> bytes:
     if interface.version == 4:
         return body + attribute(RTA_PREFSRC, interface.ip.packed)
     return body + u32(RTA_PRIORITY, IP6_RT_PRIO_ADDRCONF)
+
+
+def moved_route_body(body: memoryview, table: int) -> bytes:
+    """Body of an RTM_*ROUTE message for the route of an RTM_NEWROUTE message, as it is, in another table."""
+    kind, prefix, source, tos, _table, protocol, scope, type_, flags = _ROUTE.unpack_from(body)
+    found = list(attributes(body[_ROUTE.size :]))
+    left_out = {RTA_TABLE, RTA_CACHEINFO}
+    if any(kind == RTA_NH_ID for kind, _value in found):  # what follows is told for those who do not know nexthops
+        left_out |= {RTA_OIF, RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH, RTA_ENCAP_TYPE, RTA_ENCAP}
+    head = _ROUTE.pack(kind, prefix, source, tos, 0, protocol, scope, type_, flags & RTNH_F_ONLINK)
+    kept = (attribute(kind, bytes(value)) for kind, value in found if kind not in left_out)
+    return head + b"".join(kept) + u32(RTA_TABLE, table)
 
 
 def neighbour_body(index: int, address: Address, mac: bytes) -> bytes:

@@ -8,30 +8,41 @@ grace period; the rest is one message on the host and one batch inside.
 """
 
 import errno
+import logging
 import os
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_network
 
 from overlayd import fault
 from overlayd.errors import MechanismError
-from overlayd.linux import netns, sysctl
+from overlayd.linux import netns, own_routes, route, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
     address_request,
+    addresses,
     await_answering,
     await_ready,
+    change_addresses,
     delete_request,
     find_link,
     link_index,
+    read_link,
     route_request,
 )
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import GROUP_DOOMED, GROUP_VETH, Address, Veth
+from overlayd.model.objects import ALIAS, GROUP_DOOMED, GROUP_VETH, ROUTE_PROTOCOL, Address, Netns, Network, Veth
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
 
+_log = logging.getLogger(__name__)
+
 # Our own.  A name that only our host ends have (the naming rule of the overlay).
-_OUR_NAME = re.compile(r"veth-\d+-[sg]")
+_OUR_NAME = re.compile(r"veth-(\d+)-[sg]")
+# Our own: the alias of a host end whose container has routes of its own set aside.
+_SET_ASIDE = f"{ALIAS} veth: the container's own routes are set aside"
+# net/bridge/br_private.h, BR_MAX_PORTS: port numbers have ten bits, and 0 is none.
+MOST_PORTS = 1023
 # A container needs no parallel queues, and each costs time to make: without this the kernel makes one for every CPU.
 _ONE_QUEUE = u32(rt.IFLA_NUM_TX_QUEUES, 1) + u32(rt.IFLA_NUM_RX_QUEUES, 1)
 
@@ -41,8 +52,8 @@ def create(veth: Veth) -> None:
 
     Raises MechanismError, having left no link behind, when the process is gone (errno ESRCH) or we may not enter its
     namespace (EACCES, EPERM), when the bridge is missing (ENODEV), when the namespace already has an interface of that
-    name or the host has a foreign link of the host end's (EEXIST), or with what else the kernel refuses.  A leftover
-    host end of ours is replaced.
+    name or the host has a foreign link of the host end's (EEXIST), when the bridge is full (EXFULL), or with what else
+    the kernel refuses.  A leftover host end with our mark is replaced.
     """
     descriptor = netns.open_namespace(veth.netns)
     try:
@@ -50,12 +61,14 @@ def create(veth: Veth) -> None:
             _create_pair(host, veth, descriptor)
             try:
                 fault.point("veth:born")
-                _configure_inner(veth, descriptor)
+                _configure_inner(host, veth, descriptor, 0, NLM_F_CREATE | NLM_F_EXCL)
                 _configure_outer(host, veth)
                 fault.point("veth:configured")
                 netns.ensure_running(veth.netns)
             except BaseException:
                 host.transact([delete_request(veth.name)])
+                with netns.socket_in(descriptor) as inner:
+                    own_routes.put_back(inner)
                 raise
     finally:
         os.close(descriptor)
@@ -65,9 +78,11 @@ def change(have: Veth, want: Veth) -> None:
     """Make of `have` what is wanted, in place where the pair is still this container's: packets in flight, and what
     the container did to its end, survive.  Else the pair is made anew.
 
-    Raises MechanismError as `create` does, or errno ENODEV when the pair is not there.
+    The container's end is configured only where `have` differs there, or where it has never been configured.  Raises
+    MechanismError as `create` does, or errno ENODEV when the pair is not there.
     """
-    if (have.netns, have.interface, have.mac) != (want.netns, want.interface, want.mac):
+    if (have.namespace, have.mac) != (want.namespace, want.mac):
+        put_back_routes([have])
         delete([have.name])
         create(want)
         return
@@ -78,10 +93,24 @@ def change(have: Veth, want: Veth) -> None:
             if want.bridge is None:
                 body += u32(rt.IFLA_MASTER, 0)
             host.transact([Request("configure veth", want.name, rt.RTM_SETLINK, 0, body)])
-            _configure_inner(want, descriptor)
-            _configure_outer(host, want)
+            link = find_link(host, want.name)
+            if link is None:
+                raise MechanismError("configure veth", want.name, errno.ENODEV)
+            up = _change_inner(host, have, want, descriptor, link.peer)
+            _configure_outer(host, want, ready=up)
     finally:
         os.close(descriptor)
+
+
+def put_back_routes(veths: Iterable[Veth]) -> None:
+    """Give containers their own routes back, before these veths are deleted.  Costs a look-up each where there is
+    nothing to give back.
+    """
+    with Netlink() as host:
+        for veth in veths:
+            link = find_link(host, veth.name)
+            if link is not None and link.alias == _SET_ASIDE:
+                _put_back_routes(link, veth.netns)
 
 
 def delete(names: Sequence[str]) -> None:
@@ -116,8 +145,19 @@ def host_mac(mac: bytes) -> bytes:
 
 def is_ours(link: rt.Link) -> bool:
     """Whether the link is the host end of a veth of ours, by its group or, had it lost that, by its name."""
-    marked = link.group in (GROUP_VETH, GROUP_DOOMED) or _OUR_NAME.fullmatch(link.name) is not None
-    return link.kind == "veth" and marked
+    return is_marked(link) or (link.kind == "veth" and _OUR_NAME.fullmatch(link.name) is not None)
+
+
+def is_marked(link: rt.Link) -> bool:
+    """Whether the link is a veth that carries our mark, which ours have from birth."""
+    return link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED)
+
+
+def is_blank(inner: rt.Link, carried: Sequence[object]) -> bool:
+    """Whether a container's end has never been configured, neither by us nor by the container.  carried: its addresses,
+    IPv6 link-local ones left out.
+    """
+    return not inner.flags & rt.IFF_UP and not carried
 
 
 def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
@@ -138,14 +178,19 @@ def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
         try:
             host.transact([request])
         except MechanismError as error:
+            if error.errno == errno.EXFULL and veth.bridge is not None:
+                full = (
+                    f"the bridge has {MOST_PORTS} ports, the kernel's limit: attach to another service, or detach first"
+                )
+                raise MechanismError("attach to bridge", veth.bridge, errno.EXFULL, full) from error
             if error.errno != errno.EEXIST:
                 raise
             # The kernel does not say which of the two names is taken.
             leftover = find_link(host, veth.name)
-            if leftover is not None and is_ours(leftover):
+            if leftover is not None and is_marked(leftover):
                 host.transact([delete_request(veth.name)])
                 continue
-            taken = "the host has a foreign link of that name"
+            taken = "the host has a link of that name without our mark: delete or rename it"
             if leftover is None:
                 taken = f"the namespace of process {veth.netns.pid} already has an interface {veth.interface}"
             raise MechanismError("create veth", veth.name, errno.EEXIST, taken) from error
@@ -163,18 +208,20 @@ def _outer_settings(veth: Veth) -> list[bytes]:
     return settings
 
 
-def _configure_inner(veth: Veth, descriptor: int) -> None:
+def _configure_inner(host: Netlink, veth: Veth, descriptor: int, index: int, flags: int) -> None:
+    """index: of the container's end, 0 to find it by its name.  flags: NLM_F_* of new routes."""
     with netns.entered(descriptor):
-        index = link_index(veth.interface)
+        index = index or link_index(veth.interface)
         if veth.address.version == 6:
             # Some container engines switch IPv6 off inside.
-            sysctl.write(f"ipv6/conf/{veth.interface}/disable_ipv6", "0")
+            sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/disable_ipv6", "0")
         elif veth.bridge is None:
             # What reaches the container through its other interface is answered through this one: strict filtering
             # (1) would drop it, and the loose kind (2) wins wherever both are set.
             sysctl.write("ipv4/conf/all/rp_filter", "2")
         inner = Netlink()
     with inner:
+        _clear_the_way(host, inner, veth)
         requests = [
             _up(rt.LOOPBACK, "lo"),
             _up(index, veth.interface, u32(rt.IFLA_MTU, veth.mtu)),
@@ -182,17 +229,91 @@ def _configure_inner(veth: Veth, descriptor: int) -> None:
         ]
         if veth.bridge is None:
             requests.append(_neighbour(index, veth.gateway, host_mac(veth.mac)))
-            requests.append(route_request(index, ip_network(veth.gateway)))
-        requests += [route_request(index, route, veth.gateway) for route in veth.routes]
+            requests.append(route_request(index, ip_network(veth.gateway), flags=flags))
+        requests += [route_request(index, each, veth.gateway, flags=flags) for each in veth.routes]
         inner.transact(requests)
         if veth.address.version == 6:
-            await_ready(inner, veth.interface)
+            await_ready(inner, read_link(inner, index).name)
             await_answering(inner, index, veth.address)
 
 
-def _configure_outer(host: Netlink, veth: Veth) -> None:
+def _clear_the_way(host: Netlink, inner: Netlink, veth: Veth) -> None:
+    """Set the container's own routes aside where ours would replace them.  The mark comes first: it tells who
+    deletes the veth that there is something to give back.
+    """
+    found = own_routes.in_the_way(inner, _destinations(veth))
+    if found:
+        body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), text(rt.IFLA_IFALIAS, _SET_ASIDE))
+        host.transact([Request("mark veth", veth.name, rt.RTM_SETLINK, 0, body)])
+        fault.point("veth:marked")
+        own_routes.set_aside(inner, found)
+
+
+def _destinations(veth: Veth) -> frozenset[Network]:
+    """Where our routes inside lead."""
+    return veth.routes if veth.bridge is not None else veth.routes | {ip_network(veth.gateway)}
+
+
+def _change_inner(host: Netlink, have: Veth, want: Veth, descriptor: int, index: int) -> bool:
+    """Returns whether the container's end is up."""
+    with netns.socket_in(descriptor) as inner:
+        end = read_link(inner, index)
+        differs = (have.address, have.gateway, have.routes) != (want.address, want.gateway, want.routes)
+        if not differs and not is_blank(end, [each for each in addresses(inner, index) if not each.is_link_local]):
+            if end.mtu != want.mtu:
+                mtu = rt.link_body(u32(rt.IFLA_MTU, want.mtu), index=index)
+                inner.transact([Request("configure veth", end.name, rt.RTM_SETLINK, 0, mtu)])
+            return bool(end.flags & rt.IFF_UP)
+        _configure_inner(host, want, descriptor, index, NLM_F_CREATE | NLM_F_REPLACE)
+        if have.address != want.address and have.address.network.prefixlen:
+            change_addresses(inner, index, (), [have.address])
+        _delete_old_routes(inner, index, _destinations(want))
+        own_routes.put_back(inner)
+        return True
+
+
+def _delete_old_routes(inner: Netlink, index: int, wanted: frozenset[Network]) -> None:
+    """Delete routes of ours through the link that are not wanted any more: those of the cluster as it was."""
+    bodies = inner.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL))
+    shown = [(each, body) for body in bodies if (each := rt.parse_route(body)) is not None]
+    old = [
+        (each.destination, rt.moved_route_body(body, each.table))
+        for each, body in shown
+        if any(hop == index for hop, _ in each.hops) and each.destination not in wanted
+    ]
+    old.sort(key=lambda route: route[0].prefixlen)  # the way to the gateway after those through it
+    inner.transact([Request("delete route", str(to), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,)) for to, body in old])
+
+
+def _put_back_routes(link: rt.Link, namespace: Netns) -> None:
+    """namespace: where the inner end is; of pid 0 when only the name of the host end tells."""
+    try:
+        descriptor = netns.open_namespace(namespace if namespace.pid else netns.identify(_pid(link.name)))
+    except MechanismError as error:
+        if error.errno != errno.ESRCH:  # else the namespace has most likely gone with its process
+            _log.warning("a container does not get its own routes back: %s", error)
+        return
+    try:
+        with netns.socket_in(descriptor) as inner:
+            if read_link(inner, link.peer).peer == link.ifindex:
+                own_routes.put_back(inner, link.peer)
+    except MechanismError as error:
+        _log.warning("the container of %s does not get its own routes back: %s", link.name, error)
+    finally:
+        os.close(descriptor)
+
+
+def _pid(name: str) -> int:
+    """The pid in the name of a host end; 0 when it has none."""
+    match = _OUR_NAME.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def _configure_outer(host: Netlink, veth: Veth, *, ready: bool = True) -> None:
+    """ready: the other end is up, so that this one has a carrier to wait for."""
     if veth.bridge is not None:
-        await_ready(host, veth.name, veth.bridge)
+        if ready:
+            await_ready(host, veth.name, veth.bridge)
         return
     if veth.address.version == 6:
         sysctl.write(f"ipv6/conf/{veth.name}/disable_ipv6", "0")
@@ -200,8 +321,10 @@ def _configure_outer(host: Netlink, veth: Veth) -> None:
     address = veth.address.ip
     # The gateway is an address of another link of the host; IPv6 does not answer for such a one: each end is told the
     # other's MAC.
-    host.transact([_neighbour(index, address, veth.mac), route_request(index, ip_network(address))])
-    await_ready(host, veth.name)
+    host.transact([_neighbour(index, address, veth.mac)])
+    route.add(host, index, ip_network(address))
+    if ready:
+        await_ready(host, veth.name)
 
 
 def _up(index: int, name: str, *settings: bytes) -> Request:

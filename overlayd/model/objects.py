@@ -141,16 +141,18 @@ class Netns:
 
 @dataclass(frozen=True, slots=True)
 class Veth:
-    """A veth pair: `name` is the host end, `interface` (eth0, eth1) the end inside `netns`.
+    """A veth pair: `name` is the host end, `interface` (eth0, eth1) the end inside `netns` as it is born; its name is
+    the container's own affair from then on.
 
     service: the service whose bridge the host end is enslaved to; None means no bridge: then the host has a host
     route to the address through the veth.  bridge: that bridge's name now.  address: of the inner end, with its
     prefix.  gateway: next hop of `routes`, reached on-link through the inner end.  mac: of the inner end, 6 bytes.
+    namespace: the inode of `netns`: by which of its processes it is found makes no difference.
     """
 
     name: str
-    netns: Netns
-    interface: str
+    netns: Netns = field(compare=False)
+    interface: str = field(compare=False)
     service: str | None
     bridge: str | None = field(compare=False)
     address: Interface
@@ -159,6 +161,10 @@ class Veth:
     mac: bytes
     mtu: int
     fault: str = ""
+    namespace: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "namespace", self.netns.inode)
 
     @property
     def key(self) -> Hashable:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -13,7 +14,7 @@ import pytest
 
 from overlayd.errors import MechanismError
 from overlayd.linux import bridge, netns, veth
-from overlayd.linux.observe import observe_veth
+from overlayd.linux.observe import observe, observe_veth
 from overlayd.model.objects import GROUP_VETH, Bridge, Veth
 
 BRIDGE = {4: "10.9.0.1/24", 6: "fd09::1/112"}
@@ -206,26 +207,78 @@ def test_ipv6_switched_off_inside_is_switched_on_for_our_interface(host, contain
     assert box.run("sysctl -n net.ipv6.conf.default.disable_ipv6").strip() == "1"
 
 
-INNER_DAMAGE = [
+OWN_AFFAIR = [
     "ip link set eth0 down",
     "ip link set eth0 mtu 1300",
     "ip address flush dev eth0",
-    "ip route delete default",
-    "ip route replace default via 10.9.0.2 proto 111",
+    "ip -{version} route delete default",
     "ip link set lo down",
+    "ip link set eth0 name lan0",
 ]
 
 
-@pytest.mark.parametrize("damage", INNER_DAMAGE)
-def test_a_damaged_inner_end_is_put_right_in_place(host, container, damage):
+@pytest.mark.parametrize(
+    ("damage", "version"),
+    # An end that goes down loses its IPv6 addresses, and then looks as if it had never been configured.
+    [(damage, version) for damage in OWN_AFFAIR for version in (4, 6) if (version, "eth0 down" in damage) != (6, True)],
+)
+def test_what_a_container_made_of_its_end_stays(host, container, shell, damage, version):
+    make_bridge(version)
+    wanted = service_leg(box := container(), version=version)
+    veth.create(wanted)
+    box.run(f"sh -c '{damage.format(version=version)}'")
+    before = inside(box)
+    assert observe([wanted])[wanted.key] == wanted
+    shell(f"ip link set {wanted.name} nomaster")
+    seen = observe([wanted])[wanted.key]
+    assert seen != wanted
+    veth.change(seen, wanted)
+    assert observe([wanted])[wanted.key] == wanted
+    if "mtu" not in damage:
+        assert inside(box) == before
+
+
+def inside(box):
+    return box.run("sh -c 'ip -o -d address; ip route; ip -6 route'")
+
+
+@VERSIONS
+def test_an_inner_end_that_was_never_configured_is_configured_in_place(host, container, shell, version):
+    """As after a death between the birth of the pair and its configuration."""
+    make_bridge(version)
+    wanted = service_leg(box := container(), version=version)
+    veth.create(wanted)
+    index = json.loads(box.run("ip -j link show eth0"))[0]["ifindex"]
+    box.run("sh -c 'ip address flush dev eth0; ip link set eth0 down'")
+    seen = observe([wanted])[wanted.key]
+    assert seen != wanted
+    veth.change(seen, wanted)
+    assert observe_veth(wanted.name, box.netns) == wanted
+    assert json.loads(box.run("ip -j link show eth0"))[0]["ifindex"] == index
+
+
+def test_a_route_of_ours_that_leads_elsewhere_is_put_right(host, container):
     make_bridge()
     wanted = service_leg(box := container())
     veth.create(wanted)
-    index = json.loads(box.run("ip -j link show eth0"))[0]["ifindex"]
-    box.run(damage)
-    veth.change(observe_veth(wanted.name, box.netns), wanted)
+    box.run("ip route replace default via 10.9.0.2 proto 111")
+    veth.change(observe([wanted])[wanted.key], wanted)
     assert observe_veth(wanted.name, box.netns) == wanted
-    assert json.loads(box.run("ip -j link show eth0"))[0]["ifindex"] == index
+
+
+@VERSIONS
+def test_the_routes_of_another_cluster_go_when_it_is_renumbered(host, container, shell, version):
+    make_node(shell, version)
+    old = global_leg(box := container(), version)
+    veth.create(old)
+    gateway = old.gateway + 1
+    shell(f"ip address add {gateway}/128 dev node0 nodad" if version == 6 else f"ip address add {gateway} dev node0")
+    wider = ip_interface(NODE[version]).network.supernet()
+    for have, want in ((old, replace(old, routes=frozenset({wider}), gateway=gateway)), (None, old)):
+        veth.change(have or observe([want])[want.key], want)
+        assert observe_veth(want.name, box.netns) == want
+        ours = json.loads(box.run(f"ip -j -{version} route show proto 111"))
+        assert {route["dst"] for route in ours} == {str(want.gateway), *map(str, want.routes)}
 
 
 def test_a_new_mtu_is_set_in_place_on_both_ends(host, container, shell):
@@ -346,12 +399,11 @@ def test_an_interface_of_that_name_is_there_already(host, container):
     assert "eth0" in box.run("ip link")
 
 
-@pytest.mark.parametrize("group", [0, GROUP_VETH])
-def test_a_leftover_of_ours_is_replaced(host, container, shell, group):
+def test_a_leftover_of_ours_is_replaced(host, container, shell):
     make_bridge()
     box = container()
     wanted = service_leg(box)
-    shell(f"ip link add {wanted.name} group {group} type veth peer name eth0 netns {box.pid}")
+    shell(f"ip link add {wanted.name} group {GROUP_VETH} type veth peer name eth0 netns {box.pid}")
     veth.create(wanted)
     assert observe_veth(wanted.name, box.netns) == wanted
 
@@ -361,22 +413,37 @@ def test_a_leftover_is_not_blamed_for_a_taken_name_inside(host, container, shell
     box = container()
     wanted = service_leg(box)
     box.run("ip link add eth0 type bridge")
-    shell(f"ip link add {wanted.name} type veth peer name left")
+    shell(f"ip link add {wanted.name} group {GROUP_VETH} type veth peer name left")
     assert "already has an interface eth0" in str(refusal(wanted))
 
 
-def test_a_foreign_link_of_that_name_is_left_alone(host, container, shell):
+@pytest.mark.parametrize("kind", ["bridge", "veth peer name left"])
+def test_a_link_of_that_name_without_our_mark_is_left_alone(host, container, shell, kind):
     make_bridge()
     box = container()
     wanted = service_leg(box)
-    shell(f"ip link add {wanted.name} type bridge")
+    shell(f"ip link add {wanted.name} type {kind}")
     before = host()
     refused = refusal(wanted)
     assert refused.errno == errno.EEXIST
-    assert "foreign" in str(refused)
+    assert "without our mark" in str(refused)
     assert host() == before
-    veth.delete([wanted.name])
+
+
+def test_a_full_bridge_names_itself_and_its_limit(host, container, shell):
+    make_bridge()
+    pairs = "".join(f"link add f{number} type veth peer name g{number}\n" for number in range(512))
+    ports = [f"{end}{number}" for number in range(512) for end in "fg"][:1023]
+    batch = pairs + "".join(f"link set {port} master zl-web-b\n" for port in ports)
+    subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
+    before = host()
+    refused = refusal(service_leg(box := container()))
+    assert (refused.errno, refused.object) == (errno.EXFULL, "zl-web-b")
+    assert "1023 ports" in str(refused)
     assert host() == before
+    shell("ip link delete f77")
+    veth.create(wanted := service_leg(box))
+    assert observe_veth(wanted.name, box.netns) == wanted
 
 
 def test_no_descriptor_stays_open(host, container):

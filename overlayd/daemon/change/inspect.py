@@ -26,7 +26,7 @@ def observe(kernel: Kernel, want: Layout) -> Layout:
     """Everything that carries our mark, inside the containers too; our rules are put back first.  want: tells in which
     namespaces veths end, and which endpoints peers were given.
     """
-    found = _links(kernel, want, links.observe({veth.name: veth.netns for veth in _veths(want)}))
+    found = _links(kernel, want, links.observe(_veths(want)))
     if any(isinstance(thing, Element) for thing in want.values()):
         kernel.nft.ensure()
     return found | kernel.nft.observe()
