@@ -20,7 +20,8 @@ class TextLines(logging.Formatter):
         line = f"{stamp} {record.levelname.lower()} {record.name.removeprefix('overlayd.')}: {record.getMessage()}"
         if record.exc_info:
             line += " | " + self.formatException(record.exc_info)
-        return line.replace("\r", "\\r").replace("\n", "\\n")
+        # What a terminal would act on stands there in escapes: control characters, and marks of direction.
+        return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class JsonLines(logging.Formatter):

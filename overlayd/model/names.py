@@ -54,8 +54,21 @@ def require_legal(link: str, after: str) -> None:
     """RequestError when Linux does not take a link's name (dev_valid_name() in net/core/dev.c).  after: whose name it
     is made of, for the message.
     """
-    if any(character in "/:\0" or character.isspace() for character in link):
-        raise RequestError(f"{after} makes the link name {link!r}, but Linux takes no '/', ':' or white space there")
+    if any(character in "/:%\0" or character.isspace() for character in link):
+        raise RequestError(
+            f"{after} makes the link name {link!r}, but Linux takes no '/', ':' or white space there, and a '%' as a "
+            "template for numbers"
+        )
+
+
+def require_printable(text: str, field: str, longest: int) -> None:
+    """RequestError when a name is longer than that many bytes of UTF-8, or holds what a terminal would act on or not
+    show: control characters, escapes, marks of direction.  field: the request's key.
+    """
+    if len(text) > longest or len(text.encode(errors="surrogatepass")) > longest:
+        raise RequestError(f"request.{field}: a name has at most {longest} bytes, this one begins {text[:32]!a}")
+    if not text.isprintable():
+        raise RequestError(f"request.{field}: {text!a} holds characters that cannot be shown")
 
 
 def is_bridge_name(link: str) -> bool:

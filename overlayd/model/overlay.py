@@ -8,8 +8,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
-from overlayd.model.names import bridge_name, dedicated_name, device_name, require_legal
-from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.names import bridge_name, dedicated_name, device_name, require_legal, require_printable
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
 from overlayd.model.rows import Lease, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
@@ -59,6 +59,8 @@ def setup_global(
     for service in draft.all(Service):
         if service.dedicated and service.wg_port == wg_port:
             raise RequestError(f"wg_port {wg_port} is that of the dedicated service {service.name}: tear it down first")
+    require_printable(deployment, "deployment", LONGEST_SCOPE)
+    require_printable(instance_id, "instance_id", LONGEST_SCOPE)
     interface = device_name(deployment, instance_id)
     require_legal(interface, f"deployment {deployment!r} with instance_id {instance_id!r}")
     old = draft.get(Overlay)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from overlayd.errors import RequestError
 from overlayd.model import attachments, ipam, overlay, subnets
-from overlayd.model.names import bridge_name, dedicated_name, require_legal
+from overlayd.model.names import bridge_name, dedicated_name, require_legal, require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Address, Network
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft, State
@@ -49,10 +49,9 @@ def setup_service(
         service = replace(service, left=False, isolated=isolated)
         draft.put(service)
         return service
+    require_printable(name, "service", LONGEST_SCOPE)
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
-    if "\0" in name or len(name.encode()) > LONGEST_SCOPE:
-        raise RequestError(f"request.service: the name has at most {LONGEST_SCOPE} bytes, and no NUL among them")
     if subnet is None:
         subnet = subnets.choose(
             around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot)

@@ -28,11 +28,11 @@ def change(state, decide):
     return answer, state.apply(draft.rows)
 
 
-def set_up(state, *, deployment="d", cluster=CLUSTER, slice=SLICE, instance="1", port=51820):
+def set_up(state, *, deployment="d", cluster=CLUSTER, slice=SLICE, instance_id="1", port=51820):
     return change(
         state,
         lambda draft: overlay.setup_global(
-            draft, deployment=deployment, instance_id=instance, cluster=cluster, slice=slice, wg_port=port, nat=None
+            draft, deployment=deployment, instance_id=instance_id, cluster=cluster, slice=slice, wg_port=port, nat=None
         ),
     )[0]
 

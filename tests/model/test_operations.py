@@ -101,7 +101,7 @@ def test_a_new_instance_renames_and_keeps_everything_else():
     state = ready()
     attach(state, 7)
     before = layout(state, FACTS)
-    set_up(state, instance="2")
+    set_up(state, instance_id="2")
     steps = plan(before, layout(state, FACTS))
     assert {type(step.want).__name__ for step in steps} == {"Device", "Bridge"}
     assert all(step.have and step.want for step in steps)
@@ -288,12 +288,12 @@ def test_a_services_subnet_avoids_what_peers_route():
     assert not serve(state, "web").subnet.overlaps(wanted)
 
 
-@pytest.mark.parametrize("name", ["a/b", "a b", "a:b", "a\nb", "a\0b"])
+@pytest.mark.parametrize("name", ["a/b", "a b", "a:b"])
 def test_a_name_that_no_link_may_have_is_refused(name):
     with pytest.raises(RequestError, match="link name"):
         serve(ready(), name)
     with pytest.raises(RequestError, match="link name"):
-        set_up(new_state(), instance=name)
+        set_up(new_state(), instance_id=name)
 
 
 def test_a_port_of_nobody_and_a_cluster_of_everybody_are_refused():
@@ -418,11 +418,39 @@ def test_replacing_an_equal_row_is_no_change():
     assert Peer.table == "peer"
 
 
-@pytest.mark.parametrize("name", ["a\0b", "x" * (LONGEST_SCOPE + 1), "ü" * (LONGEST_SCOPE // 2 + 1)])
+@pytest.mark.parametrize("name", ["x" * (LONGEST_SCOPE + 1), "ü" * (LONGEST_SCOPE // 2 + 1), "x" * 70_000])
 def test_a_service_is_refused_whose_name_its_links_could_not_carry(name):
     """Under a long deployment, whose link names are hashed: the alias alone says whose a link is."""
     state = new_state()
     set_up(state, deployment="production-of-everything")
-    with pytest.raises(RequestError, match="the name has at most 238 bytes"):
+    with pytest.raises(RequestError, match="a name has at most 238 bytes"):
         serve(state, name)
     serve(state, "x" * LONGEST_SCOPE)
+
+
+# A terminal acts on these or does not show them: NUL, escape, line feed, DEL, C1, marks of direction, a surrogate.
+UNSHOWN = ["a\0b", "\x1b[2J", "n\nl", "\x7f", "\x9b1m", "\u202eabc", "\u200f", "\u2066", "\ud800"]
+
+
+@pytest.mark.parametrize("text", UNSHOWN)
+@pytest.mark.parametrize("deployment", ["d", "production-of-everything"])
+def test_a_name_that_cannot_be_shown_is_refused(text, deployment):
+    state = new_state()
+    for values in ({"deployment": text}, {"instance_id": text}):
+        with pytest.raises(RequestError, match=f"request.{next(iter(values))}: .* cannot be shown"):
+            set_up(state, **values)
+    set_up(state, deployment=deployment)
+    with pytest.raises(RequestError, match=r"request.service: .* cannot be shown"):
+        serve(state, text)
+
+
+@pytest.mark.parametrize("text", ["%d", "%s", "x%", "%n", "%"])
+def test_a_name_that_the_kernel_would_take_for_a_template_is_refused(text):
+    state = new_state()
+    for values in ({"deployment": text, "instance_id": "a"}, {"deployment": "d", "instance_id": text}):
+        with pytest.raises(RequestError, match="template"):
+            set_up(state, **values)
+    set_up(state, deployment="d", instance_id="a")
+    with pytest.raises(RequestError, match="template"):
+        serve(state, text)
+    assert not state.table(Service)

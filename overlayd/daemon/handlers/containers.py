@@ -16,7 +16,8 @@ from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import netns
 from overlayd.model import attachments
 from overlayd.model.attachments import AttachSpec
-from overlayd.model.objects import GLOBAL, Netns
+from overlayd.model.names import require_printable
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Netns
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 
 async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wire.Response:
+    require_printable(request.isolation_network or "", "isolation_network", LONGEST_SCOPE)
     spec = AttachSpec(
         service=request.service,
         join_global=request.join_global,
@@ -136,6 +138,7 @@ async def _attach(
 def _named(id: str) -> str:
     if not id:
         raise RequestError("request.handle.id must not be empty")
+    require_printable(id, "handle.id", LONGEST_SCOPE)
     return id
 
 
