@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "linux": {"errors", "fault", "keys", "_fast", "proto", "model"},
     "daemon": {"", "errors", "fault", "keys", "wire", "_fast", "proto", "model", "linux"},
     "client": {"", "errors", "wire", "_fast", "proto"},
-    "cli": {"", "errors", "wire", "client", "daemon.main"},
+    "inspect": {"errors", "keys", "_fast", "proto", "model"},
+    "cli": {"", "errors", "wire", "client", "inspect", "daemon.main"},
 }
 PURE = {"errors", "keys", "wire", "_fast", "proto", "model"}
 # Modules by which a function could reach a socket, a file, a clock, chance, a process or an event loop.
@@ -152,6 +153,17 @@ def violations(package: Path) -> list[str]:
 
 def test_every_import_keeps_to_its_layer() -> None:
     assert violations(PACKAGE) == []
+
+
+def test_pyroute2_is_for_inspections_alone() -> None:
+    """It costs the daemon 10 MB and a quarter of a second, and its codec is ours: docs/dependencies.md."""
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in modules(PACKAGE)
+        for imported in imports(path, PACKAGE)
+        if imported.split(".")[0] == "pyroute2"
+    }
+    assert users == {"inspect/kernel.py", "cli/inspection.py"}
 
 
 def test_modules_are_short_and_named_after_what_they_own() -> None:

@@ -13,9 +13,10 @@ from typing import get_args
 import pytest
 from canned import KEY, PRIVATE, Canned, ctl
 
-from overlayd import cli, wire
-from overlayd.cli import tables
+from overlayd import __version__, cli, wire
+from overlayd.cli import arguments, commands, inspection, tables
 from overlayd.cli.call import UsageError, parse_request
+from overlayd.inspect import picture
 
 STATUS = wire.Status(
     interface="zl-prod-i-g",
@@ -259,9 +260,9 @@ def test_words_that_make_no_request(words: str, why: str) -> None:
 
 
 def test_wrong_words_exit_2_without_asking(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["call", "nonsense"], [], ["status", "-o", "xml"], ["--timeout", "0", "status"], ["call"]):
+    for words in (["call", "nonsense"], [], ["status", "-o", "xml"], ["--timeout", "0", "status"], ["call"]):
         with pytest.raises(SystemExit) as caught:
-            cli.run(arguments)
+            cli.run(words)
         assert caught.value.code == 2
         assert "usage: overlayctl" in capsys.readouterr().err
     assert canned.asked == []
@@ -275,9 +276,7 @@ def test_a_timeout_that_is_none_is_named(word: str, capsys: pytest.CaptureFixtur
 
 
 def test_the_list_names_every_request(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.run(["call", "--list"])
-    assert caught.value.code == 0
+    assert cli.run(["call", "--list"]) == 0
     out = capsys.readouterr().out
     heads = [line for line in out.splitlines() if not line.startswith(" ")]
     assert len(heads) == len(get_args(wire.Request))
@@ -385,8 +384,48 @@ def test_help_teaches_and_is_quick_to_start() -> None:
     assert "slow: set()" in out
 
 
+def test_the_version_is_printed_by_both_commands_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"overlayctl {__version__}\n"
+
+
+def test_every_command_on_the_line_is_done_by_something_and_nothing_else_is() -> None:
+    words = {each.word for each in arguments.COMMANDS if not each.actions}
+    words |= {f"{each.word} {action.word}" for each in arguments.COMMANDS for action in each.actions}
+    assert words == commands.COMMANDS.keys()
+
+
+def test_the_sections_on_the_line_are_those_of_a_picture() -> None:
+    assert arguments.SECTIONS == picture.SECTIONS == tuple(inspection._HEADERS)
+
+
+def test_only_inspect_waits_for_pyroute2() -> None:
+    code = (
+        "import sys; from overlayd.cli import run\n"
+        "assert run(['--socket', '/nonexistent', 'status']) == 69\n"
+        "print('slow:', {'pyroute2', 'nacl', 'uvloop'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "slow: set()\n"
+
+
+@pytest.mark.parametrize("words", [["call"], ["inspect", "nonsense"], ["edge"], ["edge", "mint"], []])
+def test_what_is_missing_or_unknown_on_the_line_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(words)
+    assert caught.value.code == 2
+    missing = {"call": "OP", "inspect": "'nonsense' is none of links, addresses", "edge": "ACTION"}
+    expected = "NAME" if words == ["edge", "mint"] else missing.get("".join(words[:1]), "COMMAND")
+    assert expected in capsys.readouterr().err
+
+
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["status"], ["peers"], ["nat"], ["events"], ["call"], ["edge"], ["edge", "mint"], ["edge", "list"]):
+    every = [[each.word] for each in arguments.COMMANDS]
+    every += [[each.word, action.word] for each in arguments.COMMANDS for action in each.actions]
+    assert len(every) >= 12
+    for words in every:
         with pytest.raises(SystemExit) as caught:
             cli.run([*words, "--help"])
         assert caught.value.code == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from overlayd import __version__
+from overlayd.cli.arguments import COMMANDS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -44,9 +45,8 @@ def helped(command: str) -> set[str]:
     """The options that the help lists, subcommands included."""
     text = say(command, "--help")
     if command == "overlayctl":
-        text += "".join(
-            say(command, subcommand, "--help") for subcommand in ("status", "peers", "whoami", "events", "call")
-        )
+        words = (each.word for each in COMMANDS if not each.actions)
+        text += "".join(say(command, word, "--help") for word in words)
     listed = re.findall(r"^ {2,}(-[^ ].*)$", text, re.MULTILINE)
     return {option for line in listed for option in OPTION.findall(line.split("  ")[0])} - {"--help"}
 

@@ -9,7 +9,7 @@ import pytest
 from canned import KEY, PRIVATE, Canned
 
 from overlayd import cli, wire
-from overlayd.cli import main, tables
+from overlayd.cli import arguments, tables
 from overlayd.errors import ProtocolError
 
 EDGE = wire.EdgeConfig(
@@ -88,7 +88,7 @@ def test_a_wg_quick_file_holds_no_commands() -> None:
 
 @pytest.mark.parametrize("ttl, seconds", [("90", 90), ("90s", 90), ("30m", 1800), ("8h", 28800), ("7d", 604800)])
 def test_times_to_live(ttl: str, seconds: int) -> None:
-    args = main._parser().parse_args(["edge", "mint", "x", "--ttl", ttl, "--allow", "c"])
+    args = arguments.parser().parse_args(["edge", "mint", "x", "--ttl", ttl, "--allow", "c"])
     assert args.ttl == seconds
 
 

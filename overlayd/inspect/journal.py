@@ -1,0 +1,32 @@
+"""The journal of a data directory, read without the daemon: no lock is taken and nothing is written.
+
+Owns: how to read it beside a daemon that writes it.  Must not know: what the kernel has.
+"""
+
+from pathlib import Path
+
+from overlayd.errors import StateError
+from overlayd.model.rows import Node, decode
+from overlayd.model.state import State
+from overlayd.proto import log
+
+
+def read(directory: Path) -> State:
+    """The state as of the last whole commit.  Raises StateError, which says why there is none: no journal, no
+    permission, damage.
+
+    A commit that is just being written looks like a torn end, and is left out.
+    """
+    path = directory / "journal"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}") from error
+    try:
+        rows = log.recover(data).rows
+    except StateError as error:
+        raise StateError(f"{path} is damaged: {error}") from error
+    state = State(decode(id, value) for id, value in rows.items())
+    if state.get(Node) is None:
+        raise StateError(f"{path} knows of no node")
+    return state

@@ -1,0 +1,95 @@
+"""`overlayctl inspect` on real nodes: beside the daemon, without it, and what it says of damage."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from lab import Lab
+from lab.cluster import Member, Pair
+from lab.node import CONTROL
+from lab.processes import environment
+from lab.traffic import ping
+
+# A daemon that cannot import pyroute2, and so does not.
+PROGRAM = [
+    sys.executable,
+    "-c",
+    "import sys; sys.modules['pyroute2'] = None; from overlayd.cli import daemon; daemon()",
+]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with Lab() as lab:
+        pair = Pair(lab)
+        pair.alpha.node.stop()
+        pair.alpha.node.program = PROGRAM
+        pair.alpha.start()
+        yield pair
+
+
+def inspect(member: Member, *words: str) -> tuple[int, dict]:
+    """The exit code, and what it prints as JSON."""
+    node = member.node
+    argv = [*CONTROL, "--socket", node.socket, "inspect", "--data-dir", node.data_dir, "-o", "json", *words]
+    done = subprocess.run(node.command(argv), env=environment(node.prefix), stdout=subprocess.PIPE, check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_it_shows_what_is_there_and_the_daemon_never_has_pyroute2(pair: Pair) -> None:
+    alpha = pair.alpha
+    box = pair.lab.container()
+    address = alpha.attach(box, "web", join_global=True)
+    guest = alpha.attach(pair.lab.container(), "web")
+    alpha.request("doctor")
+    ping(pair.web, pair.db_address)
+    code, found = inspect(alpha)
+    assert (code, found["differences"], found["uncompared"], found["picture"]["unseen"]) == (0, [], "", {})
+    seen = found["picture"]
+    bridge = pair.bridges[0]
+    device = alpha.request("status")["interface"]
+    links = {link["name"]: link for link in seen["links"]}
+    assert {device, bridge, f"veth-{box.pid}-s", f"veth-{box.pid}-g"} < links.keys()
+    assert "uplink" not in links
+    assert links[f"veth-{box.pid}-s"]["master"] == bridge
+    assert {"link": device, "address": "10.200.1.1/16"} in seen["addresses"]
+    assert any(route["link"] == f"veth-{box.pid}-g" and route["protocol"] == 111 for route in seen["routes"])
+    assert {entry["bridge"] for entry in seen["fdb"]} == {bridge}
+    assert any(entry["address"] == pair.web_address for entry in seen["neighbours"])
+    assert {"protocol": "udp", "local": "0.0.0.0:51820", "remote": "", "state": "unconnected"} in seen["sockets"]
+    assert {"protocol": "unix", "local": str(alpha.node.socket), "remote": "", "state": "listening"} in seen["sockets"]
+    assert any({pair.web_address, pair.db_address} <= {each["source"], each["target"]} for each in seen["conntrack"])
+    assert address != guest
+    text = alpha.node.overlayctl("inspect", "--data-dir", str(alpha.node.data_dir), "links", "routes")
+    assert text.startswith("links:\n  LINK ")
+    assert "conntrack" not in text
+    assert text.rstrip().endswith(f"nothing is missing and nothing too much, by {alpha.node.data_dir}/journal")
+
+
+def test_a_dead_daemon_is_no_obstacle_and_damage_is_told(pair: Pair) -> None:
+    beta = pair.beta
+    beta.node.stop()
+    assert inspect(beta)[0] == 0
+    device = next(link["name"] for link in inspect(beta)[1]["picture"]["links"] if link["role"][0] == "device")
+    beta.node.run(["ip", "link", "set", f"veth-{pair.db.pid}-s", "nomaster"])
+    beta.node.run(["ip", "address", "add", "10.200.2.77/32", "dev", device])
+    beta.node.run(["ip", "route", "add", "10.77.0.0/16", "dev", device, "proto", "111"])
+    code, found = inspect(beta)
+    assert code == 4
+    assert sorted(found["differences"]) == [
+        [f"device {device}", "has an address that is not wanted: 10.200.2.77/32"],
+        ["route 10.77.0.0/16", "is not wanted"],
+        [f"veth-{pair.db.pid}-s", f"is on no bridge, not on {pair.bridges[1]}"],
+    ]
+    assert inspect(beta, "sockets")[1]["picture"]["routes"] == []
+    beta.start()
+    assert inspect(beta)[0] == 0, "the daemon has put it right"
+
+
+def test_without_a_journal_it_shows_the_kernel_and_says_so(pair: Pair) -> None:
+    node = pair.alpha.node
+    text = node.overlayctl("inspect", "--data-dir", "/nonexistent")
+    assert "not compared with the journal: /nonexistent/journal: No such file or directory" in text
+    assert pair.bridges[0] in text
