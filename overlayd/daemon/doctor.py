@@ -77,7 +77,7 @@ class Doctor:
             if attachment.netns is None:
                 continue
             try:
-                if netns.is_alive(attachment.netns):
+                if any(map(netns.is_alive, attachment.processes)):
                     continue
                 problem = f"has ended, and still holds {attachment.address}"
             except MechanismError as error:

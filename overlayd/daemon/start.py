@@ -62,9 +62,10 @@ def _take_up(draft: Draft, boot: str) -> None:
     time is over.
     """
     for attachment in list(draft.all(Attachment)):
-        namespace = attachment.netns
-        if namespace is not None and (attachment.boot_id != boot or not netns.is_alive(namespace)):
+        if attachment.netns is None:
+            continue
+        same_boot = attachment.boot_id == boot
+        if not attachments.leave(draft, attachment, netns.is_alive if same_boot else lambda _: False):
             log.info("%s is gone: %s is free again", attachment.handle, attachment.address)
-            attachments.detach(draft, attachment)
     for name in edges.expire(draft, time.time()):
         log.info("edge peer %s has expired", name)

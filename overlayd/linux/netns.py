@@ -45,6 +45,20 @@ def identify(pid: int) -> Netns:
     return Netns(pid, started, inode)
 
 
+def process_of(pid: int) -> int:
+    """The process that a number of a process or of a thread stands for; the number itself when there is neither.
+
+    A thread is found in /proc by its own number as well, but lives no longer than itself, and is not seen to end.
+    """
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("Tgid:"):
+                return int(line.split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return pid
+
+
 def open_namespace(netns: Netns) -> int:
     """A descriptor of the namespace, which the caller closes; it keeps the namespace alive.
 

@@ -43,17 +43,27 @@ def host(id: str) -> str:
 def attach_container(
     draft: Draft, spec: AttachSpec, netns: Netns, boot_id: str, lives: Callable[[Netns], bool] = lambda _netns: True
 ) -> Attachment:
-    """Attach the namespace of a container to a service, or return the attachment it has there already.  lives: whether
-    a process is still there, and in its namespace.
+    """Attach the namespace of a container to a service, or join the attachment it has there already: it stays until the
+    last process that was attached has ended or is detached.  lives: whether a process is still there, and in its
+    namespace.
     """
     service = service_of(draft, spec.service)
     for present in (draft.state.in_namespace(netns.inode), draft.get(Attachment, container(netns.pid))):
         if present is None or present.netns is None or draft.get(Attachment, present.handle) is None:
             continue
-        fellow = present.netns.inode == netns.inode and present.netns.pid != netns.pid and lives(present.netns)
-        if present.netns == netns or fellow:
+        if netns in present.processes:
             return _again(present, spec)
-        detach(draft, present)  # pids and the numbers of namespaces are reused, and faster than the dead are buried
+        living = [process for process in present.processes if process.pid != netns.pid and lives(process)]
+        if not living:
+            detach(draft, present)  # pids and the numbers of namespaces are reused, and faster than the dead are buried
+        elif present.netns.inode == netns.inode:
+            return _join(draft, _again(present, spec), (*living, netns))
+        else:
+            keepers = ", ".join(str(process.pid) for process in living)
+            raise RequestError(
+                f"the links named after process {netns.pid} are those of another container, which process {keepers} "
+                "keeps: detach that one first"
+            )
     return _attach(draft, service, spec, container(netns.pid), netns=netns, boot_id=boot_id)
 
 
@@ -90,6 +100,30 @@ def attach_guest(draft: Draft, spec: AttachSpec, id: str, private_key: bytes, pu
 def find(state: State, handle: str, inode: int = 0) -> Attachment | None:
     """The attachment of a handle, or of the namespace the handle's process lives in."""
     return state.get(Attachment, handle) or (state.in_namespace(inode) if inode else None)
+
+
+def of_handle(state: State, handle: str) -> Attachment | None:
+    """What was attached by this handle, alone or with others, and is to be taken back by it."""
+    kind, _, name = handle.partition(":")
+    return state.of_process(int(name)) if kind == "pid" else state.get(Attachment, handle)
+
+
+def leave(draft: Draft, attachment: Attachment, stays: Callable[[Netns], bool]) -> tuple[Netns, ...]:
+    """Forget the processes that do not stay, and take the attachment back if none does, as of a guest, which has none.
+    Returns those that stay.
+    """
+    staying = tuple(filter(stays, attachment.processes))
+    if staying:
+        _join(draft, attachment, staying)
+    else:
+        detach(draft, attachment)
+    return staying
+
+
+def _join(draft: Draft, attachment: Attachment, processes: tuple[Netns, ...]) -> Attachment:
+    joined = replace(attachment, netns=processes[0], others=processes[1:])
+    draft.put(joined)
+    return joined
 
 
 def detach(draft: Draft, attachment: Attachment) -> None:

@@ -224,12 +224,12 @@ def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[
     node = state.node_address
     if service is None or overlay is None or node is None:
         return
-    yield from ruleset.member(attachment.address, network, veth_name(attachment.netns.pid, "s"))
+    yield from ruleset.member(attachment.address, network, veth_name(attachment.pid, "s"))
     yield _service_leg(attachment, attachment.netns, service, facts)
     if attachment.global_address is not None:
         yield from ruleset.member(attachment.global_address, network)
         yield Veth(
-            name=veth_name(attachment.netns.pid, "g"),
+            name=veth_name(attachment.pid, "g"),
             netns=attachment.netns,
             interface="eth1",
             service=None,
@@ -256,7 +256,7 @@ def _on_device(attachment: Attachment, service: Service | None, device: str) -> 
 def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: Facts) -> Veth:
     anywhere = ip_network("0.0.0.0/0" if service.subnet.version == 4 else "::/0")
     return Veth(
-        name=veth_name(netns.pid, "s"),
+        name=veth_name(attachment.pid, "s"),
         netns=netns,
         interface="eth0",
         service=service.name,

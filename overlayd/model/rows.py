@@ -147,8 +147,9 @@ class Lease(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Attachment(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """A container or guest.  handle: `pid:71`, `guest:vm1` or `host:x`.  netns: of a container; boot_id: the boot
-    it lives in. global_address: of its eth1.  private_key: of a guest, which this node makes.
+    """A container or guest.  handle: `pid:71`, `guest:vm1` or `host:x`.  netns: of a container, found through a process
+    that was attached; others: the processes of the same namespace that were attached too; boot_id: the boot they live
+    in. global_address: of its eth1.  private_key: of a guest, which this node makes.
     """
 
     table: ClassVar[str] = "attachment"
@@ -157,6 +158,7 @@ class Attachment(Row, frozen=True, kw_only=True, omit_defaults=True):
     address: Address
     ephemeral: bool = False
     netns: Netns | None = None
+    others: tuple[Netns, ...] = ()
     boot_id: str = ""
     global_address: Address | None = None
     isolation_network: str = ""
@@ -168,6 +170,16 @@ class Attachment(Row, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def key(self) -> str:
         return self.handle
+
+    @property
+    def processes(self) -> tuple[Netns, ...]:
+        """Those that are attached: the container has its network while one of them lives."""
+        return () if self.netns is None else (self.netns, *self.others)
+
+    @property
+    def pid(self) -> int:
+        """Of a container: the process that was attached first, and gave its links their names."""
+        return int(self.handle.removeprefix("pid:"))
 
 
 class Isolation(Row, frozen=True, kw_only=True, omit_defaults=True):

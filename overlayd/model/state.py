@@ -50,6 +50,7 @@ class State:
         self._peers: dict[str, dict[bytes, Peer]] = {}
         self._allowed: dict[str, AllowedIPs[bytes]] = {}
         self._namespaces: dict[int, str] = {}
+        self._processes: dict[int, str] = {}
         self._guests: dict[bytes, str] = {}
         self.departing: dict[RowId, Row] = {}  # kept by the writer
         self.releases = 0  # the newest order of release
@@ -94,6 +95,11 @@ class State:
     def in_namespace(self, inode: int) -> Attachment | None:
         """The attachment of a network namespace."""
         handle = self._namespaces.get(inode)
+        return self.get(Attachment, handle) if handle else None
+
+    def of_process(self, pid: int) -> Attachment | None:
+        """The attachment of a namespace that this process was attached in, and has not been detached from."""
+        handle = self._processes.get(pid)
         return self.get(Attachment, handle) if handle else None
 
     def guest(self, public_key: bytes) -> Attachment | None:
@@ -175,6 +181,12 @@ class State:
             del self._namespaces[old.netns.inode]
         if new and new.netns:
             self._namespaces[new.netns.inode] = new.handle
+        if old:
+            for process in old.processes:
+                if self._processes.get(process.pid) == old.handle:
+                    del self._processes[process.pid]
+        if new:
+            self._processes |= {process.pid: new.handle for process in new.processes}
         if old and old.public_key:
             del self._guests[old.public_key]
         if new and new.public_key:

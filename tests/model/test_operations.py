@@ -77,9 +77,46 @@ def test_another_process_in_a_namespace_of_the_same_number_is_a_fellow_only_if_t
             draft, AttachSpec(service="web"), other, "boot", lambda _netns: lives
         ),
     )
-    assert (found == first) == lives
+    assert (found.address == first.address and first.netns in found.processes) == lives
+    assert other in found.processes
     assert list(state.table(Attachment)) == [found.handle]
     assert state.in_namespace(other.inode) == found
+
+
+def test_a_namespace_keeps_its_network_while_a_process_that_was_attached_lives():
+    state = ready()
+    first = attach(state, 7)
+    fellows = [Netns(pid=pid, started=pid, inode=first.netns.inode) for pid in (8, 9)]
+    spec = AttachSpec(service="web")
+    for fellow in fellows:
+        joined, _ = change(state, lambda draft, it=fellow: attachments.attach_container(draft, spec, it, "boot"))
+        assert joined.address == first.address
+        again, _ = change(state, lambda draft, it=fellow: attachments.attach_container(draft, spec, it, "boot"))
+        assert again == joined
+    before = layout(state, FACTS)
+    dead = {7}
+    for staying in ([8, 9], [9]):
+        found = attachments.of_handle(state, f"pid:{staying[-1]}")
+        kept, _ = change(state, lambda draft, it=found: attachments.leave(draft, it, lambda each: each.pid not in dead))
+        assert [process.pid for process in kept] == staying
+        assert plan(before, layout(state, FACTS)) == [], "the links keep their names, whoever stays"
+        assert attachments.of_handle(state, "pid:7") is None, "who has left is not taken back again"
+        dead.add(8)
+    kept, _ = change(state, lambda draft: attachments.leave(draft, state.get(Attachment, "pid:7"), lambda _: False))
+    assert kept == ()
+    assert not state.table(Attachment)
+    assert state.of_process(9) is None
+
+
+def test_the_number_of_a_process_whose_container_lives_on_is_not_taken_for_another():
+    state = ready()
+    first = attach(state, 7)
+    fellow = Netns(pid=8, started=8, inode=first.netns.inode)
+    spec = AttachSpec(service="web")
+    change(state, lambda draft: attachments.attach_container(draft, spec, fellow, "boot"))
+    reused = Netns(pid=7, started=99999, inode=4242)
+    with pytest.raises(RequestError, match="process 8 keeps"):
+        change(state, lambda draft: attachments.attach_container(draft, spec, reused, "boot", lambda it: it == fellow))
 
 
 def test_a_slice_that_would_orphan_an_address_is_refused_by_name():

@@ -50,6 +50,7 @@ async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wir
 
 async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Response:
     namespace = _living(pid)
+    pid = namespace.pid
     handle = attachments.container(pid)
     present = attachments.find(daemon.node.state, handle, namespace.inode)
 
@@ -63,7 +64,7 @@ async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Respon
         decide,
         attachment_locks(handle, namespace, spec.isolation_network),
         # Who was there before may be dead: then it is given up as well, with all that hangs on it.
-        everything=present is not None and present.netns != namespace,
+        everything=present is not None and namespace not in present.processes,
     )
     if service.isolated and not attachment.isolation_network:
         log.warning("%s joins the isolated service %s without an isolation_network: not isolated", handle, service.name)
@@ -145,7 +146,7 @@ def _named(id: str) -> str:
 def _living(pid: int) -> Netns:
     """The namespace of a container's process; RequestError when it cannot be a container's."""
     try:
-        namespace = netns.identify(pid)
+        namespace = netns.identify(netns.process_of(pid))
     except MechanismError as error:
         raise RequestError(f"cannot attach pid {pid}: {error}") from error
     if namespace.inode == netns.own_inode():
@@ -159,23 +160,12 @@ def _living(pid: int) -> Netns:
 async def detach_container(daemon: Daemon, request: wire.DetachContainer) -> wire.Response:
     match request.handle:
         case wire.LinuxPid(pid=pid):
-            handle = attachments.container(pid)
+            handle = attachments.container(netns.process_of(pid))
         case wire.GuestManaged(id=id):
             handle = attachments.guest(id)
         case wire.HostShared(id=id):
             handle = attachments.host(id)
         case _:
             return wire.Ok()
-    known = daemon.node.state.get(Attachment, handle) is not None
-    await detach(daemon.node, handle, inode=0 if known else _namespace_of(request.handle))
+    await detach(daemon.node, handle)
     return wire.Ok()
-
-
-def _namespace_of(handle: wire.Handle) -> int:
-    """Where another process may have been attached than the one that is named; 0 when that cannot be."""
-    if not isinstance(handle, wire.LinuxPid):
-        return 0
-    try:
-        return netns.identify(handle.pid).inode
-    except MechanismError:
-        return 0

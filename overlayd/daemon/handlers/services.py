@@ -137,7 +137,7 @@ def _occupied(state: State, names: set[str]) -> set[str]:
     """Those of the services that a living container is attached to, whatever its links look like now, or a guest."""
     occupied: set[str] = set()
     for each in state.table(Attachment).values():
-        if each.service in names - occupied and (each.netns is None or _lives(each.netns)):
+        if each.service in names - occupied and (each.netns is None or any(map(_lives, each.processes))):
             occupied.add(each.service)
     return occupied
 
@@ -153,7 +153,7 @@ def _lives(container: Netns) -> bool:
 def _remove_foreign(state: State, bridges: list[NamedBridge]) -> None:
     """Remove what we have no record of: of these bridges, and of the veths on them."""
     recorded = {service.bridge for service in state.table(Service).values()}
-    attached = {veth_name(it.netns.pid, "s") for it in state.table(Attachment).values() if it.netns is not None}
+    attached = {veth_name(it.pid, "s") for it in state.table(Attachment).values() if it.netns is not None}
     for bridge in bridges:
         ports = [port for port in bridge.ports if port not in attached]
         veth.delete(ports)  # those with our mark go together, others one by one

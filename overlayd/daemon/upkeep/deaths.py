@@ -1,12 +1,13 @@
 """Noticing that a container died.
 
-Owns: one pidfd a container, on the event loop, and when to try again.  Must not know: what is reclaimed, or how.
+Owns: one pidfd a process that was attached, on the event loop, and when to try again.  Must not know: what is
+reclaimed, or how.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from errno import ESRCH
 from typing import Any
@@ -37,7 +38,7 @@ class DeathWatch:
     ) -> None:
         self._reclaim = reclaim
         self._spawn = spawn
-        self._descriptors: dict[str, int] = {}
+        self._descriptors: dict[str, dict[Netns, int]] = {}
         self._retries: dict[str, asyncio.TimerHandle] = {}
 
     @asynccontextmanager
@@ -54,25 +55,27 @@ class DeathWatch:
         """Start watching attachments that were put, stop watching those that went."""
         for (table, handle), row in change.items():
             if table == Attachment.table:
-                self.forget(handle)
-                if isinstance(row, Attachment) and row.netns is not None:
-                    self._watch(handle, row.netns)
+                processes = row.processes if isinstance(row, Attachment) else ()
+                self.forget(handle, keep=processes)
+                for process in processes:
+                    if process not in self._descriptors.get(handle, ()):
+                        self._watch(handle, process)
 
-    def _watch(self, handle: str, namespace: Netns) -> None:
+    def _watch(self, handle: str, process: Netns) -> None:
         loop = asyncio.get_running_loop()
         try:
-            descriptor = netns.pidfd(namespace)
+            descriptor = netns.pidfd(process)
         except MechanismError as error:
             if error.errno != ESRCH:
                 log.error("%s is not watched, detach it when it ends: %s", handle, error)
                 return
-            loop.call_soon(self._ended, handle)  # gone before we looked
+            loop.call_soon(self._ended, handle, process)  # gone before we looked
             return
-        self._descriptors[handle] = descriptor
-        loop.add_reader(descriptor, self._ended, handle)
+        self._descriptors.setdefault(handle, {})[process] = descriptor
+        loop.add_reader(descriptor, self._ended, handle, process)
 
-    def _ended(self, handle: str) -> None:
-        self.forget(handle)
+    def _ended(self, handle: str, process: Netns) -> None:
+        self._close(handle, process)
         self._spawn(self._bury(handle))
 
     async def _bury(self, handle: str) -> None:
@@ -80,16 +83,28 @@ class DeathWatch:
             await self._reclaim(handle)
         except OverlaydError as error:
             log.error("reclaiming %s, to be tried again in %g s: %s", handle, RETRY, error)
-            self._retries[handle] = asyncio.get_running_loop().call_later(RETRY, self._ended, handle)
+            self._retries[handle] = asyncio.get_running_loop().call_later(RETRY, self._try_again, handle)
 
-    def forget(self, handle: str) -> None:
-        """Stop watching; nothing happens when it was not watched."""
+    def _try_again(self, handle: str) -> None:
+        del self._retries[handle]
+        self._spawn(self._bury(handle))
+
+    def forget(self, handle: str, keep: Collection[Netns] = ()) -> None:
+        """Stop watching, but for the processes `keep`; nothing happens when it was not watched."""
         if (retry := self._retries.pop(handle, None)) is not None:
             retry.cancel()
-        descriptor = self._descriptors.pop(handle, None)
+        for process in [*self._descriptors.get(handle, ())]:
+            if process not in keep:
+                self._close(handle, process)
+
+    def _close(self, handle: str, process: Netns) -> None:
+        watched = self._descriptors.get(handle, {})
+        descriptor = watched.pop(process, None)
         if descriptor is not None:
             asyncio.get_running_loop().remove_reader(descriptor)
             os.close(descriptor)
+        if not watched:
+            self._descriptors.pop(handle, None)
 
     def close(self) -> None:
         for handle in [*self._descriptors, *self._retries]:

@@ -114,7 +114,7 @@ class HostWatch:
         links = [Link(service.bridge, GROUP_BRIDGE) for service in services]
         links += [Link(service.device, GROUP_DEVICE) for service in dedicated]
         links += [
-            Link(veth_name(each.netns.pid, "g"), GROUP_VETH)
+            Link(veth_name(each.pid, "g"), GROUP_VETH)
             for each in attachments
             if each.netns is not None and each.global_address is not None
         ]

@@ -7,33 +7,38 @@ import logging
 
 from overlayd.daemon.change.locks import EVERYTHING
 from overlayd.daemon.change.node import Node
-from overlayd.daemon.change.resources import attachment_locks, namespace_lock, peers_locks, service_lock
+from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.linux import netns
 from overlayd.model import attachments
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Attachment
-from overlayd.model.state import Draft
+from overlayd.model.state import Draft, State
 
 log = logging.getLogger(__name__)
 
 
-async def detach(node: Node, handle: str, *, inode: int = 0, dead: bool = False) -> Attachment | None:
-    """Take the attachment of a handle back, or else that of the network namespace `inode`, once the requests that came
-    before are done.  dead: only if its container is.  Returns what was taken back, None when there was nothing.
+async def detach(node: Node, handle: str, *, dead: bool = False) -> Attachment | None:
+    """Take back what is attached by a handle, once the requests that came before are done: a container only when no
+    other process of it that was attached lives.  dead: `handle` is an attachment's, and only the processes of it that
+    have ended go.  Returns what was taken back, None when there was nothing.
     """
 
     def decide(draft: Draft) -> Attachment | None:
-        found = attachments.find(draft.state, handle, inode)
-        if found is None or (dead and (found.netns is None or netns.is_alive(found.netns))):
+        found = _attached(draft.state, handle, dead)
+        if found is None or (dead and found.netns is None):
             return None
-        attachments.detach(draft, found)
-        return found
+        leaving = () if dead else (handle,)
+        keepers = attachments.leave(
+            draft, found, lambda process: attachments.container(process.pid) not in leaving and netns.is_alive(process)
+        )
+        if keepers and not dead:
+            log.info("%s is detached; process %s keeps its network", handle, keepers[0].pid)
+        return None if keepers else found
 
-    own = [handle, namespace_lock(inode)]
-    attachment = attachments.find(node.state, handle, inode)
-    if attachment is None and node.is_settled(*own, EVERYTHING):
+    attachment = _attached(node.state, handle, dead)
+    if attachment is None and node.is_settled(handle, EVERYTHING):
         return None
-    if attachment is None or not node.is_settled(*own):
+    if attachment is None or not node.is_settled(handle):
         # What there will be to take back, and so what to lock for it, is for somebody ahead of us to say.
         return await node.change(decide, everything=True)
     locks = [handle, *attachment_locks(attachment.handle, attachment.netns, attachment.isolation_network)]
@@ -45,8 +50,12 @@ async def detach(node: Node, handle: str, *, inode: int = 0, dead: bool = False)
     return await node.change(decide, exclusive=locks, shared=[service])
 
 
+def _attached(state: State, handle: str, dead: bool) -> Attachment | None:
+    return state.get(Attachment, handle) if dead else attachments.of_handle(state, handle)
+
+
 async def reclaim(node: Node, handle: str) -> None:
-    """Detach a container that died."""
+    """Detach a container whose processes have died, all that were attached; those that live keep its network."""
     attachment = await detach(node, handle, dead=True)
     if attachment is not None:
         log.info("%s died: %s is free again", handle, attachment.address)

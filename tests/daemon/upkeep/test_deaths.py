@@ -2,6 +2,8 @@
 
 import asyncio
 
+from msgspec.structs import replace
+
 from overlayd.daemon.upkeep import deaths
 from overlayd.daemon.upkeep.deaths import DeathWatch
 from overlayd.errors import StateError
@@ -29,3 +31,26 @@ async def test_a_burial_that_is_refused_is_tried_again(monkeypatch) -> None:
         await asyncio.wait_for(done.wait(), 5)
         watch.close()
     assert tries == ["pid:1"] * 3
+
+
+async def test_the_end_of_each_process_that_was_attached_is_noticed_once() -> None:
+    buried: asyncio.Queue[str] = asyncio.Queue()
+    async with asyncio.TaskGroup() as tasks:
+        watch = DeathWatch(buried.put, tasks.create_task)
+        pause, app, late = [await asyncio.create_subprocess_exec("sleep", "60") for _ in range(3)]
+        here = [netns.identify(process.pid) for process in (pause, app, late)]
+        row = Attachment(handle="pid:1", service="w", address="10.0.0.1", netns=here[0], others=(here[1],))
+        watch.follow({row.id: row})
+        pause.kill()
+        await pause.wait()
+        assert await asyncio.wait_for(buried.get(), 5) == "pid:1"
+        row = replace(row, netns=here[1], others=(here[2],))
+        watch.follow({row.id: row})
+        app.kill()
+        await app.wait()
+        assert await asyncio.wait_for(buried.get(), 5) == "pid:1"
+        watch.follow({row.id: None})
+        late.kill()
+        await late.wait()
+        watch.close()
+    assert buried.empty()
