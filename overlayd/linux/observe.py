@@ -71,14 +71,16 @@ class DeviceLink:
 @dataclass(frozen=True, slots=True)
 class NamedBridge:
     """A bridge found by its name alone.  names: its name and its alternative names.  service: whose bridge it is by our
-    mark, None without one.  ports: names of the veths enslaved to it.  namespaces: the ids of the other
-    namespaces in which their other ends are (see `netns.inhabited`).
+    mark, None without one.  ports: names of the veths enslaved to it.  namespaces: the ids of the other namespaces in
+    which their other ends are (see `netns.inhabited`).  carrier: a port of another kind has one: the tap of a machine
+    that runs, a network card.
     """
 
     names: tuple[str, ...]
     service: str | None
     ports: tuple[str, ...]
     namespaces: frozenset[int]
+    carrier: bool
 
 
 Observed = Bridge | Veth | Route | Proxy | Alias | DeviceLink
@@ -166,15 +168,19 @@ def bridges_named(prefix: str, suffix: str) -> list[NamedBridge]:
     with Netlink() as netlink:
         links = _read_links(netlink)
     ports: defaultdict[int, list[rt.Link]] = defaultdict(list)
+    with_carrier = set()
     for link in links.values():
         if link.kind == "veth":
             ports[link.master].append(link)
+        elif link.flags & rt.IFF_LOWER_UP:
+            with_carrier.add(link.master)
     return [
         NamedBridge(
             names,
             _scope(link, "bridge") if link.group == GROUP_BRIDGE else None,
             tuple(sorted(port.name for port in ports[link.ifindex])),
             frozenset(port.peer_namespace for port in ports[link.ifindex]) - {rt.NO_NAMESPACE_ID},
+            link.ifindex in with_carrier,
         )
         for link in links.values()
         if link.kind == "bridge"

@@ -51,7 +51,7 @@ IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h: the metric of the routes that 
 IP6_RT_PRIO_USER = 1024  # and that of a route for which none was given
 
 # linux/if.h, linux/if_link.h, linux/if_bridge.h, linux/veth.h
-IFF_UP = 1
+IFF_UP, IFF_LOWER_UP = 1, 1 << 16
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE = 1, 3, 4, 5, 10, 16
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 26, 27, 28, 29
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 31, 32, 37, 52, 53

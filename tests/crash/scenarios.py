@@ -229,6 +229,12 @@ SCENARIOS = {
             step("prune_orphan_bridges", live_bridge_names=["zl-c-1-v-b"]),
             parts=True,
         ),
+        Scenario(
+            "bridges of an older instance pruned",
+            (*BUSY, service("x"), overlay(instance_id="2")),
+            step("prune_orphan_bridges", live_bridge_names=["zl-c-2-v-b"]),
+            parts=True,
+        ),
         Scenario("name", (), step("register_dns", name="web.example", ip="10.200.1.9")),
         Scenario(
             "name gone",

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -9,6 +11,16 @@ import pytest
 from lab import Lab, Ping, Refused, ping
 from lab.cluster import CLUSTER, PORT, Member, Pair
 from lab.frames import request_frame
+from lab.processes import environment
+
+# Opens the tap `tap-vm`, as a virtual machine does (linux/if_tun.h: TUNSETIFF, IFF_TAP).
+MACHINE = """
+import fcntl, struct, time
+with open("/dev/net/tun", "rb+", buffering=0) as tap:
+    fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"tap-vm", 2))
+    print("runs", flush=True)
+    time.sleep(60)
+"""
 
 
 def links(member: Member) -> set[str]:
@@ -160,6 +172,25 @@ def test_a_bridge_is_known_by_its_mark_while_its_name_is_gone(member: Member) ->
     member.node.run(["ip", "link", "del", "spare"])
     within(lambda: bridge in links(member))
     assert prune(member) == [bridge]
+
+
+def test_the_tap_of_a_running_machine_keeps_a_bridge(member: Member) -> None:
+    bridge = member.set_up_service("emulated")
+    member.node.run(["ip", "tuntap", "add", "dev", "tap-vm", "mode", "tap"])
+    member.node.run(["ip", "link", "set", "tap-vm", "master", bridge, "up"])
+    machine = subprocess.Popen(
+        member.node.command([sys.executable, "-c", MACHINE]),
+        stdout=subprocess.PIPE,
+        env=environment(member.node.prefix),
+    )
+    assert machine.stdout is not None
+    with machine.stdout as said:
+        assert said.readline() == b"runs\n"
+    assert prune(member) == []
+    machine.kill()
+    machine.wait()
+    assert prune(member) == [bridge], "nobody has it open"
+    member.node.run(["ip", "link", "del", "tap-vm"])
 
 
 def test_guests_and_containers_of_the_hosts_network_are_members_too(member: Member) -> None:

@@ -83,8 +83,8 @@ async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges)
     def look() -> None:
         unlisted = [found for found in _find_bridges(node.state) if live.isdisjoint(found.names)]
         occupied = _occupied(node.state, {found.service for found in unlisted} - {""})
-        # To look at every process is for those bridges alone of which our records know nothing.
-        doubtful = [found for found in unlisted if found.service not in occupied]
+        # To look at every process is for those bridges alone that nothing else keeps.
+        doubtful = [found for found in unlisted if found.service not in occupied and not found.bridge.carrier]
         elsewhere = frozenset[int]().union(*(found.bridge.namespaces for found in doubtful))
         inhabited = netns.inhabited(elsewhere) if elsewhere else elsewhere
         for found in doubtful:
