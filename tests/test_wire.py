@@ -228,6 +228,29 @@ SPELLINGS = {
         ),
     ),
     "empty_nat": (7, wire.SetupGlobalOverlay(**PROD, nat=wire.NatConfig())),
+    "nat_bare_objects": (
+        7,
+        wire.SetupGlobalOverlay(
+            **PROD,
+            nat=wire.NatConfig(
+                turn_servers=(wire.TurnServer("192.0.2.1:3478"), wire.TurnServer()), relay_server=wire.RelayServer()
+            ),
+        ),
+    ),
+    "nat_zeros": (
+        7,
+        wire.SetupGlobalOverlay(
+            **PROD,
+            nat=wire.NatConfig(
+                stun_servers=(),
+                hole_punch_timeout_secs=0,
+                stun_refresh_interval_secs=0,
+                max_candidate_pairs=0,
+                relay_server=wire.RelayServer(0, "", 0),
+            ),
+        ),
+    ),
+    "nat_ask_nobody": (7, wire.SetupGlobalOverlay(**PROD, nat=wire.NatConfig(stun_servers=("none",)))),
 }
 
 

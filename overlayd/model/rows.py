@@ -48,8 +48,8 @@ class Node(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Overlay(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it came, None for the
-    built-in one.  up: False after a teardown, which keeps key, peers and allocations.
+    """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it takes effect, None for
+    the built-in one.  up: False after a teardown, which keeps key, peers and allocations.
     """
 
     table: ClassVar[str] = "overlay"
