@@ -154,7 +154,14 @@ async def _serve(
         await enter(resolver.running())
         nat = Nat(node, health, Lookups(), tasks.spawn, tasks.keep_up)
         await enter(nat.running())
-        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, tasks.spawn)
+        nameserver = Nameserver(
+            node,
+            config.dns_zone,
+            config.dns_port,
+            config.upstreams,
+            tasks.spawn,
+            at_node_address=config.dns_node_address,
+        )
         await enter(nameserver.running())
         await enter(DeathWatch(partial(reclaim, node), tasks.spawn).running(node))
         await enter(Expiry(node, tasks.spawn).running())
