@@ -88,6 +88,11 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "nat_status": (0, wire.GetNatStatus()),
     "shutdown": (0, wire.Shutdown()),
     "mint_edge_peer": (7, wire.MintEdgePeer("laptop", 3600, ("10.200.0.0/16",))),
+    "mint_edge_peer_everything": (7, wire.MintEdgePeer("laptop", 3600)),
+    "mint_edge_peer_endpoint": (
+        7,
+        wire.MintEdgePeer("laptop", 3600, ("web", "fd00::/120"), "vpn.example.net:51820"),
+    ),
     "list_edge_peers": (0, wire.ListEdgePeers()),
     "revoke_edge_peer": (7, wire.RevokeEdgePeer("laptop")),
     "doctor": (0, wire.Doctor()),
@@ -190,7 +195,8 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
                     public_key=KEY_B,
                     minted_at_unix=1767225600,
                     expires_at_unix=1767229200,
-                    allowed=(),
+                    allowed=("10.200.9.0/26",),
+                    services=("web",),
                 ),
             )
         ),
