@@ -9,22 +9,13 @@ from typing import get_args
 
 import msgspec
 import pytest
-import uvloop
 
 from overlayd import wire
 from overlayd.client import CallError, ConnectionLost, OverlayClient, Unreachable, default_socket
 from overlayd.client import connection as client_connection
 from overlayd.errors import ProtocolError
 
-# Both event loops, until pytest-asyncio offers more than this fixture and a hook for the whole suite.
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
-
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
 @pytest.fixture

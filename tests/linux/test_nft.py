@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Hashable, Iterable, Iterator
+from contextlib import closing
 from errno import ENOENT
 from ipaddress import IPv4Address, ip_address, ip_network
 
@@ -88,11 +89,10 @@ def test_a_flushed_ruleset_is_rebuilt(nft: Nft, space: Namespace) -> None:
 
 def test_tables_of_another_version_are_replaced(space: Namespace) -> None:
     space.nft("add table inet overlayd; add set inet overlayd node4 { type ether_addr; }")
-    with space.entered():
-        nft = Nft()
-    nft.ensure()
-    nft.apply(create(every_kind()))
-    assert nft.observe() == by_key(every_kind())
+    with space.entered(), closing(Nft()) as nft:
+        nft.ensure()
+        nft.apply(create(every_kind()))
+        assert nft.observe() == by_key(every_kind())
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class EchoServer:
             served=frozenset({PAYLOAD_PROTOCOL}),
         )
         self.probes = 0
+        self.transports: set[asyncio.Transport] = set()
         self._listening = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(path)))
 
@@ -72,6 +73,8 @@ class EchoServer:
         self._listening.set()
         await self._stop.wait()
         server.close()
+        for transport in self.transports:
+            transport.abort()
 
 
 class Connection(asyncio.Protocol):
@@ -82,6 +85,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.server.transports.add(transport)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data

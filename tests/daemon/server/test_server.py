@@ -11,6 +11,7 @@ import os
 import struct
 
 import pytest
+from lab.patience import until_async as until
 from serving import (
     ME,
     Fake,
@@ -23,7 +24,6 @@ from serving import (
     settle,
     status,
     told,
-    until,
 )
 
 from overlayd import wire
@@ -31,9 +31,6 @@ from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.connection import Limits
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
-
 
 # --- What a bad frame gets ---
 

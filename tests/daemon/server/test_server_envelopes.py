@@ -14,6 +14,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lab.patience import until_async as until
 from serving import (
     Fake,
     change,
@@ -24,7 +25,6 @@ from serving import (
     serving,
     status,
     told,
-    until,
 )
 
 from overlayd import wire
@@ -32,9 +32,6 @@ from overlayd.daemon.server import listener
 from overlayd.daemon.server.connection import Limits
 from overlayd.proto import envelope
 from overlayd.proto.envelope import Frame
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
-
 
 # --- Who may connect ---
 

@@ -5,8 +5,9 @@ import contextlib
 import time
 
 import pytest
+from lab.patience import LIMIT
+from lab.patience import until_async as until
 from serving import (
-    PATIENCE,
     STATUS,
     Fake,
     change,
@@ -18,14 +19,10 @@ from serving import (
     settle,
     status,
     told,
-    until,
 )
 
 from overlayd import wire
 from overlayd.daemon.server.connection import UNFINISHED, Limits
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
-
 
 # --- Limits ---
 
@@ -245,7 +242,7 @@ async def test_a_stop_answers_what_is_in_flight_and_refuses_the_rest(path: str) 
     async with serving(path, handlers) as server, await connect(path) as client, await connect(path) as idle:
         client.send(change(1, "a"), status(2))
         await until(lambda: handlers.begun == ["a"])
-        stopping = asyncio.create_task(server.drain(PATIENCE))
+        stopping = asyncio.create_task(server.drain(LIMIT))
         await until(lambda: server.stopping)
         client.send(change(3, "b"), status(4))
         idle.send(payload(5))
@@ -279,7 +276,7 @@ async def test_a_stop_under_load_answers_everything_that_was_sent(path: str) -> 
             client.send(*(status(id) for id in range(1000)))
         await until(lambda: handlers.reads > 0)
         receiving = [asyncio.create_task(client.receive_all()) for client in clients]
-        await server.drain(PATIENCE)
+        await server.drain(LIMIT)
         for received in receiving:
             answers = [told(one) for one in await received]
             assert [id for id, _ in answers] == list(range(1000))
@@ -293,5 +290,5 @@ async def test_a_client_that_does_not_read_does_not_stop_the_stop(path: str) -> 
         stalled.reader._transport.pause_reading()  # type: ignore[attr-defined]
         stalled.send(*(status(id) for id in range(50)))
         await until(lambda: handlers.reads > 0)
-        await server.drain(PATIENCE)
+        await server.drain(LIMIT)
         await until(lambda: not server.connections)
