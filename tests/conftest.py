@@ -11,16 +11,23 @@ from pathlib import Path
 import pytest
 from canned import Canned
 from hypothesis import settings
-from lab import netns, processes
+from lab import netns, patience, processes
 from lab.lab import of_others
 
 # No test is one of time: on a busy machine an example of a few milliseconds may take Hypothesis' limit of 200.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+TIMEOUT = 600  # seconds for a test: the end of one that hangs, which none that passes comes near
 PREFIX = "ot"  # of every namespace that a test makes
 # Environment variable by which a program is known as started, at whatever remove, by this session
 SESSION = "OVERLAYD_TEST_SESSION"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-timeout reads it
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.timeout is None:
+        config.option.timeout = TIMEOUT * patience.FACTOR
 
 
 def _listing(*argv: str) -> set[str]:
@@ -56,7 +63,7 @@ def nothing_left_behind() -> Iterator[None]:
     os.environ[SESSION] = secrets.token_hex(8)
     before = _machine()
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience.LIMIT
     while True:
         after = _machine()
         left = {kind: sorted(after[kind] - before[kind]) for kind in after if after[kind] - before[kind]}

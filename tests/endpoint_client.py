@@ -11,14 +11,13 @@ A daemon meets such a client if it listens on `spec.endpoint` and publishes its 
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from lab.patience import until
 from running_process_service import ServiceClient, ServiceSpec
 
 PAYLOAD_PROTOCOL = 0xF0DE
-PATIENCE = 20.0  # seconds until a test gives up; nothing takes that long
 
 
 @contextlib.contextmanager
@@ -49,14 +48,6 @@ def connected(spec: ServiceSpec) -> Iterator[ServiceClient]:
         yield client
     finally:
         client.close()
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition; AssertionError naming it after PATIENCE."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(0.002)
 
 
 def wait_for(client: ServiceClient, state: str) -> None:

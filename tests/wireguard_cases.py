@@ -18,6 +18,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+from lab.patience import LIMIT, until
 
 from overlayd import keys
 from overlayd.errors import MechanismError
@@ -143,18 +144,9 @@ def endpoint(host, port):
 def bound(host, port):
     """A UDP socket of the thread's namespace."""
     opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    opened.settimeout(10)
+    opened.settimeout(LIMIT)
     opened.bind((host, port))
     return opened
-
-
-def eventually(condition, seconds=10):
-    """Wait for something that other processes bring about."""
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it does not come true"
-        time.sleep(0.02)
-    return result
 
 
 class Namespaces:
@@ -286,7 +278,7 @@ class DeviceCases(Namespaces):
         second = alpha.create(listen_port=40002)
         alpha.up(first)
         alpha.up(second)
-        eventually(lambda: len(alpha.namespace("ss", "-Hunl").split("\n")) >= 4)
+        until(lambda: len(alpha.namespace("ss", "-Hunl").split("\n")) >= 4)
         with pytest.raises(MechanismError) as caught:
             alpha.configure(second, dataclasses.replace(second, listen_port=40001))
         assert caught.value.errno == EADDRINUSE
@@ -468,7 +460,7 @@ class DeviceCases(Namespaces):
                 alpha.namespace.call(shared.send, stun, endpoint("192.0.2.2", 7001))
                 assert server.recvfrom(2000) == (stun, ("192.0.2.1", device.listen_port))
                 server.sendto(stun, ("192.0.2.1", device.listen_port))
-            assert eventually(shared.receive) == (stun, endpoint("192.0.2.2", 7001))
+            assert until(shared.receive) == (stun, endpoint("192.0.2.2", 7001))
         finally:
             shared.close()
         assert alpha.alive(device.name)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.frames import Connection, Refused, request_frame
+from lab.patience import LIMIT
 
 from overlayd import fault
 from overlayd.daemon.main import main
@@ -47,8 +48,8 @@ link set uplink up
 route add default via 172.31.0.254
 """
 
-PATIENCE = 10.0  # seconds until a daemon that neither listens nor ends is called stuck
-LONGEST = 60.0  # seconds that a whole trial may take
+LONGEST = 5 * LIMIT  # seconds that a whole trial may take
+IDLE = 300  # looks in a row, a millisecond apart or more, that find everybody asleep, until the cell is called idle
 
 # What a client meets when the daemon is dead, or dies.
 GONE = (EOFError, BrokenPipeError, ConnectionResetError, ConnectionRefusedError, FileNotFoundError)
@@ -158,6 +159,15 @@ def _is_ending(process: Path) -> bool:
     return bool(files)
 
 
+def _all_sleep() -> bool:
+    """Whether every thread of the cell but ours waits for something to happen: state S of proc(5), or a zombie's Z."""
+    for task in Path("/proc").glob("[0-9]*/task/*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if int(task.parts[2]) != os.getpid() and task.read_text().rpartition(")")[2].split()[0] not in "SZ":
+                return False
+    return True
+
+
 class Cell:
     """The machine; made by `inside`.  daemon: its process id, 0 while none runs."""
 
@@ -187,10 +197,10 @@ class Cell:
         self.daemon = os.fork()
         if not self.daemon:
             self._be_daemon(fault, "--socket", str(self.socket), "--wireguard", "userspace")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LIMIT
         while True:
             try:
-                self.connection = Connection(self.socket, PATIENCE)
+                self.connection = Connection(self.socket, LIMIT)
                 break
             except (FileNotFoundError, ConnectionRefusedError):
                 if self.ended():
@@ -258,7 +268,7 @@ class Cell:
             connections: list[Connection] = []
             with suppress(*GONE):
                 for _ in asked:
-                    connections.append(stack.enter_context(Connection(self.socket, PATIENCE)))
+                    connections.append(stack.enter_context(Connection(self.socket, LIMIT)))
                 for connection, requests in zip(connections, asked.values(), strict=True):
                     connection.send(b"".join(request_frame(number, **it) for number, it in requests.items()))
             for connection, requests in zip(connections, asked.values(), strict=False):
@@ -284,11 +294,22 @@ class Cell:
 
     def await_end(self) -> None:
         """Wait until the daemon has ended by itself."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LIMIT
         while not self.ended():
             if time.monotonic() > deadline:
                 raise Stuck(f"the daemon does not end\n{self.last_words()}")
             time.sleep(0.001)
+
+    def until_idle(self, condition: Callable[[], bool]) -> bool:
+        """Wait for a condition; False once the cell has been idle for long without it, or the daemon has ended.
+
+        However busy the machine is: a thread that waits for a processor, or for the kernel, is not idle.
+        """
+        looks = 0
+        while not (come := condition()) and not self.ended() and looks < IDLE:
+            looks = looks + 1 if _all_sleep() else 0
+            time.sleep(0.001)
+        return come
 
     def kill_daemon(self) -> None:
         """SIGKILL; fine when there is none."""

@@ -18,7 +18,9 @@ from contextlib import suppress
 from errno import ENOMEM, ENOSPC
 from typing import Any
 
-from crash.cell import PATIENCE, Cell
+from lab.patience import LIMIT
+
+from crash.cell import Cell
 from crash.damage import DAMAGES
 from crash.model import Model
 from crash.scenarios import KEYS, Scenario, Step
@@ -28,9 +30,6 @@ from crash.together import Answer, Sent
 from crash.view import View, blank, difference, remains, rows, take
 
 Point = tuple[str, int]  # a fault point and its passage since the daemon's start, from 1
-
-
-RECLAIMED_WITHIN = 1.0  # seconds, by contract
 
 
 class Wrong(Exception):
@@ -78,25 +77,21 @@ def perform(cell: Cell, step: Step, fault: str = "") -> dict[str, Any] | None:
 
 
 def _reclaimed(cell: Cell, pid: int) -> bool:
-    """Wait until what a dead container held is free; False when the daemon died of it, or does not do it in time."""
-    deadline = time.monotonic() + RECLAIMED_WITHIN
-    while not cell.ended():
-        if f"attachment pid:{pid}" not in rows(cell) and f"veth-{pid}-s" not in (
-            name for _, name in socket.if_nameindex()
-        ):
-            # Answered when nothing else is under way.
-            return cell.request("teardown_service_overlay", service="unknown") is not None
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return False
+    """Wait until what a dead container held is free; False when the daemon died of it, or does nothing about it."""
+
+    def is_free() -> bool:
+        names = {name for _, name in socket.if_nameindex()}
+        return f"attachment pid:{pid}" not in rows(cell) and f"veth-{pid}-s" not in names
+
+    # Answered when nothing else is under way.
+    return cell.until_idle(is_free) and cell.request("teardown_service_overlay", service="unknown") is not None
 
 
 def _damaged(cell: Cell, what: str) -> bool:
     """Do damage, and wait until it is made good; False when the daemon died of it."""
     before = _without_names(take(cell, KEYS))
     DAMAGES[what](cell)
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LIMIT
     problems = ["it cannot be seen"]
     while problems and not cell.ended():
         if time.monotonic() > deadline:
@@ -259,12 +254,7 @@ def _up_to(cell: Cell, scenario: Scenario, fault: str) -> dict[str, Any] | None:
 
 def _dies(cell: Cell) -> bool:
     """Whether the daemon dies, as its fault wants; some of its work is done after the answer."""
-    deadline = time.monotonic() + 1
-    while not cell.ended():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.001)
-    return True
+    return cell.until_idle(cell.ended)
 
 
 def _repeated(cell: Cell, scenario: Scenario, known: dict[str, Any], done: bool, lenient: bool = False) -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,6 @@ class NodeWithPeers:
 
     async def remove_peer(self, key: bytes) -> None:
         await self.node.change_together(lambda draft: peers.remove_peer(draft, GLOBAL, key), ["peers"])
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110  what is waited for has no event
-                await asyncio.sleep(0.01)
 
     async def close(self) -> None:
         """After whoever follows the peers: its tasks must be at their end."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.patience import until_async as until
 from node_with_peers import NodeWithPeers
 
 from overlayd.daemon.status import StatusView
@@ -101,7 +102,7 @@ def test_a_change_is_shown_once_it_has_taken_effect(tmp_path, refuses) -> None:
         device.refuses = refuses
         with place.node.subscribe(view.follow):
             place.spawn(place.add_peer(KEYS[0], "192.0.2.1:1"))
-            await place.until(device.asked.is_set)
+            await until(device.asked.is_set)
             assert len(place.node.state.peers("")) == 1, "the next decision builds on it"
             assert peer_count() == 0
             device.allowed.set()

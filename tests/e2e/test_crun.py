@@ -1,12 +1,12 @@
 """Containers that a real runtime starts, attached by their pid."""
 
-import time
 from collections.abc import Iterator
 
 import pytest
 from lab import CrunContainer, ping, transfer
 from lab.cluster import Pair
 from lab.lab import OUTSIDE
+from lab.patience import until
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,6 @@ def test_one_that_dies_gives_everything_back(pair: Pair, containers: tuple[CrunC
     address = pair.beta.attach(second, "db")
     assert f"veth-{second.pid}-s" in pair.beta.node.run(["ip", "-br", "link"])
     second.kill()
-    deadline = time.monotonic() + 10
-    while "died" not in pair.beta.node.log_tail():
-        assert time.monotonic() < deadline, "nobody noticed"
-        time.sleep(0.02)
+    until(lambda: "died" in pair.beta.node.log_tail(), "nobody noticed")
     assert f"veth-{second.pid}-s" not in pair.beta.node.run(["ip", "-br", "link"])
     assert f"{address} is free again" in pair.beta.node.log_tail()

@@ -1,11 +1,10 @@
 """A failure in what listens to the kernel: it listens again, and looks at all that it may have missed."""
 
 import sys
-import time
-from collections.abc import Callable
 
 from lab import Lab
 from lab.cluster import Member
+from lab.patience import until
 
 # A bug in the reading of one kind of event, as a link of a certain name shows it.
 PROGRAM = [
@@ -23,14 +22,6 @@ Judge.judge = cursed
 daemon()
 """,
 ]
-LATER = 10.0  # seconds after which the test gives up
-
-
-def until(there: Callable[[], bool], said: Callable[[], str]) -> None:
-    deadline = time.monotonic() + LATER
-    while not there():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.02)
 
 
 def test_what_happens_during_a_failure_and_after_it_is_put_right(lab: Lab) -> None:

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
 from lab import Lab
 from lab.cluster import Member
 from lab.node import CONTROL
+from lab.patience import LIMIT, until
 from lab.processes import environment
 
 FINDINGS = 4
@@ -19,7 +19,7 @@ KEY = "C" * 42 + "A="
 def doctor(member: Member, *options: str) -> tuple[int, str, str]:
     """The exit code, what was printed, and what was complained about."""
     argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", *options])
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=LIMIT, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -88,10 +88,7 @@ def test_what_the_sentinel_cannot_put_back(healthy: Member) -> None:
     for command in ("link set eth0 down", "link set eth0 name mine", "link add eth0 type bridge"):
         box.run(["ip", *command.split()])
     healthy.node.run(["ip", "link", "del", f"veth-{box.pid}-s"])
-    deadline = time.monotonic() + 5
-    while "cannot be put right" not in healthy.node.log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: "cannot be put right" in healthy.node.log.read_text())
     code, said, _ = doctor(healthy)
     assert code == FINDINGS
     assert f"veth-{box.pid}-s is missing; clear the way: putting it right failed, create veth" in said

@@ -18,6 +18,7 @@ from endpoint_client import ask, connected, meeting, until, wait_for
 from lab import CommandFailed, Connection, Lab
 from lab.cluster import Member
 from lab.frames import request_frame
+from lab.patience import LIMIT
 from running_process_service import ServiceSpec
 
 from overlayd.client import Impostor, NotPublished, OverlayClient, StaleIdentityFile
@@ -78,7 +79,7 @@ def test_their_client_stays_up_under_a_flood_with_the_handlers_held(served: Memb
 
     def hold(number: int) -> None:
         keys = {"endpoint": "", "allowed_ips": "", "persistent_keepalive_secs": 0}
-        with Connection(served.node.socket, timeout=90) as client:
+        with Connection(served.node.socket, timeout=2 * LIMIT) as client:
             while not done.is_set():
                 client.send(request_frame(1, "add_peer", public_key=public_key(number), **keys))
                 outcomes.append(client.receive()["response"]["result"])

@@ -7,8 +7,7 @@ that is a broken frame, and fails whatever they wait for.
 import contextlib
 import socket
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +15,7 @@ import pytest
 from lab import Connection, Lab, Refused, ping
 from lab.cluster import Member
 from lab.frames import ANSWERS, EVENTS, KINDS, Undecodable, frame, kind_of
+from lab.patience import until
 
 from overlayd import wire
 
@@ -61,13 +61,6 @@ def nodes() -> Iterator[tuple[Recorded, Member]]:
         yield alpha, beta
 
 
-def within(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
-
-
 def ask_everything(alpha: Recorded, beta: Member) -> None:
     """Every request of the contract with an answer of each kind, and what goes on in between."""
     lab, scope = alpha.lab, {"scope": "service", "service": "vault"}
@@ -108,7 +101,7 @@ def ask_everything(alpha: Recorded, beta: Member) -> None:
     beta.request("remove_peer", pubkey=alpha.public_key)
     beta.introduce(alpha)
     ping(beta.node, "10.200.1.1")
-    within(lambda: bool(alpha.request("status")) and set(map(kind_of, alpha.connection.events)) == EVENTS)
+    until(lambda: bool(alpha.request("status")) and set(map(kind_of, alpha.connection.events)) == EVENTS)
     alpha.request("teardown_service_overlay", service="vault")
     alpha.request("teardown_global_overlay")
 

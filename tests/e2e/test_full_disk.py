@@ -1,13 +1,13 @@
 """A disk without room: what has to be remembered is refused and not done, until there is room."""
 
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab import Lab, Refused
 from lab.cluster import Member
+from lab.patience import until
 
 
 @pytest.fixture
@@ -81,13 +81,9 @@ def test_requests_are_refused_as_a_whole_and_the_dead_are_buried_when_there_is_r
     assert alpha.request("status")["service_count"] == 1
     assert alpha.node.footprint() == before
     first.kill()
-    time.sleep(0.5)
-    assert f"has ended, and still holds {address}" in findings(alpha)
+    until(lambda: f"has ended, and still holds {address}" in findings(alpha), alpha.node.log_tail)
     filler.unlink()
-    deadline = time.monotonic() + 10
-    while "still holds" in findings(alpha):
-        assert time.monotonic() < deadline, alpha.node.log_tail()
-        time.sleep(0.1)
+    until(lambda: "still holds" not in findings(alpha), alpha.node.log_tail)
     assert alpha.attach(second, "web") != address, "which was released and is reused last"
 
 

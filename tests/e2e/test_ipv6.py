@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 from socket import AF_INET6
@@ -12,6 +11,7 @@ import pytest
 from lab import Lab, Refused, ping, roamer, transfer
 from lab.cluster import CLUSTER6, PORT, Pair
 from lab.lab import OUTSIDE6
+from lab.patience import until
 from lab.traffic import MARKER
 
 NEIGHBOURHOOD = (58, 0)  # ICMPv6, and the hop-by-hop options that go before multicast listener reports
@@ -68,9 +68,7 @@ def test_a_deleted_connected_route_is_put_back(nodes: Pair) -> None:
     before = alpha.node.footprint()
     for network, interface in ((alpha.cluster, alpha.request("status")["interface"]), (bridge, nodes.bridges[0])):
         alpha.node.run(["ip", "route", "del", network, "dev", interface])
-        deadline = time.monotonic() + 5
-        while alpha.node.footprint() != before:
-            assert time.monotonic() < deadline, alpha.node.log_tail()
+        until(lambda: alpha.node.footprint() == before, alpha.node.log_tail)
     ping(nodes.web, nodes.db_address)
 
 

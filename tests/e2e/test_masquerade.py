@@ -2,22 +2,14 @@
 
 import re
 import socket
-import time
-from collections.abc import Callable
 
 import pytest
 from lab import Container, Lab, ping
 from lab.cluster import Member
 from lab.lab import OUTSIDE
+from lab.patience import until
 
 DROPPING = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def logged(member: Member) -> str:

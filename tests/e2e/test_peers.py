@@ -14,6 +14,7 @@ from lab.cluster import PORT, Member
 from lab.frames import request_frame
 from lab.lab import OUTSIDE
 from lab.node import CONTROL
+from lab.patience import until
 from lab.processes import environment
 
 NOBODY = "172.31.0.99"  # an address of the underlay that no node has
@@ -27,14 +28,6 @@ def daemon(fresh: float) -> list[str]:
         "-c",
         f"import sys; from overlayd.daemon.main import main; main(sys.argv[1:], fresh={fresh})",
     ]
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
 
 
 def endpoint(member: Member, public_key: str) -> str:

@@ -4,13 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 import pytest
 from lab import Lab, Ping, Refused, ping
 from lab.cluster import CLUSTER, PORT, Member, Pair
 from lab.frames import request_frame
+from lab.patience import until
 from lab.processes import environment
 
 # Opens the tap `tap-vm`, as a virtual machine does (linux/if_tun.h: TUNSETIFF, IFF_TAP).
@@ -29,13 +28,6 @@ def links(member: Member) -> set[str]:
 
 def prune(member: Member, *live: str) -> list[str]:
     return list(member.request("prune_orphan_bridges", live_bridge_names=list(live))["reclaimed"])
-
-
-def within(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def add_bridge(member: Member, name: str, *ports: str) -> None:
@@ -102,7 +94,7 @@ def test_a_bridge_with_a_living_member_survives(member: Member, lab: Lab, restar
     fellow.kill()
     assert prune(member) == [], "one of two lives"
     member.detach(container)
-    within(lambda: job not in links(member))
+    until(lambda: job not in links(member))
 
 
 def test_a_bridge_goes_at_the_next_prune_after_its_last_member_has_died(member: Member, lab: Lab) -> None:
@@ -154,7 +146,7 @@ def test_a_bridge_that_nobody_has_a_record_of_is_kept_by_who_lives_behind_it(mem
         assert prune(member) == ["zl-empty-b"], "a namespace without a process is no living container"
     assert {"zl-theirs-b", "veth-theirs"} <= links(member)
     container.kill()
-    within(lambda: "veth-theirs" not in links(member))
+    until(lambda: "veth-theirs" not in links(member))
     assert prune(member) == ["zl-theirs-b"]
 
 
@@ -170,7 +162,7 @@ def test_a_bridge_is_known_by_its_mark_while_its_name_is_gone(member: Member) ->
     member.request("detach_container", handle=guest)
     assert prune(member, bridge) == []
     member.node.run(["ip", "link", "del", "spare"])
-    within(lambda: bridge in links(member))
+    until(lambda: bridge in links(member))
     assert prune(member) == [bridge]
 
 
@@ -279,10 +271,7 @@ def test_the_last_ephemeral_container_may_die(member: Member, lab: Lab) -> None:
     member.attach(container, "dying", ephemeral=True)
     container.kill()
     member.request("status")
-    deadline = 200
-    while bridge in links(member):
-        deadline -= 1
-        assert deadline, "the bridge outlives its only container"
+    until(lambda: bridge not in links(member), "the bridge outlives its only container")
 
 
 def test_join_global_gives_an_interface_of_the_whole_overlay(pair: Pair) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab, Node
+from lab.patience import LIMIT
 from lab.turn import CREDENTIAL, PORT, USERNAME, TurnSocket, coturn, our_relay
 
 from overlayd.proto.stun_client import Binding
@@ -134,7 +135,7 @@ def test_coturns_client_uses_us(lab: Lab, tmp_path: Path) -> None:
             for option in ("", "-s", "-y", "-G", "-D")
         }
         for option, client in clients.items():
-            said = client.communicate(timeout=60)[0]
+            said = client.communicate(timeout=LIMIT)[0]
             assert client.returncode == 0, (option, said)
             assert "Total lost packets 0 (0.000000%), total send dropped 0" in said, (option, said)
             [sent, received] = re.findall(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)", said)[-1]
@@ -146,7 +147,7 @@ def test_coturns_client_without_the_credential_gets_nothing(lab: Lab, tmp_path: 
     with our_relay(relay, tmp_path):
         argv = ["turnutils_uclient", "-u", USERNAME, "-w", "wrong", "-c", "-n", "1", "-e", str(peer.address)]
         command = nodes.command([*argv, str(relay.address)])
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode != 0
     assert "Cannot complete Allocation" in done.stdout + done.stderr
 

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from lab import Lab
 from lab.cluster import Member
 from lab.crowd import Crowd
 from lab.frames import request_frame
+from lab.patience import until
 
 SIZE = 300
 
@@ -60,22 +62,16 @@ def test_the_next_daemon_adopts_them_all(crowded: Crowded) -> None:
 
 def test_a_bridge_that_is_deleted_comes_back_with_all_its_ports(crowded: Crowded) -> None:
     node = crowded.member.node
-    before = node.footprint()["links"]
+    before = ports(node.footprint())
     node.run(["ip", "link", "del", crowded.member.set_up_service("web")])
-    deadline = time.monotonic() + 10
-    while sorted(map(ports, node.footprint()["links"])) != sorted(map(ports, before)):  # type: ignore[call-overload]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: ports(node.footprint()) == before, node.log_tail)
 
 
-def ports(link: list[object]) -> str:
-    """A link without its index, which is new when it was made anew."""
-    return str(link[1:])
+def ports(footprint: dict[str, Any]) -> list[str]:
+    """The links without their indexes, which are new when they were made anew."""
+    return sorted(str(link[1:]) for link in footprint["links"])
 
 
 def test_those_who_die_together_are_given_up_together(crowded: Crowded) -> None:
     crowded.crowd.__exit__(None, None, None)
-    deadline = time.monotonic() + 20
-    while "veth-" in crowded.member.node.run(["ip", "-br", "link"]):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: "veth-" not in crowded.member.node.run(["ip", "-br", "link"]), crowded.member.node.log_tail)

@@ -11,13 +11,13 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 
 from lab import netns
+from lab.patience import LIMIT, until
 from lab.processes import environment
 
 MAGIC = 0xA1B2C3D4  # little-endian file with microseconds
@@ -139,21 +139,17 @@ class Capture:
         assert self.process is not None
         self._wait_for_last_frame()
         self.process.send_signal(signal.SIGINT)
-        _, said = self.process.communicate(timeout=20)
+        _, said = self.process.communicate(timeout=LIMIT)
         dropped = re.search(r"(\d+) packets? dropped by kernel", said)
         if self.process.returncode or dropped is None or int(dropped[1]):
             raise RuntimeError(f"incomplete capture (exit code {self.process.returncode}): {said}")
 
-    def _wait_for_last_frame(self, timeout: float = 20) -> None:
+    def _wait_for_last_frame(self) -> None:
         tag = secrets.token_bytes(16)
         with netns.open_socket(self.namespace, socket.AF_PACKET, socket.SOCK_RAW) as sender:
             sender.bind((self.interface, 0))
             sender.send(LAST_FRAME + tag)
-        deadline = time.monotonic() + timeout
-        while tag not in self._tail():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"tcpdump lags more than {timeout} s behind on {self.interface}")
-            time.sleep(0.02)
+        until(lambda: tag in self._tail(), f"tcpdump lags behind on {self.interface}")
 
     def _tail(self) -> bytes:
         with self.file.open("rb") as recording:

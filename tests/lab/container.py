@@ -48,9 +48,9 @@ class Container:
         """The command line that runs `argv` in the container's network."""
         return ["nsenter", f"--net={self.namespace}", "--", *map(str, argv)]
 
-    def run(self, argv: Sequence[str | Path], *, timeout: float = 60) -> str:
+    def run(self, argv: Sequence[str | Path]) -> str:
         """Run a program in the container's network and return what it printed."""
-        return run(self.command(argv), timeout=timeout, prefix=self.prefix)
+        return run(self.command(argv), prefix=self.prefix)
 
     def open_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """A socket of the container, for use from the test's own process."""

@@ -8,11 +8,11 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from lab import processes
 from lab.container import Container
+from lab.patience import LIMIT, until
 from lab.processes import MARK, environment, run
 
 BUSYBOX = Path("/bin/busybox")
@@ -48,13 +48,10 @@ class CrunContainer(Container):
         self.namespace = Path(f"/proc/{self.pid}/ns/net")
 
     def _started(self, file: Path) -> int:
-        deadline = time.monotonic() + 10
-        while not (file.exists() and file.read_text()):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.process.kill()
-                said = self.process.communicate()[0].decode(errors="replace")
-                raise RuntimeError(f"crun did not start the container: {said}")
-            time.sleep(0.01)
+        until(lambda: self.process.poll() is not None or (file.exists() and file.read_text()), "crun starts nothing")
+        if self.process.poll() is not None:
+            said = self.process.communicate()[0].decode(errors="replace")
+            raise RuntimeError(f"crun did not start the container: {said}")
         return int(file.read_text())
 
     def execute(self, *argv: str, stdin: str = "") -> str:
@@ -73,7 +70,7 @@ class CrunContainer(Container):
         if self.process.poll() is None:
             if processes.start_time(self.pid) is not None:
                 os.kill(self.pid, signal.SIGKILL)
-            self.process.wait(10)
+            self.process.wait(LIMIT)
         if self.process.stdout is not None:
             self.process.stdout.close()
 

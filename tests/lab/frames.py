@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lab.patience import LIMIT
+
 LENGTH = struct.Struct("<I")
 
 
@@ -70,7 +72,7 @@ class Connection:
     for it: `further` has the kinds that this one asks for.
     """
 
-    def __init__(self, path: Path, timeout: float = 30) -> None:
+    def __init__(self, path: Path, timeout: float = LIMIT) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(timeout)
         try:

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from lab import netns, processes
 from lab.frames import Connection
+from lab.patience import LIMIT, until
 from lab.processes import environment, run
 
 DAEMON = [sys.executable, "-c", "from overlayd.cli import daemon; daemon()"]
@@ -60,6 +60,7 @@ class Node:
         self.resolv_conf = directory / "resolv.conf"
         self.program = DAEMON
         self.daemon: subprocess.Popen[bytes] | None = None
+        self._connections: list[Connection] = []
         self._directory = directory
         self.run_directory.mkdir(parents=True)
         self.hosts.write_text("127.0.0.1 localhost\n")
@@ -70,9 +71,9 @@ class Node:
         enter = ["ip", "netns", "exec", self.netns, "sh", "-c", ENTER, "sh", str(self._directory)]
         return [*enter, *map(str, argv)]
 
-    def run(self, argv: Sequence[str | Path], *, timeout: float = 60) -> str:
+    def run(self, argv: Sequence[str | Path]) -> str:
         """Run a program on this node and return what it printed."""
-        return run(self.command(argv), timeout=timeout, prefix=self.prefix)
+        return run(self.command(argv), prefix=self.prefix)
 
     def overlayctl(self, *arguments: str) -> str:
         """What `overlayctl --socket SOCKET ARGUMENTS` prints."""
@@ -96,22 +97,20 @@ class Node:
         """The arguments that run the daemon on this node's data directory and socket."""
         return [*self.program, "--data-dir", str(self.data_dir), "--socket", str(self.socket), *options]
 
-    def try_daemon(self, argv: Sequence[str], timeout: float = 20) -> tuple[int, str]:
+    def try_daemon(self, argv: Sequence[str]) -> tuple[int, str]:
         """Run a daemon that is expected to end by itself; return its exit code and what it logged."""
         done = subprocess.run(
             self.command(argv),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=LIMIT,
             env=environment(self.prefix),
             check=False,
         )
         return done.returncode, done.stdout + done.stderr
 
-    def start(self, *options: str, timeout: float = 20) -> None:
-        """Start the daemon and wait until it listens; DaemonExited when it ends instead, TimeoutError when it does
-        neither.
-        """
+    def start(self, *options: str) -> None:
+        """Start the daemon and wait until it listens; DaemonExited when it ends instead."""
         assert self.daemon is None, f"{self.name}: the daemon runs already"
         with self.log.open("ab") as log:
             # Its own session: Ctrl-C in the terminal reaches the laboratory alone, which then ends the daemon.
@@ -123,45 +122,44 @@ class Node:
                 env=environment(self.prefix),
                 start_new_session=True,
             )
-        deadline = time.monotonic() + timeout
-        while not self._listens():
-            if (code := self.daemon.poll()) is not None:
-                self.daemon = None
-                raise DaemonExited(code, self.log_tail())
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name}: the daemon did not listen within {timeout} s\n{self.log_tail()}")
-            time.sleep(0.01)
+        until(self._listens, lambda: f"{self.name}: the daemon does not listen\n{self.log_tail()}")
 
     def _listens(self) -> bool:
+        assert self.daemon is not None
+        if (code := self.daemon.poll()) is not None:
+            self.daemon = None
+            raise DaemonExited(code, self.log_tail())
         try:
-            self.connect().close()
+            Connection(self.socket).close()
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         return True
 
     def connect(self) -> Connection:
-        """A new connection to the daemon."""
-        return Connection(self.socket)
+        """A new connection to the daemon; closed with the node, if not before."""
+        connection = Connection(self.socket)
+        self._connections.append(connection)
+        return connection
 
-    def _signal(self, number: signal.Signals, timeout: float) -> int:
+    def _signal(self, number: signal.Signals) -> int:
         assert self.daemon is not None, f"{self.name}: no daemon runs"
         self.daemon.send_signal(number)
-        return self.wait(timeout)
+        return self.wait()
 
-    def wait(self, timeout: float = 10) -> int:
+    def wait(self) -> int:
         """Wait until the daemon has ended by itself; return its exit code."""
         assert self.daemon is not None, f"{self.name}: no daemon runs"
-        code = self.daemon.wait(timeout)
+        code = self.daemon.wait(LIMIT)
         self.daemon = None
         return code
 
     def stop(self) -> int:
         """SIGTERM; return the exit code."""
-        return self._signal(signal.SIGTERM, 10)
+        return self._signal(signal.SIGTERM)
 
     def kill(self) -> int:
         """SIGKILL."""
-        return self._signal(signal.SIGKILL, 10)
+        return self._signal(signal.SIGKILL)
 
     def log_tail(self, lines: int = 60) -> str:
         """The end of the daemon's log."""
@@ -170,7 +168,9 @@ class Node:
         )
 
     def close(self) -> None:
-        """End the daemon, without ceremony; the rest goes with the laboratory."""
+        """Hang up and end the daemon, without ceremony; the rest goes with the laboratory."""
+        for connection in self._connections:
+            connection.close()
         if self.daemon is not None:
             self.kill()
 

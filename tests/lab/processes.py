@@ -8,9 +8,10 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+
+from lab.patience import LIMIT, until
 
 ROOT = Path(__file__).resolve().parents[2]
 # Environment variable that every program of a laboratory inherits; its value is the laboratory's prefix
@@ -28,10 +29,10 @@ def environment(prefix: str = "") -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "LC_ALL": "C.UTF-8"} | ({MARK: prefix} if prefix else {})
 
 
-def run(argv: Sequence[str | Path], *, timeout: float = 60, prefix: str = "", stdin: str = "") -> str:
+def run(argv: Sequence[str | Path], *, prefix: str = "", stdin: str = "") -> str:
     """Run a program to its end and return what it printed; CommandFailed when it fails."""
     done = subprocess.run(
-        argv, input=stdin, capture_output=True, text=True, timeout=timeout, env=environment(prefix), check=False
+        argv, input=stdin, capture_output=True, text=True, timeout=LIMIT, env=environment(prefix), check=False
     )
     if done.returncode:
         raise CommandFailed(
@@ -83,13 +84,15 @@ def marked(variable: str, value: str) -> set[int]:
     return found
 
 
-def end(victims: Collection[int], *, seconds: float = 5) -> None:
-    """SIGKILL these processes and wait until each is gone or a zombie; TimeoutError when one is not."""
+def end(victims: Collection[int]) -> None:
+    """SIGKILL these processes and wait until each is gone or a zombie."""
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + seconds
-    while left := [pid for pid in victims if start_time(pid) is not None]:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {left} survived SIGKILL for {seconds} s")
-        time.sleep(0.005)
+    left = set(victims)
+
+    def are_gone() -> bool:
+        left.intersection_update({pid for pid in left if start_time(pid) is not None})
+        return not left
+
+    until(are_gone, lambda: f"processes {sorted(left)} survive SIGKILL")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lab.patience import LIMIT, until
 from lab.processes import environment
 
 MARKER = b"overlayd-plaintext-marker"  # in every block that `transfer` sends; must never be seen outside the tunnel
@@ -52,23 +53,27 @@ class Ping:
             if "bytes from" in line and (match := re.search(r"icmp_seq=(\d+)", line)):
                 self.received.add(int(match[1]))
 
-    def wait_for(self, echoes: int, timeout: float = 15) -> None:
-        """Wait until this many more echoes came back."""
+    def wait_for(self, echoes: int) -> None:
+        """Wait until this many more echoes came back; AssertionError when they do not, or ping ends."""
         goal = len(self.received) + echoes
-        deadline = time.monotonic() + timeout
-        while len(self.received) < goal:
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                raise TimeoutError(
-                    f"{len(self.received)} of {goal} echoes after {timeout} s\n{''.join(self.lines[-5:])}"
-                )
-            time.sleep(0.01)
+
+        def told() -> str:
+            return f"{len(self.received)} of {goal} echoes\n{''.join(self.lines[-5:])}"
+
+        def came() -> bool:
+            assert self.process.poll() is None, told()
+            return len(self.received) >= goal
+
+        until(came, told)
 
     def stop(self) -> list[int]:
         """End it; return the sequence numbers that were sent before the last answered one and never answered."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        self.process.wait(10)
-        self._reader.join(10)
+        self.process.wait(LIMIT)
+        self._reader.join(LIMIT)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         # Sequence numbers are 16 bits wide: no more than 65,535 echoes a ping, eleven minutes at 10 ms.
         return sorted(set(range(1, max(self.received, default=0))) - self.received)
 
@@ -82,9 +87,9 @@ class Ping:
 def ping(source: Place, destination: str, count: int = 5, options: Sequence[str] = ()) -> Ping:
     """Send `count` echoes; AssertionError unless every one was answered."""
     # With a deadline; else ping waits for the last echo no longer than twice what another one took.
-    running = Ping(source, destination, 0.02, ["-c", str(count), "-w", "5", *options])
+    running = Ping(source, destination, 0.02, ["-c", str(count), "-w", str(int(LIMIT)), *options])
     try:
-        running.process.wait(30)
+        running.process.wait(2 * LIMIT)
     finally:
         running.stop()
     assert running.received >= set(range(1, count + 1)), "".join(running.lines)
@@ -112,7 +117,7 @@ def transfer(source: Place, destination: Place, address: str, megabytes: int = 1
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with destination.open_socket(family) as listener, source.open_socket(family) as sender:
         for end in (listener, sender):
-            end.settimeout(60)
+            end.settimeout(LIMIT)
         listener.bind((address, 0))
         listener.listen(1)
         started = time.monotonic()
@@ -132,7 +137,7 @@ def transfer(source: Place, destination: Place, address: str, megabytes: int = 1
         thread.start()
         arrived = 0
         with receiver:
-            receiver.settimeout(60)
+            receiver.settimeout(LIMIT)
             while data := receiver.recv(1 << 20):
                 received.update(data)
                 arrived += len(data)

@@ -24,6 +24,7 @@ from pathlib import Path
 import uvloop
 
 from lab.node import Node
+from lab.patience import LIMIT, until
 from lab.processes import environment
 from overlayd.daemon.nat.relay import Relay
 from overlayd.proto.turn import Allocated, Event, Received, TurnClient
@@ -70,7 +71,7 @@ def _process(node: Node, argv: Sequence[str], log: Path) -> Iterator[subprocess.
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(LIMIT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -86,11 +87,7 @@ def _udp_listeners(pid: int, port: int) -> list[str]:
 
 
 def _wait(ready: Callable[[], bool], name: str, log: Path) -> None:
-    deadline = time.monotonic() + 15
-    while not ready():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{name} is not ready\n{log.read_text() if log.exists() else ''}")
-        time.sleep(0.01)
+    until(ready, lambda: f"{name} is not ready\n{log.read_text() if log.exists() else ''}")
 
 
 class TurnSocket:
@@ -115,13 +112,13 @@ class TurnSocket:
         for datagram in self.client.datagrams_to_send(time.monotonic()):
             self.socket.sendto(datagram, self.server)
 
-    def run(self, until: Callable[[], bool], seconds: float = 10) -> None:
+    def run(self, condition: Callable[[], bool], seconds: float = LIMIT) -> None:
         """Serve the client until something is so; TimeoutError if it never is."""
         deadline = time.monotonic() + seconds
         while True:
             self.flush()
             self.events += self.client.events()
-            if until():
+            if condition():
                 return
             now = time.monotonic()
             if now > deadline:

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from lab.patience import until_async as until
 from node_with_peers import NodeWithPeers
 
 from overlayd import wire
@@ -130,10 +131,10 @@ async def looking(tmp_path: Path) -> AsyncIterator[Looking]:
 
 async def test_a_new_peer_with_candidates_is_looked_for_and_left_alone_once_found(looking: Looking) -> None:
     await looking.add(KEY, GIVEN, RELAY)
-    await looking.until(lambda: looking.device.told == [(GIVEN, 0), (RELAYED, KEEPALIVE)])
+    await until(lambda: looking.device.told == [(GIVEN, 0), (RELAYED, KEEPALIVE)])
     assert {endpoint_text(way.endpoint) for way in looking.checked} <= {GIVEN, RELAYED}
     await looking.shake(KEY)
-    await looking.until(lambda: not looking.running())
+    await until(lambda: not looking.running())
     assert looking.device.told == [(GIVEN, 0), (RELAYED, KEEPALIVE)], "it stays, and its keepalive as well"
     assert [event.endpoint for event in looking.events if isinstance(event, wire.NatEndpointChanged)] == [RELAYED]
 
@@ -146,20 +147,20 @@ async def test_a_new_peer_with_candidates_is_looked_for_and_left_alone_once_foun
 
 async def test_another_endpoint_ends_what_was_selected(looking: Looking) -> None:
     await looking.add(KEY, GIVEN, RELAY)
-    await looking.until(lambda: looking.device.told[-1] == (RELAYED, KEEPALIVE))
+    await until(lambda: looking.device.told[-1] == (RELAYED, KEEPALIVE))
     await looking.add(KEY, "192.0.2.7:7")
     assert looking.device.told[-1] == ("192.0.2.7:7", 0)
-    await looking.until(lambda: not looking.running())
+    await until(lambda: not looking.running())
     assert looking.device.told[-1] == ("192.0.2.7:7", 0)
 
 
 async def test_a_peer_that_went_is_looked_for_no_more(looking: Looking) -> None:
     await looking.add(KEY, GIVEN, RELAY)
-    await looking.until(lambda: looking.device.told[-1][0] == RELAYED)
+    await until(lambda: looking.device.told[-1][0] == RELAYED)
     await looking.node.change_together(lambda draft: peers.remove_peer(draft, GLOBAL, KEY), ["peers "])
-    await looking.until(lambda: not looking.running())
+    await until(lambda: not looking.running())
     await looking.add(OTHER, GIVEN, RELAY)
-    await looking.until(lambda: (f"{OTHER.hex()}/", GIVEN) in looking.node.facts.selected)
+    await until(lambda: (f"{OTHER.hex()}/", GIVEN) in looking.node.facts.selected)
     assert len(looking.node.facts.selected) == 1, "what was selected of the other one is forgotten"
 
 
@@ -169,7 +170,7 @@ async def test_who_is_not_reached_goes_back_to_what_is_configured_and_is_tried_a
     monkeypatch.setattr(traversal, "HOLD", 0.05)
     monkeypatch.setattr(traversal, "next_attempt", lambda failures, phase, now: now + 0.05)
     await looking.add(KEY, GIVEN, RELAY)
-    await looking.until(lambda: len(looking.device.told) >= 5)
+    await until(lambda: len(looking.device.told) >= 5)
     there, back = (RELAYED, KEEPALIVE), (GIVEN, 0)
     assert looking.device.told[:5] == [back, there, back, there, back]
 
@@ -179,12 +180,12 @@ async def test_a_name_that_resolves_meanwhile_counts_when_nothing_was_found(
 ) -> None:
     monkeypatch.setattr(traversal, "HOLD", 0.5)
     await looking.add(KEY, "a.example:7", RELAY)
-    await looking.until(lambda: looking.device.told[-1] == (RELAYED, KEEPALIVE))
+    await until(lambda: looking.device.told[-1] == (RELAYED, KEEPALIVE))
     (peer,) = looking.node.state.peers(GLOBAL).values()
     resolved = {(peer.key, peer.endpoint): (ip_address("192.0.2.77"), 7)}
     await looking.node.update_facts(lambda facts: replace(facts, resolved=resolved), [peer.id], exclusive=["peers "])
     assert looking.device.told[-1] == (RELAYED, KEEPALIVE), "while it is looked for elsewhere, the name waits"
-    await looking.until(lambda: not looking.running())
+    await until(lambda: not looking.running())
     assert looking.device.told[-1] == ("192.0.2.77:7", 0)
 
 
@@ -195,7 +196,7 @@ async def test_healthy_peers_and_those_with_nowhere_else_to_be_cost_nothing(look
     assert not looking.tasks
     await looking.add(KEY, GIVEN, RELAY)
     await looking.shake(KEY)
-    await looking.until(lambda: not looking.running())
+    await until(lambda: not looking.running())
     begun = len(looking.tasks)
     looking.traversal.retry()
     await looking.health.refresh()
@@ -204,12 +205,12 @@ async def test_healthy_peers_and_those_with_nowhere_else_to_be_cost_nothing(look
 
 async def test_a_silent_peer_is_looked_for_when_it_is_missed(looking: Looking) -> None:
     await looking.add(KEY, GIVEN, ("host", GIVEN, 1), RELAY)
-    await looking.until(lambda: looking.device.told[-1][0] == RELAYED)
+    await until(lambda: looking.device.told[-1][0] == RELAYED)
     looking.device.set_peers(
         "", [Step(None, looking.device.peers[KEY].__class__(GLOBAL, "", KEY, None, 0, frozenset()))]
     )
     await looking.shake(KEY, endpoint=next(way.endpoint for way in looking.checked if way.kind == "host"))
-    await looking.until(lambda: not looking.running())
+    await until(lambda: not looking.running())
     assert looking.node.facts.selected == {}, "it is where it is configured, and no NAT is between"
     begun = len(looking.tasks)
     await looking.shake(KEY, last_handshake=1, tx_bytes=100)
@@ -225,12 +226,12 @@ async def test_many_are_looked_for_a_few_at_a_time(looking: Looking, monkeypatch
     looking.traversal = looking.make()
     for number in range(1, 10):
         await looking.add(bytes([number]) * 32, "", ("relay", f"192.0.2.1:{number}", 1))
-    await looking.until(lambda: len(looking.device.told) == 9 + 3)
+    await until(lambda: len(looking.device.told) == 9 + 3)
     assert looking.running() == 3
     for number in range(1, 10):
-        await looking.until(lambda number=number: looking.device.peers[bytes([number]) * 32].endpoint is not None)
+        await until(lambda number=number: looking.device.peers[bytes([number]) * 32].endpoint is not None)
         await looking.shake(bytes([number]) * 32)
-    await looking.until(lambda: not looking.running())
+    await until(lambda: not looking.running())
 
 
 async def test_who_was_there_at_a_start_is_taken_up(looking: Looking) -> None:

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from lab.patience import until_async as until
 from node_with_peers import NodeWithPeers
 
 from overlayd import keys, wire
@@ -128,6 +129,6 @@ async def test_the_devices_are_read_until_the_end_of_the_block(
     async with Tasks() as tasks:
         async with Health(node.node).running(tasks.keep_up):
             assert device.readings == 1, "before anybody asks"
-            await node.until(lambda: device.readings > 3)
+            await until(lambda: device.readings > 3)
         before = device.readings
     assert device.readings <= before + 1

@@ -10,6 +10,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from lab.patience import until_async as until
 from node_with_peers import NodeWithPeers
 
 from overlayd.daemon.peers.health import Health
@@ -47,7 +48,7 @@ async def following(tmp_path: Path) -> AsyncIterator[Following]:
 
 async def test_names_of_old_and_new_peers_are_followed(following: Following) -> None:
     await following.add(KEY, "localhost:7")
-    await following.until(lambda: following.resolved().keys() == {KEY, OTHER})
+    await until(lambda: following.resolved().keys() == {KEY, OTHER})
     assert following.resolved()[KEY] in ("127.0.0.1:7", "::1:7")
 
 
@@ -68,14 +69,14 @@ async def test_a_peer_that_went_is_forgotten(following: Following) -> None:
         await asyncio.sleep(0)
         assert following.running() == before
     await following.add(b"c" * 32, "localhost:9")
-    await following.until(lambda: following.resolved().keys() == {OTHER, b"c" * 32})
+    await until(lambda: following.resolved().keys() == {OTHER, b"c" * 32})
 
 
 async def test_another_endpoint_is_another_name(following: Following) -> None:
     before = following.running()
     await following.add(KEY, "a..b:7")
     await following.add(KEY, "localhost:8")
-    await following.until(lambda: KEY in following.resolved())
+    await until(lambda: KEY in following.resolved())
     assert following.resolved()[KEY].endswith(":8")
     await following.add(KEY, "192.0.2.1:8")
     await asyncio.sleep(0)

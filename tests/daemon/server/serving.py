@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import msgspec
+from lab.patience import LIMIT
 
 from overlayd import wire
 from overlayd.daemon.handlers import Handlers
@@ -19,7 +20,6 @@ from overlayd.proto.identity import DaemonProcess
 from overlayd.proto.mux import EndpointMux, json_wire
 
 PROTOCOL = 0xF0DE
-PATIENCE = 20  # seconds until a test gives up; nothing takes that long
 STATUS = wire.encode_response_object(wire.Status(peer_count=0, service_count=0))
 
 
@@ -81,7 +81,7 @@ async def serving(
 ) -> AsyncIterator[Server]:
     async with Tasks() as changes:
         server = Server(handlers or Fake(), admits, changes.spawn, mux or multiplexer(), limits)  # type: ignore[arg-type]
-        async with server.serving(listener.bind(path, None), PATIENCE):
+        async with server.serving(listener.bind(path, None), LIMIT):
             yield server
     assert server.buffered == 0
 
@@ -104,7 +104,7 @@ class Client:
 
     async def receive(self) -> dict[str, object] | Frame:
         """The next message: the object of a JSON frame, or an envelope.  EOFError at the end."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(LIMIT):
             try:
                 head = await self.reader.readexactly(5)
                 if head[0] == 1 and head[4] <= 1:
@@ -161,12 +161,6 @@ def payload(id: int, body: bytes = b'{"op":"status"}', **fields: object) -> byte
 
 def probe(nonce: bytes = bytes(32)) -> bytes:
     return envelope.encode(identity.probe_request(nonce))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
 
 
 async def settle() -> None:

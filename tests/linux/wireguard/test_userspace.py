@@ -24,7 +24,7 @@ from overlayd.linux.wireguard.userspace import Userspace
 from overlayd.model.objects import Device, Step
 
 pytest.register_assert_rewrite("wireguard_cases")
-from wireguard_cases import DeviceCases, Namespaces, a_peer, eventually  # noqa: E402
+from wireguard_cases import DeviceCases, Namespaces, a_peer, until  # noqa: E402
 
 SOCKETS = Path("/var/run/wireguard")
 
@@ -203,8 +203,8 @@ class TestFaults(Namespaces):
         device = alpha.create()
         pid = pid_of(device.name)
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not alpha.alive(device.name))
-        eventually(lambda: not Path(f"/proc/{pid}").exists())  # no zombie stays behind
+        until(lambda: not alpha.alive(device.name))
+        until(lambda: not Path(f"/proc/{pid}").exists())  # no zombie stays behind
         assert (SOCKETS / f"{device.name}.sock").is_socket()  # the stale socket that a killed process leaves
         alpha.namespace.call(alpha.backend.create, device)
         assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
@@ -217,7 +217,7 @@ class TestFaults(Namespaces):
         alpha.namespace("ip", "link", "set", device.name, "name", renamed.name)
         alpha.configure(device, renamed)
         os.kill(pid_of(device.name), signal.SIGKILL)
-        eventually(lambda: not alpha.alive(renamed.name))
+        until(lambda: not alpha.alive(renamed.name))
         alpha.namespace.call(alpha.backend.create, renamed)
         assert alpha.read(renamed.name)[:2] == (device.private_key, device.listen_port)
         assert [path.name for path in SOCKETS.glob(f"{device.name}*")] == [f"{renamed.name}.sock"]
@@ -312,7 +312,7 @@ class TestFaults(Namespaces):
         assert alpha.alive(device.name)
         os.kill(pid, signal.SIGSTOP)
         assert alpha.backend.end_if_silent(device.name) == pid
-        eventually(lambda: alpha.index(device.name) is None)
+        until(lambda: alpha.index(device.name) is None)
         assert alpha.alive(other.name)
         alpha.namespace.call(alpha.backend.create, device)
         assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
