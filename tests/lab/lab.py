@@ -44,6 +44,8 @@ UNDERLAY6 = IPv6Interface("fd31::fe/64")
 OUTSIDE6 = IPv6Interface("2001:db8:51::1/64")  # RFC 3849
 OUTSIDE6_ROUTER = IPv6Interface("2001:db8:51::fe/64")
 DIRECTORY = re.compile(r"overlayd-lab-(?P<prefix>ot[0-9a-f]{6})-(?P<pid>\d+)-(?P<started>\d+)")
+# A cable carries one packet at a time: what is sent in segments is cut before it is captured, as before a real card.
+CABLE = ("gso_max_segs", "1")
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # beside SIGINT, which Python turns into KeyboardInterrupt by itself
 
 
@@ -210,7 +212,7 @@ class Lab:
         router, master = bridge
         ip = ["ip", "-n", namespace]
         mtu = ["mtu", str(self.mtu)]
-        run([*ip, "link", "add", "uplink", *mtu, "type", "veth", "peer", "name", name, *mtu, "netns", router])
+        run([*ip, "link", "add", "uplink", *mtu, *CABLE, "type", "veth", "peer", "name", name, *mtu, "netns", router])
         self._prepare(namespace, "uplink")
         run([*ip, "address", "add", str(address), "dev", "uplink"])
         run([*ip, "link", "set", "uplink", "up"])
