@@ -12,7 +12,7 @@ RUN pip wheel --no-cache-dir --no-build-isolation --constraint constraints.txt -
 
 FROM python:3.11-slim-bookworm
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libnftables1 wireguard-go wireguard-tools \
+    && apt-get install --yes --no-install-recommends nftables wireguard-go wireguard-tools \
     && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links /wheels overlayd

@@ -1,4 +1,4 @@
-"""What a change of membership costs through libnftables, on a node that has many members already.
+"""What a change of membership costs, and what nft(8) costs, on a node that has many members already.
 
 Needs root; works in a network namespace of its own.
 

@@ -175,8 +175,8 @@ class Monitor:
 
 
 def is_own_thread(thread: int) -> bool:
-    """Whether a `RulesetChanged` is by a thread of this process; never true in a pid namespace other than the initial
-    one, where threads have other numbers.
+    """Whether a `RulesetChanged` is by a thread of this process, which changes members of sets itself, and rules by
+    nft(8); never true in a pid namespace other than the initial one, where threads have other numbers.
     """
     return Path(f"/proc/self/task/{thread}").exists()
 

@@ -1,7 +1,7 @@
 """Elements of our nftables sets, added and deleted by nfnetlink messages.
 
 Owns: their encoding, and the transaction.  Must not know: what an element means, or how sets are made and listed
-(those go through libnftables).  A transaction costs what it changes, whatever else is in the ruleset.
+(those go through nft).  A transaction costs what it changes, whatever else is in the ruleset.
 """
 
 import socket

@@ -1,6 +1,6 @@
 """What a packet filter that is not ours does with one kind of packet.
 
-Owns: reading the chains of nftables, as libnftables lists them in JSON (libnftables-json(5)), for a verdict.  Must not
+Owns: reading the chains of nftables, as nft lists them in JSON (libnftables-json(5)), for a verdict.  Must not
 know: which packets matter, or what is to be done (`blockers`); how a ruleset is listed (`linux.nft`).
 
 Many conditions can be judged from what is known of the packet: links, connection state, protocol, port, addresses.

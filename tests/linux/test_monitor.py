@@ -3,6 +3,7 @@
 import os
 import select
 import threading
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from overlayd.linux.monitor import (
     process_name,
 )
 from overlayd.linux.nft import Nft
-from overlayd.model.objects import NFT_TABLE
+from overlayd.model import ruleset
+from overlayd.model.objects import NFT_TABLE, Step
 
 
 @pytest.fixture
@@ -118,7 +120,9 @@ def test_forwarding_and_reverse_path_filtering(monitor, shell):
 
 def test_who_changed_the_ruleset_and_whether_it_was_ours(monitor, shell):
     nft = Nft()
-    nft.ensure()
+    nft.ensure()  # by a program of its own, which is one more look at the ruleset
+    assert [(event.ours, event.program) for event in of(RulesetChanged, heard(monitor))] == [(True, "nft")]
+    nft.apply([Step(None, element) for element in ruleset.node(ip_address("10.9.9.8"))])
     (own,) = of(RulesetChanged, heard(monitor))
     assert (own.ours, is_own_thread(own.thread)) == (True, True)
     shell("nft add table inet foreign; nft add set inet foreign s '{ type ipv4_addr; }'")
@@ -138,10 +142,12 @@ def test_who_changed_the_ruleset_and_whether_it_was_ours(monitor, shell):
 
 def test_a_change_by_another_thread_of_ours_is_ours(monitor):
     nft = Nft()
+    nft.ensure()
+    heard(monitor)
     done = threading.Event()
 
     def work():
-        nft.ensure()
+        nft.apply([Step(None, element) for element in ruleset.node(ip_address("10.9.9.8"))])
         done.wait(10)
 
     thread = threading.Thread(target=work)
