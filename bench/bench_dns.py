@@ -91,7 +91,7 @@ def main() -> None:
     names = {f"svc{number}": f"10.200.{number >> 8 & 255}.{number & 255}" for number in range(args.names)}
     with ExitStack() as stack:
         member = Member(stack.enter_context(Lab()), 1, "alpha")
-        member.start()
+        member.start("--dns-node-address")
         member.set_up()
         node = member.node
         register(member, names)

@@ -146,7 +146,7 @@ def main() -> None:
 
     with Lab() as lab:
         member = Member(lab, 1, "alpha")
-        member.start()
+        member.start("--dns-node-address")
         member.set_up()
         tell("quiet", measure(member.node.socket, seconds / 4), [])
         with handlers_held(member), beside([load, member.node.socket, str(FLOODERS), str(DEPTH), str(seconds)]) as said:

@@ -88,6 +88,11 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "nat_status": (0, wire.GetNatStatus()),
     "shutdown": (0, wire.Shutdown()),
     "mint_edge_peer": (7, wire.MintEdgePeer("laptop", 3600, ("10.200.0.0/16",))),
+    "mint_edge_peer_everything": (7, wire.MintEdgePeer("laptop", 3600)),
+    "mint_edge_peer_endpoint": (
+        7,
+        wire.MintEdgePeer("laptop", 3600, ("web", "fd00::/120"), "vpn.example.net:51820"),
+    ),
     "list_edge_peers": (0, wire.ListEdgePeers()),
     "revoke_edge_peer": (7, wire.RevokeEdgePeer("laptop")),
     "doctor": (0, wire.Doctor()),
@@ -190,7 +195,8 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
                     public_key=KEY_B,
                     minted_at_unix=1767225600,
                     expires_at_unix=1767229200,
-                    allowed=(),
+                    allowed=("10.200.9.0/26",),
+                    services=("web",),
                 ),
             )
         ),
@@ -228,6 +234,29 @@ SPELLINGS = {
         ),
     ),
     "empty_nat": (7, wire.SetupGlobalOverlay(**PROD, nat=wire.NatConfig())),
+    "nat_bare_objects": (
+        7,
+        wire.SetupGlobalOverlay(
+            **PROD,
+            nat=wire.NatConfig(
+                turn_servers=(wire.TurnServer("192.0.2.1:3478"), wire.TurnServer()), relay_server=wire.RelayServer()
+            ),
+        ),
+    ),
+    "nat_zeros": (
+        7,
+        wire.SetupGlobalOverlay(
+            **PROD,
+            nat=wire.NatConfig(
+                stun_servers=(),
+                hole_punch_timeout_secs=0,
+                stun_refresh_interval_secs=0,
+                max_candidate_pairs=0,
+                relay_server=wire.RelayServer(0, "", 0),
+            ),
+        ),
+    ),
+    "nat_ask_nobody": (7, wire.SetupGlobalOverlay(**PROD, nat=wire.NatConfig(stun_servers=("none",)))),
 }
 
 

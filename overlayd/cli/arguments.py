@@ -63,6 +63,7 @@ _EDGE_EPILOG = """\
 examples:
   (umask 077; overlayctl edge mint laptop --ttl 8h --allow 10.200.0.0/16 > overlay.conf)
   wg-quick up ./overlay.conf                         on the laptop
+  overlayctl edge mint laptop --ttl 8h --allow web --node-endpoint vpn.example.net:51820
   overlayctl edge list
   overlayctl edge revoke laptop
 
@@ -183,7 +184,16 @@ COMMANDS = (
                         help="how long it may connect: 90s, 30m, 8h, 7d",
                     ),
                     _option(
-                        "--allow", action="append", required=True, metavar="CIDR", help="what it may reach; repeatable"
+                        "--allow",
+                        action="append",
+                        default=[],
+                        metavar="CIDR|SERVICE",
+                        help="what it may reach, a CIDR or a service of this node; repeatable (default: everything)",
+                    ),
+                    _option(
+                        "--node-endpoint",
+                        metavar="HOST:PORT",
+                        help="where it dials this node (default: this host's own address, which a NAT may hide)",
                     ),
                     _option(
                         "--format", choices=("wg-quick", "json"), default="wg-quick", help="(default: %(default)s)"

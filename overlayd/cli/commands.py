@@ -125,7 +125,9 @@ async def _inspect(args: Namespace) -> int:
 
 async def _edge_mint(args: Namespace) -> None:
     async with _client(args) as client:
-        config = await client.mint_edge_peer(args.name, ttl_secs=args.ttl, allow=args.allow)
+        config = await client.mint_edge_peer(
+            args.name, ttl_secs=args.ttl, allow=args.allow, node_endpoint=args.node_endpoint
+        )
     print(tables.pretty_json(config) if args.format == "json" else tables.wg_quick(config))
 
 

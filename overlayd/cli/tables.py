@@ -101,12 +101,12 @@ def nat(status: wire.NatStatus, *, wide: bool, now: float) -> str:
 
 
 def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float) -> str:
-    """One line an edge peer."""
+    """One line an edge peer; the services that it was granted by name stand behind what it reaches."""
     rows = [
         (
             peer.name,
             peer.overlay_ip,
-            ", ".join(peer.allowed) or "none",
+            (", ".join(peer.allowed) or "none") + (f" (of {', '.join(peer.services)})" if peer.services else ""),
             "expired" if peer.expires_at_unix <= now else f"in {span(peer.expires_at_unix - now)}",
             "unknown" if peer.last_handshake_unix_secs is None else age(peer.last_handshake_unix_secs, now),
             key(peer.public_key, wide=wide),

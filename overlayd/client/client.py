@@ -352,8 +352,10 @@ class OverlayClient:
         """Returns when the daemon has said that it will exit."""
         await self._ask(wire.Shutdown(), wire.Ok)
 
-    async def mint_edge_peer(self, name: str, *, ttl_secs: int, allow: Sequence[str]) -> wire.EdgeConfig:
-        return await self._ask(wire.MintEdgePeer(name, ttl_secs, tuple(allow)), wire.EdgeConfig)
+    async def mint_edge_peer(
+        self, name: str, *, ttl_secs: int, allow: Sequence[str] = (), node_endpoint: str | None = None
+    ) -> wire.EdgeConfig:
+        return await self._ask(wire.MintEdgePeer(name, ttl_secs, tuple(allow), node_endpoint), wire.EdgeConfig)
 
     async def list_edge_peers(self) -> tuple[wire.EdgePeer, ...]:
         return (await self._ask(wire.ListEdgePeers(), wire.EdgePeers)).peers

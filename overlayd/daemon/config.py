@@ -49,6 +49,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     payload_protocol: int = PAYLOAD_PROTOCOL
     no_probe: bool = False
     dns_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = upstreams.PORT
+    dns_node_address: bool = False
     dns_zone: str = DNS_ZONE
     dns_upstream: tuple[str, ...] = ()
 
@@ -122,7 +123,13 @@ def parser() -> argparse.ArgumentParser:
     option(
         "--dns-port",
         metavar="PORT",
-        help="the port of the name server, at the node address and the gateway of each service; 0: none (default 53)",
+        help="the port of the name server, at the gateway of each service; 0: none (default 53)",
+    )
+    option(
+        "--dns-node-address",
+        action="store_true",
+        default=None,
+        help="serve names at the node address too, where an orchestrator may have a resolver of its own (default: no)",
     )
     option(
         "--dns-zone",
@@ -146,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="start from a damaged journal with what stands before the damage; a copy of the whole is kept",
     )
+    option("--service", action="store_true", help="does nothing; init scripts of other daemons pass it")
     option("--version", action="version", version=f"overlayd {__version__}")
     return parser
 

@@ -19,7 +19,7 @@ from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
 from overlayd.model.plan import plan
-from overlayd.model.rows import Attachment, Peer, Service
+from overlayd.model.rows import Attachment, Edge, Peer, Service
 
 
 class Doctor:
@@ -49,7 +49,7 @@ class Doctor:
         await self._host.check()
         drifted, dead = await self._node.run_exclusively(self._look)
         found = [*self._silent(), *drifted, *dead, *self._host.findings, *self._names(), *self._peers()]
-        return ordered([*found, *self._unisolated(), *self._traversal(), *self._node_itself()])
+        return ordered([*found, *self._edges(), *self._unisolated(), *self._traversal(), *self._node_itself()])
 
     def _look(self) -> tuple[list[Finding], list[Finding]]:
         """In a worker thread: what differs in the kernel, and who died."""
@@ -135,6 +135,22 @@ class Doctor:
             )
             for each in state.table(Attachment).values()
             if each.service in isolated and not each.isolation_network
+        ]
+
+    def _edges(self) -> list[Finding]:
+        state = self._node.state
+        return [
+            Finding(
+                code="grant-lost",
+                severity="warning",
+                object=f"edge peer {edge.name}",
+                problem=f"may reach service {name}, which is not on this node",
+                symptom="it reaches nothing of that service",
+                remedy="set the service up again, or shut the edge peer out (overlayctl edge revoke)",
+            )
+            for edge in state.table(Edge).values()
+            for name in edge.services
+            if state.get(Service, name) is None
         ]
 
     def _traversal(self) -> list[Finding]:

@@ -29,6 +29,7 @@ from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.nat.session import Nat
+from overlayd.daemon.peers import grants
 from overlayd.daemon.peers.expiry import Expiry
 from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.hostnames import Resolver
@@ -154,12 +155,20 @@ async def _serve(
         await enter(resolver.running())
         nat = Nat(node, health, Lookups(), tasks.spawn, tasks.keep_up)
         await enter(nat.running())
-        nameserver = Nameserver(node, config.dns_zone, config.dns_port, config.upstreams, tasks.spawn)
+        nameserver = Nameserver(
+            node,
+            config.dns_zone,
+            config.dns_port,
+            config.upstreams,
+            tasks.spawn,
+            at_node_address=config.dns_node_address,
+        )
         await enter(nameserver.running())
         await enter(DeathWatch(partial(reclaim, node), tasks.spawn).running(node))
         await enter(Expiry(node, tasks.spawn).running())
         status = StatusView(node, health)
         stack.enter_context(node.subscribe(status.follow))
+        stack.enter_context(node.subscribe(partial(grants.tell_lost, node)))
         doctor = Doctor(node, sentinel, host, health, nameserver=nameserver, nat=nat)
         daemon = Daemon(node, status, health, nat, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)

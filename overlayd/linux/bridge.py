@@ -13,7 +13,7 @@ import socket
 from ipaddress import IPv6Interface
 
 from overlayd.errors import MechanismError
-from overlayd.linux import forwarding, link, sysctl
+from overlayd.linux import bridge_options, forwarding, link, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
     addresses,
@@ -116,16 +116,21 @@ def delete_proxy(proxy: Proxy) -> None:
 def _configure(netlink: Netlink, bridge: Bridge) -> None:
     index, address = link_index(bridge.name), bridge.address
     # In a message of its own and first: an adopted bridge refuses a forward delay of 0 while its spanning tree is on.
-    no_spanning_tree = rt.link_body(_data(u32(rt.IFLA_BR_STP_STATE, 0)), index=index)
+    no_spanning_tree = rt.link_body(bridge_options.settings(bridge_options.SPANNING_TREE), index=index)
     body = rt.link_body(
         u32(rt.IFLA_GROUP, GROUP_BRIDGE),
         text(rt.IFLA_IFALIAS, f"{ALIAS} bridge {bridge.service}"),
         u32(rt.IFLA_MTU, bridge.mtu),
         attribute(rt.IFLA_ADDRESS, mac(address.ip)),
-        _data(u32(rt.IFLA_BR_FORWARD_DELAY, 0), attribute(rt.IFLA_BR_MCAST_SNOOPING, b"\0")),
+        bridge_options.settings(bridge_options.OF_BRIDGE),
         index=index,
     )
-    requests = [Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, each) for each in (no_spanning_tree, body)]
+    no_vlans = rt.link_body(bridge_options.settings(bridge_options.VLANS), index=index)
+    requests = [
+        Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, no_spanning_tree),
+        Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, no_vlans, (errno.EOPNOTSUPP,)),
+        Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, body),
+    ]
     wanted = {address}
     if address.version == 6:
         # The kernel's own link-local address would be tentative for a second after the first port came up, and
@@ -137,13 +142,11 @@ def _configure(netlink: Netlink, bridge: Bridge) -> None:
             Request("configure bridge", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(no_link_local, index=index))
         )
         wanted.add(LINK_LOCAL)
-    requests.append(Request("set up", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(index=index, up=True)))
+    requests.append(
+        Request("set up", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(index=index, up=True, ethernet=True))
+    )
     netlink.transact(requests)
     foreign = {carried for carried in addresses(netlink, index) if not carried.is_link_local} - wanted
     change_addresses(netlink, index, wanted, foreign)
     forwarding.enable([bridge.name])
     await_answering(netlink, index, address)
-
-
-def _data(*settings: bytes) -> bytes:
-    return nested(rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "bridge"), nested(rt.IFLA_INFO_DATA, *settings))

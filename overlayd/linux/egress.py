@@ -113,10 +113,21 @@ def leaves_host(netlink: Netlink, address: Address) -> bool:
     """Whether packets to `address` go to another host: it is none of our own, no broadcast or multicast address, and
     there is a route.  Takes some 20 us and waits for nobody.
     """
+    return _look_up(netlink, address) is not None
+
+
+def source_towards(netlink: Netlink, address: Address) -> Address | None:
+    """The address of this host that packets to `address` carry, None when they do not leave it.  Costs as little."""
+    route = _look_up(netlink, address)
+    return route.source if route is not None else None
+
+
+def _look_up(netlink: Netlink, address: Address) -> rt.KernelRoute | None:
+    """The route by which packets to `address` leave this host."""
     body = rt.lookup_body(address)
     try:
         replies = netlink.transact([Request("look up route", str(address), rt.RTM_GETROUTE, 0, body)])
     except MechanismError:
-        return False  # unreachable, prohibited: the errno says how, which nobody asks
+        return None  # unreachable, prohibited: the errno says how, which nobody asks
     routes = map(rt.parse_route, replies)
-    return any(route is not None and route.type == rt.RTN_UNICAST for route in routes)
+    return next((route for route in routes if route is not None and route.type == rt.RTN_UNICAST), None)

@@ -55,6 +55,12 @@ class LinkChanged(NamedTuple):
     gone: bool
 
 
+class PortChanged(NamedTuple):
+    """The options of a bridge's port were set, or its state changed; of the link only what such a message shows."""
+
+    link: rt.Link
+
+
 class AddressChanged(NamedTuple):
     """An address, IPv6 link-local ones excepted, was added to the link with that index, or removed from it.
 
@@ -97,7 +103,7 @@ class Overrun(NamedTuple):
     ruleset: bool
 
 
-Event = LinkChanged | AddressChanged | RouteChanged | ParameterChanged | RulesetChanged | Overrun
+Event = LinkChanged | PortChanged | AddressChanged | RouteChanged | ParameterChanged | RulesetChanged | Overrun
 
 
 class Monitor:
@@ -137,6 +143,7 @@ class Monitor:
         """
         ruleset = source is not self.sockets[0]
         links: dict[int, Message] = {}  # by index
+        ports: dict[int, Message] = {}
         events: list[Event] = []
         for _ in range(_READS):
             try:
@@ -151,13 +158,15 @@ class Monitor:
                 continue
             for message in received:
                 if not ruleset and message.type in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
-                    # Of another family than AF_UNSPEC it is about a bridge's port, or about IPv6 on the link.
+                    # Of family AF_BRIDGE it is about a bridge's port, of AF_INET6 about IPv6 on the link.
                     if message.body[0] == socket.AF_UNSPEC:
                         links[rt.link_index(message.body)] = message
+                    elif message.body[0] == socket.AF_BRIDGE and message.type == rt.RTM_NEWLINK:
+                        ports[rt.link_index(message.body)] = message
                 elif (event := self._ruleset_event(message) if ruleset else _event(message)) is not None:
                     events.append(event)
         told = [LinkChanged(rt.parse_link(each.body), each.type == rt.RTM_DELLINK) for each in links.values()]
-        return [*told, *events]
+        return [*told, *(PortChanged(rt.parse_port(each.body)) for each in ports.values()), *events]
 
     def _ruleset_event(self, message: Message) -> Event | None:
         """A transaction's notifications come together; the new generation's number, with who made it, comes last."""

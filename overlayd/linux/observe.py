@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Interface, ip_network
 
 from overlayd.errors import MechanismError
 from overlayd.linux import bridge as bridges
-from overlayd.linux import forwarding, netns, veth
+from overlayd.linux import bridge_options, forwarding, netns, veth
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, is_wide, read_link
 from overlayd.linux.netlink import Netlink
@@ -298,6 +298,7 @@ def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: _View
     else:
         address = _NO_ADDRESS
     faults += _parameter(link)
+    faults += bridge_options.bridge_faults(link)
     return Bridge(service, link.name, address, link.mtu, ", ".join(faults))
 
 
@@ -357,7 +358,7 @@ def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
     service = None if bridge is None else _scope(bridge, "bridge")
     faults = [*_down(link), *_other_group(link), *_other_mac(link, veth.host_mac(want.mac))]
     if bridge is not None:
-        faults += _foreign_bridge(bridge, service)
+        faults += _foreign_bridge(bridge, service) or bridge_options.port_faults(link)
     elif want.service is None:
         faults += _lost_host_route(link, want.address, host)
     return replace(
@@ -417,7 +418,7 @@ def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) ->
             faults += _lost_host_route(link, address, host)
     else:
         gateways = gateways or {address.ip for address in host.addresses[bridge.ifindex]}
-        faults += _foreign_bridge(bridge, service)
+        faults += _foreign_bridge(bridge, service) or bridge_options.port_faults(link)
     if len(gateways) != 1:
         faults.append(f"{inner.name} has {len(gateways)} gateways")
     if link.mtu != inner.mtu:

@@ -10,8 +10,9 @@ byte order.
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from types import MappingProxyType
 from typing import NamedTuple
 
 from overlayd.model.objects import Address, Interface, Network
@@ -51,13 +52,15 @@ IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h: the metric of the routes that 
 IP6_RT_PRIO_USER = 1024  # and that of a route for which none was given
 
 # linux/if.h, linux/if_link.h, linux/if_bridge.h, linux/veth.h
-IFF_UP, IFF_LOWER_UP = 1, 1 << 16
+IFF_UP, IFF_NOARP, IFF_MULTICAST, IFF_LOWER_UP = 1, 0x80, 0x1000, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE = 1, 3, 4, 5, 10, 16
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 26, 27, 28, 29
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 31, 32, 37, 52, 53
-IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_PROTINFO = 12
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
-IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_MCAST_SNOOPING = 1, 5, 23
+IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, IFLA_BR_MCAST_SNOOPING = 1, 5, 7, 23
+IFLA_BRPORT_STATE = 1
 IF_OPER_UP = 6
 VETH_INFO_PEER = 1
 LOOPBACK = 1  # the kernel gives lo this index in every namespace
@@ -87,6 +90,9 @@ _RTGENMSG = 4  # rtgenmsg: family, padded
 _S32 = struct.Struct("=i")
 
 
+_NO_OPTIONS: Mapping[int, bytes] = MappingProxyType({})
+
+
 class Link(NamedTuple):
     """What RTM_NEWLINK says of a link.  peer: IFLA_LINK, of a veth the other end's index in its namespace; 0 when there
     is none.  peer_namespace: IFLA_LINK_NETNSID, the id of that namespace in ours; NO_NAMESPACE_ID when it is ours.
@@ -103,6 +109,8 @@ class Link(NamedTuple):
     alias: str
     mac: bytes
     alternative_names: tuple[str, ...]
+    bridge: Mapping[int, bytes] = _NO_OPTIONS
+    port: Mapping[int, bytes] = _NO_OPTIONS
     peer_namespace: int = NO_NAMESPACE_ID
 
 
@@ -149,9 +157,12 @@ def family(address: Address | Interface | Network) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def link_body(*attributes: bytes, index: int = 0, up: bool = False) -> bytes:
-    """Body of an RTM_*LINK message; `up` also sets the link up."""
-    return _LINK.pack(0, 0, index, IFF_UP if up else 0, IFF_UP if up else 0) + b"".join(attributes)
+def link_body(*attributes: bytes, index: int = 0, up: bool = False, ethernet: bool = False) -> bytes:
+    """Body of an RTM_*LINK message; `up` also sets the link up.  ethernet: it also has ARP and multicast."""
+    flags, change = (IFF_UP, IFF_UP) if up else (0, 0)
+    if ethernet:
+        flags, change = flags | IFF_MULTICAST, change | IFF_MULTICAST | IFF_NOARP
+    return _LINK.pack(0, 0, index, flags, change) + b"".join(attributes)
 
 
 def address_body(index: int, interface: Interface) -> bytes:
@@ -267,6 +278,8 @@ def parse_link(body: memoryview) -> Link:
     _family, _type, index, flags, _change = _LINK.unpack_from(body)
     found = dict(attributes(body[_LINK.size :]))
     info = dict(attributes(found[IFLA_LINKINFO])) if IFLA_LINKINFO in found else {}
+    kind = string(info[IFLA_INFO_KIND]) if IFLA_INFO_KIND in info else ""
+    is_port = IFLA_INFO_SLAVE_KIND in info and string(info[IFLA_INFO_SLAVE_KIND]) == "bridge"
     names = attributes(found[IFLA_PROP_LIST]) if IFLA_PROP_LIST in found else ()
     return Link(
         ifindex=index,
@@ -276,12 +289,38 @@ def parse_link(body: memoryview) -> Link:
         group=number(found.get(IFLA_GROUP)),
         master=number(found.get(IFLA_MASTER)),
         peer=number(found.get(IFLA_LINK)),
-        kind=string(info[IFLA_INFO_KIND]) if IFLA_INFO_KIND in info else "",
+        kind=kind,
         alias=string(found[IFLA_IFALIAS]) if IFLA_IFALIAS in found else "",
         mac=bytes(found.get(IFLA_ADDRESS, b"")),
         alternative_names=tuple(string(name) for kind, name in names if kind == IFLA_ALT_IFNAME),
         peer_namespace=_namespace_id(found.get(IFLA_LINK_NETNSID)),
+        bridge=_options(info.get(IFLA_INFO_DATA)) if kind == "bridge" else _NO_OPTIONS,
+        port=_options(info.get(IFLA_INFO_SLAVE_DATA)) if is_port else _NO_OPTIONS,
     )
+
+
+def parse_port(body: memoryview) -> Link:
+    """Decode the body of an RTM_NEWLINK message of family AF_BRIDGE, which is about a link as a port."""
+    _family, _type, index, flags, _change = _LINK.unpack_from(body)
+    found = dict(attributes(body[_LINK.size :]))
+    return Link(
+        ifindex=index,
+        flags=flags,
+        name=string(found[IFLA_IFNAME]),
+        mtu=number(found.get(IFLA_MTU)),
+        group=0,
+        master=number(found.get(IFLA_MASTER)),
+        peer=0,
+        kind="",
+        alias="",
+        mac=bytes(found.get(IFLA_ADDRESS, b"")),
+        alternative_names=(),
+        port=_options(found.get(IFLA_PROTINFO)),
+    )
+
+
+def _options(data: memoryview | None) -> Mapping[int, bytes]:
+    return _NO_OPTIONS if data is None else {kind: bytes(value) for kind, value in attributes(data)}
 
 
 def namespace_id_body(descriptor: int) -> bytes:

@@ -17,7 +17,7 @@ from ipaddress import ip_network
 
 from overlayd import fault
 from overlayd.errors import MechanismError
-from overlayd.linux import netns, own_routes, route, sysctl
+from overlayd.linux import bridge_options, netns, own_routes, route, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
     address_request,
@@ -89,7 +89,7 @@ def change(have: Veth, want: Veth) -> None:
     descriptor = netns.open_namespace(want.netns)
     try:
         with Netlink() as host:
-            body = rt.link_body(text(rt.IFLA_IFNAME, want.name), *_outer_settings(want), up=True)
+            body = rt.link_body(text(rt.IFLA_IFNAME, want.name), *_outer_settings(want), up=True, ethernet=True)
             if want.bridge is None:
                 body += u32(rt.IFLA_MASTER, 0)
             host.transact([Request("configure veth", want.name, rt.RTM_SETLINK, 0, body)])
@@ -97,6 +97,8 @@ def change(have: Veth, want: Veth) -> None:
             if link is None:
                 raise MechanismError("configure veth", want.name, errno.ENODEV)
             up = _change_inner(host, have, want, descriptor, link.peer)
+            if want.bridge is not None:
+                host.transact(_port_requests(want.name))
             _configure_outer(host, want, ready=up)
     finally:
         os.close(descriptor)
@@ -325,6 +327,18 @@ def _configure_outer(host: Netlink, veth: Veth, *, ready: bool = True) -> None:
     route.add(host, index, ip_network(address))
     if ready:
         await_ready(host, veth.name)
+
+
+def _port_requests(name: str) -> list[Request]:
+    """Put back the options of a bridge's port; a new one has them all.  Without a carrier it has no state to put back,
+    and an older kernel takes it only by itself.
+    """
+    options = rt.link_body(text(rt.IFLA_IFNAME, name), bridge_options.port_settings())
+    state = rt.link_body(text(rt.IFLA_IFNAME, name), bridge_options.port_state())
+    return [
+        Request("configure port", name, rt.RTM_NEWLINK, 0, options),  # RTM_SETLINK passes over them
+        Request("configure port", name, rt.RTM_NEWLINK, 0, state, (errno.ENETDOWN, errno.EBUSY)),
+    ]
 
 
 def _up(index: int, name: str, *settings: bytes) -> Request:

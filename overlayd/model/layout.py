@@ -5,7 +5,8 @@ changes (`plan`).
 
 `layout(state, facts)` is everything; `layout(state, facts, touched)` only what hangs on the touched rows, so that a
 request costs what it changes.  The rows that everything hangs on (the node, the global overlay) count as all rows, and
-a service counts as its peers and its attachments: they hang on its device and its bridge.
+a service counts as its peers, its attachments and what edge peers may reach: they hang on its device, its bridge and
+its subnet.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
@@ -14,7 +15,7 @@ from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
 
-from overlayd.model import peers, ruleset
+from overlayd.model import edges, peers, ruleset
 from overlayd.model.names import veth_name
 from overlayd.model.objects import (
     GLOBAL,
@@ -122,9 +123,13 @@ def _everything(state: State, facts: Facts) -> Iterator[Object]:
 
 def _of_row(state: State, facts: Facts, id: RowId) -> Iterator[Object]:
     table, key = id
-    if table == Service.table and (service := state.get(Service, key)):
-        yield from _service(state, facts, service)
-        yield from _on_service(state, facts, service)
+    if table == Service.table:
+        if service := state.get(Service, key):
+            yield from _service(state, facts, service)
+            yield from _on_service(state, facts, service)
+        for granted in state.table(Edge).values():
+            if key in granted.services:  # also without the service: what else they may reach stays
+                yield from ruleset.edge(granted.address, granted.allowed, edges.subnets(state, granted))
     elif table == Peer.table and (peer := state.get(Peer, key)):
         yield from _peer(state, facts, peer)
     elif table == Attachment.table and (attachment := state.get(Attachment, key)):
@@ -270,7 +275,7 @@ def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: 
 
 
 def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
-    yield from ruleset.edge(edge.address, edge.allowed)
+    yield from ruleset.edge(edge.address, edge.allowed, edges.subnets(state, edge))
     if state.overlay and facts.devices:
         yield DevicePeer(
             scope=GLOBAL,

@@ -48,8 +48,8 @@ class Node(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Overlay(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it came, None for the
-    built-in one.  up: False after a teardown, which keeps key, peers and allocations.
+    """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it takes effect, None for
+    the built-in one.  up: False after a teardown, which keeps key, peers and allocations.
     """
 
     table: ClassVar[str] = "overlay"
@@ -207,7 +207,8 @@ class Record(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Edge(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """A minted edge peer: a device outside the cluster that may reach `allowed` until `expires` (Unix seconds).
+    """A minted edge peer: a device outside the cluster that may reach `allowed`, and the subnets of `services` as they
+    are on this node, until `expires` (Unix seconds).
 
     Its private key is not here: nobody but the device needs it.
     """
@@ -219,6 +220,7 @@ class Edge(Row, frozen=True, kw_only=True, omit_defaults=True):
     minted: int
     expires: int
     allowed: tuple[Network, ...]
+    services: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

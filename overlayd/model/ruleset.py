@@ -260,18 +260,22 @@ def member(address: Address, network: int | None, port: str | None = None) -> li
     return elements
 
 
-def edge(address: Address, allowed: Sequence[Network]) -> list[Element]:
-    """A roaming peer's overlay address, and the CIDRs it may reach: one element, and one for each CIDR.
+def edge(address: Address, allowed: Sequence[Network], subnets: Sequence[Network] = ()) -> list[Element]:
+    """A roaming peer's overlay address, and the CIDRs and services' subnets it may reach: an element each.
 
-    CIDRs inside others are left out, and adjacent ones joined: the kernel refuses overlapping elements.  Those of the
-    other IP version than the address cannot be reached from it and are left out too.
+    What is inside another is left out: the kernel refuses overlapping elements.  CIDRs are joined where they meet.
+    Subnets are not, so that a service that comes or goes changes its own element, whatever else changes at that time;
+    they do not overlap each other.  What is of the other IP version than the address cannot be reached from it and is
+    left out too.
     """
     version = address.version
-    reachable: Iterable[Network]
+    cidrs: list[Network]
     if version == 4:
-        reachable = collapse_addresses(network for network in allowed if network.version == 4)
+        cidrs = list(collapse_addresses(network for network in allowed if network.version == 4))
     else:
-        reachable = collapse_addresses(network for network in allowed if network.version == 6)
+        cidrs = list(collapse_addresses(network for network in allowed if network.version == 6))
+    reachable = [cidr for cidr in cidrs if not any(cidr != subnet and _inside(cidr, subnet) for subnet in subnets)]
+    reachable += [subnet for subnet in subnets if not any(_inside(subnet, cidr) for cidr in cidrs)]
     grants = [Element("inet", f"grant{version}", f"{address} . {_prefix(network)}") for network in reachable]
     return [Element("inet", f"edge{version}", str(address)), *grants]
 
@@ -329,6 +333,10 @@ def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
             )
             found[element.key] = element
     return found
+
+
+def _inside(inner: Network, outer: Network) -> bool:
+    return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
 def _classid(number: int) -> str:

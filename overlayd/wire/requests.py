@@ -175,12 +175,14 @@ class Shutdown(_Request, frozen=True, tag="shutdown"):
 class MintEdgePeer(_Request, frozen=True, tag="mint_edge_peer"):
     """Make a key and an address for a device outside the cluster (an addition).  -> edge_config
 
-    ttl_secs: how long it may connect; allow: the CIDRs it may reach.
+    ttl_secs: how long it may connect; allow: what it may reach, CIDRs and names of services of this node, none for the
+    whole cluster CIDR; node_endpoint: `host:port` where it dials this node, none for the address of this host.
     """
 
     name: str
     ttl_secs: U64
-    allow: tuple[str, ...]
+    allow: tuple[str, ...] = ()
+    node_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         require_u64(self.ttl_secs)

@@ -164,7 +164,9 @@ class EdgeConfig(Secret, frozen=True, kw_only=True, tag_field="result", tag="edg
 
 
 class EdgePeer(Value, frozen=True, kw_only=True):
-    """A minted edge peer.  last_handshake_unix_secs: none = unknown."""
+    """A minted edge peer.  last_handshake_unix_secs: none = unknown.  allowed: the CIDRs it may reach, those of its
+    services too; services: those that it was granted by name (an addition).
+    """
 
     name: str
     overlay_ip: str
@@ -173,6 +175,7 @@ class EdgePeer(Value, frozen=True, kw_only=True):
     expires_at_unix: U64
     last_handshake_unix_secs: I64 | None = None
     allowed: tuple[str, ...]
+    services: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_u64(self.minted_at_unix, self.expires_at_unix)

@@ -103,19 +103,21 @@ class Peer(Value, frozen=True):
 
 
 class TurnServer(Secret, frozen=True):
-    """A TURN server and what to log in with."""
+    """A TURN server and what to log in with.  addr: empty means no server."""
 
-    addr: str
-    username: str
-    credential: str
+    addr: str = ""
+    username: str = ""
+    credential: str = ""
 
 
 class RelayServer(Secret, frozen=True):
-    """The relay that this node offers to others."""
+    """The relay that this node offers to others.  listen_port, max_sessions: 0 means the built-in number.
+    external_addr: empty means the address that this node reaches the outside from.
+    """
 
-    listen_port: U16
-    external_addr: str
-    max_sessions: U64
+    listen_port: U16 = 0
+    external_addr: str = ""
+    max_sessions: U64 = 0
     auth_credential: str | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +125,9 @@ class RelayServer(Secret, frozen=True):
 
 
 class NatConfig(Value, frozen=True):
-    """NAT traversal; the defaults are the built-in configuration."""
+    """NAT traversal; the defaults are the built-in configuration, and so is what is empty or 0.  stun_servers: of one
+    "none" alone nobody is asked.
+    """
 
     enabled: bool = True
     stun_servers: tuple[str, ...] = ("stun.l.google.com:19302", "stun1.l.google.com:19302")

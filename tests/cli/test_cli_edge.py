@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from canned import KEY, PRIVATE, Canned
 
@@ -63,6 +64,17 @@ def test_edge_mint_prints_a_wg_quick_file(canned: Canned, capsys: pytest.Capture
     assert f"PublicKey = {KEY}" in stripped
 
 
+def test_edge_mint_asks_for_everything_or_for_services_and_an_endpoint(canned: Canned) -> None:
+    canned.answer = lambda request: EDGE
+    assert cli.run(["edge", "mint", "laptop", "--ttl", "90"]) == 0
+    options = ["--allow", "web", "--allow", "10.200.1.0/24", "--node-endpoint", "vpn.example.net:51820"]
+    assert cli.run(["edge", "mint", "laptop", "--ttl", "90", *options]) == 0
+    assert canned.asked == [
+        wire.MintEdgePeer("laptop", 90),
+        wire.MintEdgePeer("laptop", 90, ("web", "10.200.1.0/24"), "vpn.example.net:51820"),
+    ]
+
+
 def test_edge_mint_as_json(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answer = lambda request: EDGE
     assert cli.run(["edge", "mint", "laptop", "--ttl", "90", "--allow", "10.200.0.0/16", "--format", "json"]) == 0
@@ -109,6 +121,10 @@ def test_edge_list_and_revoke(canned: Canned, capsys: pytest.CaptureFixture[str]
         "laptop  10.200.7.9  10.200.0.0/16  expired  never           yAnz5TF+...\n"
     )
     assert "in 2 h" in tables.edge_peers([EDGE_PEER], wide=False, now=0)
+    granted = msgspec.structs.replace(EDGE_PEER, services=("web", "db"))
+    assert "  10.200.0.0/16 (of web, db)  " in tables.edge_peers([granted], wide=False, now=0)
+    lost = msgspec.structs.replace(EDGE_PEER, allowed=(), services=("web",))
+    assert "  none (of web)  " in tables.edge_peers([lost], wide=False, now=0)
     assert cli.run(["edge", "list", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["name"] == "laptop"
     assert cli.run(["edge", "revoke", "laptop"]) == 0

@@ -15,7 +15,6 @@ from crash.model_state import GLOBAL, NODE_POOL, Network, Refused, host_network,
 Step = dict[str, Any]
 
 SLOT = {4: 26, 6: 120}  # prefix length of a service's subnet, in clusters of at least sixteen
-DNS_DOMAIN = "overlay.local"
 DEDICATED_PORTS = 256  # above the global one
 
 
@@ -283,8 +282,7 @@ class Model(Peers):
             "prefix_len": ip_network(self.overlay["cluster"]).prefixlen,
             **self._entrance(self.overlay["cluster"]),
             "listen_port": self.overlay["wg_port"],
-            "dns_server": self.node_address,
-            "dns_domain": DNS_DOMAIN,
+            **self.name_server_for([attachment["service"]], [self.overlay["cluster"]]),
         }
 
     def _detach_container(self, handle: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from crash.model_state import GLOBAL, NODE_POOL, Network, Refused, State, host_n
 
 UPLINK = "172.31.0.1"  # the address of a cell
 KEEPALIVE = 25  # seconds
+DNS_DOMAIN = "overlay.local"
 
 
 class Peers(State):
@@ -91,19 +92,37 @@ class Peers(State):
 
     def _mint_edge_peer(self, name: str, ttl_secs: int, allow: list[str]) -> dict[str, Any]:
         self._require()
-        if name in self.edges:
+        services = list(dict.fromkeys(each for each in allow if "/" not in each))
+        if name in self.edges or any(service not in self.services for service in services):
             raise Refused
         address = self._lease(NODE_POOL, f"edge:{name}")
-        self.edges[name] = {"address": address, "allowed": allow}
+        allowed = [each for each in allow if "/" in each] if allow else [self.overlay["cluster"]]
+        self.edges[name] = {"address": address, "allowed": allowed, "services": services}
+        reach = list(dict.fromkeys((*allowed, *self.granted_subnets(name))))
         return {
             "result": "edge_config",
             "version": 1,
             "name": name,
             "overlay_ip": address,
             "prefix_len": ip_network(address).prefixlen,
-            **self._entrance(",".join(allow)),
+            **self._entrance(",".join(reach)),
+            **self.name_server_for(services, reach),
             "expires_at_unix": 0,  # blanked
         }
+
+    def granted_subnets(self, name: str) -> list[str]:
+        """Of the services that an edge peer was granted by name."""
+        services = self.edges[name]["services"]
+        return [self.services[service]["subnet"] for service in services if service in self.services]
+
+    def name_server_for(self, services: list[str], reach: list[str]) -> dict[str, str]:
+        """The name server that somebody outside is told: the gateway of one of these services, else of another."""
+        others = sorted(self.services, key=lambda name: (not self.services[name]["lasting"], name))
+        for name in (*services, *others):
+            gateway = ip_network(self.services[name]["subnet"])[1] if name in self.services else None
+            if gateway is not None and any(gateway in ip_network(each) for each in reach):
+                return {"dns_server": str(gateway), "dns_domain": DNS_DOMAIN}
+        return {}
 
     def _revoke_edge_peer(self, name: str) -> None:
         if name in self.edges:

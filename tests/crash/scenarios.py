@@ -96,6 +96,12 @@ UP = (overlay(),)
 DEDICATED = service("d", mode="dedicated")
 OWN = {"scope": {"scope": "service", "service": "d"}}
 EDGE = step("mint_edge_peer", name="laptop", ttl_secs=3600, allow=["10.200.0.0/16"])
+GRANTED = (
+    *UP,
+    service(),
+    service("v"),
+    step("mint_edge_peer", name="laptop", ttl_secs=3600, allow=["w", "v", "10.200.8.0/24"]),
+)
 SERVED = (*UP, service(), container())
 ATTACHED = (*SERVED, attach())
 BUSY = (
@@ -242,6 +248,12 @@ SCENARIOS = {
             step("unregister_dns", name="web.example"),
         ),
         Scenario("edge peer", UP, EDGE),
+        Scenario("edge peer of services", GRANTED[:-1], GRANTED[-1]),
+        Scenario("edge peer of services revoked", GRANTED, step("revoke_edge_peer", name="laptop")),
+        Scenario("edge peer whose service goes", GRANTED, step("teardown_service_overlay", service="w")),
+        Scenario(
+            "edge peer whose service comes back", (*GRANTED, step("teardown_service_overlay", service="w")), service()
+        ),
         Scenario("edge peer revoked", (*UP, EDGE), step("revoke_edge_peer", name="laptop")),
         Scenario("edge peer reboot", (*UP, EDGE), step("!reboot")),
         Scenario("shutdown", BUSY, step("shutdown")),

@@ -31,7 +31,13 @@ IDS = ("i", "j")  # of guests and of edge peers
 OPENING = (overlay(), service("w"), service("d", mode="dedicated"))  # without them most requests are refused
 NETWORKS = ("10.200.7.0/24", "10.200.7.0/25", "10.200.8.0/24", "10.201.0.0/16", "0.0.0.0/0")
 PORTS = (51820, 51821)
-GRANTS = (["10.200.0.0/16"], ["10.200.8.0/24", "10.200.7.0/25", "10.200.7.128/25"])
+GRANTS = (
+    [],
+    ["w"],
+    ["d", "v", "10.200.8.0/24"],
+    ["w", "10.200.0.0/16"],
+    ["10.200.8.0/24", "10.200.7.0/25", "10.200.7.128/25"],
+)
 # Passages of fault points that a daemon survives: on average six or seven requests.
 LONGEST_LIFE = 100
 LOOK_EVERY = 10  # steps, beside the looks after every death

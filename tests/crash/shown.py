@@ -10,7 +10,8 @@ from ipaddress import collapse_addresses, ip_network
 from typing import Any
 
 from crash.model import Model
-from crash.model_state import GLOBAL, host_network, made_for
+from crash.model_peers import inside
+from crash.model_state import GLOBAL, Network, host_network, made_for
 
 View = dict[str, dict[str, Any]]
 
@@ -137,8 +138,8 @@ def _elements(model: Model) -> dict[str, Any]:
             addresses += [(number, ip) for ip in (attachment["address"], attachment["global"]) if ip]
     grants = [
         {"concat": [edge["address"], {"prefix": {"addr": str(each.network_address), "len": each.prefixlen}}]}
-        for edge in model.edges.values()
-        for each in collapse_addresses(map(ip_network, edge["allowed"]))
+        for name, edge in model.edges.items()
+        for each in _without_overlaps(edge["allowed"], model.granted_subnets(name))
     ]
     version = cluster.version
     found = {
@@ -152,6 +153,15 @@ def _elements(model: Model) -> dict[str, Any]:
         "bridge overlayd member": [{"concat": list(pair)} for pair in ports],
     }
     return {name: sorted(elements, key=json.dumps) for name, elements in found.items() if elements}
+
+
+def _without_overlaps(allowed: list[str], subnets: list[str]) -> list[Network]:
+    """The CIDRs and subnets that are in no other; CIDRs that meet are one, subnets are not."""
+    found: list[Network] = list(collapse_addresses(map(ip_network, allowed)))
+    for subnet in map(ip_network, subnets):
+        if not any(inside(subnet, cidr) for cidr in found):
+            found = [cidr for cidr in found if not inside(cidr, subnet)] + [subnet]
+    return found
 
 
 def _rows(model: Model) -> dict[str, Any]:
@@ -186,8 +196,9 @@ def _rows(model: Model) -> dict[str, Any]:
             public_key=made_for(handle) if kind == "guest" else "",
         )
     for name, edge in model.edges.items():
-        row = _row(name=name, address=edge["address"], public_key=made_for(f"edge:{name}"), allowed=edge["allowed"])
-        rows[f"edge {name}"] = row | {"minted": 0, "expires": 0}  # blanked
+        grants = {"allowed": edge["allowed"]} | ({"services": edge["services"]} if edge["services"] else {})
+        row = _row(name=name, address=edge["address"], public_key=made_for(f"edge:{name}"))
+        rows[f"edge {name}"] = row | grants | {"minted": 0, "expires": 0}  # blanked
     for name, address in model.records.items():
         rows[f"record {name}"] = _row(name=name, address=address)
     for name, number in model.isolation.items():

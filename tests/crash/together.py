@@ -107,8 +107,6 @@ def touched(step: Step) -> dict[str, bool]:
         case "add_peer" | "remove_peer" | "add_allowed_ip" | "remove_allowed_ip":
             scope = step.get("scope", {}).get("service")
             return {f"device of {scope}": False, "routes": True} if scope else {"peers": True}
-        case "mint_edge_peer" | "revoke_edge_peer":
-            return {f"edge peer {step['name']}": True}
         case "register_dns" | "unregister_dns":
             return {f"name {step['name']}": True}
     return {EVERYTHING: True}

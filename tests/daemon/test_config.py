@@ -47,6 +47,24 @@ def test_a_bad_file_is_refused_by_key(tmp_path, content, complaint):
         load("--config", str(path))
 
 
+@pytest.mark.parametrize("word", ["1", "true", "True"])
+def test_the_node_address_is_served_when_any_source_asks(tmp_path, word):
+    assert not load().dns_node_address
+    assert load("--dns-node-address").dns_node_address
+    assert load(environment={"OVERLAYD_DNS_NODE_ADDRESS": word}).dns_node_address
+    path = tmp_path / "overlayd.toml"
+    path.write_text("dns-node-address = true\n")
+    assert load("--config", str(path)).dns_node_address
+    assert not load("--config", str(path), environment={"OVERLAYD_DNS_NODE_ADDRESS": "0"}).dns_node_address
+    with pytest.raises(config.ConfigError, match=r"^dns-node-address: "):
+        load(environment={"OVERLAYD_DNS_NODE_ADDRESS": "maybe"})
+
+
+def test_the_command_line_of_another_daemons_init_script_is_taken():
+    settings = load("--data-dir", "/d", "--socket", "/s", "--service")
+    assert settings == load("--data-dir", "/d", "--socket", "/s")
+
+
 def test_a_missing_file_that_was_named_is_an_error():
     with pytest.raises(config.ConfigError, match="no such file"):
         load("--config", "/nonexistent/overlayd.toml")

@@ -1,5 +1,6 @@
 """What somebody else changes or removes is put back within moments, and the log says what it was."""
 
+import json
 import os
 import signal
 import time
@@ -31,6 +32,7 @@ class Watched:
         self.box, self.other = lab.container(), lab.container()
         self.address = self.member.attach(self.box, "web", join_global=True, isolation_network="n")
         self.neighbour = self.member.attach(self.other, "web", isolation_network="n")
+        self.gateway = str(json.loads(self.box.run(["ip", "-j", "route", "show", "default"]))[0]["gateway"])
         self.view = self.node.footprint()
 
     def do(self, command: str) -> None:
@@ -106,6 +108,60 @@ def test_it_is_put_back(watched: Watched, damage: str, told: str) -> None:
     ping(watched.box, str(OUTSIDE.ip), count=2)
     ping(watched.node, watched.address, count=2)
     assert_forwarding(watched)
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "value"),
+    [
+        ("ip link set {bridge} type bridge stp_state 1", "{bridge}/bridge/stp_state", "0"),
+        ("echo 1 > /sys/class/net/{bridge}/bridge/stp_state", "{bridge}/bridge/stp_state", "0"),
+        ("ip link set {bridge} type bridge forward_delay 1500", "{bridge}/bridge/forward_delay", "0"),
+        ("ip link set {bridge} type bridge mcast_snooping 1", "{bridge}/bridge/multicast_snooping", "0"),
+        ("ip link set {bridge} arp off", "{bridge}/flags", "0x1003"),
+        ("ip link set {bridge} multicast off", "{bridge}/flags", "0x1003"),
+        ("bridge link set dev {veth}-s isolated on", "{veth}-s/brport/isolated", "0"),
+        ("echo 1 > /sys/class/net/{veth}-s/brport/isolated", "{veth}-s/brport/isolated", "0"),
+        ("ip link set {veth}-s type bridge_slave isolated on", "{veth}-s/brport/isolated", "0"),
+        ("bridge link set dev {veth}-s learning off flood off", "{veth}-s/brport/learning", "1"),
+        ("bridge link set dev {veth}-s learning off flood off", "{veth}-s/brport/unicast_flood", "1"),
+        ("bridge link set dev {veth}-s mcast_flood off", "{veth}-s/brport/multicast_flood", "1"),
+        ("bridge link set dev {veth}-s bcast_flood off", "{veth}-s/brport/broadcast_flood", "1"),
+        ("bridge link set dev {veth}-s neigh_suppress on", "{veth}-s/brport/neigh_suppress", "0"),
+        ("bridge link set dev {veth}-s guard on", "{veth}-s/brport/bpdu_guard", "0"),
+        ("bridge link set dev {veth}-s state 0", "{veth}-s/brport/state", "3"),
+        ("bridge link set dev {veth}-s state 4", "{veth}-s/brport/state", "3"),
+    ],
+)
+def test_options_that_cut_containers_off_are_put_back(watched: Watched, damage: str, file: str, value: str) -> None:
+    names = {"bridge": watched.bridge, "veth": f"veth-{watched.box.pid}"}
+    path = "/sys/class/net/" + file.format(**names)
+    assert watched.node.run(["cat", path]).strip() == value
+    watched.do(damage.format(**names))
+    until(lambda: watched.node.run(["cat", path]).strip() == value)
+    assert " is broken: its " in watched.said()
+    ping(watched.box, watched.neighbour, count=2)
+    assert watched.node.overlayctl("doctor") == "all is as it should be\n"
+
+
+def test_what_is_changed_while_nobody_watches_is_put_back_at_the_start(watched: Watched) -> None:
+    veth = f"veth-{watched.box.pid}-s"
+    watched.node.stop()
+    watched.do(f"bridge link set dev {veth} isolated on; ip link set {watched.bridge} type bridge stp_state 1")
+    watched.member.start()
+    shown = watched.node.run(
+        ["cat", f"/sys/class/net/{veth}/brport/isolated", f"/sys/class/net/{watched.bridge}/bridge/stp_state"]
+    )
+    assert shown.split() == ["0", "0"]
+
+
+def test_a_container_that_sets_its_own_end_down_is_let_be(watched: Watched) -> None:
+    before = len(watched.said())
+    watched.box.run(["ip", "link", "set", "eth0", "down"])
+    time.sleep(0.5)
+    assert "put right" not in watched.said()[before:]
+    watched.box.run(["ip", "link", "set", "eth0", "up"])
+    watched.box.run(["ip", "route", "replace", "default", "via", watched.gateway])
+    ping(watched.box, watched.neighbour, count=2)
 
 
 def assert_forwarding(watched: Watched) -> None:

@@ -1,6 +1,7 @@
 """An edge peer is let in for a while, to what it was granted and nothing else."""
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,9 +12,27 @@ import pytest
 from lab import CommandFailed, Container, Lab, Node, Refused, ping, roamer
 from lab.cluster import PORT, Member, Pair
 from lab.frames import request_frame
+from lab.node import CONTROL
 from lab.patience import until
+from lab.processes import environment
 
 HOUR = 3600
+BAD_ENDPOINTS = {
+    "": "not host:port",
+    "vpn.example.net": "not host:port",
+    "vpn.example.net:0": "not host:port",
+    "vpn.example.net:65536": "not host:port",
+    "vpn.example.net:wg": "not host:port",
+    ":51820": "not host:port",
+    "vpn example:51820": "not a DNS name",
+    "2001:db8::7:51820": "brackets",
+    "[2001:db8::g]:51820": "not an IP address",
+    "[fe80::1%eth0]:51820": "zone",
+    "0.0.0.0:51820": "nobody can dial",
+    "[::]:51820": "nobody can dial",
+    "239.1.1.1:51820": "nobody can dial",
+    "10.200.9.9:51820": "in the cluster CIDR",
+}
 
 # A daemon whose clock is as many seconds ahead as a file says, and which looks at it often.
 PROGRAM = """
@@ -187,6 +206,8 @@ def test_the_configuration_is_complete_and_the_key_is_given_out_once(edge: Edge)
                     "persistent_keepalive_secs": 25,
                 }
             ],
+            "dns_server": alpha.gateway(edge.pair.web_address),
+            "dns_domain": "overlay.local",
             "expires_at_unix": config["expires_at_unix"],
         }
         with pytest.raises(Refused, match=r"edge peer phone exists.*revoke it"):
@@ -215,9 +236,11 @@ def test_the_configuration_is_complete_and_the_key_is_given_out_once(edge: Edge)
         ({"name": "x" * 65}, r"request\.name"),
         ({"ttl_secs": 0}, r"request\.ttl_secs"),
         ({"ttl_secs": 2**64 - 1}, r"request\.ttl_secs"),
-        ({"allow": []}, r"request\.allow"),
-        ({"allow": ["everything"]}, r"request\.allow.*everything"),
+        ({"allow": ["everything"]}, r"request\.allow.*'everything'.* its services: .*web"),
+        ({"allow": ["10.200.0.0/16", "wbe"]}, r"request\.allow: 'wbe' is neither a CIDR nor a service"),
+        ({"allow": ["10.200.0.0/99"]}, r"request\.allow.*10\.200\.0\.0/99"),
         ({"allow": ["fd00::/8"]}, r"request\.allow.*fd00::/8"),
+        *(({"node_endpoint": text}, rf"request\.node_endpoint: .*{says}") for text, says in BAD_ENDPOINTS.items()),
     ],
 )
 def test_a_bad_mint_names_what_is_bad(edge: Edge, keys: dict[str, Any], says: str) -> None:
@@ -248,3 +271,139 @@ def test_minting_needs_the_overlay_and_listing_does_not(lab: Lab) -> None:
     with pytest.raises(Refused, match="global overlay not set up"):
         member.request("mint_edge_peer", name="x", ttl_secs=9, allow=["10.0.0.0/8"])
     assert member.request("list_edge_peers")["peers"] == []
+
+
+def test_a_service_is_granted_by_its_name_as_long_as_it_is_there(edge: Edge) -> None:
+    pair, alpha, laptop = edge.pair, edge.alpha, edge.laptop
+    before = alpha.node.footprint()
+    for service in ("shop", "cart"):
+        alpha.set_up_service(service)
+    shop, cart = pair.lab.container(), pair.lab.container()
+    at = {"shop": alpha.attach(shop, "shop"), "cart": alpha.attach(cart, "cart")}
+    config = edge.mint("laptop", "shop")
+    (listed,) = edge.listed()
+    (subnet,) = listed["allowed"]
+    assert ip_address(at["shop"]) in ip_network(subnet)
+    assert (config["peers"][0]["allowed_ips"], listed["services"]) == (subnet, ["shop"])
+    assert "shop" not in str(config)
+
+    roamer.bring_up(laptop, config | {"prefix_len": 16})
+    laptop.run(["wg", "set", "wg0", "peer", alpha.public_key, "allowed-ips", "10.200.0.0/16"])
+    try:
+        ping(laptop, at["shop"])
+        assert answers(laptop, alpha.gateway(at["shop"]))
+        for target in (at["cart"], "10.200.1.1", pair.web_address):
+            assert not answers(laptop, target), f"{target} was not granted"
+        alpha.node.kill()
+        alpha.start()
+        assert answers(laptop, at["shop"])
+        assert not answers(laptop, at["cart"])
+
+        # Another service may have the subnet after it: that one was not granted.
+        alpha.request("teardown_service_overlay", service="shop")
+        assert "edge peer laptop reaches nothing of service shop any more" in alpha.node.log_tail()
+        assert [peer["allowed"] for peer in edge.listed()] == [[]]
+        said = alpha.node.command([*CONTROL, "--socket", str(alpha.node.socket), "doctor"])
+        found = subprocess.run(said, capture_output=True, text=True, env=environment(), timeout=60, check=False).stdout
+        assert "edge peer laptop may reach service shop, which is not on this node" in found
+        alpha.request("setup_service_overlay", service="heir", mode="shared", subnet=subnet)
+        heir = pair.lab.container()
+        inherited = alpha.attach(heir, "heir")
+        assert ip_address(inherited) in ip_network(subnet)
+        assert not answers(laptop, inherited)
+        alpha.request("teardown_service_overlay", service="heir")
+
+        alpha.set_up_service("shop")
+        at["shop"] = alpha.attach(shop, "shop")
+        assert edge.listed()[0]["allowed"] == [subnet]
+        assert answers(laptop, at["shop"])
+        alpha.request("prune_orphan_bridges", live_bridge_names=list(pair.bridges))
+        edge.revoke("laptop")
+    finally:
+        roamer.shut_down(laptop)
+    for service in ("shop", "cart"):
+        alpha.request("teardown_service_overlay", service=service)
+    assert alpha.node.footprint() == before
+
+
+def test_services_and_cidrs_may_overlap(edge: Edge) -> None:
+    """Whichever holds the other: the kernel takes no elements that overlap, and a teardown takes only its own."""
+    alpha = edge.alpha
+    before = alpha.node.footprint()
+    alpha.set_up_service("shop")
+    subnet = edge.mint("phone", "shop")["peers"][0]["allowed_ips"]
+    inside = str(next(ip_network(subnet).hosts()))
+    around = str(ip_network(subnet).supernet(4))
+    for allow, allowed, left in (
+        (["shop", inside], [f"{inside}/32", subnet], [f"{inside}/32"]),
+        (["shop", around], [around, subnet], [around]),
+        (["shop", subnet], [subnet], [subnet]),
+        (["shop", "web"], None, None),
+    ):
+        edge.revoke("phone")
+        edge.mint("phone", *allow)
+        shown = edge.listed()[0]["allowed"]
+        alpha.request("teardown_service_overlay", service="shop")
+        if allowed is not None:
+            assert (shown, edge.listed()[0]["allowed"]) == (allowed, left)
+        alpha.set_up_service("shop")
+        assert edge.listed()[0]["allowed"] == shown
+    edge.revoke("phone")
+    alpha.request("teardown_service_overlay", service="shop")
+    assert alpha.node.footprint() == before
+
+
+@pytest.mark.parametrize("keys", [{}, {"allow": []}], ids=["left out", "empty"])
+def test_without_a_grant_the_whole_cluster_is_reached(edge: Edge, keys: dict[str, Any]) -> None:
+    pair, laptop = edge.pair, edge.laptop
+    config = edge.alpha.request("mint_edge_peer", name="admin", ttl_secs=HOUR, **keys)
+    assert config["peers"][0]["allowed_ips"] == "10.200.0.0/16"
+    roamer.bring_up(laptop, config | {"prefix_len": 16})
+    try:
+        for target in (pair.web_address, pair.db_address, "10.200.1.1", "10.200.2.1"):
+            assert answers(laptop, target)
+    finally:
+        roamer.shut_down(laptop)
+        edge.revoke("admin")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["198.51.100.7:4500", "vpn.example.net:51820", "[2001:db8::7]:51820", "127.0.0.1:51820"]
+)
+def test_it_dials_this_node_where_it_was_told(edge: Edge, endpoint: str) -> None:
+    config = edge.alpha.request("mint_edge_peer", name="far", ttl_secs=HOUR, allow=["web"], node_endpoint=endpoint)
+    edge.revoke("far")
+    assert config["peers"][0]["endpoint"] == endpoint
+    shown = edge.alpha.node.overlayctl("edge", "mint", "far", "--ttl", "1h", "--node-endpoint", endpoint)
+    edge.revoke("far")
+    assert f"\nEndpoint = {endpoint}\n" in shown and "\nAllowedIPs = 10.200.0.0/16\n" in shown
+
+
+def test_a_node_behind_a_port_forward_is_dialed_there(edge: Edge) -> None:
+    """The laptop knows nothing but the address and port that the outside sees."""
+    pair, alpha, laptop = edge.pair, edge.alpha, edge.laptop
+    seen = "198.51.100.77"
+    laptop.run(["ip", "route", "add", f"{seen}/32", "via", str(alpha.node.address)])
+    rules = "add table ip forward; add chain ip forward in { type nat hook prerouting priority dstnat; }; "
+    rules += f"add rule ip forward in ip daddr {seen} udp dport 4500 dnat to {alpha.node.address}:{PORT}"
+    alpha.node.run(["nft", rules])
+    config = alpha.request("mint_edge_peer", name="far", ttl_secs=HOUR, allow=["web"], node_endpoint=f"{seen}:4500")
+    roamer.bring_up(laptop, config | {"prefix_len": 16})
+    try:
+        ping(laptop, pair.web_address)
+    finally:
+        roamer.shut_down(laptop)
+        edge.revoke("far")
+        alpha.node.run(["nft", "delete table ip forward"])
+        laptop.run(["ip", "route", "delete", f"{seen}/32"])
+
+
+def test_a_node_without_a_way_out_mints_for_those_who_know_one(lab: Lab) -> None:
+    member = Member(lab, 4, "stranded")
+    member.start()
+    member.set_up()
+    member.node.run(["ip", "route", "delete", "default"])
+    with pytest.raises(Refused, match="no default route"):
+        member.request("mint_edge_peer", name="x", ttl_secs=9)
+    config = member.request("mint_edge_peer", name="x", ttl_secs=9, node_endpoint="vpn.example.net:51820")
+    assert config["peers"][0]["endpoint"] == "vpn.example.net:51820"

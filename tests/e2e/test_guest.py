@@ -105,7 +105,8 @@ def test_a_guest_reaches_containers_on_both_nodes_from_its_configuration_alone(p
 def test_a_guest_of_a_service_that_is_not_here_gets_an_address_of_the_node(pair: Pair, vm: Node) -> None:
     config = attach(pair.alpha, guest("vm2"), "elsewhere")
     assert ip_address(config["overlay_ip"]) in ip_network(pair.alpha.slice)
-    assert (config["dns_server"], config["dns_domain"]) == ("10.200.1.1", "overlay.local"), "the node's own"
+    gateway = pair.alpha.gateway(pair.web_address)
+    assert (config["dns_server"], config["dns_domain"]) == (gateway, "overlay.local"), "of a service that is here"
     roamer.bring_up(vm, config)
     try:
         ping(vm, pair.web_address)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from lab import Container, Lab, Node
-from lab.cluster import CLUSTER6, Member, Pair
+from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
 from lab.node import CONTROL
 from lab.patience import LIMIT, until
 from lab.processes import CommandFailed, environment, run
@@ -71,10 +71,10 @@ class Place:
         shown = self.web.run(["ip", "route", "show", "default"])
         self.gateway = shown.split()[2]
         self.outside = Outside(lab)
-        self.alpha.node.resolv_conf.write_text(f"nameserver {NODE}\nnameserver {self.outside.address}\n")
+        self.alpha.node.resolv_conf.write_text(f"nameserver {self.gateway}\nnameserver {self.outside.address}\n")
         self.alpha.request("register_dns", name="web", ip=self.pair.web_address)
         self.alpha.request("register_dns", name="Db.Deep.overlay.local", ip="fd00::5")
-        until(lambda: dig(self.web, NODE, "www.example.org").status == "NOERROR")
+        until(lambda: dig(self.web, self.gateway, "www.example.org").status == "NOERROR")
 
 
 @pytest.fixture(scope="module")
@@ -87,20 +87,21 @@ def place() -> Iterator[Place]:
 
 @pytest.mark.parametrize("protocol", ["+notcp", "+tcp"])
 @pytest.mark.parametrize("isolated", [False, True], ids=["plain", "isolated"])
-def test_a_container_asks_the_node_or_its_gateway(place: Place, protocol: str, isolated: bool) -> None:
+def test_a_container_asks_its_gateway(place: Place, protocol: str, isolated: bool) -> None:
     container = place.blue if isolated else place.web
-    for server in (NODE, place.gateway):
-        for name in ("web", "WEB.overlay.local"):
-            answer = dig(container, server, name, "A", protocol)
-            assert (answer.status, answer.records) == ("NOERROR", [place.pair.web_address])
-            assert {"aa", "ra", "rd"} <= answer.flags and name in answer.text
-        assert dig(container, server, "www.example.org", "A", protocol).records == ["192.0.2.80"]
+    for name in ("web", "WEB.overlay.local"):
+        answer = dig(container, place.gateway, name, "A", protocol)
+        assert (answer.status, answer.records) == ("NOERROR", [place.pair.web_address])
+        assert {"aa", "ra", "rd"} <= answer.flags and name in answer.text
+    assert dig(container, place.gateway, "www.example.org", "A", protocol).records == ["192.0.2.80"]
 
 
 def test_what_is_ours_and_what_is_not_there(place: Place) -> None:
-    pointer = dig(place.web, NODE, ".".join(reversed(place.pair.web_address.split("."))) + ".in-addr.arpa", "PTR")
+    pointer = dig(
+        place.web, place.gateway, ".".join(reversed(place.pair.web_address.split("."))) + ".in-addr.arpa", "PTR"
+    )
     assert pointer.records == ["web.overlay.local."]
-    assert dig(place.web, NODE, "db.deep.overlay.local", "AAAA").records == ["fd00::5"]
+    assert dig(place.web, place.gateway, "db.deep.overlay.local", "AAAA").records == ["fd00::5"]
     for name, type, status in (
         ("web", "AAAA", "NOERROR"),
         ("deep.overlay.local", "A", "NOERROR"),
@@ -109,67 +110,67 @@ def test_what_is_ours_and_what_is_not_there(place: Place) -> None:
         ("9.9.200.10.in-addr.arpa", "PTR", "NXDOMAIN"),
         ("nope.blue.example", "A", "NXDOMAIN"),
     ):
-        answer = dig(place.web, NODE, name, type)
+        answer = dig(place.web, place.gateway, name, type)
         assert (answer.status, answer.records) == (status, []) and "aa" in answer.flags
         assert "nobody.invalid. 1 3600 1200 604800 5" in answer.text
 
 
-def test_another_nodes_container_asks_the_node(place: Place) -> None:
-    assert dig(place.pair.db, NODE, "web").records == [place.pair.web_address]
-    assert dig(place.pair.db, NODE, "www.example.org", "A", "+tcp").records == ["192.0.2.80"]
+def test_another_nodes_container_asks_a_gateway(place: Place) -> None:
+    assert dig(place.pair.db, place.gateway, "web").records == [place.pair.web_address]
+    assert dig(place.pair.db, place.gateway, "www.example.org", "A", "+tcp").records == ["192.0.2.80"]
 
 
 def test_the_host_asks_it_too(place: Place) -> None:
-    assert dig(place.alpha.node, NODE, "web").records == [place.pair.web_address]
+    assert dig(place.alpha.node, place.gateway, "web").records == [place.pair.web_address]
 
 
 def test_nobody_outside_is_answered(place: Place) -> None:
-    """A machine of the underlay with a route to the node address: neither names nor a relay for it."""
+    """A machine of the underlay with a route to the gateway: neither names nor a relay for it."""
     stranger = place.pair.lab.node("stranger")
-    stranger.run(["ip", "route", "add", f"{NODE}/32", "via", str(place.alpha.node.address)])
+    stranger.run(["ip", "route", "add", f"{place.gateway}/32", "via", str(place.alpha.node.address)])
     for protocol in ("+notcp", "+tcp"):
         with pytest.raises(CommandFailed):
-            dig(stranger, NODE, "web", "A", protocol, "+time=1")
+            dig(stranger, place.gateway, "web", "A", protocol, "+time=1")
 
 
 def test_a_long_answer_is_cut_and_then_fetched_by_tcp(place: Place) -> None:
-    cut = dig(place.web, NODE, "long.example.org", "TXT", "+ignore")
+    cut = dig(place.web, place.gateway, "long.example.org", "TXT", "+ignore")
     assert "tc" in cut.flags and len(cut.records) < len(LONG)
-    whole = dig(place.web, NODE, "long.example.org", "TXT")
+    whole = dig(place.web, place.gateway, "long.example.org", "TXT")
     assert sorted(whole.records) == [f'"{text}"' for text in LONG] and "(TCP)" in whole.text
 
 
 def test_when_the_upstream_is_dead_and_when_it_is_back(place: Place) -> None:
     place.outside.stop()
-    answer = dig(place.web, NODE, "www.example.org")
+    answer = dig(place.web, place.gateway, "www.example.org")
     assert answer.status == "SERVFAIL"
     assert f"No Reachable Authority): (no answer from {place.outside.address}:53)" in answer.text
-    assert dig(place.web, NODE, "web").records == [place.pair.web_address], "ours go on"
+    assert dig(place.web, place.gateway, "web").records == [place.pair.web_address], "ours go on"
     place.outside.start()
-    until(lambda: dig(place.web, NODE, "www.example.org").status == "NOERROR")
+    until(lambda: dig(place.web, place.gateway, "www.example.org").status == "NOERROR")
 
 
 def test_the_hosts_servers_are_read_again_when_they_change(place: Place) -> None:
     conf = place.alpha.node.resolv_conf
     before = conf.read_text()
-    conf.write_text(f"nameserver {NODE}\n")
-    assert "knows no server to forward to" in dig(place.web, NODE, "www.example.org").text
+    conf.write_text(f"nameserver {place.gateway}\n")
+    assert "knows no server to forward to" in dig(place.web, place.gateway, "www.example.org").text
     conf.write_text(before)
-    assert dig(place.web, NODE, "www.example.org").records == ["192.0.2.80"]
+    assert dig(place.web, place.gateway, "www.example.org").records == ["192.0.2.80"]
 
 
 def test_a_restart_keeps_the_names_and_a_change_shows_at_once(place: Place) -> None:
     served = listening(place.alpha.node)
-    assert len(served) == 4
+    assert len(served) == 2
     for end in (place.alpha.node.kill, place.alpha.node.stop):
         end()
         place.alpha.start()
         assert listening(place.alpha.node) == served
         assert dig(place.web, place.gateway, "web").records == [place.pair.web_address]
     place.alpha.request("register_dns", name="web", ip="10.200.7.7")
-    assert dig(place.web, NODE, "web.overlay.local").records == ["10.200.7.7"]
+    assert dig(place.web, place.gateway, "web.overlay.local").records == ["10.200.7.7"]
     place.alpha.request("unregister_dns", name="web")
-    assert dig(place.web, NODE, "web").status == "NXDOMAIN"
+    assert dig(place.web, place.gateway, "web").status == "NXDOMAIN"
     place.alpha.request("register_dns", name="web", ip=place.pair.web_address)
 
 
@@ -182,7 +183,7 @@ def test_a_bridge_that_is_put_back_is_served_as_before(place: Place) -> None:
 
 def test_the_zone_of_a_domain_goes_with_its_last_container(place: Place) -> None:
     place.alpha.detach(place.blue)
-    answer = dig(place.web, NODE, "nope.blue.example")
+    answer = dig(place.web, place.gateway, "nope.blue.example")
     assert "aa" not in answer.flags, "forwarded"
 
 
@@ -191,16 +192,77 @@ def test_teardown_closes_what_setup_opened(lab: Lab) -> None:
     member.start()
     assert listening(member.node) == set()
     member.set_up()
-    member.set_up_service("web")
-    assert len(listening(member.node)) == 4 and f"udp {NODE}:53" in listening(member.node)
-    member.request("teardown_service_overlay", service="web")
-    assert listening(member.node) == {f"udp {NODE}:53", f"tcp {NODE}:53"}
-    member.request("teardown_global_overlay")
     assert listening(member.node) == set()
-    member.set_up()
+    member.set_up_service("web")
     assert len(listening(member.node)) == 2
+    member.request("teardown_service_overlay", service="web")
+    assert listening(member.node) == set()
+    member.set_up_service("web")
     assert member.node.stop() == 0
     assert listening(member.node) == set()
+
+
+def test_the_node_address_is_served_as_long_as_it_is_asked_for(lab: Lab) -> None:
+    member = Member(lab, 1, "asked")
+    member.start("--dns-node-address")
+    member.set_up()
+    at_node = {f"udp {NODE}:53", f"tcp {NODE}:53"}
+    assert listening(member.node) == at_node
+    member.set_up_service("web")
+    container, isolated = lab.container(), lab.container()
+    address = member.attach(container, "web")
+    member.attach(isolated, "web", isolation_network="blue")
+    member.request("register_dns", name="web", ip=address)
+    assert len(listening(member.node)) == 4
+    for place in (container, isolated, member.node):
+        for protocol in ("+notcp", "+tcp"):
+            assert dig(place, NODE, "web", "A", protocol).records == [address]
+    member.request("teardown_global_overlay")
+    assert at_node.isdisjoint(listening(member.node))
+    member.set_up()
+    assert at_node <= listening(member.node)
+    member.node.stop()
+    member.start()
+    assert len(listening(member.node)) == 2 and at_node.isdisjoint(listening(member.node))
+    member.node.kill()
+    member.start("--dns-node-address")
+    assert at_node <= listening(member.node)
+    member.request("teardown_service_overlay", service="web")
+    assert listening(member.node) == at_node
+
+
+@pytest.mark.parametrize("cluster", [CLUSTER, CLUSTER6], ids=["IPv4", "IPv6"])
+def test_the_orchestrators_own_resolver_has_the_node_address(cluster: str) -> None:
+    """It opens it after the set-up, plainly, as an orchestrator does; overlayd neither had it nor takes it later."""
+    with Lab(ipv6=":" in cluster) as lab:
+        member = Member(lab, 1, "alpha", cluster)
+        member.start()
+        address = member.set_up()["node_ip"]
+        member.set_up_service("web")
+        container = lab.container()
+        web = member.attach(container, "web")
+        member.request("register_dns", name="web", ip=web)
+        gateway = member.gateway(web)
+        family = socket.AF_INET6 if ":" in cluster else socket.AF_INET
+        with (
+            member.node.open_socket(family, socket.SOCK_DGRAM) as udp,
+            member.node.open_socket(family, socket.SOCK_STREAM) as tcp,
+        ):
+            for each in (udp, tcp):
+                each.bind((address, 53))
+            tcp.listen()
+            query = "AAAA" if ":" in cluster else "A"
+            for restart in (None, member.node.stop, member.node.kill):
+                if restart is not None:
+                    restart()
+                    member.start()
+                assert dig(container, gateway, "web", query).records == [web]
+                assert dig(container, gateway, "web", query, "+tcp").records == [web]
+            udp.settimeout(5)
+            container.run(["sh", "-c", f"dig +tries=1 +time=1 @{address} hello.example >/dev/null; true"])
+            assert b"hello" in udp.recv(512), "queries to the node address are the orchestrator's"
+        assert "is not served" not in member.node.log.read_text()
+        assert "is as it should be" in doctor(member)
 
 
 def doctor(member: Member) -> str:
@@ -215,7 +277,7 @@ def test_a_port_that_is_taken(lab: Lab, kind: socket.SocketKind) -> None:
         other.bind(("0.0.0.0", 53))
         if kind == socket.SOCK_STREAM:
             other.listen()
-        member.start()
+        member.start("--dns-node-address")
         member.set_up()
         assert f"DNS at {NODE}:53 is not served: another program has the port" in doctor(member)
         assert len(listening(member.node)) == 1, "the other program's; none of ours is left half open"
@@ -234,6 +296,7 @@ def test_options(lab: Lab) -> None:
     outside = Outside(lab)
     try:
         options = [
+            "--dns-node-address",
             "--dns-port",
             "5353",
             "--dns-zone",
@@ -257,7 +320,7 @@ def test_ipv6() -> None:
         outside = Outside(lab)
         try:
             member.node.resolv_conf.write_text(f"nameserver {outside.address}\n")
-            member.start()
+            member.start("--dns-node-address")
             member.set_up()
             member.set_up_service("web")
             container = lab.container()

@@ -226,8 +226,6 @@ def test_a_relay_that_cannot_be_is_refused_by_the_setup(lab: Lab) -> None:
             alpha.set_up({"relay_server": relay})
     with pytest.raises(Refused, match=r"request\.nat\.relay_server\.external_addr"):
         alpha.set_up({"relay_server": relay | {"external_addr": "here"}})
-    with pytest.raises(Refused, match=r"request\.nat\.relay_server\.auth_credential"):
-        alpha.set_up({"relay_server": {**relay, "auth_credential": None}})
     with pytest.raises(Refused, match=r"request\.nat\.turn_servers\.addr: 'a b' is not a DNS name"):
         alpha.set_up({"turn_servers": [{"addr": "a b", "username": "", "credential": ""}]})
     assert "interface" not in alpha.request("status")
@@ -247,5 +245,48 @@ def test_a_relay_that_cannot_be_is_refused_by_the_setup(lab: Lab) -> None:
         assert (finding["object"], "3479" in finding["problem"]) == ("the relay", True)
     alpha.request("nat_tick")
     assert listens(3479)
+
+    for none in ({**relay, "auth_credential": None}, {}):  # legal, and no reason to be without a network
+        alpha.set_up({"relay_server": none})
+        assert not listens(3479) and not listens(3478)
+        (finding,) = alpha.request("doctor")["findings"]
+        assert finding["object"] == "the relay" and "auth_credential" in finding["problem"]
+    assert alpha.node.log.read_text().count("there is no relay: nat.relay_server.auth_credential") == 1
+    alpha.set_up({"relay_server": relay})
+    assert listens(3478)
+    assert alpha.request("doctor")["findings"] == []
     alpha.request("teardown_global_overlay")
-    assert not listens(3479)
+    assert not listens(3478)
+
+
+def test_what_is_left_out_or_empty_is_built_in(lab: Lab) -> None:
+    """A node of ours is both built-in STUN servers here, and a relay at the address from which it goes out."""
+    gamma = Member(lab, 3, "gamma")
+    start(gamma, {"stun_servers": ["none"], "relay_server": {"listen_port": 19302, "auth_credential": SECRET}})
+    alpha = Member(lab, 1, "alpha", behind=lab.nat("left"))
+    alpha.start()
+    with alpha.node.hosts.open("a") as hosts:
+        hosts.write(f"{gamma.node.address} stun.l.google.com stun1.l.google.com\n")
+
+    def asks() -> list[Any]:
+        return [packet for packet in capture.packets() if packet.destination == gamma.node.address]
+
+    with lab.capture(alpha.node) as capture:
+        alpha.set_up({"stun_servers": ["none"]})
+        alpha.request("nat_tick")
+        until(alpha.candidates)
+    assert asks() == []
+    assert alpha.candidates("server-reflexive") == []
+    zeros = ("hole_punch_timeout_secs", "stun_refresh_interval_secs", "max_candidate_pairs")
+    turn = {"addr": f"{gamma.node.address}:19302", "credential": SECRET}
+    for nat in ({}, {"stun_servers": [], "turn_servers": [], **dict.fromkeys(zeros, 0)}, {"turn_servers": [turn, {}]}):
+        alpha.set_up({"stun_servers": ["none"]})
+        until(lambda: not alpha.candidates("server-reflexive"))
+        alpha.set_up(nat)
+        (seen,) = until(lambda: alpha.candidates("server-reflexive"))
+        assert seen["address"].startswith(f"{alpha.nat.address}:")
+    (relayed,) = until(lambda: alpha.candidates("relay"))
+    assert relayed["address"].startswith(f"{gamma.node.address}:")
+    assert "nat.turn_servers[1] has no addr, and is left out" in alpha.node.log.read_text()
+    with pytest.raises(Refused, match=r"request\.nat\.stun_servers: 'none' means to ask nobody"):
+        alpha.set_up({"stun_servers": ["none", "stun.example:3478"]})

@@ -69,7 +69,7 @@ def test_damage_from_both_sides_ends_nothing() -> None:
     chance = random.Random(SEED)
     with Lab() as lab, upstream(lab, random.Random(SEED)):
         member = Member(lab, 1, "alpha")
-        member.start("--dns-upstream", str(lab.outside_address.ip))
+        member.start("--dns-node-address", "--dns-upstream", str(lab.outside_address.ip))
         member.set_up()
         member.request("register_dns", name="web", ip="10.200.1.9")
         with member.node.open_socket(kind=socket.SOCK_DGRAM) as client:

@@ -3,6 +3,7 @@
 Owns: the requests, in their order, that bring up an overlay between nodes.  Must not know: what is tested on it.
 """
 
+import json
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -95,6 +96,11 @@ class Member:
         """Attach a container to a service; return its address."""
         keys = {"join_global": False} | keys
         return str(self.request("attach_container", handle=container.handle, service=service, **keys)["ip"])
+
+    def gateway(self, address: str) -> str:
+        """The gateway of the service whose subnet `address` is of: where its containers find the name server."""
+        route = json.loads(self.node.run(["ip", "-j", "route", "get", address]))[0]
+        return str(route["prefsrc"])
 
     def detach(self, container: Container) -> None:
         """Detach a container."""

@@ -6,7 +6,14 @@ from ipaddress import ip_address
 import pytest
 from throwaway import Namespace
 
-from overlayd.linux.egress import VIRTUAL_PREFIXES, Egress, leaves_host, overlay_mtu, physical_egress
+from overlayd.linux.egress import (
+    VIRTUAL_PREFIXES,
+    Egress,
+    leaves_host,
+    overlay_mtu,
+    physical_egress,
+    source_towards,
+)
 from overlayd.linux.netlink import Netlink
 
 
@@ -129,3 +136,16 @@ def netlink() -> Iterator[Netlink]:
 ])  # fmt: skip
 def test_only_other_hosts_are_left_for(netlink: Netlink, text: str, leaves: bool) -> None:
     assert leaves_host(netlink, ip_address(text)) is leaves
+
+
+@pytest.mark.parametrize(("text", "source"), [
+    ("10.9.0.2", "10.9.0.1"),
+    ("192.0.2.1", "10.9.0.1"),
+    ("fd00::2", "fd00::1"),
+    ("10.9.0.7", None),
+    ("192.0.2.129", None),
+    ("2001:db8::1", None),
+])  # fmt: skip
+def test_the_address_that_packets_carry(netlink: Netlink, text: str, source: str | None) -> None:
+    found = source_towards(netlink, ip_address(text))
+    assert (str(found) if found is not None else None) == source

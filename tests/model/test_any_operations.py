@@ -106,11 +106,14 @@ class Operations(RuleBasedStateMachine):
         name=st.sampled_from(["phone", "laptop"]),
         ttl=st.integers(0, 3),
         allowed=st.lists(st.integers(0, 5), max_size=2),
+        granted=st.lists(st.sampled_from(SERVICES), max_size=2),
     )
-    def mint(self, name, ttl, allowed):
+    def mint(self, name, ttl, allowed, granted):
         networks = tuple(ip_network(f"10.200.{n}.0/24") for n in allowed)
         key, now = name.encode().ljust(32, b"e"), self.now
-        self.do(lambda draft: edges.mint(draft, name, public_key=key, now=now, ttl=ttl, allowed=networks))
+        self.do(
+            lambda draft: edges.mint(draft, name, public_key=key, now=now, ttl=ttl, allowed=networks, services=granted)
+        )
 
     @rule(name=st.sampled_from(["phone", "laptop"]))
     def revoke(self, name):

@@ -3,9 +3,9 @@
 Owns: its sockets, two for each address it serves, and when they open and close.  Must not know: which names there are
 (`model.zone`), what is in a message (`_fast.nametable`), how others are asked (`daemon.dns.forwarder`).
 
-It listens at the node address and at the gateway of every service, never at the wildcard address: the host has a
-resolver of its own.  Only hosts of the cluster are answered, so that nobody outside can use it, neither to learn names
-nor to send answers to a third party.
+It listens at the gateway of every service, and at the node address when it is asked to: an orchestrator may have a
+resolver of its own there.  Never at the wildcard address: the host has one, too.  Only hosts of the cluster are
+answered, so that nobody outside can use it, neither to learn names nor to send answers to a third party.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from overlayd.daemon.dns.upstreams import PORT, Upstream, Upstreams
 from overlayd.daemon.tasks import Spawn
 from overlayd.linux.datagrams import Datagrams
 from overlayd.model.layout import endpoint_text
-from overlayd.model.objects import GLOBAL, Address
+from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.rows import Change, Overlay, Service
 from overlayd.model.zone import Zone, served_address
 
@@ -63,12 +63,15 @@ class Unserved(NamedTuple):
 
 class Nameserver:
     """At work within `running`.  zone: of one-label names.  port: 0 for none at all.  given: the upstreams, none for
-    those of the host.  spawn: starts a task.
+    those of the host.  spawn: starts a task.  at_node_address: serve there, too.
     """
 
-    def __init__(self, node: Node, zone: str, port: int, given: Sequence[Upstream], spawn: Spawn) -> None:
+    def __init__(
+        self, node: Node, zone: str, port: int, given: Sequence[Upstream], spawn: Spawn, *, at_node_address: bool
+    ) -> None:
         upstreams = Upstreams(given)
         self.port = port
+        self._at_node_address = at_node_address
         self.unserved: dict[Address, Unserved] = {}  # for the doctor
         self._node = node
         self._zone = Zone(node.state, zone)
@@ -111,12 +114,20 @@ class Nameserver:
             elif table == Service.table:
                 self._apply_scope(key)
 
-    def of_guests(self) -> tuple[Address | None, str]:
-        """The name server and the domain of a guest that was given none; None and "" while there is no server that a
-        guest can ask: it asks at port 53.
+    def announced_to(
+        self, services: Sequence[str], reach: Collection[Network] | None = None
+    ) -> tuple[Address | None, str]:
+        """The name server and the domain for somebody outside who uses `services`: the node address while it is served,
+        else the gateway of the first of these services, else of another one.  reach: where they can ask, None for
+        everywhere.  None and "" while there is no server for them: they ask at port 53.
         """
-        address = self._node.state.node_address
-        return (address, self._zone.name) if address in self._sockets and self.port == PORT else (None, "")
+        table = self._node.state.table(Service)
+        others = sorted(self._addresses, key=lambda scope: (scope not in table or not table[scope].lasting, scope))
+        for scope in (GLOBAL, *services, *others) if self.port == PORT else ():
+            address = self._addresses.get(scope)
+            if address in self._sockets and (reach is None or any(address in network for network in reach)):
+                return address, self._zone.name
+        return None, ""
 
     def _close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._ready.fileno())
@@ -137,7 +148,7 @@ class Nameserver:
 
     def _apply_scope(self, scope: str) -> None:
         """Where to listen for a service's containers, or everybody's."""
-        if not self.port:
+        if not self.port or (scope == GLOBAL and not self._at_node_address):
             return
         old = self._addresses.pop(scope, None)
         address = served_address(self._node.state, scope, devices=self._node.facts.devices)

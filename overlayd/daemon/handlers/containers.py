@@ -101,7 +101,7 @@ async def _attach_guest(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Respo
         prepare=this_node.look,
     )
     overlay = daemon.node.state.table(Overlay)[""]
-    server, domain = daemon.nameserver.of_guests()
+    server, domain = daemon.nameserver.announced_to([attachment.service])
     server = attachment.dns_server or server
     return wire.GuestConfig(
         overlay_ip=str(attachment.address),

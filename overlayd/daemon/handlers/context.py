@@ -59,12 +59,14 @@ class NodeAsPeer:
             )
         return self._way_out
 
-    def peer(self, allowed_ips: Sequence[Network] | None) -> wire.Peer:
-        """The way to `allowed_ips` (None: to the cluster), of an overlay that has been set up, if not for ever."""
+    def peer(self, allowed_ips: Sequence[Network] | None, endpoint: str | None = None) -> wire.Peer:
+        """The way to `allowed_ips` (None: to the cluster), of an overlay that has been set up, if not for ever.
+        endpoint: `host:port` where this node is dialed, if it is not what `look` found.
+        """
         overlay = self._node.state.table(Overlay)[""]
         return wire.Peer(
             public_key=keys.text(keys.public(self._node.state.node.private_key)),
-            endpoint=endpoint_text((self.require().address, overlay.wg_port)),
+            endpoint=endpoint or endpoint_text((self.require().address, overlay.wg_port)),
             allowed_ips=",".join(map(str, [overlay.cluster] if allowed_ips is None else allowed_ips)),
             persistent_keepalive_secs=KEEPALIVE,
         )

@@ -5,6 +5,7 @@ know: sockets and frames.
 """
 
 import logging
+from collections.abc import Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -21,6 +22,8 @@ from overlayd.model.state import Draft
 log = logging.getLogger(__name__)
 
 STUN_PORT = 3478  # RFC 8489, section 8.1; also TURN's (RFC 8656, section 4.1)
+NOBODY = "none"  # in place of STUN servers, from the contract
+RELAY_SESSIONS = 100  # our own constant: of a relay whose max_sessions is 0
 
 
 async def set_local_node_id(daemon: Daemon, request: wire.SetLocalNodeId) -> wire.Response:
@@ -44,7 +47,7 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
         )
     cluster = parse.network(request.cluster_cidr, "cluster_cidr")
     slice = parse.network(request.slice_cidr, "slice_cidr") if request.slice_cidr is not None else None
-    nat = _nat(request.nat) if request.nat is not None else None
+    nat = effective(request.nat) if request.nat is not None else None
     node = daemon.node
     if request.host_adapter_mandatory and node.kernel.backend is None:
         raise RequestError(
@@ -73,13 +76,41 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
     return wire.BridgeName(name=row.interface)
 
 
-def _nat(nat: wire.NatConfig) -> wire.NatConfig:
-    """The configuration with all servers as `host:port`."""
-    stun = (parse.server(server, "nat.stun_servers", STUN_PORT) for server in nat.stun_servers)
-    turn = (
-        replace(each, addr=parse.server(each.addr, "nat.turn_servers.addr", STUN_PORT)) for each in nat.turn_servers
+def effective(nat: wire.NatConfig) -> wire.NatConfig:
+    """The configuration as it takes effect: all servers as `host:port`, none of STUN if nobody is to be asked, and the
+    built-in values for what is empty or 0.  RequestError names what is no server.
+    """
+    built_in = wire.NatConfig()
+    turn = []
+    for number, server in enumerate(nat.turn_servers):
+        if server.addr:
+            turn.append(replace(server, addr=parse.server(server.addr, "nat.turn_servers.addr", STUN_PORT)))
+        else:
+            log.warning("nat.turn_servers[%d] has no addr, and is left out", number)
+    relay = nat.relay_server
+    if relay is not None:
+        port, sessions = relay.listen_port or STUN_PORT, relay.max_sessions or RELAY_SESSIONS
+        relay = replace(relay, listen_port=port, max_sessions=sessions)
+    return replace(
+        nat,
+        stun_servers=_stun_servers(nat.stun_servers) if nat.stun_servers else built_in.stun_servers,
+        turn_servers=tuple(turn),
+        hole_punch_timeout_secs=nat.hole_punch_timeout_secs or built_in.hole_punch_timeout_secs,
+        stun_refresh_interval_secs=nat.stun_refresh_interval_secs or built_in.stun_refresh_interval_secs,
+        max_candidate_pairs=nat.max_candidate_pairs or built_in.max_candidate_pairs,
+        relay_server=relay,
     )
-    return replace(nat, stun_servers=tuple(stun), turn_servers=tuple(turn))
+
+
+def _stun_servers(servers: Sequence[str]) -> tuple[str, ...]:
+    if tuple(servers) == (NOBODY,):
+        return ()
+    if NOBODY in servers:
+        raise RequestError(
+            f"request.nat.stun_servers: {NOBODY!r} means to ask nobody, and stands alone; a host of that name is "
+            f"written {NOBODY}:{STUN_PORT}"
+        )
+    return tuple(parse.server(server, "nat.stun_servers", STUN_PORT) for server in servers)
 
 
 async def teardown_global_overlay(daemon: Daemon, request: wire.TeardownGlobalOverlay) -> wire.Response:

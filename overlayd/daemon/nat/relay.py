@@ -23,7 +23,7 @@ from ipaddress import ip_address
 
 from overlayd import wire
 from overlayd.errors import MechanismError, RequestError
-from overlayd.linux.egress import leaves_host
+from overlayd.linux.egress import leaves_host, source_towards
 from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import Address, Network
 from overlayd.proto.relay import RelayServer, SocketAddress, ToPeer
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h: SO_RCVBUF without the limit, for CAP_NET_ADMIN
 RELAYED_PORTS = range(49152, 65536)  # RFC 8656 7.2 recommends the dynamic ports
+
+# Addresses that are nobody's (RFC 5737, RFC 3849): what is looked up is the way to them, nothing is sent there.
+OUTSIDE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 
 # Our own constants.
 PORT_TRIES = 64  # random ports tried before there is none left; so many fail only when most are taken
@@ -58,7 +61,9 @@ class Relay:
             raise RequestError(f"{field}.auth_credential: a relay without one would be open to anybody: set a secret")
         if not config.listen_port:
             raise RequestError(f"{field}.listen_port: 0 is no port that nodes could be told of, 3478 is usual")
-        self._external = _external_address(config.external_addr, f"{field}.external_addr")
+        field = f"{field}.external_addr"
+        text = config.external_addr
+        self._external = _external_address(text, field) if text else _own_address(field)
         self._port = config.listen_port
         self._bind_to = ""
         self._listener: socket.socket | None = None
@@ -214,6 +219,16 @@ class Relay:
         dropped, forged = (new - old for new, old in zip(counted, self._reported, strict=True))
         log.warning("relay: %d datagrams could not be sent on, %d requests had a wrong credential", dropped, forged)
         self._reported, self._report_at = counted, now + REPORT
+
+
+def _own_address(field: str) -> Address:
+    """The address from which this host reaches the outside."""
+    with Netlink() as netlink:
+        for somewhere in OUTSIDE:
+            address = source_towards(netlink, somewhere)
+            if address is not None:
+                return address
+    raise RequestError(f"{field}: this host has no route to the outside that would tell its address: write it")
 
 
 def _external_address(text: str, field: str) -> Address:

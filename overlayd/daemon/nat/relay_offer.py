@@ -12,6 +12,8 @@ from overlayd.model.objects import Network
 
 log = logging.getLogger(__name__)
 
+OPEN_TO_ANYBODY = "nat.relay_server.auth_credential: a relay without one would be open to anybody: set a secret"
+
 
 class RelayOffer:
     """failure: why there is no relay though there should be one, in words; empty when all is well."""
@@ -21,9 +23,11 @@ class RelayOffer:
         self._running: tuple[wire.RelayServer, Network, Relay] | None = None
 
     def require(self, wanted: wire.RelayServer | None, cluster: Network) -> None:
-        """Have this relay, or none.  What it relays ends when it changes.  RequestError: it cannot be had, and the one
-        that there was is there again.
+        """Have this relay, or none, also if it has no credential: it would relay for anybody.  What it relays ends when
+        it changes.  RequestError: it cannot be had, and the one that there was is there again.
         """
+        if wanted is not None and not wanted.auth_credential:
+            wanted = None
         before = self._running
         if before is not None and before[:2] == (wanted, cluster):
             return
@@ -44,10 +48,12 @@ class RelayOffer:
         before, self.failure = self.failure, ""
         try:
             self.require(wanted, cluster)
+            if wanted is not None and not wanted.auth_credential:
+                self.failure = OPEN_TO_ANYBODY
         except RequestError as error:
             self.failure = str(error).removeprefix("request.")
-            if self.failure != before:
-                log.error("there is no relay: %s", self.failure)
+        if self.failure and self.failure != before:
+            log.error("there is no relay: %s", self.failure)
 
     def close(self) -> None:
         """End the relay, if there is one."""

@@ -1,1 +1,1 @@
-"""What is known of peers while they live: their health, where their host names point, when edge peers expire."""
+"""What is known of peers while they live: their health, where host names point, when edge peers and grants end."""

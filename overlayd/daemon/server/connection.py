@@ -1,7 +1,7 @@
-"""One client's connection: its bytes, the order of its answers, and what becomes of bad input.
+"""One client's connection: its bytes, and what becomes of bad input.
 
-Owns: reading and writing with back-pressure both ways, and which answer waits for which.  Must not know: what a
-request does (`daemon.handlers`), or other connections (`daemon.server.server` says whose turn it is).
+Owns: reading and writing with back-pressure both ways.  Must not know: which answer waits for which
+(`proto.connection`), what a request does (`daemon.handlers`), or whose turn it is (`daemon.server.server`).
 
 Three kinds of requests are served, message by message:
 
@@ -16,19 +16,19 @@ it is not read either.
 import asyncio
 import logging
 import time
-from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast
 
 from overlayd import wire
 from overlayd._fast.frame import Inbox
+from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.listener import Credentials, credentials
 from overlayd.daemon.server.payload import answer_payload, read_payload
+from overlayd.daemon.tasks import Work
 from overlayd.errors import ProtocolError
+from overlayd.proto.connection import AnswerOrder
 from overlayd.proto.envelope import Frame
-from overlayd.proto.mux import NeedMore, Payload, ProbeAnswered
-
-if TYPE_CHECKING:
-    from overlayd.daemon.server.server import Server
+from overlayd.proto.mux import EndpointMux, NeedMore, Payload, ProbeAnswered
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +60,39 @@ class Limits(NamedTuple):
 LIMITS = Limits()
 
 
+class Connections(Protocol):
+    """All connections together, as one of them sees them."""
+
+    handlers: Handlers
+    mux: EndpointMux | None
+    limits: Limits
+    admits: Callable[[Credentials], bool]
+    stopping: bool  # nothing new is begun
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there is another one than that which asks."""
+
+    def made(self, connection: "Connection") -> None:
+        """Know a connection from now on."""
+
+    def lost(self, connection: "Connection") -> None:
+        """Forget a connection."""
+
+    def queue(self, connection: "Connection") -> None:
+        """Give the connection a turn, once."""
+
+    def start(self, change: Work) -> None:
+        """Run a change to its end, whatever becomes of the connection that asked for it."""
+
+    def account(self, connection: "Connection", buffered: int) -> None:
+        """Note how many bytes a connection holds."""
+
+
 class Connection(asyncio.BufferedProtocol):
     """One client; made by the server's transport."""
 
-    def __init__(self, server: "Server") -> None:
+    def __init__(self, server: Connections) -> None:
         self.credentials = Credentials(0, -1, -1)
         self.buffered = 0  # bytes that count against Limits.buffered
         self.queued = False  # waits for its turn
@@ -78,17 +107,11 @@ class Connection(asyncio.BufferedProtocol):
         self._open = False
         self._eof = False
         self._reading = True
-        self._writable = True
+        # Answers go to the id of a JSON request, or to the envelope that a request came in.
+        self._order: AnswerOrder[int | Frame, wire.Request | wire.Err] = AnswerOrder(server.limits.events)
         self._out: list[bytes] = []
         self._out_bytes = 0
-        self._in_flight = 0  # requests that are not answered yet: changes, and those that are held
-        self._newest = 0  # number of the last change
-        self._changes: dict[int, int | Frame] = {}  # in flight, by number, oldest first: to whom the answer goes
-        # What is answered in its turn: behind which change, to whom, and the request or its refusal.
-        self._held: deque[tuple[int, int | Frame, wire.Request | wire.Err]] = deque()
-        self._events: dict[tuple[type, str], bytes] = {}  # not sent yet, the newest of each peer
-        self._sent_json = False
-        self._sent_envelope = False
+        self._takes_events: bool | None = None  # only who sends JSON does; None: nothing has been sent
 
     # --- What the transport calls ---
 
@@ -96,7 +119,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self._open = True
         self.credentials = credentials(self._transport.get_extra_info("socket"))
-        self._server.connections.add(self)
+        self._server.made(self)
         if self._server.admits(self.credentials):
             self._transport.set_write_buffer_limits(high=self._limits.unread)
         else:
@@ -106,8 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._open:
             log.info("connection lost: %s (%s)", error, self.credentials)
         self._open = False
-        self._held.clear()
-        self._events.clear()
+        self._order.drop()
         self._server.lost(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -119,10 +141,10 @@ class Connection(asyncio.BufferedProtocol):
             self.serve(1)
         elif self.queued:
             self._steer()
-        elif len(self._server.connections) == 1:
-            self.serve(self._limits.turn)  # nobody waits for a turn
-        else:
+        elif self._server.are_several:
             self._server.queue(self)
+        else:
+            self.serve(self._limits.turn)  # nobody waits for a turn
 
     def eof_received(self) -> bool:
         """The client has nothing more to say, but may wait for answers."""
@@ -132,15 +154,14 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def pause_writing(self) -> None:
-        self._writable = False
+        self._order.reads = False
         self._steer()
         self._account()
 
     def resume_writing(self) -> None:
-        self._writable = True
-        for message in self._events.values():
-            self._send(message)
-        self._events.clear()
+        self._order.reads = True
+        for event in self._order.kept_events():
+            self._send(event)
         self._release()
         self._flush()
         self._server.queue(self)
@@ -164,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
         more = self._inbox.buffered > 0
         if more and not left:
             self._server.queue(self)
-        elif self._eof and not self._in_flight and self._writable:
+        elif self._eof and not self._order.in_flight and self._order.reads:
             if more:
                 self.close("truncated frame: the client hung up in the middle of a message")
             else:
@@ -178,13 +199,13 @@ class Connection(asyncio.BufferedProtocol):
         self._account()
 
     def _may_serve(self) -> bool:
-        return self._open and self._writable and self._in_flight < self._limits.in_flight
+        return self._open and self._order.reads and self._order.in_flight < self._limits.in_flight
 
     def _serve_some(self, most: int) -> int:
         """Serve one envelope, or up to `most` JSON frames; 0 when no message is whole."""
-        bodies = self._inbox.take(min(most, self._limits.in_flight - self._in_flight))
+        bodies = self._inbox.take(min(most, self._limits.in_flight - self._order.in_flight))
         if bodies:
-            self._sent_json = True
+            self._takes_events = True
             for body in bodies:
                 self._read_json(body)
             return len(bodies)
@@ -199,7 +220,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._read_envelope(frame)
             case NeedMore():
                 return 0
-        self._sent_envelope = True
+        self._takes_events = self._takes_events or False
         self._inbox.consume(consumed)
         return 1
 
@@ -226,10 +247,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._handlers.is_quick(request):
             self._answer_in_turn(to, request)
         else:
-            self._in_flight += 1
-            self._newest += 1
-            self._changes[self._newest] = to
-            self._server.start(self._change(self._newest, to, request))
+            self._server.start(self._change(self._order.change(to), to, request))
 
     async def _change(self, number: int, to: int | Frame, request: wire.Request) -> None:
         began = time.monotonic()
@@ -237,10 +255,8 @@ class Connection(asyncio.BufferedProtocol):
         seconds = time.monotonic() - began
         if seconds > self._limits.slow:
             log.warning("slow request: %s took %.1f s (%s)%s", _op(request), seconds, self.credentials, _trace(to))
-        if number not in self._changes:  # the client was told that it is not waited for
+        if not self._order.done(number):  # the client was told that it is not waited for
             return
-        del self._changes[number]
-        self._in_flight -= 1
         self._answer(to, response)
         self._release()
         self._flush()
@@ -258,7 +274,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
 
     def _account(self) -> None:
-        unsent = 0 if self._writable or not self._open else self._transport.get_write_buffer_size()
+        unsent = 0 if self._order.reads or not self._open else self._transport.get_write_buffer_size()
         if self.buffered != self._inbox.buffered + unsent:
             self._server.account(self, self._inbox.buffered + unsent)
 
@@ -266,18 +282,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answer_in_turn(self, to: int | Frame, what: wire.Request | wire.Err) -> None:
         """Answer after the changes that were asked for before."""
-        if self._in_flight or not self._writable:
-            self._in_flight += 1
-            self._held.append((self._newest, to, what))
-        else:
+        if not self._order.hold(to, what):
             self._answer(to, what if isinstance(what, wire.Err) else self._handlers.read(what))
 
     def _release(self) -> None:
         """Give the answers that waited for a change that is done, or for the client to read."""
-        held = self._held
-        while held and self._writable and not (self._changes and next(iter(self._changes)) <= held[0][0]):
-            _, to, what = held.popleft()
-            self._in_flight -= 1
+        for to, what in self._order.due():
             self._answer(to, what if isinstance(what, wire.Err) else self._handlers.read(what))
 
     def _answer(self, to: int | Frame, response: wire.Response | bytes) -> None:
@@ -291,16 +301,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def push(self, about: tuple[type, str], message: bytes) -> None:
         """Send an event, or keep it while the client does not read.  Clients that speak envelopes only get none."""
-        if not self._open or (self._sent_envelope and not self._sent_json):
+        if not self._open or self._takes_events is False:
             return
-        if self._writable:
+        if self._order.reads:
             self._send(message)
             self._flush()
-            return
-        self._events.pop(about, None)
-        self._events[about] = message
-        if len(self._events) > self._limits.events:
-            del self._events[next(iter(self._events))]
+        else:
+            self._order.keep_event(about, message)
 
     def _send(self, message: bytes) -> None:
         self._out.append(message)
@@ -322,14 +329,12 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def busy(self) -> bool:
         """Whether the client is owed answers that it would read."""
-        return self.queued or bool(self._changes) or (self._in_flight > 0 and self._writable)
+        return self.queued or self._order.is_owed
 
     def give_up(self) -> None:
         """Tell the client of every change in flight that the daemon stops before it is done."""
-        for to in self._changes.values():
+        for to in self._order.give_up():
             self._answer(to, wire.Err(message=UNFINISHED))
-        self._in_flight -= len(self._changes)
-        self._changes.clear()
         self._release()
         self._flush()
 
@@ -339,7 +344,7 @@ class Connection(asyncio.BufferedProtocol):
             log.log(level, "connection closed: %s (%s)", why, self.credentials)
             self._flush()
             self._open = False
-            self._held.clear()
+            self._order.drop()
             self.closed_since = self._loop.time()
             self._transport.close()
 

@@ -99,7 +99,14 @@ class Server:
         if self._sweeping is not None:
             self._sweeping.cancel()
 
-    # --- What connections call ---
+    # --- What connections call (`Connections`) ---
+
+    @property
+    def are_several(self) -> bool:
+        return len(self.connections) > 1
+
+    def made(self, connection: Connection) -> None:
+        self.connections.add(connection)
 
     def queue(self, connection: Connection) -> None:
         """Give the connection a turn, once."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from overlayd.daemon.change.node import Node
 from overlayd.linux import bridge as bridges
-from overlayd.linux import egress, veth
+from overlayd.linux import bridge_options, egress, veth
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.monitor import (
     AddressChanged,
@@ -22,6 +22,7 @@ from overlayd.linux.monitor import (
     LinkChanged,
     Overrun,
     ParameterChanged,
+    PortChanged,
     RouteChanged,
     RulesetChanged,
     is_own_thread,
@@ -80,6 +81,8 @@ class Judge:
         match event:
             case LinkChanged():
                 self._judge_link(event.link, event.gone)
+            case PortChanged(link=link):
+                self._judge_port(link)
             case AddressChanged(ifindex=index, port=port):
                 if index in self._ways_out:
                     suspect(EGRESS, "address")
@@ -112,6 +115,16 @@ class Judge:
             self._verdicts.acquit(part, found.name)
         else:
             self._verdicts.suspect(part, found.name)
+
+    def _judge_port(self, found: rt.Link) -> None:
+        part = self._parts.get(found.ifindex)
+        if part is None:
+            return
+        cause = f"port {found.name}"
+        if bridge_options.port_faults(found):
+            self._verdicts.suspect(part, cause)
+        else:
+            self._verdicts.acquit(part, cause)
 
     def _judge_lost_route(self, route: rt.KernelRoute, port: int) -> None:
         """A route of ours, or a connected one, is gone; suspicious unless the peer behind it was removed."""
@@ -164,7 +177,7 @@ class Judge:
             wanted = (master, thing.mtu, GROUP_VETH, veth.host_mac(thing.mac))
             return (self._parts.get(found.master), found.mtu, found.group, found.mac) == wanted
         row = state.get(Service, service)
-        if row is None:
+        if row is None or bridge_options.bridge_faults(found):
             return False
         want = bridge(row, facts)
         return want.name in (found.name, *found.alternative_names) and (

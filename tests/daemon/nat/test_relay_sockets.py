@@ -33,7 +33,6 @@ def config(
     (config(credential=None), "auth_credential.*open to anybody"),
     (config(credential=""), "auth_credential.*open to anybody"),
     (config(port=0), "listen_port"),
-    (config(address=""), "external_addr"),
     (config(address="relay.example.org:3478"), "external_addr: 'relay.example.org'"),
     (config(address="192.0.2.1.5"), "external_addr"),
 ])  # fmt: skip
@@ -52,6 +51,23 @@ def test_a_configuration_that_cannot_work_is_refused(broken: RelayServer, says: 
 ])  # fmt: skip
 def test_the_forms_of_an_external_address(text: str, address: str) -> None:
     assert Relay(config(address=text), []).server._external == ip_address(address)
+
+
+def test_without_an_external_address_it_is_the_one_that_packets_to_the_outside_carry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways: dict[str, str] = {"2001:db8::1": "2001:db8:7::5"}
+
+    def look_up(_netlink: object, somewhere: object) -> object:
+        return ip_address(ways[str(somewhere)]) if str(somewhere) in ways else None
+
+    monkeypatch.setattr("overlayd.daemon.nat.relay.source_towards", look_up)
+    assert Relay(config(address=""), []).server._external == ip_address("2001:db8:7::5")
+    ways["192.0.2.1"] = "203.0.113.5"
+    assert Relay(config(address=""), []).server._external == ip_address("203.0.113.5")
+    ways.clear()
+    with pytest.raises(RequestError, match=r"external_addr: this host has no route to the outside"):
+        Relay(config(address=""), [])
 
 
 # --- in this process, on loopback -------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from overlayd.linux.monitor import (
     LinkChanged,
     Overrun,
     ParameterChanged,
+    PortChanged,
     RouteChanged,
     RulesetChanged,
 )
@@ -44,7 +45,7 @@ STATE = State(
 )
 BRIDGE = rt.Link(
     ifindex=3,
-    flags=rt.IFF_UP,
+    flags=rt.IFF_UP | rt.IFF_MULTICAST,
     name="zl-d-i-web-b",
     mtu=MTU,
     group=GROUP_BRIDGE,
@@ -92,6 +93,39 @@ def judged(*events: Event) -> list[Any]:
     for event in events:
         judge.judge(event)
     return record.verdicts
+
+
+@pytest.mark.parametrize(
+    ("flags", "port", "fine"),
+    [
+        (rt.IFF_LOWER_UP, {1: b"\3", 33: b"\0", 8: b"\1"}, True),
+        (rt.IFF_LOWER_UP, {1: b"\3", 33: b"\1"}, False),
+        (rt.IFF_LOWER_UP, {1: b"\3", 8: b"\0"}, False),
+        (rt.IFF_LOWER_UP, {1: b"\0"}, False),
+        (0, {1: b"\0"}, True),  # its other end is down
+        (rt.IFF_LOWER_UP, {}, True),  # of an old kernel
+    ],
+)
+def test_the_options_of_a_port(flags: int, port: dict[int, bytes], fine: bool) -> None:
+    found = judged(PortChanged(VETH._replace(flags=rt.IFF_UP | flags, port=port)))
+    assert (found == [SERVICE]) == fine  # acquitted, else suspected
+
+
+def test_a_port_of_somebody_else_is_nobodys_business() -> None:
+    assert judged(PortChanged(UPLINK._replace(port={33: b"\1"}))) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"bridge": {5: b"\1\0\0\0"}},
+        {"bridge": {23: b"\1"}},
+        {"flags": rt.IFF_UP | rt.IFF_MULTICAST | rt.IFF_NOARP},
+        {"flags": rt.IFF_UP},
+    ],
+)
+def test_the_options_of_a_bridge(changed: dict[str, Any]) -> None:
+    assert judged(LinkChanged(BRIDGE._replace(**changed), False)) != [SERVICE]
 
 
 @pytest.mark.parametrize("found", [BRIDGE, VETH, BRIDGE._replace(name="old-b", alternative_names=("zl-d-i-web-b",))])
