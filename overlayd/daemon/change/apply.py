@@ -29,6 +29,15 @@ Failure = tuple[Step, MechanismError]
 _RENAMED = (Device, Bridge)  # the links that change their names
 
 
+class HalfDone(Exception):
+    """Steps were not all done.  error: why.  done: those that were, or were perhaps, in their order."""
+
+    def __init__(self, error: BaseException, done: Sequence[Step]) -> None:
+        super().__init__(f"{error}, after {len(done)} steps")
+        self.error = error
+        self.done = done
+
+
 class Kernel:
     """The mechanisms of this host.  backend: None on a node without WireGuard, which carries no devices."""
 
@@ -39,14 +48,18 @@ class Kernel:
         self._forgetter = Forgetter()
         self._rules = False
 
-    def apply(self, steps: Sequence[Step], done: list[list[Step]]) -> None:
-        """Do the steps in order.  MechanismError: one failed; `done`, which is filled meanwhile, is for `undo`."""
+    def apply(self, steps: Sequence[Step]) -> None:
+        """Do the steps in order.  HalfDone: one failed, with what there is to `undo`."""
+        done: list[Step] = []
         for batch in _batches(steps):
-            if batch[0].have is not None or isinstance(batch[0].want, DevicePeer | Element):
-                done.append(batch)  # it may fail half-way; what creates one object cleans up by itself
-            self._try(batch, "apply")
-            if not done or done[-1] is not batch:
-                done.append(batch)
+            try:
+                self._try(batch, "apply")
+            except Exception as error:
+                # What creates one object cleans up by itself; anything else may have failed half-way.
+                if batch[0].have is not None or isinstance(batch[0].want, DevicePeer | Element):
+                    done += batch
+                raise HalfDone(error, done) from error
+            done += batch
 
     def close(self) -> None:
         """Finish what goes on behind the answers, and let go of the kernel."""
@@ -68,12 +81,11 @@ class Kernel:
         """Drop the connections of addresses that lost their holder, behind the answer: the next one starts afresh."""
         self._forgetter.forget(addresses)
 
-    def undo(self, done: Sequence[list[Step]]) -> None:
+    def undo(self, done: Sequence[Step]) -> None:
         """Take back what `apply` has done."""
-        steps = [step for batch in done for step in batch]
-        for _, error in self.repair([step.inverse() for step in reversed(steps)], "undo"):
+        for _, error in self.repair([step.inverse() for step in reversed(done)], "undo"):
             log.error("undo failed, the next audit will repair it: %s", error)
-        for step in steps:
+        for step in done:
             if isinstance(step.have, _RENAMED) and isinstance(step.want, _RENAMED):
                 try:
                     link.forget_name(step.want.name)

@@ -9,10 +9,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from overlayd import fault
-from overlayd.daemon.change.apply import Failure, Kernel
+from overlayd.daemon.change.apply import Failure, HalfDone, Kernel
 from overlayd.daemon.change.gather import Decision, Gathering
 from overlayd.daemon.change.inspect import observe, present
 from overlayd.daemon.change.journal import Journal
@@ -37,6 +38,23 @@ WORKERS = 16
 GROUP = 512
 
 FACTS = "facts"  # the resource that stands for `Node.facts`
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change that is in the state, but not on disk or in the kernel yet.
+
+    change, inverse: the rows as they become, and as they were.  have, want: the objects of these rows before and after.
+    verify: `have` is looked up in the kernel rather than believed.  everything: everything is held, so that the state
+    stands still and what takes long may be done beside the loop.
+    """
+
+    change: Change
+    inverse: Change
+    have: Layout
+    want: Layout
+    verify: bool
+    everything: bool
 
 
 class Node:
@@ -100,7 +118,7 @@ class Node:
                 await self.run(prepare)
             while True:
                 decision = Decision(decide)
-                await self._carry_out([decision], verify, alone=everything)
+                await self._carry_out([decision], verify, everything=everything)
                 try:
                     return await decision.outcome
                 except NotYet:
@@ -162,12 +180,11 @@ class Node:
         async with self._hold([*exclusive, FACTS], everything=not exclusive):
             before, have = self.facts, layout(self.state, self.facts, touched)
             self.facts = update(before)
-            done: list[list[Step]] = []
             try:
-                await self._apply(plan(have, layout(self.state, self.facts, touched)), done)
-            except BaseException:
+                await self._apply(plan(have, layout(self.state, self.facts, touched)))
+            except BaseException as error:
                 self.facts = before
-                await self.run(self.kernel.undo, done)
+                await self._undo(error)
                 raise
 
     async def reconcile(self) -> list[Failure]:
@@ -236,48 +253,64 @@ class Node:
                 decision.fail(error)
 
     async def _carry_out(
-        self, decisions: Sequence[Decision[Any]], verify: Collection[RowId] = (), *, alone: bool = False
+        self, decisions: Sequence[Decision[Any]], verify: Collection[RowId] = (), *, everything: bool = False
     ) -> None:
         """Take decisions through state, journal and kernel together, and settle them; on an error nothing has
-        happened, and none is settled.  alone: everything is held.
+        happened, and none is settled.
         """
-        touched: set[RowId] = set(verify)
-        have = await self._layout(touched, alone)
-        change: dict[RowId, Row | None] = {}
-        inverse: dict[RowId, Row | None] = {}
-        taken = 0
-        for decision in decisions:
-            draft = Draft(self.state)
-            if decision.take(draft):
-                taken += 1
-                first = draft.rows.keys() - touched
-                have |= await self._layout(first, alone)
-                touched |= first
-                for id, row in self.state.apply(draft.rows).items():
-                    inverse.setdefault(id, row)
-                change |= draft.rows
-        if taken:
-            await self._take_effect(change, inverse, have, touched, verify=bool(verify), alone=alone)
+        transition = await self._decide(decisions, verify, everything)
+        if transition is not None:
+            await self._take_effect(transition)
         for decision in decisions:
             decision.settle()
 
-    async def _layout(self, touched: Collection[RowId], alone: bool) -> Layout:
+    async def _decide(
+        self, decisions: Sequence[Decision[Any]], verify: Collection[RowId], everything: bool
+    ) -> Transition | None:
+        """Put decisions into the state, each on the one before it.  None when all refuse."""
+        touched: set[RowId] = set(verify)
+        have = await self._layout(touched, everything)
+        change: dict[RowId, Row | None] = {}
+        inverse: dict[RowId, Row | None] = {}
+        taken = 0
+        try:
+            for decision in decisions:
+                draft = Draft(self.state)
+                if decision.take(draft):
+                    taken += 1
+                    first = draft.rows.keys() - touched
+                    have |= await self._layout(first, everything)
+                    touched |= first
+                    for id, row in self.state.apply(draft.rows).items():
+                        inverse.setdefault(id, row)
+                    change |= draft.rows
+            # Now, while the state shows this change and no later one: what those bring about is their own affair.
+            want = await self._layout(touched, everything) if taken else {}
+        except BaseException:
+            self.state.apply(inverse)
+            raise
+        return Transition(change, inverse, have, want, bool(verify), everything) if taken else None
+
+    async def _layout(self, touched: Collection[RowId], everything: bool) -> Layout:
         """The objects of these rows as the state is now: put together beside the loop if that stands still, for they
         may be all there are; else at once, before another change can begin.
         """
-        if alone:
+        if everything:
             return await self.run(layout, self.state, self.facts, touched)
         return layout(self.state, self.facts, touched)
 
-    async def _take_effect(
-        self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], *, verify: bool, alone: bool
-    ) -> None:
+    async def _take_effect(self, transition: Transition) -> None:
         """Disk and kernel follow the state, or the state goes back; until then nothing that the change gives up is
-        free.  have: the objects of the touched rows before; verify: they are looked up.
+        free.
         """
+        change, inverse = transition.change, transition.inverse
         self.state.departing.update((id, row) for id, row in inverse.items() if row is not None)
         try:
-            await self._write_and_apply(change, inverse, have, touched, verify=verify, alone=alone)
+            await self._write(transition)
+            fault.point("node:journaled")
+            await self._change_kernel(transition)
+            fault.point("node:applied")
+            self.kernel.forget(self._released(inverse))
         finally:
             for id in inverse:
                 self.state.departing.pop(id, None)
@@ -286,31 +319,30 @@ class Node:
         for observer in self._observers:
             observer(change)
 
-    async def _write_and_apply(
-        self, change: Change, inverse: Change, have: Layout, touched: Collection[RowId], *, verify: bool, alone: bool
-    ) -> None:
+    async def _write(self, transition: Transition) -> None:
         try:
-            # Now, while the state shows this change and no later one: what those bring about is their own affair.
-            want = await self._layout(touched, alone)
-            await self._commit(change)
+            await self._commit(transition.change)
         except BaseException:
-            self.state.apply(inverse)
+            self.state.apply(transition.inverse)
             raise
-        fault.point("node:journaled")
-        done: list[list[Step]] = []
+
+    async def _change_kernel(self, transition: Transition) -> None:
         try:
-            if verify:
-                have = await self.run(present, self.kernel, have)
-            steps = await self.run(plan, have, want) if alone else plan(have, want)
-            await self._apply(steps, done)
-        except BaseException:
+            await self._apply(await self._steps(transition))
+        except BaseException as error:
             # On disk first: were we to die on the way back, the next start has to want what was there before, for
             # else nobody would know whose a half-made link is.
-            await self._take_back(inverse)
-            await self.run(self.kernel.undo, done)
+            await self._take_back(transition.inverse)
+            await self._undo(error)
             raise
-        fault.point("node:applied")
-        self.kernel.forget(self._released(inverse))
+
+    async def _steps(self, transition: Transition) -> list[Step]:
+        have = transition.have
+        if transition.verify:
+            have = await self.run(present, self.kernel, have)
+        if transition.everything:
+            return await self.run(plan, have, transition.want)
+        return plan(have, transition.want)
 
     def _released(self, inverse: Change) -> list[Address]:
         """The addresses that lost their holder."""
@@ -335,6 +367,22 @@ class Node:
             await self._journal.commit({id: encode(row) if row is not None else None for id, row in rows.items()})
             self._owed = {id: row for id, row in self._owed.items() if id not in rows}
 
-    async def _apply(self, steps: Sequence[Step], done: list[list[Step]]) -> None:
-        if steps:
-            await self.run(self.kernel.apply, steps, done)
+    async def _apply(self, steps: Sequence[Step]) -> None:
+        """Do the steps in the kernel.  On any error `_undo` has to follow.  A thread cannot be stopped: whoever cancels
+        this waits for its end, and everything is to be undone.
+        """
+        if not steps:
+            return
+        work = asyncio.get_running_loop().run_in_executor(self._workers, self.kernel.apply, steps)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError as cancelled:
+            await asyncio.wait([work])
+            failure = work.exception()
+            raise HalfDone(cancelled, failure.done if isinstance(failure, HalfDone) else steps) from None
+
+    async def _undo(self, error: BaseException) -> None:
+        """Take back what `_apply` did before it raised the error.  Raises what made it fail."""
+        if isinstance(error, HalfDone):
+            await self.run(self.kernel.undo, error.done)
+            raise error.error from error.error.__cause__

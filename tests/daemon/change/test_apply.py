@@ -1,13 +1,16 @@
-"""The way back: what can be put back is, whatever else cannot."""
+"""The way there and back: what can be put back is, whatever else cannot."""
 
-from errno import ESRCH
+from errno import EBUSY, ESRCH
 from ipaddress import ip_address, ip_interface, ip_network
+from types import SimpleNamespace
+
+import pytest
 
 from overlayd.daemon.change import apply
-from overlayd.daemon.change.apply import Kernel
+from overlayd.daemon.change.apply import HalfDone, Kernel
 from overlayd.errors import MechanismError
 from overlayd.linux.nft import Nft
-from overlayd.model.objects import Netns, Step, Veth
+from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Netns, Step, Veth
 
 
 def leg(pid: int) -> Veth:
@@ -36,6 +39,40 @@ def test_a_container_that_died_does_not_keep_the_others_from_coming_back(monkeyp
 
     monkeypatch.setattr(apply.veth, "create", create)
     kernel = Kernel(None, Nft())
-    kernel.undo([[Step(leg(pid), None) for pid in (1, 2, 3)]])
+    kernel.undo([Step(leg(pid), None) for pid in (1, 2, 3)])
     kernel.close()
     assert sorted(back) == [1, 3]
+
+
+def bridge(name: str) -> Bridge:
+    return Bridge("web", name, ip_interface("10.9.0.1/24"), 1340)
+
+
+def peer(endpoint: int) -> DevicePeer:
+    return DevicePeer(GLOBAL, "zl-g", bytes(32), (ip_address("192.0.2.1"), endpoint), 0, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("failing", "is_undone"),
+    [
+        ([Step(None, leg(2))], False),
+        ([Step(leg(2), leg(3))], True),
+        ([Step(None, peer(1)), Step(None, peer(2))], True),
+    ],
+    ids=["making one thing cleans up by itself", "a change may be half done", "peers are set together"],
+)
+def test_what_a_failure_leaves_to_be_undone(monkeypatch, failing: list[Step], is_undone: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise MechanismError("change", "zl", EBUSY)
+
+    first = Step(None, bridge("zl-web-b"))
+    monkeypatch.setattr(apply.bridge, "create", lambda _: None)
+    monkeypatch.setattr(apply.veth, "create", refuse)
+    monkeypatch.setattr(apply.veth, "change", refuse)
+    backend = SimpleNamespace(set_peers=refuse)
+    kernel = Kernel(backend, Nft())  # type: ignore[arg-type]
+    with pytest.raises(HalfDone) as caught:
+        kernel.apply([first, *failing])
+    kernel.close()
+    assert isinstance(caught.value.error, MechanismError)
+    assert caught.value.done == [first, *(failing if is_undone else [])]

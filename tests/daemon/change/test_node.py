@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlayd.daemon.change.apply import HalfDone
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.errors import MechanismError, RequestError
@@ -35,7 +36,7 @@ class MapKernel:
         self.things = {}
         self.calls = 0
 
-    def apply(self, steps, done):
+    def apply(self, steps):
         self.calls += 1
         things = dict(self.things)
         for step in steps:
@@ -45,7 +46,7 @@ class MapKernel:
                 things = {key: thing for key, thing in things.items() if not isinstance(thing, DevicePeer)}
             if step.want is not None:
                 if getattr(step.want, "endpoint", None) == (ip_address("192.0.2.13"), 13):
-                    raise MechanismError("set peers of WireGuard device", "zl-g", EINVAL)
+                    raise HalfDone(MechanismError("set peers of WireGuard device", "zl-g", EINVAL), [])
                 assert step.want.key not in things
                 things[step.want.key] = step.want
         self.things = things

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlayd.daemon.change.apply import HalfDone
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import attachment_locks, service_lock
@@ -36,12 +37,15 @@ class Hesitant:
         self.asked, self.allowed = Event(), Event()
         self.refuses = False
 
-    def apply(self, steps, done) -> None:
+    def apply(self, steps) -> None:
         if any(isinstance(step.have, Veth) and step.want is None for step in steps):
             self.asked.set()
             assert self.allowed.wait(10)
             if self.refuses:
-                raise MechanismError("delete", "doomed veths", ENOMEM)
+                raise HalfDone(MechanismError("delete", "doomed veths", ENOMEM), [])
+        self.take(steps)
+
+    def take(self, steps) -> None:
         for step in steps:
             if step.have is not None:
                 assert self.things.pop(step.have.key) == step.have, "the plan starts from what is there"
@@ -50,7 +54,7 @@ class Hesitant:
                 self.things[step.want.key] = step.want
 
     def undo(self, done) -> None:
-        assert not done
+        self.take([step.inverse() for step in reversed(done)])
 
     def forget(self, addresses) -> None:
         pass
@@ -106,12 +110,12 @@ class Moody(Hesitant):
         self.allowed.set()
         self.moods = moods
 
-    def apply(self, steps, done) -> None:
+    def apply(self, steps) -> None:
         if any(isinstance(step.have, Veth) for step in steps):
             sleep(0.001)
             if self.moods and self.moods.pop():
-                raise MechanismError("delete", "doomed veths", ENOMEM)
-        super().apply(steps, done)
+                raise HalfDone(MechanismError("delete", "doomed veths", ENOMEM), [])
+        super().apply(steps)
 
 
 async def leaving(node: Node, kernel: Hesitant, pid: int) -> asyncio.Task[Attachment | None]:
@@ -119,6 +123,25 @@ async def leaving(node: Node, kernel: Hesitant, pid: int) -> asyncio.Task[Attach
     task = asyncio.create_task(detach(node, attachments.container(pid)))
     assert await asyncio.to_thread(kernel.asked.wait, 10)
     return task
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_change_that_is_cancelled_in_the_kernel_is_taken_back_when_the_thread_is_through(
+    tmp_path, refuses
+) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.refuses = refuses
+        row = await attach(node, 1)
+        gone = await leaving(node, kernel, 1)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        assert not gone.done(), "the thread is at work, whoever waits for it"
+        kernel.allowed.set()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert node.state.get(Attachment, row.handle) == row
+        kernel.refuses = False
+        assert await detach(node, row.handle) == row
 
 
 @pytest.mark.parametrize("refuses", [False, True])
