@@ -20,8 +20,8 @@ import uvloop
 from overlayd import __version__, wire
 from overlayd.daemon import config as configuration
 from overlayd.daemon import garbage, logs, start
-from overlayd.daemon.change import journal as journals
-from overlayd.daemon.change.journal import InUse as JournalInUse
+from overlayd.daemon.change.claim import InUse as DirectoryInUse
+from overlayd.daemon.change.claim import claimed
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.dns.nameserver import Nameserver
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     try:
         with ExitStack() as claims:
             return _claim_and_run(config, options.teardown, options.salvage_journal, claims, fresh)
-    except (listener.InUse, JournalInUse, NamespaceInUse) as error:
+    except (listener.InUse, DirectoryInUse, NamespaceInUse) as error:
         log.error("%s", error)
         return IN_USE
     except DiskError as error:
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
 def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitStack, fresh: float) -> int:
     directory = Path(config.data_dir)
     if teardown:
-        claims.enter_context(journals.claimed(directory))
+        claims.enter_context(claimed(directory))
         _claim_namespace(claims)
         return 0 if remove_everything() else FAILED
     garbage.postpone()

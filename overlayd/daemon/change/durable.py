@@ -1,6 +1,7 @@
 """Putting files on the disk so that they are still there after a power cut.
 
-Owns: the order of write, fsync and the directory's fsync, and how many old copies of a file stay.  Must not know: what
+Owns: the order of write, fsync and the directory's fsync, how many old copies of a file stay, and what is said when the
+disk refuses.  Must not know: what
 the files hold.  Every function that touches the disk raises OSError.
 """
 
@@ -17,9 +18,25 @@ _WRONG_PATH = frozenset(
 )
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free space on that file system",
+    errno.EDQUOT: "free space or raise the quota",
+    errno.EROFS: "find out why the file system is read-only (dmesg) and remount it writable",
+    errno.EIO: "the disk fails: look at dmesg, and move the data directory to another disk",
+}
+
+
 def refusal(message: str, error: OSError) -> StateError:
     """What to raise in place of an error of the disk: DiskError, unless it is the path that is wrong."""
     return StateError(message) if error.errno in _WRONG_PATH else DiskError(message)
+
+
+def refused(what: str, error: Exception) -> StateError:
+    """As `refusal`, with the errno, and what to do about it.  An error that is not the disk's is a bug of ours."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return StateError(f"{what}: {error!r}, a bug in overlayd")
+    remedy = _REMEDIES.get(error.errno, "check the directory and the disk below it")
+    return refusal(f"{what}: {error.strerror} (errno {error.errno}); {remedy}, then try again", error)
 
 
 def write_all(file: int, data: bytes, offset: int) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from oracles_log import Change, Rows, states
 
-from overlayd.daemon.change import journal
-from overlayd.daemon.change.journal import InUse, Journal
+from overlayd.daemon.change import journal, recovery
+from overlayd.daemon.change.claim import InUse
+from overlayd.daemon.change.journal import Journal
 from overlayd.errors import StateError
 from overlayd.proto import log
 
@@ -248,7 +249,7 @@ async def test_of_the_copies_of_torn_ends_and_damaged_logs_the_newest_stay(tmp_p
     async with opened(tmp_path, salvage=True):
         pass
     left = set(tmp_path.glob("journal.*"))
-    assert left == {*copies[9 - journal.COPIES : 9], *copies[18 - journal.COPIES + 1 :], current}
+    assert left == {*copies[9 - recovery.COPIES : 9], *copies[18 - recovery.COPIES + 1 :], current}
     assert current.read_bytes() == data
 
 
