@@ -76,8 +76,11 @@ def _laboratories() -> Iterator[tuple[str, Path, int, bool]]:
     """Every laboratory of this user: its prefix and directory, the process that made it, whether that still lives."""
     for directory in Path(tempfile.gettempdir()).glob("overlayd-lab-*"):
         match = DIRECTORY.fullmatch(directory.name)
-        # Anybody may make a directory of such a name.
-        if match and directory.lstat().st_uid == os.geteuid():
+        try:
+            is_ours = directory.lstat().st_uid == os.geteuid()  # anybody may make a directory of such a name
+        except FileNotFoundError:  # another session has just removed it
+            continue
+        if match and is_ours:
             pid = int(match["pid"])
             yield match["prefix"], directory, pid, processes.start_time(pid) == int(match["started"])
 
