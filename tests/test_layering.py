@@ -1,4 +1,5 @@
-"""The folder is the layer: who imports whom, which layers do no I/O, and how long a module may be.
+"""The folder is the layer, and within the daemon the room: who imports whom, which layers do no I/O, and how long a
+module may be.
 
 Read from the source, not from running it: `ast` for .py and .pyi, import and cimport lines for .pyx and .pxd.
 """
@@ -6,6 +7,7 @@ Read from the source, not from running it: `ast` for .py and .pyi, import and ci
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,27 @@ MAY_IMPORT = {
     "inspect": {"errors", "keys", "_fast", "proto", "model"},
     "cli": {"", "errors", "wire", "client", "inspect", "daemon.main"},
 }
+# docs/architecture.md: what each room of the daemon, and each module beside them, may import of the others.
+ROOMS: dict[str, set[str]] = {
+    "": set(),  # daemon/__init__.py
+    "garbage": set(),
+    "logs": set(),
+    "parse": set(),
+    "tasks": set(),
+    "change": set(),
+    "peers": {"change", "tasks"},
+    "dns": {"change", "tasks"},
+    "upkeep": {"change", "tasks"},
+    "nat": {"change", "peers", "tasks"},
+    "config": {"parse", "dns"},
+    "start": {"change"},
+    "teardown": {"change"},
+    "status": {"change", "peers"},
+    "doctor": {"change", "peers", "dns", "upkeep", "nat"},
+    "handlers": {"change", "peers", "dns", "upkeep", "nat", "status", "doctor", "parse"},
+    "server": {"change", "handlers", "tasks"},
+}
+ROOMS["main"] = {*ROOMS, "main"}
 PURE = {"errors", "keys", "wire", "_fast", "proto", "model"}
 # Modules by which a function could reach a socket, a file, a clock, chance, a process or an event loop.
 IMPURE = {
@@ -115,6 +138,16 @@ def forbidden_overlayd(importer: str, imported: tuple[str, ...]) -> bool:
     return "" not in {importer, *allowed}  # a name in overlayd/__init__.py, such as __version__
 
 
+def room(module: tuple[str, ...]) -> str:
+    """("overlayd", "daemon", "nat", "relay") -> "nat"; the daemon's own package -> ""."""
+    return module[2] if len(module) > 2 else ""
+
+
+def forbidden_room(importer: str, imported: tuple[str, ...]) -> bool:
+    """Whether a module of the daemon's room `importer` may not import the module `imported`."""
+    return layer(imported) == "daemon" and room(imported) not in {importer, *ROOMS[importer]}
+
+
 def impure(importer: str, imported: tuple[str, ...]) -> bool:
     """Whether the layer `importer` is pure and the foreign module `imported` is not."""
     if importer not in PURE or (importer, imported[0]) in ALLOWED_IMPURE:
@@ -137,6 +170,9 @@ def violations(package: Path) -> list[str]:
         if here not in MAY_IMPORT:
             found.append(f"{name}: not in any layer")
             continue
+        if here == "daemon" and room(dotted(path, package)) not in ROOMS:
+            found.append(f"{name}: not in any room")
+            continue
         for imported in imports(path, package):
             parts = tuple(imported.split("."))
             if parts[0] != package.name:
@@ -144,6 +180,8 @@ def violations(package: Path) -> list[str]:
                     found.append(f"{name}: {here} is pure and imports {imported}")
             elif forbidden_overlayd(here, parts):
                 found.append(f"{name}: {here or 'the package'} imports {imported}")
+            elif here == "daemon" and forbidden_room(room(dotted(path, package)), parts):
+                found.append(f"{name}: {room(dotted(path, package))} imports {imported}")
         if here in PURE:
             found += [
                 f"{name}: {here} is pure and includes {header}" for header in headers(path) if header in IMPURE_HEADERS
@@ -151,8 +189,31 @@ def violations(package: Path) -> list[str]:
     return found
 
 
+def circle(package: Path) -> list[str]:
+    """Modules that import each other, in a circle, the first one last again; empty when there is none."""
+    names = {".".join(dotted(path, package)) for path in modules(package)}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for path in modules(package):
+        here = ".".join(dotted(path, package))
+        for imported in imports(path, package):
+            # `from a import b` gives a.b, which is a module or a name in one; a package does not import its own modules
+            # by being there.
+            module = imported if imported in names else imported.rpartition(".")[0]
+            if module in names and module != here:
+                graph[here].add(module)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def test_every_import_keeps_to_its_layer() -> None:
     assert violations(PACKAGE) == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    assert circle(PACKAGE) == []
 
 
 def test_pyroute2_is_for_inspections_alone() -> None:
@@ -211,6 +272,35 @@ def test_modules_are_short_and_named_after_what_they_own() -> None:
         ),
         ("linux/link.py", "from overlayd import wire\n", "linux imports overlayd.wire"),
         ("stray/thing.py", "", "not in any layer"),
+        ("daemon/cellar/wine.py", "", "not in any room"),
+        (
+            "daemon/change/node.py",
+            "from overlayd.daemon.peers.health import Health\n",
+            "change imports overlayd.daemon.peers.health.Health",
+        ),
+        ("daemon/change/node.py", "from overlayd.daemon import nat\n", "change imports overlayd.daemon.nat"),
+        ("daemon/peers/health.py", "from ..nat import session\n", "peers imports overlayd.daemon.nat.session"),
+        (
+            "daemon/dns/nameserver.py",
+            "def late():\n    from overlayd.daemon.peers import health\n",
+            "dns imports overlayd.daemon.peers.health",
+        ),
+        (
+            "daemon/nat/session.py",
+            "if TYPE_CHECKING:\n    from overlayd.daemon.upkeep.sentinel import Sentinel\n",
+            "nat imports overlayd.daemon.upkeep.sentinel.Sentinel",
+        ),
+        (
+            "daemon/handlers/nat.py",
+            "import overlayd.daemon.server.server\n",
+            "handlers imports overlayd.daemon.server.server",
+        ),
+        (
+            "daemon/server/server.py",
+            "from overlayd.daemon.nat import session\n",
+            "server imports overlayd.daemon.nat.session",
+        ),
+        ("daemon/doctor.py", "from overlayd.daemon.main import main\n", "doctor imports overlayd.daemon.main.main"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path: Path, file: str, text: str, complaint: str) -> None:
@@ -218,6 +308,29 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, text: str, comp
     planted.parent.mkdir(parents=True, exist_ok=True)
     planted.write_text(text)
     assert violations(tmp_path / "overlayd") == [f"overlayd/{file}: {complaint}"]
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ("from overlayd.wire import codec\n", "from overlayd.wire import values\n"),
+        ("from .codec import encode\n", "import overlayd.wire.values\n"),
+        ("from .codec import encode\n", "def late():\n    from .values import Peer\n"),
+        ("if TYPE_CHECKING:\n    from .codec import encode\n", "from .values import Peer\n"),
+        ("from overlayd.wire import requests\n", "from .values import Peer\n"),
+        ("from overlayd.wire import Status\n", "from .values import Peer\n"),
+    ],
+)
+def test_a_planted_circle_is_found(tmp_path: Path, here: str, there: str) -> None:
+    folder = tmp_path / "overlayd" / "wire"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("from .codec import Status\n")
+    (folder / "requests.pyi").write_text("from .codec import encode\n")
+    (folder / "values.py").write_text(here)
+    (folder / "codec.py").write_text(there)
+    found = circle(tmp_path / "overlayd")
+    assert found[0] == found[-1]
+    assert {"overlayd.wire.values", "overlayd.wire.codec"} <= set(found)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +342,8 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, text: str, comp
         ("wire/__init__.py", "from .codec import encode\nfrom overlayd.errors import ProtocolError\n"),
         ("linux/link.py", "import socket\nfrom overlayd.model.objects import Veth\n"),
         ("daemon/main.py", "from overlayd import __version__, wire\nimport asyncio\n"),
+        ("daemon/main.py", "from overlayd.daemon import start\nfrom overlayd.daemon.server.server import Server\n"),
+        ("daemon/nat/session.py", "from overlayd.daemon.peers.health import Health\nfrom .relay import Relay\n"),
         ("cli/main.py", "from overlayd.daemon.main import run\nfrom overlayd.daemon import main\nimport asyncio\n"),
         (
             "_fast/frame.pyx",
