@@ -5,7 +5,7 @@ Owns: leases.  Must not know: what a holder does with an address.
 
 from overlayd.errors import RequestError
 from overlayd.model.objects import GLOBAL, Address
-from overlayd.model.rows import Lease, Overlay
+from overlayd.model.rows import Lease, Overlay, Service
 from overlayd.model.state import Draft, NotYet
 
 REQUEST = (
@@ -35,8 +35,15 @@ def allocate(draft: Draft, pool: str, holder: str) -> Address:
 
 
 def allocate_ip(draft: Draft, service: str) -> Address:
-    """allocate_ip: from the service's subnet if it has one here, else from the node's pool."""
-    return allocate(draft, service if service and draft.state.pool(service) else GLOBAL, REQUEST)
+    """allocate_ip: from the service's subnet, or from the node's pool for an empty name.  RequestError, too, for a
+    service that is not set up here.
+    """
+    if service and draft.state.pool(GLOBAL) is not None and draft.get(Service, service) is None:
+        raise RequestError(
+            f"service {service} is not set up on this node: send setup_service_overlay first, or leave the name empty "
+            "for an address from the node's slice"
+        )
+    return allocate(draft, service or GLOBAL, REQUEST)
 
 
 def release(draft: Draft, address: Address, holder: str) -> bool:

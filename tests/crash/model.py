@@ -224,7 +224,9 @@ class Model(Peers):
         return {"result": "pruned_bridges", "reclaimed": sorted(gone)}
 
     def _allocate_ip(self, service: str, join_global: bool) -> dict[str, Any]:
-        return {"result": "ip", "ip": self._lease(service if service in self.services else NODE_POOL, "request")}
+        if service and service not in self.services:
+            raise Refused
+        return {"result": "ip", "ip": self._lease(service or NODE_POOL, "request")}
 
     def _release_ip(self, ip: str) -> None:
         if self.leases.get(ip, {}).get("holder") == "request":

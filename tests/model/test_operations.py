@@ -4,7 +4,7 @@ import re
 from ipaddress import ip_address, ip_network
 
 import pytest
-from decisions import CLUSTER, FACTS, KEYS, OWN, attach, change, dump, new_state, ready, serve, set_up
+from decisions import CLUSTER, FACTS, KEYS, OWN, SLICE, attach, change, dump, new_state, ready, serve, set_up
 from msgspec.structs import replace
 
 from overlayd import keys
@@ -117,6 +117,15 @@ def test_the_number_of_a_process_whose_container_lives_on_is_not_taken_for_anoth
     reused = Netns(pid=7, started=99999, inode=4242)
     with pytest.raises(RequestError, match="process 8 keeps"):
         change(state, lambda draft: attachments.attach_container(draft, spec, reused, "boot", lambda it: it == fellow))
+
+
+def test_an_address_is_asked_of_a_service_that_is_set_up_or_of_the_node():
+    state = ready()
+    with pytest.raises(RequestError, match="service wbe is not set up on this node"):
+        change(state, lambda draft: ipam.allocate_ip(draft, "wbe"))
+    assert change(state, lambda draft: ipam.allocate_ip(draft, ""))[0] in SLICE
+    with pytest.raises(RequestError, match="global overlay not set up"):
+        change(new_state(), lambda draft: ipam.allocate_ip(draft, "web"))
 
 
 def test_a_slice_that_would_orphan_an_address_is_refused_by_name():
