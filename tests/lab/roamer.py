@@ -7,6 +7,7 @@ configuration comes from.
 from typing import Any
 
 from lab.node import Node
+from lab.patience import until
 
 INTERFACE = "wg0"
 
@@ -26,5 +27,8 @@ def bring_up(machine: Node, config: dict[str, Any], interface: str = INTERFACE) 
 
 
 def shut_down(machine: Node, interface: str = INTERFACE) -> None:
-    """Remove the device; its process ends with it."""
+    """Remove the device, and wait for its process, which ends with it: until then nobody can have a device of that
+    name again.
+    """
     machine.run(["ip", "link", "delete", interface])
+    until(lambda: not machine.wireguard_pids())
