@@ -31,16 +31,17 @@ class Terminal:
 
     def __init__(self, node: Node, log: Path) -> None:
         self._log = log
-        self.shell = subprocess.Popen(
-            node.command(["bash"]),
-            stdin=subprocess.PIPE,
-            stdout=log.open("wb"),
-            stderr=subprocess.STDOUT,
-            # A node has a /run of its own, but no /var/lib.
-            env=environment(node.prefix) | {"OVERLAYD_DATA_DIR": str(node.data_dir)},
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        with log.open("wb") as into:
+            self.shell = subprocess.Popen(
+                node.command(["bash"]),
+                stdin=subprocess.PIPE,
+                stdout=into,
+                stderr=subprocess.STDOUT,
+                # A node has a /run of its own, but no /var/lib.
+                env=environment(node.prefix) | {"OVERLAYD_DATA_DIR": str(node.data_dir)},
+                cwd=ROOT,
+                start_new_session=True,
+            )
         self._pasted = 0
         self.paste(TRAP)
 
