@@ -373,11 +373,13 @@ class Node:
         """
         if not steps:
             return
-        work = asyncio.get_running_loop().run_in_executor(self._workers, self.kernel.apply, steps)
+        work = self._workers.submit(self.kernel.apply, steps)
         try:
-            await asyncio.shield(work)
+            await asyncio.wrap_future(work)
         except asyncio.CancelledError as cancelled:
-            await asyncio.wait([work])
+            if work.cancelled():  # before it began
+                raise
+            await asyncio.wait([asyncio.wrap_future(work)])
             failure = work.exception()
             raise HalfDone(cancelled, failure.done if isinstance(failure, HalfDone) else steps) from None
 
