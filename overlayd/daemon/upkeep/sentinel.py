@@ -89,6 +89,8 @@ class Sentinel:
         Raises what went wrong in the listening.  Called again, it subscribes anew and looks at everything, for nobody
         knows what happened meanwhile.
         """
+        if self._stopping:
+            return
         loop = asyncio.get_running_loop()
         if self._ended:
             self._monitor, self._judge = Monitor(), Judge(self._node, self)
