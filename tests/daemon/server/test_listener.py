@@ -51,6 +51,19 @@ def test_a_member_of_the_group_gets_through_a_directory_that_was_made_for_the_so
         os.umask(mask)
 
 
+def test_a_directory_that_is_made_for_the_socket_lets_its_group_through(tmp_path: Path) -> None:
+    directory = tmp_path / "run" / "overlayd"
+    before = os.umask(0o077)
+    try:
+        bind(str(directory / "overlayd.sock"), 12345).close()
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+    assert directory.stat().st_mode & 0o777 == 0o755
+    found = (directory / "overlayd.sock").stat()
+    assert (found.st_mode & 0o777, found.st_gid) == (0o660, 12345)
+
+
 @pytest.mark.parametrize("groups", [[], [GROUP], [GROUP + 1, GROUP], [*range(1, 5000), GROUP], [GROUP + 1]])
 def test_members_of_the_group_are_let_in_and_strangers_are_not(path: str, groups: list[int], monkeypatch) -> None:
     monkeypatch.setattr("grp.getgrnam", lambda name: SimpleNamespace(gr_gid=GROUP))
