@@ -17,6 +17,7 @@ from overlayd.daemon import parse
 from overlayd.daemon.dns import upstreams
 from overlayd.daemon.dns.upstreams import Upstream
 from overlayd.errors import RequestError
+from overlayd.linux import sysctl
 from overlayd.proto.envelope import is_consumer_protocol
 
 DATA_DIR = "/var/lib/overlayd"
@@ -48,6 +49,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     namespace_id: str = NAMESPACE_ID
     payload_protocol: int = PAYLOAD_PROTOCOL
     no_probe: bool = False
+    proc_sys: str = sysctl.DEFAULT_ROOT
     dns_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = upstreams.PORT
     dns_node_address: bool = False
     dns_zone: str = DNS_ZONE
@@ -119,6 +121,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         default=None,
         help="serve JSON frames only: no identity probes, no envelopes",
+    )
+    option(
+        "--proc-sys",
+        metavar="PATH",
+        help=f"where the host's kernel parameters can be written, if not at {sysctl.DEFAULT_ROOT}",
     )
     option(
         "--dns-port",

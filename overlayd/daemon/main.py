@@ -45,7 +45,7 @@ from overlayd.daemon.upkeep.reclaim import reclaim
 from overlayd.daemon.upkeep.sentinel import Sentinel
 from overlayd.daemon.upkeep.suspects import Part
 from overlayd.errors import DiskError, MechanismError, OverlaydError, StateError
-from overlayd.linux import capability
+from overlayd.linux import capability, sysctl
 from overlayd.linux.claim import NamespaceInUse, claim_namespace
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.nft import Nft
@@ -74,6 +74,11 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
         print(f"overlayd: {error}", file=sys.stderr)
         return BAD_CONFIG
     logs.set_up(config.log_format, config.log_level)
+    try:
+        sysctl.mounted_at(config.proc_sys)
+    except MechanismError as error:
+        log.error("proc-sys: %s", error)
+        return BAD_CONFIG
     lacking = capability.missing("CAP_NET_ADMIN", "CAP_SYS_ADMIN")
     if lacking:
         log.error("missing capability %s: run as root, or grant it (setcap, AmbientCapabilities=, --cap-add)", lacking)

@@ -90,15 +90,18 @@ def create_proxy(proxy: Proxy) -> None:
     The kernel answers only while a route leads to the address through another link.
     """
     index = link_index(proxy.bridge)
-    carried = socket.if_indextoname(index)
-    version = proxy.address.version
-    sysctl.write(f"ipv{version}/neigh/{carried}/proxy_delay", "0")  # else a random time up to 0.8 s
-    if version == 6:
-        sysctl.write(f"ipv6/conf/{carried}/proxy_ndp", "1")
+    if proxy.address.version == 6:
+        sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/proxy_ndp", "1")
     body = rt.proxy_body(index, proxy.address, ROUTE_PROTOCOL)
     flags = NLM_F_CREATE | NLM_F_REPLACE
+    at_once = rt.no_proxy_delay_body(index, rt.family(proxy.address))  # else after a random time up to 0.8 s
     with Netlink() as netlink:
-        netlink.transact([Request("add neighbour proxy", str(proxy.address), rt.RTM_NEWNEIGH, flags, body)])
+        netlink.transact(
+            [
+                Request("configure bridge", proxy.bridge, rt.RTM_SETNEIGHTBL, 0, at_once),
+                Request("add neighbour proxy", str(proxy.address), rt.RTM_NEWNEIGH, flags, body),
+            ]
+        )
 
 
 def delete_proxy(proxy: Proxy) -> None:
@@ -123,6 +126,7 @@ def _configure(netlink: Netlink, bridge: Bridge) -> None:
         u32(rt.IFLA_MTU, bridge.mtu),
         attribute(rt.IFLA_ADDRESS, mac(address.ip)),
         bridge_options.settings(bridge_options.OF_BRIDGE),
+        forwarding.SETTINGS,
         index=index,
     )
     no_vlans = rt.link_body(bridge_options.settings(bridge_options.VLANS), index=index)
@@ -148,5 +152,5 @@ def _configure(netlink: Netlink, bridge: Bridge) -> None:
     netlink.transact(requests)
     foreign = {carried for carried in addresses(netlink, index) if not carried.is_link_local} - wanted
     change_addresses(netlink, index, wanted, foreign)
-    forwarding.enable([bridge.name])
+    forwarding.enable()
     await_answering(netlink, index, address)

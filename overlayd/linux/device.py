@@ -84,12 +84,12 @@ def _mark(netlink: Netlink, device: Device) -> int:
         u32(rt.IFLA_GROUP, GROUP_DEVICE),
         text(rt.IFLA_IFALIAS, f"{ALIAS} device {device.scope}"),
         u32(rt.IFLA_MTU, device.mtu),
+        forwarding.SETTINGS,
         index=index,
         up=True,
     )
     netlink.transact([Request("configure device", device.name, rt.RTM_SETLINK, 0, body)])
-    if any(address.version == 4 for address in device.addresses):
-        # Else a secondary address would go with the primary one that it replaces.
-        sysctl.write(f"ipv4/conf/{socket.if_indextoname(index)}/promote_secondaries", "1")
-    forwarding.enable([device.name])
+    if any(address.version == 6 for address in device.addresses):
+        sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/disable_ipv6", "0")
+    forwarding.enable()
     return index

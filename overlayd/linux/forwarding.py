@@ -2,70 +2,84 @@
 
 Owns: which parameters, and their values.  Must not know: packet filters, or whose links they are.
 
-Every function acts in the network namespace that the calling thread is in.
+Parameters of a link travel by netlink, which needs no writable /proc/sys; those of the host are files only.  Every
+function acts in the network namespace that the calling thread is in.
 """
 
-import socket
 from collections.abc import Iterable
-from pathlib import Path
 
-from overlayd.errors import MechanismError
+from overlayd.linux import rtnetlink as rt
 from overlayd.linux import sysctl
-from overlayd.linux.link import link_index
+from overlayd.linux.link import find_link
+from overlayd.linux.netlink import Netlink, Request
+
+# What goes into a message that configures a link of ours: it forwards, and accepts what comes back by another way than
+# it went.  The loose kind of reverse path filtering (2) wins over a strict host-wide setting (1).  A secondary address
+# does not go with the primary one that it replaces.
+SETTINGS = rt.ipv4_settings(
+    {
+        rt.IPV4_DEVCONF_FORWARDING: 1,
+        rt.IPV4_DEVCONF_RP_FILTER: 2,
+        rt.IPV4_DEVCONF_PROMOTE_SECONDARIES: 1,
+    }
+)
+# And into one about a container's end, which is answered through another interface than the question came by.
+LOOSE = rt.ipv4_settings({rt.IPV4_DEVCONF_RP_FILTER: 2})
+
+_HOST = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
 
 
-def enable(names: Iterable[str]) -> None:
-    """Let this host forward IPv4 and IPv6, and accept on the links `names` what comes back by another way than it went.
+def enable() -> None:
+    """Let this host forward IPv4 and IPv6.
 
     A router ignores router advertisements, so links that listened to them (accept_ra 1) are told to go on (2) before
-    IPv6 forwarding is switched on.  Loose reverse path filtering (2) on our links overrides a strict host-wide setting.
-    Links that are not there are passed over.  What already has its value is not written, so a read-only /proc/sys is no
-    obstacle once it is prepared; else MechanismError names the parameter.
+    IPv6 forwarding is switched on.  What already has its value is not written, so a read-only /proc/sys is no obstacle
+    once it is prepared; else MechanismError names the parameter.
     """
-    for parameter, value in _wanted(names):
-        if parameter == "ipv6/conf/all/forwarding" and sysctl.read(parameter) != value:
+    for parameter in _host_parameters():
+        if parameter.startswith("ipv6") and sysctl.read(parameter) != "1":
             _keep_listening()
-        sysctl.write(parameter, value)
+        sysctl.write(parameter, "1")
+
+
+def settle(names: Iterable[str]) -> None:
+    """Give the links of these names their parameters; those that are not there are passed over."""
+    with Netlink() as netlink:
+        for name in names:
+            link = find_link(netlink, name)
+            if link is not None and fault(link):
+                body = rt.link_body(SETTINGS, index=link.ifindex)
+                netlink.transact([Request("configure", link.name, rt.RTM_SETLINK, 0, body)])
 
 
 def faults(names: Iterable[str]) -> list[str]:
-    """What `enable` would have to set, for a person; empty when all is as it should be."""
-    found = ((parameter, sysctl.read(parameter), value) for parameter, value in _wanted(names))
-    return [f"net/{parameter} is {now}, it must be {value}" for parameter, now, value in found if now != value]
-
-
-def fault(name: str) -> str:
-    """The first thing that `enable` would have to set for the link of this name, for a person; empty when all is as it
-    should be.
+    """What `enable`, and `settle` of these names, would have to set, for a person; empty when all is as it should
+    be.
     """
-    wanted = [(f"ipv4/conf/{name}/forwarding", "1"), (f"ipv4/conf/{name}/rp_filter", "2")]
-    if Path("/proc/sys/net/ipv6").exists():
-        wanted.append(("ipv6/conf/all/forwarding", "1"))
-    for parameter, value in wanted:
-        try:
-            now = sysctl.read(parameter)
-        except MechanismError as error:
-            return str(error)  # the link has just gone
-        if now != value:
-            return f"net/{parameter} is {now}, it must be {value}"
-    return ""
+    found = [f"net/{each} is 0, it must be 1" for each in _host_parameters() if sysctl.read(each) == "0"]
+    with Netlink() as netlink:
+        links = [link for name in names if (link := find_link(netlink, name)) is not None]
+    return [*found, *(text for link in links if (text := fault(link)))]
 
 
-def _wanted(names: Iterable[str]) -> list[tuple[str, str]]:
-    wanted = [("ipv4/ip_forward", "1")]
-    if Path("/proc/sys/net/ipv6").exists():
-        wanted.append(("ipv6/conf/all/forwarding", "1"))
-    for name in names:
-        try:
-            carried = socket.if_indextoname(link_index(name))  # /proc/sys does not know alternative names
-        except (MechanismError, OSError):
-            continue
-        wanted += [(f"ipv4/conf/{carried}/forwarding", "1"), (f"ipv4/conf/{carried}/rp_filter", "2")]
-    return wanted
+def fault(link: rt.Link) -> str:
+    """The first thing that `settle` would have to set for a link, for a person; empty when all is as it should be."""
+    wanted = (("forwarding", link.forwarding, 1), ("rp_filter", link.rp_filter, 2))
+    return next(
+        (
+            f"net/ipv4/conf/{link.name}/{name} is {value}, it must be {right}"
+            for name, value, right in wanted
+            if value not in (right, None)
+        ),
+        "",
+    )
+
+
+def _host_parameters() -> tuple[str, ...]:
+    return _HOST if sysctl.has_ipv6() else _HOST[:1]
 
 
 def _keep_listening() -> None:
-    for accept_ra in sorted(Path("/proc/sys/net/ipv6/conf").glob("*/accept_ra")):
-        name = accept_ra.parent.name
-        if name not in ("all", "default") and sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
+    for name in sysctl.links("ipv6"):
+        if sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
             sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")

@@ -110,10 +110,10 @@ def delete_request(name: str) -> Request:
     return Request("delete link", name, rt.RTM_DELLINK, 0, rt.link_body(text(rt.IFLA_IFNAME, name)), (errno.ENODEV,))
 
 
-def address_request(index: int, interface: Interface) -> Request:
+def address_request(index: int, interface: Interface, scope: int = rt.RT_SCOPE_UNIVERSE) -> Request:
     """Add one address to the link, unless it has it."""
     flags = NLM_F_CREATE | NLM_F_REPLACE
-    return Request("add address", str(interface), rt.RTM_NEWADDR, flags, rt.address_body(index, interface))
+    return Request("add address", str(interface), rt.RTM_NEWADDR, flags, rt.address_body(index, interface, scope))
 
 
 def route_request(index: int, destination: Network, gateway: Address | None = None, *, flags: int) -> Request:

@@ -143,7 +143,8 @@ def observe_bridge(name: str) -> Bridge | None:
         service = None if link is None else _scope(link, "bridge")
         if link is None or service is None or link.group != GROUP_BRIDGE:
             return None
-        return _bridge(link, service, _addresses(netlink, link.ifindex)[link.ifindex], None)
+        addresses, _ = _read_addresses(netlink, link.ifindex)
+        return _bridge(link, service, addresses[link.ifindex], None)
 
 
 def observe_veth(name: str, namespace: Netns) -> Veth | None:
@@ -153,14 +154,13 @@ def observe_veth(name: str, namespace: Netns) -> Veth | None:
         if link is None or not veth.is_ours(link):
             return None
         links = {link.ifindex: link}
-        addresses: _Addresses = defaultdict(list)
         routes: set[_Route] = set()
         if link.master:
             links[link.master] = read_link(netlink, link.master)
-            addresses = _addresses(netlink, link.master)
         else:
             routes = _read_routes(netlink)
-    return _veth(link, namespace, _View(links, addresses, routes), _look_inside(namespace))
+        addresses, near = _read_addresses(netlink, link.master or link.ifindex)
+    return _veth(link, namespace, _View(links, addresses, routes, near), _look_inside(namespace))
 
 
 def bridges_named(prefix: str, suffix: str) -> list[NamedBridge]:
@@ -197,12 +197,13 @@ _Route = tuple[int, Network, Address | None]  # link index, destination, gateway
 class _View:
     """What one namespace shows: links by index, addresses, and the routes and neighbour proxies of our protocol.
 
-    connected: the routes that the kernel made of addresses, by link index and network.
+    near: addresses of link scope.  connected: the routes that the kernel made of addresses, by link index and network.
     """
 
     links: dict[int, rt.Link]
     addresses: _Addresses
     routes: set[_Route]
+    near: frozenset[tuple[int, Address]] = frozenset()  # link index, address
     proxies: frozenset[tuple[int, Address]] = frozenset()  # link index, address
     connected: frozenset[tuple[int, Network]] = frozenset()
 
@@ -226,7 +227,9 @@ def _read_host(netlink: Netlink) -> _View:
 
 
 def _read(netlink: Netlink) -> _View:
-    return _View(_read_links(netlink), _addresses(netlink), _read_routes(netlink))
+    links = _read_links(netlink)
+    addresses, near = _read_addresses(netlink)
+    return _View(links, addresses, _read_routes(netlink), near)
 
 
 def _read_links(netlink: Netlink) -> dict[int, rt.Link]:
@@ -234,12 +237,16 @@ def _read_links(netlink: Netlink) -> dict[int, rt.Link]:
     return {link.ifindex: link for link in links}
 
 
-def _addresses(netlink: Netlink, index: int = 0) -> _Addresses:
+def _read_addresses(netlink: Netlink, index: int = 0) -> tuple[_Addresses, frozenset[tuple[int, Address]]]:
+    """The addresses of all links, or of one; and those of link scope."""
     found: _Addresses = defaultdict(list)
+    near = set()
     for address in map(rt.parse_address, netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter(index))):
         if address is not None and address.scope == rt.RT_SCOPE_UNIVERSE:
             found[address.ifindex].append(address.interface)
-    return found
+        elif address is not None and address.scope == rt.RT_SCOPE_LINK:
+            near.add((address.ifindex, address.interface.ip))
+    return found, frozenset(near)
 
 
 def _read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL) -> set[_Route]:
@@ -318,7 +325,7 @@ def _down(link: rt.Link, name: str = "it") -> list[str]:
 
 
 def _parameter(link: rt.Link) -> list[str]:
-    return list(filter(None, [forwarding.fault(link.name)]))
+    return list(filter(None, [forwarding.fault(link)]))
 
 
 def _other_mac(link: rt.Link, mac: bytes) -> list[str]:
@@ -360,7 +367,8 @@ def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
     if bridge is not None:
         faults += _foreign_bridge(bridge, service) or bridge_options.port_faults(link)
     elif want.service is None:
-        faults += _lost_host_route(link, want.address, host)
+        faults += [*_lost_host_route(link, want.address, host), *_lost_address(link, want.gateway, host)]
+        faults += _parameter(link)
     return replace(
         want,
         service=service,
@@ -373,6 +381,12 @@ def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
 def _lost_host_route(link: rt.Link, address: Interface, host: _View) -> list[str]:
     there = (link.ifindex, ip_network(address.ip), None) in host.routes
     return [] if there else [f"the route to {address.ip} is gone"]
+
+
+def _lost_address(link: rt.Link, gateway: Address, host: _View) -> list[str]:
+    """Without it a host end on no bridge passes no reverse path filter."""
+    there = gateway.version == 6 or (link.ifindex, gateway) in host.near
+    return [] if there else [f"its own address {gateway} is gone"]
 
 
 def _foreign_bridge(bridge: rt.Link, service: str | None) -> list[str]:
@@ -413,7 +427,9 @@ def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) ->
         *_other_mac(link, veth.host_mac(inner.mac)),
     ]
     if bridge is None:
+        faults += _parameter(link)
         gateways |= {destination.network_address for destination, via in routes if via is None}
+        faults += [clause for gateway in gateways for clause in _lost_address(link, gateway, host)]
         if address != _NO_ADDRESS:
             faults += _lost_host_route(link, address, host)
     else:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from overlayd.model.objects import Address, Interface, Network
-from overlayd.proto.netlink import attribute, attributes, number, string, u32
+from overlayd.proto.netlink import attribute, attributes, nested, number, string, text, u32
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -24,6 +24,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_GETMULTICAST = 58
+RTM_SETNEIGHTBL = 67
 RTM_NEWNETCONF = 80
 RTM_GETNSID = 90
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
@@ -69,6 +70,10 @@ LOOPBACK = 1  # the kernel gives lo this index in every namespace
 NETNSA_NSID, NETNSA_FD = 1, 3
 NO_NAMESPACE_ID = -1  # NETNSA_NSID_NOT_ASSIGNED
 
+# linux/if_link.h and, the numbers of the parameters of net/ipv4/conf, linux/ip.h
+IFLA_INET_CONF = 1
+IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_RP_FILTER, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 8, 20
+
 # linux/netconf.h
 NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_RP_FILTER = 1, 2, 3
 NETCONFA_IFINDEX_ALL = -1
@@ -77,6 +82,7 @@ NETCONFA_IFINDEX_ALL = -1
 IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
+NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
 NTF_PROXY = 0x08
 NUD_PERMANENT = 0x80
 
@@ -112,6 +118,8 @@ class Link(NamedTuple):
     bridge: Mapping[int, bytes] = _NO_OPTIONS
     port: Mapping[int, bytes] = _NO_OPTIONS
     peer_namespace: int = NO_NAMESPACE_ID
+    forwarding: int | None = None
+    rp_filter: int | None = None
 
 
 class LinkAddress(NamedTuple):
@@ -165,14 +173,14 @@ def link_body(*attributes: bytes, index: int = 0, up: bool = False, ethernet: bo
     return _LINK.pack(0, 0, index, flags, change) + b"".join(attributes)
 
 
-def address_body(index: int, interface: Interface) -> bytes:
+def address_body(index: int, interface: Interface, scope: int = RT_SCOPE_UNIVERSE) -> bytes:
     """Body of an RTM_*ADDR message.  Duplicate address detection is off: our allocator knows that the address is
     unique.
     """
     packed = interface.ip.packed
     flags = IFA_F_NODAD if interface.version == 6 else 0
     return (
-        _ADDRESS.pack(family(interface), interface.network.prefixlen, flags, RT_SCOPE_UNIVERSE, index)
+        _ADDRESS.pack(family(interface), interface.network.prefixlen, flags, scope, index)
         + attribute(IFA_LOCAL, packed)
         + attribute(IFA_ADDRESS, packed)
     )
@@ -252,6 +260,14 @@ def neighbour_body(index: int, address: Address, mac: bytes) -> bytes:
     )
 
 
+def no_proxy_delay_body(index: int, kind: int) -> bytes:
+    """Body of an RTM_SETNEIGHTBL message: as a proxy for others of the family, a link answers at once."""
+    name = "arp_cache" if kind == socket.AF_INET else "ndisc_cache"
+    delay = attribute(NDTPA_PROXY_DELAY, bytes(8))  # milliseconds
+    table = bytes([kind, 0, 0, 0])  # ndtmsg: family, padded
+    return table + text(NDTA_NAME, name) + nested(NDTA_PARMS, u32(NDTPA_IFINDEX, index) + delay)
+
+
 def proxy_body(index: int, address: Address, protocol: int) -> bytes:
     """Body of an RTM_*NEIGH message for a proxy: the link answers for the address of somebody else."""
     return (
@@ -279,6 +295,8 @@ def parse_link(body: memoryview) -> Link:
     found = dict(attributes(body[_LINK.size :]))
     info = dict(attributes(found[IFLA_LINKINFO])) if IFLA_LINKINFO in found else {}
     kind = string(info[IFLA_INFO_KIND]) if IFLA_INFO_KIND in info else ""
+    families = dict(attributes(found[IFLA_AF_SPEC])) if IFLA_AF_SPEC in found else {}
+    settings = dict(attributes(families[socket.AF_INET])).get(IFLA_INET_CONF) if socket.AF_INET in families else None
     is_port = IFLA_INFO_SLAVE_KIND in info and string(info[IFLA_INFO_SLAVE_KIND]) == "bridge"
     names = attributes(found[IFLA_PROP_LIST]) if IFLA_PROP_LIST in found else ()
     return Link(
@@ -296,7 +314,22 @@ def parse_link(body: memoryview) -> Link:
         peer_namespace=_namespace_id(found.get(IFLA_LINK_NETNSID)),
         bridge=_options(info.get(IFLA_INFO_DATA)) if kind == "bridge" else _NO_OPTIONS,
         port=_options(info.get(IFLA_INFO_SLAVE_DATA)) if is_port else _NO_OPTIONS,
+        forwarding=_ipv4_setting(settings, IPV4_DEVCONF_FORWARDING),
+        rp_filter=_ipv4_setting(settings, IPV4_DEVCONF_RP_FILTER),
     )
+
+
+def ipv4_settings(values: Mapping[int, int]) -> bytes:
+    """Parameters of net/ipv4/conf (IPV4_DEVCONF_*) as an attribute of a message that configures a link."""
+    settings = (u32(number, value) for number, value in values.items())
+    return nested(IFLA_AF_SPEC, nested(socket.AF_INET, nested(IFLA_INET_CONF, b"".join(settings))))
+
+
+def _ipv4_setting(settings: memoryview | None, number: int) -> int | None:
+    """One parameter of the kernel's array of them."""
+    if settings is None or len(settings) < number * _S32.size:
+        return None
+    return int(_S32.unpack_from(settings, (number - 1) * _S32.size)[0])
 
 
 def parse_port(body: memoryview) -> Link:

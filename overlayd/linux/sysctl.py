@@ -1,21 +1,35 @@
 """Kernel parameters of the network namespace that the calling thread is in.
 
-Owns: /proc/sys/net.  Must not know: which parameters matter to whom.  Source: sysctl(5),
-Documentation/networking/ip-sysctl.rst.
+Owns: /proc/sys/net, or another place where it is mounted.  Must not know: which parameters matter to whom.  Source:
+sysctl(5), Documentation/networking/ip-sysctl.rst.
 """
 
+from collections.abc import Iterator
+from errno import EACCES, ENOENT, EPERM, EROFS
 from pathlib import Path
 
 from overlayd import fault
 from overlayd.errors import MechanismError
 
-_ROOT = Path("/proc/sys/net")
+DEFAULT_ROOT = "/proc/sys"
+
+_root = Path(DEFAULT_ROOT)  # where all threads find the parameters; set once, by `mounted_at`
+
+
+def mounted_at(root: str) -> None:
+    """Take the parameters from another mount of /proc/sys: in a container that one is read-only.  MechanismError,
+    errno ENOENT, when there are none.
+    """
+    global _root  # noqa: PLW0603 - the kernel has them once, and so have we
+    if not Path(root, "net/ipv4").is_dir():
+        raise MechanismError("find kernel parameters in", root, ENOENT, "there is no net/ipv4")
+    _root = Path(root)
 
 
 def read(name: str) -> str:
     """The value of `name`, its parts below "net" joined by "/" ("ipv4/conf/wg.0/forwarding"); raises MechanismError."""
     try:
-        return (_ROOT / name).read_text().strip()
+        return (_root / "net" / name).read_text().strip()
     except OSError as error:
         raise MechanismError("read sysctl", f"net/{name}", error.errno or 0) from error
 
@@ -28,6 +42,20 @@ def write(name: str, value: str) -> None:
         return
     try:
         fault.point("sysctl")
-        (_ROOT / name).write_text(value)
+        (_root / "net" / name).write_text(value)
     except OSError as error:
-        raise MechanismError("set sysctl", f"net/{name}", error.errno or 0, f"it must be {value}") from error
+        detail = f"it must be {value}"
+        if error.errno in (EROFS, EACCES, EPERM):
+            detail += f": set it on the host beforehand, or let --proc-sys name a {DEFAULT_ROOT} that can be written"
+        raise MechanismError("set sysctl", f"net/{name}", error.errno or 0, detail) from error
+
+
+def has_ipv6() -> bool:
+    """Whether the kernel has IPv6 (it has not with ipv6.disable=1)."""
+    return (_root / "net/ipv6").exists()
+
+
+def links(family: str) -> Iterator[str]:
+    """The names of the links that have parameters of a family ("ipv4", "ipv6")."""
+    found = (each.name for each in sorted((_root / "net" / family / "conf").iterdir()))
+    return (name for name in found if name not in ("all", "default"))

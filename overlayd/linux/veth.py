@@ -13,11 +13,11 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 
 from overlayd import fault
 from overlayd.errors import MechanismError
-from overlayd.linux import bridge_options, netns, own_routes, route, sysctl
+from overlayd.linux import bridge_options, forwarding, netns, own_routes, route, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
     address_request,
@@ -216,17 +216,14 @@ def _configure_inner(host: Netlink, veth: Veth, descriptor: int, index: int, fla
         index = index or link_index(veth.interface)
         if veth.address.version == 6:
             # Some container engines switch IPv6 off inside.
-            sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/disable_ipv6", "0")
-        elif veth.bridge is None:
-            # What reaches the container through its other interface is answered through this one: strict filtering
-            # (1) would drop it, and the loose kind (2) wins wherever both are set.
-            sysctl.write("ipv4/conf/all/rp_filter", "2")
+            for name in ("lo", socket.if_indextoname(index)):
+                sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "0")
         inner = Netlink()
     with inner:
         _clear_the_way(host, inner, veth)
         requests = [
             _up(rt.LOOPBACK, "lo"),
-            _up(index, veth.interface, u32(rt.IFLA_MTU, veth.mtu)),
+            _up(index, veth.interface, u32(rt.IFLA_MTU, veth.mtu), forwarding.LOOSE),
             address_request(index, veth.address),
         ]
         if veth.bridge is None:
@@ -323,7 +320,12 @@ def _configure_outer(host: Netlink, veth: Veth, *, ready: bool = True) -> None:
     address = veth.address.ip
     # The gateway is an address of another link of the host; IPv6 does not answer for such a one: each end is told the
     # other's MAC.
-    host.transact([_neighbour(index, address, veth.mac)])
+    requests = [_up(index, veth.name, forwarding.SETTINGS), _neighbour(index, address, veth.mac)]
+    if veth.address.version == 4:
+        # A link without an address of its own passes no reverse path filter, not even a loose one (net/ipv4/
+        # fib_frontend.c, __fib_validate_source).  Of link scope it is one of the host's own, on one more link.
+        requests.append(address_request(index, ip_interface(veth.gateway), rt.RT_SCOPE_LINK))
+    host.transact(requests)
     route.add(host, index, ip_network(address))
     if ready:
         await_ready(host, veth.name)

@@ -105,7 +105,8 @@ def test_a_bridge_answers_at_once_for_an_address_behind_another_link(host, conta
     version = ip_address(address).version
     gateway, inside = ("10.1.0.1/24", "10.1.0.5/24") if version == 4 else ("fd01::1/64", "fd01::5/64")
     bridge.create(Bridge("web", "zl-web-b", ip_interface(gateway), 1340))
-    forwarding.enable(["zl-web-b"])
+    forwarding.enable()
+    forwarding.settle(["zl-web-b"])
     box = container()
     shell(f"ip link add v type veth peer name eth0 netns {box.pid}; ip link set v master zl-web-b up")
     box.run("ip link set eth0 up")

@@ -15,13 +15,14 @@ def test_forwarding_and_router_advertisements(host, shell):
     shell("ip link add up0 type veth peer name up1; ip link add zl.0 type bridge; ip link add off0 type bridge")
     shell("sysctl -qw net.ipv6.conf.off0.accept_ra=0 net.ipv4.conf.all.rp_filter=1")
     assert sysctl.read("ipv6/conf/up0/accept_ra") == "1"
-    forwarding.enable(["zl.0"])
+    forwarding.enable()
+    forwarding.settle(["zl.0"])
     assert sysctl.read("ipv4/ip_forward") == "1"
     assert sysctl.read("ipv6/conf/all/forwarding") == "1"
     assert (sysctl.read("ipv6/conf/up0/accept_ra"), sysctl.read("ipv6/conf/off0/accept_ra")) == ("2", "0")
     assert (sysctl.read("ipv4/conf/zl.0/rp_filter"), sysctl.read("ipv4/conf/zl.0/forwarding")) == ("2", "1")
     sysctl.write("ipv6/conf/up0/accept_ra", "1")
-    forwarding.enable([])
+    forwarding.enable()
     assert sysctl.read("ipv6/conf/up0/accept_ra") == "1", "once forwarding is on, it is the operator's"
 
 
@@ -31,7 +32,7 @@ def test_read_only_parameters(host):
 from overlayd.errors import MechanismError
 from overlayd.linux import forwarding
 try:
-    forwarding.enable([])
+    forwarding.enable()
     print("done")
 except MechanismError as error:
     print(error)
@@ -50,7 +51,7 @@ except MechanismError as error:
 
     sysctl.write("ipv4/ip_forward", "0")
     assert "net/ipv4/ip_forward" in run() and "Read-only file system" in run()
-    forwarding.enable([])
+    forwarding.enable()
     assert run() == "done\n"
 
 

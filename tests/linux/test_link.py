@@ -43,7 +43,8 @@ def test_where_a_running_link_cannot_be_renamed_the_new_name_is_the_alternative_
     want = replace(wanted, name="zl-new-b", mtu=1300)
     bridge.change(wanted, want)
     assert observe_bridge("zl-new-b") == replace(want, name="zl-web-b")
-    forwarding.enable(["zl-new-b"])
+    forwarding.enable()
+    forwarding.settle(["zl-new-b"])
 
 
 def test_renaming_nothing_or_onto_a_taken_name(host, shell):

@@ -29,9 +29,10 @@ from overlayd.linux.observe import all_links
 from overlayd.model import drift
 from overlayd.model.backoff import Backoff
 from overlayd.model.layout import Facts, Layout, elements, layout, of_device, of_peers, of_service
+from overlayd.model.names import veth_name
 from overlayd.model.objects import Step
 from overlayd.model.pacing import Pacing, pace_key
-from overlayd.model.rows import Overlay, Service
+from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import State
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,8 @@ class Sentinel:
         if due > loop.time():
             self._schedule(FORWARDING, due, "again", who)
             return
-        await self._node.run(forwarding.enable, names)
+        await self._node.run(forwarding.enable)
+        await self._node.run(forwarding.settle, names)
         self._backoff.restored(FORWARDING, loop.time(), 0.0)
         if self._is_news(FORWARDING):
             log.warning("%s%s: set again", "; ".join(faults), _by(who))
@@ -271,9 +273,14 @@ class Sentinel:
 
 
 def link_names(state: State) -> list[str]:
-    """Our bridges and devices, which forward."""
+    """Our links that forward: bridges, devices, and the host ends that are on no bridge."""
     names = [service.bridge for service in state.table(Service).values()]
     names += [service.device for service in state.table(Service).values() if service.dedicated]
+    names += [
+        veth_name(each.netns.pid, "g")
+        for each in state.table(Attachment).values()
+        if each.netns is not None and each.global_address is not None
+    ]
     overlay = state.get(Overlay)
     return [*names, overlay.interface] if overlay is not None and overlay.up else names
 
