@@ -103,8 +103,7 @@ class Reflexive:
             if sender == server and binding.datagram_received(datagram):
                 answered.set()
 
-        self._port.listeners.append(hear)
-        try:
+        with self._port.subscribe(hear), suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 while (due := binding.next_timeout()) is not None:
                     for datagram in binding.datagrams_to_send(loop.time()):
@@ -112,10 +111,6 @@ class Reflexive:
                     with suppress(TimeoutError):
                         async with asyncio.timeout_at(binding.next_timeout() or due):
                             await answered.wait()
-        except TimeoutError:
-            pass
-        finally:
-            self._port.listeners.remove(hear)
         outcome = binding.outcome
         if outcome is not None and not isinstance(outcome, Failure):
             return outcome

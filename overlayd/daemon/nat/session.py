@@ -7,7 +7,7 @@ not know: requests, or how the parts do it.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 
 import msgspec
@@ -224,7 +224,8 @@ class Session:
         self._host = host
         self._port = StunPort(wg_port)
         self._checks = Checks(node.state.node.private_key, self._send)
-        self._port.listeners.append(self._checks.hear)
+        self._hearing = ExitStack()
+        self._hearing.enter_context(self._port.subscribe(self._checks.hear))
         self.reflexive = Reflexive(self._port, lookups, config.stun_servers, config.stun_refresh_interval_secs)
         self.allocation = Allocation(config.turn_servers, lookups, wg_port, self._heard_through_relay)
         self.selection = Selection(node, self.allocation, self._is_behind_nat)
@@ -250,6 +251,7 @@ class Session:
             task.cancel()
         self.traversal.close()
         self.allocation.close()
+        self._hearing.close()
 
     def _send(self, datagram: bytes, way: Way) -> None:
         if way.through_relay:

@@ -18,13 +18,11 @@ _AT_ONCE = 64  # our own constant: datagrams read before other work gets its tur
 
 
 class StunPort:
-    """port: UDP.  listeners: called with a datagram and its sender.  versions: the IP versions that can be used; none
-    without CAP_NET_RAW.
-    """
+    """port: UDP.  versions: the IP versions that can be used; none without CAP_NET_RAW."""
 
     def __init__(self, port: int) -> None:
-        self.listeners: list[Callable[[bytes, Endpoint], None]] = []
         self._port = port
+        self._listeners: list[Callable[[bytes, Endpoint], None]] = []
         self._users = 0
         self._sockets: dict[int, SharedPort] = {}
 
@@ -44,6 +42,15 @@ class StunPort:
             self._users -= 1
             if not self._users:
                 self._close()
+
+    @contextmanager
+    def subscribe(self, listener: Callable[[bytes, Endpoint], None]) -> Iterator[None]:
+        """Give a listener each datagram that is heard, and its sender, until the block ends."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     def send(self, datagram: bytes, to: Endpoint) -> None:
         """Send a datagram.  Where there is no way, there is none: who sends hears no answer."""
@@ -74,5 +81,5 @@ class StunPort:
             received = shared.receive()
             if received is None:
                 return
-            for listener in list(self.listeners):
+            for listener in list(self._listeners):
                 listener(*received)
