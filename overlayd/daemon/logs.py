@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 
-import orjson
+import msgspec
 
 
 class TextLines(logging.Formatter):
@@ -36,7 +36,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             event["trace"] = self.formatException(record.exc_info)
-        return orjson.dumps(event).decode()
+        return msgspec.json.encode({key: _unicode(text) for key, text in event.items()}).decode()
 
 
 def set_up(format: str, level: str) -> None:
@@ -48,3 +48,8 @@ def set_up(format: str, level: str) -> None:
 
 def _stamp(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+def _unicode(text: str) -> str:
+    """The text, with half characters, as a file name that is not UTF-8 has them, in escapes: JSON cannot hold them."""
+    return text.encode(errors="backslashreplace").decode()

@@ -45,7 +45,7 @@ from overlayd.daemon.upkeep.reclaim import reclaim
 from overlayd.daemon.upkeep.sentinel import Sentinel
 from overlayd.daemon.upkeep.suspects import Part
 from overlayd.errors import DiskError, MechanismError, OverlaydError, StateError
-from overlayd.linux import capability, sysctl
+from overlayd.linux import capability, heap, sysctl
 from overlayd.linux.claim import NamespaceInUse, claim_namespace
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.nft import Nft
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
         log.error("missing capability %s: run as root, or grant it (setcap, AmbientCapabilities=, --cap-add)", lacking)
         return NO_PERMISSION
     _raise_descriptor_limit()
+    heap.use_one_arena()
     try:
         with ExitStack() as claims:
             return _claim_and_run(config, options.teardown, options.salvage_journal, claims, fresh)
@@ -209,6 +210,7 @@ def _multiplexer(me: DaemonProcess, payload_protocol: int) -> EndpointMux:
 async def _run(path: str, stopping: asyncio.Event) -> None:
     """From the moment when everything is there until we are told to stop."""
     garbage.begin()
+    heap.give_back()
     _notify("READY=1")
     log.info("overlayd %s serves %s", __version__, path)
     await stopping.wait()

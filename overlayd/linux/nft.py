@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from errno import EEXIST, ENOENT, ETIMEDOUT, errorcode
 from pathlib import Path
 
-import orjson
+import msgspec
 
 from overlayd import fault
 from overlayd.errors import MechanismError
@@ -102,7 +102,7 @@ class Nft:
                 if error.errno != ENOENT:
                     raise
             else:
-                found |= ruleset.elements(orjson.loads(listing))
+                found |= ruleset.elements(msgspec.json.decode(listing))
         return found
 
     def intact(self) -> bool:
@@ -115,7 +115,7 @@ class Nft:
 
     def chains(self) -> firewall.Ruleset:
         """The chains and rules of every table, whoever owns it; of sets only the names."""
-        return firewall.read(orjson.loads(self._list("ruleset", "--json", "--terse", "--numeric")))
+        return firewall.read(msgspec.json.decode(self._list("ruleset", "--json", "--terse", "--numeric")))
 
     def _change(self, changes: list[ruleset.Change]) -> None:
         with self._lock:

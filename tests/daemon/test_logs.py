@@ -2,7 +2,7 @@
 
 import logging
 
-import orjson
+import msgspec
 import pytest
 
 from overlayd.daemon.logs import JsonLines, TextLines
@@ -38,4 +38,9 @@ def test_json_holds_the_text_as_it_was() -> None:
     line = JsonLines().format(record("\x1b[1m\u202e"))
     assert "\n" not in line
     assert "\x1b" not in line
-    assert orjson.loads(line)["message"] == "said \x1b[1m\u202e"
+    assert msgspec.json.decode(line)["message"] == "said \x1b[1m\u202e"
+
+
+def test_json_takes_a_name_that_is_no_utf8() -> None:
+    line = JsonLines().format(record("veth\udcff"))
+    assert msgspec.json.decode(line)["message"] == r"said veth\udcff"

@@ -50,6 +50,15 @@ def test_ready_is_announced_when_all_is_mended_and_requests_are_served(fresh: Me
         assert told.recv(100) == b"STOPPING=1"
 
 
+def test_an_idle_daemon_is_small(fresh: Member) -> None:
+    """35 to 37 MiB, by how Python was built (docs/dependencies.md); cryptography would make it 44."""
+    fresh.start()
+    fresh.set_up()
+    assert fresh.node.daemon is not None
+    status = Path(f"/proc/{fresh.node.daemon.pid}/status").read_text()
+    assert int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) < 40 * 1024
+
+
 def test_a_line_of_the_log_is_an_event_in_words_or_in_json(fresh: Member) -> None:
     for options in ((), ("--log-format", "json", "--log-level", "debug")):
         fresh.node.log.write_text("")

@@ -1,0 +1,27 @@
+"""What a start has used is given back: seen from outside, on a process of its own."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+from overlayd.linux import heap
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+heap.use_one_arena()
+pieces = [bytes(2000) for _ in range(20_000)]  # too large for Python's own allocator, too small to be mapped alone
+last = bytes(2000)  # keeps the end of the heap in place
+used = resident()
+del pieces
+freed = resident()
+heap.give_back()
+print(used, freed, resident())
+"""
+
+
+def test_what_is_free_inside_the_heap_goes_back_to_the_kernel() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    used, freed, given = map(int, done.stdout.split())
+    assert used - given > 30_000_000
+    assert freed - given > 10_000_000, "the C library would have kept it"
