@@ -63,10 +63,11 @@ crash: test-packages build ## every op killed, and refused an operation, at ever
 	@PYTHONPATH=tests $(PYTHON) -m crash
 
 .PHONY: lint
-lint: build ## ruff and mypy --strict
+lint: build ## ruff, mypy --strict, and the stubs of the extension modules against these
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
+	@PYTHONPATH=. $(PYTHON) -m mypy.stubtest --concise --allowlist tests/stubtest-allowed overlayd._fast overlayd.linux.datagrams
 
 .PHONY: bench
 bench: bench-packages build ## the benchmarks of bench/, one after the other

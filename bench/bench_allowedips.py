@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable
 from functools import cache
 
-import pyperf  # type: ignore[import-untyped]
-import pytricia  # type: ignore[import-not-found]
+import pyperf
+import pytricia
 
 from overlayd._fast.allowedips import AllowedIPs
 

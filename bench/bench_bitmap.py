@@ -3,7 +3,7 @@
 Run: python bench/bench_bitmap.py [--fast]   (needs pyroaring and bitarray)
 """
 
-import pyperf  # type: ignore[import-untyped]
+import pyperf
 from bitarray import bitarray
 from pyroaring import BitMap
 

@@ -6,6 +6,7 @@ python bench/bench_envelope.py [pyperf options]
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyperf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -39,7 +40,7 @@ BODY = WIRE[envelope.HEADER :]
 PROBE = envelope.encode(identity.probe_request(bytes(range(32))))
 
 
-def google_frame() -> type:
+def google_frame() -> Any:
     """The `Frame` message of Google's runtime, from a descriptor made here."""
     proto = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="frame.proto", package="bench", syntax="proto3")

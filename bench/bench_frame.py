@@ -6,7 +6,7 @@ Run: python bench/bench_frame.py [--fast]
 import struct
 
 import msgspec
-import pyperf  # type: ignore[import-untyped]
+import pyperf
 
 from overlayd._fast.frame import Inbox, frame
 

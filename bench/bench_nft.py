@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 from overlayd.linux.nft import Nft
@@ -56,7 +57,7 @@ def main() -> None:
     }
     for name, elements in cases.items():
         add, delete = steps(elements, add=True), steps(elements, add=False)
-        plus, minus = median_ms(300, lambda add=add: nft.apply(add), lambda delete=delete: nft.apply(delete))
+        plus, minus = median_ms(300, partial(nft.apply, add), partial(nft.apply, delete))
         print(f"{name:22}  {plus:8.3f} ms to add, {minus:.3f} ms to delete")
     print(f"intact                  {median_ms(20, nft.intact)[0]:8.3f} ms")
     print(f"observe                 {median_ms(3, nft.observe)[0]:8.3f} ms")

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def measure(socket: Path, seconds: float) -> list[float]:
 
 
 @contextmanager
-def beside(argv: list[str | Path]) -> Iterator[list[str]]:
+def beside(argv: Sequence[str | Path]) -> Iterator[list[str]]:
     """A program that floods something; what it says at the end, its rate, is in the list afterwards."""
     said: list[str] = []
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
@@ -101,7 +101,8 @@ def beside(argv: list[str | Path]) -> Iterator[list[str]]:
 @contextmanager
 def all_set_up_again(member: Member) -> Iterator[list[str]]:
     """A client that has the node set up all its peers again, without a pause."""
-    ended, said, rounds = threading.Event(), [], 0
+    ended, rounds = threading.Event(), 0
+    said: list[str] = []
 
     def work() -> None:
         nonlocal rounds
@@ -157,7 +158,7 @@ def main() -> None:
         else:
             queries = member.node.run_directory / "queries"
             queries.write_text("web.overlay.local A\nwww.example.org A\n")
-            dnsperf = ["dnsperf", "-s", "10.200.1.1", "-d", queries, "-l", str(seconds), "-q", "1000"]
+            dnsperf = ["dnsperf", "-s", "10.200.1.1", "-d", str(queries), "-l", str(seconds), "-q", "1000"]
             with beside(member.node.command(dnsperf)) as said:
                 times = measure(member.node.socket, seconds * 0.95)
             tell("DNS queries", times, said)

@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from socket import SOCK_DGRAM
 
@@ -26,11 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from lab import Lab  # noqa: E402
+from lab import Lab, Node  # noqa: E402
 from lab.turn import PORT, TurnSocket, coturn, our_relay  # noqa: E402
 
 WINDOW, SIZE = 64, 1300  # under way; bytes, a full packet of WireGuard
-SERVERS = {"coturn": coturn, "overlayd": our_relay}
+SERVERS: dict[str, Callable[[Node, Path], AbstractContextManager[subprocess.Popen[str]]]] = {
+    "coturn": coturn,
+    "overlayd": our_relay,
+}
 
 
 def build_load() -> Path:

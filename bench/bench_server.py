@@ -75,8 +75,8 @@ def build_peer() -> Path | None:
     if cargo is None:
         return None
     target, manifest = BUILD / "peer", ROOT / "bench/peer/Cargo.toml"
-    argv = [cargo, "build", "--release", "--quiet", "--manifest-path", manifest, "--target-dir", target]
-    subprocess.run(argv, check=True)
+    options: list[str | Path] = ["--release", "--quiet", "--manifest-path", manifest, "--target-dir", target]
+    subprocess.run([cargo, "build", *options], check=True)
     return target / "release/peer"
 
 
@@ -95,7 +95,7 @@ def running(argv: list[str | Path], socket: Path) -> Iterator[int]:
 
 def measure(load: Path, socket: Path, connections: int, depth: int, seconds: float) -> float:
     """Answers a second."""
-    argv = [load, socket, str(connections), str(depth), str(seconds)]
+    argv: list[str | Path] = [load, socket, str(connections), str(depth), str(seconds)]
     return float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
 
 

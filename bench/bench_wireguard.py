@@ -21,19 +21,19 @@ from overlayd import keys
 from overlayd.linux.wireguard.userspace import Userspace
 from overlayd.model.objects import Device, DevicePeer, Step
 from overlayd.proto import uapi, wgnl
-from overlayd.proto.wireguard import PeerChange
+from overlayd.proto.wireguard import Activity, PeerChange
 
 PEERS = 10_000
 CLONE_NEWNET = 0x40000000
 ENDPOINT = IPv4Address("192.0.2.1")
 
 
-def change(number):
+def change(number: int) -> PeerChange:
     network = IPv4Network(((10 << 24) + number, 32))
     return PeerChange(number.to_bytes(32, "big"), endpoint=(ENDPOINT, 51820), keepalive=25, add=(network,))
 
 
-def text_of_a_device():
+def text_of_a_device() -> bytes:
     peer = (
         "public_key={:064x}\npreshared_key={:064x}\nprotocol_version=1\nendpoint=192.0.2.1:51820\n"
         "last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=0\ntx_bytes=100000\nrx_bytes=100000\n"
@@ -43,7 +43,7 @@ def text_of_a_device():
 
 
 @functools.cache
-def live():
+def live() -> tuple[Userspace, str, DevicePeer, DevicePeer]:
     """A device with the peers, its backend, and one of the peers with one allowed IP more and without it."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET):
@@ -61,24 +61,24 @@ def live():
     return backend, device.name, peers[0], more
 
 
-def live_change():
+def live_change() -> None:
     backend, name, peer, more = live()
     backend.set_peers(name, [Step(peer, more)])
 
 
-def live_activity():
+def live_activity() -> dict[bytes, Activity]:
     backend, name, *_ = live()
     return backend.activity(name)
 
 
-def main():
+def main() -> None:
     runner = pyperf.Runner(processes=3)
     text = text_of_a_device()
     changes = [change(number) for number in range(PEERS)]
-    messages = [*map(memoryview, wgnl.encode_peers("wg0", changes, 32 * 1024))]
+    messages = [memoryview(each) for each in wgnl.encode_peers("wg0", changes, 32 * 1024)]
     runner.bench_func("uapi: encode 10,000 peers", lambda: sum(map(len, uapi.encode_peers(changes, 131072))))
     runner.bench_func("uapi: parse 10,000 peers", uapi.parse_device, text)
-    runner.bench_func("uapi: activity of 10,000 peers", uapi.parse_activity, text)
+    runner.bench_func("uapi: activity of 10,000 peers", lambda: uapi.ActivityReader().read(text))
     runner.bench_func("wgnl: encode 10,000 peers", lambda: sum(map(len, wgnl.encode_peers("wg0", changes, 32768))))
     runner.bench_func("wgnl: parse 10,000 peers", wgnl.parse_device, messages)
     runner.bench_func("wgnl: activity of 10,000 peers", wgnl.parse_activity, messages)

@@ -1,10 +1,10 @@
-from typing import final
+from typing import Self, final
 
 @final
 class Bitmap:
     """Bits 0 to size-1, all clear at first.  size: 0 to 65,536, else ValueError."""
 
-    def __init__(self, size: int) -> None: ...
+    def __new__(cls, size: int) -> Self: ...
     @property
     def size(self) -> int: ...
     @property

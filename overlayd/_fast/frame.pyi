@@ -1,4 +1,4 @@
-from typing import final
+from typing import Self, final
 
 from typing_extensions import Buffer
 
@@ -19,7 +19,7 @@ class Inbox:
     initial: size of the first block in bytes, to which the inbox returns whenever it is drained; ValueError below 8.
     """
 
-    def __init__(self, initial: int = 16384) -> None: ...
+    def __new__(cls, initial: int = 16384) -> Self: ...
     @property
     def buffered(self) -> int:
         """Bytes received and not yet consumed."""

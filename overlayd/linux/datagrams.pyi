@@ -1,4 +1,4 @@
-from typing import final
+from typing import Self, final
 
 from overlayd._fast.nametable import NameTable
 
@@ -9,7 +9,7 @@ BATCH: int
 class Datagrams:
     """The UDP side of a name server: takes queries from sockets in batches, and answers what its table can."""
 
-    def __init__(self, table: NameTable) -> None: ...
+    def __new__(cls, table: NameTable) -> Self: ...
     def admit(self, network: bytes, prefix_length: int) -> None:
         """Take queries from sources in this network only, packed (4 or 16 bytes); before the first call from nobody."""
     def serve(self, descriptor: int) -> list[tuple[bytes, bytes]]:

@@ -8,8 +8,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from lab import netns
+from lab.patience import LIMIT
 from lab.processes import environment, run
 
 
@@ -31,7 +33,7 @@ class Container:
         if self.process.stdout.readline() != b"ready\n":
             raise RuntimeError(f"the container's process ended with {self.process.wait()}")
 
-    def __enter__(self) -> "Container":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -48,9 +50,9 @@ class Container:
         """The command line that runs `argv` in the container's network."""
         return ["nsenter", f"--net={self.namespace}", "--", *map(str, argv)]
 
-    def run(self, argv: Sequence[str | Path]) -> str:
+    def run(self, argv: Sequence[str | Path], *, timeout: float = LIMIT) -> str:
         """Run a program in the container's network and return what it printed."""
-        return run(self.command(argv), prefix=self.prefix)
+        return run(self.command(argv), timeout=timeout, prefix=self.prefix)
 
     def open_socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """A socket of the container, for use from the test's own process."""

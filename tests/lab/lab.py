@@ -200,6 +200,7 @@ class Lab:
     def nat(self, name: str, *, symmetric: bool = False) -> NatBox:
         """A new NAT on the underlay, for nodes behind it."""
         address = self._next_address()
+        assert isinstance(address, IPv4Interface), "nobody needs a NAT in a laboratory of IPv6"
         box = NatBox(f"{self.prefix}-{name}", address.ip, symmetric=symmetric)
         self._plug(box.netns, name, address, bridge=(self.router, "underlay"), gateway=self.underlay.ip)
         return box

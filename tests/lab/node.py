@@ -71,9 +71,9 @@ class Node:
         enter = ["ip", "netns", "exec", self.netns, "sh", "-c", ENTER, "sh", str(self._directory)]
         return [*enter, *map(str, argv)]
 
-    def run(self, argv: Sequence[str | Path]) -> str:
+    def run(self, argv: Sequence[str | Path], *, timeout: float = LIMIT) -> str:
         """Run a program on this node and return what it printed."""
-        return run(self.command(argv), prefix=self.prefix)
+        return run(self.command(argv), timeout=timeout, prefix=self.prefix)
 
     def overlayctl(self, *arguments: str) -> str:
         """What `overlayctl --socket SOCKET ARGUMENTS` prints."""
@@ -97,19 +97,19 @@ class Node:
         """The arguments that run the daemon on this node's data directory and socket."""
         return [*self.program, "--data-dir", str(self.data_dir), "--socket", str(self.socket), *options]
 
-    def try_daemon(self, argv: Sequence[str]) -> tuple[int, str]:
+    def try_daemon(self, argv: Sequence[str], timeout: float = LIMIT) -> tuple[int, str]:
         """Run a daemon that is expected to end by itself; return its exit code and what it logged."""
         done = subprocess.run(
             self.command(argv),
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=timeout,
             env=environment(self.prefix),
             check=False,
         )
         return done.returncode, done.stdout + done.stderr
 
-    def start(self, *options: str) -> None:
+    def start(self, *options: str, timeout: float = LIMIT) -> None:
         """Start the daemon and wait until it listens; DaemonExited when it ends instead."""
         assert self.daemon is None, f"{self.name}: the daemon runs already"
         with self.log.open("ab") as log:
@@ -122,7 +122,7 @@ class Node:
                 env=environment(self.prefix),
                 start_new_session=True,
             )
-        until(self._listens, lambda: f"{self.name}: the daemon does not listen\n{self.log_tail()}")
+        until(self._listens, lambda: f"{self.name}: the daemon does not listen\n{self.log_tail()}", seconds=timeout)
 
     def _listens(self) -> bool:
         assert self.daemon is not None
@@ -146,10 +146,10 @@ class Node:
         self.daemon.send_signal(number)
         return self.wait()
 
-    def wait(self) -> int:
+    def wait(self, timeout: float = LIMIT) -> int:
         """Wait until the daemon has ended by itself; return its exit code."""
         assert self.daemon is not None, f"{self.name}: no daemon runs"
-        code = self.daemon.wait(LIMIT)
+        code = self.daemon.wait(timeout)
         self.daemon = None
         return code
 

@@ -20,19 +20,24 @@ LIMIT = 60 * FACTOR  # seconds for one thing to happen
 GLANCE = 0.01  # seconds between two looks
 
 
-def _give_up(failing: Callable[[], object] | str) -> AssertionError:
-    return AssertionError(f"not within {LIMIT:g} s: {failing if isinstance(failing, str) else failing()}")
+def _give_up(seconds: float, failing: Callable[[], object] | str) -> TimeoutError:
+    return TimeoutError(f"not within {seconds:g} s: {failing if isinstance(failing, str) else failing()}")
 
 
-def until(condition: Callable[[], T], failing: Callable[[], object] | str = "it did not come true") -> T:
+def until(
+    condition: Callable[[], T],
+    failing: Callable[[], object] | str = "it did not come true",
+    *,
+    seconds: float = LIMIT,
+) -> T:
     """Wait until `condition` returns something true, and return that.
 
-    AssertionError after LIMIT; it says `failing`, or what calling that returns: a log, the last state.
+    TimeoutError after so many seconds; it says `failing`, or what calling that returns: a log, the last state.
     """
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise _give_up(failing)
+            raise _give_up(seconds, failing)
         time.sleep(GLANCE)
     return value
 
@@ -43,6 +48,6 @@ async def until_async(condition: Callable[[], T], failing: Callable[[], object] 
     deadline = loop.time() + LIMIT
     while not (value := condition()):
         if loop.time() > deadline:
-            raise _give_up(failing)
+            raise _give_up(LIMIT, failing)
         await asyncio.sleep(GLANCE / 10)
     return value

@@ -29,10 +29,10 @@ def environment(prefix: str = "") -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "LC_ALL": "C.UTF-8"} | ({MARK: prefix} if prefix else {})
 
 
-def run(argv: Sequence[str | Path], *, prefix: str = "", stdin: str = "") -> str:
+def run(argv: Sequence[str | Path], *, timeout: float = LIMIT, prefix: str = "", stdin: str = "") -> str:
     """Run a program to its end and return what it printed; CommandFailed when it fails."""
     done = subprocess.run(
-        argv, input=stdin, capture_output=True, text=True, timeout=LIMIT, env=environment(prefix), check=False
+        argv, input=stdin, capture_output=True, text=True, timeout=timeout, env=environment(prefix), check=False
     )
     if done.returncode:
         raise CommandFailed(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lab.patience import LIMIT, until
+from lab.patience import FACTOR, LIMIT, until
 from lab.processes import environment
 
 MARKER = b"overlayd-plaintext-marker"  # in every block that `transfer` sends; must never be seen outside the tunnel
@@ -53,18 +53,19 @@ class Ping:
             if "bytes from" in line and (match := re.search(r"icmp_seq=(\d+)", line)):
                 self.received.add(int(match[1]))
 
-    def wait_for(self, echoes: int) -> None:
-        """Wait until this many more echoes came back; AssertionError when they do not, or ping ends."""
+    def wait_for(self, echoes: int, timeout: float = LIMIT) -> None:
+        """Wait until this many more echoes came back; TimeoutError when they do not, or ping ends."""
         goal = len(self.received) + echoes
 
         def told() -> str:
             return f"{len(self.received)} of {goal} echoes\n{''.join(self.lines[-5:])}"
 
         def came() -> bool:
-            assert self.process.poll() is None, told()
+            if self.process.poll() is not None:
+                raise TimeoutError(told())
             return len(self.received) >= goal
 
-        until(came, told)
+        until(came, told, seconds=timeout)
 
     def stop(self) -> list[int]:
         """End it; return the sequence numbers that were sent before the last answered one and never answered."""
@@ -87,7 +88,7 @@ class Ping:
 def ping(source: Place, destination: str, count: int = 5, options: Sequence[str] = ()) -> Ping:
     """Send `count` echoes; AssertionError unless every one was answered."""
     # With a deadline; else ping waits for the last echo no longer than twice what another one took.
-    running = Ping(source, destination, 0.02, ["-c", str(count), "-w", str(int(LIMIT)), *options])
+    running = Ping(source, destination, 0.02, ["-c", str(count), "-w", f"{5 * FACTOR:g}", *options])
     try:
         running.process.wait(2 * LIMIT)
     finally:

@@ -1,13 +1,17 @@
 """A node's state, and decisions taken on it as the daemon takes them."""
 
+from collections.abc import Callable
 from ipaddress import ip_network
+from typing import Any, TypeVar
 
 from overlayd.model import attachments, overlay, rows, services
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import Facts
-from overlayd.model.objects import Netns
-from overlayd.model.rows import Node
+from overlayd.model.objects import Netns, Network
+from overlayd.model.rows import Attachment, Change, Node, Overlay, Row, RowId, Service
 from overlayd.model.state import Draft, State
+
+T = TypeVar("T")
 
 CLUSTER = ip_network("10.200.0.0/16")
 SLICE = ip_network("10.200.7.0/28")
@@ -21,14 +25,22 @@ def new_state() -> State:
     return State([Node(private_key=b"k" * 32)])
 
 
-def change(state, decide):
+def change(state: State, decide: Callable[[Draft], T]) -> tuple[T, Change]:
     """Take a decision as the node does, and return its answer and the way back."""
     draft = Draft(state)
     answer = decide(draft)
     return answer, state.apply(draft.rows)
 
 
-def set_up(state, *, deployment="d", cluster=CLUSTER, slice=SLICE, instance_id="1", port=51820):
+def set_up(
+    state: State,
+    *,
+    deployment: str = "d",
+    cluster: Network = CLUSTER,
+    slice: Network | None = SLICE,
+    instance_id: str = "1",
+    port: int = 51820,
+) -> Overlay:
     return change(
         state,
         lambda draft: overlay.setup_global(
@@ -37,24 +49,24 @@ def set_up(state, *, deployment="d", cluster=CLUSTER, slice=SLICE, instance_id="
     )[0]
 
 
-def serve(state, name, **options):
+def serve(state: State, name: str, **options: Any) -> Service:
     options = {"subnet": None, "dedicated_key": None} | options
     return change(state, lambda draft: services.setup_service(draft, name, **options))[0]
 
 
-def attach(state, pid, service="web", **spec):
+def attach(state: State, pid: int, service: str = "web", **spec: Any) -> Attachment:
     namespace = Netns(pid=pid, started=pid * 7, inode=pid + 1000)
     return change(
         state, lambda draft: attachments.attach_container(draft, AttachSpec(service=service, **spec), namespace, "boot")
     )[0]
 
 
-def ready(**options):
+def ready(**options: Any) -> State:
     state = new_state()
     set_up(state, **options)
     serve(state, "web")
     return state
 
 
-def dump(state):
+def dump(state: State) -> dict[RowId, Row]:
     return {row.id: row for kind in rows.ROWS for row in state.table(kind).values()}
