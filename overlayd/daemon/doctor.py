@@ -49,7 +49,15 @@ class Doctor:
         await self._host.check()
         drifted, dead = await self._node.run_exclusively(self._look)
         found = [*self._silent(), *drifted, *dead, *self._host.findings, *self._names(), *self._peers()]
+        found += await self._journal()
         return ordered([*found, *self._edges(), *self._unisolated(), *self._traversal(), *self._node_itself()])
+
+    async def _journal(self) -> list[Finding]:
+        if not (problem := await self._node.check_journal()):
+            return []
+        symptom = "a crash in between would have lost what was answered before"
+        remedy = "find out who did that, and keep other programs out of the data directory"
+        return [Finding("journal-displaced", "warning", "the journal", f"was disturbed: {problem}", symptom, remedy)]
 
     def _look(self) -> tuple[list[Finding], list[Finding]]:
         """In a worker thread: what differs in the kernel, and who died."""

@@ -35,6 +35,8 @@ def node(journal: Journal, wireguard: Preference) -> LiveNode:
             "no WireGuard on this host: no tunnels, guests only; install wireguard-go or load the wireguard module"
         )
     facts = Facts(mtu=egress.overlay_mtu(egress.physical_egress()), devices=backend is not None)
+    if journal.recovered:
+        log.warning("journal: %s", journal.recovered)
     state = State(decode(id, data) for id, data in journal.rows.items())
     journal.rows.clear()
     return LiveNode(state, journal, Kernel(backend, Nft()), facts)

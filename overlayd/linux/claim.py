@@ -16,7 +16,7 @@ from errno import EBUSY, EPERM
 from pathlib import Path
 
 from overlayd.errors import MechanismError, OverlaydError
-from overlayd.linux import capability
+from overlayd.linux import capability, process
 from overlayd.linux.netlink import NETLINK_NETFILTER, connected, receive
 from overlayd.proto.netlink import NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, attribute, message, refusal
 
@@ -62,9 +62,4 @@ def _holder() -> str:
         for line in _GROUPS.read_text().splitlines():
             group, peer, *_ = map(int, line.split())
             port = peer if group == GROUP else port
-    process = Path(f"/proc/{port}")
-    try:
-        command = process.joinpath("cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-        return f"pid {port} uid {process.stat().st_uid} ({command})"
-    except OSError:
-        return f"netlink port {port}, a process of another container" if port else "it has just gone"
+    return process.describe(port) if port else "it has just gone"

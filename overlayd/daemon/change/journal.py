@@ -38,7 +38,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from overlayd.daemon.change.claim import claim
+from overlayd.daemon.change.claim import claim, is_held
 from overlayd.daemon.change.durable import refused
 from overlayd.daemon.change.logfile import LogFile, apply
 from overlayd.daemon.change.recovery import recover
@@ -65,7 +65,8 @@ class Journal:
     """An open journal.
 
     rows: what was recovered, for the caller to take.  recovered: a sentence for the log when the start had to cut or
-    salvage, else None.  syncs: how many times a batch of commits was synced.
+    salvage, else None.  syncs: how many times a batch of commits was synced.  displaced: what somebody did to the file
+    under this daemon the last time, empty for nothing.
     """
 
     def __init__(self, lock: int, file: LogFile, recovered: str | None) -> None:
@@ -73,6 +74,7 @@ class Journal:
         self.rows = dict(file.rows)
         self.recovered = recovered
         self.syncs = 0
+        self.displaced = ""
         self._lock = lock
         self._path = file.path
         self._queue: SimpleQueue[_Commit | None] = SimpleQueue()
@@ -111,6 +113,15 @@ class Journal:
         self._queue.put(commit)
         return commit.done
 
+    async def check(self) -> None:
+        """Rewrite the log if somebody removed, moved, replaced or cut it, as every commit does.  Raises StateError when
+        that fails.
+        """
+        if not self._closing:
+            commit = _Commit({}, b"", asyncio.get_running_loop().create_future())
+            self._queue.put(commit)
+            await commit.done
+
     async def close(self) -> None:
         """Finish the commits under way, end the writer thread, release the lock.  Idempotent."""
         if self._closing:
@@ -132,9 +143,11 @@ class Journal:
             refused = self._write(batch)
             batch[0].done.get_loop().call_soon_threadsafe(_settle, batch, refused)
             if not more:
-                return
+                break
             if refused is None:
                 self._checkpoint_if_long()
+        if refused := self._write([]):  # who removes the file of a daemon that stops has nobody else to bring it back
+            logger.error("journal: %s", refused)
 
     def _gather(self, first: _Commit) -> tuple[list[_Commit], bool]:
         """The commits that wait, and whether more may come: False after the end was asked for."""
@@ -152,6 +165,10 @@ class Journal:
         """Make `batch` durable; returns why not when it was refused, and nothing of it is kept then."""
         try:
             file = self._file
+            self._return_to_place()
+            batch = [commit for commit in batch if commit.change]
+            if not batch:
+                return None
             if not file.exists:
                 rows = dict(file.rows)
                 for commit in batch:
@@ -162,11 +179,27 @@ class Journal:
                     file.replace(file.rows, file.sequence)
                 file.append([(commit.change, commit.body) for commit in batch])
                 self.syncs += 1
+        except StateError as error:
+            return str(error)
         except Exception as error:  # whatever it is, the waiters must hear of it and the thread must live on
             if not isinstance(error, OSError):
                 logger.exception("journal: writing %d commits failed", len(batch))
             return str(refused(f"cannot write {self._path}, so nothing was changed", error))
         return None
+
+    def _return_to_place(self) -> None:
+        """Bring back directory, lock and log if somebody removed or changed them.  Raises OSError, StateError."""
+        directory = self._path.parent
+        if not is_held(directory, self._lock):
+            logger.warning("journal: somebody removed %s, or the lock in it: it is made again", directory)
+            lock = claim(directory)
+            os.close(self._lock)
+            self._lock = lock
+        if displaced := self._file.displaced():
+            self._file.keep_stranger()
+            self._file.replace(self._file.rows, self._file.sequence)
+            self.displaced = f"{self._path} {displaced}: written anew from memory"
+            logger.warning("journal: %s", self.displaced)
 
     def _checkpoint_if_long(self) -> None:
         file = self._file

@@ -9,10 +9,13 @@ which nobody knows which pages are on the disk), the file is suspect, and has to
 
 import logging
 import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from overlayd import fault
+from overlayd.daemon.change.claim import require_own
 from overlayd.daemon.change.durable import sync_directory, write_all
 from overlayd.proto import log
 
@@ -51,14 +54,38 @@ class LogFile:
             os.close(self._file)
 
     def open(self) -> bytes:
-        """Open the file that is there, and return what it holds.  FileNotFoundError when there is none."""
+        """Open the file that is there, and return what it holds.  FileNotFoundError when there is none; StateError when
+        others may have written it.
+        """
         self._file = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
-        os.fchmod(self._file, 0o600)  # a restored backup may be readable by all, and it holds the node's key
+        found = os.fstat(self._file)
+        require_own(self.path, found)
+        if found.st_mode & 0o077:  # as a restored backup may be
+            logger.warning("journal: %s could be read by others, and the node's key is in it: now mode 0600", self.path)
+            os.fchmod(self._file, 0o600)
         # A crash may have come before the sync of what is now read and acted upon: make it durable first.
         os.fsync(self._file)
         sync_directory(self.path.parent)
         with open(self._file, "rb", closefd=False) as opened:
             return opened.read()
+
+    def displaced(self) -> str:
+        """What somebody has done to the file since the last append, in words; empty when it is in its place.
+
+        Two system calls: for every append.
+        """
+        if self._file < 0 or self.suspect:
+            return ""
+        mine = os.fstat(self._file)
+        try:
+            there = self.path.lstat()
+        except OSError as error:
+            return f"is gone ({error.strerror})"
+        if not os.path.samestat(mine, there):
+            return "is another file than the one that this daemon writes"
+        if mine.st_size != self.length:
+            return f"has {mine.st_size} bytes, and not the {self.length} that this daemon wrote"
+        return ""
 
     def take_over(self, found: log.Recovered) -> None:
         """Go on from what was found in the file; what follows it is cut off by `cut`."""
@@ -133,6 +160,14 @@ class LogFile:
             new.unlink()  # a full disk needs the room
             raise
         return file
+
+    def keep_stranger(self) -> None:
+        """Move another file that lies in our place beside it: it may be a backup that somebody restored."""
+        with suppress(FileNotFoundError):
+            if not os.path.samestat(os.fstat(self._file), self.path.lstat()):
+                kept = self.path.with_name(f"journal.displaced-{time.time_ns()}")
+                self.path.rename(kept)
+                logger.warning("journal: the file in place of %s is kept as %s", self.path, kept)
 
     def _roll_back(self) -> None:
         """Cut a failed batch off the file, durably, or have the file rewritten before the next one."""

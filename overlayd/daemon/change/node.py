@@ -221,6 +221,16 @@ class Node:
         async with self._hold(shared=resources):
             pass
 
+    async def check_journal(self) -> str:
+        """Have the journal written anew if somebody removed, moved or changed it.  Returns what was done to it the last
+        time, or why it cannot be written; empty for nothing.
+        """
+        try:
+            await self._journal.check()
+        except StateError as error:
+            return str(error)
+        return self._journal.displaced
+
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Do blocking work in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)

@@ -61,7 +61,7 @@ def _recover(file: LogFile, salvage: bool) -> str | None:
         if each.name in ("journal.first", "journal.new"):
             each.unlink(missing_ok=True)  # a salvage has used the name
     try:
-        for kind in ("torn", "damaged"):
+        for kind in ("torn", "damaged", "displaced"):
             keep_newest(directory.glob(f"journal.{kind}-*"), COPIES)
     except OSError as error:
         logger.warning("journal: cannot remove an old copy in %s: %s", directory, error.strerror)

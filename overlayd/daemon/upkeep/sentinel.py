@@ -185,6 +185,7 @@ class Sentinel:
         self._rested[part] = now + RESTS * (now - started)
         self._busy.discard(part)
         if part == EVERYTHING:
+            await self._node.check_journal()  # which says in the log what it found
             self._backoff.forget_calm(now)
             self._schedule(EVERYTHING, now + AUDIT, "audit")
         self._woken.set()
