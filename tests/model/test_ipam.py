@@ -1,0 +1,57 @@
+"""Who holds an address, and who may give it back."""
+
+import pytest
+from decisions import attach, change, ready, serve
+
+from overlayd.errors import RequestError
+from overlayd.model import ipam
+from overlayd.model.rows import Lease
+from overlayd.model.state import State
+
+
+def test_an_address_is_given_back_by_its_holder_only() -> None:
+    state = ready()
+    address = change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0]
+    assert not change(state, lambda draft: ipam.release(draft, address, "somebody"))[0]
+    assert not change(state, lambda draft: ipam.release(draft, address + 1, ipam.REQUEST))[0], "nobody had it"
+    assert change(state, lambda draft: ipam.release(draft, address, ipam.REQUEST))[0]
+    assert not change(state, lambda draft: ipam.release(draft, address, ipam.REQUEST))[0], "it was given back"
+
+
+def test_later_releases_have_higher_numbers_within_a_decision_too() -> None:
+    state = ready()
+    addresses = [change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0] for _ in range(3)]
+    change(state, lambda draft: [ipam.release(draft, address, ipam.REQUEST) for address in addresses[:2]])
+    change(state, lambda draft: ipam.release(draft, addresses[2], ipam.REQUEST))
+    released = [state.table(Lease)[str(address)].released for address in addresses]
+    assert released == sorted({*released})
+
+
+def holder(state: State, address: object) -> str:
+    return change(state, lambda draft: ipam.holder_of(draft, address))[0]  # type: ignore[arg-type]
+
+
+def test_holders_have_names() -> None:
+    state = ready()
+    address = change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0]
+    attached = attach(state, 71).address
+    assert holder(state, address) == "allocate_ip"
+    assert holder(state, attached) == "pid:71"
+    assert holder(state, state.node_address) == "the node"
+    change(state, lambda draft: ipam.release(draft, address, ipam.REQUEST))
+    assert holder(state, address) == ""
+
+
+def test_there_is_nothing_to_lease_without_an_overlay_or_of_a_service_that_is_not_here() -> None:
+    with pytest.raises(RequestError, match="global overlay not set up"):
+        change(State([]), lambda draft: ipam.allocate_ip(draft, ""))
+    with pytest.raises(RequestError, match="service api is not set up"):
+        change(ready(), lambda draft: ipam.allocate_ip(draft, "api"))
+
+
+def test_a_full_pool_says_how_many_are_held() -> None:
+    state = ready()
+    serve(state, "api")
+    with pytest.raises(RequestError, match=r"no free address in service api: all of .* is taken, \d+ held"):
+        for _ in range(1000):
+            change(state, lambda draft: ipam.allocate_ip(draft, "api"))
