@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 from lab import Lab
-from lab.cluster import Member, Pair
+from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
 from lab.node import CONTROL
 from lab.processes import environment
 from lab.traffic import ping
+
+from overlayd import keys
 
 # A daemon that cannot import pyroute2, and so does not.
 PROGRAM = [
@@ -93,3 +95,31 @@ def test_without_a_journal_it_shows_the_kernel_and_says_so(pair: Pair) -> None:
     text = node.overlayctl("inspect", "--data-dir", "/nonexistent")
     assert "not compared with the journal: /nonexistent/journal: No such file or directory" in text
     assert pair.bridges[0] in text
+
+
+@pytest.mark.parametrize("cluster", [CLUSTER, CLUSTER6])
+def test_dedicated_devices_guests_and_both_families_are_as_the_journal_has_them(cluster: str) -> None:
+    with Lab() as lab:
+        member = Member(lab, 3, "gamma", cluster)
+        member.start()
+        member.set_up()
+        member.request("setup_service_overlay", service="own", mode="dedicated")
+        peer = {"public_key": keys.text(b"p" * 32), "endpoint": "", "persistent_keepalive_secs": 0}
+        member.request(
+            "add_peer",
+            **peer,
+            allowed_ips="192.168.77.0/24" if cluster == CLUSTER else "fd77::/64",
+            scope={"scope": "service", "service": "own"},
+        )
+        member.attach(lab.container(), "own", join_global=True)
+        member.set_up_service("web")
+        member.attach(lab.container(), "web")
+        handle = {"platform": "guest_managed", "id": "vm"}
+        member.request("attach_container", handle=handle, service="web", join_global=False)
+        for alive in (True, False):
+            if not alive:
+                member.node.stop()
+            code, found = inspect(member)
+            assert (code, found["differences"], found["picture"]["unseen"]) == (0, [], {})
+            assert len([link for link in found["picture"]["links"] if link["role"][0] == "device"]) == 2
+            assert any(each["state"] == "proxy" for each in found["picture"]["neighbours"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -99,8 +100,13 @@ def test_sixteen_clients_that_set_one_service_up_get_one_bridge(fresh: Member) -
     assert fresh.request("status")["service_count"] == 1
 
 
-def test_without_wireguard_the_host_has_guests_only_unless_its_adapter_is_a_must(lab: Lab, fresh: Member) -> None:
-    fresh.node.program = ["env", "PATH=/var/empty", *DAEMON]  # and so without wireguard-go
+def test_without_wireguard_the_host_has_guests_only_unless_its_adapter_is_a_must(
+    lab: Lab, fresh: Member, tmp_path: Path
+) -> None:
+    nft = shutil.which("nft")
+    assert nft is not None
+    (tmp_path / "nft").symlink_to(nft)
+    fresh.node.program = ["env", f"PATH={tmp_path}", *DAEMON]  # and so without wireguard-go
     fresh.start()
     if "no WireGuard on this host" not in fresh.node.log_tail():
         pytest.skip("this kernel has WireGuard")
