@@ -1,11 +1,11 @@
-"""Who holds an address, and who may give it back."""
+"""Which address is handed out, who holds one, and who may give it back."""
 
 import pytest
-from decisions import attach, change, ready, serve
+from decisions import SLICE, attach, change, new_state, ready, serve
 
 from overlayd.errors import RequestError
 from overlayd.model import ipam
-from overlayd.model.rows import Lease
+from overlayd.model.rows import Attachment, Lease
 from overlayd.model.state import State
 
 
@@ -55,3 +55,39 @@ def test_a_full_pool_says_how_many_are_held() -> None:
     with pytest.raises(RequestError, match=r"no free address in service api: all of .* is taken, \d+ held"):
         for _ in range(1000):
             change(state, lambda draft: ipam.allocate_ip(draft, "api"))
+
+
+def test_a_container_of_a_full_subnet_is_refused_with_the_numbers():
+    state = ready()
+    for pid in range(1, 62):
+        attach(state, pid)
+    with pytest.raises(RequestError, match=r"service web: all of 10\.200\..*/26 is taken, 61 held"):
+        attach(state, 99)
+    assert state.get(Attachment, "pid:99") is None
+
+
+def test_a_released_address_is_reused_last_and_oldest_first():
+    state = ready()
+    taken = [change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0] for _ in range(61)]
+    assert taken == sorted(taken)
+    for address in (taken[5], taken[2]):
+        change(state, lambda draft, address=address: ipam.release(draft, address, ipam.REQUEST))
+    again = [change(state, lambda draft: ipam.allocate_ip(draft, "web"))[0] for _ in range(2)]
+    assert again == [taken[5], taken[2]]
+
+
+def test_release_leaves_a_containers_address_alone():
+    state = ready()
+    attachment = attach(state, 7)
+    freed, _ = change(state, lambda draft: ipam.release(draft, attachment.address, ipam.REQUEST))
+    assert not freed
+    assert state.get(Lease, str(attachment.address)).holder == "pid:7"
+
+
+def test_an_address_is_asked_of_a_service_that_is_set_up_or_of_the_node():
+    state = ready()
+    with pytest.raises(RequestError, match="service wbe is not set up on this node"):
+        change(state, lambda draft: ipam.allocate_ip(draft, "wbe"))
+    assert change(state, lambda draft: ipam.allocate_ip(draft, ""))[0] in SLICE
+    with pytest.raises(RequestError, match="global overlay not set up"):
+        change(new_state(), lambda draft: ipam.allocate_ip(draft, "web"))

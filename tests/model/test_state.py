@@ -4,8 +4,10 @@ taken back.
 
 from ipaddress import ip_address, ip_network
 
+from decisions import ready
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from overlayd.model.objects import GLOBAL, Netns
 from overlayd.model.rows import ROWS, Attachment, Lease, Node, Overlay, Peer, Service
@@ -124,3 +126,11 @@ def test_a_draft_shows_the_state_as_it_would_be_and_leaves_it_as_it_is(first, th
 
 def _rows(state: State):
     return [row for kind in ROWS for row in state.table(kind).values()]
+
+
+def test_replacing_an_equal_row_is_no_change():
+    state = ready()
+    draft = Draft(state)
+    draft.put(replace(state.get(Overlay)))
+    assert not draft.rows
+    assert Peer.table == "peer"

@@ -1,0 +1,84 @@
+"""What a set-up of the overlay decides and refuses, and what a teardown leaves."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from decisions import FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
+
+from overlayd.errors import RequestError
+from overlayd.model import ipam, overlay, peers
+from overlayd.model.layout import Facts, layout
+from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Veth
+from overlayd.model.plan import plan
+from overlayd.model.rows import Attachment
+
+# A terminal acts on these or does not show them: NUL, escape, line feed, DEL, C1, marks of direction, a surrogate.
+UNSHOWN = ["a\0b", "\x1b[2J", "n\nl", "\x7f", "\x9b1m", "\u202eabc", "\u200f", "\u2066", "\ud800"]
+
+
+def test_a_slice_that_would_orphan_an_address_is_refused_by_name():
+    state = ready(slice=None)
+    address, _ = change(state, lambda draft: ipam.allocate_ip(draft, ""))
+    with pytest.raises(RequestError, match=str(address)):
+        set_up(state, slice=ip_network("10.200.99.0/24"))
+    change(state, lambda draft: ipam.release(draft, address, ipam.REQUEST))
+    set_up(state, slice=ip_network("10.200.99.0/24"))
+    assert state.node_address == ip_address("10.200.99.1")
+
+
+def test_a_slice_outside_the_cluster_is_refused():
+    with pytest.raises(RequestError, match="not inside"):
+        set_up(new_state(), slice=ip_network("10.9.0.0/24"))
+
+
+def test_a_new_instance_renames_and_keeps_everything_else():
+    state = ready()
+    attach(state, 7)
+    before = layout(state, FACTS)
+    set_up(state, instance_id="2")
+    steps = plan(before, layout(state, FACTS))
+    assert {type(step.want).__name__ for step in steps} == {"Device", "Bridge"}
+    assert all(step.have and step.want for step in steps)
+
+
+def test_a_port_of_nobody_and_a_cluster_of_everybody_are_refused():
+    with pytest.raises(RequestError, match="0 is no port"):
+        set_up(ready(), port=0)
+    for everything in ("0.0.0.0/0", "::/0"):
+        with pytest.raises(RequestError, match="all of this host's traffic"):
+            set_up(new_state(), cluster=ip_network(everything), slice=None)
+
+
+def test_teardown_keeps_peers_and_addresses_but_no_device():
+    state = ready()
+    attach(state, 7)
+    change(state, overlay.teardown_global)
+    assert state.overlay is None
+    assert {type(thing) for thing in layout(state, FACTS).values()} >= {Bridge, Veth}
+    assert state.get(Attachment, "pid:7") is not None
+    set_up(state)
+    assert state.overlay is not None
+
+
+def test_without_a_backend_there_are_no_devices():
+    state = ready()
+    change(
+        state,
+        lambda draft: peers.add_peer(
+            draft, GLOBAL, KEYS[0], own_key=OWN, endpoint="", keepalive=0, allowed_ips=(), candidates=()
+        ),
+    )
+    kinds = {type(thing) for thing in layout(state, Facts(mtu=1420, devices=False)).values()}
+    assert DevicePeer not in kinds and Bridge in kinds
+
+
+@pytest.mark.parametrize("text", UNSHOWN)
+@pytest.mark.parametrize("deployment", ["d", "production-of-everything"])
+def test_a_name_that_cannot_be_shown_is_refused(text, deployment):
+    state = new_state()
+    for values in ({"deployment": text}, {"instance_id": text}):
+        with pytest.raises(RequestError, match=f"request.{next(iter(values))}: .* cannot be shown"):
+            set_up(state, **values)
+    set_up(state, deployment=deployment)
+    with pytest.raises(RequestError, match=r"request.service: .* cannot be shown"):
+        serve(state, text)

@@ -1,0 +1,114 @@
+"""Whose an allowed IP is, and which peers are refused."""
+
+import re
+from ipaddress import ip_network
+
+import pytest
+from decisions import KEYS, OWN, change, dump, new_state, ready, serve
+
+from overlayd import keys
+from overlayd.errors import RequestError
+from overlayd.model import attachments, peers
+from overlayd.model.attachments import AttachSpec
+from overlayd.model.objects import GLOBAL
+
+
+def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
+    state = ready()
+    network = ip_network("10.200.3.0/24")
+    for key in KEYS[:2]:
+        change(
+            state,
+            lambda draft, key=key: peers.add_peer(
+                draft, GLOBAL, key, own_key=OWN, endpoint="", keepalive=0, allowed_ips=(), candidates=()
+            ),
+        )
+    assert change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], network))[0] == []
+    (line,) = change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[1], network))[0]
+    assert keys.text(KEYS[0]) in line and keys.text(KEYS[1]) in line
+    assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == frozenset()
+
+
+def test_the_peer_of_a_guest_is_the_guests_alone():
+    state = ready()
+    key, network, foreign = KEYS[0], ip_network("10.200.3.0/24"), ip_network("10.200.4.0/24")
+    guest = change(
+        state, lambda draft: attachments.attach_guest(draft, AttachSpec(service="web"), "vm", b"p" * 32, key)
+    )[0]
+    own = ip_network(guest.address)
+    options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "allowed_ips": (network,), "candidates": ()}
+    before = dump(state)
+    for decide in (
+        lambda draft: peers.add_peer(draft, GLOBAL, key, **options),
+        lambda draft: peers.remove_peer(draft, GLOBAL, key),
+        lambda draft: peers.add_allowed_ip(draft, GLOBAL, key, network),
+        lambda draft: peers.remove_allowed_ip(draft, GLOBAL, key, own),
+    ):
+        with pytest.raises(RequestError, match=f"{re.escape(keys.text(key))} is guest vm: detach it first"):
+            change(state, decide)
+    change(state, lambda draft: peers.remove_allowed_ip(draft, GLOBAL, key, foreign))
+    assert dump(state) == before
+    serve(state, "own", dedicated_key=b"d" * 32)
+    change(state, lambda draft: peers.add_peer(draft, "own", key, **options))  # another device
+    change(state, lambda draft: attachments.detach(draft, guest))
+    change(state, lambda draft: peers.remove_peer(draft, GLOBAL, key))
+    change(state, lambda draft: peers.add_peer(draft, GLOBAL, key, **options))
+
+
+def test_added_allowed_ips_survive_an_upsert():
+    state = ready()
+    listed, added = ip_network("10.200.3.0/24"), ip_network("10.200.4.0/24")
+
+    def upsert(draft):
+        return peers.add_peer(
+            draft, GLOBAL, KEYS[0], own_key=OWN, endpoint="", keepalive=0, allowed_ips=(listed,), candidates=()
+        )
+
+    change(state, upsert)
+    change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], added))
+    change(state, upsert)
+    assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == {listed, added}
+
+
+@pytest.mark.parametrize("added_first", [True, False])
+def test_an_added_allowed_ip_stays_although_an_upsert_listed_it_for_a_while(added_first):
+    state, network = ready(), ip_network("10.200.4.0/24")
+
+    def upsert(*allowed_ips):
+        options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "candidates": ()}
+        change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], allowed_ips=allowed_ips, **options))
+
+    def add():
+        change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], network))
+
+    upsert()
+    for step in (add, lambda: upsert(network)) if added_first else (lambda: upsert(network), add):
+        step()
+    upsert()
+    assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == {network}
+    assert state.allowed_ips(GLOBAL).exact(network.network_address.packed, 24) == KEYS[0]
+    change(state, lambda draft: peers.remove_allowed_ip(draft, GLOBAL, KEYS[0], network))
+    assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == frozenset()
+
+
+@pytest.mark.parametrize("scope", ["web", "unknown"])
+def test_a_scope_without_a_device_is_an_error(scope):
+    state = ready()
+    with pytest.raises(RequestError, match=f"no dedicated overlay for service {scope}"):
+        change(state, lambda draft: peers.remove_peer(draft, scope, KEYS[0]))
+
+
+def test_peers_need_the_overlay():
+    with pytest.raises(RequestError, match="global overlay not set up"):
+        change(new_state(), lambda draft: peers.remove_peer(draft, GLOBAL, KEYS[0]))
+
+
+def test_the_own_key_is_no_peer():
+    state = ready()
+    with pytest.raises(RequestError, match="own key"):
+        change(
+            state,
+            lambda draft: peers.add_peer(
+                draft, GLOBAL, OWN, own_key=OWN, endpoint="", keepalive=0, allowed_ips=(), candidates=()
+            ),
+        )
