@@ -21,16 +21,15 @@ from overlayd.linux.link import (
     change_addresses,
     delete_request,
     find_link,
+    ignore_routers,
     link_index,
     rename,
 )
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import ALIAS, GROUP_BRIDGE, ROUTE_PROTOCOL, Address, Bridge, Proxy
+from overlayd.model.objects import ALIAS, GROUP_BRIDGE, LINK_LOCAL_GATEWAY, ROUTE_PROTOCOL, Address, Bridge, Proxy
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
 
-# Our own.  The link-local address of an IPv6 bridge; one on each link is enough, and a fixed one needs no duplicate
-# address detection.
-LINK_LOCAL = IPv6Interface("fe80::1/64")
+LINK_LOCAL = IPv6Interface((LINK_LOCAL_GATEWAY, 64))
 
 
 def create(bridge: Bridge) -> None:
@@ -118,6 +117,7 @@ def delete_proxy(proxy: Proxy) -> None:
 
 def _configure(netlink: Netlink, bridge: Bridge) -> None:
     index, address = link_index(bridge.name), bridge.address
+    ignore_routers(socket.if_indextoname(index))
     # In a message of its own and first: an adopted bridge refuses a forward delay of 0 while its spanning tree is on.
     no_spanning_tree = rt.link_body(bridge_options.settings(bridge_options.SPANNING_TREE), index=index)
     body = rt.link_body(

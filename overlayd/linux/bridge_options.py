@@ -48,7 +48,7 @@ OF_PORT: Mapping[int, Option] = MappingProxyType(
         30: Option("bcast_flood", 1, 1),
         32: Option("neigh_suppress", 1, 0),
         33: Option("isolated", 1, 0),
-        39: Option("locked", 1, 0),
+        39: Option("locked", 1, 1),  # to the MAC that the bridge is told of (`veth`)
     }
 )
 _FORWARDING = Option("state", 1, 3)  # BR_STATE_FORWARDING of linux/if_bridge.h; the option has number 1

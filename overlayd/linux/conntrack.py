@@ -1,6 +1,6 @@
-"""Forgetting the connections of an address.
+"""Forgetting connections: those of an address, or those that break a rule.
 
-Owns: the few ctnetlink messages that takes.  Must not know: whose address it was, or why it is forgotten.
+Owns: the few ctnetlink messages that takes.  Must not know: whose address it was, or what the rules are.
 
 Rules judge the first packet of a connection, and packets of established ones pass: when an address goes to another
 container, or loses a right, its old entries must go too.
@@ -9,13 +9,15 @@ container, or loses a right, its old entries must go too.
 import re
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from errno import ENOENT
+from functools import partial
 from pathlib import Path
 
 from overlayd.errors import MechanismError
 from overlayd.linux.netlink import NETLINK_NETFILTER, Netlink, Request
-from overlayd.model.objects import Address
+from overlayd.model.connections import Ends, Rules
+from overlayd.model.objects import Address, Network
 from overlayd.proto.netlink import NLA_F_NESTED, attribute, attributes
 
 # linux/netfilter/nfnetlink.h: the subsystem is the high byte of the message type
@@ -45,24 +47,51 @@ def forget(addresses: Collection[Address]) -> int:
     MechanismError.
     """
     forgotten = 0
-    if not _tracked():
-        return forgotten
     for version in (4, 6):
         wanted = {address.packed for address in addresses if address.version == version}
-        if not wanted:
-            continue
-        some = ", ".join(sorted(map(str, addresses))[:3])
-        try:
-            with Netlink(NETLINK_NETFILTER) as netlink:
-                found = _find(netlink, version, wanted, some)
-                netlink.transact(
-                    # ENOENT: it has ended meanwhile.
-                    [Request(_OPERATION, some, _CT_DELETE, 0, _HEAD[version] + name, (ENOENT,)) for name in found]
-                )
-        except OSError as error:
-            raise MechanismError(_OPERATION, some, error.errno or 0) from error
-        forgotten += len(found)
+        if wanted:
+            some = ", ".join(sorted(map(str, addresses))[:3])
+            # Most entries need no closer look; with very many addresses the closer look is the cheaper one.
+            hint = b"|".join(map(re.escape, wanted)) if len(wanted) <= _FEW else b""
+            forgotten += _forget(version, hint, partial(_any_of, wanted), some)
     return forgotten
+
+
+def forget_what_breaks(rules: Rules) -> int:
+    """Delete every conntrack entry of the calling thread's namespace that the rules want broken off; return how many.
+    Costs as `forget` does.  Raises MechanismError.
+    """
+    return sum(
+        _forget(cluster.version, re.escape(_leading(cluster)), rules.break_off, str(cluster))
+        for cluster in rules.clusters
+    )
+
+
+def _any_of(wanted: set[bytes], ends: Ends) -> bool:
+    return not wanted.isdisjoint(ends)
+
+
+def _leading(network: Network) -> bytes:
+    """The whole bytes that every address of the network begins with."""
+    return network.network_address.packed[: network.prefixlen // 8]
+
+
+def _forget(version: int, hint: bytes, chosen: Callable[[Ends], bool], object: str) -> int:
+    """Delete the entries of an IP version with `chosen` ends.  hint: a regular expression that the bytes of each of
+    them match.  object: what they are of, for a person.
+    """
+    if not _tracked():
+        return 0
+    try:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            found = _find(netlink, version, re.compile(hint, re.DOTALL), chosen, object)
+            netlink.transact(
+                # ENOENT: it has ended meanwhile.
+                [Request(_OPERATION, object, _CT_DELETE, 0, _HEAD[version] + name, (ENOENT,)) for name in found]
+            )
+    except OSError as error:
+        raise MechanismError(_OPERATION, object, error.errno or 0) from error
+    return len(found)
 
 
 def _tracked() -> int:
@@ -73,19 +102,19 @@ def _tracked() -> int:
         return 1
 
 
-def _find(netlink: Netlink, version: int, wanted: set[bytes], some: str) -> list[bytes]:
-    """What names the entries with a wanted address; some: names the addresses for a person."""
+def _find(
+    netlink: Netlink, version: int, hint: re.Pattern[bytes], chosen: Callable[[Ends], bool], object: str
+) -> list[bytes]:
+    """What names the entries that are chosen."""
     sides = (_CTA_IP_SRC[version], _CTA_IP_DST[version])
-    # Most entries need no closer look; with very many addresses the closer look is the cheaper one.
-    anywhere = re.compile(b"|".join(map(re.escape, wanted)) if len(wanted) <= _FEW else b"", re.DOTALL)
     found: dict[bytes, bytes] = {}
-    for message in netlink.walk(_OPERATION, _CT_GET, _HEAD[version], some):
-        if message.type != _CT_NEW or anywhere.search(message.body) is None:
+    for message in netlink.walk(_OPERATION, _CT_GET, _HEAD[version], object):
+        if message.type != _CT_NEW or hint.search(message.body) is None:
             continue
         entry = dict(attributes(message.body[len(_HEAD[version]) :]))
         tuples = (dict(attributes(entry[kind])) for kind in (_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY))
-        ends = [dict(attributes(each[_CTA_TUPLE_IP])) for each in tuples]
-        if not any(bytes(end[side]) in wanted for end in ends for side in sides):
+        addresses = (dict(attributes(each[_CTA_TUPLE_IP])) for each in tuples)
+        if not chosen(Ends(*(bytes(each[side]) for each in addresses for side in sides))):
             continue
         id = bytes(entry[_CTA_ID])
         name = attribute(_CTA_TUPLE_ORIG | NLA_F_NESTED, bytes(entry[_CTA_TUPLE_ORIG]))

@@ -13,7 +13,14 @@ from ipaddress import ip_interface
 from overlayd.linux import forwarding, sysctl
 from overlayd.linux import route as routes
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import addresses, change_addresses, find_link, link_index, rename
+from overlayd.linux.link import (
+    addresses,
+    change_addresses,
+    find_link,
+    ignore_routers,
+    link_index,
+    rename,
+)
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import ALIAS, GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Route
 from overlayd.proto.netlink import text, u32
@@ -59,6 +66,8 @@ def change_route(_have: Route, want: Route) -> None:
 def delete_route(route: Route) -> None:
     """Delete the route if it is there and ours."""
     body = rt.route_body(0, route.destination, ROUTE_PROTOCOL)
+    if route.destination.version == 6:  # else the kernel would take the fence of that destination for it
+        body += u32(rt.RTA_PRIORITY, rt.IP6_RT_PRIO_USER)
     request = Request("delete route", str(route.destination), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,))
     with Netlink() as netlink:
         netlink.transact([request])
@@ -80,6 +89,8 @@ def delete_alias(alias: Alias) -> None:
 
 def _mark(netlink: Netlink, device: Device) -> int:
     index = link_index(device.name)
+    carried = socket.if_indextoname(index)
+    ignore_routers(carried)
     body = rt.link_body(
         u32(rt.IFLA_GROUP, GROUP_DEVICE),
         text(rt.IFLA_IFALIAS, f"{ALIAS} device {device.scope}"),
@@ -90,6 +101,6 @@ def _mark(netlink: Netlink, device: Device) -> int:
     )
     netlink.transact([Request("configure device", device.name, rt.RTM_SETLINK, 0, body)])
     if any(address.version == 6 for address in device.addresses):
-        sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/disable_ipv6", "0")
+        sysctl.write(f"ipv6/conf/{carried}/disable_ipv6", "0")
     forwarding.enable()
     return index

@@ -15,14 +15,17 @@ from overlayd.linux.netlink import Netlink, Request
 
 # What goes into a message that configures a link of ours: it forwards, and accepts what comes back by another way than
 # it went.  The loose kind of reverse path filtering (2) wins over a strict host-wide setting (1).  A secondary address
-# does not go with the primary one that it replaces.
+# does not go with the primary one that it replaces.  What a container sends must not redirect the host.
 SETTINGS = rt.ipv4_settings(
     {
         rt.IPV4_DEVCONF_FORWARDING: 1,
         rt.IPV4_DEVCONF_RP_FILTER: 2,
         rt.IPV4_DEVCONF_PROMOTE_SECONDARIES: 1,
+        rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0,
     }
 )
+# And into one about a bridge's port.
+NO_REDIRECTS = rt.ipv4_settings({rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0})
 # And into one about a container's end, which is answered through another interface than the question came by.
 LOOSE = rt.ipv4_settings({rt.IPV4_DEVCONF_RP_FILTER: 2})
 

@@ -14,6 +14,7 @@ from ipaddress import IPv6Address
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
+from overlayd.linux import sysctl
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import ROUTE_PROTOCOL, Address, Interface, Network
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nested, text, u32
@@ -94,6 +95,20 @@ def forget_name(name: str) -> None:
         link = find_link(netlink, name)
         if link is not None and name in link.alternative_names:
             netlink.transact([_alternative_name(rt.RTM_DELLINKPROP, link.ifindex, name)])
+
+
+def ignore_routers(name: str) -> None:
+    """Let the link take no IPv6 router advertisements, and no redirects: what a container sends must not become a route
+    of the host, whatever becomes of the host's forwarding.
+
+    Where /proc/sys cannot be written the link stays as it is: our rules drop these packets too.
+    """
+    for parameter in ("accept_ra", "accept_redirects"):
+        try:
+            sysctl.put(f"ipv6/conf/{name}/{parameter}", "0")
+        except MechanismError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.ENOENT):
+                raise
 
 
 def look_up_request(name: str, *tolerated: int) -> Request:

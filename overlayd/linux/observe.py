@@ -1,4 +1,4 @@
-"""What of ours is in the kernel: bridges, veths, routes, proxies, aliases and the link side of devices.
+"""What of ours is in the kernel: bridges, veths, routes, fences, proxies, aliases and the link side of devices.
 
 Owns: the reading of our marks (link group, alias, route protocol) back into the objects of the model.  Must not know:
 what should be there, WireGuard keys and peers, nftables.
@@ -18,12 +18,13 @@ from ipaddress import IPv4Address, IPv4Interface, ip_network
 
 from overlayd.errors import MechanismError
 from overlayd.linux import bridge as bridges
-from overlayd.linux import bridge_options, forwarding, netns, veth
+from overlayd.linux import bridge_options, forwarding, netns, sysctl, veth
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, is_wide, read_link
 from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import (
     ALIAS,
+    FENCE_METRIC,
     GLOBAL,
     GROUP_BRIDGE,
     GROUP_DEVICE,
@@ -33,6 +34,7 @@ from overlayd.model.objects import (
     Address,
     Alias,
     Bridge,
+    Fence,
     Interface,
     Netns,
     Network,
@@ -83,7 +85,7 @@ class NamedBridge:
     carrier: bool
 
 
-Observed = Bridge | Veth | Route | Proxy | Alias | DeviceLink
+Observed = Bridge | Veth | Route | Fence | Proxy | Alias | DeviceLink
 
 
 def observe(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
@@ -155,12 +157,15 @@ def observe_veth(name: str, namespace: Netns) -> Veth | None:
             return None
         links = {link.ifindex: link}
         routes: set[_Route] = set()
+        forwarding_entries: frozenset[tuple[int, bytes]] = frozenset()
         if link.master:
             links[link.master] = read_link(netlink, link.master)
+            forwarding_entries = _read_forwarding(netlink)
         else:
             routes = _read_routes(netlink)
         addresses, near = _read_addresses(netlink, link.master or link.ifindex)
-    return _veth(link, namespace, _View(links, addresses, routes, near), _look_inside(namespace))
+    host = _View(links, addresses, routes, near, forwarding=forwarding_entries)
+    return _veth(link, namespace, host, _look_inside(namespace))
 
 
 def bridges_named(prefix: str, suffix: str) -> list[NamedBridge]:
@@ -198,6 +203,8 @@ class _View:
     """What one namespace shows: links by index, addresses, and the routes and neighbour proxies of our protocol.
 
     near: addresses of link scope.  connected: the routes that the kernel made of addresses, by link index and network.
+    fences: where our unreachable routes are.  forwarding: static entries of the bridges' forwarding databases, by port
+    and MAC.
     """
 
     links: dict[int, rt.Link]
@@ -206,6 +213,8 @@ class _View:
     near: frozenset[tuple[int, Address]] = frozenset()  # link index, address
     proxies: frozenset[tuple[int, Address]] = frozenset()  # link index, address
     connected: frozenset[tuple[int, Network]] = frozenset()
+    forwarding: frozenset[tuple[int, bytes]] = frozenset()
+    fences: frozenset[Network] = frozenset()
 
 
 def _without_veths(host: _View) -> list[Observed]:
@@ -218,12 +227,19 @@ def _without_veths(host: _View) -> list[Observed]:
             found += _device(link, scope, addresses, host)
     found += _routes(host)
     found += _proxies(host)
+    found += map(Fence, host.fences)
     return found
 
 
 def _read_host(netlink: Netlink) -> _View:
     connected = frozenset((index, destination) for index, destination, _ in _read_routes(netlink, rt.RTPROT_KERNEL))
-    return replace(_read(netlink), proxies=_read_proxies(netlink), connected=connected)
+    return replace(
+        _read(netlink),
+        proxies=_read_proxies(netlink),
+        connected=connected,
+        fences=_read_fences(netlink),
+        forwarding=_read_forwarding(netlink),
+    )
 
 
 def _read(netlink: Netlink) -> _View:
@@ -257,6 +273,20 @@ def _read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL) -> set[_Route
         if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == protocol
         for index, _flags in route.hops
     }
+
+
+def _read_fences(netlink: Netlink) -> frozenset[Network]:
+    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL, rt.RTN_UNREACHABLE))
+    return frozenset(
+        route.destination
+        for route in map(rt.parse_route, bodies)
+        if route is not None and route.table == rt.RT_TABLE_MAIN and route.metric == FENCE_METRIC
+    )
+
+
+def _read_forwarding(netlink: Netlink) -> frozenset[tuple[int, bytes]]:
+    bodies = netlink.dump("list forwarding entries", rt.RTM_GETNEIGH, rt.forwarding_filter())
+    return frozenset(entry for entry in map(rt.parse_forwarding, bodies) if entry is not None)
 
 
 def _read_proxies(netlink: Netlink) -> frozenset[tuple[int, Address]]:
@@ -304,15 +334,14 @@ def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: _View
         faults += _lost_routes(link, carried, host)
     else:
         address = _NO_ADDRESS
-    faults += _parameter(link)
-    faults += bridge_options.bridge_faults(link)
+    faults += [*_parameter(link), *_heeds_routers(link), *bridge_options.bridge_faults(link)]
     return Bridge(service, link.name, address, link.mtu, ", ".join(faults))
 
 
 def _device(link: rt.Link, scope: str, addresses: list[Interface], host: _View) -> Iterable[DeviceLink | Alias]:
     """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix."""
     aliases = {address for address in addresses if scope == GLOBAL and not is_wide(address)}
-    faults = [*_down(link), *_lost_routes(link, addresses, host), *_parameter(link)]
+    faults = [*_down(link), *_lost_routes(link, addresses, host), *_parameter(link), *_heeds_routers(link)]
     yield DeviceLink(scope, link.name, link.mtu, frozenset(addresses) - aliases, ", ".join(faults))
     yield from (Alias(link.name, address.ip) for address in aliases)
 
@@ -334,6 +363,12 @@ def _other_mac(link: rt.Link, mac: bytes) -> list[str]:
 
 def _other_group(link: rt.Link) -> list[str]:
     return [] if link.group == GROUP_VETH else [f"it is in link group {link.group:#x}"]
+
+
+def _heeds_routers(link: rt.Link) -> list[str]:
+    """Of a link that could be told otherwise."""
+    heeds = link.heeds_routers and sysctl.is_writable(f"ipv6/conf/{link.name}/accept_ra")
+    return ["it takes router advertisements or redirects"] if heeds else []
 
 
 def _lost_routes(link: rt.Link, addresses: Iterable[Interface], host: _View | None) -> list[str]:
@@ -364,8 +399,9 @@ def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
     bridge = host.links.get(link.master)
     service = None if bridge is None else _scope(bridge, "bridge")
     faults = [*_down(link), *_other_group(link), *_other_mac(link, veth.host_mac(want.mac))]
+    faults += _heeds_routers(link)
     if bridge is not None:
-        faults += _foreign_bridge(bridge, service) or bridge_options.port_faults(link)
+        faults += _port(link, want.mac, bridge, host)
     elif want.service is None:
         faults += [*_lost_host_route(link, want.address, host), *_lost_address(link, want.gateway, host)]
         faults += _parameter(link)
@@ -389,8 +425,13 @@ def _lost_address(link: rt.Link, gateway: Address, host: _View) -> list[str]:
     return [] if there else [f"its own address {gateway} is gone"]
 
 
-def _foreign_bridge(bridge: rt.Link, service: str | None) -> list[str]:
-    return [] if service is not None else [f"it is on {bridge.name}, which is no bridge of ours"]
+def _port(link: rt.Link, mac: bytes, bridge: rt.Link, host: _View) -> list[str]:
+    """A locked port passes no frame from a MAC that its bridge has not been told of."""
+    if _scope(bridge, "bridge") is None:
+        return [f"it is on {bridge.name}, which is no bridge of ours"]
+    told = (link.ifindex, mac) in host.forwarding
+    untold = [] if told else [f"its bridge has not been told of the MAC {mac.hex(':')}"]
+    return [*bridge_options.port_faults(link), *untold]
 
 
 def _as_left(seen: Veth, want: Veth, link: rt.Link, host: _View, inside: _View) -> Veth:
@@ -425,6 +466,7 @@ def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) ->
         *_down(inside.links[rt.LOOPBACK], "the container's lo"),
         *_other_group(link),
         *_other_mac(link, veth.host_mac(inner.mac)),
+        *_heeds_routers(link),
     ]
     if bridge is None:
         faults += _parameter(link)
@@ -434,7 +476,7 @@ def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) ->
             faults += _lost_host_route(link, address, host)
     else:
         gateways = gateways or {address.ip for address in host.addresses[bridge.ifindex]}
-        faults += _foreign_bridge(bridge, service) or bridge_options.port_faults(link)
+        faults += _port(link, inner.mac, bridge, host)
     if len(gateways) != 1:
         faults.append(f"{inner.name} has {len(gateways)} gateways")
     if link.mtu != inner.mtu:

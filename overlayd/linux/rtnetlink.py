@@ -34,7 +34,7 @@ RTEXT_FILTER_SKIP_STATS = 8
 RT_TABLE_MAIN = 254
 RTPROT_UNSPEC, RTPROT_KERNEL = 0, 2
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
-RTN_UNICAST = 1
+RTN_UNICAST, RTN_UNREACHABLE = 1, 7
 RTNH_F_DEAD, RTNH_F_ONLINK = 1, 4
 RTM_F_FIB_MATCH = 0x2000
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = (
@@ -70,9 +70,12 @@ LOOPBACK = 1  # the kernel gives lo this index in every namespace
 NETNSA_NSID, NETNSA_FD = 1, 3
 NO_NAMESPACE_ID = -1  # NETNSA_NSID_NOT_ASSIGNED
 
-# linux/if_link.h and, the numbers of the parameters of net/ipv4/conf, linux/ip.h
-IFLA_INET_CONF = 1
-IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_RP_FILTER, IPV4_DEVCONF_PROMOTE_SECONDARIES = 1, 8, 20
+# linux/if_link.h and, the numbers of the parameters of net/ipv4/conf, linux/ip.h, and the places of those of
+# net/ipv6/conf, linux/ipv6.h
+IFLA_INET_CONF, IFLA_INET6_CONF = 1, 2
+IPV4_DEVCONF_FORWARDING, IPV4_DEVCONF_ACCEPT_REDIRECTS, IPV4_DEVCONF_RP_FILTER = 1, 4, 8
+IPV4_DEVCONF_PROMOTE_SECONDARIES = 20
+DEVCONF_ACCEPT_RA, DEVCONF_ACCEPT_REDIRECTS = 3, 4
 
 # linux/netconf.h
 NETCONFA_IFINDEX, NETCONFA_FORWARDING, NETCONFA_RP_FILTER = 1, 2, 3
@@ -83,8 +86,8 @@ IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
 NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
 NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
-NTF_PROXY = 0x08
-NUD_PERMANENT = 0x80
+NTF_MASTER, NTF_PROXY = 0x04, 0x08
+NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
@@ -94,6 +97,7 @@ _NEXTHOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, hops, index
 _NETCONF_HEAD = 4  # netconfmsg: family, padded
 _RTGENMSG = 4  # rtgenmsg: family, padded
 _S32 = struct.Struct("=i")
+_ROUTERS_WORDS = (DEVCONF_ACCEPT_RA, DEVCONF_ACCEPT_REDIRECTS)
 
 
 _NO_OPTIONS: Mapping[int, bytes] = MappingProxyType({})
@@ -102,6 +106,7 @@ _NO_OPTIONS: Mapping[int, bytes] = MappingProxyType({})
 class Link(NamedTuple):
     """What RTM_NEWLINK says of a link.  peer: IFLA_LINK, of a veth the other end's index in its namespace; 0 when there
     is none.  peer_namespace: IFLA_LINK_NETNSID, the id of that namespace in ours; NO_NAMESPACE_ID when it is ours.
+    heeds_routers: it takes IPv6 router advertisements or redirects.
     """
 
     ifindex: int
@@ -117,6 +122,7 @@ class Link(NamedTuple):
     alternative_names: tuple[str, ...]
     bridge: Mapping[int, bytes] = _NO_OPTIONS
     port: Mapping[int, bytes] = _NO_OPTIONS
+    heeds_routers: bool = False
     peer_namespace: int = NO_NAMESPACE_ID
     forwarding: int | None = None
     rp_filter: int | None = None
@@ -191,9 +197,9 @@ def address_filter(index: int = 0, kind: int = socket.AF_UNSPEC) -> bytes:
     return _ADDRESS.pack(kind, 0, 0, 0, index)
 
 
-def route_filter(protocol: int = RTPROT_UNSPEC) -> bytes:
-    """Body of a dump of the main table's unicast routes: of one protocol, or of all."""
-    return _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, RTN_UNICAST, 0)
+def route_filter(protocol: int = RTPROT_UNSPEC, kind: int = RTN_UNICAST) -> bytes:
+    """Body of a dump of the main table's routes of one kind (RTN_*): of one protocol, or of all."""
+    return _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, kind, 0)
 
 
 def table_filter(table: int) -> bytes:
@@ -227,6 +233,16 @@ def route_body(index: int, destination: Network, protocol: int, gateway: Address
     if gateway is not None:
         body += attribute(RTA_GATEWAY, gateway.packed)
     return body
+
+
+def unreachable_route_body(destination: Network, protocol: int, metric: int) -> bytes:
+    """Body of an RTM_*ROUTE message for a route in the main table that leads nowhere: the sender is told so."""
+    body = _ROUTE.pack(
+        family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNREACHABLE, 0
+    )
+    if destination.prefixlen:
+        body += attribute(RTA_DST, destination.network_address.packed)
+    return body + u32(RTA_PRIORITY, metric)
 
 
 def connected_route_body(index: int, interface: Interface) -> bytes:
@@ -266,6 +282,26 @@ def no_proxy_delay_body(index: int, kind: int) -> bytes:
     delay = attribute(NDTPA_PROXY_DELAY, bytes(8))  # milliseconds
     table = bytes([kind, 0, 0, 0])  # ndtmsg: family, padded
     return table + text(NDTA_NAME, name) + nested(NDTA_PARMS, u32(NDTPA_IFINDEX, index) + delay)
+
+
+def forwarding_body(port: int, mac: bytes) -> bytes:
+    """Body of an RTM_*NEIGH message for a static entry of a bridge's forwarding database.  port: link index."""
+    return _NEIGHBOUR.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0) + attribute(NDA_LLADDR, mac)
+
+
+def forwarding_filter() -> bytes:
+    """Body of a dump of all forwarding databases."""
+    return _NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+
+
+def parse_forwarding(body: memoryview) -> tuple[int, bytes] | None:
+    """Decode the body of an RTM_NEWNEIGH message about a forwarding database: port and MAC of a static entry, None for
+    any other.
+    """
+    _family, index, state, _flags, _type = _NEIGHBOUR.unpack_from(body)
+    if state != NUD_NOARP:
+        return None
+    return index, bytes(dict(attributes(body[_NEIGHBOUR.size :]))[NDA_LLADDR])
 
 
 def proxy_body(index: int, address: Address, protocol: int) -> bytes:
@@ -316,6 +352,7 @@ def parse_link(body: memoryview) -> Link:
         port=_options(info.get(IFLA_INFO_SLAVE_DATA)) if is_port else _NO_OPTIONS,
         forwarding=_ipv4_setting(settings, IPV4_DEVCONF_FORWARDING),
         rp_filter=_ipv4_setting(settings, IPV4_DEVCONF_RP_FILTER),
+        heeds_routers=socket.AF_INET6 in families and _heeds_routers(families[socket.AF_INET6]),
     )
 
 
@@ -354,6 +391,11 @@ def parse_port(body: memoryview) -> Link:
 
 def _options(data: memoryview | None) -> Mapping[int, bytes]:
     return _NO_OPTIONS if data is None else {kind: bytes(value) for kind, value in attributes(data)}
+
+
+def _heeds_routers(settings: memoryview) -> bool:
+    values = next((value for kind, value in attributes(settings) if kind == IFLA_INET6_CONF), b"")
+    return any(_S32.unpack_from(values, at * _S32.size)[0] for at in _ROUTERS_WORDS if len(values) > at * _S32.size)
 
 
 def namespace_id_body(descriptor: int) -> bytes:

@@ -111,14 +111,14 @@ def _list(change: Change) -> bytes:
 def _element(element: Element, form: Set) -> Iterator[bytes]:
     """The kernel's elements for one of ours: one, or two for a prefix on its own, which is a start and an end."""
     parts = element.member.split(" . ")
-    first = b"".join(_datum(type, part)[0] for type, part in zip(form.key, parts, strict=True))
+    first = b"".join(_padded(_datum(type, part)[0]) for type, part in zip(form.key, parts, strict=True))
     key = attribute(_ELEM_KEY, attribute(_DATA_VALUE, first))
     if form.value:
         key += attribute(_ELEM_DATA, attribute(_DATA_VALUE, _datum(form.value, element.value)[0]))
     if not form.interval:
         yield key
         return
-    last = b"".join(_datum(type, part)[1] for type, part in zip(form.key, parts, strict=True))
+    last = b"".join(_padded(_datum(type, part)[1]) for type, part in zip(form.key, parts, strict=True))
     if len(form.key) > 1:
         yield key + attribute(_ELEM_KEY_END, attribute(_DATA_VALUE, last))
         return
@@ -128,6 +128,11 @@ def _element(element: Element, form: Set) -> Iterator[bytes]:
         end = after.to_bytes(len(last), "big")
         flag = attribute(_ELEM_FLAGS, struct.pack(">I", _INTERVAL_END))
         yield attribute(_ELEM_KEY, attribute(_DATA_VALUE, end)) + flag
+
+
+def _padded(part: bytes) -> bytes:
+    """A part of a key as the kernel keeps it: in whole registers of four bytes."""
+    return part + b"\0" * (-len(part) % 4)
 
 
 def _datum(type: str, text: str) -> tuple[bytes, bytes]:
@@ -140,6 +145,10 @@ def _datum(type: str, text: str) -> tuple[bytes, bytes]:
         value = struct.pack("=I", int(major, 16) << 16 | int(minor, 16))
     elif type == "ifname":
         value = text.strip('"').encode().ljust(16, b"\0")
+    elif type == "ether_addr":
+        value = bytes.fromhex(text.replace(":", ""))
+    elif type == "integer":  # all that we have is as long as an IPv6 address
+        value = int(text, 0).to_bytes(16, "big")
     elif "-" in text:
         first, _, final = text.partition("-")
         return _datum(type, first)[0], _datum(type, final)[0]

@@ -27,6 +27,7 @@ from overlayd.linux.link import (
     change_addresses,
     delete_request,
     find_link,
+    ignore_routers,
     link_index,
     read_link,
     route_request,
@@ -46,6 +47,8 @@ MOST_PORTS = 1023
 # A container needs no parallel queues, and each costs time to make: without this the kernel makes one for every CPU.
 _ONE_QUEUE = u32(rt.IFLA_NUM_TX_QUEUES, 1) + u32(rt.IFLA_NUM_RX_QUEUES, 1)
 
+_PORT_SETTINGS = bridge_options.port_settings()
+
 
 def create(veth: Veth) -> None:
     """Make the pair and configure both ends; when it returns the container can send.
@@ -61,6 +64,7 @@ def create(veth: Veth) -> None:
             _create_pair(host, veth, descriptor)
             try:
                 fault.point("veth:born")
+                _secure(host, veth)
                 _configure_inner(host, veth, descriptor, 0, NLM_F_CREATE | NLM_F_EXCL)
                 _configure_outer(host, veth)
                 fault.point("veth:configured")
@@ -93,12 +97,13 @@ def change(have: Veth, want: Veth) -> None:
             if want.bridge is None:
                 body += u32(rt.IFLA_MASTER, 0)
             host.transact([Request("configure veth", want.name, rt.RTM_SETLINK, 0, body)])
+            _secure(host, want)
             link = find_link(host, want.name)
             if link is None:
                 raise MechanismError("configure veth", want.name, errno.ENODEV)
             up = _change_inner(host, have, want, descriptor, link.peer)
             if want.bridge is not None:
-                host.transact(_port_requests(want.name))
+                host.transact([_forward_request(want.name)])
             _configure_outer(host, want, ready=up)
     finally:
         os.close(descriptor)
@@ -208,6 +213,26 @@ def _outer_settings(veth: Veth) -> list[bytes]:
     if veth.bridge is not None:
         settings.append(u32(rt.IFLA_MASTER, link_index(veth.bridge)))
     return settings
+
+
+def _secure(host: Netlink, veth: Veth) -> None:
+    """Hold the container to what it was given, before it can send.
+
+    A locked port (Linux 5.18) takes frames from the one MAC that its bridge has been told of; so neither our rules nor
+    what the bridge learns decide about it.
+    """
+    ignore_routers(veth.name)
+    index = link_index(veth.name)
+    settings = [forwarding.NO_REDIRECTS]
+    requests = []
+    if veth.bridge is not None:
+        settings.append(_PORT_SETTINGS)
+        body = rt.forwarding_body(index, veth.mac)
+        flags = NLM_F_CREATE | NLM_F_REPLACE
+        requests.append(Request("add forwarding entry", veth.name, rt.RTM_NEWNEIGH, flags, body))
+    body = rt.link_body(*settings, index=index)
+    # RTM_SETLINK would pass over the options of a port.
+    host.transact([*requests, Request("secure veth", veth.name, rt.RTM_NEWLINK, 0, body)])
 
 
 def _configure_inner(host: Netlink, veth: Veth, descriptor: int, index: int, flags: int) -> None:
@@ -331,16 +356,12 @@ def _configure_outer(host: Netlink, veth: Veth, *, ready: bool = True) -> None:
         await_ready(host, veth.name)
 
 
-def _port_requests(name: str) -> list[Request]:
-    """Put back the options of a bridge's port; a new one has them all.  Without a carrier it has no state to put back,
-    and an older kernel takes it only by itself.
+def _forward_request(name: str) -> Request:
+    """Let a bridge's port forward again; a new one does.  Without a carrier it has no state to put back, and an older
+    kernel takes it only by itself.
     """
-    options = rt.link_body(text(rt.IFLA_IFNAME, name), bridge_options.port_settings())
     state = rt.link_body(text(rt.IFLA_IFNAME, name), bridge_options.port_state())
-    return [
-        Request("configure port", name, rt.RTM_NEWLINK, 0, options),  # RTM_SETLINK passes over them
-        Request("configure port", name, rt.RTM_NEWLINK, 0, state, (errno.ENETDOWN, errno.EBUSY)),
-    ]
+    return Request("configure port", name, rt.RTM_NEWLINK, 0, state, (errno.ENETDOWN, errno.EBUSY))
 
 
 def _up(index: int, name: str, *settings: bytes) -> Request:

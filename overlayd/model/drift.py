@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from overlayd import keys
-from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
+from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Fence, Object, Proxy, Route, Step, Veth
 
 FEW = 4  # our own: so many differences of a kind are told one by one
 PLURALS: dict[type[Object], str] = {
@@ -16,6 +16,7 @@ PLURALS: dict[type[Object], str] = {
     Bridge: "bridges",
     Veth: "veths",
     Route: "routes",
+    Fence: "unreachable routes",
     Alias: "addresses",
     Proxy: "proxies",
     Element: "members of nftables sets",
@@ -33,6 +34,8 @@ def name(thing: Object) -> str:
             return f"peer {keys.text(thing.public_key)[:8]} of {thing.device}"
         case Route():
             return f"route {thing.destination} through {thing.device}"
+        case Fence():
+            return f"unreachable route {thing.destination}"
         case Alias():
             return f"address {thing.address} on {thing.device}"
         case Proxy():

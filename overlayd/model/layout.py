@@ -13,6 +13,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
+from itertools import chain
 from typing import NamedTuple
 
 from overlayd.model import edges, peers, ruleset
@@ -25,7 +26,9 @@ from overlayd.model.objects import (
     Device,
     DevicePeer,
     Element,
+    Fence,
     Netns,
+    Network,
     Object,
     Proxy,
     Route,
@@ -68,7 +71,7 @@ def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None)
     if touched is None or ("overlay", "") in touched or ("node", "") in touched:
         objects = _everything(state, facts)
     else:
-        objects = (thing for id in touched for thing in _of_row(state, facts, id))
+        objects = chain(_fence(state), (thing for id in touched for thing in _of_row(state, facts, id)))
     return {thing.key: thing for thing in objects}
 
 
@@ -102,6 +105,20 @@ def of_peers(state: State, facts: Facts, scope: str) -> Layout:
     return {thing.key: thing for thing in objects if isinstance(thing, Device | DevicePeer)}
 
 
+def fences(state: State, facts: Facts) -> Layout:
+    """The unreachable routes behind ours."""
+    objects = layout(state, facts, [peer.id for peer in state.table(Peer).values()])
+    return {key: thing for key, thing in objects.items() if isinstance(thing, Fence)}
+
+
+def has_fence(state: State, network: Network) -> bool:
+    """Whether there should be a fence around exactly this network; cheap."""
+    if Fence(network) in _fence(state):
+        return True
+    packed, length = network.network_address.packed, network.prefixlen
+    return any(state.allowed_ips(scope).exact(packed, length) is not None for scope in state.scopes())
+
+
 def elements(state: State, facts: Facts) -> Layout:
     """All members of our nftables sets."""
     rows = [row.id for table in (Service, Attachment, Edge) for row in state.table(table).values()]
@@ -110,6 +127,7 @@ def elements(state: State, facts: Facts) -> Layout:
 
 
 def _everything(state: State, facts: Facts) -> Iterator[Object]:
+    yield from _fence(state)
     yield from _overlay(state, facts)
     for service in state.table(Service).values():
         yield from _service(state, facts, service)
@@ -136,6 +154,14 @@ def _of_row(state: State, facts: Facts, id: RowId) -> Iterator[Object]:
         yield from _attachment(state, facts, attachment)
     elif table == Edge.table and (edge := state.get(Edge, key)):
         yield from _edge(state, facts, edge)
+
+
+def _fence(state: State) -> Iterator[Fence]:
+    """The fence around the cluster CIDR, also without the global overlay: while anybody may still send there."""
+    overlay = state.get(Overlay)
+    used = bool(state.table(Service)) or bool(state.table(Attachment))
+    if overlay is not None and (overlay.up or used):
+        yield Fence(overlay.cluster)
 
 
 def _overlay(state: State, facts: Facts) -> Iterator[Object]:
@@ -204,7 +230,7 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
         device = service.device
         for network in peer.allowed_ips:
             if peers.has_route(network, overlay.cluster):
-                yield Route(scope=peer.scope, device=device, destination=network)
+                yield from _way(peer.scope, device, network, overlay.cluster)
     selected = facts.selected.get((peer.key, peer.endpoint))
     yield DevicePeer(
         scope=peer.scope,
@@ -214,6 +240,13 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
         keepalive=peer.keepalive or (selected.keepalive if selected else 0),
         allowed_ips=peer.allowed_ips,
     )
+
+
+def _way(scope: str, device: str, network: Network, cluster: Network) -> Iterator[Route | Fence]:
+    """The route to an allowed IP, and a fence of its own where the cluster's is not around it."""
+    yield Route(scope=scope, device=device, destination=network)
+    if not (network.version == cluster.version and network.subnet_of(cluster)):  # type: ignore[arg-type]
+        yield Fence(network)
 
 
 def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[Object]:
@@ -229,9 +262,14 @@ def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[
     node = state.node_address
     if service is None or overlay is None or node is None:
         return
-    yield from ruleset.member(attachment.address, network, veth_name(attachment.pid, "s"))
-    yield _service_leg(attachment, attachment.netns, service, facts)
+    leg = _service_leg(attachment, attachment.netns, service, facts)
+    yield from ruleset.member(attachment.address, network, leg.name)
+    # What reaches the container through one of its interfaces may be answered through the other.
+    sources = [address for address in (attachment.address, attachment.global_address) if address is not None]
+    yield from ruleset.port(leg.name, leg.mac, sources)
+    yield leg
     if attachment.global_address is not None:
+        yield from ruleset.leg(veth_name(attachment.pid, "g"), sources)
         yield from ruleset.member(attachment.global_address, network)
         yield Veth(
             name=veth_name(attachment.pid, "g"),

@@ -59,9 +59,17 @@ GROUP_DOOMED = 0x6F7600FF  # veths are moved here to be deleted together
 # /etc/iproute2/rt_protos; 0x6F ("o") is free.
 ROUTE_PROTOCOL = 0x6F
 
+# Our own: the metric of a fence, above that of any route that leads somewhere; the last one of all is the kernel's for
+# the IPv6 route of whoever has none.
+FENCE_METRIC = 0xFFFF_FFFE
+
 # IFLA_IFALIAS of a device or bridge is this, a space, the kind, a space, and the scope: "overlayd bridge web".
 ALIAS = "overlayd"
 LONGEST_SCOPE = 238  # bytes: the kernel takes an alias of 254 (IFALIASZ in linux/if.h, less two zeros)
+
+# Our own: the link-local address of every bridge of an IPv6 service.  One on each link is enough, and a fixed one needs
+# no duplicate address detection.
+LINK_LOCAL_GATEWAY = IPv6Address("fe80::1")
 
 # The one nftables table, in families inet and bridge.
 NFT_TABLE = "overlayd"
@@ -145,8 +153,9 @@ class Veth:
     the container's own affair from then on.
 
     service: the service whose bridge the host end is enslaved to; None means no bridge: then the host has a host
-    route to the address through the veth.  bridge: that bridge's name now.  address: of the inner end, with its
-    prefix.  gateway: next hop of `routes`, reached on-link through the inner end.  mac: of the inner end, 6 bytes.
+    route to the address through the veth.  bridge: that bridge's name now; it holds the port to the MAC of the inner
+    end.  address: of the inner end, with its prefix.  gateway: next hop of `routes`, reached on-link through the inner
+    end.  mac: of the inner end, 6 bytes.
     namespace: the inode of `netns`: by which of its processes it is found makes no difference.
     """
 
@@ -182,6 +191,19 @@ class Route:
     @property
     def key(self) -> Hashable:
         return ("route", self.destination)
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """An unreachable route of ours in the main table, of the metric FENCE_METRIC: what is for `destination` goes
+    through the overlay or nowhere.  It is on no link, and so stays when a device goes.
+    """
+
+    destination: Network
+
+    @property
+    def key(self) -> Hashable:
+        return ("fence", self.destination)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +249,7 @@ class Element:
         return ("element", self.family, self.set, self.member)
 
 
-Object = Device | DevicePeer | Bridge | Veth | Route | Alias | Proxy | Element
+Object = Device | DevicePeer | Bridge | Veth | Route | Fence | Alias | Proxy | Element
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,26 @@ The same plan serves a request (have: the state before it), a start (have: what 
 
 from collections.abc import Hashable, Mapping
 
-from overlayd.model.objects import GLOBAL, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
+from overlayd.model.objects import (
+    GLOBAL,
+    Alias,
+    Bridge,
+    Device,
+    DevicePeer,
+    Element,
+    Fence,
+    Object,
+    Proxy,
+    Route,
+    Step,
+    Veth,
+)
 
-# What must be there before what: elements before veths, so that a container is filtered from its first packet on;
-# peers and routes after the devices they are on, proxies after the routes they stand for.  Removal goes the other way
-# round.
+# What must be there before what: the fence before everything that it is around; elements before veths, so that a
+# container is filtered from its first packet on; peers and routes after the devices they are on, proxies after the
+# routes they stand for.  Removal goes the other way round.
 ORDER: dict[type[Object], int] = {
-    kind: rank for rank, kind in enumerate((Device, Bridge, DevicePeer, Route, Proxy, Alias, Element, Veth))
+    kind: rank for rank, kind in enumerate((Fence, Device, Bridge, DevicePeer, Route, Proxy, Alias, Element, Veth))
 }
 
 

@@ -27,8 +27,21 @@ is filtered):
 "Outside" is what is neither in the cluster CIDR nor behind a link of ours.  A grant does not open an isolation
 network.  A published port (destination NAT) does not either: what reaches a member from the outside is only what the
 member asked for.  A host_shared container sends as the node does, unfiltered; what is sent to it is judged like any
-other local address.  Sources are believed: a container that may forge them (CAP_NET_RAW) can pose as another across a
-bridge, though never between ports of one.
+other local address.
+
+Before that, sources are proven, whatever a container (with CAP_NET_RAW) or a host of the LAN forges:
+
+- A port of a bridge sends from the MAC and the addresses of who was attached there, in ARP and neighbour discovery
+  too: `port4` and `port6`, one element an address.  It sends no router advertisements and no DHCP offers.  Of an IPv6
+  link-local source nothing is kept; it only has to be another than the gateway's, and the bridge itself holds the
+  port to its MAC (`linux.veth`).  Unspecified sources (address probes, DHCP requests) are nobody's.
+- A veth without a bridge sends from the addresses of its container: `leg4` and `leg6`.
+- A device's sources are proven by WireGuard.
+- From any other link a source inside the cluster CIDR is forged, and dropped before connections are tracked, except
+  where the host's own routes lead to it through that very link: a network that overlaps the cluster keeps the host.
+  None of these passes to a link of ours.
+
+And what is for the cluster CIDR is forwarded through a link of ours or not at all.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -40,6 +53,7 @@ from overlayd.model.objects import (
     GROUP_BRIDGE,
     GROUP_DEVICE,
     GROUP_VETH,
+    LINK_LOCAL_GATEWAY,
     NFT_TABLE,
     Address,
     Element,
@@ -50,6 +64,7 @@ from overlayd.model.objects import (
 # A network number is a traffic class handle, in which 0 ("none") and 2^32 - 1 ("root") mean something else.
 MAX_NETWORK = 0xFFFF_FFFE
 
+_FE80_10 = 0xFE80 >> 6  # the ten bits that every link-local address begins with
 _OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
 
 
@@ -58,23 +73,29 @@ class Set:
     """One of our sets or maps.
 
     key: nftables' types of the parts of a key, more than one for a concatenation.  value: the type of a map's values,
-    "" for a set.  interval: whether a key's address may be a prefix.
+    "" for a set.  interval: whether a key's address may be a prefix.  typeof: what has a key that no type names.
     """
 
     key: tuple[str, ...]
     value: str = ""
     interval: bool = False
+    typeof: str = ""
 
     def declaration(self, name: str) -> str:
-        types = " . ".join(self.key) + (f" : {self.value}" if self.value else "")
+        types = f"typeof {self.typeof}" if self.typeof else f"type {' . '.join(self.key)}"
+        types += f" : {self.value}" if self.value else ""
         flags = " flags interval;" if self.interval else ""
-        return f"{'map' if self.value else 'set'} {name} {{ type {types};{flags} }}"
+        return f"{'map' if self.value else 'set'} {name} {{ {types};{flags} }}"
 
 
 # By family and name.
 SETS = {
     ("bridge", "network"): Set(("ifname",), "classid"),
     ("bridge", "member"): Set(("classid", "ifname")),
+    ("bridge", "port4"): Set(("ifname", "ether_addr", "ipv4_addr")),
+    # nftables 1.0.6 has no name for the target of a neighbour advertisement, and bare bytes have no type in common with
+    # an address: so the source is looked up as bare bytes too.
+    ("bridge", "port6"): Set(("ifname", "ether_addr", "integer"), typeof="iifname . ether saddr . @nh,64,128"),
 }
 for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
     SETS |= {
@@ -82,6 +103,7 @@ for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
         ("inet", f"node{_version}"): Set((_address,)),
         ("inet", f"network{_version}"): Set((_address,), "classid"),
         ("inet", f"member{_version}"): Set(("classid", _address)),
+        ("inet", f"leg{_version}"): Set(("ifname", _address)),
         ("inet", f"edge{_version}"): Set((_address,)),
         ("inet", f"grant{_version}"): Set((_address, _address), interval=True),
     }
@@ -111,9 +133,39 @@ flush table bridge {NFT_TABLE}
 table inet {NFT_TABLE} {{
 {_declarations("inet")}
 
+    chain prerouting {{
+        type filter hook prerouting priority raw; policy accept;
+        iifgroup vmap {{ {GROUP_DEVICE:#x} : accept, {GROUP_BRIDGE:#x} : accept, {GROUP_VETH:#x} : goto leg }}
+        iif lo accept
+{
+        _by_version('''
+        ip saddr @cluster4 fib saddr . iif oif missing drop
+''')
+    }
+    }}
+
+    chain leg {{
+{
+        _by_version('''
+        iifname . ip saddr @leg4 accept
+''')
+    }
+        icmpv6 type {{ nd-router-advert, nd-redirect }} drop
+        ip6 saddr {{ ::, fe80::/10 }} accept
+        drop
+    }}
+
     # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.
     chain forward {{
         type filter hook forward priority filter; policy accept;
+{
+        _by_version('''
+        oifgroup != OURS ip daddr @cluster4 drop
+        iifgroup != OURS oifgroup OURS ip saddr @cluster4 drop
+''').replace("OURS", _OURS)
+    }
+        # What connection tracking makes nothing of is not translated: it would leave with an overlay address.
+        iifgroup {_OURS} oifgroup != {_OURS} ct state invalid drop
         ct state established,related accept
         iifgroup {GROUP_DEVICE:#x} jump edge
         # Never routed: a frame inside a bridge, shown here by br_netfilter.  The bridge table has judged it.
@@ -193,6 +245,45 @@ table inet {NFT_TABLE} {{
 table bridge {NFT_TABLE} {{
 {_declarations("bridge")}
 
+    chain prerouting {{
+        type filter hook prerouting priority dstnat; policy accept;
+        iifgroup {GROUP_VETH:#x} goto port
+    }}
+
+    chain port {{
+        ether type vmap {{ ip : goto port_ip, ip6 : goto port_ip6, arp : goto port_arp }}
+        drop
+    }}
+
+    chain port_ip {{
+        udp sport 67 udp dport 68 drop
+        iifname . ether saddr . ip saddr @port4 accept
+        drop
+    }}
+
+    chain port_arp {{
+        iifname . ether saddr . arp saddr ip @port4 iifname . arp saddr ether . arp saddr ip @port4 accept
+        drop
+    }}
+
+    chain port_ip6 {{
+        udp sport 547 udp dport 546 drop
+        icmpv6 type {{ nd-router-advert, nd-redirect }} drop
+        icmpv6 type nd-neighbor-advert jump advertised
+        iifname . ether saddr . @nh,64,128 @port6 accept
+        ip6 saddr {LINK_LOCAL_GATEWAY} drop
+        ip6 saddr fe80::/10 accept
+        drop
+    }}
+
+    # The target of a neighbour advertisement: an address of who is behind the port, or a link-local one.
+    chain advertised {{
+        iifname . ether saddr . @th,64,128 @port6 return
+        @th,64,128 {int(LINK_LOCAL_GATEWAY):#x} drop
+        @th,64,10 {_FE80_10:#x} return
+        drop
+    }}
+
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname @network oifname @network goto compare
@@ -260,6 +351,24 @@ def member(address: Address, network: int | None, port: str | None = None) -> li
     return elements
 
 
+def port(name: str, mac: bytes, addresses: Iterable[Address]) -> list[Element]:
+    """A port of a bridge: what a container may send from there; one element for each of its addresses.
+
+    name: of the veth's host end.  mac: of the container's end.
+    """
+    return [
+        Element(
+            "bridge", f"port{each.version}", f'"{name}" . {mac.hex(":")} . {each if each.version == 4 else _bare(each)}'
+        )
+        for each in addresses
+    ]
+
+
+def leg(name: str, addresses: Iterable[Address]) -> list[Element]:
+    """A container's veth without a bridge: one element for each of its addresses.  name: of the host end."""
+    return [Element("inet", f"leg{each.version}", f'"{name}" . {each}') for each in addresses]
+
+
 def edge(address: Address, allowed: Sequence[Network], subnets: Sequence[Network] = ()) -> list[Element]:
     """A roaming peer's overlay address, and the CIDRs and services' subnets it may reach: an element each.
 
@@ -319,7 +428,7 @@ def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
         holder = item.get("set") or item.get("map")
         if holder is None or (holder["family"], holder["name"]) not in SETS:
             continue
-        key_types = holder["type"] if isinstance(holder["type"], list) else [holder["type"]]
+        form = SETS[holder["family"], holder["name"]]
         for entry in holder.get("elem", ()):
             key, value = entry if isinstance(entry, list) else (entry, None)
             if isinstance(key, dict) and "elem" in key:  # with a comment, which none of ours has
@@ -328,8 +437,8 @@ def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
             element = Element(
                 holder["family"],
                 holder["name"],
-                " . ".join(_datum(type, part) for type, part in zip(key_types, parts, strict=True)),
-                "" if value is None else _datum(holder["map"], value),
+                " . ".join(_datum(type, part) for type, part in zip(form.key, parts, strict=True)),
+                "" if value is None else _datum(form.value, value),
             )
             found[element.key] = element
     return found
@@ -344,6 +453,11 @@ def _classid(number: int) -> str:
     return f"{number >> 16:x}:{number & 0xFFFF:x}"
 
 
+def _bare(address: Address | int) -> str:
+    """An IPv6 address as bare bytes."""
+    return f"{int(address):#x}"
+
+
 def _prefix(network: Network) -> str:
     """As nftables writes it: a host prefix is a bare address."""
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
@@ -356,6 +470,10 @@ def _datum(type: str, value: Any) -> str:
         return _classid(int(major or "0", 16) << 16 | int(minor or "0", 16))
     if type == "ifname":
         return f'"{value}"'
+    if type == "integer":
+        return _bare(int(str(value), 0))
+    if type == "ether_addr":
+        return str(value)
     if isinstance(value, dict):
         if "prefix" in value:
             return _prefix(ip_network((value["prefix"]["addr"], value["prefix"]["len"])))

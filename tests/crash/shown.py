@@ -6,7 +6,7 @@ not know: how the state came to be; overlayd.
 
 import json
 from collections.abc import Iterable
-from ipaddress import collapse_addresses, ip_network
+from ipaddress import collapse_addresses, ip_address, ip_network
 from typing import Any
 
 from crash.model import Model
@@ -15,6 +15,9 @@ from crash.model_state import GLOBAL, Network, host_network, made_for
 
 View = dict[str, dict[str, Any]]
 
+FENCE_METRIC = 4294967294
+FORWARDS = (("ipv4", "forwarding", "1"), ("ipv4", "rp_filter", "2"))
+IGNORES_ROUTERS = (("ipv6", "accept_ra", "0"), ("ipv6", "accept_redirects", "0"))
 MTU = 1440  # of an uplink of 1500 without IPv6, less WireGuard's headers over IPv4
 
 
@@ -28,10 +31,10 @@ def view(model: Model) -> View:
         "status": _status(model),
         "left": _left(model),
         "forwarding": {
-            f"ipv4/conf/{name.removeprefix('link ')}/{what}": value
+            f"{version}/conf/{name.removeprefix('link ')}/{what}": value
             for name in _host(model)
-            if name.startswith("link zl-")
-            for what, value in (("forwarding", "1"), ("rp_filter", "2"))
+            if name.startswith("link ")
+            for version, what, value in (FORWARDS if name.startswith("link zl-") else ()) + IGNORES_ROUTERS
         },
     }
     for pid in model.containers:
@@ -59,6 +62,8 @@ def _devices(model: Model) -> dict[str, dict[str, Any]]:
 
 def _host(model: Model) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    if model.overlay and (_up(model) or model.services or model.attachments):
+        found |= _fences([model.overlay["cluster"]])
     for scope, device in _devices(model).items():
         aliases = [it["address"] for handle, it in model.attachments.items() if handle.startswith("host:")]
         addresses = [host_network(address) for address in aliases if scope == GLOBAL]
@@ -69,12 +74,15 @@ def _host(model: Model) -> dict[str, Any]:
     for (scope, _), peer in model.peers.items():
         if scope != GLOBAL:
             device = model.services[scope]["device"]["name"]
-            found |= _routes(device, filter(model.has_route, peer["listed"] + peer["added"]))
+            routed = list(filter(model.has_route, peer["listed"] + peer["added"]))
+            found |= _routes(device, routed)
+            found |= _fences(each for each in routed if not _is_inside(each, model.overlay["cluster"]))
     for handle, attachment in model.attachments.items():
         kind, _, id = handle.partition(":")
         service = model.services.get(attachment["service"], {})
         if kind == "pid":
-            found |= _link({"name": f"veth-{id}-s"}, "veth", 3, "", master=service["name"])
+            found |= _link({"name": f"veth-{id}-s"}, "veth", 3, "", master=service["name"], locked=True)
+            found[f"MAC {_mac(attachment['address'])} veth-{id}-s"] = {}
             if attachment["global"]:
                 found |= _link({"name": f"veth-{id}-g"}, "veth", 3, "")
                 found |= _routes(f"veth-{id}-g", [attachment["global"]])
@@ -129,8 +137,15 @@ def _elements(model: Model) -> dict[str, Any]:
     cluster = ip_network(model.overlay["cluster"])
     prefix = {"prefix": {"addr": str(cluster.network_address), "len": cluster.prefixlen}}
     gateways = [str(ip_network(service["subnet"])[1]) for service in model.services.values()]
-    addresses, ports = [], []
+    version = cluster.version
+    addresses, ports, sources, legs = [], [], [], []
     for handle, attachment in model.attachments.items():
+        if handle.startswith("pid:"):
+            veth, own = f"veth-{handle.removeprefix('pid:')}", attachment["address"]
+            both = [ip for ip in (own, attachment["global"]) if ip]
+            # nftables lists an IPv6 address here as the number that it is
+            sources += [[f"{veth}-s", _mac(own), ip if version == 4 else f"{int(ip_address(ip)):#x}"] for ip in both]
+            legs += [[f"{veth}-g", ip] for ip in both if attachment["global"]]
         if attachment["isolation"]:
             number = f"0:{model.isolation[attachment['isolation']]:x}"
             if handle.startswith("pid:"):
@@ -141,7 +156,6 @@ def _elements(model: Model) -> dict[str, Any]:
         for name, edge in model.edges.items()
         for each in _without_overlaps(edge["allowed"], model.granted_subnets(name))
     ]
-    version = cluster.version
     found = {
         f"inet overlayd cluster{version}": [prefix],
         f"inet overlayd node{version}": [model.node_address, *gateways],
@@ -149,6 +163,8 @@ def _elements(model: Model) -> dict[str, Any]:
         f"inet overlayd member{version}": [{"concat": list(pair)} for pair in addresses],
         f"inet overlayd edge{version}": [edge["address"] for edge in model.edges.values()],
         f"inet overlayd grant{version}": grants,
+        f"inet overlayd leg{version}": [{"concat": leg} for leg in legs],
+        f"bridge overlayd port{version}": [{"concat": source} for source in sources],
         "bridge overlayd network": [[port, number] for number, port in ports],
         "bridge overlayd member": [{"concat": list(pair)} for pair in ports],
     }
@@ -277,17 +293,35 @@ def seen(view: View) -> View:
     """What of a `view.View` the model speaks about: no MACs, no routes that the kernel makes, no fixed rules."""
     kept: View = {part: dict(content) for part, content in view.items()}
     kept["elements"].pop("rules", None)
-    kept["forwarding"] = {name: value for name, value in kept["forwarding"].items() if "/conf/zl-" in name}
+    kept["forwarding"] = {
+        name: value for name, value in kept["forwarding"].items() if "/conf/zl-" in name or "/conf/veth-" in name
+    }
     for part, content in view.items():
         if part == "host" or part.startswith("container "):
             kept[part] = {
                 name: {key: value for key, value in thing.items() if key != "address"}
                 for name, thing in content.items()
                 if thing.get("protocol") == "111"
-                or name.startswith("proxy ")
+                or name.startswith(("proxy ", "MAC "))
                 or (name.startswith("link ") and name not in ("link lo", "link uplink", "link cable"))
             }
     return kept
+
+
+def _fences(destinations: Iterable[str]) -> dict[str, Any]:
+    """Where packets go while no link of ours takes them."""
+    where = {"type": "unreachable", "protocol": "111", "metric": FENCE_METRIC}
+    return {f"route {each} {'lo' if ip_network(each).version == 6 else None} main": where for each in destinations}
+
+
+def _is_inside(network: str, cluster: str) -> bool:
+    inner, outer = ip_network(network), ip_network(cluster)
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
+def _mac(address: str) -> str:
+    """That of the container's end, which follows from its address."""
+    return (b"\2\x6f" + ip_address(address).packed[-4:]).hex(":")
 
 
 def _routes(device: str, destinations: Iterable[str], **gateway: str) -> dict[str, Any]:

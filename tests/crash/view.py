@@ -28,6 +28,7 @@ View = dict[str, dict[str, Any]]
 LINK = ("mtu", "group", "ifalias", "master", "address", "altnames")
 SHOW = "ip -j -d address && ip -j route show table all && ip -j -6 route show table all"
 PROXIES = "ip -j neigh show proxy && ip -j -6 neigh show proxy"
+FORWARDING_DATABASES = "bridge -j fdb show"
 
 _KEY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=")  # base64 of 32 bytes
 _TIME = re.compile(r'("(?:minted|expires|minted_at_unix|expires_at_unix)":) [0-9]+')
@@ -43,11 +44,12 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     cell.reap()
     host = _start(SHOW)
     proxies = _start(PROXIES)
+    databases = _start(FORWARDING_DATABASES)
     devices = _start("wg show all dump")
     firewall = _start("nft -j list ruleset")
     containers = {pid: _start(f"nsenter -t {pid} -n sh -c '{SHOW}'") for pid in sorted(cell.containers)}
     view: View = {
-        "host": _network(_finish(host)) | _proxies(_finish(proxies)),
+        "host": _network(_finish(host)) | _proxies(_finish(proxies)) | _static_entries(_finish(databases)),
         "wireguard": _wireguard(_finish(devices)),
         "elements": _elements(_finish(firewall)),
         "rows": rows(cell),
@@ -58,7 +60,8 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     view["wireguard"] = {
         name: shown for name, shown in view["wireguard"].items() if f"link {name.partition(' ')[2]}" in view["host"]
     }
-    view["forwarding"] = _forwarding(name.removeprefix("link ") for name in view["host"] if name.startswith("link zl-"))
+    links = [name.removeprefix("link ") for name in view["host"] if name.startswith(("link zl-", "link veth-"))]
+    view["forwarding"] = _forwarding(link for link in links if link.startswith("zl-")) | _routers(links)
     for pid, shown in containers.items():
         view[f"container {pid}"] = {name: it for name, it in _network(_finish(shown)).items() if _ours(name)}
     own = view["status"]["public_key"]
@@ -153,6 +156,8 @@ def _network(text: str) -> dict[str, Any]:
         if kind == "tun" or link["ifname"] in ("uplink", "cable"):
             shown.pop("address", None)  # random
         shown["kind"] = kind
+        if "locked" in (port := link.get("linkinfo", {}).get("info_slave_data", {})):
+            shown["locked"] = port["locked"]
         shown["up"] = "UP" in link["flags"]
         shown["addresses"] = sorted(
             f"{address['local']}/{address['prefixlen']}"
@@ -163,7 +168,9 @@ def _network(text: str) -> dict[str, Any]:
     for route in (*routes, *routes6):
         destination = route["dst"]
         if not destination.startswith(("fe80:", "ff00:")):
-            where = {key: route[key] for key in ("gateway", "protocol", "prefsrc", "type") if key in route}
+            unreachable = route.get("type") == "unreachable"
+            keys = ("gateway", "protocol", "prefsrc", "type", *(["metric"] if unreachable else []))
+            where = {key: route[key] for key in keys if key in route}
             found[f"route {destination} {route.get('dev')} {route.get('table', 'main')}"] = where
     return found
 
@@ -171,6 +178,11 @@ def _network(text: str) -> dict[str, Any]:
 def _proxies(text: str) -> dict[str, Any]:
     """For whom which bridge answers ARP and neighbour discovery."""
     return {f"proxy {proxy['dst']} {proxy['dev']}": {} for proxies in _json_texts(text) for proxy in proxies}
+
+
+def _static_entries(text: str) -> dict[str, Any]:
+    """Which MAC a port is held to: the entries of a bridge's forwarding database that it did not learn."""
+    return {f"MAC {entry['mac']} {entry['ifname']}": {} for entry in json.loads(text) if entry.get("state") == "static"}
 
 
 def _ours(name: str) -> bool:
@@ -184,6 +196,12 @@ def _forwarding(links: Iterable[str]) -> dict[str, str]:
     if parameters:
         parameters += ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]  # stay on when the last link goes
     return {name: (Path("/proc/sys/net") / name).read_text().strip() for name in parameters}
+
+
+def _routers(links: Iterable[str]) -> dict[str, str]:
+    """Whether links take router advertisements and redirects."""
+    names = [f"ipv6/conf/{link}/{what}" for link in links for what in ("accept_ra", "accept_redirects")]
+    return {name: (Path("/proc/sys/net") / name).read_text().strip() for name in names}
 
 
 def _json_texts(text: str) -> list[Any]:

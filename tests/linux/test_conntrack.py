@@ -6,13 +6,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 from throwaway import Namespace
 
 from overlayd.linux import conntrack
+from overlayd.model import ruleset
+from overlayd.model.connections import Rules
 
 
 @pytest.fixture
@@ -110,3 +112,23 @@ def test_only_the_namespace_of_the_caller(space: Namespace) -> None:
     with Namespace() as other:
         assert forget(other, "10.9.0.1") == 0
     assert table(space) == {("10.9.0.1", "10.9.0.2")}
+
+
+def test_what_breaks_the_rules_is_forgotten_and_nothing_else(space: Namespace) -> None:
+    members = [
+        *ruleset.cluster(ip_network("10.9.0.0/24")),
+        *ruleset.cluster(ip_network("fd09::/64")),
+        *(element for last in (1, 2) for element in ruleset.member(ip_address(f"10.9.0.{last}"), 1)),
+        *(element for last in (1, 2) for element in ruleset.member(ip_address(f"fd09::{last}"), 1)),
+    ]
+    for prefix in ("10.9.0.", "fd09::"):
+        talk(space, f"{prefix}1", f"{prefix}2")
+        talk(space, f"{prefix}3", f"{prefix}4")
+        talk(space, f"{prefix}3", f"{prefix}1", 5)
+    with space.entered():
+        assert conntrack.forget_what_breaks(Rules(members)) == 10
+        assert conntrack.forget_what_breaks(Rules(members)) == 0
+        assert (
+            conntrack.forget([ip_address(f"{prefix}{last}") for prefix in ("10.9.0.", "fd09::") for last in (1, 3)])
+            == 4
+        )

@@ -38,9 +38,9 @@ TABLE = """
     ax  +  +  +  .  -  -  -  -  -  -  -  +  +  +  -  +  +  -  +
     b1  -  -  -  -  .  +  -  -  -  -  -  +  +  +  -  -  +  -  +
     b2  -  -  -  -  +  .  -  -  -  -  -  +  +  +  -  -  +  -  +
-    p1  -  -  -  -  -  -  .  +  +  +  +  +  +  +  +  -  +  +  +
-    p2  -  -  -  -  -  -  +  .  +  +  +  +  +  +  +  -  +  +  +
-    re  -  -  -  -  -  -  +  +  +  .  .  +  +  +  +  -  +  +  +
+    p1  -  -  -  -  -  -  .  +  +  +  +  +  +  +  +  -  +  -  +
+    p2  -  -  -  -  -  -  +  .  +  +  +  +  +  +  +  -  +  -  +
+    re  -  -  -  -  -  -  +  +  +  .  .  +  +  +  +  -  +  -  +
     e1  -  -  -  -  -  -  +  -  -  .  .  +  -  -  -  -  +  -  -
     e2  -  -  -  -  -  -  -  -  -  .  .  -  -  -  -  -  -  -  -
     no  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +  +
@@ -75,6 +75,10 @@ def expected() -> dict[tuple[str, str], bool]:
     return {(row[0], to): mark == "+" for row in rows for to, mark in zip(head, row[1:], strict=True) if mark != "."}
 
 
+def mac(name: str) -> bytes:
+    return b"\2\0\0\0\1" + bytes([list(V4).index(name)])
+
+
 def members() -> list[Element]:
     elements = []
     for version, cidr, outside in ((4, "10.200.0.0/16", "192.0.2.2/31"), (6, "fd00:200::/64", "2001:db8::2:2/127")):
@@ -85,6 +89,10 @@ def members() -> list[Element]:
         for name, number in NETWORK.items():
             bridged = name not in ("ax", "ha")
             elements += ruleset.member(address[name], number, f"v{name}" if bridged else None)
+        for names in BRIDGES.values():
+            for name in names:
+                elements += ruleset.port(f"v{name}", mac(name), [address[name]])
+        elements += ruleset.leg("vax", [address["ax"]])
         granted = [ip_network(address[name]) for name in ("p1", "gw", "b1")]
         elements += ruleset.edge(address["e1"], [*granted, ip_network(outside)])
         elements += ruleset.edge(address["e2"], [])
@@ -154,6 +162,7 @@ def build(topology: Topology, stack: contextlib.ExitStack) -> None:
         for name in names:
             connect(namespace(name), f"v{name}", "eth0", f"group {GROUP_VETH} master {bridge}")
             topology.spaces[name].ip(
+                f"link set eth0 address {mac(name).hex(':')}",
                 f"address add {V4[name]}/28 dev eth0",
                 f"address add {V6[name]}/112 dev eth0",
                 f"route add default via {V4[gateway]}",

@@ -6,7 +6,20 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from overlayd.model import drift
-from overlayd.model.objects import Alias, Bridge, Device, DevicePeer, Element, Netns, Object, Proxy, Route, Step, Veth
+from overlayd.model.objects import (
+    Alias,
+    Bridge,
+    Device,
+    DevicePeer,
+    Element,
+    Fence,
+    Netns,
+    Object,
+    Proxy,
+    Route,
+    Step,
+    Veth,
+)
 from overlayd.model.plan import ORDER
 
 SECRET, OTHER = b"S" * 32, b"T" * 32
@@ -31,6 +44,7 @@ THINGS: list[Object] = [
     BRIDGE,
     VETH,
     Route("own", "zl-d", ip_network("10.3.0.0/24")),
+    Fence(ip_network("10.3.0.0/24")),
     Alias("zl-g", ip_address("10.0.0.9")),
     Proxy("web", "zl-b", ip_address("10.2.0.5")),
     Element("inet", "node4", "10.2.0.1"),

@@ -27,6 +27,18 @@ def test_a_member_costs_two_elements_and_two_more_on_a_bridge() -> None:
     ]
 
 
+def test_what_a_container_may_send_costs_an_element_an_address() -> None:
+    mac = bytes.fromhex("026f0ac80005")
+    assert ruleset.port("veth-71-s", mac, [V4, V6]) == [
+        Element("bridge", "port4", '"veth-71-s" . 02:6f:0a:c8:00:05 . 10.200.0.5'),
+        Element("bridge", "port6", '"veth-71-s" . 02:6f:0a:c8:00:05 . 0xfd000200000000000000000000000005'),
+    ]
+    assert ruleset.leg("veth-71-g", [V4, V6]) == [
+        Element("inet", "leg4", '"veth-71-g" . 10.200.0.5'),
+        Element("inet", "leg6", '"veth-71-g" . fd00:200::5'),
+    ]
+
+
 def test_a_container_without_a_network_costs_nothing() -> None:
     assert ruleset.member(V4, None, "veth-71-s") == []
 
@@ -91,6 +103,16 @@ def test_a_listing_is_read_whatever_its_spelling() -> None:
             listed("map", "network6", "ipv6_addr", [["::ffff:10.0.0.1", ":5"]], map="classid"),
             listed("set", "member4", ["classid", "ipv4_addr"], [{"concat": ["0:5", "10.200.0.5"]}]),
             listed("set", "node4", "ipv4_addr", ["10.200.0.1"]),
+            listed("set", "leg4", ["ifname", "ipv4_addr"], [{"concat": ["veth-71-g", "10.200.0.5"]}]),
+            {
+                "set": {
+                    "family": "bridge",
+                    "table": "overlayd",
+                    "name": "port6",
+                    "type": ["ifname", "ether_addr", "integer"],
+                    "elem": [{"concat": ["veth-71-s", "02:6f:0a:c8:00:05", "0xfd000200000000000000000000000005"]}],
+                }
+            },
             listed("set", "leftover", "ipv4_addr", ["192.0.2.1"]),
             {"chain": {"family": "inet", "table": "overlayd", "name": "input"}},
         ]
@@ -100,4 +122,6 @@ def test_a_listing_is_read_whatever_its_spelling() -> None:
         Element("inet", "network6", "::ffff:a00:1", "0:5"),
         Element("inet", "member4", "0:5 . 10.200.0.5"),
         Element("inet", "node4", "10.200.0.1"),
+        *ruleset.leg("veth-71-g", [V4]),
+        *ruleset.port("veth-71-s", bytes.fromhex("026f0ac80005"), [V6]),
     ]

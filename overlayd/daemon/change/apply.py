@@ -7,7 +7,7 @@ resources.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from errno import ENOENT
 from itertools import groupby
 
@@ -15,11 +15,25 @@ from overlayd import fault
 from overlayd.daemon.change.forgetter import Forgetter
 from overlayd.daemon.change.reaper import Reaper
 from overlayd.errors import MechanismError
-from overlayd.linux import bridge, device, link, veth
+from overlayd.linux import bridge, device, fence, link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard.backend import Backend
+from overlayd.model.connections import Rules
 from overlayd.model.layout import Layout
-from overlayd.model.objects import Address, Alias, Bridge, Device, DevicePeer, Element, Object, Proxy, Route, Step, Veth
+from overlayd.model.objects import (
+    Address,
+    Alias,
+    Bridge,
+    Device,
+    DevicePeer,
+    Element,
+    Fence,
+    Object,
+    Proxy,
+    Route,
+    Step,
+    Veth,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +60,8 @@ class Kernel:
         self.nft = nft
         self._reaper = Reaper()
         self._forgetter = Forgetter()
-        self._rules = False
+        self._rules = False  # our tables are there, as far as is known
+        self._members: dict[Hashable, Element] = {}  # that our sets should have
 
     def apply(self, steps: Sequence[Step]) -> None:
         """Do the steps in order.  HalfDone: one failed, with what there is to `undo`."""
@@ -145,12 +160,22 @@ class Kernel:
                 veth.create(want)
             case Veth(), Veth():
                 veth.change(have, want)
+            case _:
+                self._do_entry(have, want)
+
+    def _do_entry(self, have: Object | None, want: Object | None) -> None:
+        """What is no link: a route, an address, a neighbour."""
+        match have, want:
             case None, Route():
                 device.create_route(want)
             case Route(), Route():
                 device.change_route(have, want)
             case Route(), None:
                 device.delete_route(have)
+            case None, Fence():
+                fence.create(want)
+            case Fence(), None:
+                fence.delete(have)
             case None, Proxy():
                 bridge.create_proxy(want)
             case Proxy(), Proxy():
@@ -166,6 +191,11 @@ class Kernel:
             case _:
                 raise AssertionError(f"no mechanism for {have} -> {want}")
 
+    def install(self, wanted: Iterable[Element]) -> Layout:
+        """Put our rules in place with these members, if any are wanted.  Returns what the sets have then."""
+        self._members = {element.key: element for element in wanted}
+        return dict(self._put_rules_back() if self._members else self.nft.observe())
+
     def members(self) -> Layout:
         """The members of our nftables sets.  None when our tables are not as we made them: then the next element brings
         them back.
@@ -175,17 +205,28 @@ class Kernel:
 
     def _change_members(self, batch: list[Step]) -> None:
         """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
-        wanted = [step.want for step in batch if isinstance(step.want, Element)]
+        for step in batch:
+            if isinstance(step.have, Element):
+                self._members.pop(step.have.key, None)
+            if isinstance(step.want, Element):
+                self._members[step.want.key] = step.want
         if not self._rules:
-            self.nft.ensure(wanted)
-            self._rules = True
+            self._put_rules_back()
         try:
             self.nft.apply(batch)
         except MechanismError as error:
             if error.errno != ENOENT:
                 raise
-            self.nft.ensure(wanted)  # somebody removed a table just now; the sentinel brings back the other members
+            self._put_rules_back()  # somebody removed a table just now
             self.nft.apply(batch)
+
+    def _put_rules_back(self) -> dict[Hashable, Element]:
+        """Our tables with all members.  What began without them is judged."""
+        members = list(self._members.values())
+        found = self.nft.ensure(members)
+        self._rules = True
+        self._forgetter.forget_what_breaks(Rules(members))
+        return found
 
     def _device_backend(self, device: str) -> Backend:
         if self.backend is None:

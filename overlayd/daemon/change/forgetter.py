@@ -1,4 +1,4 @@
-"""Forgetting the connections of released addresses, behind the answers.
+"""Forgetting the connections of released addresses, and those that break a rule, behind the answers.
 
 Owns: one thread that walks the connection tracking table, and which addresses it has yet to look for.  Must not know:
 who held an address.
@@ -13,6 +13,7 @@ from threading import Condition, Thread
 
 from overlayd.errors import MechanismError
 from overlayd.linux import conntrack
+from overlayd.model.connections import Rules
 from overlayd.model.objects import Address
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Forgetter:
         self._changed = Condition()
         self._waiting: set[Address] = set()
         self._walking: set[Address] = set()
+        self._rules: Rules | None = None  # what breaks them is sought
         self._urgent = False
         self._thread: Thread | None = None
 
@@ -36,9 +38,15 @@ class Forgetter:
         """Forget the connections of these addresses soon."""
         with self._changed:
             self._waiting.update(addresses)
-            if self._thread is None and self._waiting:
-                self._thread = Thread(target=self._walk, name="forgetter", daemon=True)
-                self._thread.start()
+            if self._waiting:
+                self._start()
+
+    def forget_what_breaks(self, rules: Rules) -> None:
+        """Forget the connections that break these rules, at once: they are those of now."""
+        with self._changed:
+            self._rules = rules
+            self._start()
+            self._hurry()
 
     def wait_for(self, address: Address) -> None:
         """Return once nothing is left of an earlier holder of the address."""
@@ -53,6 +61,11 @@ class Forgetter:
             self._hurry()
             self._changed.wait_for(lambda: self._thread is None)
 
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = Thread(target=self._walk, name="forgetter", daemon=True)
+            self._thread.start()
+
     def _hurry(self) -> None:
         self._urgent = True
         self._changed.notify_all()
@@ -63,15 +76,18 @@ class Forgetter:
                 self._changed.wait_for(lambda: self._urgent, PAUSE)
                 self._urgent = False
                 self._walking, self._waiting = self._waiting, set()
+                rules, self._rules = self._rules, None
             try:
                 conntrack.forget(self._walking)
+                if rules is not None and (broken := conntrack.forget_what_breaks(rules)):
+                    log.warning("%d connections that began while our rules were away break them, and are cut", broken)
             except MechanismError as error:
                 log.error("%s", error)
             except Exception:
                 log.exception("forgetting connections failed")  # who waits for an address must not wait for ever
             with self._changed:
                 self._walking = set()
-                done = not self._waiting
+                done = not self._waiting and self._rules is None
                 if done:
                     self._thread = None
                 self._changed.notify_all()

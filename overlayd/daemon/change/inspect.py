@@ -27,9 +27,7 @@ def observe(kernel: Kernel, want: Layout) -> Layout:
     namespaces veths end, and which endpoints peers were given.
     """
     found = _links(kernel, want, links.observe(_veths(want)))
-    if any(isinstance(thing, Element) for thing in want.values()):
-        kernel.nft.ensure()
-    return found | kernel.nft.observe()
+    return found | kernel.install(thing for thing in want.values() if isinstance(thing, Element))
 
 
 def audit(kernel: Kernel, want: Layout) -> Layout:

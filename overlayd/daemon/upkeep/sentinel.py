@@ -21,14 +21,14 @@ from overlayd.daemon.change.apply import Failure, Kernel
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks, service_lock
 from overlayd.daemon.tasks import KeepUp
-from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FORWARDING, RULESET, Judge, Part
+from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FENCE, FORWARDING, RULESET, Judge, Part
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, forwarding
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.observe import all_links
 from overlayd.model import drift
 from overlayd.model.backoff import Backoff
-from overlayd.model.layout import Facts, Layout, elements, layout, of_device, of_peers, of_service
+from overlayd.model.layout import Facts, Layout, elements, fences, layout, of_device, of_peers, of_service
 from overlayd.model.names import veth_name
 from overlayd.model.objects import Step
 from overlayd.model.pacing import Pacing, pace_key
@@ -300,6 +300,8 @@ def _way(part: Part) -> Way:
             return partial(of_peers, scope=part.name), inspect.peers, peers_locks(part.name)
         case RULESET.kind:
             return elements, inspect.members, None
+        case FENCE.kind:
+            return fences, inspect.look, None
         case _:
             return layout, inspect.audit, None
 

@@ -29,7 +29,7 @@ from overlayd.linux.monitor import (
     process_name,
 )
 from overlayd.model import attachments
-from overlayd.model.layout import bridge, layout
+from overlayd.model.layout import bridge, has_fence, layout
 from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth
 from overlayd.model.rows import Attachment, Service
 
@@ -51,7 +51,8 @@ class Part(NamedTuple):
         return f"{self.kind} {self.name}".rstrip()
 
 
-RULESET, FORWARDING, EGRESS, EVERYTHING = Part("ruleset"), Part("forwarding"), Part("egress"), Part("everything")
+RULESET, FENCE, FORWARDING = Part("ruleset"), Part("fence"), Part("forwarding")
+EGRESS, EVERYTHING = Part("egress"), Part("everything")
 
 
 class Verdicts(Protocol):
@@ -129,6 +130,10 @@ class Judge:
     def _judge_lost_route(self, route: rt.KernelRoute, port: int) -> None:
         """A route of ours, or a connected one, is gone; suspicious unless the peer behind it was removed."""
         destination = route.destination
+        if route.type == rt.RTN_UNREACHABLE:
+            if has_fence(self._node.state, destination):
+                self._verdicts.suspect(FENCE, str(destination), _asker(port))
+            return
         for index, _ in route.hops:
             part = self._parts.get(index)
             if part is None:
