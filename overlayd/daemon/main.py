@@ -155,7 +155,7 @@ async def _serve(
         await enter(health.running(tasks.keep_up))
         host = HostWatch(node, foreign_rules, config.dns_port)
         await enter(host.running(tasks.keep_up))
-        sentinel = Sentinel(node, monitor)
+        sentinel = Sentinel(node, monitor, host.look)
         await enter(sentinel.running(tasks.keep_up))
         resolver = Resolver(node, health, Lookups(), tasks.spawn)
         await enter(resolver.running())

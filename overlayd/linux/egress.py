@@ -4,14 +4,18 @@ Owns: which default route counts, the cost of WireGuard's headers, and the look-
 what is set to that MTU, or why a destination is looked up.  Source: rtnetlink(7), RTM_GETROUTE.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
+from overlayd.linux import sysctl
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import Address
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Address
+from overlayd.model.parameters import Uplink
 
-# What virtual interfaces are called; an orchestrator agrees on this list.
+# What virtual interfaces are called; an orchestrator agrees on this list.  It is about what a name makes likely: a link
+# of such a name is the uplink all the same if it carries the only default route and can be one (`can_be_uplink`).
 VIRTUAL_PREFIXES = (
     "lo",
     "wt",
@@ -38,22 +42,42 @@ _OVERHEAD_IPV6 = 80
 _LEAST_MTU = 1280  # RFC 8200 section 5: IPv6 needs it
 _DEFAULT_MTU = 1420  # Ethernet's 1500 with an IPv6 underlay
 
+# Of those, a bridge of the host (br-lan, br-ex) and what is hardware or made of it, whatever it is called, may be the
+# uplink; tunnels and the bridges of container engines never are.
+_HARDWARE_KINDS = ("", "bond", "team", "vlan")
+_OUR_GROUPS = (GROUP_DEVICE, GROUP_BRIDGE, GROUP_VETH, GROUP_DOOMED)
+
 
 @dataclass(frozen=True, slots=True)
 class Egress:
     """A default route out: its interface, its MTU in bytes, the source address of what leaves through it.
 
-    ipv6: whether the interface has a global IPv6 address, so that an IPv6 underlay is possible.
+    ipv6: whether the interface has a global IPv6 address, so that an IPv6 underlay is possible.  alone: no other
+    interface that can be an uplink has a default route.
     """
 
     interface: str
     mtu: int
     address: Address
     ipv6: bool
+    alone: bool = True
+
+
+def is_virtual(link: rt.Link) -> bool:
+    """Whether the link is ours, or called as virtual ones are."""
+    return link.group in _OUR_GROUPS or link.name.startswith(VIRTUAL_PREFIXES)
+
+
+def can_be_uplink(link: rt.Link) -> bool:
+    """Whether the link is the uplink if no other carries a default route."""
+    if link.group in _OUR_GROUPS or link.ifindex == rt.LOOPBACK:
+        return False
+    return link.kind in _HARDWARE_KINDS or link.name.startswith("br-") or not is_virtual(link)
 
 
 def physical_egress() -> Egress | None:
-    """The default route of lowest metric whose interface is not virtual, IPv4 before IPv6; None when there is none.
+    """The default route of lowest metric whose interface is not virtual, IPv4 before IPv6; if all are, that of an
+    interface that can be an uplink all the same; None when there is none.
 
     A route counts only if its interface is up and has an address of its family.  Raises MechanismError when the kernel
     refuses.
@@ -71,28 +95,55 @@ def physical_egress() -> Egress | None:
         for route in map(rt.parse_route, filter(rt.is_default, bodies))
         if route is not None and route.table == rt.RT_TABLE_MAIN
     ]
-    for route in sorted(defaults, key=lambda route: (route.destination.version, route.metric)):
-        version = route.destination.version
-        for index, flags in route.hops:
-            link = links.get(index)
-            if link is None or flags & rt.RTNH_F_DEAD or link.name.startswith(VIRTUAL_PREFIXES):
-                continue
-            own = [address.interface.ip for address in addresses if address.ifindex == index]
-            source = route.source or next((address for address in own if address.version == version), None)
-            if source is not None:
-                return Egress(link.name, route.mtu or link.mtu, source, any(address.version == 6 for address in own))
-    return None
+    defaults.sort(key=lambda route: (route.destination.version, route.metric))
+    ways = [
+        (link, way)
+        for route in defaults
+        for index, flags in route.hops
+        if not flags & rt.RTNH_F_DEAD and (link := links.get(index)) is not None and can_be_uplink(link)
+        if (way := _way(route, link, [each.interface.ip for each in addresses if each.ifindex == index])) is not None
+    ]
+    physical = (way for link, way in ways if not is_virtual(link))
+    way = next(physical, ways[0][1] if ways else None)
+    return replace(way, alone=len({each.interface for _, each in ways}) == 1) if way is not None else None
+
+
+def _way(route: rt.KernelRoute, link: rt.Link, own: Sequence[Address]) -> Egress | None:
+    """The way out by a default route through a link with these addresses; None when none is of its family."""
+    source = route.source or next((each for each in own if each.version == route.destination.version), None)
+    if source is None:
+        return None
+    return Egress(link.name, route.mtu or link.mtu, source, any(each.version == 6 for each in own))
+
+
+def uplink(way: Egress) -> Uplink:
+    """The parameters of the interface of a way out.  MechanismError when it has just gone."""
+    name, has_ipv6 = way.interface, sysctl.has_ipv6()
+    filters = [sysctl.read(f"ipv4/conf/{each}/rp_filter") for each in ("all", name)]
+    return Uplink(
+        name=name,
+        forwards=sysctl.read(f"ipv4/conf/{name}/forwarding") == "1",
+        strict=max(filters) == "1",  # the kernel takes the greater one
+        alone=way.alone,
+        ipv6=has_ipv6 and sysctl.read(f"ipv6/conf/{name}/disable_ipv6") == "0",
+        has_ipv6=has_ipv6,
+    )
 
 
 def physical_addresses() -> list[Address]:
-    """The global addresses of the interfaces that are up and not virtual, IPv6 before IPv4 as RFC 6724 has it, the
-    lowest interface first.  Raises MechanismError when the kernel refuses.
+    """The global addresses of the interfaces that are up and not virtual, and of the way out, IPv6 before IPv4 as
+    RFC 6724 has it, the lowest interface first.  Raises MechanismError when the kernel refuses.
     """
+    way = physical_egress()
     with Netlink() as netlink:
         links = [rt.parse_link(body) for body in netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter())]
         parsed = map(rt.parse_address, netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter()))
         addresses = [address for address in parsed if address is not None and address.scope == rt.RT_SCOPE_UNIVERSE]
-    physical = {link.ifindex for link in links if link.flags & rt.IFF_UP and not link.name.startswith(VIRTUAL_PREFIXES)}
+    physical = {
+        link.ifindex
+        for link in links
+        if link.flags & rt.IFF_UP and (not is_virtual(link) or (way is not None and link.name == way.interface))
+    }
     found = [address for address in addresses if address.ifindex in physical]
     found.sort(key=lambda address: (-address.interface.version, address.ifindex))
     return list(dict.fromkeys(address.interface.ip for address in found))

@@ -11,6 +11,7 @@ from lab.cluster import CLUSTER6, Member, Pair
 from lab.container import Container
 from lab.lab import OUTSIDE
 from lab.node import CONTROL, DAEMON
+from lab.patience import until
 from lab.processes import environment
 
 # As a container engine mounts it for a container that is not privileged.
@@ -61,8 +62,7 @@ def test_strict_reverse_path_filters_let_both_addresses_of_a_container_answer(la
     pair.alpha.node.write_sysctl(f"net/ipv4/conf/{leg}/rp_filter", "1")
     pair.alpha.node.run(["ip", "address", "flush", "dev", leg])
     shown = Path("/proc/sys/net/ipv4/conf", leg, "rp_filter")
-    while pair.alpha.node.run(["cat", shown]).strip() != "2":
-        pass  # the test's time-out ends it
+    until(lambda: pair.alpha.node.run(["cat", shown]).strip() == "2")
     pair.alpha.node.stop()
     pair.alpha.start()
     everything_answers()
@@ -92,7 +92,7 @@ def test_a_read_only_proc_sys_is_enough_once_the_host_forwards(lab: Lab, ipv6: b
             "attach_container", handle={"platform": "guest_managed", "id": "vm"}, service="web", join_global=False
         )
         ping(one, str(OUTSIDE.ip))
-    assert findings(member) == []
+    assert [each["code"] for each in findings(member)] == ["uplink-strict"]
     member.node.kill()
     member.start()
     ping(one, address)
@@ -130,3 +130,69 @@ def test_a_container_and_a_host_that_switch_ipv6_off(lab: Lab) -> None:
     ping(other, "::1")
     ping(one, str(member.request("status")["node_ip"]))
     assert findings(member) == []
+
+
+def test_an_uplink_that_does_not_forward_is_named_at_once_and_by_the_doctor(lab: Lab) -> None:
+    member = Member(lab, 1, "alpha")
+    member.start()
+    member.set_up()
+    member.set_up_service("web")
+    assert findings(member) == []
+    member.node.write_sysctl("net/ipv4/conf/uplink/forwarding", "0")
+    until(lambda: "net/ipv4/conf/uplink/forwarding is 0" in member.node.log.read_text())
+    (found,) = findings(member)
+    assert (found["code"], found["severity"]) == ("uplink-not-forwarding", "error")
+    member.node.run(found["remedy"].partition(",")[0].split())
+    assert findings(member) == []
+    assert "no longer in the overlay's way: net/ipv4/conf/uplink/forwarding" in member.node.log.read_text()
+
+
+def test_a_strict_uplink_is_a_hint_and_a_warning_where_there_are_two(lab: Lab) -> None:
+    member = Member(lab, 1, "alpha")
+    member.start()
+    member.set_up()
+    member.node.write_sysctl("net/ipv4/conf/uplink/rp_filter", "1")
+    assert [(each["code"], each["severity"]) for each in findings(member)] == [("uplink-strict", "hint")]
+    member.node.run(["ip", "link", "add", "uplink2", "type", "veth", "peer", "name", "away"])
+    member.node.run(
+        ["sh", "-ec", "ip link set uplink2 up; ip link set away up; ip address add 192.0.2.2/24 dev uplink2"]
+    )
+    member.node.run(["ip", "route", "add", "default", "via", "192.0.2.1", "metric", "500"])
+    assert [(each["code"], each["severity"]) for each in findings(member)] == [("uplink-strict", "warning")]
+
+
+def test_peers_in_ipv6_need_an_uplink_with_ipv6(lab: Lab) -> None:
+    member = Member(lab, 1, "alpha")
+    member.start()
+    member.set_up()
+    key = "C" * 42 + "A="
+    member.request(
+        "add_peer", public_key=key, endpoint="[fd31::9]:1", allowed_ips="10.200.9.0/24", persistent_keepalive_secs=0
+    )
+    (found,) = findings(member)  # a laboratory of IPv4 switches IPv6 off
+    assert (found["code"], found["object"]) == ("ipv6-disabled", "net/ipv6/conf/uplink/disable_ipv6")
+    member.node.run(found["remedy"].partition(",")[0].split())
+    assert findings(member) == []
+
+
+def test_an_uplink_called_like_a_bridge_is_the_uplink_if_there_is_no_other() -> None:
+    with Lab(mtu=1400) as lab:
+        pair_of = [Member(lab, number, name) for number, name in enumerate(("alpha", "beta"), 1)]
+        for member in pair_of:
+            member.node.run(
+                ["sh", "-ec", "ip link set uplink down; ip link set uplink name br-lan; ip link set br-lan up"]
+            )
+            member.node.run(["ip", "route", "add", "default", "via", "172.31.0.254"])
+            member.start()
+            device = member.set_up()["interface"]
+            (shown,) = json.loads(member.node.run(["ip", "-j", "link", "show", device]))
+            assert shown["mtu"] == 1340
+            assert [each["address"] for each in member.candidates()] == [member.node.endpoint(51820)]
+        alpha = pair_of[0]
+        alpha.set_up_service("web")
+        guest = alpha.request(
+            "attach_container", handle={"platform": "guest_managed", "id": "vm"}, service="web", join_global=False
+        )
+        assert guest["peers"][0]["endpoint"] == alpha.node.endpoint(51820)
+        alpha.node.run(["ip", "link", "set", "br-lan", "mtu", "1300"])
+        until(lambda: json.loads(alpha.node.run(["ip", "-j", "link", "show", "zl-lab-alpha-g"]))[0]["mtu"] == 1280)

@@ -6,15 +6,19 @@ from ipaddress import ip_address
 import pytest
 from throwaway import Namespace
 
+from overlayd.linux import rtnetlink as rt
 from overlayd.linux.egress import (
     VIRTUAL_PREFIXES,
     Egress,
+    can_be_uplink,
     leaves_host,
     overlay_mtu,
+    physical_addresses,
     physical_egress,
     source_towards,
 )
 from overlayd.linux.netlink import Netlink
+from overlayd.model.objects import GROUP_BRIDGE
 
 
 @pytest.fixture
@@ -39,10 +43,10 @@ def test_the_lowest_metric_counts(uplink):
     uplink("en0", metric=300)
     uplink("en1", metric=50, mtu=9000, addresses=["198.51.100.2/24"])
     uplink("en2", metric=100, addresses=["203.0.113.2/24"])
-    assert physical_egress() == Egress("en1", 9000, ip_address("198.51.100.2"), ipv6=False)
+    assert physical_egress() == Egress("en1", 9000, ip_address("198.51.100.2"), ipv6=False, alone=False)
 
 
-@pytest.mark.parametrize("prefix", VIRTUAL_PREFIXES)
+@pytest.mark.parametrize("prefix", [prefix for prefix in VIRTUAL_PREFIXES if prefix != "br-"])
 def test_virtual_interfaces_do_not_count(uplink, prefix):
     name = f"{prefix}9"
     uplink(name, metric=1)
@@ -51,11 +55,52 @@ def test_virtual_interfaces_do_not_count(uplink, prefix):
     assert physical_egress().interface == "en0"
 
 
+@pytest.mark.parametrize("name", ["br-lan", "br-ex", "bond0", "eth0.100"])
+def test_a_bridge_of_the_host_is_the_uplink_if_there_is_no_other(uplink, shell, name):
+    uplink(name, metric=1, mtu=1400)
+    assert physical_egress().interface == name
+    assert physical_addresses() == [ip_address("192.0.2.2")]
+    shell("ip link add wg0 type bridge; ip address add 203.0.113.2/24 dev wg0; ip link set wg0 up")
+    shell("ip route add default via 203.0.113.9 dev wg0 metric 0")
+    assert physical_egress().interface == name, "a tunnel that takes the default route is not the way out of the host"
+    uplink("en0", metric=100, addresses=["198.51.100.2/24"])
+    assert physical_egress().interface == ("en0" if name.startswith("br-") else name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "can"),
+    [
+        ("eth0", "", True),
+        ("tun.7", "vlan", True),
+        ("wgbond", "bond", True),
+        ("lom1", "", True),
+        ("br-ex", "openvswitch", True),
+        ("wg0", "wireguard", False),
+        ("tun0", "tun", False),
+        ("docker0", "bridge", False),
+        ("virbr0", "bridge", False),
+        ("cali1", "veth", False),
+        ("flannel.1", "vxlan", False),
+    ],
+)
+def test_what_can_be_the_uplink(name, kind, can):
+    link = rt.Link(7, 1, name, 1500, 0, 0, 0, kind, "", b"", ())
+    assert can_be_uplink(link) == can
+    assert not can_be_uplink(link._replace(group=GROUP_BRIDGE))
+    assert not can_be_uplink(link._replace(ifindex=rt.LOOPBACK))
+
+
+def test_our_own_links_are_never_the_uplink(uplink, shell):
+    uplink("br-mine")
+    shell(f"ip link set br-mine group {GROUP_BRIDGE}")
+    assert physical_egress() is None
+
+
 def test_ipv4_comes_before_ipv6(uplink):
     uplink("en0", metric=1, mtu=1400, addresses=["2001:db8::2/64"])
     assert physical_egress() == Egress("en0", 1400, ip_address("2001:db8::2"), ipv6=True)
     uplink("en1", metric=900, addresses=["192.0.2.2/24"])
-    assert physical_egress() == Egress("en1", 1500, ip_address("192.0.2.2"), ipv6=False)
+    assert physical_egress() == Egress("en1", 1500, ip_address("192.0.2.2"), ipv6=False, alone=False)
 
 
 def test_the_mtu_of_the_route_and_its_source_win(uplink, shell):

@@ -23,6 +23,7 @@ from overlayd.model.firewall import Link, Ruleset
 from overlayd.model.layout import endpoint_address
 from overlayd.model.names import veth_name
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
+from overlayd.model.parameters import uplink_findings
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
 
 log = logging.getLogger(__name__)
@@ -78,19 +79,21 @@ class HostWatch:
     async def check(self) -> None:
         """Look, and log what has changed."""
         try:
-            traffic = self._traffic(await self._node.run(egress.physical_egress))
-            found = tuple(await self._node.run(self._look, traffic)) if traffic is not None else ()
+            way = await self._node.run(egress.physical_egress)
+            traffic = self._traffic(way)
+            found = tuple(await self._node.run(self._look, traffic, way)) if traffic is not None else ()
         except MechanismError as error:
             log.error("looking for what is in the overlay's way: %s", error)
             return
         for finding in _missing(found, self.findings):
             level = logging.INFO if finding.severity == "hint" else logging.WARNING
-            log.log(level, "the host's firewall drops what the overlay needs: %s", finding.line)
+            whose = "parameters are in the overlay's way" if _is_parameter(finding) else "firewall drops what it needs"
+            log.log(level, "the host's %s: %s", whose, finding.line)
         for finding in _missing(self.findings, found):
             log.info("no longer in the overlay's way: %s %s", finding.object, finding.problem)
         self.findings = found
 
-    def _look(self, traffic: Traffic) -> list[Finding]:
+    def _look(self, traffic: Traffic, way: egress.Egress | None) -> list[Finding]:
         """In a worker thread: a large ruleset takes long to judge, too."""
         rulesets: list[Ruleset] = [self._nft.chains()]
         found: list[Finding] = []
@@ -100,6 +103,9 @@ class HostWatch:
                 found.append(unseen(family, iptables.program(family)))
             else:
                 rulesets.append(legacy)
+        if way is not None:
+            version = traffic.cluster.version
+            found += uplink_findings(egress.uplink(way), cluster=version, underlay=traffic.underlay)
         return blockers(rulesets, traffic) + found
 
     def _traffic(self, way: egress.Egress | None) -> Traffic | None:
@@ -132,6 +138,10 @@ class HostWatch:
             wireguard=tuple(ports) if facts.devices else (),
             dns=self._dns_port,
         )
+
+
+def _is_parameter(finding: Finding) -> bool:
+    return finding.code in ("uplink-not-forwarding", "uplink-strict", "ipv6-disabled")
 
 
 def _missing(some: Iterable[Finding], others: Iterable[Finding]) -> list[Finding]:

@@ -21,7 +21,7 @@ from overlayd.daemon.change.apply import Failure, Kernel
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks, service_lock
 from overlayd.daemon.tasks import KeepUp
-from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FENCE, FORWARDING, RULESET, Judge, Part
+from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FENCE, FORWARDING, HOST, RULESET, Judge, Part
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, forwarding
 from overlayd.linux.monitor import Monitor
@@ -58,10 +58,11 @@ class Sentinel:
     between; closed at the end of the watch.
     """
 
-    def __init__(self, node: Node, monitor: Monitor) -> None:
+    def __init__(self, node: Node, monitor: Monitor, host_changed: Callable[[], None]) -> None:
         self.failures: dict[Hashable, str] = {}  # what cannot be put back, by the object's key, and why
         self._node = node
         self._monitor = monitor
+        self._host_changed = host_changed
         self._judge = Judge(node, self)
         self._suspicions: dict[Part, _Suspicion] = {}
         self._busy: set[Part] = set()
@@ -173,6 +174,8 @@ class Sentinel:
         try:
             if part == EGRESS:
                 await self._follow_egress()
+            elif part == HOST:
+                self._host_changed()
             else:
                 await self._repair(part, who)
         except MechanismError as error:

@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 RULESET, FENCE, FORWARDING = Part("ruleset"), Part("fence"), Part("forwarding")
-EGRESS, EVERYTHING = Part("egress"), Part("everything")
+EGRESS, HOST, EVERYTHING = Part("egress"), Part("host"), Part("everything")
 
 
 class Verdicts(Protocol):
@@ -70,7 +70,7 @@ class Judge:
         self._node = node
         self._verdicts = verdicts
         self._parts: dict[int, Part] = {}  # by link index: ours
-        self._ways_out: set[int] = set()  # indexes of links that are not virtual
+        self._ways_out: set[int] = set()  # indexes of links that may be the uplink
 
     def remember(self, links: Iterable[rt.Link]) -> None:
         """The links that are there before the first event."""
@@ -98,6 +98,8 @@ class Judge:
                 ours = netconf.ifindex == rt.NETCONFA_IFINDEX_ALL or netconf.ifindex in self._parts
                 if ours and (netconf.forwarding == 0 or netconf.rp_filter == 1):
                     suspect(FORWARDING, "parameter")
+                elif netconf.ifindex in self._ways_out:
+                    suspect(HOST, "parameter")
             case RulesetChanged(ours=True, thread=thread, program=program):
                 if not is_own_thread(thread):
                     suspect(RULESET, str(thread), f"{program} (process {thread})")
@@ -110,7 +112,7 @@ class Judge:
             self._parts.pop(found.ifindex, None)
             self._ways_out.discard(found.ifindex)
         if part is None:
-            if not found.name.startswith(egress.VIRTUAL_PREFIXES):
+            if egress.can_be_uplink(found):
                 self._verdicts.suspect(EGRESS, "link")
         elif not gone and part.kind == "service" and self._is_as_wanted(found, part.name):
             self._verdicts.acquit(part, found.name)
@@ -148,7 +150,7 @@ class Judge:
         part = self._part_of(found)
         if part is not None:
             self._parts[found.ifindex] = part
-        elif not found.name.startswith(egress.VIRTUAL_PREFIXES):
+        elif egress.can_be_uplink(found):
             self._ways_out.add(found.ifindex)
         return part
 

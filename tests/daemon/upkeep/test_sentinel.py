@@ -98,7 +98,7 @@ class Watched:
     def __init__(self, node: Node, kernel: MapKernel) -> None:
         self.node, self.kernel = node, kernel
         self.line = Line()
-        self.sentinel = Sentinel(node, self.line)  # type: ignore[arg-type]
+        self.sentinel = Sentinel(node, self.line, lambda: None)  # type: ignore[arg-type]
 
     async def until(self, condition) -> None:
         async with asyncio.timeout(20):

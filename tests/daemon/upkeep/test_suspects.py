@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from overlayd.daemon.change.node import Node as LiveNode
-from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FORWARDING, PID_MAX, RULESET, Judge, Part
+from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FORWARDING, HOST, PID_MAX, RULESET, Judge, Part
 from overlayd.linux import bridge, veth
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.monitor import (
@@ -207,9 +207,10 @@ def test_a_lost_route_is_suspect_unless_its_peer_is_gone() -> None:
 
 def test_parameters() -> None:
     wrong = [rt.Netconf(-1, 0, None), rt.Netconf(BRIDGE.ifindex, 0, None), rt.Netconf(DEVICE.ifindex, None, 1)]
-    right = [rt.Netconf(-1, 1, None), rt.Netconf(BRIDGE.ifindex, None, 2), rt.Netconf(UPLINK.ifindex, 0, 1)]
+    right = [rt.Netconf(-1, 1, None), rt.Netconf(BRIDGE.ifindex, None, 2), rt.Netconf(99, 0, 1)]
     assert judged(*map(ParameterChanged, wrong)) == [(FORWARDING, "")] * 3
     assert judged(*map(ParameterChanged, right)) == []
+    assert judged(ParameterChanged(rt.Netconf(UPLINK.ifindex, 0, None))) == [(HOST, "")], "the host's, to be named"
 
 
 def test_the_ruleset() -> None:
