@@ -11,15 +11,20 @@ from overlayd import keys
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node as LiveNode
+from overlayd.errors import MechanismError, StateError
 from overlayd.linux import egress, netns
 from overlayd.linux.nft import Nft
+from overlayd.linux.observe import DeviceLink, observe_host
 from overlayd.linux.wireguard.choice import Preference, choose
-from overlayd.model import attachments, edges
+from overlayd.model import attachments, drift, edges
 from overlayd.model.layout import Facts
-from overlayd.model.rows import Attachment, Lease, Node, decode
+from overlayd.model.objects import GLOBAL, Bridge, Veth
+from overlayd.model.rows import Attachment, Lease, Node, Overlay, decode
 from overlayd.model.state import Draft, State
 
 log = logging.getLogger(__name__)
+
+FEW = 4  # our own: so many links are named
 
 
 def boot_id() -> str:
@@ -43,15 +48,58 @@ def node(journal: Journal, wireguard: Preference) -> LiveNode:
 
 
 async def resume(node: LiveNode, boot: str) -> None:
-    """Make sure that we have an identity, give back what the dead held, and make the kernel what the state says."""
+    """Make sure that we have an identity, give back what the dead held, and make the kernel what the state says.
+
+    StateError, before anything is written or removed: this host has links of an overlay that is not this state's.
+    """
+    await node.run(_refuse_strangers, node)
     await node.take_over(_have_identity)
     await node.take_over(
         lambda draft: _take_up(draft, boot), at_any_price=True
     )  # a full disk is no reason not to start
-    for _, error in await node.reconcile():
+    steps, failures = await node.reconcile()
+    failed = {id(step) for step, _ in failures}
+    removed = [step for step in steps if step.want is None and id(step) not in failed]
+    for name, problem in drift.describe(removed):
+        log.warning("start: %s %s: removed", name, problem)
+    for _, error in failures:
         log.error("start: %s", error)
     released = (lease.address for lease in node.state.table(Lease).values() if not lease.holder)
     node.kernel.forget(released)  # an earlier daemon may have ended between a release and this
+
+
+def _refuse_strangers(node: LiveNode) -> None:
+    """StateError when the links on this host are of a state that this is not: they may carry living containers.
+
+    A state without an overlay never had links, for an overlay that was torn down stays in it; and a device has the key
+    of its node for good.
+    """
+    links = [thing for thing in observe_host([]).values() if isinstance(thing, Bridge | Veth | DeviceLink)]
+    overlay = node.state.get(Overlay)
+    if overlay is None:
+        if links:
+            names = sorted(thing.name for thing in links)
+            shown = ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
+            raise StateError(
+                f"this host carries {len(links)} links of an overlay that this state does not know ({shown}): wrong "
+                "--data-dir? To remove them, with the networks of the containers on them: overlayd --teardown"
+            )
+        return
+    devices = [thing.name for thing in links if isinstance(thing, DeviceLink) and thing.scope == GLOBAL]
+    backend = node.kernel.backend
+    if not devices or backend is None or not backend.alive(devices[0]):
+        return
+    try:
+        key = backend.read(devices[0]).private_key
+    except MechanismError as error:
+        log.warning("start: %s; it is not known whether the device is of this state", error)
+        return
+    if key and key != node.state.node.private_key:
+        raise StateError(
+            f"device {devices[0]} on this host has the public key {keys.text(keys.public(key))}, this state's is "
+            f"{keys.text(keys.public(node.state.node.private_key))}: wrong --data-dir, or another node's? To remove "
+            "what is on this host, with the networks of the containers on it: overlayd --teardown"
+        )
 
 
 def _have_identity(draft: Draft) -> None:

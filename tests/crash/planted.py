@@ -39,8 +39,8 @@ def keeps_the_address_of_a_detached_container() -> None:
 def believes_that_the_kernel_is_as_it_was() -> None:
     """A start reads the journal and does not look at the kernel."""
 
-    async def trusting(_self: node.Node) -> list[Any]:
-        return []
+    async def trusting(_self: node.Node) -> tuple[list[Any], list[Any]]:
+        return [], []
 
     node.Node.reconcile = trusting  # type: ignore[method-assign]
 

@@ -187,10 +187,10 @@ class Node:
                 await self._undo(error)
                 raise
 
-    async def reconcile(self) -> list[Failure]:
-        """Make the kernel what the state implies, whatever it is now.  Returns what could not be done."""
+    async def reconcile(self) -> tuple[list[Step], list[Failure]]:
+        """Make the kernel what the state implies, whatever it is now.  Returns the steps, and those that failed."""
         async with self.comparing(layout, observe) as steps:
-            return await self.repair(steps)
+            return steps, await self.repair(steps)
 
     @asynccontextmanager
     async def comparing(
