@@ -30,6 +30,7 @@ PAYLOAD_PROTOCOL = 0xF0DE  # of those that the envelope's family leaves to priva
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 WireGuard = Literal["auto", "kernel", "userspace"]
+Quota = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 
 
 class ConfigError(Exception):
@@ -49,6 +50,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     namespace_id: str = NAMESPACE_ID
     payload_protocol: int = PAYLOAD_PROTOCOL
     no_probe: bool = False
+    max_connections: Quota = 4096
+    max_connections_per_user: Quota = 3072
+    max_connections_per_process: Quota = 2048
     proc_sys: str = sysctl.DEFAULT_ROOT
     dns_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = upstreams.PORT
     dns_node_address: bool = False
@@ -127,6 +131,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help=f"where the host's kernel parameters can be written, if not at {sysctl.DEFAULT_ROOT}",
     )
+    option(
+        "--max-connections",
+        metavar="N",
+        help="connections to the socket at once (default 4096, never more than a quarter of the limit of descriptors)",
+    )
+    option("--max-connections-per-user", metavar="N", help="the same, of one user (default 3072)")
+    option("--max-connections-per-process", metavar="N", help="the same, of one process (default 2048)")
     option(
         "--dns-port",
         metavar="PORT",

@@ -35,6 +35,7 @@ from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.hostnames import Resolver
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.server import identity, listener
+from overlayd.daemon.server.acceptor import Quotas
 from overlayd.daemon.server.server import Server
 from overlayd.daemon.status import StatusView
 from overlayd.daemon.tasks import Tasks
@@ -178,7 +179,7 @@ async def _serve(
         doctor = Doctor(node, sentinel, host, health, nameserver=nameserver, nat=nat)
         daemon = Daemon(node, status, health, nat, doctor, nameserver, boot, resolver.ask_again, stopping.set)
         mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
-        server = Server(Handlers(daemon), admission, requests.spawn, mux)
+        server = Server(Handlers(daemon), admission, requests.spawn, mux, quotas=_quotas(config))
         stack.enter_context(health.subscribe(_Onward(sentinel, server)))
         await enter(server.serving(bound, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
@@ -224,6 +225,21 @@ def _notify(state: str) -> None:
     if path:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
             channel.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def _quotas(config: Config) -> Quotas:
+    """How many connections there may be, as configured, or as this process has descriptors for."""
+    asked = Quotas(config.max_connections, config.max_connections_per_user, config.max_connections_per_process)
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    quotas = asked.within(descriptors)
+    if quotas != asked:
+        log.warning(
+            "at most %d connections are served, %d of a process: a quarter of %d descriptors (LimitNOFILE)",
+            quotas.all,
+            quotas.process,
+            descriptors,
+        )
+    return quotas
 
 
 def _raise_descriptor_limit() -> None:

@@ -16,13 +16,12 @@ it is not read either.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from typing import NamedTuple, Protocol, cast
 
 from overlayd import wire
 from overlayd._fast.frame import Inbox
 from overlayd.daemon.handlers import Handlers
-from overlayd.daemon.server.listener import Credentials, credentials
+from overlayd.daemon.server.listener import Credentials
 from overlayd.daemon.server.payload import answer_payload, read_payload
 from overlayd.daemon.tasks import Work
 from overlayd.errors import ProtocolError
@@ -66,7 +65,6 @@ class Connections(Protocol):
     handlers: Handlers
     mux: EndpointMux | None
     limits: Limits
-    admits: Callable[[Credentials], bool]
     stopping: bool  # nothing new is begun
 
     @property
@@ -92,8 +90,8 @@ class Connections(Protocol):
 class Connection(asyncio.BufferedProtocol):
     """One client; made by the server's transport."""
 
-    def __init__(self, server: Connections) -> None:
-        self.credentials = Credentials(0, -1, -1)
+    def __init__(self, server: Connections, client: Credentials) -> None:
+        self.credentials = client
         self.buffered = 0  # bytes that count against Limits.buffered
         self.queued = False  # waits for its turn
         self.incomplete_since = 0.0  # when the message at the front began, 0: there is none, or we do not read
@@ -118,12 +116,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._open = True
-        self.credentials = credentials(self._transport.get_extra_info("socket"))
+        self._transport.set_write_buffer_limits(high=self._limits.unread)
         self._server.made(self)
-        if self._server.admits(self.credentials):
-            self._transport.set_write_buffer_limits(high=self._limits.unread)
-        else:
-            self.close("not allowed: root, the daemon's user and members of the socket's group are")
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._open:

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 
 from overlayd import wire
 from overlayd.daemon.handlers import Handlers
+from overlayd.daemon.server.acceptor import QUOTAS, Acceptor, Quotas
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
 from overlayd.daemon.server.listener import Credentials
 from overlayd.daemon.tasks import Spawn, Work
@@ -26,7 +27,6 @@ from overlayd.proto.mux import EndpointMux
 log = logging.getLogger(__name__)
 
 # Our own constants.
-BACKLOG = 1024  # connections that wait to be accepted
 GRACE = 1.0  # seconds in which, at the end, what clients had sent already is still read and refused
 
 
@@ -34,7 +34,7 @@ class Server:
     """All connections of the socket.
 
     admits: whether a client may connect.  spawn: starts a change, which outlives its connection.  mux: answers probes
-    and sorts envelopes; None: only the JSON wire is served.
+    and sorts envelopes; None: only the JSON wire is served.  quotas: how many connections there may be.
     """
 
     def __init__(
@@ -44,14 +44,16 @@ class Server:
         spawn: Spawn,
         mux: EndpointMux | None = None,
         limits: Limits = LIMITS,
+        *,
+        quotas: Quotas = QUOTAS,
     ) -> None:
         self.handlers = handlers
-        self.admits = admits
         self.mux = mux
         self.limits = limits
         self.stopping = False
         self.buffered = 0  # bytes, over all connections
         self.connections: set[Connection] = set()
+        self._acceptor = Acceptor(admits, quotas, lambda client: Connection(self, client))
         self._spawn = spawn
         self._queue: deque[Connection] = deque()
         self._scheduled = False
@@ -62,18 +64,13 @@ class Server:
     @asynccontextmanager
     async def serving(self, listener: socket.socket, patience: float) -> AsyncIterator[None]:
         """Serve a bound socket until the block ends, then drain: see there.  patience: seconds."""
-        accepting = await self._listen(listener)
-        try:
-            yield
-        finally:
-            accepting.close()
-            await self.drain(patience)
-
-    async def _listen(self, listener: socket.socket) -> asyncio.Server:
         self._loop = asyncio.get_running_loop()
-        server = await self._loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
         self._sweep()
-        return server
+        try:
+            with self._acceptor.accepting(listener):
+                yield
+        finally:
+            await self.drain(patience)
 
     def publish(self, event: wire.Event) -> None:
         """Send an event to every client; one that does not read keeps the newest of each peer."""
@@ -134,7 +131,9 @@ class Server:
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
-        self.connections.discard(connection)
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self._acceptor.left(connection.credentials)
         self.buffered -= connection.buffered
         connection.buffered = 0
 

@@ -11,6 +11,7 @@ from lab.patience import LIMIT
 from overlayd import wire
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server import listener
+from overlayd.daemon.server.acceptor import QUOTAS, Quotas
 from overlayd.daemon.server.connection import LIMITS, Limits
 from overlayd.daemon.server.server import Server
 from overlayd.daemon.tasks import Tasks
@@ -78,9 +79,17 @@ async def serving(
     limits: Limits = LIMITS,
     admits: Callable[[listener.Credentials], bool] = lambda _: True,
     mux: EndpointMux | None = None,
+    quotas: Quotas = QUOTAS,
 ) -> AsyncIterator[Server]:
     async with Tasks() as changes:
-        server = Server(handlers or Fake(), admits, changes.spawn, mux or multiplexer(), limits)  # type: ignore[arg-type]
+        server = Server(
+            handlers or Fake(),  # type: ignore[arg-type]
+            admits,
+            changes.spawn,
+            mux or multiplexer(),
+            limits,
+            quotas=quotas,
+        )
         async with server.serving(listener.bind(path, None), LIMIT):
             yield server
     assert server.buffered == 0

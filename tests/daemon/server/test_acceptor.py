@@ -1,0 +1,93 @@
+"""How many connections there may be, and what happens to those beyond."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lab.patience import until_async as until
+from serving import connect, serving, status
+
+from overlayd.daemon.server.acceptor import Quotas
+
+
+async def answered(path: str) -> bool:
+    """Whether somebody new gets an answer; nobody does who is hung up on."""
+    async with await connect(path) as client:
+        client.send(status(1))
+        try:
+            return await client.answers(1) == [(1, "status")]
+        except (EOFError, OSError):
+            return False
+
+
+@pytest.mark.parametrize(("quotas", "named"), [(Quotas(8, 8, 3), "process"), (Quotas(8, 3, 8), "user")])
+async def test_who_has_used_up_its_quota_is_hung_up_on(
+    path: str, quotas: Quotas, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(path, quotas=quotas) as server:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                await stack.enter_async_context(await connect(path))
+            await until(lambda: len(server.connections) == 3)
+            assert not await answered(path)
+        await until(lambda: not server.connections)
+        assert await answered(path)
+    assert caplog.text.count(f"too many connections: {named} ") == 1
+    assert f"--max-connections-per-{named}" in caplog.text
+
+
+async def test_when_all_are_taken_accepting_pauses_and_goes_on_when_one_is_closed(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(path, quotas=Quotas(2, 9, 9)) as server:
+        first, second = await connect(path), await connect(path)
+        await until(lambda: len(server.connections) == 2)
+        waiting = [asyncio.create_task(answered(path)) for _ in range(3)]
+        await until(lambda: "no further connections" in caplog.text)
+        second.send(status(7))  # what is open goes on
+        assert await second.answers(1) == [(7, "status")]
+        first.writer.transport.abort()
+        assert await asyncio.gather(*waiting) == [True] * 3  # one after the other
+        second.writer.transport.abort()
+    assert "--max-connections" in caplog.text
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_a_descriptor_accepting_pauses_and_comes_back_by_itself(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(path) as server:
+        with socket.socket(socket.AF_UNIX) as raw:
+            raw.setblocking(False)
+            with no_descriptor_left():
+                raw.connect(path)
+                await until(lambda: "no further connections" in caplog.text)
+                assert not server.connections
+            await until(lambda: len(server.connections) == 1)
+    assert "Too many open files" in caplog.text
+    assert "LimitNOFILE" in caplog.text
+
+
+@given(st.builds(Quotas, *[st.integers(1, 2**20)] * 3), st.integers(1, 2**21))
+def test_connections_get_a_quarter_of_the_descriptors_at_most(asked: Quotas, descriptors: int) -> None:
+    given = asked.within(descriptors)
+    assert 1 <= given.all <= max(1, descriptors // 4)
+    assert given == asked or given.all < asked.all
+    assert all(1 <= got <= want for got, want in zip(given, asked, strict=True))
