@@ -55,8 +55,8 @@ The answer is printed as JSON.
 _INSPECT_EPILOG = f"""\
 Sections: {", ".join(SECTIONS)}; all of them, shortened, when none is named.
 
-overlayd need not run.  The kernel is read by another library than overlayd's own, and compared with the journal in the
-data directory when that can be X
+overlayd need not run.  The kernel is read by another library than the daemon's own code, and compared with the journal
+in the data directory.  Reading the journal and the connections takes root; the rest anybody may see.
 """
 
 _EDGE_EPILOG = """\

@@ -6,6 +6,7 @@ Our own codec reads the same kernel for the daemon, thousands of times a second;
 and so notices when ours is wrong.
 """
 
+import os
 import socket
 from collections.abc import Callable, Collection, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
@@ -64,8 +65,9 @@ def look(sections: Collection[str], ports: Collection[int], networks: Collection
     """
     picture = Picture()
     with IPRoute() as route:
-        names = {message["index"]: message.get("ifname") for message in route.get_links()}
-        picture.links = list(_links(route, names))
+        links = list(route.get_links())
+        names = {message["index"]: message.get("ifname") for message in links}
+        picture.links = list(_links(links, names))
         ours = {link.name for link in picture.links}
         picture.addresses = list(_addresses(route, names, ours))
         own = {str(each.address.ip) for each in picture.addresses}
@@ -81,13 +83,15 @@ def look(sections: Collection[str], ports: Collection[int], networks: Collection
             if section in sections:
                 try:
                     setattr(picture, section, read())
-                except (NetlinkError, OSError) as error:
-                    picture.unseen[section] = str(error)
+                except NetlinkError as error:
+                    picture.unseen[section] = f"{os.strerror(error.code)} (errno {error.code})"
+                except OSError as error:
+                    picture.unseen[section] = f"{error.strerror} (errno {error.errno})"
     return picture
 
 
-def _links(route: IPRoute, names: dict[int, str]) -> Iterator[Link]:
-    for message in route.get_links():
+def _links(messages: list[Any], names: dict[int, str]) -> Iterator[Link]:
+    for message in messages:
         role = _role(message)
         if role is None:
             continue

@@ -429,4 +429,6 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             cli.run([*words, "--help"])
         assert caught.value.code == 0
-    assert "handle.pid=71" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "handle.pid=71" in out
+    assert "Reading the journal and the connections takes root" in out

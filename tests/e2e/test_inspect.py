@@ -123,3 +123,12 @@ def test_dedicated_devices_guests_and_both_families_are_as_the_journal_has_them(
             assert (code, found["differences"], found["picture"]["unseen"]) == (0, [], {})
             assert len([link for link in found["picture"]["links"] if link["role"][0] == "device"]) == 2
             assert any(each["state"] == "proxy" for each in found["picture"]["neighbours"])
+
+
+def test_who_may_not_see_all_is_told_what_and_sees_the_rest(pair: Pair) -> None:
+    node = pair.alpha.node
+    argv = [*CONTROL, "inspect", "--data-dir", node.data_dir, "links", "conntrack"]
+    text = node.run(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *argv])
+    assert pair.bridges[0] in text
+    assert "conntrack: cannot be read: Operation not permitted (errno 1)" in text
+    assert f"not compared with the journal: {node.data_dir}/journal: Permission denied" in text
