@@ -9,10 +9,13 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
+from overlayd.daemon.upkeep.conflicts import Conflicts
 from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
+from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
-from overlayd.linux import capability, forwarding, netns
+from overlayd.linux import capability, forwarding, neighbours, netns
+from overlayd.linux.neighbours import NeighbourTable
 from overlayd.linux.wireguard import choice
 from overlayd.model import drift
 from overlayd.model.findings import Finding, ordered
@@ -20,6 +23,9 @@ from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Edge, Peer, Service
+
+# Our own constant: the part of a neighbour table from which on it is told; each container has two entries.
+CROWDED = 0.8
 
 
 class Doctor:
@@ -32,6 +38,8 @@ class Doctor:
         host: HostWatch,
         health: Health,
         *,
+        conflicts: Conflicts,
+        surroundings: Surroundings,
         nameserver: Nameserver,
         nat: Nat,
     ) -> None:
@@ -39,6 +47,8 @@ class Doctor:
         self._sentinel = sentinel
         self._host = host
         self._health = health
+        self._conflicts = conflicts
+        self._surroundings = surroundings
         self._nameserver = nameserver
         self._nat = nat
 
@@ -47,9 +57,11 @@ class Doctor:
         refuses a look.
         """
         await self._host.check()
+        await self._surroundings.look()
         drifted, dead = await self._node.run_exclusively(self._look)
         found = [*self._silent(), *drifted, *dead, *self._host.findings, *self._names(), *self._peers()]
         found += await self._journal()
+        found += [*self._conflicts.findings(), *self._surroundings.findings]
         return ordered([*found, *self._edges(), *self._unisolated(), *self._traversal(), *self._node_itself()])
 
     async def _journal(self) -> list[Finding]:
@@ -77,6 +89,7 @@ class Doctor:
             parameter, _, wrong = fault.partition(" ")
             remedy = "find out who sets it (/etc/sysctl.d), and restart overlayd, which sets it again"
             found.append(Finding("forwarding-off", "error", parameter, wrong, "", remedy))
+        found += map(_crowded, filter(_is_crowded, neighbours.tables()))
         return found, self._dead()
 
     def _dead(self) -> list[Finding]:
@@ -121,7 +134,7 @@ class Doctor:
                 code="endpoint-unresolved",
                 severity="error",
                 object=f"peer {keys.text(peer.public_key)[:8]}...",
-                problem=f"cannot be reached: {peer.endpoint} does not resolve",
+                problem=f"cannot be reached: {peer.endpoint} does not resolve to an address outside of the overlay",
                 symptom="",
                 remedy="check the name, and this host's resolver",
             )
@@ -210,3 +223,19 @@ class Doctor:
             symptom = "other nodes refuse this one"
             found.append(Finding("key-mismatch", "error", "the orchestrator", problem, symptom, remedy))
         return found
+
+
+def _is_crowded(table: NeighbourTable) -> bool:
+    return table.entries >= table.limit * CROWDED
+
+
+def _crowded(table: NeighbourTable) -> Finding:
+    parameter = f"net/ipv{table.version}/neigh/default/gc_thresh3"
+    return Finding(
+        code="neighbours-crowded",
+        severity="error" if table.entries >= table.limit else "warning",
+        object=parameter,
+        problem=f"is {table.limit}, and the host with its containers has {table.entries} IPv{table.version} neighbours",
+        symptom="at the limit no new container is reached, and those there lose each other now and then",
+        remedy=f"raise it on the host: sysctl -w {parameter.replace('/', '.')}={table.limit * 4}",
+    )

@@ -40,10 +40,12 @@ from overlayd.daemon.server.server import Server
 from overlayd.daemon.status import StatusView
 from overlayd.daemon.tasks import Tasks
 from overlayd.daemon.teardown import remove_everything
+from overlayd.daemon.upkeep.conflicts import Conflicts
 from overlayd.daemon.upkeep.deaths import DeathWatch
 from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.reclaim import reclaim
 from overlayd.daemon.upkeep.sentinel import Sentinel
+from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.daemon.upkeep.suspects import Part
 from overlayd.errors import DiskError, MechanismError, OverlaydError, StateError
 from overlayd.linux import capability, heap, sysctl
@@ -156,8 +158,12 @@ async def _serve(
         await enter(health.running(tasks.keep_up))
         host = HostWatch(node, foreign_rules, config.dns_port)
         await enter(host.running(tasks.keep_up))
-        sentinel = Sentinel(node, monitor, host.look)
+        surroundings = Surroundings(node)
+        await enter(surroundings.running())
+        sentinel = Sentinel(node, monitor, host.look, surroundings)
         await enter(sentinel.running(tasks.keep_up))
+        conflicts = Conflicts(node, sentinel.suspect)
+        await enter(conflicts.running())
         resolver = Resolver(node, health, Lookups(), tasks.spawn)
         await enter(resolver.running())
         nat = Nat(node, health, Lookups(), tasks.spawn, tasks.keep_up)
@@ -176,8 +182,18 @@ async def _serve(
         status = StatusView(node, health)
         stack.enter_context(node.subscribe(status.follow))
         stack.enter_context(node.subscribe(partial(grants.tell_lost, node)))
-        doctor = Doctor(node, sentinel, host, health, nameserver=nameserver, nat=nat)
-        daemon = Daemon(node, status, health, nat, doctor, nameserver, boot, resolver.ask_again, stopping.set)
+        doctor = Doctor(
+            node,
+            sentinel,
+            host,
+            health,
+            conflicts=conflicts,
+            surroundings=surroundings,
+            nameserver=nameserver,
+            nat=nat,
+        )
+        ask = resolver.ask_again
+        daemon = Daemon(node, status, health, nat, doctor, nameserver, surroundings, boot, ask, stopping.set)
         mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
         server = Server(Handlers(daemon), admission, requests.spawn, mux, quotas=_quotas(config))
         stack.enter_context(health.subscribe(_Onward(sentinel, server)))

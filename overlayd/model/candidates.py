@@ -7,8 +7,8 @@ addresses come from, servers, or when what is tried (`traversal`).
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from overlayd.model.layout import numeric_endpoint
 from overlayd.model.objects import Address
+from overlayd.model.rows import numeric_endpoint
 
 Endpoint = tuple[Address, int]
 ConnectionType = Literal["direct", "hole-punched", "relayed"]

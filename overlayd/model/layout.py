@@ -11,12 +11,11 @@ its subnet.
 
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_interface, ip_network
 from itertools import chain
 from typing import NamedTuple
 
-from overlayd.model import edges, peers, ruleset
+from overlayd.model import conflicts, edges, ruleset
 from overlayd.model.names import veth_name
 from overlayd.model.objects import (
     GLOBAL,
@@ -34,14 +33,12 @@ from overlayd.model.objects import (
     Route,
     Veth,
 )
-from overlayd.model.rows import Attachment, Edge, Isolation, Overlay, Peer, RowId, Service
+from overlayd.model.routing import has_route
+from overlayd.model.rows import Attachment, Edge, Isolation, Overlay, Peer, RowId, Service, numeric_endpoint
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
 Layout = dict[Hashable, Object]
-
-# Our own constant: every change of a peer, and every start, looks at its endpoint several times.
-_ENDPOINTS_REMEMBERED = 16384
 
 
 class Selected(NamedTuple):
@@ -219,18 +216,20 @@ def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object
 def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
     if not facts.devices:
         return
+    overlay = state.overlay if peer.scope == GLOBAL else state.get(Overlay)
+    if overlay is None:
+        return
     if peer.scope == GLOBAL:
-        if state.overlay is None:
-            return
-        device = state.overlay.interface
+        device = overlay.interface
     else:
-        service, overlay = state.get(Service, peer.scope), state.get(Overlay)
-        if service is None or overlay is None:
+        service = state.get(Service, peer.scope)
+        if service is None:
             return
         device = service.device
-        for network in peer.allowed_ips:
-            if peers.has_route(network, overlay.cluster):
-                yield from _way(peer.scope, device, network, overlay.cluster)
+    allowed_ips = conflicts.installed(state, peer)
+    for network in allowed_ips:
+        if has_route(peer.scope, network, overlay.cluster):
+            yield from _way(peer.scope, device, network, overlay.cluster)
     selected = facts.selected.get((peer.key, peer.endpoint))
     yield DevicePeer(
         scope=peer.scope,
@@ -238,7 +237,7 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
         public_key=peer.public_key,
         endpoint=selected.endpoint if selected else configured_address(peer, facts),
         keepalive=peer.keepalive or (selected.keepalive if selected else 0),
-        allowed_ips=peer.allowed_ips,
+        allowed_ips=allowed_ips,
     )
 
 
@@ -336,16 +335,6 @@ def configured_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
     if not peer.endpoint:
         return None
     return numeric_endpoint(peer.endpoint) or facts.resolved.get((peer.key, peer.endpoint))
-
-
-@lru_cache(_ENDPOINTS_REMEMBERED)
-def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
-    """`1.2.3.4:5` or `[fd00::1]:5` as an address and a port; None when the host is a name."""
-    host, _, port = endpoint.rpartition(":")
-    try:
-        return ip_address(host.removeprefix("[").removesuffix("]")), int(port)
-    except ValueError:
-        return None
 
 
 def endpoint_text(endpoint: tuple[Address, int]) -> str:

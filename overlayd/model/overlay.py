@@ -3,6 +3,7 @@
 Owns: the Node and Overlay rows.  Must not know: devices, requests.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -10,6 +11,7 @@ from msgspec.structs import replace
 from overlayd.errors import RequestError
 from overlayd.model.names import bridge_name, dedicated_name, device_name, require_legal, require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
+from overlayd.model.overlaps import HostNetwork, cuts_off
 from overlayd.model.rows import Lease, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
@@ -44,9 +46,10 @@ def setup_global(
     slice: Network | None,
     wg_port: int,
     nat: dict[str, Any] | None,
+    host: Sequence[HostNetwork] = (),
 ) -> Overlay:
-    """Bring the overlay up, or change it in place.  RequestError when the ranges make no sense or would orphan a
-    live address.
+    """Bring the overlay up, or change it in place.  host: what the host reaches without it.  RequestError when the
+    ranges make no sense, would orphan a live address, or would cut the host off.
     """
     if slice is not None and not _inside(slice, cluster):
         raise RequestError(f"slice_cidr {slice} is not inside cluster_cidr {cluster}")
@@ -61,9 +64,17 @@ def setup_global(
             raise RequestError(f"wg_port {wg_port} is that of the dedicated service {service.name}: tear it down first")
     require_printable(deployment, "deployment", LONGEST_SCOPE)
     require_printable(instance_id, "instance_id", LONGEST_SCOPE)
+    old = draft.get(Overlay)
+    if old is None or not old.up or (old.cluster, old.slice) != (cluster, slice):
+        _require_room(cluster, slice, host)  # what is up stays up: of that the overlap is told
+    inside = draft.state.endpoint_in(cluster) if old is None or old.cluster != cluster else None
+    if inside is not None:
+        raise RequestError(
+            f"cluster_cidr {cluster} holds {inside.endpoint}, the endpoint of a peer: "
+            "the tunnel would be led into itself"
+        )
     interface = device_name(deployment, instance_id)
     require_legal(interface, f"deployment {deployment!r} with instance_id {instance_id!r}")
-    old = draft.get(Overlay)
     if old is not None and (old.cluster, old.slice) != (cluster, slice):
         _readdress(draft, cluster, slice)
     overlay = Overlay(
@@ -88,6 +99,15 @@ def teardown_global(draft: Draft) -> None:
     overlay = draft.get(Overlay)
     if overlay is not None and overlay.up:
         draft.put(replace(overlay, up=False))
+
+
+def _require_room(cluster: Network, slice: Network | None, host: Sequence[HostNetwork]) -> None:
+    for field, network in (("cluster_cidr", cluster), ("slice_cidr", slice)):
+        lost = cuts_off(network, host) if network is not None else None
+        if lost is not None:
+            raise RequestError(
+                f"{field} {network} overlaps with the {lost}, and would cut this host off from it: choose another range"
+            )
 
 
 def _readdress(draft: Draft, cluster: Network, slice: Network | None) -> None:

@@ -1,18 +1,20 @@
 """Peers and their allowed IPs, per scope.
 
-Owns: Peer rows, and the rule that an allowed IP belongs to one peer.  Must not know: devices, or where a peer has
-roamed to.
+Owns: Peer rows, and the rules that an allowed IP belongs to one peer and that no tunnel is led into itself.  Must not
+know: devices, or where a peer has roamed to.
 """
 
-from ipaddress import ip_network
+from collections.abc import Collection, Sequence
 
 from msgspec.structs import replace
 
 from overlayd import keys
 from overlayd.errors import RequestError
-from overlayd.model import overlay
-from overlayd.model.objects import GLOBAL, Network
-from overlayd.model.rows import Edge, Overlay, Peer, Service
+from overlayd.model import conflicts, overlay
+from overlayd.model.objects import GLOBAL, Address, Network
+from overlayd.model.overlaps import HostNetwork, cuts_off
+from overlayd.model.routing import has_route, routed_into_overlay
+from overlayd.model.rows import Edge, Overlay, Peer, Service, numeric_endpoint, peer_key, peer_of
 from overlayd.model.state import Draft
 
 
@@ -26,8 +28,11 @@ def add_peer(
     keepalive: int,
     allowed_ips: tuple[Network, ...],
     candidates: tuple[tuple[str, str, int], ...],
+    host: Sequence[HostNetwork] = (),
 ) -> list[str]:
-    """Upsert a peer.  own_key: the public key of the scope's device.  Returns what moved, in words, for the log."""
+    """Upsert a peer.  own_key: the public key of the scope's device; host: what the host reaches without the overlay.
+    Returns what moved, in words, for the log.
+    """
     require_scope(draft, scope)
     if public_key == own_key:
         raise RequestError(f"request.public_key: {keys.text(public_key)} is this node's own key, not a peer")
@@ -35,8 +40,12 @@ def add_peer(
         if edge.public_key == public_key:
             raise RequestError(f"request.public_key: {keys.text(public_key)} is edge peer {edge.name}: revoke it first")
     _require_no_guest(draft, scope, public_key, "public_key")
+    at = numeric_endpoint(endpoint)
+    if at is not None:
+        _require_underlay(draft, endpoint, at[0])
     for network in allowed_ips:
-        _require_no_other_route(draft, scope, network)
+        _require_way(draft, peer_key(scope, public_key), network, at[0] if at is not None else None, host)
+    _require_installable(draft, allowed_ips)
     old = draft.peer(scope, public_key)
     moved = [_move(draft, scope, network, public_key) for network in allowed_ips]
     draft.put(
@@ -62,8 +71,18 @@ def remove_peer(draft: Draft, scope: str, public_key: bytes) -> None:
         draft.drop(peer)
 
 
-def add_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network) -> list[str]:
-    """Route a network to a peer, taking it from the peer that had it.  Returns what moved, in words, for the log."""
+def add_allowed_ip(
+    draft: Draft,
+    scope: str,
+    public_key: bytes,
+    network: Network,
+    *,
+    resolved: Address | None = None,
+    host: Sequence[HostNetwork] = (),
+) -> list[str]:
+    """Route a network to a peer, taking it from the peer that had it.  resolved: where the peer's host name points;
+    host: what the host reaches without the overlay.  Returns what moved, in words, for the log.
+    """
     require_scope(draft, scope)
     peer = draft.peer(scope, public_key)
     if peer is None:
@@ -71,7 +90,9 @@ def add_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network
     _require_no_guest(draft, scope, public_key, "pubkey")
     if network in peer.added:
         return []
-    _require_no_other_route(draft, scope, network)
+    at = numeric_endpoint(peer.endpoint)
+    _require_way(draft, peer.key, network, at[0] if at is not None else resolved, host)
+    _require_installable(draft, [network])
     moved = _move(draft, scope, network, public_key)
     draft.put(replace(peer, added=(*peer.added, network)))
     return [moved] if moved else []
@@ -96,16 +117,6 @@ def require_scope(draft: Draft, scope: str) -> None:
         raise RequestError(f"no dedicated overlay for service {scope}")
 
 
-def has_route(allowed: Network, cluster: Network) -> bool:
-    """Whether an allowed IP of a dedicated device's peer gets a route of its own.
-
-    One that holds the whole cluster, or everything, gets none: it would take the traffic of the global overlay, or the
-    host's own, along.
-    """
-    holds_cluster = allowed.version == cluster.version and cluster.subnet_of(allowed)  # type: ignore[arg-type]
-    return allowed.prefixlen > 0 and not holds_cluster
-
-
 def scope_name(scope: str) -> str:
     return f"service {scope}" if scope else "the global overlay"
 
@@ -120,29 +131,56 @@ def _require_no_guest(draft: Draft, scope: str, public_key: bytes, field: str) -
         raise RequestError(f"request.{field}: {keys.text(public_key)} is guest {name}: detach it first")
 
 
-def _require_no_other_route(draft: Draft, scope: str, network: Network) -> None:
-    """RequestError when an allowed IP would take a destination from an edge peer, or the route of a dedicated device
-    from somebody else: this host has one route to each.
+def _require_underlay(draft: Draft, endpoint: str, address: Address) -> None:
+    """RequestError when the tunnel to an endpoint would be led into the overlay."""
+    inside = routed_into_overlay(draft.state, address)
+    if inside:
+        raise RequestError(
+            f"request.endpoint: {endpoint} is in {inside}: the tunnel would be led into itself; give the peer's "
+            "address outside of the overlay"
+        )
+
+
+def _require_way(
+    draft: Draft, peer: str, network: Network, endpoint: Address | None, host: Sequence[HostNetwork]
+) -> None:
+    """RequestError when the route of an allowed IP would lead a tunnel into the overlay, cut the host off from a
+    network of its own, or take a destination from another device: this host has one route to each.  peer: the key of
+    the row of who announces it; endpoint: where that is, if it is known.
     """
-    for edge in draft.all(Edge):
-        if scope == GLOBAL and network == ip_network(edge.address):
-            raise RequestError(f"allowed IP {network} is edge peer {edge.name}: revoke it first")
+    scope = peer_of(peer)[1]
     around = draft.get(Overlay)
-    if scope == GLOBAL or around is None or not has_route(network, around.cluster):
+    if around is None or not has_route(scope, network, around.cluster):
         return
-    for service in draft.all(Service):
-        if network.version == service.subnet.version and network.subnet_of(service.subnet):  # type: ignore[arg-type]
-            raise RequestError(f"allowed IP {network} is of the subnet of service {service.name} on this node")
-        if service.name != scope and draft.owner(service.name, network) is not None:
-            raise RequestError(
-                f"allowed IP {network} leads to the dedicated overlay of service {service.name} already: "
-                "remove it there first"
-            )
+    own = endpoint is not None and endpoint in network
+    other = draft.state.endpoint_in(network, other_than=peer)
+    if own or other is not None:
+        at = f"its own endpoint {endpoint}" if other is None else f"{other.endpoint}, the endpoint of a peer"
+        raise RequestError(
+            f"allowed IP {network} holds {at}: the tunnel would be led into itself; announce less, or give the peer "
+            "another endpoint"
+        )
+    lost = cuts_off(network, host)
+    if lost is not None:
+        raise RequestError(f"allowed IP {network} would cut this host off from the {lost}: announce less")
+    for other_scope in (GLOBAL, *(service.name for service in draft.all(Service) if service.dedicated)):
+        taken = other_scope != scope and has_route(other_scope, network, around.cluster)
+        if taken and draft.owner(other_scope, network) is not None:
+            where = f"the dedicated overlay of service {other_scope}" if other_scope else "the global overlay"
+            raise RequestError(f"allowed IP {network} leads to {where} already: remove it there first")
+
+
+def _require_installable(draft: Draft, networks: Collection[Network]) -> None:
+    """RequestError when this node has all of the networks itself.  When it has some, the others are installed."""
+    held = {network: conflicts.holder(draft.state, network) for network in networks}
+    if held and all(held.values()):
+        named = ", ".join(f"{network} is {by}" for network, by in held.items())
+        raise RequestError(f"allowed IP {named}: no peer can have it; announce what is the peer's own")
 
 
 def _move(draft: Draft, scope: str, network: Network, to: bytes) -> str:
     owner = draft.owner(scope, network)
-    if owner is None or owner.public_key == to:
+    if owner is None or owner.public_key == to or (scope == GLOBAL and draft.state.guest(owner.public_key)):
         return ""
     draft.put(_without(owner, network))
     return f"allowed IP {network} moved from peer {keys.text(owner.public_key)} to {keys.text(to)}"

@@ -8,6 +8,7 @@ new rows, None for a row that goes; it is at once the unit of decision, of durab
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from ipaddress import IPv4Network, ip_address, ip_network
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +18,9 @@ from overlayd.errors import StateError
 from overlayd.model.objects import GLOBAL, Address, Netns, Network
 
 RowId = tuple[str, str]  # (table, key)
+
+# Our own constant: every change of a peer, and every start, looks at its endpoint several times.
+_ENDPOINTS_REMEMBERED = 16384
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -117,6 +121,16 @@ class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def allowed_ips(self) -> frozenset[Network]:
         return frozenset(self.listed) | frozenset(self.added)
+
+
+@lru_cache(_ENDPOINTS_REMEMBERED)
+def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
+    """`1.2.3.4:5` or `[fd00::1]:5` as an address and a port; None when the host is a name."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        return ip_address(host.removeprefix("[").removesuffix("]")), int(port)
+    except ValueError:
+        return None
 
 
 def peer_key(scope: str, public_key: bytes) -> str:

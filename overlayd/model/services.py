@@ -3,7 +3,7 @@
 Owns: Service rows.  Must not know: how bridges are made, or why a container is attached.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -11,6 +11,7 @@ from overlayd.errors import RequestError
 from overlayd.model import attachments, ipam, overlay, subnets
 from overlayd.model.names import bridge_name, dedicated_name, require_legal, require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Address, Network
+from overlayd.model.overlaps import HostNetwork, occupant
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft, State
 
@@ -26,13 +27,14 @@ def setup_service(
     dedicated_key: bytes | None,
     isolated: bool = False,
     port_is_free: Callable[[int], bool] = lambda _port: True,
+    host: Sequence[HostNetwork] = (),
 ) -> Service:
     """Set a service up, or return it as it is.
 
     subnet: exactly this one, None for the one its name and node give.  dedicated_key: the private key of a dedicated
     service's device, used if it is new; None for a service without one.  isolated: its containers are to come with an
     isolation network; a service without a device may change that.  port_is_free: whether no other program of the host
-    has that UDP port.
+    has that UDP port.  host: what the host reaches without the overlay.
     """
     if not name:
         raise RequestError("request.service: a service needs a name")
@@ -54,10 +56,10 @@ def setup_service(
     require_legal(bridge, f"service {name!r}")
     if subnet is None:
         subnet = subnets.choose(
-            around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot)
+            around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot, host)
         )
     else:
-        _check_wanted(draft, around, subnet)
+        _check_wanted(draft, around, subnet, host)
     service = Service(name=name, subnet=subnet, bridge=bridge, isolated=isolated)
     if dedicated_key is not None:
         service = replace(
@@ -100,7 +102,7 @@ def release_ip(draft: Draft, address: Address, *, closing: str = "") -> bool:
     return True
 
 
-def _taken(draft: Draft, around: Overlay, slot: Network) -> Network | None:
+def _taken(draft: Draft, around: Overlay, slot: Network, host: Sequence[HostNetwork]) -> Network | None:
     """A network that keeps `slot` from being a service's subnet."""
     state = draft.state
     for service in (*draft.all(Service), *draft.departing(Service)):
@@ -111,7 +113,8 @@ def _taken(draft: Draft, around: Overlay, slot: Network) -> Network | None:
             return around.slice
     elif _inhabited(state, slot):
         return slot
-    return _routed_elsewhere(state, around, slot)
+    lived_in = occupant(slot, around.cluster, host)
+    return lived_in.network if lived_in is not None else _routed_elsewhere(state, around, slot)
 
 
 def _inhabited(state: State, slot: Network) -> bool:
@@ -131,12 +134,15 @@ def _routed_elsewhere(state: State, around: Overlay, slot: Network) -> Network |
     return None
 
 
-def _check_wanted(draft: Draft, around: Overlay, subnet: Network) -> None:
+def _check_wanted(draft: Draft, around: Overlay, subnet: Network, host: Sequence[HostNetwork]) -> None:
     if subnet.version != around.cluster.version or not subnet.subnet_of(around.cluster):  # type: ignore[arg-type]
         raise RequestError(f"request.subnet: {subnet} is not inside the cluster CIDR {around.cluster}")
     if subnet.num_addresses < 4:
         raise RequestError(f"request.subnet: {subnet} has no room for a gateway and a container")
-    taken = _taken(draft, around, subnet)
+    lived_in = occupant(subnet, around.cluster, host)
+    if lived_in is not None:
+        raise RequestError(f"request.subnet: {subnet} would cut this host off from the {lived_in}: choose another one")
+    taken = _taken(draft, around, subnet, host)
     if taken is not None:
         raise RequestError(f"request.subnet: {subnet} overlaps {taken}, which is in use")
 

@@ -12,6 +12,7 @@ free before it has taken effect, for it may yet be taken back: `departing` has t
 """
 
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
 from typing import TypeVar, cast
 
 from overlayd._fast.allowedips import AllowedIPs
@@ -29,6 +30,7 @@ from overlayd.model.rows import (
     Row,
     RowId,
     Service,
+    numeric_endpoint,
     peer_key,
 )
 from overlayd.model.subnets import first_usable
@@ -49,6 +51,9 @@ class State:
         self._pools: dict[str, Pool] = {}
         self._peers: dict[str, dict[bytes, Peer]] = {}
         self._allowed: dict[str, AllowedIPs[bytes]] = {}
+        self._claimed: dict[tuple[str, Network], list[bytes]] = {}  # by whom else than the owner in `_allowed`
+        self._endpoints: AllowedIPs[dict[str, None]] = AllowedIPs()  # the keys of the rows of who is at an address
+        self._own: AllowedIPs[str] | None = None
         self._namespaces: dict[int, str] = {}
         self._processes: dict[int, str] = {}
         self._guests: dict[bytes, str] = {}
@@ -87,6 +92,39 @@ class State:
     def allowed_ips(self, scope: str) -> AllowedIPs[bytes]:
         """Who owns an allowed IP in a scope: values are public keys.  Not to be changed."""
         return self._allowed.get(scope) or AllowedIPs()
+
+    def announcers(self, network: Network) -> Iterator[str]:
+        """The keys of the rows of all peers that have an allowed IP within the network."""
+        for scope, allowed in self._allowed.items():
+            for _packed, _length, owner in allowed.within(network.network_address.packed, network.prefixlen):
+                yield peer_key(scope, owner)
+        for (scope, claimed), others in self._claimed.items():
+            if claimed.version == network.version and claimed.subnet_of(network):  # type: ignore[arg-type]
+                yield from (peer_key(scope, other) for other in others)
+
+    def own_networks(self) -> AllowedIPs[str]:
+        """The networks that this node's containers are in: values are their names, for a person."""
+        if self._own is None:
+            self._own = AllowedIPs()
+            overlay = self.get(Overlay)
+            services = self.table(Service).values()
+            own = {service.subnet: f"the subnet of service {service.name} here" for service in services}
+            if overlay is not None and overlay.slice is not None:
+                own[overlay.slice] = "this node's own slice"
+            elif overlay is not None:
+                own[ip_network(first_usable(overlay.cluster))] = "this node's own address"
+            for network, name in own.items():
+                self._own.insert(network.network_address.packed, network.prefixlen, name)
+        return self._own
+
+    def endpoint_in(self, network: Network, other_than: str = "") -> Peer | None:
+        """A peer whose endpoint, given as an address, is in the network.  other_than: the key of the row of one that
+        does not count.
+        """
+        found = self._endpoints.within(network.network_address.packed, network.prefixlen)
+        keys = (key for _packed, _length, there in found for key in there if key != other_than)
+        key = next(keys, None)
+        return self.get(Peer, key) if key is not None else None
 
     def scopes(self) -> list[str]:
         """The scopes that have peers."""
@@ -139,10 +177,12 @@ class State:
                 self._index_lease(cast(Lease | None, old), cast(Lease | None, new))
             case Peer():
                 self._index_peer(cast(Peer | None, old), cast(Peer | None, new))
+                self._index_endpoint(cast(Peer | None, old), cast(Peer | None, new))
             case Attachment():
                 self._index_attachment(cast(Attachment | None, old), cast(Attachment | None, new))
             case Overlay() | Service():
                 self._pools.clear()
+                self._own = None
 
     def _index_lease(self, old: Lease | None, new: Lease | None) -> None:
         for lease in (old, new):
@@ -165,16 +205,42 @@ class State:
         if old:
             allowed = self._allowed[old.scope]
             for network in old.allowed_ips:
-                if allowed.exact(network.network_address.packed, network.prefixlen) == old.public_key:
-                    allowed.remove(network.network_address.packed, network.prefixlen)
+                self._disown(old, network, allowed)
             del self._peers[old.scope][old.public_key]
         if new:
             allowed = self._allowed.setdefault(new.scope, AllowedIPs())
             for network in new.allowed_ips:
-                allowed.insert(network.network_address.packed, network.prefixlen, new.public_key)
+                before = allowed.insert(network.network_address.packed, network.prefixlen, new.public_key)
+                if before is not None:
+                    self._claimed.setdefault((new.scope, network), []).append(before)
             self._peers.setdefault(new.scope, {})[new.public_key] = new
         elif old and not self._peers[old.scope]:
             del self._peers[old.scope], self._allowed[old.scope]
+
+    def _disown(self, peer: Peer, network: Network, allowed: AllowedIPs[bytes]) -> None:
+        """A peer no longer has an allowed IP: whoever else claims it, as a guest and somebody else may, owns it."""
+        packed, length = network.network_address.packed, network.prefixlen
+        others = self._claimed.get((peer.scope, network))
+        if others and peer.public_key in others:
+            others.remove(peer.public_key)
+        elif allowed.exact(packed, length) == peer.public_key:
+            allowed.remove(packed, length)
+            if others:
+                allowed.insert(packed, length, others.pop())
+        if others == []:
+            del self._claimed[peer.scope, network]
+
+    def _index_endpoint(self, old: Peer | None, new: Peer | None) -> None:
+        for peer in (old, new):
+            at = numeric_endpoint(peer.endpoint) if peer else None
+            if peer is None or at is None:
+                continue
+            packed, length = at[0].packed, at[0].max_prefixlen
+            there = self._endpoints.exact(packed, length) or {}
+            if peer is new:
+                self._endpoints.insert(packed, length, {**there, peer.key: None})
+            elif there.pop(peer.key, there) is None and not there:
+                self._endpoints.remove(packed, length)
 
     def _index_attachment(self, old: Attachment | None, new: Attachment | None) -> None:
         if old and old.netns and self._namespaces.get(old.netns.inode) == old.handle:

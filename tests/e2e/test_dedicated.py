@@ -157,7 +157,7 @@ def test_a_destination_leads_into_one_dedicated_service(vault: Vault) -> None:
             alpha.request(
                 "add_peer", **peer_of(vault.pair.beta, vault.infos[1]), scope={"scope": "service", "service": "second"}
             )
-        with pytest.raises(Refused, match=r"is of the subnet of service web"):
+        with pytest.raises(Refused, match=r"is the subnet of service web"):
             web = vault.pair.web_address
             own = next(line for line in alpha.node.run(["ip", "route"]).splitlines() if vault.pair.bridges[0] in line)
             assert web.rpartition(".")[0] in own

@@ -1,6 +1,6 @@
 """A node's state, and decisions taken on it as the daemon takes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_network
 from typing import Any, TypeVar
 
@@ -8,6 +8,7 @@ from overlayd.model import attachments, overlay, rows, services
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import Facts
 from overlayd.model.objects import Netns, Network
+from overlayd.model.overlaps import HostNetwork
 from overlayd.model.rows import Attachment, Change, Node, Overlay, Row, RowId, Service
 from overlayd.model.state import Draft, State
 
@@ -40,11 +41,19 @@ def set_up(
     slice: Network | None = SLICE,
     instance_id: str = "1",
     port: int = 51820,
+    host: Sequence[HostNetwork] = (),
 ) -> Overlay:
     return change(
         state,
         lambda draft: overlay.setup_global(
-            draft, deployment=deployment, instance_id=instance_id, cluster=cluster, slice=slice, wg_port=port, nat=None
+            draft,
+            deployment=deployment,
+            instance_id=instance_id,
+            cluster=cluster,
+            slice=slice,
+            wg_port=port,
+            nat=None,
+            host=host,
         ),
     )[0]
 

@@ -3,7 +3,7 @@
 Owns: one spelling for each resource, so that all who change it mean the same.  Must not know: who locks, or how.
 """
 
-from overlayd.model.objects import GLOBAL, Netns
+from overlayd.model.objects import Netns
 
 NODE = "node"  # who this node is: its number, and the key that the orchestrator takes for its
 
@@ -14,7 +14,7 @@ def service_lock(name: str) -> str:
 
 def peers_locks(scope: str) -> list[str]:
     """What a change of a scope's peers must have for itself.  Routes have no scope: a destination has one."""
-    return [f"peers {scope}"] if scope == GLOBAL else [f"peers {scope}", "routes"]
+    return [f"peers {scope}", "routes"]
 
 
 def namespace_lock(inode: int) -> str:

@@ -13,6 +13,7 @@ from overlayd.daemon.doctor import Doctor
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
 from overlayd.daemon.status import StatusView
+from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import RequestError
 from overlayd.linux import egress
 from overlayd.model.layout import endpoint_text
@@ -35,6 +36,7 @@ class Daemon(NamedTuple):
     nat: Nat
     doctor: Doctor
     nameserver: Nameserver
+    surroundings: Surroundings
     boot_id: str
     ask_names: Callable[[], None]
     stop: Callable[[], None]

@@ -12,9 +12,8 @@ from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.errors import RequestError
 from overlayd.model import edges
-from overlayd.model.layout import numeric_endpoint
 from overlayd.model.objects import GLOBAL, Network
-from overlayd.model.rows import Edge
+from overlayd.model.rows import Edge, numeric_endpoint
 from overlayd.model.state import Draft, State
 from overlayd.proto.wireguard import Activity
 

@@ -64,12 +64,14 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
             slice=slice,
             wg_port=request.wg_port,
             nat=msgspec.to_builtins(nat) if nat is not None else None,
+            host=daemon.surroundings.networks,
         )
 
     offered = nat if nat is not None else wire.NatConfig()
     daemon.nat.relay.require(offered.relay_server if offered.enabled else None, cluster)
     try:
-        row = await node.change(decide, everything=True, verify=[(Overlay.table, "")])
+        look = daemon.surroundings.read
+        row = await node.change(decide, everything=True, verify=[(Overlay.table, "")], prepare=look)
     except BaseException:
         daemon.nat.restore_relay()
         raise

@@ -12,8 +12,10 @@ from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
 from overlayd.model import peers
+from overlayd.model.layout import configured_address
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Service
+from overlayd.model.state import Draft
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
             keepalive=request.persistent_keepalive_secs,
             allowed_ips=allowed_ips,
             candidates=tuple((c.candidate_type, c.address, c.priority) for c in request.candidates),
+            host=daemon.surroundings.networks,
         ),
         exclusive=peers_locks(scope),
     )
@@ -66,9 +69,15 @@ async def add_allowed_ip(daemon: Daemon, request: wire.AddAllowedIp) -> wire.Res
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
     network = parse.network(request.cidr, "cidr")
-    moved = await daemon.node.change_together(
-        lambda draft: peers.add_allowed_ip(draft, scope, key, network), exclusive=peers_locks(scope)
-    )
+    node = daemon.node
+
+    def decide(draft: Draft) -> list[str]:
+        peer = draft.peer(scope, key)
+        at = configured_address(peer, node.facts) if peer is not None else None
+        resolved = at[0] if at is not None else None
+        return peers.add_allowed_ip(draft, scope, key, network, resolved=resolved, host=daemon.surroundings.networks)
+
+    moved = await node.change_together(decide, exclusive=peers_locks(scope))
     _log_moves(moved)
     return wire.Ok()
 

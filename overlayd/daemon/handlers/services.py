@@ -34,6 +34,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
             "wireguard module, or install wireguard-go and provide /dev/net/tun"
         )
     key = keys.generate() if dedicated else None
+    is_new = daemon.node.state.get(Service, request.service) is None
     service = await daemon.node.change(
         lambda draft: services.setup_service(
             draft,
@@ -42,10 +43,12 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
             dedicated_key=key,
             isolated=request.mode == "isolated",
             port_is_free=udp_port_is_free,
+            host=daemon.surroundings.networks,
         ),
         exclusive=[service_lock(request.service), *(peers_locks(request.service) if dedicated else ())],
         shared=[NODE],  # its number says where the subnet is looked for
         verify=[(Service.table, request.service)],
+        prepare=daemon.surroundings.read if is_new else None,
     )
     if not service.dedicated:
         return wire.BridgeName(

@@ -16,7 +16,8 @@ from contextlib import suppress
 from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.model.candidates import Endpoint, is_symmetric
-from overlayd.model.layout import endpoint_text, numeric_endpoint
+from overlayd.model.layout import endpoint_text
+from overlayd.model.rows import numeric_endpoint
 from overlayd.proto.stun import Failure
 from overlayd.proto.stun_client import Binding
 

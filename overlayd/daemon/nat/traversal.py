@@ -28,6 +28,7 @@ from overlayd.errors import MechanismError
 from overlayd.model.candidates import Endpoint, peer_candidates
 from overlayd.model.layout import Selected, configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
+from overlayd.model.routing import routed_into_overlay
 from overlayd.model.rows import Change, Peer, RowId, peer_of
 from overlayd.model.traversal import HOLD, Attempt, Way, next_attempt, phase, ways
 from overlayd.proto.wireguard import Activity
@@ -243,7 +244,11 @@ class Traversal(Listener):
         return ways(
             last,
             configured_address(peer, self._node.facts),
-            peer_candidates(peer.candidates),
+            [
+                each
+                for each in peer_candidates(peer.candidates)
+                if not routed_into_overlay(self._node.state, each.address)
+            ],
             versions=self._port.versions or (4, 6),
             relay=self._allocation.relayed is not None,
             limit=self._config.max_candidate_pairs,

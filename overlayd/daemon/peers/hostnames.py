@@ -23,10 +23,11 @@ from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.tasks import Spawn
 from overlayd.errors import MechanismError
-from overlayd.model.layout import Facts, endpoint_text, numeric_endpoint
+from overlayd.model.layout import Facts, endpoint_text
 from overlayd.model.objects import Address
 from overlayd.model.resolution import choose, failure_pause, stale_pause
-from overlayd.model.rows import Change, Peer, peer_key
+from overlayd.model.routing import routed_into_overlay
+from overlayd.model.rows import Change, Peer, numeric_endpoint, peer_key
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Resolver(Listener):
         while True:
             pause: float | None = None  # until the peer goes stale
             try:
-                answers = await self._lookups.addresses(name.host)
+                answers = self._outside(await self._lookups.addresses(name.host))
             except (OSError, UnicodeError) as error:
                 log.log(
                     logging.DEBUG if name.failures else logging.WARNING,
@@ -153,6 +154,15 @@ class Resolver(Listener):
                 async with asyncio.timeout(pause):
                     await name.again.wait()
             name.again.clear()
+
+    def _outside(self, answers: list[Address]) -> list[Address]:
+        """The answers to which a tunnel may lead.  OSError when there are none."""
+        inside = {address: routed_into_overlay(self._node.state, address) for address in answers}
+        outside = [address for address in answers if not inside[address]]
+        if not outside:
+            address, network = next(iter(inside.items()))
+            raise OSError(f"{address} is in {network}, and the tunnel would be led into itself")
+        return outside
 
     async def _tell(self) -> None:
         """Tell the devices what was found, many at once: for ever."""

@@ -21,7 +21,18 @@ from overlayd.daemon.change.apply import Failure, Kernel
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks, service_lock
 from overlayd.daemon.tasks import KeepUp
-from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FENCE, FORWARDING, HOST, RULESET, Judge, Part
+from overlayd.daemon.upkeep.surroundings import Surroundings
+from overlayd.daemon.upkeep.suspects import (
+    EGRESS,
+    EVERYTHING,
+    FENCE,
+    FORWARDING,
+    HOST,
+    RULESET,
+    SURROUNDINGS,
+    Judge,
+    Part,
+)
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, forwarding
 from overlayd.linux.monitor import Monitor
@@ -58,11 +69,14 @@ class Sentinel:
     between; closed at the end of the watch.
     """
 
-    def __init__(self, node: Node, monitor: Monitor, host_changed: Callable[[], None]) -> None:
+    def __init__(
+        self, node: Node, monitor: Monitor, host_changed: Callable[[], None], surroundings: Surroundings
+    ) -> None:
         self.failures: dict[Hashable, str] = {}  # what cannot be put back, by the object's key, and why
         self._node = node
         self._monitor = monitor
         self._host_changed = host_changed
+        self._surroundings = surroundings
         self._judge = Judge(node, self)
         self._suspicions: dict[Part, _Suspicion] = {}
         self._busy: set[Part] = set()
@@ -176,6 +190,8 @@ class Sentinel:
                 await self._follow_egress()
             elif part == HOST:
                 self._host_changed()
+            elif part == SURROUNDINGS:
+                await self._surroundings.look()
             else:
                 await self._repair(part, who)
         except MechanismError as error:
@@ -204,6 +220,8 @@ class Sentinel:
         """Put right what of the part is due, and come back for the rest."""
         if part in (FORWARDING, EVERYTHING):
             await self._repair_forwarding(who)
+        if part == EVERYTHING:
+            await self._surroundings.look()
         if part == FORWARDING:
             return
         loop = asyncio.get_running_loop()

@@ -53,6 +53,7 @@ class Part(NamedTuple):
 
 RULESET, FENCE, FORWARDING = Part("ruleset"), Part("fence"), Part("forwarding")
 EGRESS, HOST, EVERYTHING = Part("egress"), Part("host"), Part("everything")
+SURROUNDINGS = Part("surroundings")  # the networks that the host reaches without us
 
 
 class Verdicts(Protocol):
@@ -85,13 +86,16 @@ class Judge:
             case PortChanged(link=link):
                 self._judge_port(link)
             case AddressChanged(ifindex=index, port=port):
-                if index in self._ways_out:
-                    suspect(EGRESS, "address")
-                elif (part := self._parts.get(index)) is not None:
+                if (part := self._parts.get(index)) is not None:
                     suspect(part, f"address {index}", _asker(port))
+                else:
+                    suspect(SURROUNDINGS, "address")
+                    if index in self._ways_out:
+                        suspect(EGRESS, "address")
             case RouteChanged(route=route, gone=gone, port=port):
                 if route.destination.prefixlen == 0:
                     suspect(EGRESS, "route")
+                    suspect(SURROUNDINGS, "route")
                 elif gone:
                     self._judge_lost_route(route, port)
             case ParameterChanged(netconf=netconf):

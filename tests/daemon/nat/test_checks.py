@@ -5,7 +5,7 @@ import pytest
 from overlayd import keys
 from overlayd.daemon.nat.checks import Checks
 from overlayd.model.candidates import Endpoint
-from overlayd.model.layout import numeric_endpoint
+from overlayd.model.rows import numeric_endpoint
 from overlayd.model.traversal import Way
 
 

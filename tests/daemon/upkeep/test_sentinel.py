@@ -19,6 +19,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import Tasks
 from overlayd.daemon.upkeep import sentinel
 from overlayd.daemon.upkeep.sentinel import Sentinel
+from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.daemon.upkeep.suspects import EVERYTHING, Part
 from overlayd.errors import MechanismError
 from overlayd.linux.monitor import Overrun
@@ -98,7 +99,7 @@ class Watched:
     def __init__(self, node: Node, kernel: MapKernel) -> None:
         self.node, self.kernel = node, kernel
         self.line = Line()
-        self.sentinel = Sentinel(node, self.line, lambda: None)  # type: ignore[arg-type]
+        self.sentinel = Sentinel(node, self.line, lambda: None, Surroundings(node))  # type: ignore[arg-type]
 
     async def until(self, condition) -> None:
         async with asyncio.timeout(20):

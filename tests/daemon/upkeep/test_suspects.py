@@ -9,7 +9,17 @@ from typing import Any, cast
 import pytest
 
 from overlayd.daemon.change.node import Node as LiveNode
-from overlayd.daemon.upkeep.suspects import EGRESS, EVERYTHING, FORWARDING, HOST, PID_MAX, RULESET, Judge, Part
+from overlayd.daemon.upkeep.suspects import (
+    EGRESS,
+    EVERYTHING,
+    FORWARDING,
+    HOST,
+    PID_MAX,
+    RULESET,
+    SURROUNDINGS,
+    Judge,
+    Part,
+)
 from overlayd.linux import bridge, veth
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.monitor import (
@@ -169,13 +179,21 @@ def test_links_that_nothing_wants_are_left_to_the_audit() -> None:
 
 def test_what_was_deleted() -> None:
     assert judged(LinkChanged(BRIDGE, True), LinkChanged(VETH._replace(master=0), False)) == [(SERVICE, "")] * 2
-    assert judged(LinkChanged(BRIDGE, True), AddressChanged(BRIDGE.ifindex, PID)) == [(SERVICE, "")]
+    assert judged(LinkChanged(BRIDGE, True), AddressChanged(BRIDGE.ifindex, PID)) == [
+        (SERVICE, ""),
+        (SURROUNDINGS, ""),  # a link that is gone is nobody's
+    ]
 
 
 def test_the_way_out() -> None:
     default = rt.KernelRoute(ip_network("0.0.0.0/0"), 254, 3, 0, 1, None, None, 0, 0, ((2, 0),))
     events = (LinkChanged(UPLINK, False), AddressChanged(2, PID), RouteChanged(default, False, PID))
-    assert judged(*events) == [(EGRESS, "")] * 3
+    both = [(EGRESS, ""), (SURROUNDINGS, "")]
+    assert judged(*events) == [(EGRESS, ""), *reversed(both), *both]
+
+
+def test_a_network_of_somebody_elses() -> None:
+    assert judged(AddressChanged(4711, PID)) == [(SURROUNDINGS, "")]
 
 
 @pytest.mark.parametrize(
