@@ -61,24 +61,21 @@ class Nft:
         """Run a script in nft syntax as one transaction; returns what it prints."""
         return self._run(script)
 
-    def ensure(self, members: Iterable[Element] = ()) -> dict[Hashable, Element]:
+    def ensure(self, members: Iterable[Element] = ()) -> None:
         """Make our tables, or put their rules back, with `members` in the same transaction: no packet sees the rules
-        without them.  Other elements stay.  Returns all elements.
+        without them.  Other elements stay.
 
         Tables that do not take them, made by another version with sets of other types or holding another value for a
-        member, are replaced and lose their other elements.
+        member, are replaced and lose their other elements: observe() after this.
         """
         fault.point("nft:ensure")
-        wanted = {element.key: element for element in members}
-        found = self.observe()
+        script = ruleset.with_members(members)
         try:
-            self._run(ruleset.with_members(each for key, each in wanted.items() if found.get(key) != each))
+            self._run(script)
         except MechanismError:
-            self._run(ruleset.removed() + ruleset.with_members(wanted.values()))
-            found = {}
+            self._run(ruleset.removed() + script)
         fault.point("nft:ensured")
         self._installed = self._rules()
-        return found | wanted
 
     def apply(self, steps: Sequence[Step]) -> None:
         """Do `steps`, each about an Element, in one transaction: all or none.

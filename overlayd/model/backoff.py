@@ -18,11 +18,12 @@ FIRST, LONGEST = 0.05, 30.0  # between two restorations, doubling
 
 @dataclass(slots=True)
 class _Record:
-    """restored: when it was last put back.  stands_at: when it counts as standing.  strikes: how often in a row it was
-    lost before that.  due: when it may be put back, None while it is there.
+    """restored: when it was last put back.  cost: how long that took.  stands_at: when it counts as standing.  strikes:
+    how often in a row it was lost before that.  due: when it may be put back, None while it is there.
     """
 
     restored: float
+    cost: float
     stands_at: float
     strikes: int = 0
     due: float | None = None
@@ -34,21 +35,26 @@ class Backoff:
     def __init__(self) -> None:
         self._records: dict[Hashable, _Record] = {}
 
-    def due(self, key: Hashable, now: float) -> float:
-        """When a thing that is seen to be lost may be put back; the same until it was, however often it is asked."""
+    def due(self, key: Hashable, now: float, *, guards: bool = False) -> float:
+        """When a thing that is seen to be lost may be put back; the same until it was, however often it is asked.
+
+        guards: others are unprotected without it, so it waits no longer than its cost demands.
+        """
         record = self._records.get(key)
         if record is None:
             return now
         if record.due is None:
             record.strikes = record.strikes + 1 if now < record.stands_at else 0
             pause = min(FIRST * 2 ** (record.strikes - 1), LONGEST) if record.strikes else 0.0
+            if guards:
+                pause = min(pause, COSTS * record.cost)
             record.due = max(now, record.restored + pause)
         return record.due
 
     def restored(self, key: Hashable, now: float, cost: float) -> None:
         """It was put back, or that was tried: at `now`, having taken `cost` seconds."""
-        record = self._records.setdefault(key, _Record(now, now))
-        record.restored, record.due = now, None
+        record = self._records.setdefault(key, _Record(now, cost, now))
+        record.restored, record.cost, record.due = now, cost, None
         record.stands_at = now + max(CALM, COSTS * cost)
 
     def strikes(self, key: Hashable) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from overlayd.model.backoff import Backoff
-from overlayd.model.objects import Bridge, Device, Element, Object, Proxy, Step, Veth
+from overlayd.model.objects import Bridge, Device, Element, Fence, Object, Proxy, Step, Veth
 from overlayd.model.plan import device_scope
 
 # The key of all members of our nftables sets, which are paced together.
@@ -33,7 +33,7 @@ class Pacing:
 
     def split(self, steps: Sequence[Step], now: float) -> Paced:
         """Tell the steps that are due from those that are not.  The order stays."""
-        dues = [self._backoff.due(pace_key(step), now) for step in steps]
+        dues = [self._backoff.due(pace_key(step), now, guards=_guards(step)) for step in steps]
         waiting = [(step, due) for step, due in zip(steps, dues, strict=True) if due > now]
         absent = {
             _place(step.want) for step, _ in waiting if step.have is None and isinstance(step.want, Bridge | Device)
@@ -52,6 +52,11 @@ def pace_key(step: Step) -> Hashable:
     thing = step.want or step.have
     assert thing is not None
     return RULESET if isinstance(thing, Element) else thing.key
+
+
+def _guards(step: Step) -> bool:
+    """Whether others are unprotected while the object of a step is away."""
+    return isinstance(step.want or step.have, Element | Fence)
 
 
 def _place(thing: Object | None) -> Hashable:

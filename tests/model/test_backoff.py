@@ -30,6 +30,15 @@ def test_a_loss_in_a_loop_is_put_back_ever_later_and_no_later_than_the_longest()
     assert backoff.due("veth", now) == now, "another thing is not to blame"
 
 
+def test_what_guards_others_waits_no_longer_than_its_cost_demands() -> None:
+    backoff, now = Backoff(), 100.0
+    for _ in range(20):
+        due = backoff.due("rules", now, guards=True)
+        assert due - now <= COSTS * 0.005
+        backoff.restored("rules", due, cost=0.005)
+        now = due + 0.001
+
+
 def test_being_asked_again_changes_nothing() -> None:
     backoff = Backoff()
     backoff.restored("bridge", 10.0, cost=0.0)

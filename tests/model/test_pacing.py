@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlayd.model.backoff import FIRST, LONGEST, Backoff
+from overlayd.model.backoff import COSTS, FIRST, LONGEST, Backoff
 from overlayd.model.objects import (
     Alias,
     Bridge,
@@ -111,8 +111,8 @@ def test_the_ruleset_is_paced_as_a_whole() -> None:
     pacing = Pacing(Backoff())
     steps = [Step(None, thing) for thing in OBJECTS if isinstance(thing, Element)]
     assert {pace_key(step) for step in steps} == {RULESET}
-    pacing.taken(steps[:1], NOW, cost=0.0)
-    assert pacing.split(steps[1:], NOW + 0.001) == ([], NOW + FIRST)
+    pacing.taken(steps[:1], NOW, cost=0.005)
+    assert pacing.split(steps[1:], NOW + 0.001) == ([], NOW + COSTS * 0.005)
 
 
 def test_what_is_taken_again_and_again_waits_ever_longer() -> None:

@@ -194,7 +194,9 @@ class Kernel:
     def install(self, wanted: Iterable[Element]) -> Layout:
         """Put our rules in place with these members, if any are wanted.  Returns what the sets have then."""
         self._members = {element.key: element for element in wanted}
-        return dict(self._put_rules_back() if self._members else self.nft.observe())
+        if self._members:
+            self._put_rules_back()
+        return dict(self.nft.observe())
 
     def members(self) -> Layout:
         """The members of our nftables sets.  None when our tables are not as we made them: then the next element brings
@@ -220,13 +222,12 @@ class Kernel:
             self._put_rules_back()  # somebody removed a table just now
             self.nft.apply(batch)
 
-    def _put_rules_back(self) -> dict[Hashable, Element]:
+    def _put_rules_back(self) -> None:
         """Our tables with all members.  What began without them is judged."""
         members = list(self._members.values())
-        found = self.nft.ensure(members)
+        self.nft.ensure(members)
         self._rules = True
         self._forgetter.forget_what_breaks(Rules(members))
-        return found
 
     def _device_backend(self, device: str) -> Backend:
         if self.backend is None:
