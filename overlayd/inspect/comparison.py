@@ -19,6 +19,7 @@ from overlayd.model.objects import (
     Alias,
     Bridge,
     Device,
+    Fence,
     Interface,
     Network,
     Proxy,
@@ -129,6 +130,12 @@ def _routes(picture: Picture, roles: Mapping[str, Role], want: Layout) -> Iterat
             yield Difference(f"route {destination}", "is missing" if destination not in shown else "leads elsewhere")
     for destination in shown.keys() - wanted.keys():
         yield Difference(f"route {destination}", "is not wanted")
+    fences = {thing.destination: thing for thing in want.values() if isinstance(thing, Fence)}
+    standing = {
+        each.destination for each in picture.routes if each.protocol == ROUTE_PROTOCOL and each.type == "unreachable"
+    }
+    yield from (Difference(drift.name(fences[each]), "is missing") for each in fences.keys() - standing)
+    yield from (Difference(drift.name(Fence(each)), "is not wanted") for each in standing - fences.keys())
 
 
 def _proxies(picture: Picture, roles: Mapping[str, Role], want: Layout) -> Iterator[Difference]:

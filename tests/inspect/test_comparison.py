@@ -8,8 +8,8 @@ import pytest
 
 from overlayd.inspect.comparison import compare
 from overlayd.inspect.picture import SECTIONS, Address, Difference, Link, Neighbour, Picture, Role, Route, Socket
-from overlayd.model import objects
-from overlayd.model.objects import ROUTE_PROTOCOL, Alias, Bridge, Device, Netns, Proxy, Veth
+from overlayd.model import drift, objects
+from overlayd.model.objects import ROUTE_PROTOCOL, Alias, Bridge, Device, Fence, Netns, Proxy, Veth
 
 LEG = Veth(
     "veth-7-s",
@@ -35,6 +35,7 @@ WANT = {
         LEG,
         GLOBAL_LEG,
         objects.Route("db", "zl-d", ip_network("fd09::/64")),
+        Fence(ip_network("10.1.0.0/16")),
         Alias("zl-g", ip_address("10.1.0.7")),
         Proxy("web", "zl-b", ip_address("10.2.0.5")),
     )
@@ -63,6 +64,7 @@ def picture() -> Picture:
             Route(ip_network("10.1.0.0/16"), "zl-g", "", 2, "unicast"),
             Route(ip_network("fd09::/64"), "zl-d", "", ROUTE_PROTOCOL, "unicast"),
             Route(ip_network("10.1.0.9"), "veth-7-g", "", ROUTE_PROTOCOL, "unicast"),
+            Route(ip_network("10.1.0.0/16"), "", "", ROUTE_PROTOCOL, "unreachable"),
         ],
         neighbours=[
             Neighbour("old", "10.2.0.5", "", "proxy"),
@@ -126,6 +128,12 @@ def add(section: str, row: object) -> Callable[[Picture], None]:
         (
             add("routes", Route(ip_network("10.8.0.0/16"), "zl-g", "", ROUTE_PROTOCOL, "unicast")),
             "route 10.8.0.0/16",
+            "is not wanted",
+        ),
+        (drop("routes", 3), drift.name(Fence(ip_network("10.1.0.0/16"))), "is missing"),
+        (
+            add("routes", Route(ip_network("10.9.0.0/16"), "", "", ROUTE_PROTOCOL, "unreachable")),
+            drift.name(Fence(ip_network("10.9.0.0/16"))),
             "is not wanted",
         ),
         (drop("neighbours", 0), "proxy for 10.2.0.5", "is missing on the bridge of service web"),
