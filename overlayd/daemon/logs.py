@@ -1,13 +1,21 @@
-"""How a line of the log looks.
+"""How a line of the log looks, and which are left out because they repeat others.
 
-Owns: the two formats.  Must not know: what is logged.
+Owns: the two formats, and the limits of repetition.  Must not know: what is logged.
 """
 
 import logging
 import sys
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 
 import msgspec
+
+# Our own constants.
+WINDOW = 60.0  # seconds in which repetitions are counted
+SAME = 10  # warnings with the same words that are logged in a window
+ALIKE = 200  # warnings with the same words but other values
 
 
 class TextLines(logging.Formatter):
@@ -39,11 +47,70 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode({key: _unicode(text) for key, text in event.items()}).decode()
 
 
-def set_up(format: str, level: str) -> None:
-    """Log to stderr. format: "text" or "json"; level: "debug" to "error"."""
+class _Window:
+    """What was logged of one kind of warning since `began`."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.logged: Counter[str] = Counter()
+        self.left_out = 0
+        self.last: logging.LogRecord | None = None  # that was left out
+
+
+class Repetition(logging.Filter):
+    """Leaves out warnings and errors that come again and again, and says how many.
+
+    In each window, SAME with the same words pass, and ALIKE with the same form of words.  Nothing is left out without
+    its number being logged: once the window is over, by `tell`.  log: takes the line that has the number.  clock:
+    seconds.
+    """
+
+    def __init__(self, log: Callable[[logging.LogRecord], object], clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._log = log
+        self._clock = clock
+        self._windows: dict[tuple[str, str], _Window] = {}
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.tell()
+        if record.levelno < logging.WARNING:
+            return True
+        with self._lock:
+            window = self._windows.setdefault((record.name, record.msg), _Window(self._clock()))
+            words = record.getMessage()
+            if window.logged[words] < SAME and window.logged.total() < ALIKE:
+                window.logged[words] += 1
+                return True
+            window.left_out += 1
+            window.last = record
+            return False
+
+    def tell(self, *, at_the_end: bool = False) -> None:
+        """Log what was left out in windows that are over, or in all."""
+        with self._lock:
+            over = [
+                (kind, window)
+                for kind, window in self._windows.items()
+                if at_the_end or self._clock() - window.began >= WINDOW
+            ]
+            for kind, _ in over:
+                del self._windows[kind]
+        for _, window in over:
+            if window.last is not None:
+                last = window.last
+                text = f"left out {window.left_out} more in {WINDOW:g} s like: {last.getMessage()}"
+                self._log(logging.LogRecord(last.name, last.levelno, last.pathname, last.lineno, text, None, None))
+
+
+def set_up(format: str, level: str) -> Repetition:
+    """Log to stderr. format: "text" or "json"; level: "debug" to "error".  Returns what leaves repetitions out."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
+    repetition = Repetition(handler.emit, time.monotonic)
+    handler.addFilter(repetition)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    return repetition
 
 
 def _stamp(record: logging.LogRecord) -> str:

@@ -3,6 +3,7 @@
 Owns: the order of start and stop, signals, exit codes.  Must not know: what a request does.
 """
 
+import argparse
 import asyncio
 import logging
 import os
@@ -76,7 +77,14 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     except ConfigError as error:
         print(f"overlayd: {error}", file=sys.stderr)
         return BAD_CONFIG
-    logs.set_up(config.log_format, config.log_level)
+    repetition = logs.set_up(config.log_format, config.log_level)
+    try:
+        return _check_and_run(config, options, repetition, fresh)
+    finally:
+        repetition.tell(at_the_end=True)
+
+
+def _check_and_run(config: Config, options: argparse.Namespace, repetition: logs.Repetition, fresh: float) -> int:
     try:
         sysctl.mounted_at(config.proc_sys)
     except MechanismError as error:
@@ -90,7 +98,7 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     heap.use_one_arena()
     try:
         with ExitStack() as claims:
-            return _claim_and_run(config, options.teardown, options.salvage_journal, claims, fresh)
+            return _claim_and_run(config, options, claims, repetition, fresh)
     except (listener.InUse, DirectoryInUse, NamespaceInUse) as error:
         log.error("%s", error)
         return IN_USE
@@ -105,18 +113,20 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
         return FAILED
 
 
-def _claim_and_run(config: Config, teardown: bool, salvage: bool, claims: ExitStack, fresh: float) -> int:
+def _claim_and_run(
+    config: Config, options: argparse.Namespace, claims: ExitStack, repetition: logs.Repetition, fresh: float
+) -> int:
     directory = Path(config.data_dir)
-    if teardown:
+    if options.teardown:
         claims.enter_context(claimed(directory))
         _claim_namespace(claims)
         return 0 if remove_everything() else FAILED
     garbage.postpone()
-    journal = Journal.open(directory, salvage=salvage)
+    journal = Journal.open(directory, salvage=options.salvage_journal)
     _claim_namespace(claims)
     admission = listener.Admission(config.socket_group)
     bound = claims.enter_context(listener.served(config.socket, admission.gid))
-    uvloop.run(_serve(config, journal, admission, bound, fresh))
+    uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition))
     return 0
 
 
@@ -128,7 +138,13 @@ def _claim_namespace(claims: ExitStack) -> None:
 
 
 async def _serve(
-    config: Config, journal: Journal, admission: listener.Admission, bound: socket.socket, fresh: float
+    config: Config,
+    journal: Journal,
+    admission: listener.Admission,
+    bound: socket.socket,
+    fresh: float,
+    *,
+    repetition: logs.Repetition,
 ) -> None:
     """Take up the state, serve until told to stop, and leave the data plane running.
 
@@ -199,7 +215,7 @@ async def _serve(
         stack.enter_context(health.subscribe(_Onward(sentinel, server)))
         await enter(server.serving(bound, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
-        await _run(config.socket, stopping)
+        await _run(config.socket, stopping, repetition)
 
 
 class _Onward(Listener):
@@ -224,13 +240,16 @@ def _multiplexer(me: DaemonProcess, payload_protocol: int) -> EndpointMux:
     )
 
 
-async def _run(path: str, stopping: asyncio.Event) -> None:
+async def _run(path: str, stopping: asyncio.Event, repetition: logs.Repetition) -> None:
     """From the moment when everything is there until we are told to stop."""
     garbage.begin()
     heap.give_back()
     _notify("READY=1")
     log.info("overlayd %s serves %s", __version__, path)
-    await stopping.wait()
+    while not stopping.is_set():
+        repetition.tell()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), logs.WINDOW)
     _notify("STOPPING=1")
     log.info("stopping; links, addresses and rules stay as they are")
 
