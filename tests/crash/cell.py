@@ -382,6 +382,8 @@ class Cell:
         boot_id.write_text(f"00000000-0000-4000-8000-{self._boots:012}\n")
         _mount(str(boot_id), str(BOOT_ID), None, MS_BIND)
         self.run(["ip", "-batch", "-"], NETWORK)
+        # Else a socket that asks for any port may get the one that the reference gives the next dedicated service.
+        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("32768 50000")
 
     def run(self, argv: list[str], given: str = "") -> str:
         """Run a program here and return what it printed."""
