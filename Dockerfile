@@ -1,16 +1,19 @@
-# How to run the image, and why each flag: docs/operations.md.
+# How to run the image, and why each flag: docs/operations.md.  To pin what it is built on:
+#   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:... .
+ARG BASE=python:3.11-slim-bookworm
 
-FROM python:3.11-slim-bookworm AS builder
+FROM ${BASE} AS builder
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY constraints.txt ./
-RUN pip install --no-cache-dir --constraint constraints.txt setuptools cython
+COPY deploy/requirements.txt ./
+RUN pip wheel --no-cache-dir --require-hashes --requirement requirements.txt --wheel-dir /wheels \
+    && pip install --no-cache-dir --no-index --find-links /wheels setuptools cython
 COPY . .
-RUN pip wheel --no-cache-dir --no-build-isolation --constraint constraints.txt --wheel-dir /wheels .
+RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
-FROM python:3.11-slim-bookworm
+FROM ${BASE}
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends nftables wireguard-go wireguard-tools \
     && rm -rf /var/lib/apt/lists/*

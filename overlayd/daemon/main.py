@@ -94,6 +94,7 @@ def _check_and_run(config: Config, options: argparse.Namespace, repetition: logs
     if lacking:
         log.error("missing capability %s: run as root, or grant it (setcap, AmbientCapabilities=, --cap-add)", lacking)
         return NO_PERMISSION
+    capability.give_up_others()
     _raise_descriptor_limit()
     heap.use_one_arena()
     try:

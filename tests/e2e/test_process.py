@@ -14,6 +14,10 @@ from lab.cluster import CLUSTER, PORT, Member
 from lab.frames import Connection, request_frame
 from lab.node import DAEMON
 
+from overlayd.linux import capability
+
+MANUAL = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+
 SETUP = {"deployment": "lab", "instance_id": "a", "cluster_cidr": CLUSTER, "wg_port": PORT}
 
 
@@ -138,3 +142,21 @@ def test_the_socket_of_a_successor_stays(lab: Lab) -> None:
     node.start()
     assert node.stop() == 0
     assert not node.socket.exists()
+
+
+def test_nothing_but_what_the_manual_names_is_held_after_the_start(fresh: Member) -> None:
+    """By the daemon, each of its threads, and wireguard-go."""
+    fresh.start()
+    fresh.set_up({"enabled": False})
+    assert fresh.node.daemon is not None
+    named = {f"CAP_{name}" for name in re.findall(r"--cap-add ([A-Z_]+)", MANUAL.read_text())}
+    assert named == set(capability.BITS)
+    allowed = sum(1 << bit for bit in capability.BITS.values())
+    statuses = [*Path(f"/proc/{fresh.node.daemon.pid}/task").glob("*/status")]
+    statuses += [Path(f"/proc/{pid}/status") for pid in fresh.node.wireguard_pids()]
+    assert len(statuses) > 2
+    for status in statuses:
+        found = dict(re.findall(r"^(Cap\w+|NoNewPrivs):\s*(\w+)$", status.read_text(), flags=re.MULTILINE))
+        assert found.pop("NoNewPrivs") == "1"
+        assert int(found["CapAmb"], 16) == 0
+        assert all(int(bits, 16) & ~allowed == 0 for bits in found.values()), (status, found)
