@@ -7,6 +7,7 @@ import argparse
 import os
 import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -86,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
         description="Own this node's overlay network: WireGuard tunnels, bridges, addresses and packet rules,\n"
         "driven by an orchestrator over a Unix socket.  Runs in the foreground and logs to stderr.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # A width of its own: to ask the terminal for one, argparse imports what `linux.programs` does without.
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
     )
     option = parser.add_argument
     option("--data-dir", metavar="DIR", help=f"where identity, addresses and peers are kept (default {DATA_DIR})")

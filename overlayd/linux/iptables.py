@@ -6,11 +6,11 @@ Owns: whether it filters here, and asking `iptables-legacy` for its rules.  Must
 Every function acts in the network namespace that the calling thread is in.
 """
 
-import shutil
 import subprocess
 from pathlib import Path
 
 from overlayd.errors import MechanismError
+from overlayd.linux import programs
 from overlayd.model import iptables
 from overlayd.model.firewall import Ruleset
 
@@ -34,7 +34,7 @@ def program(family: str) -> str:
 def ruleset(family: str) -> Ruleset | None:
     """The chains of the table "filter", None when the program is not installed.  MechanismError when it fails."""
     name = program(family)
-    if shutil.which(name) is None:
+    if programs.find(name) is None:
         return None
     try:
         done = subprocess.run([name, "-S"], capture_output=True, text=True, timeout=_PATIENCE, check=True)

@@ -11,7 +11,6 @@ import ctypes
 import fcntl
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -25,6 +24,7 @@ from typing import IO, Self
 
 from overlayd import fault
 from overlayd.errors import MechanismError
+from overlayd.linux import programs
 from overlayd.model.names import PREFIX
 
 PROGRAM = "wireguard-go"
@@ -46,7 +46,7 @@ _OUTPUT_KEPT = 4096  # bytes of the process's output, for the message when it do
 
 def missing() -> str:
     """What this machine lacks for wireguard-go, for a person; empty when it can be started."""
-    if shutil.which(PROGRAM) is None:
+    if programs.find(PROGRAM) is None:
         return f"{PROGRAM} is not in PATH"
     if not _TUN.exists():
         return f"{_TUN} does not exist (load the module tun, or pass the device to the container)"
@@ -173,11 +173,11 @@ def start(name: str) -> None:
 
 def _spawn(name: str, output: IO[bytes]) -> Process:
     """A shell starts it in the background and exits: so it belongs to init, in a session of its own."""
-    program = shutil.which(PROGRAM)
-    if program is None:
+    path = programs.find(PROGRAM)
+    if path is None:
         raise MechanismError("create WireGuard device", name, ENOENT, f"{PROGRAM} is not in PATH")
     shell = subprocess.run(
-        ["/bin/sh", "-c", '"$0" "$1" >&2 & echo $!', program, name],
+        ["/bin/sh", "-c", '"$0" "$1" >&2 & echo $!', path, name],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=output,
