@@ -1,0 +1,208 @@
+"""A port is who was attached there: what a container with CAP_NET_RAW, as most of them have, can make of that."""
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_interface
+
+import pytest
+from lab import Container, Lab, ping
+from lab.cluster import CLUSTER, CLUSTER6, Member
+from lab.packets import (
+    ARP_REPLY,
+    ARP_REQUEST,
+    EVERYBODY,
+    arp,
+    datagram,
+    eui64,
+    frame,
+    multicast_mac,
+    neighbour_advertisement,
+    router_advertisement,
+)
+
+PREFIX = "2001:db8:bad::"  # of a router that is none
+SETTLE = 0.5  # seconds after which a frame has done what it does
+
+
+class Street:
+    """Three neighbours on one bridge without isolation: `rogue` sends, the others are sent to."""
+
+    def __init__(self, lab: Lab, cluster: str) -> None:
+        self.member = Member(lab, 1, "alpha", cluster)
+        self.member.start()
+        self.member.set_up()
+        self.bridge = self.member.set_up_service("web")
+        self.rogue, self.victim, self.third = (lab.container() for _ in range(3))
+        self.addresses = {
+            each: self.member.attach(each, "web", join_global=each is self.rogue)
+            for each in (self.rogue, self.victim, self.third)
+        }
+        self.version = ip_address(self.addresses[self.victim]).version
+        own = json.loads(self.rogue.run(["ip", "-j", "address", "show", "dev", "eth0"]))[0]
+        self.prefix = next(each["prefixlen"] for each in own["addr_info"] if each["scope"] == "global")
+        network = ip_interface(f"{self.addresses[self.rogue]}/{self.prefix}").network
+        self.gateway = str(next(network.hosts()))
+
+    def mac(self, container: Container) -> bytes:
+        (link,) = json.loads(container.run(["ip", "-j", "link", "show", "dev", "eth0"]))
+        return bytes.fromhex(link["address"].replace(":", ""))
+
+    def neighbours(self, container: Container) -> dict[str, str]:
+        """Whom a container knows on eth0, and at which MAC."""
+        shown = json.loads(container.run(["ip", "-j", "neigh", "show", "dev", "eth0"]))
+        return {each["dst"]: each["lladdr"] for each in shown if "lladdr" in each}
+
+    def send(self, *frames: bytes, interface: str = "eth0") -> None:
+        with self.rogue.open_socket(socket.AF_PACKET, socket.SOCK_RAW) as mouth:
+            mouth.bind((interface, 0))
+            for each in frames:
+                mouth.send(each)
+        time.sleep(SETTLE)
+
+
+@pytest.fixture(scope="module", params=[CLUSTER, CLUSTER6], ids=["ipv4", "ipv6"])
+def street(request: pytest.FixtureRequest) -> Iterator[Street]:
+    with Lab(ipv6=request.param == CLUSTER6) as lab:
+        yield Street(lab, request.param)
+
+
+def lies(street: Street, about: str) -> list[bytes]:
+    """Frames that say that an address is at the rogue's MAC."""
+    mine, victim = street.mac(street.rogue), street.mac(street.victim)
+    if street.version == 4:
+        to = (victim, street.addresses[street.victim])
+        spoken = [arp(operation, (mine, about), to) for operation in (ARP_REPLY, ARP_REQUEST)]
+        spoken.append(arp(ARP_REPLY, (mine, about), (EVERYBODY, about)))
+        return [frame(mine, mac, each) for each in spoken for mac in (victim, EVERYBODY)]
+    to_victim = street.addresses[street.victim]
+    sources = (about, street.addresses[street.rogue], eui64(mine))
+    spoken = [neighbour_advertisement(source, to_victim, about, mine) for source in sources]
+    return [frame(mine, victim, each) for each in spoken]
+
+
+@pytest.mark.parametrize("posed", ["gateway", "neighbour"])
+def test_no_container_poses_as_the_gateway_or_a_neighbour(street: Street, posed: str) -> None:
+    about = street.gateway if posed == "gateway" else street.addresses[street.third]
+    ping(street.victim, about)
+    known = street.neighbours(street.victim)[about]
+    street.send(*lies(street, about))
+    assert street.neighbours(street.victim)[about] == known
+    ping(street.victim, about)
+    host = street.member.node.run(["ip", "neigh", "show", "dev", street.bridge])
+    mine = street.mac(street.rogue)
+    own = {street.addresses[street.rogue], eui64(mine)}
+    assert {line.split()[0] for line in host.splitlines() if mine.hex(":") in line} <= own, host
+
+
+def test_who_is_asked_still_answers(street: Street) -> None:
+    for container, address in street.addresses.items():
+        container.run(["ip", "neigh", "flush", "dev", "eth0"])
+        for other in street.addresses.values():
+            if other != address:
+                ping(container, other)
+
+
+def routers(place: Callable[[list[str]], str]) -> list[str]:
+    """What of a router's advertisement was taken."""
+    shown = place(["ip", "-6", "route", "show", "table", "all"]) + place(["ip", "-6", "address", "show"])
+    return [line for line in shown.splitlines() if "proto ra" in line or "db8:bad" in line]
+
+
+def advertise(street: Street) -> None:
+    for interface in ("eth0", "eth1"):
+        (link,) = json.loads(street.rogue.run(["ip", "-j", "link", "show", "dev", interface]))
+        mac = bytes.fromhex(link["address"].replace(":", ""))
+        packet = router_advertisement(eui64(mac), mac, PREFIX)
+        street.send(*[frame(mac, multicast_mac("ff02::1"), packet)] * 3, interface=interface)
+
+
+def assert_heeds_nobody(street: Street) -> None:
+    assert not routers(street.member.node.run)
+    for container in (street.victim, street.third):
+        assert not routers(container.run)
+    script = (
+        "cd /proc/sys/net/ipv6/conf && for each in zl-* veth-*; do cat $each/accept_ra $each/accept_redirects; done"
+    )
+    assert set(street.member.node.run(["sh", "-c", script]).split()) == {"0"}
+    ours = "cd /proc/sys/net/ipv4/conf && cat zl-*/accept_redirects veth-*/accept_redirects"
+    assert set(street.member.node.run(["sh", "-c", ours]).split()) == {"0"}
+
+
+def test_nobody_heeds_a_containers_router_advertisement(street: Street) -> None:
+    advertise(street)
+    assert_heeds_nobody(street)
+    # Somebody switches forwarding off, which makes a host of a router; it is put back.
+    forwarding = "net/ipv6/conf/all/forwarding"
+    street.member.node.write_sysctl(forwarding, "0")
+    advertise(street)
+    deadline = time.monotonic() + 10
+    while street.member.node.run(["cat", f"/proc/sys/{forwarding}"]).strip() != "1":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    advertise(street)
+    assert_heeds_nobody(street)
+
+
+def test_nor_after_a_start_that_finds_forwarding_off(street: Street) -> None:
+    street.member.node.stop()
+    street.member.node.write_sysctl("net/ipv6/conf/all/forwarding", "0")
+    street.member.start()
+    advertise(street)
+    assert_heeds_nobody(street)
+
+
+def test_the_forwarding_database_stays_small(street: Street) -> None:
+    show = ["bridge", "-j", "fdb", "show", "br", street.bridge]
+    before = len(json.loads(street.member.node.run(show)))
+    address, gateway = street.addresses[street.rogue], street.gateway
+    packet = datagram(address, gateway, (7, 7), b"flood")
+    street.send(*(frame(struct.pack("!HI", 0x0200, n), EVERYBODY, packet) for n in range(3000)))
+    assert len(json.loads(street.member.node.run(show))) == before
+
+
+def test_a_container_offers_no_addresses(street: Street) -> None:
+    family, ports = (socket.AF_INET, (67, 68)) if street.version == 4 else (socket.AF_INET6, (547, 546))  # DHCP, DHCPv6
+    mine, victim = street.mac(street.rogue), street.mac(street.victim)
+    ends = street.addresses[street.rogue], street.addresses[street.victim]
+    with street.victim.open_socket(family, socket.SOCK_DGRAM) as client:
+        client.bind(("", ports[1]))
+        client.settimeout(SETTLE)
+        street.send(frame(mine, victim, datagram(*ends, ports, b"offer")))
+        with pytest.raises(TimeoutError):
+            client.recv(64)
+        street.send(frame(mine, victim, datagram(*ends, (ports[0] + 10, ports[1]), b"other")))
+        assert client.recv(64) == b"other"
+
+
+def test_a_source_of_the_outside_does_not_reach_the_uplink(street: Street) -> None:
+    foreign = "8.8.8.8" if street.version == 4 else "2001:4860:4860::8888"
+    target = str(street.member.lab.outside_address.ip)
+    mine = street.mac(street.rogue)
+    (link,) = json.loads(street.member.node.run(["ip", "-j", "link", "show", "dev", street.bridge]))
+    gateway = bytes.fromhex(link["address"].replace(":", ""))
+    with street.member.lab.capture(street.member.node) as capture:
+        street.send(*[frame(mine, gateway, datagram(foreign, target, (7, 7), b"?"))] * 10)
+        (leg,) = json.loads(street.rogue.run(["ip", "-j", "link", "show", "dev", "eth1"]))
+        own = bytes.fromhex(leg["address"].replace(":", ""))
+        host = bytes([0xFE]) + own[1:]
+        street.send(*[frame(own, host, datagram(foreign, target, (7, 7), b"?"))] * 10, interface="eth1")
+    assert not [each for each in capture.packets() if str(each.source) == foreign]
+
+
+def test_a_container_costs_one_element_and_no_rule(street: Street) -> None:
+    def count() -> tuple[int, int]:
+        shown = json.loads(street.member.node.run(["nft", "-j", "list", "ruleset"]))["nftables"]
+        holders = [each.get("set") or each.get("map") for each in shown]
+        return sum("rule" in each for each in shown), sum(len(each.get("elem", ())) for each in holders if each)
+
+    rules, elements = count()
+    containers = [street.member.lab.container() for _ in range(5)]
+    for each in containers:
+        street.member.attach(each, "web")
+    assert count() == (rules, elements + 5)
+    for each in containers:
+        street.member.detach(each)
+    assert count() == (rules, elements)
