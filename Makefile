@@ -45,6 +45,29 @@ demo: demo-packages build ## two nodes, two containers, one encrypted overlay, i
 test: test-packages lint ## lint, types and every test (root)
 	@$(PYTHON) -m pytest
 
+# The tests of the half without I/O: no root, no network, nothing installed but .venv.
+PURE := tests/model tests/proto tests/fast tests/fuzz/test_envelope_fuzz.py $(wildcard tests/test_*.py)
+
+.PHONY: test-pure
+test-pure: build ## the tests of the half without I/O (no root; seconds)
+	@$(PYTHON) -m pytest $(PURE)
+
+.PHONY: test-debian
+test-debian: root ## demo and test in a fresh root of SUITE, such as SUITE=bookworm (default: trixie; root, git)
+	@$(call install,debootstrap git)
+	@tests/debian/run-in-debian $(or $(SUITE),trixie) demo test
+
+# A copy whose extension modules tell which of their lines run.
+COVERAGE := build/coverage
+
+.PHONY: coverage
+coverage: build ## what the tests of the half without I/O run of it, Cython too
+	@rm -rf $(COVERAGE) && mkdir -p $(COVERAGE) && cp -r overlayd tests pyproject.toml setup.cfg README.md LICENSE $(COVERAGE)
+	@cd $(COVERAGE) && rm -f overlayd/*/*.so overlayd/*/*.c && sed -i '1i # cython: linetrace=True' overlayd/*/*.pyx
+	@cd $(COVERAGE) && CFLAGS='-O1 -DCYTHON_TRACE_NOGIL=1' ../../$(PYTHON) -W ignore -c 'from setuptools import setup; setup()' --quiet build_ext
+	@cd $(COVERAGE) && ../../$(PYTHON) -m coverage run -m pytest $(PURE)
+	@cd $(COVERAGE) && ../../$(PYTHON) -m coverage report --include='overlayd/_fast/*,overlayd/proto/*,overlayd/wire/*,overlayd/model/*'
+
 .PHONY: test-kernel
 test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an emulated machine (root; two minutes)
 	@tests/kernel/run-guest $(PYTHON)
@@ -122,6 +145,9 @@ test-packages: root
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
+# What was installed just now was compiled by that.
 .venv/built: .venv/installed setup.cfg $(SOURCES)
-	@$(PYTHON) -W ignore -c 'from setuptools import setup; setup()' --quiet build_ext
+	@if [[ -n $$(find setup.cfg $(SOURCES) -newer .venv/installed) ]]; then \
+	  $(PYTHON) -W ignore -c 'from setuptools import setup; setup()' --quiet build_ext; \
+	fi
 	@touch $@
