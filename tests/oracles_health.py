@@ -3,9 +3,11 @@
 Owns: slow and obvious twins of `model.health.HealthTracker` and `RoamingTracker` of the same module.  Must not know:
 them.
 
-A history is a list of (now, {key: (endpoint, last_handshake)}), oldest first; its first entry is what was there at the
-start of the daemon.
+A history is a list of (now, {key: (endpoint, last_handshake, rx_bytes, tx_bytes)}), oldest first; its first entry is
+what was there at the start of the daemon.
 """
+
+UNANSWERED = 15
 
 
 def stretch(history, key):
@@ -18,23 +20,44 @@ def stretch(history, key):
     return seen[::-1], True
 
 
-def healthy(history, key, fresh):
-    """Whether the peer counts as healthy at the end of the history."""
+def condition(seen, from_start, fresh):
+    """How the peer is at the last observation of a stretch."""
+    now, _, handshake, _, _ = seen[-1]
+    if handshake and now - handshake < fresh:
+        return "answers"
+    before = [(None, None, 0, *seen[0][3:]) if from_start else (None, None, 0, 0, 0), *seen]
+
+    def calm(at):
+        """Whether nothing waits for an answer after an observation, whatever there was before."""
+        time, _, shaken, rx, tx = seen[at]
+        _, _, old_shaken, old_rx, old_tx = before[at]
+        return (shaken and time - shaken < fresh) or rx > old_rx or shaken > old_shaken or tx < old_tx
+
+    last_calm = max((at for at in range(len(seen)) if calm(at)), default=-1)
+    since = None
+    for at in range(max(last_calm, 0), len(seen)):
+        time, endpoint, shaken, rx, tx = seen[at]
+        _, _, old_shaken, old_rx, old_tx = before[at]
+        if since is not None and endpoint != before[at][1]:
+            since = time
+        if since is None and tx > old_tx and not (rx > old_rx or shaken > old_shaken):
+            since = time
+        if since is not None and time - since >= (min(UNANSWERED, fresh) if shaken else fresh):
+            return "silent"
+    return "idle"
+
+
+def announced(history, key, fresh):
+    """Whether the peer is healthy as its observers know, None when nobody told them."""
     seen, from_start = stretch(history, key)
-    verdicts = []
-    for at, (now, endpoint, handshake) in enumerate(seen):
-        if handshake:
-            verdicts.append(now - handshake < fresh)
-            continue
-        if at == 0 and from_start:
-            verdicts.append(endpoint is None)
-            continue
-        began = at  # when the device began to try this endpoint in vain
-        while began and seen[began - 1][1:] == (endpoint, 0):
-            began -= 1
-        patient = endpoint is None or now - seen[began][0] < fresh
-        verdicts.append((verdicts[-1] if verdicts else True) and patient)
-    return verdicts[-1]
+    value = None if from_start else True
+    for end in range(1, len(seen) + 1):
+        found = condition(seen[:end], from_start, fresh)
+        if end == 1 and from_start:
+            value = True if found == "answers" else None
+        elif found != "idle":
+            value = found == "answers"
+    return value
 
 
 def health_events(history, fresh):
@@ -43,8 +66,8 @@ def health_events(history, fresh):
     events = []
     for key in peers:
         _, shown_before = history[-2]
-        before = healthy(history[:-1], key, fresh) if key in shown_before else True
-        after = healthy(history, key, fresh)
+        before = announced(history[:-1], key, fresh) if key in shown_before else True
+        after = announced(history, key, fresh)
         if before != after:
             events.append((key, after))
     return events

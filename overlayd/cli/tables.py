@@ -73,13 +73,13 @@ def _finding(finding: wire.Finding) -> str:
 
 
 def peers(peers: Sequence[wire.StatusPeer], *, wide: bool, now: float) -> str:
-    """One line a peer, the stale ones marked."""
+    """One line a peer, those that are idle or do not answer marked."""
     rows = [
         (
             key(peer.public_key, wide=wide),
             peer.endpoint or "unknown",
             peer.allowed_ips.replace(",", ", ") or "none",
-            age(peer.last_handshake_unix_secs, now) + _staleness(peer.last_handshake_unix_secs, now),
+            age(peer.last_handshake_unix_secs, now) + _remark(peer, now),
         )
         for peer in peers
     ]
@@ -90,7 +90,7 @@ def nat(status: wire.NatStatus, *, wide: bool, now: float) -> str:
     """This node's candidates and, below, one line a peer."""
     candidates = [(each.candidate_type, each.address, str(each.priority)) for each in status.candidates]
     peers = [
-        (key(peer.node_id, wide=wide), peer.connection_type, peer.remote_endpoint or "unknown") for peer in status.peers
+        (key(peer.node_id, wide=wide), _connection(peer), peer.remote_endpoint or "unknown") for peer in status.peers
     ]
     parts = [
         table(("CANDIDATE", "ADDRESS", "PRIORITY"), candidates) if candidates else "no candidates",
@@ -205,5 +205,12 @@ def span(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
-def _staleness(last_handshake: int, now: float) -> str:
-    return " (stale)" if last_handshake and now - last_handshake >= HEALTHY_SECS else ""
+def _connection(peer: wire.NatPeer) -> str:
+    return f"{peer.connection_type} (idle)" if peer.health == "idle" else peer.connection_type
+
+
+def _remark(peer: wire.StatusPeer, now: float) -> str:
+    """An older daemon does not tell whether a peer is idle or does not answer."""
+    old = 0 < peer.last_handshake_unix_secs <= now - HEALTHY_SECS
+    remark = peer.health or ("stale" if old else "")
+    return f" ({remark})" if remark else ""

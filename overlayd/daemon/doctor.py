@@ -3,6 +3,8 @@
 Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothing.
 """
 
+import time
+
 from overlayd import keys
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.node import Node
@@ -23,6 +25,7 @@ from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Edge, Peer, Service
+from overlayd.model.silent_peers import SilentPeer, silent_peers
 
 # Our own constant: the part of a neighbour table from which on it is told; each container has two entries.
 CROWDED = 0.8
@@ -59,7 +62,15 @@ class Doctor:
         await self._host.check()
         await self._surroundings.look()
         drifted, dead = await self._node.run_exclusively(self._look)
-        found = [*self._silent(), *drifted, *dead, *self._host.findings, *self._names(), *self._peers()]
+        found = [
+            *self._silent(),
+            *drifted,
+            *dead,
+            *self._host.findings,
+            *self._names(),
+            *self._peers(),
+            *self._unanswered(),
+        ]
         found += await self._journal()
         found += [*self._conflicts.findings(), *self._surroundings.findings]
         return ordered([*found, *self._edges(), *self._unisolated(), *self._traversal(), *self._node_itself()])
@@ -141,6 +152,23 @@ class Doctor:
             for peer in state.table(Peer).values()
             if peer.endpoint and endpoint_address(peer, facts) is None
         ]
+
+    def _unanswered(self) -> list[Finding]:
+        health, now = self._health, time.time()
+        silent = []
+        for (scope, key), waited in health.unanswered().items():
+            activity = health.activity(scope, key)
+            endpoint = activity.endpoint if activity is not None else None
+            shaken = activity.last_handshake if activity is not None else 0
+            silent.append(
+                SilentPeer(
+                    name=f"{keys.text(key)[:8]}..." + (f" of service {scope}" if scope else ""),
+                    endpoint=endpoint_text(self._nat.seen_as(endpoint)) if endpoint is not None else "",
+                    waited=waited,
+                    last_handshake=now - shaken if shaken else None,
+                )
+            )
+        return silent_peers(silent, health.answering())
 
     def _unisolated(self) -> list[Finding]:
         state = self._node.state

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar, cast
 from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.peers.health import Health
+from overlayd.model.health import Condition
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Change, Overlay, Peer, Service, peer_of
@@ -18,15 +19,16 @@ from overlayd.model.subnets import first_usable
 K = TypeVar("K")
 V = TypeVar("V")
 
-# The endpoint and the last handshake of a peer that has been heard of: before that its endpoint cannot roam.
-_Did = tuple[tuple[Address, int] | None, int]
+# The endpoint and the last handshake of a peer that has been heard of, for before that its endpoint cannot roam; and
+# how it is.
+_Did = tuple[tuple[Address, int] | None, int, Condition]
 
 
 class _Shown(NamedTuple):
     """A peer as it was shown, and what of."""
 
     peer: Peer
-    did: _Did | None
+    did: _Did
     status: wire.StatusPeer
 
 
@@ -102,7 +104,8 @@ class StatusView:
         for key in peers if self._heard != self._health.generation else self._outdated:
             peer = peers[key]
             activity = self._health.activity(GLOBAL, key)
-            did = (activity.endpoint, activity.last_handshake) if activity and activity.last_handshake else None
+            heard = (activity.endpoint, activity.last_handshake) if activity and activity.last_handshake else (None, 0)
+            did = (*heard, self._health.condition(GLOBAL, key))
             shown = self._shown.get(key)
             if shown is None or shown.peer is not peer or shown.did != did:
                 self._shown[key] = _Shown(peer, did, _peer(peer, did))
@@ -138,11 +141,12 @@ def _put(table: dict[K, V], key: K, value: V | None) -> None:
         table[key] = value
 
 
-def _peer(peer: Peer, did: _Did | None) -> wire.StatusPeer:
-    roamed, last_handshake = did if did is not None else (None, 0)
+def _peer(peer: Peer, did: _Did) -> wire.StatusPeer:
+    roamed, last_handshake, condition = did
     return wire.StatusPeer(
         public_key=keys.text(peer.public_key),
         endpoint=endpoint_text(roamed) if roamed is not None else peer.endpoint,
         allowed_ips=",".join(map(str, dict.fromkeys((*peer.listed, *peer.added)))),
         last_handshake_unix_secs=last_handshake,
+        health="silent" if condition == "silent" else "idle" if condition == "idle" and last_handshake else None,
     )

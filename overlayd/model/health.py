@@ -7,7 +7,7 @@ told.
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 E = TypeVar("E", bound=Hashable)
 
@@ -25,13 +25,28 @@ LONGEST = 32 * HUNG  # what hangs again and again is ended every quarter of an h
 CALM = 300  # so many answers, five minutes, and what was is forgotten
 
 
+# Seconds for which what was sent may go without any answer: WireGuard itself then tries a new handshake
+# (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, section 6.5), and sends one every 5 s for as long as there is something to send.
+UNANSWERED = 15
+
+# How a peer is: a fresh handshake vouches for it; there is none, and nothing that was sent waits for an answer; what
+# was sent, be it a keepalive, has waited for too long.
+Condition = Literal["answers", "idle", "silent"]
+
+
 class Seen(Protocol):
-    """What a device shows of a peer.  endpoint: None when unknown; last_handshake: Unix seconds, 0 = never."""
+    """What a device shows of a peer.  endpoint: None when unknown; last_handshake: Unix seconds, 0 = never.  rx_bytes,
+    tx_bytes: that came from it authentic, and that left for it, handshakes with it.
+    """
 
     @property
     def endpoint(self) -> object | None: ...
     @property
     def last_handshake(self) -> int: ...
+    @property
+    def rx_bytes(self) -> int: ...
+    @property
+    def tx_bytes(self) -> int: ...
 
 
 def is_fresh(last_handshake: int, now: float, fresh: float = FRESH) -> bool:
@@ -41,34 +56,61 @@ def is_fresh(last_handshake: int, now: float, fresh: float = FRESH) -> bool:
 
 @dataclass(slots=True)
 class _Peer:
-    """healthy: as announced.  waiting_since: since when it has had its endpoint without a handshake."""
+    """announced: whether it is healthy, as its observers know, None when nobody told them.  waiting_since: since when
+    something that was sent, with no fresh handshake, has had no answer.
+    """
 
-    healthy: bool
+    announced: bool | None
+    condition: Condition = "idle"
     endpoint: object | None = None
     last_handshake: int = 0
-    waiting_since: float = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    waiting_since: float | None = None
 
 
 class HealthTracker:
     """The health of a device's peers.  fresh: seconds for which a handshake vouches for a peer.
 
-    A peer is healthy while its last handshake is fresh.  A new one, never heard of, passes for healthy until it has
-    had an endpoint for as long; after that only a handshake helps.
+    A peer is unhealthy when its last handshake is not fresh any more and what was sent since has no answer; from then
+    on only a handshake helps.  One to which nothing is sent, without keepalive, is idle, and as healthy as before.  One
+    that was never heard of gets as long for its first answer as a handshake is fresh, at each endpoint.
     """
 
     def __init__(self, fresh: float = FRESH) -> None:
         self._fresh = fresh
+        self.turned: dict[bytes, Condition] = {}  # those whose condition the last observation has changed
+        self._patience = min(UNANSWERED, fresh)
         self._peers: dict[bytes, _Peer] = {}
 
-    def resume(self, peers: Mapping[bytes, Seen], now: float) -> None:
-        """Take what a device shows that an earlier daemon watched: what has been announced is not announced again.
+    def condition(self, key: bytes) -> Condition:
+        """How a peer was at the last observation."""
+        known = self._peers.get(key)
+        return known.condition if known is not None else "idle"
 
-        now: Unix seconds.  Of a peer that has an endpoint and no handshake it is not known for how long; it passes for
-        unhealthy, so that nothing is announced twice.
+    def count(self, condition: Condition) -> int:
+        """How many peers are so."""
+        return sum(known.condition == condition for known in self._peers.values())
+
+    def silent(self, now: float) -> dict[bytes, float]:
+        """The peers that do not answer, and for how many seconds what was sent has waited."""
+        return {
+            key: now - known.waiting_since
+            for key, known in self._peers.items()
+            if known.condition == "silent" and known.waiting_since is not None
+        }
+
+    def resume(self, peers: Mapping[bytes, Seen], now: float) -> None:
+        """Take what a device shows that an earlier daemon watched.
+
+        now: Unix seconds.  Whether that one announced a peer without a fresh handshake is not known: its next change
+        is announced, whichever it is.
         """
         for key, seen in peers.items():
-            known = self._peers[key] = _Peer(healthy=seen.endpoint is None, waiting_since=now)
+            known = self._peers[key] = _Peer(announced=None, tx_bytes=seen.tx_bytes, rx_bytes=seen.rx_bytes)
             self._update(known, seen, now)
+            if known.condition == "answers":
+                known.announced = True
 
     def observe(self, peers: Mapping[bytes, Seen], now: float) -> list[tuple[bytes, bool]]:
         """Take what a device shows of all its peers; return those whose health has changed, and what it is now.
@@ -76,24 +118,37 @@ class HealthTracker:
         now: Unix seconds.  Peers that are no longer there are forgotten.
         """
         before, self._peers = self._peers, {}
+        self.turned = {}
         changes = []
         for key, seen in peers.items():
-            known = self._peers[key] = before.get(key) or _Peer(healthy=True, waiting_since=now)
-            if self._update(known, seen, now):
-                changes.append((key, known.healthy))
+            known = self._peers[key] = before.get(key) or _Peer(announced=True)
+            was = known.condition
+            self._update(known, seen, now)
+            if known.condition != was:
+                self.turned[key] = known.condition
+            healthy = known.announced if known.condition == "idle" else known.condition == "answers"
+            if healthy is not None and healthy != known.announced:
+                known.announced = healthy
+                changes.append((key, healthy))
         return changes
 
-    def _update(self, known: _Peer, seen: Seen, now: float) -> bool:
-        """Whether the peer's health has changed."""
-        if seen.last_handshake:
-            healthy = is_fresh(seen.last_handshake, now, self._fresh)
+    def _update(self, known: _Peer, seen: Seen, now: float) -> None:
+        heard = seen.rx_bytes > known.rx_bytes or seen.last_handshake > known.last_handshake
+        sent = seen.tx_bytes > known.tx_bytes
+        if is_fresh(seen.last_handshake, now, self._fresh):
+            known.condition, known.waiting_since = "answers", None
         else:
-            if known.last_handshake or seen.endpoint != known.endpoint:  # added anew, or tried elsewhere from now on
+            if known.condition == "answers" or heard or seen.tx_bytes < known.tx_bytes:  # less: the device is new
+                known.condition, known.waiting_since = "idle", None
+            if known.waiting_since is not None and seen.endpoint != known.endpoint and known.condition == "idle":
                 known.waiting_since = now
-            healthy = known.healthy and (seen.endpoint is None or now - known.waiting_since < self._fresh)
-        changed = healthy != known.healthy
-        known.healthy, known.endpoint, known.last_handshake = healthy, seen.endpoint, seen.last_handshake
-        return changed
+            if known.waiting_since is None and sent and not heard:
+                known.waiting_since = now
+            patience = self._patience if seen.last_handshake else self._fresh
+            if known.waiting_since is not None and now - known.waiting_since >= patience:
+                known.condition = "silent"
+        known.endpoint, known.last_handshake = seen.endpoint, seen.last_handshake
+        known.rx_bytes, known.tx_bytes = seen.rx_bytes, seen.tx_bytes
 
 
 class RoamingTracker(Generic[E]):

@@ -62,12 +62,15 @@ class BridgeName(_Response, frozen=True, tag="bridge_name"):
 
 
 class StatusPeer(Value, frozen=True):
-    """A peer of the global device.  last_handshake_unix_secs: 0 = never."""
+    """A peer of the global device.  last_handshake_unix_secs: 0 = never.  health (an addition): "silent": what is sent
+    has no answer; "idle": it answered once, and nothing that was sent waits for an answer; else none.
+    """
 
     public_key: str
     endpoint: str
     allowed_ips: str
     last_handshake_unix_secs: I64
+    health: Literal["idle", "silent"] | None = None
 
 
 class DedicatedService(Value, frozen=True):
@@ -110,11 +113,14 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
 
 
 class NatPeer(Value, frozen=True):
-    """How one node is reached."""
+    """How one node is reached, or was before it went idle.  health (an addition): "silent" as of StatusPeer; "idle":
+    nothing is sent to it, so that it is not known to answer; else none.
+    """
 
     node_id: str
     connection_type: Literal["direct", "hole-punched", "relayed", "unreachable"]
     remote_endpoint: str | None = None
+    health: Literal["idle", "silent"] | None = None
 
 
 class NatStatus(_Response, frozen=True, kw_only=True, tag="nat_status"):
@@ -235,7 +241,7 @@ class _Event(Value, frozen=True, tag_field="event"):
 
 
 class PeerHealthChanged(_Event, frozen=True, tag="peer_health_changed"):
-    """A peer's handshake went stale, or came back."""
+    """A peer does not answer what is sent to it, with no handshake for 180 s; or it shakes hands again."""
 
     pubkey: str
     healthy: bool

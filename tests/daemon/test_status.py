@@ -35,7 +35,9 @@ def test_as_from_nothing(steps) -> None:
     )
     state = State([Node(private_key=b"k" * 32), overlay])
     seen: dict[bytes, Activity] = {}
-    health = SimpleNamespace(generation=0, activity=lambda _scope, key: seen.get(key))
+    health = SimpleNamespace(
+        generation=0, activity=lambda _scope, key: seen.get(key), condition=lambda _scope, _key: "answers"
+    )
     node = SimpleNamespace(state=state, facts=Facts(mtu=1420))
     view = StatusView(node, health)
     for kind, key, number in steps:
@@ -93,7 +95,9 @@ def test_a_change_is_shown_once_it_has_taken_effect(tmp_path, refuses) -> None:
     async def run() -> None:
         device = SlowDevice()
         place = NodeWithPeers(tmp_path, device)
-        health = SimpleNamespace(generation=0, activity=lambda _scope, _key: None)
+        health = SimpleNamespace(
+            generation=0, activity=lambda _scope, _key: None, condition=lambda _scope, _key: "idle"
+        )
         view = StatusView(place.node, health)
 
         def peer_count() -> int:

@@ -188,32 +188,75 @@ def test_a_peer_that_roams_is_followed_told_of_and_not_called_back(nodes: tuple[
         ]
 
 
-def test_health_is_told_once_a_change_and_not_again_after_a_restart(nodes: tuple[Member, Member]) -> None:
+@contextlib.contextmanager
+def calling(member: Member, address: str) -> Iterator[None]:
+    """Send something there all the time, answered or not."""
+    caller = subprocess.Popen(
+        member.node.command(["ping", "-q", "-i", "0.2", address]),
+        stdout=subprocess.DEVNULL,
+        env=environment(member.node.prefix),
+    )
+    try:
+        yield
+    finally:
+        caller.kill()
+        caller.wait()
+
+
+def test_a_peer_that_nobody_calls_is_idle_and_not_ill(nodes: tuple[Member, Member]) -> None:
     alpha, beta = nodes
     restart(alpha, fresh=3)
     add(alpha, beta.public_key, f"{beta.node.address}:{PORT}", beta.slice)
     with events(alpha) as told:
-        ping(alpha.node, "10.200.2.1")
-        until(lambda: len(told()) == 1)
         shake_hands(beta, alpha, "10.200.1.1")
-        until(lambda: len(told()) == 3)
-        changes = [(event["event"], event["pubkey"], event["healthy"]) for event in told()]
-    assert changes == [("peer_health_changed", beta.public_key, healthy) for healthy in (False, True, False)]
+        until(lambda: alpha.request("status")["peers"][0].get("health") == "idle")
+        (shown,) = alpha.request("nat_status")["peers"]
+        assert shown["connection_type"] == "direct"
+        (peer,) = alpha.request("status")["peers"]
+        assert peer["health"] == "idle" and peer["last_handshake_unix_secs"] > 0
+        assert "direct (idle)" in alpha.node.overlayctl("nat")
+        assert " (idle)" in alpha.node.overlayctl("peers")
+        assert alpha.node.overlayctl("doctor") == "all is as it should be\n"
+        ping(alpha.node, "10.200.2.1", count=1)
+        assert told() == []
 
+
+def test_health_is_told_once_a_change(nodes: tuple[Member, Member]) -> None:
+    alpha, beta = nodes
     restart(alpha, fresh=3)
-    with events(alpha) as told:
-        shake_hands(beta, alpha, "10.200.1.1")
-        until(lambda: bool(told()))
-        assert [event["healthy"] for event in told()] == [True], "that it was stale was said before the restart"
+    add(alpha, beta.public_key, f"{beta.node.address}:{PORT}", beta.slice)
+    shake_hands(beta, alpha, "10.200.1.1")
+    beta.node.run(["ip", "link", "set", "uplink", "down"])
+    try:
+        with events(alpha) as told, calling(alpha, "10.200.2.1"):
+            until(lambda: len(told()) == 1)
+            assert doctor_codes(alpha) == ["peer-silent"]
+            assert alpha.request("status")["peers"][0]["health"] == "silent"
+            assert alpha.request("nat_status")["peers"][0]["connection_type"] == "unreachable"
+            beta.node.run(["ip", "link", "set", "uplink", "up"])
+            shake_hands(beta, alpha, "10.200.1.1")
+            until(lambda: len(told()) == 2)
+            changes = [(event["event"], event["pubkey"], event["healthy"]) for event in told()]
+        assert changes == [("peer_health_changed", beta.public_key, healthy) for healthy in (False, True)]
+        assert doctor_codes(alpha) == []
+    finally:
+        beta.node.run(["sh", "-c", "ip link set uplink up; ip route replace default via 172.31.0.254"])
 
 
 def test_a_peer_that_never_answers_goes_stale_after_its_time(nodes: tuple[Member, Member]) -> None:
     alpha, _ = nodes
     restart(alpha, fresh=2)
     with events(alpha) as told:
-        add(alpha, GHOST, f"{NOBODY}:{PORT}")
-        until(lambda: bool(told()))
+        add(alpha, GHOST, f"{NOBODY}:{PORT}", "10.200.9.0/24")
+        with calling(alpha, "10.200.9.1"):
+            until(lambda: bool(told()))
         assert [(event["event"], event["healthy"]) for event in told()] == [("peer_health_changed", False)]
+
+
+def doctor_codes(member: Member) -> list[str]:
+    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
+    return [finding["code"] for finding in json.loads(done.stdout)]
 
 
 def test_many_changes_on_one_connection_end_as_if_made_one_by_one(nodes: tuple[Member, Member]) -> None:

@@ -32,8 +32,10 @@ def nat_status(daemon: Daemon, request: wire.GetNatStatus) -> wire.Response:
 def _peer(daemon: Daemon, peer: Peer) -> wire.NatPeer:
     """A node is known by its public key: nothing in the contract tells its number."""
     connection, at = daemon.nat.connection(peer)
+    condition = daemon.health.condition(GLOBAL, peer.public_key)
     return wire.NatPeer(
         node_id=keys.text(peer.public_key),
         connection_type=connection or "unreachable",
         remote_endpoint=endpoint_text(at) if at is not None else None,
+        health="silent" if condition == "silent" else "idle" if condition == "idle" and connection else None,
     )

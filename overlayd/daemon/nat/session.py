@@ -28,6 +28,7 @@ from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.tasks import KeepUp, Spawn
 from overlayd.linux import capability
 from overlayd.model.candidates import Candidate, ConnectionType, Endpoint, node_candidates
+from overlayd.model.health import Condition
 from overlayd.model.layout import endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Change, Overlay, Peer
@@ -120,10 +121,12 @@ class Nat(Listener):
         return node_candidates(self.host.addresses, overlay.wg_port, mapped, relayed)
 
     def connection(self, peer: Peer) -> tuple[ConnectionType | None, Endpoint | None]:
-        """How a peer is reached, None when it is not, and where."""
+        """How a peer is reached, or was before it went idle, None when it is not; and where."""
         activity = self._health.activity(GLOBAL, peer.public_key)
         at = activity.endpoint if activity is not None else endpoint_address(peer, self._node.facts)
-        if at is None or not self._health.is_fresh(GLOBAL, peer.public_key):
+        never_heard = activity is None or not activity.last_handshake
+        looked_for = never_heard and bool(peer.candidates)
+        if at is None or looked_for or self._health.condition(GLOBAL, peer.public_key) == "silent":
             return None, None if at is None else self.seen_as(at)
         return self._session.selection.connection(peer, at) if self._session else "direct", self.seen_as(at)
 
@@ -201,9 +204,9 @@ class Nat(Listener):
         log.info("peer %s has moved to %s", keys.text(public_key), shown)
         self._health.publish(wire.NatEndpointChanged(keys.text(public_key), shown))
 
-    def health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
+    def condition_changed(self, scope: str, public_key: bytes, condition: Condition) -> None:
         if self._session is not None:
-            self._session.traversal.health_changed(scope, public_key, healthy)
+            self._session.traversal.condition_changed(scope, public_key, condition)
 
 
 class Session:

@@ -26,6 +26,7 @@ from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.tasks import Spawn
 from overlayd.errors import MechanismError
 from overlayd.model.candidates import Endpoint, peer_candidates
+from overlayd.model.health import Condition
 from overlayd.model.layout import Selected, configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.routing import routed_into_overlay
@@ -120,15 +121,16 @@ class Traversal(Listener):
             elif scope == GLOBAL:
                 self._stop(key)
 
-    def health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
-        key = public_key
-        if scope != GLOBAL or key not in self._peers:
+    def condition_changed(self, scope: str, public_key: bytes, condition: Condition) -> None:
+        if scope != GLOBAL or public_key not in self._peers:
             return
-        if healthy and key not in self._running:
-            self._leave(key)
-            self._failures.pop(key, None)
-        elif not healthy:
-            self._lost(key)
+        if condition == "answers" and public_key not in self._running:
+            self._leave(public_key)
+            self._failures.pop(public_key, None)
+        elif condition == "idle":
+            self._lost(public_key)
+        elif condition == "silent":
+            self._begin(public_key)
 
     def activity_read(self, scope: str, activity: Mapping[bytes, Activity]) -> None:
         """Wake those who wait for a handshake, and look for those who are missed now."""
@@ -183,7 +185,7 @@ class Traversal(Listener):
             running[0].cancel()  # at whose end another one's turn comes
 
     def _lost(self, key: bytes) -> None:
-        """A peer does not answer."""
+        """Nothing vouches for a peer any more."""
         peer, activity = self._peers[key], self._health.activity(GLOBAL, key)
         selected = self._selection.of(peer)
         kept_up = peer.keepalive or (selected is not None and selected.keepalive)

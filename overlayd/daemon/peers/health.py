@@ -16,7 +16,7 @@ from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import KeepUp
 from overlayd.errors import MechanismError
-from overlayd.model.health import FRESH, HealthTracker, RoamingTracker, Silence, is_fresh
+from overlayd.model.health import FRESH, Condition, HealthTracker, RoamingTracker, Silence, is_fresh
 from overlayd.model.layout import endpoint_address
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Edge, Service
@@ -45,6 +45,9 @@ class Listener:
 
     def health_changed(self, scope: str, public_key: bytes, healthy: bool) -> None:
         """A peer answers again, or does not answer any more."""
+
+    def condition_changed(self, scope: str, public_key: bytes, condition: Condition) -> None:
+        """A peer answers, is idle, or does not answer; after `health_changed`, if that has changed too."""
 
     def peers_doubted(self, scope: str) -> None:
         """A device may have other peers than it should have."""
@@ -80,6 +83,24 @@ class Health:
         """Whether a peer has been heard of lately."""
         activity = self.activity(scope, public_key)
         return activity is not None and is_fresh(activity.last_handshake, time.time(), self._fresh)
+
+    def condition(self, scope: str, public_key: bytes) -> Condition:
+        """How a peer is."""
+        known = self._scopes.get(scope)
+        return known.health.condition(public_key) if known is not None else "idle"
+
+    def unanswered(self) -> dict[tuple[str, bytes], float]:
+        """The peers, by scope and key, that do not answer, and for how many seconds what was sent has waited."""
+        now = time.time()
+        return {
+            (scope, key): waited
+            for scope, known in self._scopes.items()
+            for key, waited in known.health.silent(now).items()
+        }
+
+    def answering(self) -> int:
+        """How many peers have a fresh handshake."""
+        return sum(known.health.count("answers") for known in self._scopes.values())
 
     @contextmanager
     def subscribe(self, listener: Listener) -> Iterator[None]:
@@ -123,17 +144,21 @@ class Health:
             self.generation += 1
         for scope, found in (await self._read()).items():
             known = self._scope(scope)
-            if found != known.activity:
+            changes = known.health.observe(found, time.time())
+            if found != known.activity or known.health.turned:
                 known.activity = found
                 self.generation += 1
             for key, endpoint in known.moved(found):
                 for listener in self._listeners:
                     listener.peer_moved(scope, key, endpoint)
-            for key, healthy in known.health.observe(found, time.time()):
+            for key, healthy in changes:
                 log.info("peer %s %s", keys.text(key), "answers" if healthy else "does not answer any more")
                 self.publish(wire.PeerHealthChanged(keys.text(key), healthy))
                 for listener in self._listeners:
                     listener.health_changed(scope, key, healthy)
+            for key, condition in known.health.turned.items():
+                for listener in self._listeners:
+                    listener.condition_changed(scope, key, condition)
             for listener in self._listeners:
                 listener.activity_read(scope, found)
 
