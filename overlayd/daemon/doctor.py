@@ -17,18 +17,15 @@ from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
 from overlayd.linux import capability, forwarding, neighbours, netns
-from overlayd.linux.neighbours import NeighbourTable
 from overlayd.linux.wireguard import choice
 from overlayd.model import drift
+from overlayd.model.crowding import crowded
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Edge, Peer, Service
 from overlayd.model.silent_peers import SilentPeer, silent_peers
-
-# Our own constant: the part of a neighbour table from which on it is told; each container has two entries.
-CROWDED = 0.8
 
 
 class Doctor:
@@ -100,7 +97,7 @@ class Doctor:
             parameter, _, wrong = fault.partition(" ")
             remedy = "find out who sets it (/etc/sysctl.d), and restart overlayd, which sets it again"
             found.append(Finding("forwarding-off", "error", parameter, wrong, "", remedy))
-        found += map(_crowded, filter(_is_crowded, neighbours.tables()))
+        found += crowded((each.version, each.entries, each.limit) for each in neighbours.tables())
         return found, self._dead()
 
     def _dead(self) -> list[Finding]:
@@ -251,19 +248,3 @@ class Doctor:
             symptom = "other nodes refuse this one"
             found.append(Finding("key-mismatch", "error", "the orchestrator", problem, symptom, remedy))
         return found
-
-
-def _is_crowded(table: NeighbourTable) -> bool:
-    return table.entries >= table.limit * CROWDED
-
-
-def _crowded(table: NeighbourTable) -> Finding:
-    parameter = f"net/ipv{table.version}/neigh/default/gc_thresh3"
-    return Finding(
-        code="neighbours-crowded",
-        severity="error" if table.entries >= table.limit else "warning",
-        object=parameter,
-        problem=f"is {table.limit}, and the host with its containers has {table.entries} IPv{table.version} neighbours",
-        symptom="at the limit no new container is reached, and those there lose each other now and then",
-        remedy=f"raise it on the host: sysctl -w {parameter.replace('/', '.')}={table.limit * 4}",
-    )

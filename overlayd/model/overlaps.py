@@ -81,9 +81,9 @@ def _with_cluster(state: State, overlay: Overlay, other: HostNetwork) -> Finding
         symptom = "what is for the cluster CIDR goes through the overlay, and no longer where it went before"
     else:
         lost = [*_peers_at(state, other.network, overlay.cluster), *_services_at(state, other.network)]
-        if not lost and other.kind != "gateway":
+        if not lost and other.kind == "route":
             severity = "warning"
-        symptom = "what is for it leaves by that link, or nowhere, and not through the overlay"
+        symptom = "this host reaches it by that link and not through the overlay, and forwards nothing there"
         if lost:
             symptom += f": this takes {', '.join(lost[:3])} away"
     return Finding("network-overlap", severity, str(other), f"overlaps {_name(overlay)}", symptom, remedy)

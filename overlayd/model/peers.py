@@ -160,7 +160,8 @@ def _require_way(
             f"allowed IP {network} holds {at}: the tunnel would be led into itself; announce less, or give the peer "
             "another endpoint"
         )
-    lost = cuts_off(network, host)
+    # Of its routes the kernel itself tells when ours is added: nobody hears of their coming and going.
+    lost = cuts_off(network, (each for each in host if each.kind != "route"))
     if lost is not None:
         raise RequestError(f"allowed IP {network} would cut this host off from the {lost}: announce less")
     for other_scope in (GLOBAL, *(service.name for service in draft.all(Service) if service.dedicated)):

@@ -29,6 +29,7 @@ class Peers(State):
         added = self.peers.get((where, public_key), {}).get("added", [])
         for text in listed:
             self._require_no_other_route(where, text)
+        self._require_installable(listed)
         for text in listed:
             self._disown(where, text, public_key)
         self.peers[where, public_key] = {
@@ -48,6 +49,7 @@ class Peers(State):
         peer = self.peers[where, pubkey]
         if cidr not in peer["added"]:
             self._require_no_other_route(where, cidr)
+            self._require_installable([cidr])
             self._disown(where, cidr, pubkey)
             peer["added"].append(cidr)
 
@@ -70,20 +72,34 @@ class Peers(State):
                 _take(cidr, peer)
 
     def _require_no_other_route(self, scope: str, cidr: str) -> None:
-        if scope == GLOBAL and any(cidr == host_network(edge["address"]) for edge in self.edges.values()):
-            raise Refused
-        if scope == GLOBAL or not self.has_route(cidr):
+        if not self.has_route(scope, cidr):
             return
-        if any(inside(ip_network(cidr), ip_network(service["subnet"])) for service in self.services.values()):
-            raise Refused
         for (where, _), peer in self.peers.items():
-            if where not in (GLOBAL, scope) and cidr in peer["listed"] + peer["added"]:
+            if where != scope and self.has_route(where, cidr) and cidr in peer["listed"] + peer["added"]:
                 raise Refused
 
-    def has_route(self, cidr: str) -> bool:
-        """Whether an allowed IP of a dedicated service's peer gets a route: not one that holds the whole cluster."""
+    def _require_installable(self, cidrs: list[str]) -> None:
+        """A request of nothing but what is this node's own is refused."""
+        if all(map(self._is_own, cidrs)):
+            raise Refused
+
+    def installed(self, key: str, peer: dict[str, Any]) -> list[str]:
+        """The allowed IPs of a peer that are not this node's own; a guest has its own address."""
+        allowed = list(dict.fromkeys(peer["listed"] + peer["added"]))
+        return allowed if key.startswith("(of guest:") else [cidr for cidr in allowed if not self._is_own(cidr)]
+
+    def _is_own(self, cidr: str) -> bool:
         network = ip_network(cidr)
-        return network.prefixlen > 0 and not inside(ip_network(self.overlay["cluster"]), network)
+        own = [ip_network(service["subnet"]) for service in self.services.values()]
+        own.append(ip_network(self.overlay["slice"] or host_network(self.node_address)))
+        held = self.leases.get(str(network.network_address), {}).get("holder") if network.num_addresses == 1 else ""
+        return bool(held) or any(inside(network, each) for each in own)
+
+    def has_route(self, scope: str, cidr: str) -> bool:
+        """Whether an allowed IP gets a route: not one that holds the whole cluster, nor one of the cluster globally."""
+        network, cluster = ip_network(cidr), ip_network(self.overlay["cluster"])
+        needed = scope != GLOBAL or not inside(network, cluster)
+        return network.prefixlen > 0 and needed and not inside(cluster, network)
 
     def _drop_peers(self, scope: str) -> None:
         self.peers = {place: peer for place, peer in self.peers.items() if place[0] != scope}

@@ -182,6 +182,11 @@ SCENARIOS = {
         ),
         Scenario("peer takes from another", (*UP, peer(), peer(B, "10.200.8.0/24")), peer(B, "10.200.7.0/24")),
         Scenario("peer gone", BUSY, step("remove_peer", pubkey=B)),
+        Scenario(
+            "allowed IP that is this node's own",
+            UP,
+            peer(A, "10.200.7.0/24,10.200.1.0/24,10.201.0.0/16"),
+        ),
         Scenario("allowed IP", (*UP, peer()), step("add_allowed_ip", pubkey=A, cidr="10.200.9.0/24")),
         Scenario(
             "allowed IP moves",

@@ -71,10 +71,10 @@ def _host(model: Model) -> dict[str, Any]:
     for name, service in model.services.items():
         subnet = ip_network(service["subnet"])
         found |= _link(service, "bridge", 2, f"overlayd bridge {name}", f"{subnet[1]}/{subnet.prefixlen}")
-    for (scope, _), peer in model.peers.items():
-        if scope != GLOBAL:
-            device = model.services[scope]["device"]["name"]
-            routed = list(filter(model.has_route, peer["listed"] + peer["added"]))
+    for (scope, key), peer in model.peers.items():
+        if scope != GLOBAL or _up(model):
+            device = model.overlay["name"] if scope == GLOBAL else model.services[scope]["device"]["name"]
+            routed = [cidr for cidr in model.installed(key, peer) if model.has_route(scope, cidr)]
             found |= _routes(device, routed)
             found |= _fences(each for each in routed if not _is_inside(each, model.overlay["cluster"]))
     for handle, attachment in model.attachments.items():
@@ -84,7 +84,7 @@ def _host(model: Model) -> dict[str, Any]:
             found |= _link({"name": f"veth-{id}-s"}, "veth", 3, "", master=service["name"], locked=True)
             found[f"MAC {_mac(attachment['address'])} veth-{id}-s"] = {}
             if attachment["global"]:
-                found |= _link({"name": f"veth-{id}-g"}, "veth", 3, "")
+                found |= _link({"name": f"veth-{id}-g"}, "veth", 3, "", host_network(model.node_address))
                 found |= _routes(f"veth-{id}-g", [attachment["global"]])
         elif kind == "guest" and _up(model) and model.leases[attachment["address"]]["pool"]:
             found |= _routes(model.overlay["name"], [attachment["address"]])
@@ -116,7 +116,7 @@ def _wireguard(model: Model) -> dict[str, Any]:
                 key,
                 peer["endpoint"] if peer["endpoint"][:1].isdigit() else "(none)",
                 str(peer["keepalive"] or "off"),
-                sorted({*peer["listed"], *peer["added"]}) or ["(none)"],
+                sorted(model.installed(key, peer)) or ["(none)"],
             ]
             for (where, key), peer in model.peers.items()
             if where == scope

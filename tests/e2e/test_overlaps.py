@@ -71,7 +71,7 @@ def serving() -> Iterator[Member]:
 
 def test_a_service_leaves_dockers_network_alone(serving: Member) -> None:
     (finding,) = findings(serving)
-    assert (finding["code"], finding["severity"]) == ("network-overlap", "warning")
+    assert (finding["code"], finding["severity"]) == ("network-overlap", "error")
     assert finding["object"] == "network 10.200.64.0/18 on docker0"
     assert "10.200.64.0/18 on docker0 overlaps" in serving.node.log.read_text()
     container = serving.lab.container()

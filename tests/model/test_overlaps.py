@@ -127,11 +127,12 @@ def test_what_is_told_of_an_overlap():
     ((severity, about, symptom),) = told(lan(str(web), "docker0", virtual=True))
     assert (severity, "service web" in symptom) == ("error", True)
     assert [each[0] for each in told(DOCKER, lan("10.0.0.0/8"), route("10.0.0.0/8"), gateway("10.200.9.9"))] == [
-        "warning",
+        "error",
         "error",
         "hint",
         "error",
-    ] or web.overlaps(DOCKER.network)
+    ]
+    assert [each[0] for each in told(route("10.200.240.0/24"))] == ["warning"]
     announce(state, ip_network("192.168.77.0/24"))
     ((severity, about, _),) = told(lan("192.168.77.0/25", "late"))
     assert (severity, about) == ("error", "network 192.168.77.0/25 on late")
