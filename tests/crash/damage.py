@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from crash.cell import Cell
@@ -33,8 +34,9 @@ def _each(command: str, *marks: str) -> Callable[[Cell], None]:
 
 def _kill_wireguard(cell: Cell) -> None:
     for directory in Path("/proc").glob("[0-9]*"):  # the cell's own processes: no other can be seen from here
-        if (directory / "cmdline").read_bytes().split(b"\0")[0].endswith(b"wireguard-go"):
-            os.kill(int(directory.name), signal.SIGKILL)
+        with suppress(FileNotFoundError, ProcessLookupError):  # some end by themselves meanwhile
+            if (directory / "cmdline").read_bytes().split(b"\0")[0].endswith(b"wireguard-go"):
+                os.kill(int(directory.name), signal.SIGKILL)
 
 
 def _stop_forwarding(cell: Cell) -> None:

@@ -84,7 +84,9 @@ def _host(model: Model) -> dict[str, Any]:
             found |= _link({"name": f"veth-{id}-s"}, "veth", 3, "", master=service["name"], locked=True)
             found[f"MAC {_mac(attachment['address'])} veth-{id}-s"] = {}
             if attachment["global"]:
-                found |= _link({"name": f"veth-{id}-g"}, "veth", 3, "", host_network(model.node_address))
+                # So that a strictly filtering host takes what comes from there; IPv6 knows no such filter.
+                asked = [host_network(model.node_address)] if ip_network(attachment["global"]).version == 4 else []
+                found |= _link({"name": f"veth-{id}-g"}, "veth", 3, "", *asked)
                 found |= _routes(f"veth-{id}-g", [attachment["global"]])
         elif kind == "guest" and _up(model) and model.leases[attachment["address"]]["pool"]:
             found |= _routes(model.overlay["name"], [attachment["address"]])

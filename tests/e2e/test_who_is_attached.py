@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,34 @@ def test_a_thread_stands_for_its_process(serving: Member) -> None:
         detach(serving, thread)
         assert f"veth-{process.pid}-s" not in serving.node.run(["ip", "-br", "link"])
         process.kill()
+
+
+def test_many_processes_come_and_go_at_the_same_time(serving: Member) -> None:
+    """Each over a connection of its own; the network stays with the last of them."""
+    container = serving.lab.container()
+    argv = ["nsenter", "-t", str(container.pid), "-n", "sleep", "300"]
+    fellows = [subprocess.Popen(argv) for _ in range(7)]
+    link = f"veth-{container.pid}-s"
+    try:
+        until(lambda: all(name(each.pid) == "sleep" for each in fellows))
+        attach(serving, container.pid)
+        crowd = [container.pid, *(each.pid for each in fellows)]
+
+        def ask(op: str, pid: int, **keys: object) -> dict[str, object]:
+            with serving.node.connect() as connection:
+                return connection.request(op, handle={"platform": "linux_pid", "pid": pid}, **keys)
+
+        with ThreadPoolExecutor(len(crowd)) as pool:
+            for _ in range(3):
+                asked = [pool.submit(ask, "attach_container", pid, service="web", join_global=False) for pid in crowd]
+                assert len({each.result()["ip"] for each in asked}) == 1
+                list(pool.map(lambda pid: ask("detach_container", pid), crowd[:-1]))
+                assert link in serving.node.run(["ip", "-br", "link"])
+        for each in fellows:
+            each.kill()
+            each.wait()
+        until(lambda: link not in serving.node.run(["ip", "-br", "link"]))
+    finally:
+        for each in fellows:
+            each.kill()
+            each.wait()
