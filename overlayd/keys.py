@@ -12,6 +12,7 @@ from secrets import token_bytes
 
 from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
 
+LONGEST_QUOTED = 60  # characters, ours
 KEY_SIZE = 32  # bytes of a key, private or public
 
 # Our own constant: every add_peer asks for its device's key, which takes 20 us to compute; a node has few devices.
@@ -28,9 +29,9 @@ def parse(text: str) -> bytes:
     try:
         key = b64decode(text, validate=True)
     except (Base64Error, ValueError):
-        raise ValueError(f"{text!r} is not base64") from None
+        raise ValueError(f"{_quoted(text)} is not base64") from None
     if len(key) != KEY_SIZE:
-        raise ValueError(f"{text!r} is {len(key)} bytes, a key is {KEY_SIZE}")
+        raise ValueError(f"{_quoted(text)} is {len(key)} bytes, a key is {KEY_SIZE}")
     return key
 
 
@@ -65,3 +66,7 @@ def _require_size(key: bytes) -> None:
     """libsodium reads 32 bytes, however many there are."""
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key is {KEY_SIZE} bytes, not {len(key)}")
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= LONGEST_QUOTED else repr(text[:LONGEST_QUOTED]) + "..."

@@ -11,6 +11,7 @@ from overlayd import keys
 from overlayd.errors import RequestError
 from overlayd.model.objects import Address, Network
 
+LONGEST_QUOTED = 60  # characters, ours
 KEEPALIVE_MAX = 65535  # seconds, a u16 in linux/wireguard.h
 
 
@@ -19,7 +20,7 @@ def address(text: str, field: str) -> Address:
     try:
         value = ip_address(text)
     except ValueError:
-        raise RequestError(f"request.{field}: {text!r} is not an IP address") from None
+        raise RequestError(f"request.{field}: {quoted(text)} is not an IP address") from None
     _require_no_zone(text, field)
     return value
 
@@ -29,13 +30,15 @@ def network(text: str, field: str) -> Network:
     try:
         value = ip_network(text.strip(), strict=False)
     except ValueError:
-        raise RequestError(f"request.{field}: {text!r} is not a CIDR like 10.200.0.0/16") from None
+        raise RequestError(f"request.{field}: {quoted(text)} is not a CIDR like 10.200.0.0/16") from None
     _require_no_zone(text, field)
     return value
 
 
-def networks(text: str, field: str) -> tuple[Network, ...]:
-    """Comma-separated CIDRs, possibly none."""
+def networks(text: str, field: str, most: int) -> tuple[Network, ...]:
+    """Comma-separated CIDRs, possibly none, and `most` at most."""
+    if text.count(",") >= most and (number := sum(1 for part in text.split(",") if part.strip())) > most:
+        raise RequestError(f"request.{field}: at most {most} CIDRs, got {number}")
     return tuple(network(part, field) for part in text.split(",") if part.strip())
 
 
@@ -55,9 +58,9 @@ def endpoint(text: str, field: str) -> str:
         return ""
     host, colon, port = text.rpartition(":")
     if not colon or not host or re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) < 65536:
-        raise RequestError(f"request.{field}: {text!r} is not host:port")
+        raise RequestError(f"request.{field}: {quoted(text)} is not host:port")
     if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
-        raise RequestError(f"request.{field}: {text!r}: an IPv6 host stands in brackets, like [fd00::1]:51820")
+        raise RequestError(f"request.{field}: {quoted(text)}: an IPv6 host stands in brackets, like [fd00::1]:51820")
     if host.startswith("["):
         address(host[1:-1], field)
     else:
@@ -88,11 +91,18 @@ def dns_name(text: str, field: str) -> str:
         for label in labels
     )
     if not good:
-        raise RequestError(f"request.{field}: {text!r} is not a DNS name")
+        raise RequestError(f"request.{field}: {quoted(text)} is not a DNS name")
     return name
+
+
+def quoted(text: str) -> str:
+    """A value as it stands in an error: enough to recognise it by."""
+    return repr(text) if len(text) <= LONGEST_QUOTED else repr(text[:LONGEST_QUOTED]) + "..."
 
 
 def _require_no_zone(text: str, field: str) -> None:
     _, percent, zone = text.partition("%")
     if percent:
-        raise RequestError(f"request.{field}: {text!r}: a zone (%{zone}) cannot be kept; use an address without one")
+        raise RequestError(
+            f"request.{field}: {quoted(text)}: a zone (%{zone[:15]}) cannot be kept; use an address without one"
+        )

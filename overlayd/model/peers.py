@@ -17,6 +17,9 @@ from overlayd.model.routing import has_route, routed_into_overlay
 from overlayd.model.rows import Edge, Overlay, Peer, Service, numeric_endpoint, peer_key, peer_of
 from overlayd.model.state import Draft
 
+# Our own constant: of one peer.  What is done for each of them is done beside the requests of others.
+MOST_ALLOWED_IPS = 1024
+
 
 def add_peer(
     draft: Draft,
@@ -47,6 +50,7 @@ def add_peer(
         _require_way(draft, peer_key(scope, public_key), network, at[0] if at is not None else None, host)
     _require_installable(draft, allowed_ips)
     old = draft.peer(scope, public_key)
+    _require_few(allowed_ips, old.added if old else (), "allowed_ips")
     moved = [_move(draft, scope, network, public_key) for network in allowed_ips]
     draft.put(
         Peer(
@@ -90,6 +94,7 @@ def add_allowed_ip(
     _require_no_guest(draft, scope, public_key, "pubkey")
     if network in peer.added:
         return []
+    _require_few(peer.listed, (*peer.added, network), "cidr")
     at = numeric_endpoint(peer.endpoint)
     _require_way(draft, peer.key, network, at[0] if at is not None else resolved, host)
     _require_installable(draft, [network])
@@ -119,6 +124,14 @@ def require_scope(draft: Draft, scope: str) -> None:
 
 def scope_name(scope: str) -> str:
     return f"service {scope}" if scope else "the global overlay"
+
+
+def _require_few(listed: tuple[Network, ...], added: tuple[Network, ...], field: str) -> None:
+    """RequestError when a peer would have more allowed IPs than one may have."""
+    if len(listed) + len(added) > MOST_ALLOWED_IPS and len({*listed, *added}) > MOST_ALLOWED_IPS:
+        raise RequestError(
+            f"request.{field}: at most {MOST_ALLOWED_IPS} allowed IPs a peer, with those of add_allowed_ip"
+        )
 
 
 def _require_no_guest(draft: Draft, scope: str, public_key: bytes, field: str) -> None:

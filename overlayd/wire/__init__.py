@@ -6,7 +6,8 @@ values, once.
 
 One frame is a u32 little-endian body length and that many bytes of UTF-8 JSON, at most `MAX_BODY`.  Every union is
 tagged by one more key of the same object (`frame`, `op`, `platform`, `scope`, `result`, `event`), at any position.
-Unknown keys are ignored.  A field with a default may be absent; it is left out when it is none or an empty list.
+Unknown keys are passed over, and told of.  A field with a default may be absent; it is left out when it is none or an
+empty list.
 """
 
 from overlayd.wire.codec import (
@@ -14,6 +15,7 @@ from overlayd.wire.codec import (
     BadRequest,
     Buffer,
     NotARequest,
+    OnUnknown,
     decode_request,
     decode_request_object,
     decode_server_frame,
@@ -22,6 +24,7 @@ from overlayd.wire.codec import (
     encode_response,
     encode_response_object,
     encode_spliced,
+    pass_over,
 )
 from overlayd.wire.requests import (
     AddAllowedIp,
@@ -78,6 +81,7 @@ from overlayd.wire.responses import (
     StatusPeer,
     StatusService,
 )
+from overlayd.wire.unknown import UnknownKey
 from overlayd.wire.values import (
     GLOBAL,
     GlobalScope,
@@ -135,6 +139,7 @@ __all__ = [
     "NatTick",
     "NotARequest",
     "Ok",
+    "OnUnknown",
     "Peer",
     "PeerHealthChanged",
     "PruneOrphanBridges",
@@ -162,6 +167,7 @@ __all__ = [
     "TeardownGlobalOverlay",
     "TeardownServiceOverlay",
     "TurnServer",
+    "UnknownKey",
     "UnregisterDns",
     "WindowsContainer",
     "WriteScopedResolver",
@@ -173,4 +179,5 @@ __all__ = [
     "encode_response",
     "encode_response_object",
     "encode_spliced",
+    "pass_over",
 ]

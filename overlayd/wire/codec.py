@@ -3,9 +3,11 @@
 Owns: encoding, decoding, and what is answered to a bad frame.  Must not know: sockets, or how
 received bytes are cut into bodies (`_fast.frame`).
 
-To decode is one typed pass over the bytes.  Only when that fails does `mismatch` look again, for the key to blame.
+To decode is one typed pass over the bytes.  Only when that fails are they looked at again: `unknown` for keys that the
+contract does not have, which are passed over, and `mismatch` for the key to blame.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import msgspec
@@ -15,11 +17,19 @@ from overlayd.errors import OverlaydError, ProtocolError, RequestError
 from overlayd.wire.mismatch import mismatch
 from overlayd.wire.requests import Request
 from overlayd.wire.responses import Err, Event, Response
+from overlayd.wire.unknown import UnknownKey, without_unknown
 from overlayd.wire.values import U64, U64_MAX
 
 Buffer = bytes | bytearray | memoryview
 
 MAX_BODY = 8 * 1024 * 1024  # bytes of one frame's body, both directions
+
+
+OnUnknown = Callable[[Sequence[UnknownKey]], None]
+
+
+def pass_over(keys: Sequence[UnknownKey]) -> None:
+    """Tell nobody."""
 
 
 class BadRequest(RequestError):
@@ -34,8 +44,11 @@ class NotARequest(OverlaydError):
     """A response or event frame from a client: to be logged and ignored."""
 
 
-def decode_request(body: Buffer) -> tuple[int, Request]:
+def decode_request(body: Buffer, unknown: OnUnknown = pass_over) -> tuple[int, Request]:
     """The id and the request of one frame's body.
+
+    unknown: is told of keys of the frame and the request that the contract does not have; they count for nothing, but
+    a frame that has `"strict": true` is refused for them.
 
     Raises BadRequest when the frame has a readable id but its request is unknown or ill-formed, NotARequest for
     other frames of the contract, ProtocolError for what is no frame at all: not JSON, not an object, no id.
@@ -43,7 +56,7 @@ def decode_request(body: Buffer) -> tuple[int, Request]:
     try:
         frame = _client_frame.decode(body)
     except (ValueError, RecursionError) as error:  # every msgspec error is a ValueError, and so is bad UTF-8
-        raise _blame(body, error) from None
+        return _decode_leniently(body, error, unknown)
     if type(frame) is not _RequestFrame:
         raise NotARequest(f"{frame.__struct_config__.tag} frame from a client")
     if frame.id > U64_MAX:
@@ -51,15 +64,18 @@ def decode_request(body: Buffer) -> tuple[int, Request]:
     return frame.id, frame.request
 
 
-def decode_request_object(body: Buffer) -> Request:
-    """A request without a frame around it.
+def decode_request_object(body: Buffer, unknown: OnUnknown = pass_over) -> Request:
+    """A request without a frame around it.  unknown: see `decode_request`.
 
     Raises RequestError naming the key to blame, ProtocolError when it is not JSON.
     """
     try:
         return _request.decode(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(_what_is_wrong(body, error)) from None
+    except (ValueError, RecursionError):
+        request, keys = _without_unknown(body)
+        if keys:
+            unknown(keys)
+        return request
 
 
 def encode_response(id: int, response: Response) -> bytes:
@@ -110,7 +126,10 @@ def decode_server_frame(body: Buffer) -> tuple[int, Response] | Event | None:
     Raises ProtocolError for anything else.
     """
     try:
-        frame = _server_frame.decode(body)
+        try:
+            frame = _server_frame.decode(body)
+        except msgspec.ValidationError:  # a newer daemon may have keys that we do not know
+            frame = _server_frame.decode(msgspec.json.encode(without_unknown(body, _answer_shape(), "frame")[0]))
         if type(frame) is _ResponseFrame:
             if frame.id > U64_MAX:
                 raise ValueError("id: expected u64")
@@ -120,9 +139,12 @@ def decode_server_frame(body: Buffer) -> tuple[int, Response] | Event | None:
         raise ProtocolError(f"bad frame from the daemon: {error}") from None
 
 
-class _RequestFrame(Struct, frozen=True, gc=False, tag_field="frame", tag="request"):
+class _RequestFrame(
+    Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True, tag_field="frame", tag="request"
+):
     id: U64
     request: Request
+    strict: bool = False
 
 
 class _Envelope(Struct, frozen=True, gc=False, tag_field="frame", tag="request"):
@@ -130,6 +152,7 @@ class _Envelope(Struct, frozen=True, gc=False, tag_field="frame", tag="request")
 
     id: U64
     request: Raw = Raw(b"")  # empty: the key is missing
+    strict: Raw = Raw(b"false")
 
 
 class _ResponseFrame(Struct, frozen=True, gc=False, tag_field="frame", tag="response"):
@@ -145,6 +168,7 @@ class _SomeEvent(Struct, frozen=True, gc=False, tag_field="frame", tag="event"):
     event: str = ""
 
 
+_BOOLS = (b"true", b"false")
 _EVENTS = frozenset(event.__struct_config__.tag for event in Event.__args__)
 
 _encode = msgspec.json.Encoder().encode
@@ -169,19 +193,49 @@ def _as_utf8(response: Response) -> Err:
     return Err("the answer holds text that is not UTF-8")
 
 
-def _blame(body: Buffer, error: Exception) -> OverlaydError:
-    """The exception for a frame that the typed decoder refused with `error`."""
+def _decode_leniently(body: Buffer, error: Exception, unknown: OnUnknown) -> tuple[int, Request]:
+    """What `decode_request` returns or raises for a frame that the typed decoder refused with `error`."""
     try:
         envelope = _client_envelope.decode(body)
     except (ValueError, RecursionError) as reason:
-        return ProtocolError(f"not a frame: {reason}")
+        raise ProtocolError(f"not a frame: {reason}") from None
     if not isinstance(envelope, _Envelope):
-        return ProtocolError(f"not a frame: {error}")
+        raise ProtocolError(f"not a frame: {error}")
     if envelope.id > U64_MAX:
-        return ProtocolError("request frame without a readable id")
+        raise ProtocolError("request frame without a readable id")
     if not envelope.request:
-        return BadRequest(envelope.id, "request: required key is missing")
-    return BadRequest(envelope.id, _what_is_wrong(envelope.request, error))
+        raise BadRequest(envelope.id, "request: required key is missing")
+    if bytes(envelope.strict) not in _BOOLS:
+        raise BadRequest(envelope.id, "strict: expected bool")
+    try:
+        request, keys = _without_unknown(envelope.request)
+    except RequestError as refusal:
+        raise BadRequest(envelope.id, str(refusal)) from None
+    keys = [*without_unknown(body, _frame_shape(), "frame")[1], *keys]
+    if keys and bytes(envelope.strict) == b"true":
+        raise BadRequest(envelope.id, str(keys[0]))
+    unknown(keys)
+    return envelope.id, request
+
+
+def _without_unknown(body: Buffer | Raw) -> tuple[Request, list[UnknownKey]]:
+    """A request object and its unknown keys, without which it is decoded.
+
+    Raises RequestError saying what else is wrong with it, ProtocolError when it is not JSON.
+    """
+    keys: list[UnknownKey] = []
+    try:
+        return _request.decode(body), keys
+    except (ValueError, RecursionError) as error:
+        refusal: Exception = error
+    try:
+        known, keys = without_unknown(body, _request_shape(), "request")
+        if keys:
+            body = msgspec.json.encode(known)
+            return _request.decode(body), keys
+    except (ValueError, RecursionError) as error:
+        refusal = error
+    raise RequestError(_what_is_wrong(body, refusal))
 
 
 def _what_is_wrong(body: Buffer | Raw, error: Exception) -> str:
@@ -192,12 +246,28 @@ def _what_is_wrong(body: Buffer | Raw, error: Exception) -> str:
     try:
         value = msgspec.json.decode(body)
     except msgspec.ValidationError:  # JSON, but a number that no type of ours could hold
-        return f"request: {error}"
+        return _in_our_words(error)
     except (ValueError, RecursionError) as reason:
         raise ProtocolError(f"not JSON: {reason}") from None
-    return mismatch(value, _request_shape(), "request") or f"request: {error}"
+    return mismatch(value, _request_shape(), "request") or _in_our_words(error)
+
+
+def _in_our_words(error: Exception) -> str:
+    """What the decoder says of a request, "Integer value out of range - at `$.node_id`", as errors of ours read."""
+    what, _, at = str(error).partition(" - at `$")
+    return f"request{at.rstrip('`')}: {what}"
 
 
 @cache
 def _request_shape() -> msgspec.inspect.Type:
     return msgspec.inspect.type_info(Request)
+
+
+@cache
+def _frame_shape() -> msgspec.inspect.Type:
+    return msgspec.inspect.type_info(_Envelope)
+
+
+@cache
+def _answer_shape() -> msgspec.inspect.Type:
+    return msgspec.inspect.type_info(_ResponseFrame)

@@ -33,16 +33,20 @@ def mismatch(value: object, expected: inspect.Type, path: str) -> str | None:
             return mismatch(value, present[0] if len(present) == 1 else inspect.UnionType(present), path)
         case inspect.UnionType(types=types):
             return _in_tagged(value, [one for one in types if isinstance(one, inspect.StructType)], path)
-        case inspect.VarTupleType(item_type=item):
+        case inspect.VarTupleType(item_type=item, max_length=most):
             if not isinstance(value, list):
                 return _expected("list", value, path)
+            if most is not None and len(value) > most:
+                return f"{path}: at most {most} items, got {len(value)}"
             return _first(mismatch(one, item, f"{path}[{number}]") for number, one in enumerate(value))
         case inspect.LiteralType(values=values):
             return None if value in values else _expected(" or ".join(map(quote, values)), value, path)
         case inspect.Metadata(type=inspect.IntType() as bounds):
             ok = type(value) is int and (bounds.ge or 0) <= value <= (U64_MAX if bounds.le is None else bounds.le)
             return None if ok else _expected(type_name(expected), value, path)
-        case inspect.StrType():
+        case inspect.StrType(max_length=most):
+            if isinstance(value, str) and most is not None and len(value) > most:
+                return f"{path}: at most {most} characters, got {len(value)}"
             return None if isinstance(value, str) else _expected("string", value, path)
         case inspect.BoolType():
             return None if isinstance(value, bool) else _expected("bool", value, path)

@@ -5,12 +5,27 @@ Owns: the shapes.  Must not know: what a request does (`daemon.handlers`).
 A docstring names the success response where it is not `ok`, and says which requests and keys are additions.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from overlayd.wire.values import GLOBAL, U16, U64, Handle, NatConfig, Peer, Scope, Value, require_u64
+from msgspec import Meta
+
+from overlayd.wire.values import (
+    GLOBAL,
+    MOST_BRIDGES,
+    MOST_GRANTS,
+    U16,
+    U64,
+    Handle,
+    NatConfig,
+    Peer,
+    Scope,
+    Text,
+    Value,
+    require_u64,
+)
 
 
-class _Request(Value, frozen=True, tag_field="op"):
+class _Request(Value, frozen=True, forbid_unknown_fields=True, tag_field="op"):
     pass
 
 
@@ -26,16 +41,16 @@ class SetLocalNodeId(_Request, frozen=True, tag="set_local_node_id"):
 class SetLocalWgPubkey(_Request, frozen=True, tag="set_local_wg_pubkey"):
     """The public key that the orchestrator knows this node by."""
 
-    pubkey: str
+    pubkey: Text
 
 
 class SetupGlobalOverlay(_Request, frozen=True, kw_only=True, tag="setup_global_overlay"):
     """Bring up this node's device in the cluster's overlay.  -> bridge_name: the device's name"""
 
-    deployment: str
-    instance_id: str
-    cluster_cidr: str
-    slice_cidr: str | None = None
+    deployment: Text
+    instance_id: Text
+    cluster_cidr: Text
+    slice_cidr: Text | None = None
     wg_port: U16
     host_adapter_mandatory: bool = False
     nat: NatConfig | None = None
@@ -52,40 +67,40 @@ class SetupServiceOverlay(_Request, frozen=True, tag="setup_service_overlay"):
     exactly this CIDR (an addition to the contract); none: overlayd chooses.
     """
 
-    service: str
+    service: Text
     mode: Literal["auto", "shared", "isolated", "dedicated"]
-    subnet: str | None = None
+    subnet: Text | None = None
 
 
 class TeardownServiceOverlay(_Request, frozen=True, tag="teardown_service_overlay"):
     """Remove a service's bridge and device, and free its subnet and port."""
 
-    service: str
+    service: Text
 
 
 class AllocateIp(_Request, frozen=True, tag="allocate_ip"):
     """Hand out an address.  -> ip"""
 
-    service: str
+    service: Text
     join_global: bool
 
 
 class ReleaseIp(_Request, frozen=True, tag="release_ip"):
     """Take back what `allocate_ip` handed out."""
 
-    ip: str
+    ip: Text
 
 
 class AttachContainer(_Request, frozen=True, tag="attach_container"):
     """Connect a container to a service.  -> attached, or guest_config for a guest_managed handle"""
 
     handle: Handle
-    service: str
+    service: Text
     join_global: bool
     ephemeral: bool = False
-    isolation_network: str | None = None
-    dns_server: str | None = None
-    dns_domain: str | None = None
+    isolation_network: Text | None = None
+    dns_server: Text | None = None
+    dns_domain: Text | None = None
 
 
 class DetachContainer(_Request, frozen=True, tag="detach_container"):
@@ -94,7 +109,7 @@ class DetachContainer(_Request, frozen=True, tag="detach_container"):
     handle: Handle
 
 
-class AddPeer(Peer, frozen=True, tag_field="op", tag="add_peer"):
+class AddPeer(Peer, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="add_peer"):
     """Add a peer, or set what is known of it."""
 
     scope: Scope = GLOBAL
@@ -103,57 +118,57 @@ class AddPeer(Peer, frozen=True, tag_field="op", tag="add_peer"):
 class RemovePeer(_Request, frozen=True, tag="remove_peer"):
     """Forget a peer."""
 
-    pubkey: str
+    pubkey: Text
     scope: Scope = GLOBAL
 
 
 class AddAllowedIp(_Request, frozen=True, tag="add_allowed_ip"):
     """Route a CIDR to a peer, and away from the peer that had it."""
 
-    pubkey: str
-    cidr: str
+    pubkey: Text
+    cidr: Text
     scope: Scope = GLOBAL
 
 
 class RemoveAllowedIp(_Request, frozen=True, tag="remove_allowed_ip"):
     """Take a CIDR from a peer."""
 
-    pubkey: str
-    cidr: str
+    pubkey: Text
+    cidr: Text
     scope: Scope = GLOBAL
 
 
 class RegisterDns(_Request, frozen=True, tag="register_dns"):
     """Let a name resolve to an address."""
 
-    name: str
-    ip: str
+    name: Text
+    ip: Text
 
 
 class UnregisterDns(_Request, frozen=True, tag="unregister_dns"):
     """Forget a name."""
 
-    name: str
+    name: Text
 
 
 class WriteScopedResolver(_Request, frozen=True, tag="write_scoped_resolver"):
     """Send a zone's queries to a resolver (macOS; elsewhere only the zone is checked)."""
 
-    zone: str
-    node_ip: str
+    zone: Text
+    node_ip: Text
     port: U16 | None = None
 
 
 class RemoveScopedResolver(_Request, frozen=True, tag="remove_scoped_resolver"):
     """Undo write_scoped_resolver."""
 
-    zone: str
+    zone: Text
 
 
 class PruneOrphanBridges(_Request, frozen=True, tag="prune_orphan_bridges"):
     """Remove every service bridge that is not listed and has no living container on it.  -> pruned_bridges"""
 
-    live_bridge_names: tuple[str, ...]
+    live_bridge_names: Annotated[tuple[Text, ...], Meta(max_length=MOST_BRIDGES)]
 
 
 class GetStatus(_Request, frozen=True, tag="status"):
@@ -179,10 +194,10 @@ class MintEdgePeer(_Request, frozen=True, tag="mint_edge_peer"):
     whole cluster CIDR; node_endpoint: `host:port` where it dials this node, none for the address of this host.
     """
 
-    name: str
+    name: Text
     ttl_secs: U64
-    allow: tuple[str, ...] = ()
-    node_endpoint: str | None = None
+    allow: Annotated[tuple[Text, ...], Meta(max_length=MOST_GRANTS)] = ()
+    node_endpoint: Text | None = None
 
     def __post_init__(self) -> None:
         require_u64(self.ttl_secs)
@@ -195,7 +210,7 @@ class ListEdgePeers(_Request, frozen=True, tag="list_edge_peers"):
 class RevokeEdgePeer(_Request, frozen=True, tag="revoke_edge_peer"):
     """Disconnect an edge peer for good (an addition)."""
 
-    name: str
+    name: Text
 
 
 class Doctor(_Request, frozen=True, tag="doctor"):

@@ -1,6 +1,9 @@
 """What requests, responses and events are made of: integers, handles, scopes, peers, NAT configuration.
 
 Owns: these values and their bounds.  Must not know: the messages they are part of.
+
+What requests are made of takes no unknown keys (`forbid_unknown_fields`): the codec then looks which they are, and
+decodes the rest.
 """
 
 from typing import Annotated
@@ -15,6 +18,17 @@ U32 = Annotated[int, Meta(title="u32", ge=0, le=2**32 - 1)]
 # msgspec has no bound above 2**63 - 1: each struct with a U64 checks the upper one after it is built.
 U64 = Annotated[int, Meta(title="u64", ge=0)]
 I64 = Annotated[int, Meta(title="i64", ge=-(2**63), le=2**63 - 1)]
+
+# Limits of what one request may make the daemon work on; the contract lets a list or a text be of any length.
+LONGEST_TEXT = 1024  # characters of a name, key, address, CIDR or endpoint: the longest legal one has 253 and a port
+LONGEST_ALLOWED_IPS = 65_536  # characters: 1,024 IPv6 CIDRs, of 43 each
+MOST_CANDIDATES = 64  # of one peer
+MOST_SERVERS = 64  # STUN servers, and TURN servers, of one node
+MOST_GRANTS = 1024  # of one edge peer
+MOST_BRIDGES = 65_536  # names of bridges that are to stay
+
+Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
+AllowedIps = Annotated[str, Meta(max_length=LONGEST_ALLOWED_IPS)]
 
 
 def require_u64(*values: int) -> None:
@@ -35,53 +49,53 @@ class Secret(Value, frozen=True):
         return f"{type(self).__name__}(...)"
 
 
-class LinuxPid(Value, frozen=True, tag_field="platform", tag="linux_pid"):
+class LinuxPid(Value, frozen=True, forbid_unknown_fields=True, tag_field="platform", tag="linux_pid"):
     """A container by a process in its network namespace."""
 
     pid: U32
 
 
-class WindowsContainer(Value, frozen=True, tag_field="platform", tag="windows_container"):
+class WindowsContainer(Value, frozen=True, forbid_unknown_fields=True, tag_field="platform", tag="windows_container"):
     """A Windows container; refused on Linux."""
 
-    container_id: str
-    ip: str | None = None
+    container_id: Text
+    ip: Text | None = None
 
 
-class GuestManaged(Value, frozen=True, tag_field="platform", tag="guest_managed"):
+class GuestManaged(Value, frozen=True, forbid_unknown_fields=True, tag_field="platform", tag="guest_managed"):
     """A virtual machine that runs its own WireGuard."""
 
-    id: str
+    id: Text
 
 
-class HostShared(Value, frozen=True, tag_field="platform", tag="host_shared"):
+class HostShared(Value, frozen=True, forbid_unknown_fields=True, tag_field="platform", tag="host_shared"):
     """A container in the host's network namespace."""
 
-    id: str
+    id: Text
 
 
 Handle = LinuxPid | WindowsContainer | GuestManaged | HostShared
 
 
-class GlobalScope(Value, frozen=True, tag_field="scope", tag="global"):
+class GlobalScope(Value, frozen=True, forbid_unknown_fields=True, tag_field="scope", tag="global"):
     """The global overlay."""
 
 
-class ServiceScope(Value, frozen=True, tag_field="scope", tag="service"):
+class ServiceScope(Value, frozen=True, forbid_unknown_fields=True, tag_field="scope", tag="service"):
     """The dedicated overlay of one service."""
 
-    service: str
+    service: Text
 
 
 Scope = GlobalScope | ServiceScope
 GLOBAL = GlobalScope()
 
 
-class NatCandidate(Value, frozen=True):
+class NatCandidate(Value, frozen=True, forbid_unknown_fields=True):
     """A way to reach a node.  candidate_type: "host", "server-reflexive" or "relay"; address: ip:port."""
 
-    candidate_type: str
-    address: str
+    candidate_type: Text
+    address: Text
     priority: U32
 
 
@@ -91,47 +105,50 @@ class Peer(Value, frozen=True):
     endpoint: host:port; allowed_ips: comma-separated CIDRs; persistent_keepalive_secs: 0 = off.
     """
 
-    public_key: str
-    endpoint: str
-    allowed_ips: str
+    public_key: Text
+    endpoint: Text
+    allowed_ips: AllowedIps
     persistent_keepalive_secs: U64
-    candidates: tuple[NatCandidate, ...] = ()
+    candidates: Annotated[tuple[NatCandidate, ...], Meta(max_length=MOST_CANDIDATES)] = ()
 
     def __post_init__(self) -> None:
         if self.persistent_keepalive_secs > U64_MAX:  # require_u64, without the call: the busiest request
             raise ValueError("expected u64")
 
 
-class TurnServer(Secret, frozen=True):
+class TurnServer(Secret, frozen=True, forbid_unknown_fields=True):
     """A TURN server and what to log in with.  addr: empty means no server."""
 
-    addr: str = ""
-    username: str = ""
-    credential: str = ""
+    addr: Text = ""
+    username: Text = ""
+    credential: Text = ""
 
 
-class RelayServer(Secret, frozen=True):
+class RelayServer(Secret, frozen=True, forbid_unknown_fields=True):
     """The relay that this node offers to others.  listen_port, max_sessions: 0 means the built-in number.
     external_addr: empty means the address that this node reaches the outside from.
     """
 
     listen_port: U16 = 0
-    external_addr: str = ""
+    external_addr: Text = ""
     max_sessions: U64 = 0
-    auth_credential: str | None = None
+    auth_credential: Text | None = None
 
     def __post_init__(self) -> None:
         require_u64(self.max_sessions)
 
 
-class NatConfig(Value, frozen=True):
+class NatConfig(Value, frozen=True, forbid_unknown_fields=True):
     """NAT traversal; the defaults are the built-in configuration, and so is what is empty or 0.  stun_servers: of one
     "none" alone nobody is asked.
     """
 
     enabled: bool = True
-    stun_servers: tuple[str, ...] = ("stun.l.google.com:19302", "stun1.l.google.com:19302")
-    turn_servers: tuple[TurnServer, ...] = ()
+    stun_servers: Annotated[tuple[Text, ...], Meta(max_length=MOST_SERVERS)] = (
+        "stun.l.google.com:19302",
+        "stun1.l.google.com:19302",
+    )
+    turn_servers: Annotated[tuple[TurnServer, ...], Meta(max_length=MOST_SERVERS)] = ()
     hole_punch_timeout_secs: U64 = 15
     stun_refresh_interval_secs: U64 = 60
     max_candidate_pairs: U64 = 10

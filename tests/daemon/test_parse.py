@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from overlayd.daemon import parse
 from overlayd.errors import RequestError
 
-READERS = [parse.address, parse.network, parse.networks, parse.key, parse.endpoint, parse.dns_name]
+
+def networks(text: str, field: str) -> object:
+    return parse.networks(text, field, 3)
+
+
+READERS = [parse.address, parse.network, networks, parse.key, parse.endpoint, parse.dns_name]
 
 
 @given(st.text(max_size=80), st.sampled_from(READERS))
@@ -40,8 +45,24 @@ def test_host_bits_are_dropped(text, network):
 
 
 def test_lists_of_networks_may_be_empty_and_spaced():
-    assert parse.networks("", "allowed_ips") == ()
-    assert parse.networks("10.0.0.0/8, fd00::/8", "allowed_ips") == (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
+    assert parse.networks("", "allowed_ips", 2) == ()
+    assert parse.networks("10.0.0.0/8, fd00::/8", "allowed_ips", 2) == (
+        ip_network("10.0.0.0/8"),
+        ip_network("fd00::/8"),
+    )
+
+
+def test_lists_of_networks_have_a_limit():
+    assert len(parse.networks(",10.0.0.0/8,, fd00::/8,", "allowed_ips", 2)) == 2
+    with pytest.raises(RequestError, match=r"^request\.allowed_ips: at most 2 CIDRs, got 3$"):
+        parse.networks("10.0.0.0/8,fd00::/8,no", "allowed_ips", 2)
+
+
+@pytest.mark.parametrize("read", [*READERS, parse.key])
+def test_errors_quote_little_of_a_long_value(read):
+    with pytest.raises(RequestError) as caught:
+        read("\x7f%" * 500, "the_field")
+    assert len(str(caught.value)) < 500
 
 
 @given(st.binary(min_size=32, max_size=32))

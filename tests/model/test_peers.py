@@ -112,3 +112,17 @@ def test_the_own_key_is_no_peer():
                 draft, GLOBAL, OWN, own_key=OWN, endpoint="", keepalive=0, allowed_ips=(), candidates=()
             ),
         )
+
+
+def test_a_peer_has_a_limited_number_of_allowed_ips():
+    state = ready()
+    many = tuple(ip_network((0xFD00 << 112 | number << 64, 64)) for number in range(peers.MOST_ALLOWED_IPS + 1))
+    options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "candidates": ()}
+    with pytest.raises(RequestError, match=r"request\.allowed_ips: at most 1024 allowed IPs a peer"):
+        change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], allowed_ips=many, **options))
+    change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], allowed_ips=many[:-1], **options))
+    with pytest.raises(RequestError, match=r"request\.cidr: at most 1024 allowed IPs a peer"):
+        change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], many[-1]))
+    change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], many[7]))  # it has that one
+    with pytest.raises(RequestError, match=r"request\.allowed_ips: at most 1024"):
+        change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], allowed_ips=many[:7] + many[8:], **options))

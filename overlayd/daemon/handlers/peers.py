@@ -35,7 +35,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
     scope = _scope(request.scope)
     key = parse.key(request.public_key, "public_key")
     endpoint = parse.endpoint(request.endpoint, "endpoint")
-    allowed_ips = parse.networks(request.allowed_ips, "allowed_ips")
+    allowed_ips = parse.networks(request.allowed_ips, "allowed_ips", peers.MOST_ALLOWED_IPS)
     if request.persistent_keepalive_secs > parse.KEEPALIVE_MAX:
         raise RequestError(
             f"request.persistent_keepalive_secs: at most {parse.KEEPALIVE_MAX}, got {request.persistent_keepalive_secs}"

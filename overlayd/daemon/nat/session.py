@@ -43,7 +43,13 @@ RELAY_PAUSE = 30.0
 
 def config_of(overlay: Overlay | None) -> wire.NatConfig:
     """The configuration of an overlay: what the request brought, or the built-in one."""
-    return msgspec.convert(overlay.nat, wire.NatConfig) if overlay is not None and overlay.nat else wire.NatConfig()
+    if overlay is None or not overlay.nat:
+        return wire.NatConfig()
+    try:
+        return msgspec.convert(overlay.nat, wire.NatConfig)
+    except msgspec.ValidationError as error:  # another version took it
+        log.error("the NAT configuration cannot be taken over, and is the built-in one until the next setup: %s", error)
+        return wire.NatConfig()
 
 
 class Nat(Listener):

@@ -82,14 +82,15 @@ class Acceptor:
             self._listener = None
             listener.close()
 
-    def left(self, client: Credentials) -> None:
-        """A connection of this client is closed."""
+    def left(self, client: Credentials) -> bool:
+        """A connection of this client is closed.  Returns whether it was the last of its process."""
         self._open -= 1
         for counter, who in ((self._of_user, client.uid), (self._of_process, client.pid)):
             counter[who] -= 1
             if not counter[who]:
                 del counter[who]
         self._resume()
+        return client.pid not in self._of_process
 
     def _accept(self) -> None:
         for _ in range(ROUND):

@@ -16,6 +16,7 @@ it is not read either.
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
 
 from overlayd import wire
@@ -23,6 +24,7 @@ from overlayd._fast.frame import Inbox
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.listener import Credentials
 from overlayd.daemon.server.payload import answer_payload, read_payload
+from overlayd.daemon.server.unknown_keys import UnknownKeys
 from overlayd.daemon.tasks import Work
 from overlayd.errors import ProtocolError
 from overlayd.proto.connection import AnswerOrder
@@ -65,6 +67,7 @@ class Connections(Protocol):
     handlers: Handlers
     mux: EndpointMux | None
     limits: Limits
+    unknown_keys: UnknownKeys
     stopping: bool  # nothing new is begun
 
     @property
@@ -220,7 +223,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_json(self, body: memoryview) -> None:
         try:
-            id, request = wire.decode_request(body)
+            id, request = wire.decode_request(body, self._unknown)
         except wire.BadRequest as error:
             self._answer_in_turn(error.id, wire.Err(message=str(error)))
         except wire.NotARequest as error:
@@ -229,11 +232,14 @@ class Connection(asyncio.BufferedProtocol):
             self._ask(id, request)
 
     def _read_envelope(self, frame: Frame) -> None:
-        request = read_payload(frame)
+        request = read_payload(frame, self._unknown)
         if isinstance(request, wire.Err):
             self._answer_in_turn(frame, request)
         elif request is not None:
             self._ask(frame, request)
+
+    def _unknown(self, keys: Sequence[wire.UnknownKey]) -> None:
+        self._server.unknown_keys.told(self.credentials, keys)
 
     def _ask(self, to: int | Frame, request: wire.Request) -> None:
         if self._server.stopping:

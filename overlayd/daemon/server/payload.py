@@ -12,8 +12,10 @@ from overlayd.errors import ProtocolError, RequestError
 from overlayd.proto.envelope import ENCODING_NONE, KIND_REQUEST, Frame, respond
 
 
-def read_payload(frame: Frame) -> wire.Request | wire.Err | None:
+def read_payload(frame: Frame, unknown: wire.OnUnknown = wire.pass_over) -> wire.Request | wire.Err | None:
     """The request in an envelope; `err` when it cannot be one; None for kinds that are no request and get no answer.
+
+    unknown: is told of keys that the contract does not have.
 
     A payload that is not JSON is `err` too: unlike in a JSON frame, there is an id to answer to.
     """
@@ -24,7 +26,7 @@ def read_payload(frame: Frame) -> wire.Request | wire.Err | None:
     if frame.deadline_unix_ms and frame.deadline_unix_ms <= time.time() * 1000:
         return wire.Err(message="the deadline was over before work on the request could start")
     try:
-        return wire.decode_request_object(frame.payload)
+        return wire.decode_request_object(frame.payload, unknown)
     except (RequestError, ProtocolError) as error:
         return wire.Err(message=str(error))
 

@@ -21,6 +21,7 @@ from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.acceptor import QUOTAS, Acceptor, Quotas
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
 from overlayd.daemon.server.listener import Credentials
+from overlayd.daemon.server.unknown_keys import UnknownKeys
 from overlayd.daemon.tasks import Spawn, Work
 from overlayd.proto.mux import EndpointMux
 
@@ -50,6 +51,7 @@ class Server:
         self.handlers = handlers
         self.mux = mux
         self.limits = limits
+        self.unknown_keys = UnknownKeys()
         self.stopping = False
         self.buffered = 0  # bytes, over all connections
         self.connections: set[Connection] = set()
@@ -133,7 +135,8 @@ class Server:
         """Forget a connection."""
         if connection in self.connections:
             self.connections.remove(connection)
-            self._acceptor.left(connection.credentials)
+            if self._acceptor.left(connection.credentials):
+                self.unknown_keys.left(connection.credentials)
         self.buffered -= connection.buffered
         connection.buffered = 0
 

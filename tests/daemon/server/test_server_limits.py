@@ -303,3 +303,27 @@ async def test_a_client_that_does_not_read_does_not_stop_the_stop(path: str) -> 
         await until(lambda: handlers.reads > 0)
         await server.drain(LIMIT)
         await until(lambda: not server.connections)
+
+
+async def test_a_client_is_told_once_of_each_unknown_key_and_how_often_it_came(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    odd = b'{"frame":"request","id":1,"request":{"op":"status","verbos":true}}'
+    async with serving(path) as server:
+        async with await connect(path) as client, await connect(path) as another:
+            client.send(*[json_frame(odd)] * 5)
+            another.send(json_frame(odd), payload(1, b'{"op":"status","more":1}'))
+            assert await client.answers(5) == [(1, "status")] * 5
+            assert await another.answers(2) == [(1, "status")] * 2
+        await until(lambda: not server.connections)
+    assert caplog.text.count("passed over: request.verbos: unknown key") == 1
+    assert caplog.text.count("passed over: request.more: unknown key") == 1
+    assert caplog.text.count("request.verbos: unknown key, sent 6 times") == 1
+
+
+async def test_a_strict_frame_is_refused_for_an_unknown_key(path: str) -> None:
+    async with serving(path) as server, await connect(path) as client:
+        client.send(json_frame(b'{"strict":true,"frame":"request","id":1,"request":{"op":"status","x":1}}'), status(2))
+        assert await client.answers(2) == [(1, "request.x: unknown key"), (2, "status")]
+        assert server.connections

@@ -1,0 +1,102 @@
+"""Keys of a request that the contract does not have.
+
+Owns: which they are, what they may have been meant to be, and the request without them.  Must not know: frames, or the
+messages by name; it reads their shapes from the classes.
+
+The typed decoder takes no unknown key, so whoever sends none pays nothing for this.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Raw, inspect
+
+# Ours: enough to find the fault, and no more of a hostile client's.
+MOST_TOLD = 8
+LONGEST_KEY = 40  # characters of a key in a message
+LIKE = 0.6  # from 0 to 1: how like a known key must be to be called the nearest
+LONGEST_TAG = 256  # bytes, escapes included
+
+
+class UnknownKey(NamedTuple):
+    """parent: the path of its object, as in errors ("request.handle").  known: the keys that such an object has."""
+
+    parent: str
+    key: str
+    known: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """Of the key, as in errors ("request.handle.pdi")."""
+        key = self.key
+        plain = len(key) <= LONGEST_KEY and key.isidentifier() and key.isascii()
+        return f"{self.parent}.{key if plain else ascii(key[:LONGEST_KEY])}"
+
+    @property
+    def nearest(self) -> str:
+        """The known key that is most like it; empty when none is."""
+        return (get_close_matches(self.key[:LONGEST_KEY], self.known, 1, LIKE) or [""])[0]
+
+    def __str__(self) -> str:
+        nearest = self.nearest
+        return f"{self.path}: unknown key" + (f"; did you mean {nearest}?" if nearest else "")
+
+
+def without_unknown(
+    value: bytes | bytearray | memoryview | Raw, expected: inspect.Type, path: str
+) -> tuple[object, list[UnknownKey]]:
+    """A JSON value without the keys that its type does not have, ready to be encoded again, and the first of those.
+
+    Only what the type has is looked into.  What is no value of the type stays as it is: it is for `mismatch` to name.
+    ValueError, RecursionError: it is not JSON.
+    """
+    found: list[UnknownKey] = []
+    bare = msgspec.json.decode(value, type=Raw)  # without space around it
+    return _known_part(bare, expected, path, found), found
+
+
+def _known_part(value: Raw, expected: inspect.Type, path: str, found: list[UnknownKey]) -> object:
+    first = bytes(memoryview(value)[:1])
+    if first == b"{" and (types := _structs(expected)):
+        keys = msgspec.json.decode(value, type=dict[str, Raw])
+        shape = _chosen(keys, types)
+        return value if shape is None else _known_keys(keys, shape, path, found)
+    if first == b"[" and isinstance(expected, inspect.VarTupleType) and _structs(expected.item_type):
+        items = msgspec.json.decode(value, type=list[Raw])
+        return [_known_part(one, expected.item_type, f"{path}[{at}]", found) for at, one in enumerate(items)]
+    return value
+
+
+def _known_keys(
+    keys: dict[str, Raw], shape: inspect.StructType, path: str, found: list[UnknownKey]
+) -> dict[str, object]:
+    fields = {field.encode_name: field.type for field in shape.fields}
+    known: dict[str, object] = {}
+    for key, value in keys.items():
+        if key in fields:
+            known[key] = _known_part(value, fields[key], f"{path}.{key}", found)
+        elif key == shape.tag_field:
+            known[key] = value
+        elif len(found) < MOST_TOLD:
+            found.append(UnknownKey(path, key, tuple(fields)))
+    return known
+
+
+def _structs(expected: inspect.Type) -> Sequence[inspect.StructType]:
+    """The types of objects that a type allows."""
+    types = expected.types if isinstance(expected, inspect.UnionType) else (expected,)
+    return [one for one in types if isinstance(one, inspect.StructType)]
+
+
+def _chosen(keys: dict[str, Raw], types: Sequence[inspect.StructType]) -> inspect.StructType | None:
+    """The type that an object's tag names; None when it names none."""
+    field = types[0].tag_field
+    if field is None:
+        return types[0]
+    tag = keys.get(field)
+    if tag is None or len(memoryview(tag)) > LONGEST_TAG:
+        return None
+    name = msgspec.json.decode(tag)
+    return next((one for one in types if one.tag == name), None)
