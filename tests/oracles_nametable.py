@@ -5,7 +5,7 @@ import struct
 TTL = 5
 MAX_DATAGRAM = 1232
 STREAM = 16384
-A, NS, SOA, PTR, HINFO, AAAA, OPT, ANY = 1, 2, 6, 12, 13, 28, 41, 255
+A, NS, SOA, PTR, HINFO, AAAA, OPT, SVCB, HTTPS, ANY = 1, 2, 6, 12, 13, 28, 41, 64, 65, 255
 NOERROR, FORMERR, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 3, 4, 5, 16
 
 
@@ -46,25 +46,44 @@ def read_name(message: bytes, at: int, pointers: bool) -> int:
     return at
 
 
+def read_cookie(options: bytes) -> bytes:
+    """The client's part of the first cookie, b"" without one."""
+    cookie = b""
+    while options:
+        if len(options) < 4:
+            raise Malformed
+        of, length = struct.unpack(">HH", options[:4])
+        data, options = options[4 : 4 + length], options[4 + length :]
+        if len(data) < length:
+            raise Malformed
+        if of == 10 and not cookie:
+            if length not in (8, *range(16, 41)):
+                raise Malformed
+            cookie = data[:8]
+    return cookie
+
+
 class Oracle:
     def __init__(self) -> None:
-        self.addresses: dict[tuple[bytes, ...], bytes] = {}
-        self.pointers: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
+        self.groups: dict[bytes, int] = {}
+        self.turn = 0
+        self.addresses: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
+        self.pointers: dict[tuple[bytes, ...], tuple[bytes, tuple[bytes, ...]]] = {}  # with the address
         self.zones: set[tuple[bytes, ...]] = set()
 
-    def exists(self, name: tuple[bytes, ...]) -> bool:
-        """Whether there is anything at or below a name."""
-        there = [*self.addresses, *self.pointers, *self.zones]
-        return any(other[len(other) - len(name) :] == name for other in there if len(other) >= len(name))
+    def sees(self, client: bytes, address: bytes) -> bool:
+        group, own = self.groups.get(address, 0), self.groups.get(client, -1)
+        return group in (0, own) or own == 0
 
-    def respond(self, query: bytes, stream: bool) -> bytes | None:
+    def respond(self, query: bytes, stream: bool, client: bytes = b"", cookies: bytes = bytes(8)) -> bytes | None:
+        """cookies: what the server's part of a cookie is expected to be."""
         if len(query) < 12 or query[2] & 0x80:
             return b""
         id, flags, questions, answers, authorities, additional = struct.unpack(">6H", query[:12])
         flags = flags & 0b0_1111_0_0_1_0_0_0_1_0000 | 0x8080
         if flags & 0x7800:
             return struct.pack(">6H", id, flags | NOTIMP, 0, 0, 0, 0)
-        opt = None
+        opt, cookie = None, b""
         try:
             if (questions, answers, authorities) != (1, 0, 0):
                 raise Malformed
@@ -82,6 +101,9 @@ class Oracle:
                     if opt or at != owner + 1 or query[owner]:
                         raise Malformed
                     opt = (size, version, more & 0x8000)
+                    if at + 10 + length > len(query):
+                        raise Malformed
+                    cookie = read_cookie(query[at + 10 : at + 10 + length]) if version == 0 else b""
                 at += 10 + length
                 if at > len(query):
                     raise Malformed
@@ -96,46 +118,66 @@ class Oracle:
         elif klass != 1 or 249 <= type <= 254:
             code, records, authority = REFUSED, [], []
         else:
-            found = self.look_up(labels(query[12:end]), type)
+            found = self.look_up(labels(query[12:end]), type, client)
             if found is None:
                 return None
             code, records, authority = found
             flags |= 0x0400
-        tail = b"\0" + struct.pack(">HHBBHH", OPT, MAX_DATAGRAM, code >> 4, 0, opt[2], 0) if opt else b""
+        given = struct.pack(">HH", 10, 16) + cookie + cookies if cookie else b""
+        fixed = (OPT, MAX_DATAGRAM, code >> 4, 0, opt[2] if opt else 0, len(given))
+        tail = b"\0" + struct.pack(">HHBBHH", *fixed) + given if opt else b""
         if 12 + len(asked) + len(b"".join(records)) + len(tail) > limit:
             records, flags = [], flags | 0x0200
         counts = (1, len(records), len(authority), 1 if opt else 0)
         head = struct.pack(">6H", id, flags | code & 15, *counts)
         return head + asked + b"".join(records) + b"".join(authority) + tail
 
-    def look_up(self, name: tuple[bytes, ...], type: int) -> tuple[int, list[bytes], list[bytes]] | None:
-        address, targets = self.addresses.get(name), self.pointers.get(name, ())
-        has = address is not None or bool(targets)
-        if address is not None and type == {4: A, 16: AAAA}[len(address)]:
-            return NOERROR, [record(12, type, address)], []
-        if targets and type == PTR:
+    def look_up(
+        self, name: tuple[bytes, ...], type: int, client: bytes = b""
+    ) -> tuple[int, list[bytes], list[bytes]] | None:
+        addresses = [address for address in self.addresses.get(name, ()) if self.sees(client, address)]
+        reverse, targets = self.pointers.get(name, (b"", ()))
+        has = bool(addresses) or (bool(targets) and self.sees(client, reverse))
+        if not has and name[-1:] == (b"localhost",):
+            at = 12 + len(wire(name)) - len(wire(name[-1:]))
+            loopback = {A: bytes([127, 0, 0, 1]), AAAA: bytes(15) + b"\1"}.get(type)
+            if loopback:
+                return NOERROR, [record(12, type, loopback)], []
+            return NOERROR, [], [soa_record(at, struct.pack(">H", 0xC000 | at))]
+        asked = [address for address in addresses if type == {4: A, 16: AAAA}[len(address)]]
+        if has and asked:
+            self.turn += len(asked) > 1
+            first = self.turn % len(asked) if len(asked) > 1 else 0
+            return NOERROR, [record(12, type, address) for address in asked[first:] + asked[:first]], []
+        if has and targets and type == PTR:
             return NOERROR, [record(12, PTR, target) for target in targets[:32]], []
         inside = [zone for zone in self.zones if name[len(name) - len(zone) :] == zone and len(zone) <= len(name)]
         if inside:
             zone = max(inside, key=len)
         elif has:
             zone = name
-        elif len(name) == 1:
+        elif len(name) == 1 and type in (A, AAAA, SVCB, HTTPS):
             zone = ()
         else:
             return None
         apex = zone == name
         at = 12 + len(wire(name)) - len(wire(zone))
         here = struct.pack(">H", 0xC000 | at) if zone else b"\0"
-        timers = struct.pack(">5I", 1, 3600, 1200, 604800, TTL)
-        soa = record(at if zone else None, SOA, here + wire((b"nobody", b"invalid")) + timers)
+        soa = soa_record(at if zone else None, here)
         if type == ANY and (has or apex):
             return NOERROR, [record(12, HINFO, b"\x07RFC8482\0")], []
         if type == SOA and apex:
             return NOERROR, [soa], []
         if type == NS and apex:
             return NOERROR, [record(12, NS, b"\xc0\x0c")], []
-        return NOERROR if self.exists(name) else NXDOMAIN, [], [soa]
+        below = [other for other in [*self.addresses, *self.pointers, *self.zones] if other != name]
+        there = has or apex or any(other[len(other) - len(name) :] == name for other in below if len(other) > len(name))
+        return NOERROR if there else NXDOMAIN, [], [soa]
+
+
+def soa_record(owner: int | None, primary: bytes) -> bytes:
+    timers = struct.pack(">5I", 1, 3600, 1200, 604800, TTL)
+    return record(owner, SOA, primary + wire((b"nobody", b"invalid")) + timers)
 
 
 def record(owner: int | None, type: int, data: bytes) -> bytes:

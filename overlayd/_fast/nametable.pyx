@@ -1,34 +1,37 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
 """Registered names, and the DNS responses that they make: a query's bytes in, a response's bytes out.
 
-Owns: the table, whether a query is well-formed, and every response but those of upstream servers.  Must not know:
-sockets, who registers names, where queries that are not ours go.
+Owns: the table, who sees which name, and every response but those of upstream servers.  Must not know: sockets, who
+registers names, where queries that are not ours go, how queries are read (`_fast.dnsquery`).
 
-RFC 1034 and 1035 (messages), 2308 (negative answers), 6891 (EDNS), 8482 (ANY).  The question is echoed as it was asked,
-letter case included, and all names in a response are pointers into it.  Compression pointers of a query are never
-followed: in a question there is nothing before it to point to, and of other records only the length counts.
+RFC 1034 and 1035 (messages), 2308 (negative answers), 6761 (localhost), 8482 (ANY).  The question is echoed as it was
+asked, letter case included, and all names in a response are pointers into it.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItemWithError
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint8_t
+from libc.string cimport memcmp, memcpy
+
+from overlayd._fast.dnsquery cimport (
+    AA,
+    FORWARD,
+    HEADER,
+    IN,
+    NOERROR,
+    NXDOMAIN,
+    TC,
+    Question,
+    begin,
+    finish,
+    lower_name,
+    read_secret,
+    write16,
+)
 
 # Protocol constants.
 cdef enum:
-    HEADER = 12  # bytes
-    LONGEST_LABEL = 63
-    LONGEST_NAME = 255  # bytes on the wire, the root's zero included
-    PLAIN_DATAGRAM = 512  # bytes that every client takes, RFC 1035 section 2.3.4
     POINTER = 0xC000
-    # Header, third and fourth byte.
-    QR = 0x80
-    OPCODE = 0x78
-    AA = 0x04
-    TC = 0x02
-    RD = 0x01
-    RA = 0x80
-    CD = 0x10
     # Types.
     A = 1
     NS = 2
@@ -36,36 +39,28 @@ cdef enum:
     PTR = 12
     HINFO = 13
     AAAA = 28
-    OPT = 41
-    FIRST_META = 249  # TKEY; then TSIG, IXFR, AXFR, MAILB, MAILA: not questions about a name's records
-    LAST_META = 254
+    SVCB = 64
+    HTTPS = 65
     ANY = 255
-    IN = 1
-    # Response codes.
-    NOERROR = 0
-    FORMERR = 1
-    NXDOMAIN = 3
-    NOTIMP = 4
-    REFUSED = 5
-    BADVERS = 16
-    OPT_SIZE = 11  # bytes of an OPT record without options
-    DO = 0x80  # in the OPT record, RFC 3225
 
 # Our own constants.
 cdef enum:
-    # What passes any network of today unfragmented (the DNS flag day of 2020); an overlay's MTU is at least 1280.
-    DATAGRAM = 1232
     # A name moves with its container: who keeps an answer is wrong for no longer than this, in seconds.
     LIFETIME = 5
     # More would only make a reverse answer long; nobody reads them.
     POINTERS = 32
-    STREAM = 16384  # bytes, more than the longest response: HEADER, a question, POINTERS records and an OPT
+    # More than this is no answer that anybody uses; all of them fit a stream.
+    ADDRESSES = 512
+    STREAM = 16384  # bytes, more than the longest response: HEADER, a question, records and an OPT
     NO_ZONE = -1
     ROOT_ZONE = -2
+    NO_GROUP = -1  # of a client
+    NODE_GROUP = 0  # everybody knows its addresses, and it knows all
+    RECORD = 12  # bytes of a record whose owner is a pointer, before its data
 
-MAX_DATAGRAM = DATAGRAM
 TTL = LIFETIME
 MAX_POINTERS = POINTERS
+MAX_ADDRESSES = ADDRESSES
 
 # The SOA of a zone that nobody transfers, as RFC 6303 section 3 has it: who is responsible, then serial, refresh,
 # retry, expire and minimum, which is the lifetime of a negative answer.
@@ -76,38 +71,23 @@ cdef bytes SOA_TAIL = (
 cdef bytes HINFO_DATA = b"\x07RFC8482\x00"  # RFC 8482 section 4.2
 
 
+cdef bytes LOCALHOST = b"\x09localhost\x00"
+cdef bytes LOOPBACK4 = bytes([127, 0, 0, 1])
+cdef bytes LOOPBACK6 = bytes(15) + b"\x01"
+
+
 @cython.final
 cdef class Name:
-    """What a name has: an address or None, and the names that it points to."""
+    """What a name has: addresses, and the names that it points to as the reverse name of `reverse`."""
 
-    cdef bytes address
+    cdef tuple addresses
     cdef tuple targets
+    cdef bytes reverse
 
-    def __cinit__(self, bytes address, tuple targets):
-        self.address = address
+    def __cinit__(self, tuple addresses, tuple targets, bytes reverse):
+        self.addresses = addresses
         self.targets = targets
-
-
-def wire_name(str text not None):
-    cdef bytes name = b""
-    for label in text.removesuffix(".").split(".") if text not in ("", ".") else ():
-        data = label.lower().encode("ascii")
-        if not 0 < len(data) <= LONGEST_LABEL:
-            raise ValueError(f"{text!r}: a label has 1 to {LONGEST_LABEL} bytes")
-        name += bytes((len(data),)) + data
-    if len(name) >= LONGEST_NAME:
-        raise ValueError(f"{text!r} is longer than {LONGEST_NAME} bytes")
-    return name + b"\0"
-
-
-cdef inline int read16(const uint8_t *p) noexcept:
-    return p[0] << 8 | p[1]
-
-
-cdef inline uint8_t *write16(uint8_t *p, int value) noexcept:
-    p[0] = value >> 8 & 0xFF
-    p[1] = value & 0xFF
-    return p + 2
+        self.reverse = reverse
 
 
 cdef inline uint8_t *write_bytes(uint8_t *p, bytes data):
@@ -140,70 +120,29 @@ cdef uint8_t *write_soa(uint8_t *p, int owner):
     return write_bytes(p, SOA_TAIL)
 
 
-cdef bint read_question(const uint8_t *query, Py_ssize_t size, Question *q) noexcept:
-    """Read the question's name, type and place; False when there is none."""
-    cdef Py_ssize_t at = HEADER
-    cdef int length
-    q.labels = 0
-    while True:
-        if at >= size:
-            return False
-        length = query[at]
-        if length == 0:
-            break
-        if length > LONGEST_LABEL or at - HEADER + 1 + length >= LONGEST_NAME:
-            return False
-        q.starts[q.labels] = <uint8_t>(at - HEADER)
-        q.labels += 1
-        at += 1 + length
-    at += 1
-    q.name = at - HEADER
-    if at + 4 > size:
-        return False
-    q.type = read16(query + at)
-    return True
-
-
-cdef bint read_additional(const uint8_t *query, Py_ssize_t size, Py_ssize_t at, int count, Question *q) noexcept:
-    """Walk the additional section and read the OPT record; False when something is broken."""
-    cdef Py_ssize_t owner
-    q.edns = False
-    for _ in range(count):
-        owner = at
-        while at < size and 0 < query[at] <= LONGEST_LABEL:
-            at += 1 + query[at]
-        if at >= size or (query[at] and query[at] < 0xC0):
-            return False
-        at += 2 if query[at] else 1
-        if at + 10 > size:
-            return False
-        if read16(query + at) == OPT:
-            if q.edns or at != owner + 1:  # the second one, or not of the root (RFC 6891 section 6.1.1 and 6.1.2)
-                return False
-            q.edns = True
-            q.payload = read16(query + at + 2)
-            q.version = query[at + 5]
-            q.dnssec = query[at + 6] & DO != 0
-        at += 10 + read16(query + at + 8)
-        if at > size:
-            return False
-    return True
-
-
 @cython.final
 cdef class NameTable:
-    def __cinit__(self):
+    def __cinit__(self, bytes secret=bytes(16)):
+        self.secret = read_secret(secret)
         self.names = {}
         self.inner = {}
         self.zones = set()
+        self.groups = {}
+        self.turn = 0
 
-    def set_address(self, bytes name not None, bytes address):
+    def set_addresses(self, bytes name not None, tuple addresses not None):
         cdef Name old = self.names.get(name)
-        self.put(name, address, old.targets if old is not None else ())
+        self.put(name, addresses[:ADDRESSES], old.targets if old is not None else (), old.reverse if old is not None else b"")
 
-    def set_pointers(self, bytes name not None, tuple targets not None):
+    def set_pointers(self, bytes name not None, tuple targets not None, bytes address not None):
         cdef Name old = self.names.get(name)
-        self.put(name, old.address if old is not None else None, targets[:POINTERS])
+        self.put(name, old.addresses if old is not None else (), targets[:POINTERS], address)
+
+    def set_group(self, bytes address not None, group):
+        if group is None:
+            self.groups.pop(address, None)
+        else:
+            self.groups[address] = group
 
     def add_zone(self, bytes name not None):
         if name not in self.zones:
@@ -215,17 +154,23 @@ cdef class NameTable:
             self.zones.remove(name)
             self.count(name, -1)
 
-    def respond(self, bytes query not None, bint stream):
+    def respond(self, bytes query not None, bint stream, bytes client=b""):
         cdef uint8_t out[STREAM]
         cdef Py_ssize_t size = self.answer(
-            <const uint8_t *>PyBytes_AS_STRING(query), PyBytes_GET_SIZE(query), out, STREAM, stream
+            <const uint8_t *>PyBytes_AS_STRING(query),
+            PyBytes_GET_SIZE(query),
+            <const uint8_t *>PyBytes_AS_STRING(client),
+            min(PyBytes_GET_SIZE(client), 16),
+            out,
+            STREAM,
+            stream,
         )
         return None if size == FORWARD else PyBytes_FromStringAndSize(<char *>out, size)
 
-    cdef int put(self, bytes name, bytes address, tuple targets) except -1:
-        cdef bint there = name in self.names, wanted = address is not None or len(targets) > 0
+    cdef int put(self, bytes name, tuple addresses, tuple targets, bytes reverse) except -1:
+        cdef bint there = name in self.names, wanted = len(addresses) > 0 or len(targets) > 0
         if wanted:
-            self.names[name] = Name(address, targets)
+            self.names[name] = Name(addresses, targets, reverse)
         elif there:
             del self.names[name]
         if there != wanted:
@@ -246,85 +191,61 @@ cdef class NameTable:
         return 0
 
     cdef Py_ssize_t answer(
-        self, const uint8_t *query, Py_ssize_t size, uint8_t *out, Py_ssize_t capacity, bint stream
+        self,
+        const uint8_t *query,
+        Py_ssize_t size,
+        const uint8_t *client,
+        Py_ssize_t client_size,
+        uint8_t *out,
+        Py_ssize_t capacity,
+        bint stream,
     ) except -2:
-        """Write the response and return its size; else DROP or FORWARD.
+        """Write the response to a client at this address, and return its size; else DROP or FORWARD.
 
         capacity: bytes of `out`: at least DATAGRAM, and STREAM for a stream.
         """
         cdef Question q
-        cdef Py_ssize_t limit, end
-        cdef int code = NOERROR
-        if size < HEADER or query[2] & QR:
-            return DROP
-        memset(out, 0, HEADER)
-        memcpy(out, query, 2)
-        out[2] = QR | (query[2] & (OPCODE | RD))
-        out[3] = RA | (query[3] & CD)
-        if query[2] & OPCODE:
-            out[3] |= NOTIMP
-            return HEADER
-        if read16(query + 4) != 1 or read16(query + 6) or read16(query + 8) or not read_question(query, size, &q):
-            out[3] |= FORMERR
-            return HEADER
-        end = HEADER + q.name + 4
-        if not read_additional(query, size, end, read16(query + 10), &q) or q.type == OPT:
-            out[3] |= FORMERR
-            return HEADER
-        memcpy(out + HEADER, query + HEADER, q.name + 4)
-        write16(out + 4, 1)
-        limit = capacity
-        if not stream:
-            limit = min(max(q.payload, PLAIN_DATAGRAM), DATAGRAM) if q.edns else PLAIN_DATAGRAM
-        if q.edns:
-            limit -= OPT_SIZE
-            if q.version:
-                code = BADVERS
-        if code == NOERROR and (read16(query + end - 2) != IN or FIRST_META <= q.type <= LAST_META):
-            code = REFUSED
-        if code == NOERROR:
-            end = self.look_up(&q, out, end, limit)
-            if end == FORWARD:
-                return FORWARD
-        out[3] |= code & 0x0F
-        if q.edns:
-            memset(out + end, 0, OPT_SIZE)
-            write16(out + end + 1, OPT)
-            write16(out + end + 3, DATAGRAM)
-            out[end + 5] = code >> 4
-            out[end + 7] = DO if q.dnssec else 0
-            write16(out + 10, 1)
-            end += OPT_SIZE
-        return end
+        cdef Py_ssize_t end
+        q.client = client
+        q.client_size = client_size
+        end = begin(query, size, out, capacity, stream, &self.secret, &q)
+        if q.done:
+            return end
+        end = self.look_up(&q, out, end)
+        return end if end == FORWARD else finish(out, end, &q, NOERROR, NULL, 0, &self.secret)
 
-    cdef Py_ssize_t look_up(self, Question *q, uint8_t *out, Py_ssize_t end, Py_ssize_t limit) except -2:
+    cdef Py_ssize_t look_up(self, Question *q, uint8_t *out, Py_ssize_t end) except -2:
         """Add the records for the question, which is in `out` already, and the response code; the new end, or FORWARD.
         """
         cdef bytes key = PyBytes_FromStringAndSize(<char *>out + HEADER, q.name)
-        cdef uint8_t *lower = <uint8_t *>PyBytes_AS_STRING(key)
         cdef uint8_t *p = out + end
-        cdef Py_ssize_t i, size
         cdef int zone
-        for i in range(q.name):
-            if 65 <= lower[i] <= 90:  # a label's length is never as high
-                lower[i] |= 0x20
+        cdef Name name = None
+        cdef tuple addresses = ()
+        lower_name(<uint8_t *>PyBytes_AS_STRING(key), q.name)
         found = PyDict_GetItemWithError(self.names, key)
-        cdef Name name = <Name>found if found is not NULL else None
+        if found is not NULL:
+            name = <Name>found
+            addresses = name.addresses
+            if self.groups:
+                addresses = self.visible(addresses, q)
+                if not addresses and not (name.targets and self.visible((name.reverse,), q)):
+                    name = None  # for this client it is not registered
+        if name is None and is_localhost(key, q):
+            return self.write_localhost(q, out, end)
         if name is not None:
-            size = PyBytes_GET_SIZE(name.address) if name.address is not None else 0
-            if (q.type == A and size == 4) or (q.type == AAAA and size == 16):
-                out[2] |= AA
-                write16(out + 6, 1)
-                return write_bytes(write_record(p, HEADER, q.type, size), name.address) - out
-            if q.type == PTR and name.targets:
-                out[2] |= AA
-                return self.write_pointers(name.targets, out, end, limit)
+            if q.type == A or q.type == AAAA:
+                end = self.write_addresses(addresses, q, out, end)
+                if out + end != p or out[2] & TC:
+                    return end
+            elif q.type == PTR and name.targets:
+                return self.write_pointers(name.targets, out, end, q.limit)
         zone = self.zone_of(key, q)
         if zone == NO_ZONE:
             if name is not None:
                 zone = 0  # registered alone, it is a zone of one name
-            elif q.labels == 1:
-                zone = ROOT_ZONE  # a name without a domain means nothing elsewhere
+            elif q.labels == 1 and q.type in (A, AAAA, SVCB, HTTPS):
+                zone = ROOT_ZONE  # a name without a domain has no address elsewhere
             else:
                 return FORWARD
         out[2] |= AA
@@ -351,14 +272,77 @@ cdef class NameTable:
                 return q.starts[i]
         return NO_ZONE
 
+    cdef tuple visible(self, tuple addresses, Question *q):
+        """Those of the addresses that the client is to know of."""
+        cdef int asker = NO_GROUP, group
+        cdef list seen = []
+        found = self.groups.get(PyBytes_FromStringAndSize(<const char *>q.client, q.client_size))
+        if found is not None:
+            asker = found
+        if asker == NODE_GROUP:
+            return addresses
+        for address in addresses:
+            found = self.groups.get(address)
+            group = NODE_GROUP if found is None else found
+            if group == NODE_GROUP or group == asker:
+                seen.append(address)
+        return tuple(seen)
+
+    cdef Py_ssize_t write_addresses(self, tuple addresses, Question *q, uint8_t *out, Py_ssize_t end) except -2:
+        """Add the addresses of the type that was asked for, each time beginning with the next one; or the bit that says
+        that they do not fit.
+        """
+        cdef Py_ssize_t size = 4 if q.type == A else 16, count = 0, i, first
+        cdef uint8_t *p = out + end
+        for address in addresses:
+            count += PyBytes_GET_SIZE(<bytes>address) == size
+        if count == 0:
+            return end
+        out[2] |= AA
+        if end + count * (RECORD + size) > q.limit:
+            out[2] |= TC
+            return end
+        first = 0
+        if count > 1:
+            self.turn += 1
+            first = self.turn % count
+        i = 0
+        for address in addresses:
+            if PyBytes_GET_SIZE(<bytes>address) == size:
+                # The first one in turn is written first, those before it behind the last.
+                p = out + end + (i - first if i >= first else i - first + count) * (RECORD + size)
+                write_bytes(write_record(p, HEADER, q.type, size), <bytes>address)
+                i += 1
+        write16(out + 6, <int>count)
+        return end + count * (RECORD + size)
+
+    cdef Py_ssize_t write_localhost(self, Question *q, uint8_t *out, Py_ssize_t end) except -2:
+        """RFC 6761 section 6.3: the loopback address, and nothing else."""
+        cdef uint8_t *p = out + end
+        cdef bytes address = LOOPBACK4 if q.type == A else LOOPBACK6
+        out[2] |= AA
+        if q.type == A or q.type == AAAA:
+            write16(out + 6, 1)
+            return write_bytes(write_record(p, HEADER, q.type, PyBytes_GET_SIZE(address)), address) - out
+        write16(out + 8, 1)
+        return write_soa(p, HEADER + q.starts[q.labels - 1]) - out
+
     cdef Py_ssize_t write_pointers(self, tuple targets, uint8_t *out, Py_ssize_t end, Py_ssize_t limit) except -2:
         """Add PTR records, all of them, or none and the bit that says so."""
         cdef uint8_t *p = out + end
+        out[2] |= AA
         for target in targets:
-            if p - out + HEADER + PyBytes_GET_SIZE(target) > limit:
+            if p - out + RECORD + PyBytes_GET_SIZE(target) > limit:
                 out[2] |= TC
                 return end
             p = write_record(p, HEADER, PTR, PyBytes_GET_SIZE(target))
             p = write_bytes(p, target)
         write16(out + 6, <int>len(targets))
         return p - out
+
+
+cdef bint is_localhost(bytes key, Question *q) noexcept:
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(LOCALHOST)
+    return q.name >= size and q.labels and q.name - q.starts[q.labels - 1] == size and not memcmp(
+        PyBytes_AS_STRING(key) + q.name - size, PyBytes_AS_STRING(LOCALHOST), size
+    )

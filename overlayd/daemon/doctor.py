@@ -133,6 +133,16 @@ class Doctor:
                 remedy=unserved.remedy,
             )
             for address, unserved in server.unserved.items()
+        ] + [
+            Finding(
+                code="dns-loop",
+                severity="error",
+                object=f"DNS upstream {upstream}",
+                problem="forwards to this node, so it is not asked",
+                symptom="names outside of the overlay do not resolve, or only by the other upstreams",
+                remedy="let it ask other servers, or choose others with --dns-upstream",
+            )
+            for upstream in sorted(server.looping)
         ]
 
     def _peers(self) -> list[Finding]:

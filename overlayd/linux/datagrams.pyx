@@ -2,7 +2,7 @@
 """DNS datagrams in batches: one system call takes many queries, one sends their answers.
 
 Owns: the buffers, recvmmsg(2) and sendmmsg(2), and who may ask.  Must not know: what is in a datagram
-(`_fast.nametable`), which sockets there are, or what becomes of queries that are not ours.
+(`_fast.nametable`, `_fast.dnscache`), which sockets there are, or what becomes of queries that are not ours.
 
 The interpreter's lock is kept: the calls never wait, and getting it back could take longer than they do.
 """
@@ -13,7 +13,9 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
-from overlayd._fast.nametable cimport FORWARD, NameTable
+from overlayd._fast.dnscache cimport Cache
+from overlayd._fast.dnsquery cimport DATAGRAM, FORWARD
+from overlayd._fast.nametable cimport NameTable
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
@@ -44,8 +46,6 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef enum:
     # Their answers take a quarter of a millisecond, of which the kernel has nearly all; larger ones save little more.
     BATCH_SIZE = 32
-    # Bytes of a query or an answer: _fast.nametable.MAX_DATAGRAM.  A longer query is none.
-    DATAGRAM = 1232
     ADDRESS = 28  # bytes of the longest address here, struct sockaddr_in6
 
 BATCH = BATCH_SIZE
@@ -54,18 +54,20 @@ BATCH = BATCH_SIZE
 @cython.final
 cdef class Datagrams:
     cdef NameTable table
+    cdef Cache cache
     cdef mmsghdr incoming[BATCH_SIZE]
     cdef mmsghdr outgoing[BATCH_SIZE]
     cdef iovec queries[BATCH_SIZE]
     cdef iovec answers[BATCH_SIZE]
     cdef uint8_t peers[BATCH_SIZE][ADDRESS]
-    cdef uint8_t received[BATCH_SIZE][DATAGRAM]
+    cdef uint8_t received[BATCH_SIZE][DATAGRAM]  # a longer query is none
     cdef uint8_t written[BATCH_SIZE][DATAGRAM]
     cdef uint8_t network[16]  # who may ask
     cdef int family, prefix_length
 
-    def __cinit__(self, NameTable table not None):
+    def __cinit__(self, NameTable table not None, Cache cache not None):
         self.table = table
+        self.cache = cache
         self.family = -1
         memset(self.incoming, 0, sizeof(self.incoming))
         memset(self.outgoing, 0, sizeof(self.outgoing))
@@ -87,10 +89,12 @@ cdef class Datagrams:
         self.family = AF_INET if size == 4 else AF_INET6
         self.prefix_length = prefix_length
 
-    def serve(self, int descriptor):
+    def serve(self, int descriptor, double now):
         cdef list others = []
         cdef Py_ssize_t size
         cdef int count, ready = 0
+        cdef int address = 4 if self.family == AF_INET else 8  # where sin_addr, sin6_addr is
+        cdef int width = 4 if self.family == AF_INET else 16
         for i in range(BATCH_SIZE):
             self.incoming[i].msg_hdr.msg_namelen = ADDRESS
         count = recvmmsg(descriptor, self.incoming, BATCH_SIZE, MSG_DONTWAIT, NULL)
@@ -101,7 +105,28 @@ cdef class Datagrams:
         for i in range(count):
             if self.incoming[i].msg_hdr.msg_flags & MSG_TRUNC or not self.admitted(self.peers[i]):
                 continue
-            size = self.table.answer(self.received[i], self.incoming[i].msg_len, self.written[ready], DATAGRAM, False)
+            size = self.table.answer(
+                self.received[i],
+                self.incoming[i].msg_len,
+                self.peers[i] + address,
+                width,
+                self.written[ready],
+                DATAGRAM,
+                False,
+            )
+            if size == FORWARD:
+                size = self.cache.answer(
+                    self.received[i],
+                    self.incoming[i].msg_len,
+                    self.peers[i] + address,
+                    width,
+                    self.written[ready],
+                    DATAGRAM,
+                    False,
+                    now,
+                )
+                if self.cache.refresh:
+                    others.append((PyBytes_FromStringAndSize(<char *>self.received[i], self.incoming[i].msg_len), b""))
             if size > 0:
                 self.answers[ready].iov_len = size
                 self.outgoing[ready].msg_hdr.msg_name = self.peers[i]

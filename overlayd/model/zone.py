@@ -10,7 +10,8 @@ registered that.  A change costs the names it touches.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from overlayd._fast.nametable import NameTable, wire_name
+from overlayd._fast.dnsquery import SECRET, wire_name
+from overlayd._fast.nametable import NameTable
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.rows import Attachment, Change, Overlay, Record, Service
 from overlayd.model.state import Draft, State
@@ -32,10 +33,12 @@ def unregister(draft: Draft, name: str) -> None:
 
 
 class Zone:
-    """The names of a node, kept up with its state.  table: what answers queries.  name: the zone of one-label names."""
+    """The names of a node, kept up with its state.  table: what answers queries.  name: the zone of one-label names.
+    secret: for the table's cookies.
+    """
 
-    def __init__(self, state: State, name: str) -> None:
-        self.table = NameTable()
+    def __init__(self, state: State, name: str, secret: bytes = bytes(SECRET)) -> None:
+        self.table = NameTable(secret)
         self.name = name
         self._state = state
         self._registered: dict[str, Address] = {}
@@ -63,7 +66,7 @@ class Zone:
             self._registered[name] = address
         for alias in (name, *self._aliases(name)):
             now = self._address(alias)
-            self.table.set_address(wire_name(alias), None if now is None else now.packed)
+            self.table.set_addresses(wire_name(alias), () if now is None else (now.packed,))
         for touched in {old, address}:
             if touched is None:
                 continue
@@ -73,7 +76,9 @@ class Zone:
             else:
                 del names[name]
             self.table.set_pointers(
-                wire_name(touched.reverse_pointer), tuple(wire_name(self._whole(each)) for each in names)
+                wire_name(touched.reverse_pointer),
+                tuple(wire_name(self._whole(each)) for each in names),
+                touched.packed,
             )
             if not names:
                 del self._names_of[touched]

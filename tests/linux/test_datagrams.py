@@ -4,9 +4,12 @@ import socket
 from contextlib import contextmanager
 
 import dns.message
+import dns.rrset
 import pytest
 
-from overlayd._fast.nametable import MAX_DATAGRAM, NameTable, wire_name
+from overlayd._fast.dnscache import Answer, Cache, key_of
+from overlayd._fast.dnsquery import MAX_DATAGRAM, wire_name
+from overlayd._fast.nametable import NameTable
 from overlayd.linux.datagrams import BATCH, Datagrams
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -23,13 +26,18 @@ def bound(family=socket.AF_INET, address=None):
 @pytest.fixture
 def table():
     table = NameTable()
-    table.set_address(wire_name("web"), bytes([10, 200, 1, 5]))
+    table.set_addresses(wire_name("web"), (bytes([10, 200, 1, 5]),))
     return table
 
 
 @pytest.fixture
-def datagrams(table):
-    datagrams = Datagrams(table)
+def cache():
+    return Cache(10, 10_000)
+
+
+@pytest.fixture
+def datagrams(table, cache):
+    datagrams = Datagrams(table, cache)
     datagrams.admit(bytes([127, 0, 0, 0]), 8)
     return datagrams
 
@@ -46,7 +54,7 @@ def test_ours_are_answered_and_others_handed_on(datagrams, family):
         for id, name in enumerate(["web", "www.example.org", "nope"]):
             client.sendto(query(name, id), server.getsockname())
         client.sendto(b"noise", server.getsockname())
-        ((other, sender),) = datagrams.serve(server.fileno())
+        ((other, sender),) = datagrams.serve(server.fileno(), 0.0)
         assert other == query("www.example.org", 1)
         answers = [dns.message.from_wire(client.recv(2000)) for _ in range(2)]
         assert [(answer.id, answer.rcode()) for answer in answers] == [(0, 0), (2, 3)]
@@ -55,17 +63,33 @@ def test_ours_are_answered_and_others_handed_on(datagrams, family):
         assert (data, (address, port)) == (b"later", server.getsockname()[:2])
 
 
+@pytest.mark.parametrize("family", LOOPBACK, ids=["ipv4", "ipv6"])
+def test_what_the_cache_has_is_answered_and_asked_for_anew_near_its_end(datagrams, cache, family):
+    if family == socket.AF_INET6:
+        datagrams.admit(bytes(15) + b"\1", 128)
+    response = dns.message.make_response(dns.message.make_query("www.example.org", "A"))
+    response.answer.append(dns.rrset.from_text("www.example.org.", 100, "IN", "A", "192.0.2.80"))
+    cache.put(key_of(query("www.example.org")), Answer(response.to_wire()), 0.0)
+    with bound(family) as server, bound(family) as client:
+        for now, ttl, others in ((0.0, 100, []), (95.0, 5, [(query("www.example.org", 1), b"")]), (96.0, 4, [])):
+            client.sendto(query("www.example.org", 1), server.getsockname())
+            assert datagrams.serve(server.fileno(), now) == others
+            assert dns.message.from_wire(client.recv(2000)).answer[0].ttl == ttl
+        client.sendto(query("www.example.org", 1), server.getsockname())
+        assert len(datagrams.serve(server.fileno(), 100.0)) == 1
+
+
 def test_nothing_there_is_nothing_done(datagrams):
     with bound() as server:
-        assert datagrams.serve(server.fileno()) == []
+        assert datagrams.serve(server.fileno(), 0.0) == []
 
 
 def test_a_batch_is_bounded(datagrams):
     with bound() as server, bound() as client:
         for id in range(BATCH + 3):
             client.sendto(query("www.example.org", id), server.getsockname())
-        assert len(datagrams.serve(server.fileno())) == BATCH
-        rest = datagrams.serve(server.fileno())
+        assert len(datagrams.serve(server.fileno(), 0.0)) == BATCH
+        rest = datagrams.serve(server.fileno(), 0.0)
         assert [int.from_bytes(message[:2], "big") for message, _ in rest] == [BATCH, BATCH + 1, BATCH + 2]
 
 
@@ -73,7 +97,7 @@ def test_a_query_that_is_too_long_is_none(datagrams):
     with bound() as server, bound() as client:
         for size in (MAX_DATAGRAM + 1, MAX_DATAGRAM):
             client.sendto(query("web", size).ljust(size, b"\0"), server.getsockname())
-        datagrams.serve(server.fileno())
+        datagrams.serve(server.fileno(), 0.0)
         assert int.from_bytes(client.recv(2000)[:2], "big") == MAX_DATAGRAM
 
 
@@ -86,7 +110,7 @@ def test_one_that_cannot_be_reached_does_not_cost_the_others_their_answers(datag
             broken.bind(("127.0.0.1", 0))
             datagrams.send(server.fileno(), b"x", b"\2\0" + bytes(14))  # port 0: refused by the kernel
         gone.close()
-        datagrams.serve(server.fileno())
+        datagrams.serve(server.fileno(), 0.0)
         assert client.recv(2000)[:2] == b"\0\2"
 
 
@@ -108,21 +132,21 @@ def test_who_may_ask(datagrams, network, prefix, admitted):
         for id, address in enumerate(asking):
             with bound(address=address) as client:
                 client.sendto(query("www.example.org", id), server.getsockname())
-        taken = [int.from_bytes(message[:2], "big") for message, _ in datagrams.serve(server.fileno())]
+        taken = [int.from_bytes(message[:2], "big") for message, _ in datagrams.serve(server.fileno(), 0.0)]
     assert [asking[id] for id in taken] == admitted
 
 
 def test_before_it_is_told_who_may_ask_nobody_may(table):
     with bound() as server, bound() as client:
         client.sendto(query("www.example.org"), server.getsockname())
-        assert Datagrams(table).serve(server.fileno()) == []
+        assert Datagrams(table, Cache(1, 1000)).serve(server.fileno(), 0.0) == []
 
 
 def test_a_family_is_never_taken_for_the_other(datagrams):
     datagrams.admit(bytes(4), 0)
     with bound(socket.AF_INET6) as server, bound(socket.AF_INET6) as client:
         client.sendto(query("www.example.org"), server.getsockname())
-        assert datagrams.serve(server.fileno()) == []
+        assert datagrams.serve(server.fileno(), 0.0) == []
 
 
 @pytest.mark.parametrize(("network", "prefix"), [(b"", 0), (bytes(4), 33), (bytes(16), 129), (bytes(4), -1)])
@@ -133,4 +157,4 @@ def test_what_is_no_network(datagrams, network, prefix):
 
 def test_a_socket_that_is_none(datagrams):
     with pytest.raises(OSError):
-        datagrams.serve(-1)
+        datagrams.serve(-1, 0.0)

@@ -71,11 +71,12 @@ def expected(state, query):
     oracle = Oracle()
     records = {name: record.address for name, record in state.table(Record).items()}
     whole = {name if "." in name else f"{name}.{ZONE}": address for name, address in records.items()}
-    oracle.addresses = {name_of(name): address.packed for name, address in (whole | records).items()}
+    oracle.addresses = {name_of(name): (address.packed,) for name, address in (whole | records).items()}
     for name, address in records.items():
         target = wire(name_of(name if "." in name else f"{name}.{ZONE}"))
         reverse = name_of(address.reverse_pointer)
-        oracle.pointers[reverse] = (*oracle.pointers.get(reverse, ()), target)
+        _, targets = oracle.pointers.get(reverse, (b"", ()))
+        oracle.pointers[reverse] = address.packed, (*targets, target)
     domains = {row.dns_domain for row in state.table(Attachment).values()} - {""}
     overlay = state.get(Overlay)
     reverse_names = reverse_zones(overlay.cluster) if overlay else []

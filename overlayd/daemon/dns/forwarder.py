@@ -1,167 +1,203 @@
 """Asking other servers for names that are not ours.
 
-Owns: the queries in flight, a task and a socket each, and which server is asked next.  Must not know: who asked us, or
-how (`daemon.dns.nameserver`); what is in a message (`proto.dns`).
+Owns: the questions in flight, who waits for each, whose turn it is when there are too many, and what is kept in the
+cache.  Must not know: how clients reach us (`daemon.dns.nameserver`), how servers are asked (`daemon.dns.exchange`),
+what is in a message (`proto.dns`, `_fast.dnscache`).
 
-Every query goes out from a socket of its own, so the kernel picks a random port for it, under a random id, and only
-what comes from that server to that port under that id with that question is an answer: RFC 5452.
+All of it may be lost at any time: a client asks again.
 """
 
 import asyncio
 import logging
-import secrets
-import socket
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
+from overlayd._fast.dnscache import Answer, Cache, key_of
+from overlayd.daemon.dns import exchange
+from overlayd.daemon.dns.exchange import Silence
+from overlayd.daemon.dns.loops import Loops
 from overlayd.daemon.dns.upstreams import Upstream
 from overlayd.daemon.tasks import Spawn
 from overlayd.errors import ProtocolError
+from overlayd.model.shares import Shares
 from overlayd.proto import dns
 from overlayd.proto.dns import Query
 
 log = logging.getLogger(__name__)
 
 # Our own constants.
-IN_FLIGHT = 1024  # queries, a socket each
-OF_CLIENT = 256  # of these, so that one container that asks for what nobody answers leaves room for the others
-STARTED = 8  # queries that go out before the loop looks at its other work: 50 us each
-TRY = 1.5  # seconds for an answer to a datagram; a server that is alive answers sooner, or has lost it
-PATIENCE = 4.5  # seconds for all; C libraries ask again after 5
+IN_FLIGHT = 1024  # queries that wait
+STARTED = 8  # questions that go out before the loop looks at its other work: 50 us each
+STALE_AFTER = 1.8  # seconds for an upstream, then an answer whose time is over will do: RFC 8767 section 5
+REFRESH = "refresh"  # the way in of questions that nobody waits for
 
 
-class _Waiting(NamedTuple):
-    """A query that is yet to go out."""
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A client's query.  deliver: takes the response."""
 
-    query: Query
-    client: Hashable
+    message: bytes
+    client: bytes
     stream: bool
     deliver: Callable[[bytes], None]
+    asked: "_Asked"
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """A question in flight, and who waits for its answer.  edns, stream: as its clients came."""
+
+    key: bytes
+    query: Query
+    stream: bool
+    waiting: dict[_Waiting, None] = field(default_factory=dict)
+    task: asyncio.Task[None] | None = None
+    stale: Answer | None = None  # what all are given from now on
+
+    @property
+    def id(self) -> tuple[bytes, bool, bool]:
+        return self.key, self.query.edns, self.stream
 
 
 class Forwarder:
     """servers: those to ask now, the first one first.  spawn: starts a task."""
 
-    def __init__(self, servers: Callable[[], Sequence[Upstream]], spawn: Spawn) -> None:
+    def __init__(self, servers: Callable[[], Sequence[Upstream]], cache: Cache, spawn: Spawn) -> None:
+        self.loops = Loops()
         self._servers = servers
+        self._last: Sequence[Upstream] = ()  # those whose answers the cache has
+        self._cache = cache
         self._spawn = spawn
-        self._answered: Upstream | None = None  # the last one that did is asked first: one that is dead costs a TRY
-        self._waiting: deque[_Waiting] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._in_flight = 0  # those that wait included
-        self._of_client: Counter[Hashable] = Counter()
+        self._silence = Silence()
+        self._asked: dict[tuple[bytes, bool, bool], _Asked] = {}
+        self._queue: deque[_Asked] = deque()  # those that are yet to go out
+        self._shares: Shares[_Waiting] = Shares(IN_FLIGHT)
 
-    def forward(self, message: bytes, client: Hashable, deliver: Callable[[bytes], None], *, stream: bool) -> None:
+    def forward(
+        self,
+        message: bytes,
+        ingress: Hashable,
+        client: bytes,
+        deliver: Callable[[bytes], None],
+        *,
+        stream: bool,
+    ) -> None:
         """Ask for a client, and `deliver` the response, to be sent as it is, once: an upstream's, or else SERVFAIL; b""
         for what is no query after all.
 
-        client: whom to count it for.  stream: it came by TCP, so the response may be long.
+        ingress: where it came in; client: its packed address.  When too many wait, one gives way, by `model.shares`.
+        stream: it came by TCP, so the response may be long.
         """
+        key = key_of(message)
         try:
             query = dns.read_query(message)
         except ProtocolError as error:
             log.debug("not forwarded: %s", error)
+            key = b""
+        if not key:
             deliver(b"")
             return
-        if self._in_flight >= IN_FLIGHT or self._of_client[client] >= OF_CLIENT:
-            deliver(dns.failure(query, dns.OTHER, "too many queries wait for their answers"))
+        asked = self._asked.get((key, query.edns, stream)) or _Asked(key, query, stream)
+        waiting = _Waiting(message, client, stream, deliver, asked)
+        if self.loops.is_mark(query.name):
+            self._give(waiting, Answer.failure(dns.OTHER, "this node asked that itself"))
             return
-        self._in_flight += 1
-        self._of_client[client] += 1
-        self._waiting.append(_Waiting(query, client, stream, deliver))
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._send_some)
+        if asked.stale is not None:
+            self._give(waiting, asked.stale, stale=True)
+            return
+        asked.waiting[waiting] = None
+        self._start(asked)
+        displaced = self._shares.add(waiting, ingress, client)
+        if displaced is not None:
+            self._leave(displaced)
+            self._give(displaced, Answer.failure(dns.OTHER, "too many queries wait for their answers"))
+
+    def refresh(self, message: bytes) -> None:
+        """Ask anew for what the cache has, for nobody.  Left out when the places are taken."""
+        if len(self._shares) < IN_FLIGHT // 2:
+            self.forward(message, REFRESH, b"", lambda _: None, stream=False)
+
+    def follow_servers(self) -> None:
+        """What other servers answered is not what these would: ask again."""
+        servers = self._servers()
+        if servers != self._last:
+            self._last = servers
+            self._cache.clear()
 
     def close(self) -> None:
         """Forget what is in flight."""
-        self._waiting.clear()
-        for task in self._tasks:
-            task.cancel()
+        self._queue.clear()
+        for asked in self._asked.values():
+            if asked.task is not None:
+                asked.task.cancel()
+
+    def _start(self, asked: _Asked) -> None:
+        if asked.id not in self._asked:
+            self._asked[asked.id] = asked
+            self._queue.append(asked)
+            if len(self._queue) == 1:
+                asyncio.get_running_loop().call_soon(self._send_some)
 
     def _send_some(self) -> None:
-        for _ in range(min(STARTED, len(self._waiting))):
-            task = self._spawn(self._carry_out(self._waiting.popleft()))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        if self._waiting:
+        for _ in range(min(STARTED, len(self._queue))):
+            asked = self._queue.popleft()
+            if asked.waiting:
+                asked.task = self._spawn(self._carry_out(asked))
+        if self._queue:
             asyncio.get_running_loop().call_soon(self._send_some)
 
-    async def _carry_out(self, waiting: _Waiting) -> None:
-        try:
-            response = await self._ask(waiting.query, waiting.stream)
-        finally:
-            self._in_flight -= 1
-            self._of_client[waiting.client] -= 1
-            if not self._of_client[waiting.client]:
-                del self._of_client[waiting.client]
-        waiting.deliver(response)
+    def _leave(self, waiting: _Waiting) -> None:
+        """One that waited does no more; what nobody waits for is not asked on."""
+        asked = waiting.asked
+        del asked.waiting[waiting]
+        if not asked.waiting:
+            del self._asked[asked.id]
+            if asked.task is not None:
+                asked.task.cancel()
 
-    async def _ask(self, query: Query, stream: bool) -> bytes:
-        servers = list(self._servers())
-        if not servers:
-            return dns.failure(query, dns.OTHER, "this node knows no server to forward to")
-        if self._answered in servers:
-            servers.remove(self._answered)
-            servers.insert(0, self._answered)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                response = await self._ask_in_turn(servers, query, stream)
-        except TimeoutError:
-            response = b""
-        if response:
-            return dns.for_client(response, query, stream=stream)
-        return dns.failure(query, dns.NO_REACHABLE_AUTHORITY, f"no answer from {', '.join(map(str, servers))}")
-
-    async def _ask_in_turn(self, servers: Sequence[Upstream], query: Query, stream: bool) -> bytes:
-        """The first response that is more than a refusal, else a refusal, else b""."""
-        refusal = b""
-        while servers and not refusal:
-            silent = []
-            for server in servers:
-                try:
-                    response = await self._exchange(server, query, stream)
-                except TimeoutError:
-                    silent.append(server)  # the datagram may have been lost: once more
-                except (OSError, ProtocolError, EOFError) as error:
-                    log.debug("DNS upstream %s: %s", server, error)
-                else:
-                    if not dns.is_refusal(response):
-                        self._answered = server
-                        return response
-                    refusal = response
-            servers = silent
-        return refusal
-
-    async def _exchange(self, server: Upstream, query: Query, stream: bool) -> bytes:
-        """One server's response, whole if the client came by TCP.  TimeoutError, OSError, ProtocolError, EOFError."""
-        async with asyncio.timeout(TRY):
-            response = await self._by_datagram(server, query)
-        if stream and dns.is_truncated(response):
-            async with asyncio.timeout(TRY):
-                response = await self._by_stream(server, query)
-        return response
-
-    async def _by_datagram(self, server: Upstream, query: Query) -> bytes:
+    async def _carry_out(self, asked: _Asked) -> None:
         loop = asyncio.get_running_loop()
-        id = secrets.randbits(16)
-        family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as asking:
-            asking.connect(tuple(server))  # hereafter the kernel drops what others send
-            asking.send(dns.for_upstream(query, id))
-            while True:
-                response = await loop.sock_recv(asking, dns.MAX_MESSAGE)
-                if dns.answers(response, query, id):
-                    return response
-
-    async def _by_stream(self, server: Upstream, query: Query) -> bytes:
-        id = secrets.randbits(16)
-        reader, writer = await asyncio.open_connection(*server)
+        self.follow_servers()
+        servers = self._last
+        asking = [server for server in servers if server not in self.loops.looping]
+        self.loops.check(servers)
+        stale = self._cache.stale(asked.key, loop.time())
+        late = None
+        if stale is not None and asking:
+            silent = all(self._silence.is_silent(server) for server in asking)
+            late = loop.call_later(0.0 if silent else STALE_AFTER, self._give_stale, asked, stale)
         try:
-            writer.write(dns.frame(dns.for_upstream(query, id)))
-            response = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+            answer = await exchange.ask(asked.query, asking, self._silence, stream=asked.stream)
         finally:
-            writer.close()
-        if not dns.answers(response, query, id):
-            raise ProtocolError("a response to another question")
-        return response
+            if late is not None:
+                late.cancel()
+            if self._asked.get(asked.id) is asked:
+                del self._asked[asked.id]
+        if answer is not None and servers is self._last:
+            self._cache.put(asked.key, answer, loop.time())
+        if answer is None and stale is not None:
+            self._give_stale(asked, stale)
+        self._give_all(asked, answer or _failure(servers, asking))
+
+    def _give_stale(self, asked: _Asked, stale: Answer) -> None:
+        asked.stale = stale
+        self._give_all(asked, stale, stale=True)
+
+    def _give_all(self, asked: _Asked, answer: Answer, *, stale: bool = False) -> None:
+        waiting, asked.waiting = asked.waiting, {}
+        for each in waiting:
+            self._shares.remove(each)
+            self._give(each, answer, stale=stale)
+
+    def _give(self, waiting: _Waiting, answer: Answer, *, stale: bool = False) -> None:
+        waiting.deliver(self._cache.give(answer, waiting.message, waiting.stream, waiting.client, stale))
+
+
+def _failure(servers: Sequence[Upstream], asked: Sequence[Upstream]) -> Answer:
+    """Why there is no answer."""
+    if not servers:
+        return Answer.failure(dns.OTHER, "this node knows no server to forward to")
+    if not asked:
+        return Answer.failure(dns.OTHER, f"{', '.join(map(str, servers))} would forward to this node again")
+    return Answer.failure(dns.NO_REACHABLE_AUTHORITY, f"no answer from {', '.join(map(str, asked))}")

@@ -11,6 +11,7 @@ answered, so that nobody outside can use it, neither to learn names nor to send 
 import asyncio
 import errno
 import logging
+import secrets
 import select
 import socket
 import time
@@ -19,6 +20,8 @@ from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
+from overlayd._fast.dnscache import Cache
+from overlayd._fast.dnsquery import SECRET
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.forwarder import Forwarder
 from overlayd.daemon.dns.stream import Streams
@@ -39,6 +42,7 @@ BACKLOG = 128  # TCP connections that wait to be accepted
 # Bytes of queries that wait on a socket while the loop is at other work.  The kernel doubles it, and counts some 800
 # for a query: 2,600, more than come in 5 ms.
 RECEIVE_BUFFER = 1024 * 1024
+CACHED, CACHED_BYTES = 10_000, 8 * 1024 * 1024  # answers of upstreams
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds until an address is tried again, doubling
 
 # linux/in.h, linux/in6.h, asm-generic/socket.h; Python does not have them.
@@ -74,11 +78,13 @@ class Nameserver:
         self._at_node_address = at_node_address
         self.unserved: dict[Address, Unserved] = {}  # for the doctor
         self._node = node
-        self._zone = Zone(node.state, zone)
-        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), spawn)
+        secret = secrets.token_bytes(SECRET)
+        self._zone = Zone(node.state, zone, secret)
+        self._cache = Cache(CACHED, CACHED_BYTES, secret)
+        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), self._cache, spawn)
         self._spawn = spawn
-        self._datagrams = Datagrams(self._zone.table)
-        self._streams = Streams(self._zone.table, self._forwarder)
+        self._datagrams = Datagrams(self._zone.table, self._cache)
+        self._streams = Streams(self._zone.table, self._cache, self._forwarder)
         self._addresses: dict[str, Address] = {}  # by scope
         self._sockets: dict[Address, Sockets] = {}
         self._servers: dict[Address, asyncio.Server] = {}
@@ -113,6 +119,11 @@ class Nameserver:
                 self._apply_scope(GLOBAL)
             elif table == Service.table:
                 self._apply_scope(key)
+
+    @property
+    def looping(self) -> Collection[Upstream]:
+        """The upstreams that forward to this node, for the doctor."""
+        return self._forwarder.loops.looping
 
     def announced_to(
         self, services: Sequence[str], reach: Collection[Network] | None = None
@@ -198,19 +209,24 @@ class Nameserver:
 
     def _readable(self) -> None:
         """Serve a batch on each of some sockets that are ready, for no longer than other work on the loop may wait."""
-        end = time.monotonic() + SLICE
+        now = time.monotonic()
+        self._forwarder.follow_servers()
         for descriptor, _ in self._ready.poll(0, SOCKETS):
             udp = self._udp[descriptor]
             try:
-                others = self._datagrams.serve(descriptor)
+                others = self._datagrams.serve(descriptor, now)
             except OSError as error:
                 log.debug("DNS socket: %s", error)
                 continue
             for query, client in others:
-                # Counted by address, which follows family and port in struct sockaddr_in and sockaddr_in6.
+                if not client:
+                    self._forwarder.refresh(query)
+                    continue
+                # The address follows family and port in struct sockaddr_in and sockaddr_in6.
                 source = client[4:8] if udp.family == socket.AF_INET else client[8:24]
-                self._forwarder.forward(query, source, partial(self._respond, udp, client), stream=False)
-            if time.monotonic() > end:
+                respond = partial(self._respond, udp, client)
+                self._forwarder.forward(query, udp.getsockname()[0], source, respond, stream=False)
+            if time.monotonic() > now + SLICE:
                 break
 
     def _respond(self, udp: socket.socket, client: bytes, response: bytes) -> None:

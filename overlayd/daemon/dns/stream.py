@@ -1,7 +1,8 @@
 """The TCP side of the name server.
 
 Owns: its connections, their turns, and what all may hold together.  Must not know: which sockets listen
-(`daemon.dns.nameserver`), what is in a message (`_fast.nametable`), or who else is asked (`daemon.dns.forwarder`).
+(`daemon.dns.nameserver`), what is in a message (`_fast.nametable`, `_fast.dnscache`), or who else is asked
+(`daemon.dns.forwarder`).
 
 RFC 7766: a client may send many queries before it reads, and is answered in the order in which answers are there.
 """
@@ -9,20 +10,21 @@ RFC 7766: a client may send many queries before it reads, and is answered in the
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from ipaddress import ip_address
 from typing import cast
 
+from overlayd._fast.dnscache import Cache
 from overlayd._fast.nametable import NameTable
 from overlayd.daemon.dns.forwarder import Forwarder
 from overlayd.model.objects import Network
+from overlayd.model.shares import Shares
 from overlayd.proto import dns
 
 log = logging.getLogger(__name__)
 
 # Our own constants.
 CONNECTIONS = 128
-OF_CLIENT = 32  # connections of one address
 IDLE = 10.0  # seconds without a query or an answer; RFC 7766 section 6.2.3 wants a few
 IN_FLIGHT = 64  # queries of a connection that wait for an upstream; it is not read meanwhile
 TURN = 16  # queries of a connection before it is the next one's turn
@@ -33,12 +35,13 @@ _LONGEST = 2 + dns.MAX_MESSAGE  # bytes of a message with its length
 class Streams:
     """All connections.  admitted: the network whose hosts may connect, None for nobody."""
 
-    def __init__(self, table: NameTable, forwarder: Forwarder) -> None:
+    def __init__(self, table: NameTable, cache: Cache, forwarder: Forwarder) -> None:
         self.table = table
+        self.cache = cache
         self.forwarder = forwarder
         self.admitted: Network | None = None
         self.connections: set[Stream] = set()
-        self._of_client: Counter[str] = Counter()
+        self._shares: Shares[Stream] = Shares(CONNECTIONS)
         self._queue: deque[Stream] = deque()
         self._scheduled = False
         self._sweeping: asyncio.TimerHandle | None = None
@@ -48,25 +51,29 @@ class Streams:
         return Stream(self)
 
     def admits(self, connection: "Stream") -> bool:
-        """Take a new connection, or not."""
-        if self.admitted is None or ip_address(connection.client.partition("%")[0]) not in self.admitted:
+        """Take a new connection, or not.  When there are too many, one gives way, by `model.shares`."""
+        source = ip_address(connection.client.partition("%")[0])
+        if self.admitted is None or source not in self.admitted:
             return False
-        if len(self.connections) >= CONNECTIONS or self._of_client[connection.client] >= OF_CLIENT:
-            log.debug("DNS: too many connections; one of %s is closed", connection.client)
-            return False
+        connection.source = source.packed
         self.connections.add(connection)
-        self._of_client[connection.client] += 1
+        displaced = self._shares.add(connection, connection.address, connection.client)
+        if displaced is not None:
+            log.debug("DNS: too many connections; one of %s is closed", displaced.client)
+            displaced.transport.abort()
         if self._sweeping is None:
             self._sweep()
         return True
 
     def lost(self, connection: "Stream") -> None:
         """Forget a connection, whether it was taken or not."""
-        if connection in self.connections:
-            self.connections.remove(connection)
-            self._of_client[connection.client] -= 1
-            if not self._of_client[connection.client]:
-                del self._of_client[connection.client]
+        self.connections.discard(connection)
+        self._shares.remove(connection)
+
+    def touch(self, connection: "Stream") -> None:
+        """It has asked, or was answered: others give way before it does."""
+        connection.active = time.monotonic()
+        self._shares.touch(connection)
 
     def queue(self, connection: "Stream") -> None:
         """Give the connection a turn, once."""
@@ -108,12 +115,15 @@ class Streams:
 
 
 class Stream(asyncio.Protocol):
-    """One connection.  client, address: the other end, and ours.  active: when it last asked or was answered."""
+    """One connection.  client, address: the other end, and ours; source: the former, packed.  active: when it last
+    asked or was answered.
+    """
 
     def __init__(self, streams: Streams) -> None:
         self.queued = False
         self.active = time.monotonic()
         self.client = self.address = ""
+        self.source = b""
         self.transport: asyncio.Transport
         self._streams = streams
         self._received = bytearray()
@@ -172,18 +182,24 @@ class Stream(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _answer(self, message: bytes) -> None:
-        self.active = time.monotonic()
-        response = self._streams.table.respond(message, True)
+        streams = self._streams
+        streams.touch(self)
+        response = streams.table.respond(message, True, self.source)
+        if response is None:
+            streams.forwarder.follow_servers()
+            response = streams.cache.respond(message, True, self.source, self.active)
+            if streams.cache.refresh:
+                streams.forwarder.refresh(message)
         if response is None:
             self._in_flight += 1
-            self._streams.forwarder.forward(message, self.client, self._forwarded, stream=True)
+            streams.forwarder.forward(message, self.address, self.source, self._forwarded, stream=True)
         elif response:
             self.transport.write(dns.frame(response))
 
     def _forwarded(self, response: bytes) -> None:
         self._in_flight -= 1
         if not self.transport.is_closing():
-            self.active = time.monotonic()
+            self._streams.touch(self)
             if response:
                 self.transport.write(dns.frame(response))
             self._streams.queue(self)

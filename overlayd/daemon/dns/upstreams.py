@@ -6,6 +6,7 @@ Owns: how an upstream is written, and the host's resolv.conf(5).  Must not know:
 import logging
 import os
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -64,10 +65,10 @@ class Upstreams:
         self._seen: tuple[int, ...] | None = None  # what tells this resolv.conf from the next
         self._read: tuple[Upstream, ...] = ()
 
-    def other_than(self, own: Collection[Address], port: int) -> list[Upstream]:
+    def other_than(self, own: Collection[Address], port: int) -> tuple[Upstream, ...]:
         """Without ourselves: a server at one of these addresses and this port would be asked in a loop."""
         servers = self._given or self._of_host()
-        return [server for server in servers if server.port != port or ip_address(server.address) not in own]
+        return tuple(server for server in servers if server.port != port or _parsed(server.address) not in own)
 
     def _of_host(self) -> tuple[Upstream, ...]:
         """A stat(2) each time, a read when the file is another: it may be replaced at any moment."""
@@ -86,3 +87,8 @@ class Upstreams:
                 )
             self._seen, self._read = (), ()
         return self._read
+
+
+@lru_cache(64)  # asked for again with each batch of queries
+def _parsed(address: str) -> Address:
+    return ip_address(address)

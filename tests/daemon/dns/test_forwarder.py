@@ -9,6 +9,8 @@ import dns.rcode
 import pytest
 from upstream_server import answer, serving
 
+from overlayd._fast.dnscache import Cache, key_of
+from overlayd.daemon.dns import exchange, loops
 from overlayd.daemon.dns import forwarder as module
 from overlayd.daemon.dns.forwarder import Forwarder
 from overlayd.daemon.dns.upstreams import Upstream
@@ -16,8 +18,11 @@ from overlayd.daemon.dns.upstreams import Upstream
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "TRY", 0.3)
-    monkeypatch.setattr(module, "PATIENCE", 1.2)
+    """A fifth of the times, and no marks but in the tests of loops."""
+    for name in ("AGAIN", "TRY", "PATIENCE", "SILENT"):
+        monkeypatch.setattr(exchange, name, getattr(exchange, name) / 5)
+    monkeypatch.setattr(module, "STALE_AFTER", module.STALE_AFTER / 5)
+    monkeypatch.setattr(loops.Loops, "check", lambda self, servers: None)
 
 
 @pytest.fixture
@@ -29,24 +34,27 @@ def dead():
     return Upstream("127.0.0.1", port)
 
 
-def forwarding(servers):
-    return Forwarder(servers, asyncio.ensure_future)
+CLIENT = bytes([10, 200, 1, 9])
+
+
+def forwarding(servers, cache=None):
+    return Forwarder(servers, Cache(0, 0) if cache is None else cache, asyncio.ensure_future)
 
 
 def query(name="www.example.org", **options):
     return dns.message.make_query(name, "A", **{"use_edns": 0, **options})
 
 
-def forward(forwarder, message, client, *, stream=False):
+def forward(forwarder, message, ingress="web", client=CLIENT, *, stream=False):
     """The response, in the future."""
     delivered = asyncio.get_running_loop().create_future()
-    forwarder.forward(message, client, delivered.set_result, stream=stream)
+    forwarder.forward(message, ingress, client, delivered.set_result, stream=stream)
     return delivered
 
 
 async def ask(forwarder, message=None, *, stream=False):
     message = message or query()
-    response = dns.message.from_wire(await forward(forwarder, message.to_wire(), "client", stream=stream))
+    response = dns.message.from_wire(await forward(forwarder, message.to_wire(), stream=stream))
     assert message.is_response(response)
     return response
 
@@ -58,6 +66,22 @@ async def test_an_answer_comes_back_as_it_was():
             assert (await ask(forwarder)).answer[0][0].address == "192.0.2.80"
         ports, ids = {port for _, port in server.asked}, {sent[:2] for sent, _ in server.asked}
         assert len(ports) > 4 and len(ids) > 4, "a socket and an id of its own"
+
+
+def refusing(asked):
+    return [answer(asked, code=dns.rcode.REFUSED)]
+
+
+def slow(seconds):
+    """Answers of a server that takes its time."""
+
+    def later(asked):
+        def send(server, client):
+            asyncio.get_running_loop().call_later(seconds, server.transport.sendto, answer(asked), client)
+
+        return send
+
+    return later
 
 
 async def test_only_the_answer_to_our_question_counts():
@@ -79,12 +103,37 @@ async def test_only_the_answer_to_our_question_counts():
         assert (await ask(forwarding(lambda: [server.upstream]))).rcode() == dns.rcode.NOERROR
 
 
-async def test_the_next_one_is_asked_and_then_the_first(dead):
+async def test_each_question_begins_with_the_first_and_a_silent_one_is_asked_last(dead):
     async with serving(lambda asked: []) as silent, serving() as good:
         forwarder = forwarding(lambda: [dead, silent.upstream, good.upstream])
+        for number in range(exchange.MISSED):
+            assert (await ask(forwarder)).answer
+            assert (len(silent.asked), len(good.asked)) == (2 * number + 2, number + 1)
         for _ in range(3):
             assert (await ask(forwarder)).answer
-        assert len(silent.asked) == 1 and len(good.asked) == 3
+        assert len(silent.asked) == 2 * exchange.MISSED, "it is known to be silent"
+        await asyncio.sleep(exchange.SILENT)
+        asking = [asyncio.ensure_future(ask(forwarder, query(f"n{number}.example.org"))) for number in range(5)]
+        await asyncio.gather(*asking)
+        assert len(silent.asked) == 2 * exchange.MISSED + 2, "one of them tries whether it is back"
+        silent.by_datagram = good.by_datagram
+        await asyncio.sleep(exchange.SILENT)
+        await ask(forwarder)
+        await ask(forwarder)
+        assert len(silent.asked) == 2 * exchange.MISSED + 4, "it is the first again"
+
+
+async def test_one_lost_datagram_and_one_broken_domain_change_nothing():
+    def first(asked):
+        if b"lost" in asked:
+            return []
+        return [answer(asked, code=dns.rcode.SERVFAIL if b"broken" in asked else 0)]
+
+    async with serving(first) as internal, serving(lambda asked: [answer(asked, code=dns.rcode.NXDOMAIN)]) as public:
+        forwarder = forwarding(lambda: [internal.upstream, public.upstream])
+        for name in ("lost.example.org", "broken.example.org"):
+            assert (await ask(forwarder, query(name))).rcode() == dns.rcode.NXDOMAIN
+            assert (await ask(forwarder)).answer
 
 
 async def test_a_datagram_that_is_lost_is_sent_again():
@@ -92,6 +141,50 @@ async def test_a_datagram_that_is_lost_is_sent_again():
     async with serving(lambda asked: next(lost, [answer(asked)])) as server:
         assert (await ask(forwarding(lambda: [server.upstream]))).answer
         assert len(server.asked) == 2
+
+
+async def test_a_slow_servers_answer_is_taken_while_others_are_asked():
+    """The others only refuse; and with none at all."""
+    async with serving(slow(2.5 * exchange.TRY)) as late, serving(refusing) as refuser:
+        for servers in ([late.upstream], [late.upstream, refuser.upstream], [refuser.upstream, late.upstream]):
+            assert (await ask(forwarding(lambda servers=servers: servers))).answer
+
+
+@pytest.mark.parametrize("headless", [False, True])
+@pytest.mark.parametrize("code", [dns.rcode.FORMERR, dns.rcode.NOTIMP])
+async def test_a_server_that_does_not_know_edns_is_asked_without(headless, code):
+    def old(asked):
+        if dns.message.from_wire(asked).edns == -1:
+            return [answer(asked)]
+        return [asked[:2] + bytes([0x81, 0x80 | code]) + bytes(8) if headless else answer(asked, code=code)]
+
+    async with serving(old) as server:
+        assert (await ask(forwarding(lambda: [server.upstream]))).answer
+        assert len(server.asked) == 2
+        assert (await ask(forwarding(lambda: [server.upstream]), query(use_edns=-1))).answer
+        assert len(server.asked) == 3
+
+
+async def test_a_server_that_takes_no_query_at_all_is_passed_over():
+    headless = lambda asked: [asked[:2] + bytes([0x81, 0x81]) + bytes(8)]  # noqa: E731
+    async with serving(headless) as broken, serving() as good:
+        assert (await ask(forwarding(lambda: [broken.upstream, good.upstream]))).answer
+        assert (await ask(forwarding(lambda: [broken.upstream]))).rcode() == dns.rcode.SERVFAIL
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dropped", [False, True], ids=["nobody listens", "datagrams are dropped"])
+async def test_a_server_that_takes_connections_only(stream, dropped):
+    async with serving(lambda asked: [], lambda asked: [framed(answer(asked))]) as server:
+        if not dropped:
+            server.transport.close()
+        assert (await ask(forwarding(lambda: [server.upstream]), stream=stream)).answer
+        assert server.streams == 1
+
+
+async def test_an_answer_that_is_damaged_is_none():
+    async with serving(lambda asked: [answer(asked)[:-3], answer(asked)]) as server:
+        assert (await ask(forwarding(lambda: [server.upstream]))).answer
 
 
 async def test_a_refusal_is_passed_on_when_nobody_does_better(dead):
@@ -141,27 +234,157 @@ async def test_a_long_answer_is_fetched_for_who_came_by_tcp():
     ],
 )
 async def test_a_stream_that_breaks_off(bad, monkeypatch):
-    monkeypatch.setattr(module.secrets, "randbits", lambda bits: 77)
+    monkeypatch.setattr(exchange.secrets, "randbits", lambda bits: 77)
     async with serving(lambda asked: [answer(asked, truncated=True)], bad) as server:
         assert (await ask(forwarding(lambda: [server.upstream]), stream=True)).rcode() == dns.rcode.SERVFAIL
 
 
-async def test_what_waits_is_bounded_and_counted_by_client(monkeypatch):
-    monkeypatch.setattr(module, "OF_CLIENT", 2)
-    monkeypatch.setattr(module, "IN_FLIGHT", 3)
-    async with serving(lambda asked: []) as server:
+async def test_forged_clients_of_one_service_do_not_take_the_places_of_another(monkeypatch):
+    monkeypatch.setattr(module, "IN_FLIGHT", 16)
+    async with serving(lambda asked: [] if b"nobody" in asked else [answer(asked)]) as server:
         forwarder = forwarding(lambda: [server.upstream])
-        message = query().to_wire()
-        waiting = [forward(forwarder, message, client) for client in "aaabb"]
-        done, _ = await asyncio.wait(waiting, timeout=0.1)
-        assert {waiting.index(task) for task in done} == {2, 4}
-        for task in done:
-            assert "too many" in dns.message.from_wire(task.result()).options[0].text
-        await asyncio.wait(waiting)
+        flood = [
+            forward(forwarder, query(f"nobody{number}.example.org").to_wire(), "web", bytes([10, 200, 1, number % 8]))
+            for number in range(100)
+        ]
+        for ingress in ("db", "web"):
+            for number in range(20):
+                message = query(f"n{number}.{ingress}.example.org").to_wire()
+                assert dns.message.from_wire(await forward(forwarder, message, ingress)).answer
+        displaced = [dns.message.from_wire(each.result()) for each in flood if each.done()]
+        assert len(displaced) >= 84 and all("too many" in each.options[0].text for each in displaced)
+        assert len({sent for sent, _ in server.asked if b"nobody" in sent}) <= 16
+        await asyncio.wait(flood)
+        assert not forwarder._asked and not len(forwarder._shares)
+
+
+async def test_clients_that_ask_the_same_share_one_question():
+    async with serving(slow(0.1)) as server:
+        forwarder = forwarding(lambda: [server.upstream])
+        asking = [
+            asyncio.ensure_future(ask(forwarder, query(name))) for name in ("www.example.org", "WWW.example.ORG") * 20
+        ]
+        for response in await asyncio.gather(*asking):
+            assert response.answer
+        assert len({port for _, port in server.asked}) == 1
+        differing = [query(want_dnssec=True), query(use_edns=-1)]
+        await asyncio.gather(*(ask(forwarder, message) for message in differing))
+        assert len({port for _, port in server.asked}) == 3
+
+
+# --- What is kept ---
+
+
+async def test_an_answer_is_kept_until_the_servers_are_others():
+    cache = Cache(10, 10_000)
+    async with serving() as one, serving() as two:
+        servers = [one.upstream]
+        forwarder = forwarding(lambda: tuple(servers), cache)
+        await ask(forwarder)
+        forwarder.follow_servers()
+        assert cache.respond(query().to_wire(), False, CLIENT, asyncio.get_running_loop().time())
+        servers.append(two.upstream)
+        forwarder.follow_servers()
+        assert len(cache) == 0
+
+
+async def test_an_answer_of_servers_that_are_no_more_is_not_kept():
+    cache = Cache(10, 10_000)
+    async with serving(slow(0.1)) as one:
+        servers = [one.upstream]
+        forwarder = forwarding(lambda: tuple(servers), cache)
+        asking = asyncio.ensure_future(ask(forwarder))
+        while not one.asked:  # noqa: ASYNC110 -- the server has no event for it
+            await asyncio.sleep(0.01)
+        servers.clear()
+        forwarder.follow_servers()
+        assert (await asking).answer and len(cache) == 0
+
+
+async def test_a_stale_answer_is_better_than_none():
+    """After a while for an upstream that may be slow; at once when it is known to be silent; never for a refusal."""
+    cache = Cache(10, 10_000)
+    loop = asyncio.get_running_loop()
     async with serving() as server:
-        forwarder._servers = lambda: [server.upstream]
+        forwarder = forwarding(lambda: (server.upstream,), cache)
+        await ask(forwarder)
+        (entry,) = cache.describe(loop.time())
+        forwarder._cache = Late(cache, entry[2] + 1)
+        server.by_datagram = refusing
+        assert (await ask(forwarder)).rcode() == dns.rcode.REFUSED
+        server.by_datagram = lambda asked: []
+        for _ in range(exchange.MISSED):
+            began = loop.time()
+            response = await ask(forwarder)
+            assert response.answer[0].ttl == 30 and response.options[0].code == 3
+            assert module.STALE_AFTER * 0.9 < loop.time() - began < exchange.PATIENCE
+            assert (await ask(forwarder)).answer, "who comes later does not wait again"
+            await asyncio.wait([asked.task for asked in forwarder._asked.values()])
+        began = loop.time()
+        assert (await ask(forwarder)).answer and loop.time() - began < module.STALE_AFTER
+        server.by_datagram = lambda asked: [answer(asked)]
+        await asyncio.wait([asked.task for asked in forwarder._asked.values()])
+        assert (await ask(forwarder)).answer[0].ttl == 60
+
+
+class Late:
+    """A cache as it is some seconds later."""
+
+    def __init__(self, cache, later):
+        self._cache, self._later = cache, later
+        self.give, self.clear = cache.give, cache.clear
+
+    def put(self, key, answer, now):
+        self._cache.put(key, answer, now)
+
+    def stale(self, key, now):
+        return self._cache.stale(key, now + self._later)
+
+
+async def test_what_is_refreshed_is_asked_for_nobody(monkeypatch):
+    cache = Cache(10, 10_000)
+    async with serving() as server:
+        forwarder = forwarding(lambda: (server.upstream,), cache)
+        forwarder.refresh(query().to_wire())
+        while not len(cache):  # noqa: ASYNC110 -- nobody is told
+            await asyncio.sleep(0.01)
+        assert cache.stale(key_of(query().to_wire()), 0.0) and not len(forwarder._shares)
+        monkeypatch.setattr(module, "IN_FLIGHT", 0)
+        forwarder.refresh(query("other.example.org").to_wire())
+        await ask(forwarder)
+        assert len(server.asked) == 2
+
+
+# --- Loops ---
+
+
+async def test_a_server_that_forwards_to_us_is_named_and_not_asked(monkeypatch, caplog):
+    """It sends on what it is asked, to us, and comes back to its senses later."""
+    monkeypatch.undo()
+    monkeypatch.setattr(loops, "PERIOD", 0.3)
+    monkeypatch.setattr(loops, "RETURN", 0.2)
+
+    def looping(asked):
+        def send(server, client):
+            forwarder.forward(asked, "web", CLIENT, lambda said: server.transport.sendto(said, client), stream=False)
+
+        return send
+
+    async with serving(looping) as loop, serving() as good:
+        servers = [loop.upstream]
+        forwarder = forwarding(lambda: servers)
+        assert (await ask(forwarder)).rcode() == dns.rcode.SERVFAIL
+        assert len(loop.asked) < 12, "nothing is multiplied"
+        assert f"DNS upstream {loop.upstream} forwards to this node" in caplog.text
+        assert "would forward to this node" in (await ask(forwarder)).options[0].text
+        servers.append(good.upstream)
         assert (await ask(forwarder)).answer
+        loop.by_datagram = good.by_datagram
+        while forwarder.loops.looping:
+            assert (await ask(forwarder)).answer
+            await asyncio.sleep(0.05)
+        assert caplog.text.count("forwards to this node, so") == 1
 
 
 async def test_what_is_no_query_is_not_forwarded():
-    assert await forward(forwarding(list), b"\0" * 11, "client") == b""
+    assert await forward(forwarding(list), b"\0" * 11) == b""

@@ -1,15 +1,17 @@
 """The TCP side of the name server, over real connections on loopback."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_network
 
 import dns.message
 import pytest
 from upstream_server import serving
 
-from overlayd._fast.nametable import NameTable, wire_name
-from overlayd.daemon.dns import forwarder
+from overlayd._fast.dnscache import Cache
+from overlayd._fast.dnsquery import wire_name
+from overlayd._fast.nametable import NameTable
+from overlayd.daemon.dns import exchange
 from overlayd.daemon.dns import stream as module
 from overlayd.daemon.dns.forwarder import Forwarder
 from overlayd.daemon.dns.stream import Streams
@@ -19,9 +21,10 @@ from overlayd.proto.dns import frame
 @asynccontextmanager
 async def listening(servers=list, admitted="127.0.0.0/8"):
     table = NameTable()
-    table.set_address(wire_name("web"), bytes([10, 200, 1, 5]))
+    table.set_addresses(wire_name("web"), (bytes([10, 200, 1, 5]),))
+    cache = Cache(10, 100_000)
     async with asyncio.TaskGroup() as tasks:
-        streams = Streams(table, Forwarder(servers, tasks.create_task))
+        streams = Streams(table, cache, Forwarder(servers, cache, tasks.create_task))
         streams.admitted = ip_network(admitted)
         server = await asyncio.get_running_loop().create_server(streams.connect, "127.0.0.1", 0)
         streams.port = server.sockets[0].getsockname()[1]
@@ -55,8 +58,8 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(streams):
-    reader, writer = await asyncio.open_connection("127.0.0.1", streams.port)
+async def connected(streams, source="127.0.0.1"):
+    reader, writer = await asyncio.open_connection("127.0.0.1", streams.port, local_addr=(source, 0))
     try:
         yield Client(reader, writer)
     finally:
@@ -120,19 +123,27 @@ async def test_only_the_cluster_may_connect():
             assert await another.closed()
 
 
-@pytest.mark.parametrize("limit", ["CONNECTIONS", "OF_CLIENT"])
-async def test_connections_are_bounded(monkeypatch, limit):
-    monkeypatch.setattr(module, limit, 2)
-    async with listening() as streams, connected(streams) as one:
-        async with connected(streams), connected(streams) as surplus:
-            assert await surplus.closed()
-            one.send("web")
-            assert (await one.receive()).answer
-        while len(streams.connections) > 1:  # noqa: ASYNC110 -- the server has no event for it
-            await asyncio.sleep(0.01)
-        async with connected(streams) as another:
-            another.send("web")
-            assert (await another.receive()).answer
+async def test_too_many_connections_of_few_clients_leave_room_for_others(monkeypatch):
+    """Five addresses that hold all places lose their oldest ones; who asks keeps his."""
+    monkeypatch.setattr(module, "CONNECTIONS", 10)
+    async with listening() as streams, AsyncExitStack() as stack:
+        greedy = [
+            await stack.enter_async_context(connected(streams, f"127.0.0.{2 + number % 5}")) for number in range(10)
+        ]
+        greedy[0].send("web")
+        assert (await greedy[0].receive()).answer
+        async with connected(streams, "127.0.0.9") as newcomer:
+            newcomer.send("web")
+            assert (await newcomer.receive()).answer
+            assert await greedy[5].closed(), "the oldest of the first client that has most"
+            for each in (greedy[0], newcomer):
+                each.send("web")
+                assert (await each.receive()).answer
+            async with connected(streams, "127.0.0.9") as another:
+                another.send("web")
+                assert (await another.receive()).answer
+                newcomer.send("web")
+                assert (await newcomer.receive()).answer
 
 
 async def test_who_does_not_read_is_not_read(monkeypatch):
@@ -156,7 +167,7 @@ async def test_who_does_not_read_is_not_read(monkeypatch):
 
 async def test_queries_in_flight_are_bounded(monkeypatch):
     monkeypatch.setattr(module, "IN_FLIGHT", 2)
-    monkeypatch.setattr(forwarder, "PATIENCE", 0.3)
+    monkeypatch.setattr(exchange, "PATIENCE", 0.3)
     async with (
         serving(lambda asked: []) as upstream,
         listening(lambda: [upstream.upstream]) as streams,

@@ -36,7 +36,7 @@ def test_what_is_no_upstream(text):
 
 def test_what_was_given_counts_alone(tmp_path):
     given = [Upstream("192.0.2.1"), Upstream("10.200.1.1", 5353), Upstream("fd00::1", 53)]
-    assert Upstreams(given, tmp_path / "none").other_than(OWN, 53) == given[:2]
+    assert Upstreams(given, tmp_path / "none").other_than(OWN, 53) == tuple(given[:2])
 
 
 def test_the_hosts_servers_as_they_are_now(tmp_path):
@@ -46,20 +46,20 @@ def test_the_hosts_servers_as_they_are_now(tmp_path):
         "nameserver fe80::1%eth0\nnameserver 192.0.2.1 # again\n"
     )
     servers = Upstreams([], path)
-    assert servers.other_than(OWN, 53) == [Upstream("192.0.2.1"), Upstream("fe80::1%eth0")]
-    assert servers.other_than(OWN, 5353) == [Upstream("192.0.2.1"), Upstream("10.200.1.1"), Upstream("fe80::1%eth0")]
+    assert servers.other_than(OWN, 53) == (Upstream("192.0.2.1"), Upstream("fe80::1%eth0"))
+    assert servers.other_than(OWN, 5353) == (Upstream("192.0.2.1"), Upstream("10.200.1.1"), Upstream("fe80::1%eth0"))
     other = tmp_path / "other"
     other.write_bytes(b"nameserver 192.0.2.2\n\xff\xfe\n")
     other.replace(path)
-    assert servers.other_than(OWN, 53) == [Upstream("192.0.2.2")]
+    assert servers.other_than(OWN, 53) == (Upstream("192.0.2.2"),)
 
 
 def test_a_file_that_goes_is_told_once(tmp_path, caplog):
     path = tmp_path / "resolv.conf"
     servers = Upstreams([], path)
     for _ in range(2):
-        assert servers.other_than(OWN, 53) == []
+        assert servers.other_than(OWN, 53) == ()
     assert len(caplog.records) == 1 and "cannot be read" in caplog.text
     path.write_text("nameserver 192.0.2.1\n")
-    assert servers.other_than(OWN, 53) == [Upstream("192.0.2.1")]
+    assert servers.other_than(OWN, 53) == (Upstream("192.0.2.1"),)
     assert upstreams.RESOLV_CONF.name == "resolv.conf"

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import dns.flags
 import dns.message
@@ -10,7 +11,7 @@ import dns.rrset
 
 from overlayd.daemon.dns.upstreams import Upstream
 
-Answer = Callable[[bytes], list[bytes]]
+Answer = Callable[[bytes], Any]
 
 
 def answer(query: bytes, *, id: int | None = None, code: int = 0, truncated: bool = False) -> bytes:
@@ -28,7 +29,9 @@ def answer(query: bytes, *, id: int | None = None, code: int = 0, truncated: boo
 
 
 class Server(asyncio.DatagramProtocol):
-    """by_datagram: the datagrams sent for a query.  by_stream: the bytes sent, length included, before it hangs up."""
+    """by_datagram: the datagrams sent for a query, or what sends them, given the server and the client.  by_stream: the
+    bytes sent, length included, before it hangs up.
+    """
 
     def __init__(self, by_datagram: Answer, by_stream: Answer) -> None:
         self.by_datagram, self.by_stream = by_datagram, by_stream
@@ -41,7 +44,11 @@ class Server(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
         self.asked.append((data, address[1]))
-        for datagram in self.by_datagram(data):
+        said = self.by_datagram(data)
+        if callable(said):
+            said(self, address)
+            return
+        for datagram in said:
             self.transport.sendto(datagram, address)
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

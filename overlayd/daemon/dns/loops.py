@@ -1,0 +1,81 @@
+"""Upstream servers that ask us what we have just asked them.
+
+Owns: the marks that go to each server now and then, and which servers loop.  Must not know: other questions.
+
+A mark is a question of ours for a random name.  When it comes in as a query, the server that it went to forwards to
+this node: the host's own resolver, perhaps, that was told to use a gateway of ours.  Such a server is named in the log
+and by the doctor, and is not asked until its marks stay away.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+from collections.abc import Sequence
+
+from overlayd._fast.dnsquery import wire_name
+from overlayd.daemon.dns.upstreams import Upstream
+from overlayd.proto import dns
+
+log = logging.getLogger(__name__)
+
+# A name that nobody has: RFC 6761 section 6.2.
+_BELOW = wire_name("overlayd-loop.test")
+_TXT_IN = b"\0\x10\0\x01"
+
+# Our own constants, in seconds.
+PERIOD = 60.0  # from one mark to the next of a server that is in use
+RETURN = 5.0  # for a mark to come back
+
+
+class Loops:
+    """looping: the servers that forward to us."""
+
+    def __init__(self) -> None:
+        self.looping: set[Upstream] = set()
+        self._marked: dict[Upstream, float] = {}
+        self._marks: dict[bytes, Upstream] = {}  # by wire name
+
+    def check(self, servers: Sequence[Upstream]) -> None:
+        """Mark those servers whose turn it is."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for server in servers:
+            if now - self._marked.get(server, -PERIOD) >= PERIOD:
+                self._marked[server] = now
+                name = wire_name(secrets.token_hex(8))[:-1] + _BELOW
+                self._marks[name] = server
+                loop.call_later(RETURN, self._over, name)
+                _send(server, name)
+
+    def is_mark(self, name: bytes) -> bool:
+        """Whether a query is for one of our marks, which tells that its server loops."""
+        if not name.endswith(_BELOW):
+            return False
+        server = self._marks.pop(name, None)
+        if server is not None and server not in self.looping:
+            self.looping.add(server)
+            log.warning(
+                "DNS upstream %s forwards to this node, so it is not asked: let it ask other servers, or choose others "
+                "with --dns-upstream",
+                server,
+            )
+        return True
+
+    def _over(self, name: bytes) -> None:
+        server = self._marks.pop(name, None)
+        if server in self.looping:
+            self.looping.remove(server)
+            log.info("DNS upstream %s no longer forwards to this node", server)
+
+
+def _send(server: Upstream, name: bytes) -> None:
+    query = dns.Query(name + _TXT_IN, (1, 0))
+    family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
+    with (
+        contextlib.suppress(OSError),  # it cannot be reached, so it does not loop
+        socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as asking,
+    ):
+        asking.connect(tuple(server))
+        asking.send(dns.for_upstream(query, secrets.randbits(16), edns=False))
