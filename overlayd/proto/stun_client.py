@@ -5,6 +5,8 @@ Owns: when a request is sent again and when it is given up (`Transaction`), and 
 transaction id is an argument: 12 bytes nobody can guess, for it is what tells an answer from a forgery).
 """
 
+import math
+
 from overlayd.errors import ProtocolError
 from overlayd.proto import stun
 from overlayd.proto.stun import BINDING, Failure, Kind, Message
@@ -19,25 +21,28 @@ TIMED_OUT = Failure(0, "no answer")
 
 
 class Transaction:
-    """One request on its way.  It is sent at 0, 0.5, 1.5, 3.5, 7.5, 15.5 and 31.5 s and given up at 39.5 s."""
+    """One request on its way.  It is sent at 0, 0.5, 1.5, 3.5, 7.5, 15.5 and 31.5 s and given up at 39.5 s, or after
+    `patience` seconds if these are fewer.
+    """
 
-    def __init__(self, transaction_id: bytes, datagram: bytes, now: float) -> None:
+    def __init__(self, transaction_id: bytes, datagram: bytes, now: float, patience: float = math.inf) -> None:
         self.transaction_id = transaction_id
         self.datagram = datagram
         self._sent = 0
         self._next = now
+        self._end = now + patience
 
     def next_timeout(self) -> float:
         """When `datagrams_to_send` has something to say again."""
-        return self._next
+        return min(self._next, self._end)
 
     def timed_out(self, now: float) -> bool:
         """Whether no answer is to be expected any more."""
-        return self._sent == RC and now >= self._next
+        return now >= self._end or (self._sent == RC and now >= self._next)
 
     def datagrams_to_send(self, now: float) -> list[bytes]:
         """The request, if it is due: once, however late it is asked."""
-        if now < self._next or self._sent == RC:
+        if now < self._next or self._sent == RC or now >= self._end:
             return []
         pause = RTO * (RM if self._sent == RC - 1 else 1 << self._sent)
         self._sent += 1

@@ -9,6 +9,7 @@ that address, after each call and at `next_timeout`, and takes `events`.
 """
 
 import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,8 @@ IPV4_FAMILY, IPV6_FAMILY = 1, 2  # REQUESTED-ADDRESS-FAMILY
 REFRESH_BEFORE = 60  # that an allocation ends: a request may take 39.5 s to fail
 PEER_INTERVAL = 240  # between two ChannelBinds or CreatePermissions of a peer, for the same reason
 KEEPALIVE = 20  # with nothing sent; NATs forget a mapping after 30 s and more
+PATIENCE = 10  # for the answer to an Allocate: who asks several servers, again and again, need not wait for each
+PROBE_PATIENCE = 5  # for the answer to a Refresh that asks whether the allocation is still there
 RETRY_AFTER = 60  # RFC 8656 7.4: at least a minute for what may pass
 WAITING = 8  # datagrams held for a peer until the server lets them through: a handshake and a little more
 CHALLENGES = 3  # of one request: a nonce may be stale twice, not for ever
@@ -105,6 +108,7 @@ class _Request:
     transaction: Transaction
     key: bytes | None
     challenges: int
+    patience: float
     unproven: Failure | None = None
 
 
@@ -134,6 +138,8 @@ class TurnClient:
         self._key: bytes | None = None
         self._over = False
         self._released_earlier = False
+        self._refresh_due = 0.0
+        self._probing = False
         self._outbox: list[bytes] = []
         self._events: list[Event] = []
         self._requests: dict[bytes, _Request] = {}
@@ -209,6 +215,14 @@ class TurnClient:
         """Renew nothing for `peer` any more; the server lets its permission end within 5 minutes."""
         self._peers.pop(peer, None)
 
+    def probe(self, now: float) -> None:
+        """Find out whether the server still knows the allocation, by refreshing it; `Expired` if it does not say so
+        within 5 seconds.
+        """
+        if self.relayed is not None and not self._probing:
+            self._probing = True
+            self._request(stun.REFRESH, (), self._refreshed, now, patience=PROBE_PATIENCE)
+
     def release(self, now: float) -> None:
         """Give the allocation back; the client is over once the server has answered, or does not."""
         if self._over:
@@ -220,15 +234,24 @@ class TurnClient:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def _request(self, method: int, fields: _Fields, done: _Done, now: float, challenges: int = 0) -> None:
+    def _request(
+        self,
+        method: int,
+        fields: _Fields,
+        done: _Done,
+        now: float,
+        *,
+        challenges: int = 0,
+        patience: float = math.inf,
+    ) -> None:
         message = Message(method, Kind.REQUEST, self._new_id())
         for attribute, value in fields:
             message = message.add(attribute, value)
         if self._key is not None:
             message = message.add(stun.USERNAME, self._username)
             message = message.add(stun.REALM, self._realm).add(stun.NONCE, self._nonce)
-        transaction = Transaction(message.transaction_id, stun.encode(message, key=self._key), now)
-        request = _Request(method, fields, done, transaction, self._key, challenges)
+        transaction = Transaction(message.transaction_id, stun.encode(message, key=self._key), now, patience)
+        request = _Request(method, fields, done, transaction, self._key, challenges, patience)
         self._requests[message.transaction_id] = request
         self._drive(request, now)
 
@@ -274,7 +297,14 @@ class TurnClient:
             if realm is not None:
                 self._realm = realm
                 self._key = stun.long_term_key(self._username, realm, self._credential)
-            self._request(request.method, request.fields, request.done, now, request.challenges + 1)
+            self._request(
+                request.method,
+                request.fields,
+                request.done,
+                now,
+                challenges=request.challenges + 1,
+                patience=request.patience,
+            )
             return
         request.done(failure, now)
 
@@ -284,7 +314,7 @@ class TurnClient:
     # --- the allocation -----------------------------------------------------------------------------------------------
 
     def _allocate(self, now: float) -> None:
-        self._request(stun.ALLOCATE, self._allocation, self._allocated, now)
+        self._request(stun.ALLOCATE, self._allocation, self._allocated, now, patience=PATIENCE)
 
     def _allocated(self, answer: Message | Failure, now: float) -> None:
         if isinstance(answer, Message):
@@ -312,12 +342,16 @@ class TurnClient:
 
     def _refresh_later(self, answer: Message, now: float) -> None:
         lifetime = answer.get(stun.LIFETIME) or DEFAULT_LIFETIME
-        self._at(now + max(lifetime - REFRESH_BEFORE, lifetime / 2), self._refresh)
+        self._refresh_due = now + max(lifetime - REFRESH_BEFORE, lifetime / 2)
+        self._at(self._refresh_due, self._refresh)
 
     def _refresh(self, now: float) -> None:
+        if now < self._refresh_due:
+            return  # it was refreshed meanwhile
         self._request(stun.REFRESH, (), self._refreshed, now)
 
     def _refreshed(self, answer: Message | Failure, now: float) -> None:
+        self._probing = False
         if isinstance(answer, Failure):
             self._end(Expired(answer))
         else:

@@ -11,6 +11,7 @@ from overlayd.proto.stun import Attribute, Failure, Kind, Message
 from overlayd.proto.turn import (
     CHANNELS,
     KEEPALIVE,
+    PATIENCE,
     PEER_INTERVAL,
     RETRY_AFTER,
     WAITING,
@@ -180,7 +181,7 @@ def test_stale_nonces_are_replaced_but_not_for_ever() -> None:
 def test_a_server_that_does_not_answer_may_do_so_later() -> None:
     played = Played()
     assert played.silence() == [Failed(Failure(0, "no answer"), RETRY_AFTER)]
-    assert played.now == 39.5
+    assert played.now == PATIENCE
 
 
 def test_an_allocation_of_a_former_process_is_released_once() -> None:
@@ -301,7 +302,7 @@ def test_an_error_that_nobody_vouched_for_is_at_least_named() -> None:
     played = Played()
     played.refuse(played.challenge(played.asked()), 400, key=None)
     assert played.silence() == [Failed(Failure(400, "Reason"), None)]
-    assert played.now == 39.5
+    assert played.now == PATIENCE
 
 
 def test_an_answer_with_unknown_attributes_is_a_failure() -> None:

@@ -1,40 +1,39 @@
-"""This node's address on a TURN server, and the way of relayed peers' datagrams through it.
+"""This node's addresses on TURN servers, one of each IP version that some server gives.
 
-Owns: the socket to the server, which server it is, and who may reach us.  Must not know: the dialogue with the server
-(`proto.turn`), where WireGuard finds a relayed peer (`loopback`), or when a peer is relayed (`traversal`).
+Owns: which server gives them, when servers are asked again, and who may reach us.  Must not know: the dialogue with a
+server (`turn_connection`), where WireGuard finds a relayed peer (`loopback`), or when a peer is relayed (`traversal`).
+
+All servers are asked at once, and the first that gives an allocation has us: a dead one costs nothing.
 """
 
 import asyncio
 import logging
-import os
-import socket
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 
 from overlayd import wire
-from overlayd.daemon.nat.loopback import AT_ONCE, DATAGRAM, Loopback, enlarge_buffers
+from overlayd.daemon.nat.loopback import Loopback
 from overlayd.daemon.nat.reflexive import resolve
+from overlayd.daemon.nat.turn_connection import TurnConnection
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.model.candidates import Endpoint
 from overlayd.model.layout import endpoint_text
-from overlayd.proto.stun import TRANSACTION_ID_SIZE, is_stun
-from overlayd.proto.turn import Allocated, Event, Expired, Failed, Received, Refused, TurnClient
+from overlayd.proto.stun import Failure, is_stun
+from overlayd.proto.turn import Allocated, Failed, Refused
 
 log = logging.getLogger(__name__)
 
-# Our own constant: seconds before servers are asked again of which none gives an allocation, whatever the reason:
-# somebody may have repaired it.
-PAUSE = 60.0
+VERSIONS = (4, 6)
 
-# What a server that was restarted answers to a permission for an allocation that it does not know: as RFC 8656,
-# section 5, has it, and as coturn does.
-_GONE = (437, 400)
+# Our own constants, seconds.
+PAUSE = 60.0  # before servers are asked again that refuse: somebody may have repaired it
+FIRST_PAUSE = 1.0  # before those are asked again that do not answer, doubling up to PAUSE
+UNSUPPORTED_PAUSE = 3600.0  # before servers are asked again of which none relays for an IP version
+
+UNSUPPORTED = 440  # RFC 8656, section 18.5: address family not supported
 
 
 class Allocation:
-    """An allocation on the first of the servers that gives one.  relayed: where we are reached through it, None while
-    there is none.  settled: set once it is known whether there is one.  failure: why there is none, in words, once
-    that is known.  loopback: where WireGuard meets it.
+    """settled: set once it is known whether there is an address.  loopback: where WireGuard meets relayed peers.
 
     wg_port: WireGuard's.  heard: called with STUN that came through the relay, and its sender.
     """
@@ -46,33 +45,43 @@ class Allocation:
         wg_port: int,
         heard: Callable[[bytes, Endpoint], None],
     ) -> None:
-        self.relayed: Endpoint | None = None
         self.settled = asyncio.Event()
-        self.failure = ""
         self.loopback = Loopback(wg_port, self.send)
         self._servers = servers
         self._lookups = lookups
         self._heard = heard
-        self._client: TurnClient | None = None
-        self._server: socket.socket | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._due: float | None = None
-        self._since = 0.0  # when the allocation was made, in the loop's time
-        self._over: asyncio.Future[Failed | Expired] | None = None
+        self._held: dict[int, TurnConnection] = {}  # by IP version
+        self._failures: dict[int, list[str]] = {}  # why there is none, by IP version
+        self._complained = ""
         self._permitted: dict[bytes, frozenset[Endpoint]] = {}
         if not servers:
             self.settled.set()
 
+    @property
+    def relayed(self) -> dict[int, Endpoint]:
+        """Where we are reached through a relay, by IP version."""
+        return {version: at for version in VERSIONS if (at := self._relayed(version)) is not None}
+
+    @property
+    def failure(self) -> str:
+        """Why there is no address at all, in words, once that is known."""
+        if self._held or len(self._failures) < len(VERSIONS):
+            return ""
+        told = list(dict.fromkeys(each for failures in self._failures.values() for each in failures))
+        telling = [each for each in told if f": {UNSUPPORTED} " not in each]
+        return "; ".join(telling or told)
+
     async def watch(self) -> None:
-        """Keep an allocation, for ever."""
-        while True:
-            pauses = [await self._use(server) for server in self._servers]
-            self.settled.set()
-            await asyncio.sleep(min(pauses))
+        """Keep the allocations, for ever."""
+        async with asyncio.TaskGroup() as group:
+            for version in VERSIONS:
+                group.create_task(self._keep(version))
 
     def close(self) -> None:
         """Give everything back."""
-        self._disconnect()
+        for connection in self._held.values():
+            connection.close()
+        self._held.clear()
         self.loopback.close()
 
     def permit(self, peer: bytes, endpoints: Collection[Endpoint]) -> None:
@@ -81,142 +90,129 @@ class Allocation:
         """
         before = self._permitted.pop(peer, frozenset())
         if endpoints:
-            self._permitted[peer] = frozenset(endpoint for endpoint in endpoints if endpoint[0].version == 4)
-        if self._client is not None:
-            now = asyncio.get_running_loop().time()
-            for endpoint in self._permitted.get(peer, frozenset()) - before:
-                self._client.permit(endpoint, now)
+            self._permitted[peer] = frozenset(endpoints)
+        if not self._held:
+            return
+        for endpoint in self._permitted.get(peer, frozenset()) - before:
+            if (connection := self._held.get(endpoint[0].version)) is not None:
+                connection.permit(endpoint)
+        if before:
             for endpoint in before - self._all_permitted():
-                self._client.forget(endpoint)
-            self._flush()
+                if (connection := self._held.get(endpoint[0].version)) is not None:
+                    connection.forget(endpoint)
 
     def send(self, datagram: bytes, to: Endpoint) -> None:
         """Send a datagram through the relay."""
-        if self._client is not None:
-            self._client.send(to, datagram, asyncio.get_running_loop().time())
-            self._flush()
+        if (connection := self._held.get(to[0].version)) is not None:
+            connection.send(datagram, to)
+
+    def doubt(self) -> None:
+        """Find out whether the allocations are still there."""
+        for connection in list(self._held.values()):
+            connection.doubt()
+
+    def _relayed(self, version: int) -> Endpoint | None:
+        connection = self._held.get(version)
+        return connection.relayed if connection is not None else None
 
     def _all_permitted(self) -> frozenset[Endpoint]:
         return frozenset[Endpoint]().union(*self._permitted.values())
 
-    async def _use(self, server: wire.TurnServer) -> float:
-        """Have an allocation on a server for as long as it lasts.  Returns after how many seconds to ask again."""
+    async def _keep(self, version: int) -> None:
+        """Keep an allocation of one IP version, for ever."""
+        silent = 0  # times in a row that no server answered
+        while True:
+            first, failed = await self._first(version)
+            if first is None:
+                self._failures[version] = [f"TURN server {name}: {each.failure}" for name, each in failed]
+                self._settle()
+                silent = silent + 1 if all(each.failure.code == 0 for _, each in failed) else 0
+                await asyncio.sleep(_pause([each for _, each in failed], silent))
+                continue
+            silent = 0
+            self._hold(version, first)
+            try:
+                over = await first.over
+                log.warning("TURN server %s has ended the allocation: %s", first.name, over.failure)
+            finally:
+                self._held.pop(version, None)
+                first.close()
+
+    async def _first(self, version: int) -> tuple[TurnConnection | None, list[tuple[str, Failed]]]:
+        """Ask all servers at once.  Returns the connection to the first that gives an allocation, else why each does
+        not.
+        """
+        tasks = [asyncio.create_task(self._ask(server, version)) for server in self._servers]
+        failed: list[tuple[str, Failed]] = []
+        won: TurnConnection | None = None
+        try:
+            for coming in asyncio.as_completed(tasks):
+                answer = await coming
+                if isinstance(answer, TurnConnection):
+                    won = answer
+                    return won, []
+                failed.append(answer)
+            return None, failed
+        finally:
+            for task in tasks:
+                if not task.done():
+                    task.cancel()
+                elif not task.cancelled() and task.exception() is None:
+                    other = task.result()
+                    if isinstance(other, TurnConnection) and other is not won:
+                        other.close()
+
+    async def _ask(self, server: wire.TurnServer, version: int) -> TurnConnection | tuple[str, Failed]:
+        """Ask one server, at one of its addresses."""
         try:
             found = await resolve(self._lookups, server.addr)
-            self._connect(found[0])
+            connection = TurnConnection(found[0], server, version, self._take, self._refused)
         except (OSError, ValueError) as error:
-            self._complain(f"TURN server {server.addr}: {error or 'no answer'}")
-            return PAUSE
+            return server.addr, Failed(Failure(0, str(error) or "no answer"), None)
         try:
-            while True:
-                over = await self._hold(server)
-                if isinstance(over, Failed):
-                    self._complain(f"TURN server {server.addr}: {over.failure}")
-                    return over.retry_after or PAUSE
-                log.warning("TURN server %s has ended the allocation: %s", server.addr, over.failure)
-        finally:
-            self._disconnect()
-
-    def _complain(self, failure: str) -> None:
-        log.log(
-            logging.DEBUG if failure == self.failure else logging.WARNING, "no relay, asked again later: %s", failure
-        )
-        self.failure = failure
-
-    def _connect(self, server: Endpoint) -> None:
-        family = socket.AF_INET if server[0].version == 4 else socket.AF_INET6
-        self._server = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            enlarge_buffers(self._server)
-            self._server.connect((str(server[0]), server[1]))
-        except OSError:
-            self._server.close()
-            self._server = None
+            answer = await connection.first
+        except asyncio.CancelledError:
+            connection.close()
             raise
-        asyncio.get_running_loop().add_reader(self._server, self._read, self._server)
+        if isinstance(answer, Allocated):
+            return connection
+        connection.close()
+        return server.addr, answer if isinstance(answer, Failed) else Failed(answer.failure, None)
 
-    def _disconnect(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._client is not None:
-            self._client.release(loop.time())
-            self._flush()
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._server is not None:
-            loop.remove_reader(self._server)
-            self._server.close()
-        self._client = self._server = self._timer = self._due = self.relayed = None
+    def _hold(self, version: int, connection: TurnConnection) -> None:
+        self._held[version] = connection
+        self._failures.pop(version, None)
+        self._complained = ""
+        self.settled.set()
+        if connection.relayed is not None:
+            log.info("reached through a relay at %s", endpoint_text(connection.relayed))
+        for endpoint in self._all_permitted():
+            if endpoint[0].version == version:
+                connection.permit(endpoint)
 
-    async def _hold(self, server: wire.TurnServer) -> Failed | Expired:
-        """Have one allocation, to its end."""
-        loop = asyncio.get_running_loop()
-        self._over = loop.create_future()
-        self._client = TurnClient(
-            server.username, server.credential, lambda: os.urandom(TRANSACTION_ID_SIZE), loop.time()
-        )
-        self._flush()
-        return await self._over
-
-    def _read(self, server: socket.socket) -> None:
-        now = asyncio.get_running_loop().time()
-        for _ in range(AT_ONCE):
-            try:
-                datagram = server.recv(DATAGRAM)
-            except BlockingIOError:
-                break
-            except OSError:  # nobody listens there: the client finds out by itself
-                continue
-            if self._client is not None:
-                self._client.datagram_received(datagram, now)
-        self._flush()
-
-    def _flush(self) -> None:
-        """Heed what happened, send what is to be sent, and set the timer anew."""
-        client, server = self._client, self._server
-        if client is None or server is None:
+    def _settle(self) -> None:
+        """Say what is known once each IP version is settled."""
+        if len(self._failures) + len(self._held) < len(VERSIONS):
             return
-        loop = asyncio.get_running_loop()
-        while True:
-            datagrams, events = client.datagrams_to_send(loop.time()), client.events()
-            if not datagrams and not events:
-                break
-            for datagram in datagrams:
-                with suppress(OSError):  # a full buffer or no route: as lost on the way
-                    server.send(datagram)
-            for event in events:
-                self._apply(client, event)
-        due = client.next_timeout()
-        if due != self._due:  # it stays the same while data passes
-            self._due = due
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(due, self._wake) if due is not None else None
+        self.settled.set()
+        if (failure := self.failure) and failure != self._complained:
+            self._complained = failure
+            log.warning("no relay, asked again later: %s", failure)
 
-    def _wake(self) -> None:
-        self._due = None
-        self._flush()
+    def _take(self, data: bytes, peer: Endpoint) -> None:
+        if is_stun(data):
+            self._heard(data, peer)
+        else:
+            self.loopback.deliver(data, peer)
 
-    def _apply(self, client: TurnClient, event: Event) -> None:
-        now = asyncio.get_running_loop().time()
-        match event:
-            case Received(peer, data) if is_stun(data):
-                self._heard(data, peer)
-            case Received(peer, data):
-                self.loopback.deliver(data, peer)
-            case Allocated(relayed):
-                self.relayed, self.failure, self._since = relayed, "", now
-                self.settled.set()
-                log.info("reached through a relay at %s", endpoint_text(relayed))
-                for endpoint in self._all_permitted():
-                    client.permit(endpoint, now)
-            case Refused(_, failure) if failure.code in _GONE and now > self._since + PAUSE:
-                self._end(Expired(failure))
-            case Refused(peer, failure):
-                log.debug("the TURN server does not relay to %s: %s", endpoint_text(peer), failure)
-            case Failed() | Expired():
-                self._end(event)
+    def _refused(self, refused: Refused) -> None:
+        log.debug("the TURN server does not relay to %s: %s", endpoint_text(refused.peer), refused.failure)
 
-    def _end(self, event: Failed | Expired) -> None:
-        self.relayed = None
-        if self._over is not None and not self._over.done():
-            self._over.set_result(event)
+
+def _pause(failed: Sequence[Failed], silent: int) -> float:
+    """Seconds before servers are asked again that all failed."""
+    if all(each.failure.code == UNSUPPORTED for each in failed):
+        return UNSUPPORTED_PAUSE
+    if silent:
+        return min(FIRST_PAUSE * (1 << min(silent - 1, 16)), PAUSE)
+    return min(each.retry_after or PAUSE for each in failed)

@@ -123,7 +123,7 @@ class Nat(Listener):
         relayed: list[Endpoint] = []
         if self._session is not None:
             mapped = self._session.reflexive.mapped
-            relayed = [at] if (at := self._session.allocation.relayed) is not None else []
+            relayed = list(self._session.allocation.relayed.values())
         return node_candidates(self.host.addresses, overlay.wg_port, mapped, relayed)
 
     def connection(self, peer: Peer) -> tuple[ConnectionType | None, Endpoint | None]:
