@@ -24,6 +24,8 @@ HOLD = 5.0
 CHECKS_ALONE = 2.0  # at first, since an answer to a check spares all the rest
 CHECK_PAUSE = 0.5  # between two checks of a way: the first retransmission of STUN (RFC 8489, section 6.2.1)
 DIRECT_PREFERRED = 2.0  # a relay that works is not used for so long, to prefer a direct way that is about to
+DIRECT_PREFERRED_BY_LOST = 0.5  # the same where traffic waits: reviews find the direct way later
+REVIEW = 4.0  # what a review takes: for clocks that differ by less, and a lossy path
 FIRST_PERIOD, LONGEST_PERIOD = 8, 256  # of attempts, doubling: powers of two
 
 MET = 4  # our own constant: addresses that a peer may show in one attempt, beyond those it told
@@ -32,6 +34,12 @@ MET = 4  # our own constant: addresses that a peer may show in one attempt, beyo
 # either side may point its device at what works, and WireGuard follows the last authentic packet.  So pairs from one
 # port are in the order of the peer's candidates, and those through a relay as follows.
 _ORDER_THROUGH_RELAY = {RELAY: 0, SERVER_REFLEXIVE: 1, HOST: 2}  # the likeliest first: what a relay reaches is outside
+
+
+# What an attempt is about.  search: a peer without a session.  cut off: one with a session that was relayed by an
+# earlier daemon.  lost: one with a session whose path does not carry answers any more.  review: one whose path may be
+# as good as ever, so that only what an answered check has proved is better than it.
+Course = Literal["search", "cut off", "lost", "review"]
 
 
 class Way(NamedTuple):
@@ -54,14 +62,14 @@ def ways(
     candidates: Iterable[Candidate],
     *,
     versions: Container[int],
-    relay: bool,
+    relayed: Container[int],
     limit: int,
 ) -> list[Way]:
     """The ways to a peer, the best first, at most `limit`.
 
     last: where it was heard of last.  configured: what add_peer gave, which counts as a host candidate.  candidates:
-    its own, the best first.  versions: the IP versions that this host has.  relay: whether we have a TURN allocation
-    (of IPv4).
+    its own, the best first.  versions: the IP versions that this host has.  relayed: those of its addresses on TURN
+    servers, which reach peers that the host itself cannot.
     """
     kinds: dict[Endpoint, str] = {} if last is None else {last: PEER_REFLEXIVE}
     if configured is not None:
@@ -70,15 +78,14 @@ def ways(
         endpoint = (candidate.address, candidate.port)
         if kinds.get(endpoint, PEER_REFLEXIVE) == PEER_REFLEXIVE:
             kinds[endpoint] = candidate.kind
-    kinds = {endpoint: kind for endpoint, kind in kinds.items() if endpoint[0].version in versions}
-    direct = [Way(kind, endpoint) for endpoint, kind in kinds.items()]
+    direct = [Way(kind, endpoint) for endpoint, kind in kinds.items() if endpoint[0].version in versions]
     direct.sort(key=lambda way: way.relayed)  # the rest stays in its order
     # A peer that is behind a NAT has host addresses that mean something else, or nothing, to a relay.
     hidden = SERVER_REFLEXIVE in kinds.values()
     through = [
         Way(kind, endpoint, True)
         for endpoint, kind in kinds.items()
-        if relay and endpoint[0].version == 4 and not (hidden and kind == HOST)
+        if endpoint[0].version in relayed and not (hidden and kind == HOST)
     ]
     through.sort(key=lambda way: _ORDER_THROUGH_RELAY.get(way.kind, 0))
     return (direct + through)[:limit]
@@ -90,7 +97,7 @@ class Attempt:
 
     ways: the best first.  timeout: seconds for all direct ways together.  symmetric: our NAT gives each destination
     another port, so that where a peer's NAT awaits us we are not.  after: begin with the way of that place.  hold:
-    seconds for each way.
+    seconds for each way.  course: what it is about.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class Attempt:
         symmetric: bool = False,
         after: int = 0,
         hold: float = HOLD,
+        course: Course = "search",
     ) -> None:
         self.selected: Way | None = None
         self.outcome: Literal["reached", "failed"] | None = None
@@ -116,7 +124,9 @@ class Attempt:
         self._met = 0
         self._next_check = now
         self._first_round = True
-        self._until = now + min(CHECKS_ALONE, timeout)
+        self._proven_only = course == "review"
+        self._preferred = DIRECT_PREFERRED_BY_LOST if course == "lost" else DIRECT_PREFERRED
+        self._until = now + (timeout if self._proven_only else min(CHECKS_ALONE, timeout))
         self._direct_until = now + timeout if self._direct else self._until
 
     @property
@@ -156,7 +166,7 @@ class Attempt:
             if not works or (self.selected is not None and self.selected.relayed):
                 self._select(way, now)
         elif now < self._direct_until:  # the other side checks too: a direct way shows soon, or there is none
-            self._direct_until = min(self._direct_until, now + DIRECT_PREFERRED)
+            self._direct_until = min(self._direct_until, now + self._preferred)
             if not works:
                 self._until = self._direct_until
         elif not works:
@@ -191,6 +201,8 @@ class Attempt:
         """The next direct way while there is time for these, over and over; then each relayed one, those first of
         which we know that they work.
         """
+        if self._proven_only:
+            return next((way for way in self._relayed if way in self._answered), None)
         if self._direct and now < self._direct_until:
             way = self._direct[self.tried % len(self._direct)]
             self.tried += 1
@@ -211,6 +223,19 @@ def next_attempt(failures: int, phase: int, now: float) -> float:
     seconds that are `phase` modulo a period which doubles with each failure: whoever tries less often does so when the
     other one tries too.
     """
-    period = min(FIRST_PERIOD << min(failures, 16), LONGEST_PERIOD)
+    return _rendezvous(min(FIRST_PERIOD << min(failures, 16), LONGEST_PERIOD), phase, now)
+
+
+def next_review(interval: float, phase: int, now: float) -> float:
+    """When a relayed peer's direct ways are tried again, at least a second from `now`, Unix seconds: at most `interval`
+    seconds from one time to the next, if that is 8 or more.  Whoever has a longer interval meets the other one as well.
+    """
+    period = FIRST_PERIOD
+    while 2 * period <= min(interval, LONGEST_PERIOD):
+        period *= 2
+    return _rendezvous(period, phase, now)
+
+
+def _rendezvous(period: int, phase: int, now: float) -> float:
     first = math.floor(now) + 2
     return float(first + (phase - first) % period)

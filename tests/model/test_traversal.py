@@ -11,13 +11,16 @@ from overlayd.model.traversal import (
     CHECK_PAUSE,
     CHECKS_ALONE,
     DIRECT_PREFERRED,
+    DIRECT_PREFERRED_BY_LOST,
     FIRST_PERIOD,
     HOLD,
     LONGEST_PERIOD,
     MET,
+    REVIEW,
     Attempt,
     Way,
     next_attempt,
+    next_review,
     phase,
     ways,
 )
@@ -51,7 +54,7 @@ def course(attempt: Attempt, now: float = 0.0) -> list[tuple[float, Way]]:
 
 
 def test_ways_come_best_first_and_relayed_ones_last() -> None:
-    found = ways(None, at(7), TOLD, versions=[4, 6], relay=True, limit=99)
+    found = ways(None, at(7), TOLD, versions=[4, 6], relayed=[4], limit=99)
     assert found == [
         Way("host", at(7)),
         HOST,
@@ -60,20 +63,20 @@ def test_ways_come_best_first_and_relayed_ones_last() -> None:
         THROUGH,
         Way("server-reflexive", at(2), through_relay=True),
     ]
-    assert ways(None, at(7), TOLD, versions=[4, 6], relay=True, limit=2) == found[:2]
-    assert ways(None, at(7), TOLD, versions=[6], relay=True, limit=99) == []
-    assert ways(None, None, [], versions=[4, 6], relay=True, limit=99) == []
+    assert ways(None, at(7), TOLD, versions=[4, 6], relayed=[4], limit=2) == found[:2]
+    assert ways(None, at(7), TOLD, versions=[6], relayed=[], limit=99) == []
+    assert ways(None, None, [], versions=[4, 6], relayed=[4], limit=99) == []
 
 
 def test_a_host_that_tells_of_no_nat_is_tried_through_our_relay_too() -> None:
-    assert ways(None, None, TOLD[:1], versions=[4], relay=True, limit=9) == [HOST, HOST._replace(through_relay=True)]
+    assert ways(None, None, TOLD[:1], versions=[4], relayed=[4], limit=9) == [HOST, HOST._replace(through_relay=True)]
 
 
 def test_where_it_was_heard_of_last_comes_first_under_its_best_name() -> None:
-    found = ways(at(8), at(7), TOLD, versions=[4], relay=False, limit=99)
+    found = ways(at(8), at(7), TOLD, versions=[4], relayed=[], limit=99)
     assert [way.kind for way in found] == ["peer-reflexive", "host", "host", "server-reflexive", "relay"]
-    assert ways(at(2), None, TOLD, versions=[4], relay=False, limit=99) == [MAPPED, HOST, RELAYED]
-    assert ways(at(2), at(2), TOLD, versions=[4], relay=False, limit=99)[0] == Way("host", at(2))
+    assert ways(at(2), None, TOLD, versions=[4], relayed=[], limit=99) == [MAPPED, HOST, RELAYED]
+    assert ways(at(2), at(2), TOLD, versions=[4], relayed=[], limit=99)[0] == Way("host", at(2))
 
 
 # --- without an answer to any check ---
@@ -255,3 +258,39 @@ def test_pauses_double_up_to_the_longest(failures) -> None:
     first = next_attempt(failures, 5, 1000.0)
     period = min(FIRST_PERIOD * 2**failures, LONGEST_PERIOD)
     assert next_attempt(failures, 5, first) == first + period
+
+
+# --- peers whose session lasts ---
+
+
+def test_a_review_moves_nobody_without_an_answer() -> None:
+    assert course(Attempt([HOST, MAPPED, RELAYED, THROUGH], 0.0, REVIEW, course="review")) == []
+
+
+def test_a_review_goes_where_an_answer_came_from_and_to_a_relay_only_without_a_direct_one() -> None:
+    attempt = Attempt([HOST, MAPPED, RELAYED], 0.0, REVIEW, course="review")
+    attempt.answered(RELAYED, 0.1)
+    assert attempt.selected is None
+    attempt.answered(MAPPED, 0.2)
+    assert attempt.selected == MAPPED
+
+    attempt = Attempt([HOST, MAPPED, RELAYED], 0.0, REVIEW, course="review")
+    attempt.answered(RELAYED, 0.1)
+    assert course(attempt, 0.1) == [(0.1 + DIRECT_PREFERRED, RELAYED)]
+    assert attempt.outcome == "failed", "that it was pointed there helped nobody"
+
+
+def test_a_lost_peer_is_relayed_sooner_than_a_new_one() -> None:
+    attempt = Attempt([HOST, RELAYED], 0.0, TIMEOUT, course="lost")
+    attempt.answered(RELAYED, 0.1)
+    assert course(attempt, 0.1)[0] == (0.1 + DIRECT_PREFERRED_BY_LOST, RELAYED)
+
+
+@given(st.floats(1, 2000), st.floats(1, 2000), st.integers(0, (1 << 32) - 1), st.floats(0, 2e9, allow_nan=False))
+def test_reviews_meet_whatever_the_intervals(one: float, other: float, phase: int, now: float) -> None:
+    """Both sides review at each time of the one with the longer interval."""
+    often, seldom = sorted((one, other))
+    when = next_review(seldom, phase, now)
+    assert when >= now + 1
+    assert next_review(often, phase, when - 1.5) == when or when - 1.5 < now
+    assert when - now <= max(min(seldom, LONGEST_PERIOD), FIRST_PERIOD) + 2

@@ -62,8 +62,11 @@ class Selection:
         """
         if way.kind == RELAY and not way.through_relay:
             self._relays[peer.public_key] = way.endpoint
-        endpoint = self._allocation.loopback.local(way.endpoint) if way.through_relay else way.endpoint
-        await self.put(peer, Selected(endpoint, 0 if silently else KEEPALIVE))
+        await self.put(peer, Selected(self.endpoint_of(way), 0 if silently else KEEPALIVE))
+
+    def endpoint_of(self, way: Way) -> Endpoint:
+        """Where the device sends for a way.  OSError: the way's end has no socket to be had."""
+        return self._allocation.loopback.local(way.endpoint) if way.through_relay else way.endpoint
 
     def settled(self, peer: Peer, at: Endpoint) -> Selected | None:
         """What to hold on to for a peer that is reached at `at`: the NATs between us forget it without a keepalive."""

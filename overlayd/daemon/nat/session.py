@@ -209,6 +209,8 @@ class Nat(Listener):
         shown = endpoint_text(self.seen_as(endpoint))
         log.info("peer %s has moved to %s", keys.text(public_key), shown)
         self._health.publish(wire.NatEndpointChanged(keys.text(public_key), shown))
+        if self._session is not None:
+            self._session.traversal.peer_moved(scope, public_key, endpoint)
 
     def condition_changed(self, scope: str, public_key: bytes, condition: Condition) -> None:
         if self._session is not None:

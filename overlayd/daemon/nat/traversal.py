@@ -6,6 +6,10 @@ it (`selection`).
 
 A peer that answers is left alone, wherever it roams to.  A silent one that was reached without any NAT or relay is as
 good as reached while it is not sent anything: it is looked for when it is missed.
+
+A peer whose session lasts is looked for in three cases, and then what is heard of it counts, for there is no handshake:
+its path is lost (`model.path_loss`); its candidates have changed; it is relayed, and a direct way may have opened.  In
+the latter two only an answered check moves it: the path that it has may be a good one.
 """
 
 import asyncio
@@ -25,19 +29,21 @@ from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.tasks import Spawn
 from overlayd.errors import MechanismError
-from overlayd.model.candidates import Endpoint, peer_candidates
+from overlayd.model.candidates import RELAY, Endpoint, peer_candidates
 from overlayd.model.health import Condition
 from overlayd.model.layout import Selected, configured_address, endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
+from overlayd.model.path_loss import PathLoss
 from overlayd.model.routing import routed_into_overlay
 from overlayd.model.rows import Change, Peer, RowId, peer_of
-from overlayd.model.traversal import HOLD, Attempt, Way, next_attempt, phase, ways
+from overlayd.model.traversal import HOLD, REVIEW, Attempt, Course, Way, next_attempt, next_review, phase, ways
 from overlayd.proto.wireguard import Activity
 
 log = logging.getLogger(__name__)
 
 # Our own constants.
 AT_ONCE = 32  # attempts: each sends a check every half second to each of some ten addresses
+REVIEWS_AT_ONCE = 128  # of peers that are reached: to each of some three addresses
 # Two handshakes that cross cancel each other, and WireGuard begins the next ones 5 s later.  So when both sides know at
 # one time which way works, the one with the smaller key lets the other begin.
 YIELD = 1.0  # seconds
@@ -84,6 +90,8 @@ class Traversal(Listener):
         self._later: dict[bytes, asyncio.TimerHandle] = {}
         self._failures: dict[bytes, int] = {}  # in a row
         self._tried: dict[bytes, int] = {}  # see Attempt.tried
+        self._loss = PathLoss()
+        self._reviews: dict[bytes, asyncio.TimerHandle] = {}  # of relayed peers, when a direct way is tried
         self._at_rest: dict[bytes, int] = {}  # silent, but not missed; by how much was sent to them, bytes
 
     async def resume(self) -> None:
@@ -104,6 +112,7 @@ class Traversal(Listener):
                     continue
                 if self._selection.connection(peer, activity.endpoint) == "relayed":
                     self._permit(peer)
+                    self._review_later(key)
                 if peer.candidates and (where := self._selection.settled(peer, activity.endpoint)) is not None:
                     found[peer.id] = (peer, where)
         await self._selection.hold_on(found)
@@ -127,6 +136,8 @@ class Traversal(Listener):
         if condition == "answers" and public_key not in self._running:
             self._leave(public_key)
             self._failures.pop(public_key, None)
+            if self._is_relayed(self._peers[public_key]):
+                self._review_later(public_key)
         elif condition == "idle":
             self._lost(public_key)
         elif condition == "silent":
@@ -136,12 +147,21 @@ class Traversal(Listener):
         """Wake those who wait for a handshake, and look for those who are missed now."""
         if scope != GLOBAL:
             return
+        for key in self._loss.observe(activity, asyncio.get_running_loop().time()):
+            if key in self._peers and self._health.is_fresh(GLOBAL, key):
+                self._path_lost(key)
         for _, woken in self._running.values():
             woken.set()
         for key, sent in list(self._at_rest.items()):
             seen = activity.get(key)
             if seen is not None and seen.tx_bytes > sent:
                 self._begin(key)
+
+    def peer_moved(self, scope: str, public_key: bytes, endpoint: Endpoint) -> None:
+        """A peer that has gone to a relay by itself goes back when it can."""
+        peer = self._peers.get(public_key)
+        if scope == GLOBAL and peer is not None and self._selection.connection(peer, endpoint) == "relayed":
+            self._review_later(public_key)
 
     def retry(self) -> None:
         """Look now for all peers that do not answer."""
@@ -164,7 +184,8 @@ class Traversal(Listener):
         if before is None or (before.endpoint, before.candidates) != (peer.endpoint, peer.candidates):
             self._leave(key)
             self._failures.pop(key, None)
-            if peer.candidates and not self._health.is_fresh(GLOBAL, key):
+            passes = self._health.is_fresh(GLOBAL, key) and (before is None or self._is_told(peer))
+            if peer.candidates and not passes:
                 self._begin(key)
 
     def _stop(self, key: bytes) -> None:
@@ -179,10 +200,52 @@ class Traversal(Listener):
         """Do nothing more for a peer for now."""
         self._at_rest.pop(key, None)
         self._queue.pop(key, None)
-        if (timer := self._later.pop(key, None)) is not None:
-            timer.cancel()
+        for timers in (self._later, self._reviews):
+            if (timer := timers.pop(key, None)) is not None:
+                timer.cancel()
         if (running := self._running.pop(key, None)) is not None:
             running[0].cancel()  # at whose end another one's turn comes
+
+    def _path_lost(self, key: bytes) -> None:
+        log.info("peer %s does not answer any more where it is", keys.text(key))
+        self._allocation.doubt()
+        self._failures.pop(key, None)
+        if key in self._running:
+            self._leave(key)  # what was only a review
+        self._begin(key)
+
+    def _is_told(self, peer: Peer) -> bool:
+        """Whether a peer is where it says that it may be reached without a relay."""
+        activity = self._health.activity(GLOBAL, peer.public_key)
+        return activity is not None and any(
+            (candidate.address, candidate.port) == activity.endpoint and candidate.kind != RELAY
+            for candidate in peer_candidates(peer.candidates)
+        )
+
+    def _is_relayed(self, peer: Peer) -> bool:
+        activity = self._health.activity(GLOBAL, peer.public_key)
+        if activity is None or activity.endpoint is None:
+            return False
+        return self._selection.connection(peer, activity.endpoint) == "relayed"
+
+    def _review_later(self, key: bytes) -> None:
+        """Try once in a while whether a direct way to a relayed peer has opened."""
+        if key in self._reviews or key in self._running:
+            return
+        now = time.time()
+        pause = next_review(self._config.stun_refresh_interval_secs, phase(self._own_key, key), now) - now
+        self._reviews[key] = asyncio.get_running_loop().call_later(pause, self._review, key)
+
+    def _review(self, key: bytes) -> None:
+        del self._reviews[key]
+        if key in self._running or key in self._queue or key in self._later:
+            return
+        if not self._health.is_fresh(GLOBAL, key) or not self._is_relayed(self._peers[key]):
+            return
+        if len(self._running) < REVIEWS_AT_ONCE:
+            self._run(key)
+        else:
+            self._review_later(key)
 
     def _lost(self, key: bytes) -> None:
         """Nothing vouches for a peer any more."""
@@ -209,8 +272,11 @@ class Traversal(Listener):
         while self._queue and len(self._running) < AT_ONCE:
             key = next(iter(self._queue))
             del self._queue[key]
-            woken = asyncio.Event()
-            self._running[key] = (self._spawn(self._look_for(key, woken)), woken)
+            self._run(key)
+
+    def _run(self, key: bytes) -> None:
+        woken = asyncio.Event()
+        self._running[key] = (self._spawn(self._look_for(key, woken)), woken)
 
     def _known_endpoint(self, peer: Peer) -> Endpoint | None:
         activity = self._health.activity(GLOBAL, peer.public_key)
@@ -223,11 +289,14 @@ class Traversal(Listener):
             with suppress(TimeoutError):
                 async with asyncio.timeout(ALLOCATION_PATIENCE):
                     await self._allocation.settled.wait()
-            before = self._health.activity(GLOBAL, key)
+            peer, before = self._peers[key], self._health.activity(GLOBAL, key)
+            course, selected = self._course(peer), self._selection.of(peer)
             with self._port.used():
-                reached = await self._attempt(self._peers[key], woken)
+                reached = await self._attempt(peer, course, woken)
             if reached:
                 await self._settle(key, before)
+            elif course == "review":
+                await self._stay(key, selected)
             else:
                 await self._give_up(key)
         except (MechanismError, OSError) as error:
@@ -236,7 +305,18 @@ class Traversal(Listener):
         finally:
             if self._running.get(key, (None,))[0] is asyncio.current_task():
                 del self._running[key]
+                if key in self._peers and self._is_relayed(self._peers[key]):
+                    self._review_later(key)
             self._fill()
+
+    def _course(self, peer: Peer) -> Course:
+        key = peer.public_key
+        activity = self._health.activity(GLOBAL, key)
+        if activity is None or activity.endpoint is None or not self._health.is_fresh(GLOBAL, key):
+            return "search"
+        if self._selection.is_cut_off(peer, activity.endpoint):
+            return "cut off"
+        return "lost" if self._loss.is_lost(key) else "review"
 
     def _ways(self, peer: Peer) -> list[Way]:
         activity = self._health.activity(GLOBAL, peer.public_key)
@@ -252,30 +332,28 @@ class Traversal(Listener):
                 if not routed_into_overlay(self._node.state, each.address)
             ],
             versions=self._port.versions or (4, 6),
-            relay=self._allocation.relayed is not None,
+            relayed=self._allocation.relayed,
             limit=self._config.max_candidate_pairs,
         )
 
-    async def _attempt(self, peer: Peer, woken: asyncio.Event) -> bool:
+    async def _attempt(self, peer: Peer, course: Course, woken: asyncio.Event) -> bool:
         """Whether the peer was reached."""
         loop = asyncio.get_running_loop()
         key = peer.public_key
-        activity = self._health.activity(GLOBAL, key)
-        cut_off = (
-            activity is not None
-            and activity.endpoint is not None
-            and self._health.is_fresh(GLOBAL, key)
-            and self._selection.is_cut_off(peer, activity.endpoint)
-        )
-        heard = _heard(activity, cut_off)
+        session = course != "search"
+        relayed = course == "review" and self._is_relayed(peer)
         found = self._ways(peer)
+        if relayed:
+            at = self._known_endpoint(peer)
+            found = [way for way in found if not way.relayed and way.endpoint != at]
         attempt = Attempt(
             found,
             loop.time(),
-            0.0 if cut_off else self._config.hole_punch_timeout_secs,
+            {"cut off": 0.0, "review": REVIEW}.get(course, self._config.hole_punch_timeout_secs),
             symmetric=self._reflexive.symmetric,
             after=self._tried.get(key, 0),
-            hold=HOLD_CUT_OFF if cut_off else HOLD,
+            hold=HOLD_CUT_OFF if course == "cut off" else HOLD,
+            course=course,
         )
         self._permit(peer)
 
@@ -289,6 +367,7 @@ class Traversal(Listener):
 
         pointed_at: Way | None = None
         speak_at = math.inf
+        heard = self._heard(key, session)
         with self._checks.of(key, answered, met):
             while (due := attempt.next_timeout()) is not None:
                 for way in attempt.checks_to_send(loop.time()):
@@ -296,9 +375,11 @@ class Traversal(Listener):
                 attempt.advance(loop.time())
                 if attempt.selected is not None and attempt.selected != pointed_at:
                     pointed_at = attempt.selected
-                    yields = attempt.sure and self._own_key < key
+                    # With a session no handshake is due: a keepalive takes the other side along.
+                    yields = attempt.sure and not session and self._own_key < key
                     speak_at = loop.time() + (YIELD if yields else 0.0)
-                    await self._selection.point(peer, pointed_at, silently=yields or cut_off)
+                    await self._selection.point(peer, pointed_at, silently=yields or session)
+                    heard = max(heard, self._heard(key, session))
                 if pointed_at is not None and loop.time() >= speak_at:
                     await self._selection.point(peer, pointed_at)
                     speak_at = math.inf
@@ -307,10 +388,25 @@ class Traversal(Listener):
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(due):
                         await woken.wait()
-                if _heard(self._health.activity(GLOBAL, key), cut_off) > heard:
+                if (now_heard := self._heard(key, session)) <= heard:
+                    continue
+                heard = now_heard
+                if not relayed or (
+                    pointed_at is not None and self._known_endpoint(peer) == self._selection.endpoint_of(pointed_at)
+                ):
                     attempt.reached()
+                elif pointed_at is not None:  # what was still on its way by the relay has taken it back
+                    await self._selection.point(peer, pointed_at, silently=True)
+                    speak_at = loop.time()
         self._tried[key] = attempt.tried
         return attempt.outcome == "reached"
+
+    def _heard(self, key: bytes, session: bool) -> int:
+        """What grows when a peer is heard of: its last handshake, or, while its session lasts, what it answers."""
+        if session:
+            return self._loss.answers(key)
+        activity = self._health.activity(GLOBAL, key)
+        return activity.last_handshake if activity is not None else 0
 
     def _permit(self, peer: Peer) -> None:
         """Let a peer reach us through our relay, from any of its addresses."""
@@ -335,6 +431,12 @@ class Traversal(Listener):
         if not told and at not in (was, configured_address(peer, self._node.facts)):
             self._health.publish(wire.NatEndpointChanged(keys.text(key), endpoint_text(shown)))
 
+    async def _stay(self, key: bytes, selected: Selected | None) -> None:
+        """No better way was found: the peer keeps the one that it has."""
+        if not self._is_relayed(self._peers[key]):
+            self._allocation.permit(key, ())
+        await self._selection.put(self._peers[key], selected)
+
     async def _give_up(self, key: bytes) -> None:
         """Back to what is configured, until the next attempt."""
         failures = self._failures.get(key, 0)
@@ -348,10 +450,3 @@ class Traversal(Listener):
         now = time.time()
         pause = next_attempt(failures - 1, phase(self._own_key, key), now) - now
         self._later[key] = asyncio.get_running_loop().call_later(pause, self._begin, key)
-
-
-def _heard(activity: Activity | None, session: bool) -> int:
-    """What grows when a peer is heard of: its last handshake, or, while its session lasts, what came from it."""
-    if activity is None:
-        return 0
-    return activity.rx_bytes if session else activity.last_handshake

@@ -2,9 +2,10 @@
 sockets that nobody answers.  What passes real NATs is tested end to end.
 """
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,9 +24,10 @@ from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.nat.traversal import Traversal
 from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.lookup import Lookups
-from overlayd.model import peers
+from overlayd.model import path_loss, peers
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, DevicePeer, Step
+from overlayd.model.rows import numeric_endpoint
 from overlayd.model.traversal import Way
 from overlayd.proto.wireguard import Activity
 
@@ -139,10 +141,69 @@ async def test_a_new_peer_with_candidates_is_looked_for_and_left_alone_once_foun
     assert [event.endpoint for event in looking.events if isinstance(event, wire.NatEndpointChanged)] == [RELAYED]
 
     await looking.add(KEY, GIVEN, RELAY)
-    await looking.add(KEY, GIVEN, RELAY, ("host", "192.0.2.9:9", 2), keepalive=7)
     looking.traversal.retry()
     assert not looking.running()
+    await looking.add(KEY, GIVEN, RELAY, keepalive=7)
+    assert not looking.running()
     assert looking.device.told[2:] == [(RELAYED, 7)], "where it is has not been touched, what was asked for has"
+
+
+async def session_at(looking: Looking, endpoint: str, *candidates: tuple[str, str, int]) -> None:
+    """A peer that answers there, and of whose attempt nothing is left."""
+    await looking.add(KEY, GIVEN, *candidates)
+    await looking.shake(KEY, endpoint=numeric_endpoint(endpoint), rx_bytes=500)
+    await until(lambda: not looking.running())
+
+
+async def test_new_candidates_of_a_peer_that_is_relayed_are_checked_and_it_stays_where_it_is(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traversal, "REVIEW", 0.2)
+    await session_at(looking, RELAYED, RELAY)
+    told = len(looking.device.told)
+    looking.checked.clear()
+    await looking.add(KEY, GIVEN, RELAY, ("host", "192.0.2.9:9", 2))
+    await until(lambda: any(endpoint_text(way.endpoint) == "192.0.2.9:9" for way in looking.checked))
+    await until(lambda: not looking.running())
+    assert {at for at, _ in looking.device.told[told:]} <= {RELAYED}
+
+
+async def test_new_candidates_of_a_peer_that_is_at_one_of_them_change_nothing(looking: Looking) -> None:
+    await session_at(looking, GIVEN, ("host", GIVEN, 3))
+    await looking.add(KEY, GIVEN, ("host", GIVEN, 3), ("host", "192.0.2.9:9", 2))
+    assert not looking.running()
+
+
+async def test_a_relayed_peer_is_reviewed_again_and_again(looking: Looking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traversal, "REVIEW", 0.1)
+    monkeypatch.setattr(traversal, "next_review", lambda interval, phase, now: now + 0.05)
+    await session_at(looking, RELAYED, RELAY, ("host", "192.0.2.9:9", 2))
+    told, begun = len(looking.device.told), len(looking.tasks)
+    looking.checked.clear()
+    await until(lambda: len(looking.tasks) >= begun + 3)
+    assert {endpoint_text(way.endpoint) for way in looking.checked} <= {"192.0.2.9:9", GIVEN}
+    assert {at for at, _ in looking.device.told[told:]} <= {RELAYED}
+
+
+async def test_a_path_that_carries_no_answers_is_given_up_before_its_session(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(path_loss, "UNANSWERED", 2.0)
+    await session_at(looking, GIVEN, ("host", GIVEN, 3), RELAY)
+    begun = len(looking.tasks)
+    await looking.shake(KEY, tx_bytes=500)
+    assert len(looking.tasks) == begun
+    await until_read(looking, lambda: len(looking.tasks) > begun)
+    await until(lambda: looking.device.told[-2:] == [(RELAYED, 0), (RELAYED, KEEPALIVE)]), "silently, then with a word"
+    await looking.shake(KEY, rx_bytes=900)
+    await until(lambda: not looking.running())
+    assert looking.node.facts.selected[f"{KEY.hex()}/", GIVEN].endpoint == numeric_endpoint(RELAYED)
+
+
+async def until_read(looking: Looking, condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.05)
+        await looking.health.refresh()
 
 
 async def test_another_endpoint_ends_what_was_selected(looking: Looking) -> None:
