@@ -17,7 +17,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.upkeep.suspects import Part
 from overlayd.model.conflicts import withheld
 from overlayd.model.findings import Finding
-from overlayd.model.objects import Network
+from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Change, Lease, Overlay, Peer, Service, peer_of
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ class Conflicts:
         changed = {(Peer.table, key) for key in self._judge(affected)} - change.keys()
         for scope in {peer_of(key)[1] for _, key in changed}:
             self._suspect(Part("peers", scope), "conflict")
-            self._suspect(Part("device", scope), "conflict")  # for the routes
+            if scope != GLOBAL:  # there an allowed IP of the cluster has a route too
+                self._suspect(Part("device", scope), "conflict")
 
     def _judge(self, peers: Iterable[str]) -> list[str]:
         """Judge peers, by the keys of their rows, and log what is new.  Returns those with a difference."""
