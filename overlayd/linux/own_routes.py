@@ -47,6 +47,11 @@ def in_the_way(netlink: Netlink, destinations: Collection[Network]) -> list[Show
     ]
 
 
+def are_aside(netlink: Netlink, destinations: Collection[Network]) -> bool:
+    """Whether routes to these destinations are set aside."""
+    return any(shown.route.destination in destinations for shown in _routes(netlink, TABLE))
+
+
 def set_aside(netlink: Netlink, routes: Sequence[Shown]) -> None:
     """Move routes out of the way.  Each is in both tables before it is in one, so that none is lost."""
     _move(netlink, routes, rt.RT_TABLE_MAIN, TABLE)

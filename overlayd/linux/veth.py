@@ -263,10 +263,11 @@ def _configure_inner(host: Netlink, veth: Veth, descriptor: int, index: int, fla
 
 def _clear_the_way(host: Netlink, inner: Netlink, veth: Veth) -> None:
     """Set the container's own routes aside where ours would replace them.  The mark comes first: it tells who
-    deletes the veth that there is something to give back.
+    deletes the veth that there is something to give back; also of a veth that is made anew.
     """
-    found = own_routes.in_the_way(inner, _destinations(veth))
-    if found:
+    destinations = _destinations(veth)
+    found = own_routes.in_the_way(inner, destinations)
+    if found or own_routes.are_aside(inner, destinations):
         body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), text(rt.IFLA_IFALIAS, _SET_ASIDE))
         host.transact([Request("mark veth", veth.name, rt.RTM_SETLINK, 0, body)])
         fault.point("veth:marked")

@@ -117,3 +117,18 @@ def test_a_route_whose_link_has_gone_is_gone(host, container):
     veth.put_back_routes([wanted])
     veth.delete([wanted.name])
     assert routes(box, 4) == []
+
+
+@VERSIONS
+def test_a_veth_that_somebody_deleted_and_that_was_made_anew(host, container, version):
+    make_bridge(version)
+    give_a_network(box := container(), version)
+    box.run(f"ip -{version} route add default via {NEIGHBOUR[version]}")
+    before = routes(box, version)
+    wanted = service_leg(box, version=version)
+    veth.create(wanted)
+    veth.delete([wanted.name])
+    veth.create(wanted)
+    veth.put_back_routes([wanted])
+    veth.delete([wanted.name])
+    assert routes(box, version) == before
