@@ -30,6 +30,7 @@ from lab.patience import LIMIT
 from overlayd import fault
 from overlayd.daemon.main import main
 
+BAD_CONFIG = 78  # EX_CONFIG of sysexits.h
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000  # linux/sched.h
 MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000  # linux/mount.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -48,8 +49,16 @@ link set uplink up
 route add default via 172.31.0.254
 """
 
+# What every other container has before it is attached: a way out of its own, which ours takes the place of.
+WAY_OUT = """\
+link add own0 address 02:00:00:00:00:01 type veth peer name own1 address 02:00:00:00:00:02
+link set own1 up
+link set own0 up
+address add 198.51.100.2/24 dev own0
+route add default via 198.51.100.1
+"""
+
 LONGEST = 5 * LIMIT  # seconds that a whole trial may take
-IDLE = 300  # looks in a row, a millisecond apart or more, that find everybody asleep, until the cell is called idle
 
 # What a client meets when the daemon is dead, or dies.
 GONE = (EOFError, BrokenPipeError, ConnectionResetError, ConnectionRefusedError, FileNotFoundError)
@@ -159,13 +168,13 @@ def _is_ending(process: Path) -> bool:
     return bool(files)
 
 
-def _all_sleep() -> bool:
-    """Whether every thread of the cell but ours waits for something to happen: state S of proc(5), or a zombie's Z."""
-    for task in Path("/proc").glob("[0-9]*/task/*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if int(task.parts[2]) != os.getpid() and task.read_text().rpartition(")")[2].split()[0] not in "SZ":
-                return False
-    return True
+def _refusal(spec: str) -> tuple[str, int]:
+    """The first point and passage of OVERLAYD_FAULT (see `overlayd.fault`) where an operation is refused."""
+    for each in spec.split(","):
+        *name, passage, number = ["", *each.split(":")]
+        if len(name) > 1 and passage.isdecimal() and number.isdecimal():
+            return ":".join(name[1:]), int(passage)
+    return "", 0
 
 
 class Cell:
@@ -180,6 +189,8 @@ class Cell:
         self.containers: set[int] = set()
         self.connection: Connection | None = None
         self.identity = ""  # the node's public key, once it was seen
+        self._status = 0  # with which the last daemon ended
+        self._refusal = ("", 0)  # the point, and its passage, where the newest daemon is refused an operation
         self._plant: Callable[[], None] = lambda: None
         self._boots = 0
         HOME.mkdir()
@@ -194,6 +205,7 @@ class Cell:
     def start(self, fault: str = "") -> bool:
         """Start the daemon and wait until it listens; False when it ended instead, as `fault` may make it."""
         assert not self.daemon
+        self._refusal = _refusal(fault)
         self.daemon = os.fork()
         if not self.daemon:
             self._be_daemon(fault, "--socket", str(self.socket), "--wireguard", "userspace")
@@ -216,6 +228,14 @@ class Cell:
             time.sleep(0.001)
         return True
 
+    def refuses_to_start_with_another_state(self) -> bool:
+        """Run a daemon that knows nothing of what is on this machine; whether it refuses to start."""
+        assert not self.daemon
+        program = os.fork()
+        if not program:
+            self._be_daemon("", "--socket", str(self.socket), "--wireguard", "userspace", data=HOME / "other")
+        return os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]) == BAD_CONFIG
+
     def tear_down(self, fault: str = "") -> bool:
         """Run `overlayd --teardown`; whether it came to a good end."""
         assert not self.daemon
@@ -224,7 +244,7 @@ class Cell:
             self._be_daemon(fault, "--teardown")
         return os.waitpid(program, 0)[1] == 0
 
-    def _be_daemon(self, spec: str, *options: str) -> None:
+    def _be_daemon(self, spec: str, *options: str, data: Path | None = None) -> None:
         """Never returns."""
         code = 99
         try:
@@ -237,7 +257,7 @@ class Cell:
             faulthandler.enable()  # a crash that nobody planned
             importlib.reload(fault)
             self._plant()
-            code = main(["--data-dir", str(self.data), *options])
+            code = main(["--data-dir", str(data or self.data), *options])
         except BaseException:
             traceback.print_exc()
         finally:
@@ -300,16 +320,26 @@ class Cell:
                 raise Stuck(f"the daemon does not end\n{self.last_words()}")
             time.sleep(0.001)
 
-    def until_idle(self, condition: Callable[[], bool]) -> bool:
-        """Wait for a condition; False once the cell has been idle for long without it, or the daemon has ended.
-
-        However busy the machine is: a thread that waits for a processor, or for the kernel, is not idle.
-        """
-        looks = 0
-        while not (come := condition()) and not self.ended() and looks < IDLE:
-            looks = looks + 1 if _all_sleep() else 0
+    def until(self, condition: Callable[[], bool]) -> bool:
+        """Wait for what the daemon must do by itself; False when it ended, or was refused an operation, before that."""
+        deadline = time.monotonic() + LIMIT
+        while not (come := condition()) and not self.ended() and not self.refused():
+            if time.monotonic() > deadline:
+                raise Stuck(f"the daemon does not do it\n{self.last_words()}")
             time.sleep(0.001)
         return come
+
+    def refused(self) -> bool:
+        """Whether the newest daemon has come to the point where it is refused an operation."""
+        name, number = self._refusal
+        return bool(name) and self.passed().count(name) >= number
+
+    def stop(self) -> bool:
+        """Have the daemon bring to its end what is under way, and end; False when its fault killed it over that."""
+        if not self.ended():
+            os.kill(self.daemon, signal.SIGTERM)
+            self.await_end()
+        return self._status == 0
 
     def kill_daemon(self) -> None:
         """SIGKILL; fine when there is none."""
@@ -318,7 +348,7 @@ class Cell:
             self._forget_daemon(os.waitpid(self.daemon, 0)[1])
 
     def _forget_daemon(self, status: int) -> None:
-        self.daemon = 0
+        self.daemon, self._status = 0, status
         if self.connection is not None:
             self.connection.close()
             self.connection = None
@@ -336,7 +366,7 @@ class Cell:
     # Containers.
 
     def start_container(self, pid: int) -> None:
-        """A process with this very number, in a network namespace of its own."""
+        """A process with this very number, in a network namespace of its own; an odd one has a way out of its own."""
         assert pid not in self.containers
         readable, writable = os.pipe()
         if not _fork_as(pid):
@@ -348,6 +378,8 @@ class Cell:
         os.close(writable)
         os.read(readable, 1)
         os.close(readable)
+        if pid % 2:
+            self.run(["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-batch", "-"], WAY_OUT)
         self.containers.add(pid)
 
     def kill_container(self, pid: int) -> None:

@@ -1,10 +1,12 @@
 """What somebody else does to our objects behind the daemon's back.
 
-Owns: the table of damages.  Must not know: who puts them right, or when.
+Owns: the tables: of damages to kernel objects, and of what happens to the journal.  Must not know: who puts them
+right, or when.
 """
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -55,4 +57,18 @@ DAMAGES: dict[str, Callable[[Cell], None]] = {
     "mtu": _each("link set {} mtu 1300", BRIDGE, VETH, DEVICE, DEDICATED),
     "ports": _each("link set {} nomaster", VETH),
     "forwarding": _stop_forwarding,
+}
+
+
+def _replace_by_a_copy(journal: Path) -> None:
+    shutil.copy2(journal, journal.with_name("copy"))
+    journal.with_name("copy").rename(journal)
+
+
+DISPLACEMENTS: dict[str, Callable[[Path], object]] = {
+    "removed": lambda journal: journal.unlink(),
+    "removed with all beside it": lambda journal: shutil.rmtree(journal.parent),
+    "moved": lambda journal: journal.rename("/run/journal"),
+    "replaced": _replace_by_a_copy,
+    "cut": lambda journal: os.truncate(journal, journal.stat().st_size // 2),
 }

@@ -58,6 +58,11 @@ class Model(Peers):
                 self._detach(handle)
         self._made_anew(*self._devices(), *self.services.values())
 
+    def _displace(self, how: str) -> None:
+        pass
+
+    _stranger = _restart
+
     def _teardown(self) -> None:
         self._made_anew(*self._devices(), *self.services.values())
 

@@ -13,13 +13,15 @@ A step is a request as on the wire, or one of these, whose names start with "!":
     !reboot          the machine
     !teardown        the daemon is killed, and `overlayd --teardown` run, again if it does not come to its end
     !damage what     somebody else does what `damage` says, and the daemon puts it right
+    !displace how    the same to the journal; if the daemon dies before it has, the journal is brought back by hand
+    !stranger        the daemon is killed, one that knows nothing of this machine tried, and the daemon started
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crash.damage import DAMAGES
+from crash.damage import DAMAGES, DISPLACEMENTS
 
 Step = dict[str, Any]
 
@@ -50,7 +52,7 @@ class Scenario:
         return self.act["op"] in STARTS
 
 
-STARTS = ("!orphan", "!replace", "!restart", "!reboot", "!teardown")
+STARTS = ("!orphan", "!replace", "!restart", "!reboot", "!stranger", "!teardown")
 
 
 def step(op: str, **keys: Any) -> Step:
@@ -181,6 +183,11 @@ SCENARIOS = {
             peer(A, "10.200.7.0/25,10.200.10.0/24", endpoint="192.0.2.2:51820", persistent_keepalive_secs=25),
         ),
         Scenario("peer takes from another", (*UP, peer(), peer(B, "10.200.8.0/24")), peer(B, "10.200.7.0/24")),
+        Scenario(
+            "allowed IP becomes this node's own",
+            (*UP, peer(A, "10.200.16.64/26,10.200.77.0/26,10.201.0.0/16")),
+            overlay(slice_cidr="10.200.77.0/24"),
+        ),
         Scenario("peer gone", BUSY, step("remove_peer", pubkey=B)),
         Scenario(
             "allowed IP that is this node's own",
@@ -265,11 +272,13 @@ SCENARIOS = {
         Scenario("first start", (), step("!restart")),
         Scenario("restart", BUSY, step("!restart")),
         Scenario("reboot", BUSY, step("!reboot")),
+        Scenario("start with another state", BUSY, step("!stranger")),
         Scenario("container dies", BUSY, step("!die", pid=FIRST)),
         Scenario("ephemeral container dies", (*SERVED, attach(ephemeral=True)), step("!die", pid=FIRST)),
         Scenario("container dies unseen", BUSY, step("!orphan", pid=FIRST)),
         Scenario("container is replaced unseen", BUSY, step("!replace", pid=FIRST)),
         Scenario("teardown of everything", (*BUSY, DEDICATED, EDGE), step("!teardown")),
+        *(Scenario(f"journal {how}", BUSY, step("!displace", how=how)) for how in DISPLACEMENTS),
         *(Scenario(f"damage to {what}", BUSY, step("!damage", what=what)) for what in DAMAGES),
     )
 }

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from crash.cell import Cell, inside
-from crash.damage import DAMAGES
+from crash.damage import DAMAGES, DISPLACEMENTS
 from crash.model import Model
 from crash.planted import BUGS
 from crash.scenarios import KEYS, Step, attach, detach, overlay, peer, service, step
@@ -29,7 +29,7 @@ DEDICATED = ("d", "e")  # for the most part
 GUESTS = ("guest_managed", "host_shared")
 IDS = ("i", "j")  # of guests and of edge peers
 OPENING = (overlay(), service("w"), service("d", mode="dedicated"))  # without them most requests are refused
-NETWORKS = ("10.200.7.0/24", "10.200.7.0/25", "10.200.8.0/24", "10.201.0.0/16", "0.0.0.0/0")
+NETWORKS = ("10.200.1.0/26", "10.200.7.0/24", "10.200.7.0/25", "10.200.8.0/24", "10.201.0.0/16", "0.0.0.0/0")
 PORTS = (51820, 51821)
 GRANTS = (
     [],
@@ -201,9 +201,12 @@ class _Sequence:
             (1, lambda: step("!reboot")),
             (1, lambda: step("!teardown")),
             (3, lambda: step("!damage", what=random.choice(list(DAMAGES)))),
+            (2, lambda: step("!displace", how=random.choice(list(DISPLACEMENTS)))),
             (2, lambda: step("register_dns", name=random.choice(("a", "b")), ip="10.200.1.9")),
             (1, lambda: step("unregister_dns", name="a")),
         ]
+        if not down:
+            made.append((1, lambda: step("!stranger")))
         if pid in self.cell.containers:
             made += [(2, lambda: step("!die", pid=pid)), (2, lambda: step("!orphan", pid=pid))]
         weights, choices = zip(*made, strict=True)

@@ -16,8 +16,11 @@ from crash.model_state import GLOBAL, Network, host_network, made_for
 View = dict[str, dict[str, Any]]
 
 FENCE_METRIC = 4294967294
+SET_ASIDE = 0x6F760010  # the table that a container's own routes are kept in
+MARK = "overlayd veth: the container's own routes are set aside"
 FORWARDS = (("ipv4", "forwarding", "1"), ("ipv4", "rp_filter", "2"))
 IGNORES_ROUTERS = (("ipv6", "accept_ra", "0"), ("ipv6", "accept_redirects", "0"))
+FOREIGN_LINKS = ("link lo", "link uplink", "link cable", "link own0", "link own1")
 MTU = 1440  # of an uplink of 1500 without IPv6, less WireGuard's headers over IPv4
 
 
@@ -81,7 +84,8 @@ def _host(model: Model) -> dict[str, Any]:
         kind, _, id = handle.partition(":")
         service = model.services.get(attachment["service"], {})
         if kind == "pid":
-            found |= _link({"name": f"veth-{id}-s"}, "veth", 3, "", master=service["name"], locked=True)
+            mark = MARK if _is_set_aside(model, int(id)) else ""
+            found |= _link({"name": f"veth-{id}-s"}, "veth", 3, mark, master=service["name"], locked=True)
             found[f"MAC {_mac(attachment['address'])} veth-{id}-s"] = {}
             if attachment["global"]:
                 # So that a strictly filtering host takes what comes from there; IPv6 knows no such filter.
@@ -94,13 +98,21 @@ def _host(model: Model) -> dict[str, Any]:
     return found
 
 
+def _is_set_aside(model: Model, pid: int) -> bool:
+    """Whether a container's own way out is set aside for ours."""
+    attachment = model.attachments.get(f"pid:{pid}")
+    return pid % 2 == 1 and attachment is not None and ip_address(attachment["address"]).version == 4
+
+
 def _inside(model: Model, pid: int) -> dict[str, Any]:
     attachment = model.attachments.get(f"pid:{pid}")
+    table = SET_ASIDE if _is_set_aside(model, pid) else "main"
+    way_out = {f"route default own0 {table}": {}} if pid % 2 else {}
     if not attachment:
-        return {}
+        return way_out
     subnet = ip_network(model.services[attachment["service"]]["subnet"])
     found = _link({"name": "eth0"}, "veth", 0, "", f"{attachment['address']}/{subnet.prefixlen}")
-    found |= _routes("eth0", ["default"], gateway=str(subnet[1]))
+    found |= way_out | _routes("eth0", ["default"], gateway=str(subnet[1]))
     if attachment["global"]:
         found |= _link({"name": "eth1"}, "veth", 0, "", host_network(attachment["global"]))
         found |= _routes("eth1", [model.node_address])
@@ -305,8 +317,9 @@ def seen(view: View) -> View:
                 for name, thing in content.items()
                 if thing.get("protocol") == "111"
                 or name.startswith(("proxy ", "MAC "))
-                or (name.startswith("link ") and name not in ("link lo", "link uplink", "link cable"))
+                or (name.startswith("link ") and name not in FOREIGN_LINKS)
             }
+            kept[part] |= {name: {} for name in content if name.startswith("route default own0 ")}
     return kept
 
 

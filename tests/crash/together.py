@@ -106,7 +106,7 @@ def touched(step: Step) -> dict[str, bool]:
             return {f"handle {step['handle']}": True}
         case "add_peer" | "remove_peer" | "add_allowed_ip" | "remove_allowed_ip":
             scope = step.get("scope", {}).get("service")
-            return {f"device of {scope}": False, "routes": True} if scope else {"peers": True}
+            return {f"device of {scope}": False, "routes": True} if scope else {"peers": True, "routes": True}
         case "register_dns" | "unregister_dns":
             return {f"name {step['name']}": True}
     return {EVERYTHING: True}

@@ -11,6 +11,7 @@ was repeated (`model` says whether that is right).  Then the rules are:
 """
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ from typing import Any
 
 from lab.patience import LIMIT
 
-from crash.cell import Cell
-from crash.damage import DAMAGES
+from crash.cell import HOME, Cell
+from crash.damage import DAMAGES, DISPLACEMENTS
 from crash.model import Model
 from crash.scenarios import KEYS, Scenario, Step
 from crash.shown import seen
@@ -61,6 +62,8 @@ def perform(cell: Cell, step: Step, fault: str = "") -> dict[str, Any] | None:
         return {"result": "ok"} if _reclaimed(cell, keys["pid"]) else None
     elif op == "!damage":
         return {"result": "ok"} if _damaged(cell, keys["what"]) else None
+    elif op == "!displace":
+        return {"result": "ok"} if _displaced(cell, keys["how"]) else None
     elif op == "!teardown":
         return {"result": "ok"} if _torn_down(cell, fault) else None
     else:
@@ -71,20 +74,24 @@ def perform(cell: Cell, step: Step, fault: str = "") -> dict[str, Any] | None:
             cell.kill_container(keys["pid"])
             if op == "!replace":
                 cell.start_container(keys["pid"])
+        elif op == "!stranger":
+            if not cell.refuses_to_start_with_another_state():
+                raise Wrong(f"a daemon that does not know what is on this machine starts\n{cell.last_words()}")
+            shutil.rmtree(HOME / "other")
         if not cell.start(fault):
             return None
     return {"result": "ok"}
 
 
 def _reclaimed(cell: Cell, pid: int) -> bool:
-    """Wait until what a dead container held is free; False when the daemon died of it, or does nothing about it."""
+    """Wait until what a dead container held is free; False when the daemon died of it, or was refused to free it."""
 
     def is_free() -> bool:
         names = {name for _, name in socket.if_nameindex()}
         return f"attachment pid:{pid}" not in rows(cell) and f"veth-{pid}-s" not in names
 
     # Answered when nothing else is under way.
-    return cell.until_idle(is_free) and cell.request("teardown_service_overlay", service="unknown") is not None
+    return cell.until(is_free) and cell.request("teardown_service_overlay", service="unknown") is not None
 
 
 def _damaged(cell: Cell, what: str) -> bool:
@@ -100,6 +107,21 @@ def _damaged(cell: Cell, what: str) -> bool:
             RuntimeError, FileNotFoundError
         ):  # the daemon, or a device that is looked at, may end at any moment
             problems = difference(before, _without_names(take(cell, KEYS)))
+    return bool(cell.daemon)
+
+
+def _displaced(cell: Cell, how: str) -> bool:
+    """Disturb the journal, and have the daemon look at it; False when it died of it; then the file is brought back."""
+    journal = cell.data / "journal"
+    kept = journal.read_bytes()
+    DISPLACEMENTS[how](journal)
+    if cell.request("doctor") is None:
+        cell.await_end()
+        cell.data.mkdir(mode=0o700, exist_ok=True)
+        journal.touch(0o600)
+        journal.write_bytes(kept)
+    for stranger in cell.data.glob("journal.displaced-*"):
+        stranger.unlink()
     return bool(cell.daemon)
 
 
@@ -159,11 +181,12 @@ def killed(
     """
     fault = f"{point[0]}:{point[1]}"
     answer = _up_to(cell, scenario, f"{_refusal(refusal)},{fault}" if refusal else fault)
-    if not _dies(cell):
+    if cell.stop():  # some of the work is done after the answer
         if scenario.asked and not refusal:
             return [f"the point was not passed this time (answer: {answer})"]
         if refusal:
             return []  # it was passed after the answer the first time
+        cell.start()
         # How much of a dead container the kernel has cleared away itself is a matter of luck.
         return _headed("not made up for", difference(known["after"], take(cell, KEYS)))
     refused = refusal is not None and answer is not None and answer["result"] == "err"
@@ -188,7 +211,7 @@ def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any])
     number = _errno(point)
     answer = _up_to(cell, scenario, _refusal(point))
     if not scenario.asked:
-        cell.kill_daemon()
+        cell.stop()
         if not cell.start():
             return [f"the next daemon did not start\n{cell.last_words()}"]
         return _headed("not made up for", difference(known["after"], take(cell, KEYS)))
@@ -250,11 +273,6 @@ def _up_to(cell: Cell, scenario: Scenario, fault: str) -> dict[str, Any] | None:
     """Everything up to and including the act, with the fault in the daemon that does the act."""
     _prepare(cell, scenario, "" if scenario.starts_daemon else fault)
     return perform(cell, scenario.act, fault)
-
-
-def _dies(cell: Cell) -> bool:
-    """Whether the daemon dies, as its fault wants; some of its work is done after the answer."""
-    return cell.until_idle(cell.ended)
 
 
 def _repeated(cell: Cell, scenario: Scenario, known: dict[str, Any], done: bool, lenient: bool = False) -> list[str]:

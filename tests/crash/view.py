@@ -63,7 +63,7 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     links = [name.removeprefix("link ") for name in view["host"] if name.startswith(("link zl-", "link veth-"))]
     view["forwarding"] = _forwarding(link for link in links if link.startswith("zl-")) | _routers(links)
     for pid, shown in containers.items():
-        view[f"container {pid}"] = {name: it for name, it in _network(_finish(shown)).items() if _ours(name)}
+        view[f"container {pid}"] = {name: it for name, it in _network(_finish(shown)).items() if " lo" not in name}
     own = view["status"]["public_key"]
     view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
     cell.identity = own
@@ -186,8 +186,9 @@ def _static_entries(text: str) -> dict[str, Any]:
 
 
 def _ours(name: str) -> bool:
-    """Whether something in a container is ours to take back: its loopback stays up."""
-    return name != "link lo" and " lo " not in name
+    """Whether something in a container is ours to take back: its loopback stays up, what it has of its own stays."""
+    own = name.startswith("link own") or name.endswith((" own0 main", " own0 local", " own1 main", " own1 local"))
+    return name != "link lo" and " lo " not in name and not own
 
 
 def _forwarding(links: Iterable[str]) -> dict[str, str]:
