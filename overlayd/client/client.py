@@ -326,8 +326,9 @@ class OverlayClient:
     async def register_dns(self, name: str, ip: str) -> None:
         await self._ask(wire.RegisterDns(name, ip), wire.Ok)
 
-    async def unregister_dns(self, name: str) -> None:
-        await self._ask(wire.UnregisterDns(name), wire.Ok)
+    async def unregister_dns(self, name: str, ip: str | None = None) -> None:
+        """Forget a name, or one address of it."""
+        await self._ask(wire.UnregisterDns(name, ip), wire.Ok)
 
     async def write_scoped_resolver(self, zone: str, node_ip: str, *, port: int | None = None) -> None:
         await self._ask(wire.WriteScopedResolver(zone, node_ip, port), wire.Ok)

@@ -1,9 +1,12 @@
 """Handing out addresses and taking them back.
 
 Owns: leases.  Must not know: what a holder does with an address.
+
+An address that is given back leaves the names that were registered for it (`records`).
 """
 
 from overlayd.errors import RequestError
+from overlayd.model import records
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Lease, Overlay, Service
 from overlayd.model.state import Draft, NotYet
@@ -51,6 +54,7 @@ def release(draft: Draft, address: Address, holder: str) -> bool:
     lease = draft.get(Lease, str(address))
     if lease is None or lease.holder != holder:
         return False
+    records.withdraw(draft, address)
     newest = max([draft.state.releases, *(row.released for row in draft.rows.values() if isinstance(row, Lease))])
     draft.put(Lease(address=address, pool=lease.pool, released=newest + 1))
     return True

@@ -209,15 +209,20 @@ class Isolation(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Record(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """A registered name and its address."""
+    """A registered name and its addresses: the first one registered, and the others."""
 
     table: ClassVar[str] = "record"
     name: str
     address: Address
+    others: tuple[Address, ...] = ()
 
     @property
     def key(self) -> str:
         return self.name
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return (self.address, *self.others)
 
 
 class Edge(Row, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
-from overlayd.model import attachments, ipam, overlay, subnets
+from overlayd.model import attachments, ipam, overlay, records, subnets
 from overlayd.model.names import bridge_name, dedicated_name, require_legal, require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Address, Network
 from overlayd.model.overlaps import HostNetwork, occupant
@@ -84,6 +84,7 @@ def teardown_service(draft: Draft, name: str) -> None:
         if attachment.service == name:
             attachments.detach(draft, attachment)
     for lease in list(draft.state.leases(name).values()):
+        records.withdraw(draft, lease.address)
         draft.drop(lease)
     for peer in list(draft.state.peers(name).values()):
         draft.drop(peer)

@@ -1,6 +1,7 @@
 """The state of a node: its rows, and the indexes that make decisions cheap.
 
-Owns: the tables, what is derived from them (address pools, owners of allowed IPs, attachments by namespace), and
+Owns: the tables, what is derived from them (address pools, owners of allowed IPs, attachments by namespace, names by
+address), and
 drafts.  Must not know: disk, kernel, clock.
 
 The state has one writer (`daemon.change.node`) on one thread, so the tables are plain dictionaries of immutable rows
@@ -27,6 +28,7 @@ from overlayd.model.rows import (
     Node,
     Overlay,
     Peer,
+    Record,
     Row,
     RowId,
     Service,
@@ -57,6 +59,7 @@ class State:
         self._namespaces: dict[int, str] = {}
         self._processes: dict[int, str] = {}
         self._guests: dict[bytes, str] = {}
+        self._names: dict[Address, dict[str, None]] = {}
         self.departing: dict[RowId, Row] = {}  # kept by the writer
         self.releases = 0  # the newest order of release
         self.apply({row.id: row for row in rows})
@@ -145,6 +148,10 @@ class State:
         handle = self._guests.get(public_key)
         return self.get(Attachment, handle) if handle else None
 
+    def names_of(self, address: Address) -> tuple[str, ...]:
+        """The names that are registered for an address, in the order of registration."""
+        return tuple(self._names.get(address, ()))
+
     def leases(self, pool: str) -> dict[Address, Lease]:
         return self._leases.get(pool, {})
 
@@ -180,6 +187,8 @@ class State:
                 self._index_endpoint(cast(Peer | None, old), cast(Peer | None, new))
             case Attachment():
                 self._index_attachment(cast(Attachment | None, old), cast(Attachment | None, new))
+            case Record():
+                self._index_record(cast(Record | None, old), cast(Record | None, new))
             case Overlay() | Service():
                 self._pools.clear()
                 self._own = None
@@ -257,6 +266,17 @@ class State:
             del self._guests[old.public_key]
         if new and new.public_key:
             self._guests[new.public_key] = new.handle
+
+    def _index_record(self, old: Record | None, new: Record | None) -> None:
+        before, after = (row.addresses if row is not None else () for row in (old, new))
+        for address in before:
+            if old is not None and address not in after:
+                del self._names[address][old.name]
+                if not self._names[address]:
+                    del self._names[address]
+        for address in after:
+            if new is not None:
+                self._names.setdefault(address, {})[new.name] = None
 
     def _build_pool(self, name: str) -> Pool | None:
         overlay = self.get(Overlay)

@@ -1,6 +1,8 @@
 """Which names this node answers for, and with what.
 
-Owns: Record rows; what registered names, the zones and the cluster's reverse zones come to in the table of names.
+Owns: what registered names, the zones and the cluster's reverse zones come to in the table of names, and which
+addresses are whose there: the node's own, and those of an isolation network's members, which only they and the node
+hear of.
 Must not know: DNS messages (`_fast.nametable` writes them), sockets, or who asks.
 
 A name that was registered as one label is also a name of the zone: `web` is `web.overlay.local` too, unless somebody
@@ -13,23 +15,12 @@ from collections.abc import Iterable, Iterator
 from overlayd._fast.dnsquery import SECRET, wire_name
 from overlayd._fast.nametable import NameTable
 from overlayd.model.objects import GLOBAL, Address, Network
-from overlayd.model.rows import Attachment, Change, Overlay, Record, Service
-from overlayd.model.state import Draft, State
+from overlayd.model.rows import Attachment, Change, Isolation, Overlay, Record, Service
+from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
+NODE_GROUP = 0  # of the node's own addresses; isolation networks count from 1
 OCTET, NIBBLE = 8, 4  # bits of a label of a reverse name, RFC 1035 section 3.5 and RFC 3596 section 2.5
-
-
-def register(draft: Draft, name: str, address: Address) -> None:
-    """Let a name stand for an address, and for no other."""
-    draft.put(Record(name=name, address=address))
-
-
-def unregister(draft: Draft, name: str) -> None:
-    """Forget a name; an unknown one is no error."""
-    record = draft.get(Record, name)
-    if record is not None:
-        draft.drop(record)
 
 
 class Zone:
@@ -41,37 +32,41 @@ class Zone:
         self.table = NameTable(secret)
         self.name = name
         self._state = state
-        self._registered: dict[str, Address] = {}
+        self._registered: dict[str, tuple[Address, ...]] = {}
         self._names_of: dict[Address, dict[str, None]] = {}  # in the order of registration
+        self._own: dict[str, Address] = {}  # by scope
+        self._of_member: dict[str, tuple[Address, ...]] = {}  # by the handle of the attachment
         self._domains: dict[str, str] = {}  # by the handle of the attachment
         self._members = Counter([name])  # how many attachments have a domain; the zone itself counts as one
         self._cluster: Network | None = None
         self.table.add_zone(wire_name(name))
-        for kind in (Overlay, Attachment, Record):
+        for kind in (Overlay, Service, Attachment, Record):
             self.follow({row.id: row for row in state.table(kind).values()})
 
     def follow(self, change: Change) -> None:
         """Take over a change that the state has seen already."""
         for (table, key), row in change.items():
             if table == Record.table:
-                self._register(key, row.address if isinstance(row, Record) else None)
+                self._register(key, row.addresses if isinstance(row, Record) else ())
             elif table == Attachment.table:
-                self._set_domain(key, row.dns_domain if isinstance(row, Attachment) else "")
+                attachment = row if isinstance(row, Attachment) else None
+                self._set_domain(key, attachment.dns_domain if attachment is not None else "")
+                self._set_member(key, attachment)
+            elif table == Service.table:
+                self._set_own(key, first_usable(row.subnet) if isinstance(row, Service) else None)
             elif table == Overlay.table:
                 self._set_cluster(row.cluster if isinstance(row, Overlay) else None)
+                self._set_own(GLOBAL, self._state.node_address if row is not None else None)
 
-    def _register(self, name: str, address: Address | None) -> None:
-        old = self._registered.pop(name, None)
-        if address is not None:
-            self._registered[name] = address
+    def _register(self, name: str, addresses: tuple[Address, ...]) -> None:
+        old = self._registered.pop(name, ())
+        if addresses:
+            self._registered[name] = addresses
         for alias in (name, *self._aliases(name)):
-            now = self._address(alias)
-            self.table.set_addresses(wire_name(alias), () if now is None else (now.packed,))
-        for touched in {old, address}:
-            if touched is None:
-                continue
+            self.table.set_addresses(wire_name(alias), tuple(each.packed for each in self._addresses(alias)))
+        for touched in {*old} ^ {*addresses}:
             names = self._names_of.setdefault(touched, {})
-            if touched == address:
+            if touched in addresses:
                 names[name] = None
             else:
                 del names[name]
@@ -83,10 +78,30 @@ class Zone:
             if not names:
                 del self._names_of[touched]
 
-    def _address(self, name: str) -> Address | None:
-        """The address of a name: its own, or that of the one label before the zone."""
+    def _addresses(self, name: str) -> tuple[Address, ...]:
+        """The addresses of a name: its own, or those of the one label before the zone."""
         label, _, zone = name.partition(".")
-        return self._registered.get(name) or (self._registered.get(label) if zone == self.name else None)
+        return self._registered.get(name) or (self._registered.get(label, ()) if zone == self.name else ())
+
+    def _set_own(self, scope: str, address: Address | None) -> None:
+        """The node has an address, or no more."""
+        old = self._own.pop(scope, None)
+        if old is not None and old not in self._own.values():
+            self.table.set_group(old.packed, None)
+        if address is not None:
+            self._own[scope] = address
+            self.table.set_group(address.packed, NODE_GROUP)
+
+    def _set_member(self, handle: str, attachment: Attachment | None) -> None:
+        """An attachment is a member of an isolation network, or of none."""
+        for address in self._of_member.pop(handle, ()):
+            self.table.set_group(address.packed, None)
+        network = self._state.get(Isolation, attachment.isolation_network) if attachment is not None else None
+        if attachment is not None and network is not None:
+            both = (attachment.address, attachment.global_address)
+            self._of_member[handle] = tuple(each for each in both if each is not None)
+            for address in self._of_member[handle]:
+                self.table.set_group(address.packed, network.number)
 
     def _aliases(self, name: str) -> Iterator[str]:
         """The other name that a one-label name answers to."""

@@ -146,9 +146,10 @@ class RegisterDns(_Request, frozen=True, tag="register_dns"):
 
 
 class UnregisterDns(_Request, frozen=True, tag="unregister_dns"):
-    """Forget a name."""
+    """Forget a name, or one address of it."""
 
     name: Text
+    ip: Text | None = None
 
 
 class WriteScopedResolver(_Request, frozen=True, tag="write_scoped_resolver"):

@@ -217,6 +217,7 @@ class Model(Peers):
             self._drop_peers(service)
             for address, lease in list(self.leases.items()):
                 if lease["pool"] == service:
+                    self._withdraw(address)
                     del self.leases[address]
 
     def _prune_orphan_bridges(self, live_bridge_names: list[str]) -> dict[str, Any]:
@@ -319,10 +320,16 @@ class Model(Peers):
     # Names.
 
     def _register_dns(self, name: str, ip: str) -> None:
-        self.records[name] = ip
+        addresses = self.records.setdefault(name, [])
+        if ip not in addresses:
+            addresses.append(ip)
 
-    def _unregister_dns(self, name: str) -> None:
-        self.records.pop(name, None)
+    def _unregister_dns(self, name: str, ip: str | None = None) -> None:
+        addresses = self.records.get(name, [])
+        if ip in addresses:
+            addresses.remove(ip)
+        if ip is None or not addresses:
+            self.records.pop(name, None)
 
 
 def _subnet(service: dict[str, Any]) -> dict[str, Any]:

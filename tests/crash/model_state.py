@@ -34,7 +34,7 @@ class State:
         self.leases: dict[str, dict[str, Any]] = {}
         self.attachments: dict[str, dict[str, Any]] = {}
         self.isolation: dict[str, int] = {}
-        self.records: dict[str, str] = {}
+        self.records: dict[str, list[str]] = {}
         self.releases = 0
         self.containers: set[int] = set()
         self.boots = 1
@@ -80,6 +80,15 @@ class State:
     def _release(self, address: str) -> None:
         self.releases += 1
         self.leases[address] = {"pool": self.leases[address]["pool"], "holder": "", "released": self.releases}
+        self._withdraw(address)
+
+    def _withdraw(self, address: str) -> None:
+        """An address that has lost its holder leaves every name."""
+        for name, addresses in list(self.records.items()):
+            if address in addresses:
+                addresses.remove(address)
+                if not addresses:
+                    del self.records[name]
 
 
 def made_for(holder: str) -> str:

@@ -255,6 +255,11 @@ SCENARIOS = {
         ),
         Scenario("name", (), step("register_dns", name="web.example", ip="10.200.1.9")),
         Scenario(
+            "another address of a name",
+            (step("register_dns", name="web.example", ip="10.200.1.9"),),
+            step("register_dns", name="web.example", ip="fd00::9"),
+        ),
+        Scenario(
             "name gone",
             (step("register_dns", name="web.example", ip="10.200.1.9"),),
             step("unregister_dns", name="web.example"),

@@ -31,6 +31,7 @@ IDS = ("i", "j")  # of guests and of edge peers
 OPENING = (overlay(), service("w"), service("d", mode="dedicated"))  # without them most requests are refused
 NETWORKS = ("10.200.1.0/26", "10.200.7.0/24", "10.200.7.0/25", "10.200.8.0/24", "10.201.0.0/16", "0.0.0.0/0")
 PORTS = (51820, 51821)
+NAMED = ("10.200.1.9", "10.200.1.2", "fd00::9")  # the second one is of the node's pool, and may lose its holder
 GRANTS = (
     [],
     ["w"],
@@ -202,8 +203,9 @@ class _Sequence:
             (1, lambda: step("!teardown")),
             (3, lambda: step("!damage", what=random.choice(list(DAMAGES)))),
             (2, lambda: step("!displace", how=random.choice(list(DISPLACEMENTS)))),
-            (2, lambda: step("register_dns", name=random.choice(("a", "b")), ip="10.200.1.9")),
+            (2, lambda: step("register_dns", name=random.choice(("a", "b")), ip=random.choice(NAMED))),
             (1, lambda: step("unregister_dns", name="a")),
+            (1, lambda: step("unregister_dns", name="b", ip=random.choice(NAMED))),
         ]
         if not down:
             made.append((1, lambda: step("!stranger")))

@@ -229,8 +229,8 @@ def _rows(model: Model) -> dict[str, Any]:
         grants = {"allowed": edge["allowed"]} | ({"services": edge["services"]} if edge["services"] else {})
         row = _row(name=name, address=edge["address"], public_key=made_for(f"edge:{name}"))
         rows[f"edge {name}"] = row | grants | {"minted": 0, "expires": 0}  # blanked
-    for name, address in model.records.items():
-        rows[f"record {name}"] = _row(name=name, address=address)
+    for name, (address, *others) in model.records.items():
+        rows[f"record {name}"] = _row(name=name, address=address, others=others)
     for name, number in model.isolation.items():
         rows[f"isolation {name}"] = _row(name=name, number=number)
     return rows

@@ -95,18 +95,18 @@ def touched(step: Step) -> dict[str, bool]:
         case "setup_service_overlay":  # its subnet follows from the node's number
             return {service: True, "node": False} | ({device: True} if step["mode"] == "dedicated" else {})
         case "teardown_service_overlay":
-            return {service: True, device: True}
+            return {service: True, device: True, "names": False}
         case "allocate_ip":
             return {service: False}
         case "release_ip":
-            return {f"address {step['ip']}": True}
+            return {f"address {step['ip']}": True, "names": False}
         case "attach_container":
             return {f"handle {step['handle']}": True, service: False}
         case "detach_container":
-            return {f"handle {step['handle']}": True}
+            return {f"handle {step['handle']}": True, "names": False}
         case "add_peer" | "remove_peer" | "add_allowed_ip" | "remove_allowed_ip":
             scope = step.get("scope", {}).get("service")
             return {f"device of {scope}": False, "routes": True} if scope else {"peers": True, "routes": True}
         case "register_dns" | "unregister_dns":
-            return {f"name {step['name']}": True}
+            return {"names": True}
     return {EVERYTHING: True}

@@ -168,6 +168,9 @@ def test_a_restart_keeps_the_names_and_a_change_shows_at_once(place: Place) -> N
         assert listening(place.alpha.node) == served
         assert dig(place.web, place.gateway, "web").records == [place.pair.web_address]
     place.alpha.request("register_dns", name="web", ip="10.200.7.7")
+    both = sorted([place.pair.web_address, "10.200.7.7"])
+    assert sorted(dig(place.web, place.gateway, "web.overlay.local").records) == both
+    place.alpha.request("unregister_dns", name="web", ip=place.pair.web_address)
     assert dig(place.web, place.gateway, "web.overlay.local").records == ["10.200.7.7"]
     place.alpha.request("unregister_dns", name="web")
     assert dig(place.web, place.gateway, "web").status == "NXDOMAIN"
@@ -185,6 +188,61 @@ def test_the_zone_of_a_domain_goes_with_its_last_container(place: Place) -> None
     place.alpha.detach(place.blue)
     answer = dig(place.web, place.gateway, "nope.blue.example")
     assert "aa" not in answer.flags, "forwarded"
+
+
+def test_replicas_of_a_name_go_with_their_containers(place: Place) -> None:
+    """Detached, dead or released: none of a name's addresses leads to who comes next.  A restart changes nothing."""
+    alpha, lab = place.alpha, place.pair.lab
+    leaving, dying = lab.container(), lab.container()
+    detached, dead = (alpha.attach(each, "web") for each in (leaving, dying))
+    released = alpha.request("allocate_ip", service="web", join_global=False)["ip"]
+    for name, address in (
+        *(("many", each) for each in (detached, dead, released, "10.200.9.9", "fd00::9")),
+        ("many", detached),
+        ("only", detached),
+    ):
+        alpha.request("register_dns", name=name, ip=address)
+
+    def named(name: str = "many", type: str = "A") -> list[str]:
+        return sorted(dig(place.web, place.gateway, name, type).records)
+
+    assert named() == sorted([detached, dead, released, "10.200.9.9"])
+    assert named(type="AAAA") == ["fd00::9"]
+    firsts = {dig(place.web, place.gateway, "many").records[0] for _ in range(4)}
+    assert len(firsts) == 4, "each in turn"
+    alpha.detach(leaving)
+    assert detached not in named() and dig(place.web, place.gateway, "only").status == "NXDOMAIN"
+    assert dig(place.web, place.gateway, "-x", detached).status == "NXDOMAIN"
+    alpha.request("release_ip", ip=released)
+    assert named() == sorted([dead, "10.200.9.9"])
+    dying.kill()
+    until(lambda: named() == ["10.200.9.9"])
+    alpha.node.kill()
+    alpha.start()
+    assert named() == ["10.200.9.9"] and named(type="AAAA") == ["fd00::9"]
+    alpha.request("unregister_dns", name="many", ip="10.200.9.9")
+    alpha.request("unregister_dns", name="many", ip="fd00::9")
+    assert dig(place.web, place.gateway, "many").status == "NXDOMAIN"
+
+
+def test_names_of_isolated_members_are_for_them_and_the_node(place: Place) -> None:
+    alpha, lab = place.alpha, place.pair.lab
+    red, friend, other = lab.container(), lab.container(), lab.container()
+    address = alpha.attach(red, "web", isolation_network="red")
+    alpha.attach(friend, "web", isolation_network="red")
+    alpha.attach(other, "web", isolation_network="green")
+    alpha.request("register_dns", name="secret", ip=address)
+    for _ in range(2):
+        for asking, answer in (
+            *((each, [address]) for each in (red, friend, alpha.node)),
+            *((each, []) for each in (other, place.web, place.pair.db)),
+        ):
+            for protocol in ("+notcp", "+tcp"):
+                assert dig(asking, place.gateway, "secret", "A", protocol).records == answer
+                pointers = ["secret.overlay.local."] if answer else []
+                assert dig(asking, place.gateway, "-x", address, protocol).records == pointers
+        alpha.node.kill()
+        alpha.start()
 
 
 def test_teardown_closes_what_setup_opened(lab: Lab) -> None:

@@ -6,18 +6,29 @@ import dns.message
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from oracles_nametable import Oracle, wire
 
 from overlayd.model.objects import GLOBAL, Netns
-from overlayd.model.rows import Attachment, Node, Overlay, Record, Service
+from overlayd.model.rows import Attachment, Isolation, Node, Overlay, Record, Service
 from overlayd.model.state import State
+from overlayd.model.subnets import first_usable
 from overlayd.model.zone import Zone, reverse_zones, served_address
 
 ZONE = "overlay.local"
 NODE = Node(private_key=bytes(32))
 LABELS = ["web", "db", "overlay", "local"]
 NAMES = st.lists(st.sampled_from(LABELS), min_size=1, max_size=3).map(".".join)
-ADDRESSES = st.sampled_from([ip_address(text) for text in ("10.200.1.5", "10.200.1.6", "192.0.2.1", "fd00::5")])
+SETS = st.lists(
+    st.sampled_from([ip_address(text) for text in ("10.200.1.5", "10.200.1.6", "192.0.2.1", "fd00::5")]),
+    min_size=1,
+    max_size=3,
+    unique=True,
+)
+
+
+def record(name, *addresses):
+    return Record(name=name, address=addresses[0], others=addresses[1:])
 
 
 def overlay(cluster="10.200.0.0/16", **keys):
@@ -32,7 +43,7 @@ def attachment(handle, domain):
 
 CHANGES = st.lists(
     st.one_of(
-        st.builds(lambda name, address: (Record(name=name, address=address), True), NAMES, ADDRESSES),
+        st.builds(lambda name, addresses: (record(name, *addresses), True), NAMES, SETS),
         st.builds(lambda name: (Record(name=name, address=ip_address("0.0.0.0")), False), NAMES),
         st.builds(
             lambda handle, domain, there: (attachment(handle, domain), there),
@@ -69,10 +80,12 @@ def name_of(text):
 def expected(state, query):
     """Slow and obvious, from the rows of the end alone."""
     oracle = Oracle()
-    records = {name: record.address for name, record in state.table(Record).items()}
-    whole = {name if "." in name else f"{name}.{ZONE}": address for name, address in records.items()}
-    oracle.addresses = {name_of(name): (address.packed,) for name, address in (whole | records).items()}
-    for name, address in records.items():
+    records = {name: record.addresses for name, record in state.table(Record).items()}
+    whole = {name if "." in name else f"{name}.{ZONE}": addresses for name, addresses in records.items()}
+    oracle.addresses = {
+        name_of(name): tuple(address.packed for address in addresses) for name, addresses in (whole | records).items()
+    }
+    for name, address in [(name, address) for name, addresses in records.items() for address in addresses]:
         target = wire(name_of(name if "." in name else f"{name}.{ZONE}"))
         reverse = name_of(address.reverse_pointer)
         _, targets = oracle.pointers.get(reverse, (b"", ()))
@@ -85,7 +98,7 @@ def expected(state, query):
 
 
 def unordered(response):
-    """The order of an address's names is that of registration, which the rows do not tell."""
+    """The order of an address's names is that of registration, which the rows do not tell, and addresses take turns."""
     return response if response is None else (response[:12], sorted(response[12:]))
 
 
@@ -122,6 +135,40 @@ def test_one_label_is_a_name_of_the_zone_too():
     assert answers(state, db.reverse_pointer, "PTR") == ["db.example.com."]
     assert answers(state, "db") == answers(state, "db.overlay.local") == "NXDOMAIN"
     assert answers(state, "example.com") == "forward"
+
+
+NETWORK = "blue"
+
+
+def test_names_of_members_are_for_members_and_the_node():
+    member = attachment("pid:1", "")
+    blue = replace(member, isolation_network=NETWORK, global_address=ip_address("10.200.1.10"))
+    other = replace(attachment("pid:2", ""), address=ip_address("10.200.1.11"))
+    state = State([NODE, overlay(), Service(name="s", subnet=ip_network("10.200.1.8/29"), bridge="b"), other])
+    zone = Zone(state, ZONE)
+
+    def change(*rows):
+        changed = {row.id: row for row in rows}
+        state.apply(changed)
+        zone.follow(changed)
+
+    def knows(name, type="A"):
+        """Of the member's first and second address, the other container, the gateway, the node, and a stranger."""
+        query = dns.message.make_query(name, type).to_wire()
+        clients = ["10.200.1.9", "10.200.1.10", "10.200.1.11", "10.200.1.9", "10.200.0.1", "10.200.9.9"]
+        clients[3] = str(first_usable(state.table(Service)["s"].subnet))
+        said = [zone.table.respond(query, True, ip_address(client).packed) for client in clients]
+        return [response is not None and bool(dns.message.from_wire(response).answer) for response in said]
+
+    change(blue, Isolation(name=NETWORK, number=3), record("web", blue.address), record("global", blue.global_address))
+    change(record("plain", other.address))
+    for fresh in (False, True):
+        zone = Zone(state, ZONE) if fresh else zone
+        for name, type in (("web", "A"), ("global", "A"), (blue.address.reverse_pointer, "PTR")):
+            assert knows(name, type) == [True, True, False, True, True, False]
+        assert knows("plain") == [True] * 6
+    change(member)
+    assert knows("web") == [True] * 6
 
 
 def test_what_was_registered_whole_comes_first():

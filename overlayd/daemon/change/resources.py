@@ -8,6 +8,9 @@ from overlayd.model.objects import Netns
 NODE = "node"  # who this node is: its number, and the key that the orchestrator takes for its
 
 
+RECORDS = "records"  # all registered names
+
+
 def service_lock(name: str) -> str:
     return f"service {name}"
 

@@ -5,22 +5,22 @@ Owns: register_dns, unregister_dns, write_scoped_resolver, remove_scoped_resolve
 
 from overlayd import wire
 from overlayd.daemon import parse
+from overlayd.daemon.change.resources import RECORDS
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.model import zone
-
-RECORDS = ["records"]  # the resource that stands for all registered names
+from overlayd.model import records
 
 
 async def register_dns(daemon: Daemon, request: wire.RegisterDns) -> wire.Response:
     name = parse.dns_name(request.name, "name")
     address = parse.address(request.ip, "ip")
-    await daemon.node.change_together(lambda draft: zone.register(draft, name, address), RECORDS)
+    await daemon.node.change_together(lambda draft: records.register(draft, name, address), [RECORDS])
     return wire.Ok()
 
 
 async def unregister_dns(daemon: Daemon, request: wire.UnregisterDns) -> wire.Response:
     name = parse.dns_name(request.name, "name")
-    await daemon.node.change_together(lambda draft: zone.unregister(draft, name), RECORDS)
+    address = parse.address(request.ip, "ip") if request.ip is not None else None
+    await daemon.node.change_together(lambda draft: records.unregister(draft, name, address), [RECORDS])
     return wire.Ok()
 
 

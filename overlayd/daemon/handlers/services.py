@@ -9,7 +9,7 @@ from typing import NamedTuple
 from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.node import Node
-from overlayd.daemon.change.resources import NODE, peers_locks, service_lock
+from overlayd.daemon.change.resources import NODE, RECORDS, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import link, netns, veth
@@ -183,7 +183,7 @@ async def release_ip(daemon: Daemon, request: wire.ReleaseIp) -> wire.Response:
             log.info("release_ip %s: left alone, held by %s", address, holder)
 
     locks = [service_lock(closing), *peers_locks(closing)] if closing else []
-    await daemon.node.change(decide, exclusive=[f"address {address}", *locks])
+    await daemon.node.change(decide, exclusive=[f"address {address}", *locks], shared=[RECORDS])
     return wire.Ok()
 
 

@@ -7,7 +7,7 @@ import logging
 
 from overlayd.daemon.change.locks import EVERYTHING
 from overlayd.daemon.change.node import Node
-from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
+from overlayd.daemon.change.resources import RECORDS, attachment_locks, peers_locks, service_lock
 from overlayd.linux import netns
 from overlayd.model import attachments
 from overlayd.model.objects import GLOBAL
@@ -47,7 +47,7 @@ async def detach(node: Node, handle: str, *, dead: bool = False) -> Attachment |
     service = service_lock(attachment.service)
     if attachment.ephemeral:  # the service may go with it, and its peers
         locks += [service, *peers_locks(attachment.service)]
-    return await node.change(decide, exclusive=locks, shared=[service])
+    return await node.change(decide, exclusive=locks, shared=[service, RECORDS])
 
 
 def _attached(state: State, handle: str, dead: bool) -> Attachment | None:
