@@ -12,11 +12,11 @@ from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node as LiveNode
 from overlayd.errors import MechanismError, StateError
-from overlayd.linux import egress, netns
+from overlayd.linux import egress, forwarding, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
 from overlayd.linux.wireguard.choice import Preference, choose
-from overlayd.model import attachments, drift, edges
+from overlayd.model import attachments, drift, edges, overlay
 from overlayd.model.layout import Facts
 from overlayd.model.objects import GLOBAL, Bridge, Veth
 from overlayd.model.rows import Attachment, Lease, Node, Overlay, decode
@@ -53,9 +53,10 @@ async def resume(node: LiveNode, boot: str) -> None:
     StateError, before anything is written or removed: this host has links of an overlay that is not this state's.
     """
     await node.run(_refuse_strangers, node)
+    closed, bridged = await node.run(forwarding.closed), await node.run(forwarding.bridged)
     await node.take_over(_have_identity)
     await node.take_over(
-        lambda draft: _take_up(draft, boot), at_any_price=True
+        lambda draft: _take_up(draft, boot, closed, bridged), at_any_price=True
     )  # a full disk is no reason not to start
     steps, failures = await node.reconcile()
     failed = {id(step) for step, _ in failures}
@@ -107,10 +108,13 @@ def _have_identity(draft: Draft) -> None:
         draft.put(Node(private_key=keys.generate()))
 
 
-def _take_up(draft: Draft, boot: str) -> None:
-    """Detach the containers of an earlier boot, and those that died while nobody watched; shut out the edge peers whose
-    time is over.
+def _take_up(draft: Draft, boot: str, closed: list[int], bridged: list[int]) -> None:
+    """Remember what the host is before we make it forward, if this is a new boot.  Detach the containers of an earlier
+    boot, and those that died while nobody watched; shut out the edge peers whose time is over.  closed, bridged: see
+    `Host`.
     """
+    if draft.get(Overlay) is not None:
+        overlay.note_host(draft, boot, closed, bridged)
     for attachment in list(draft.all(Attachment)):
         if attachment.netns is None:
             continue

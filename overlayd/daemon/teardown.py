@@ -4,16 +4,18 @@ Owns: the order of removal.  Must not know: the state; what is ours is told by i
 """
 
 import logging
+from functools import partial
 
 from overlayd.daemon.change.apply import Kernel
 from overlayd.errors import MechanismError
-from overlayd.linux import link
+from overlayd.linux import forwarding, link
 from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
 from overlayd.linux.wireguard.choice import candidates
 from overlayd.linux.wireguard.process import remove_stale_sockets
 from overlayd.model.layout import Layout
 from overlayd.model.plan import plan
+from overlayd.model.ruleset import closed_versions
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +23,8 @@ log = logging.getLogger(__name__)
 def remove_everything() -> bool:
     """Remove our links, routes, addresses, devices with whatever serves them, and rules; the data directory stays.
 
-    Returns whether all of it went; what did not is logged.  Kernel parameters stay as they are, for others may rely on
-    them by now.
+    Returns whether all of it went; what did not is logged.  Forwarding is switched off again if it was we who switched
+    it on: our ruleset tells, which goes last.
     """
     seen = observe_host([]).values()
     devices = [thing.name for thing in seen if isinstance(thing, DeviceLink)]
@@ -34,7 +36,7 @@ def remove_everything() -> bool:
             _remove_device(name)
         except MechanismError as error:
             errors.append(error)
-    for remove in (remove_stale_sockets, kernel.nft.teardown):
+    for remove in (remove_stale_sockets, partial(_stop_forwarding, kernel.nft), kernel.nft.teardown):
         try:
             remove()
         except MechanismError as error:
@@ -43,6 +45,10 @@ def remove_everything() -> bool:
     for failure in errors:
         log.error("teardown: %s", failure)
     return not errors
+
+
+def _stop_forwarding(nft: Nft) -> None:
+    forwarding.close(closed_versions(nft.observe().values()))
 
 
 def _remove_device(name: str) -> None:

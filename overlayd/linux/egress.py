@@ -75,6 +75,13 @@ def can_be_uplink(link: rt.Link) -> bool:
     return link.kind in _HARDWARE_KINDS or link.name.startswith("br-") or not is_virtual(link)
 
 
+def possible_uplinks() -> list[str]:
+    """The names of the links that may be the uplink."""
+    with Netlink() as netlink:
+        links = [rt.parse_link(body) for body in netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter())]
+    return [link.name for link in links if can_be_uplink(link)]
+
+
 def physical_egress() -> Egress | None:
     """The default route of lowest metric whose interface is not virtual, IPv4 before IPv6; if all are, that of an
     interface that can be an uplink all the same; None when there is none.

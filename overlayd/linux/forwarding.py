@@ -41,8 +41,35 @@ def enable() -> None:
     """
     for parameter in _host_parameters():
         if parameter.startswith("ipv6") and sysctl.read(parameter) != "1":
-            _keep_listening()
+            keep_listening(sysctl.links("ipv6"))
         sysctl.write(parameter, "1")
+
+
+def closed() -> list[int]:
+    """The versions of IP that this host does not forward."""
+    return [int(each[3]) for each in _host_parameters() if sysctl.read(each) == "0"]
+
+
+def close(versions: Iterable[int]) -> None:
+    """Forward these versions of IP no more."""
+    for version in versions:
+        sysctl.write(_HOST[0] if version == 4 else _HOST[1], "0")
+
+
+def bridged() -> list[int]:
+    """The versions of IP whose packets inside a bridge are shown to packet filters as if they were forwarded."""
+    calls = ((4, "bridge/bridge-nf-call-iptables"), (6, "bridge/bridge-nf-call-ip6tables"))
+    return [version for version, parameter in calls if sysctl.read_if_there(parameter) == "1"]
+
+
+def keep_listening(names: Iterable[str]) -> list[str]:
+    """Let links that listened to router advertisements before the host forwarded go on; return those it was done to."""
+    told = []
+    for name in names:
+        if sysctl.read_if_there(f"ipv6/conf/{name}/accept_ra") == "1":
+            sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")
+            told.append(name)
+    return told
 
 
 def settle(names: Iterable[str]) -> None:
@@ -80,9 +107,3 @@ def fault(link: rt.Link) -> str:
 
 def _host_parameters() -> tuple[str, ...]:
     return _HOST if sysctl.has_ipv6() else _HOST[:1]
-
-
-def _keep_listening() -> None:
-    for name in sysctl.links("ipv6"):
-        if sysctl.read(f"ipv6/conf/{name}/accept_ra") == "1":
-            sysctl.write(f"ipv6/conf/{name}/accept_ra", "2")

@@ -6,7 +6,7 @@ Owns: their encoding, and the transaction.  Must not know: what an element means
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from overlayd import fault
 from overlayd.errors import MechanismError
@@ -111,14 +111,14 @@ def _list(change: Change) -> bytes:
 def _element(element: Element, form: Set) -> Iterator[bytes]:
     """The kernel's elements for one of ours: one, or two for a prefix on its own, which is a start and an end."""
     parts = element.member.split(" . ")
-    first = b"".join(_padded(_datum(type, part)[0]) for type, part in zip(form.key, parts, strict=True))
+    first = _joined([_datum(type, part)[0] for type, part in zip(form.key, parts, strict=True)])
     key = attribute(_ELEM_KEY, attribute(_DATA_VALUE, first))
     if form.value:
         key += attribute(_ELEM_DATA, attribute(_DATA_VALUE, _datum(form.value, element.value)[0]))
     if not form.interval:
         yield key
         return
-    last = b"".join(_padded(_datum(type, part)[1]) for type, part in zip(form.key, parts, strict=True))
+    last = _joined([_datum(type, part)[1] for type, part in zip(form.key, parts, strict=True)])
     if len(form.key) > 1:
         yield key + attribute(_ELEM_KEY_END, attribute(_DATA_VALUE, last))
         return
@@ -130,9 +130,9 @@ def _element(element: Element, form: Set) -> Iterator[bytes]:
         yield attribute(_ELEM_KEY, attribute(_DATA_VALUE, end)) + flag
 
 
-def _padded(part: bytes) -> bytes:
-    """A part of a key as the kernel keeps it: in whole registers of four bytes."""
-    return part + b"\0" * (-len(part) % 4)
+def _joined(parts: Sequence[bytes]) -> bytes:
+    """A key of these parts as the kernel keeps it: of several, each in whole registers of four bytes."""
+    return parts[0] if len(parts) == 1 else b"".join(part + b"\0" * (-len(part) % 4) for part in parts)
 
 
 def _datum(type: str, text: str) -> tuple[bytes, bytes]:
@@ -147,6 +147,8 @@ def _datum(type: str, text: str) -> tuple[bytes, bytes]:
         value = text.strip('"').encode().ljust(16, b"\0")
     elif type == "ether_addr":
         value = bytes.fromhex(text.replace(":", ""))
+    elif type == "nf_proto":
+        value = bytes([{"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}[text]])
     elif type == "integer":  # all that we have is as long as an IPv6 address
         value = int(text, 0).to_bytes(16, "big")
     elif "-" in text:

@@ -40,6 +40,14 @@ def is_writable(name: str) -> bool:
     return os.access(f"{_root}/net/{name}", os.W_OK)
 
 
+def read_if_there(name: str) -> str:
+    """The same, "" when there is none: the kernel lacks the feature, or the link has gone."""
+    try:
+        return read(name)
+    except MechanismError:
+        return ""
+
+
 def write(name: str, value: str) -> None:
     """Set `name` to `value` unless it has it: a read-only /proc/sys with the right values is fine; raises
     MechanismError.

@@ -34,7 +34,7 @@ from overlayd.model.objects import (
     Veth,
 )
 from overlayd.model.routing import has_route
-from overlayd.model.rows import Attachment, Edge, Isolation, Overlay, Peer, RowId, Service, numeric_endpoint
+from overlayd.model.rows import Attachment, Edge, Host, Isolation, Overlay, Peer, RowId, Service, numeric_endpoint
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
@@ -168,6 +168,8 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
         return
     yield from ruleset.cluster(overlay.cluster)
     yield from ruleset.node(node)
+    if (host := state.get(Host)) is not None:
+        yield from ruleset.host(host.closed, host.bridged)
     if overlay.up and facts.devices:
         yield Device(
             scope=GLOBAL,

@@ -12,7 +12,7 @@ from overlayd.errors import RequestError
 from overlayd.model.names import bridge_name, dedicated_name, device_name, require_legal, require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
 from overlayd.model.overlaps import HostNetwork, cuts_off
-from overlayd.model.rows import Lease, Overlay, Service
+from overlayd.model.rows import Host, Lease, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
 
@@ -35,6 +35,13 @@ def require(draft: Draft) -> Overlay:
     if overlay is None or not overlay.up:
         raise RequestError(NOT_SET_UP)
     return overlay
+
+
+def note_host(draft: Draft, boot_id: str, closed: Sequence[int], bridged: Sequence[int]) -> None:
+    """Remember what the host was before the overlay came, or came back after a boot; to be decided before it comes."""
+    known = draft.get(Host)
+    if known is None or known.boot_id != boot_id or draft.get(Overlay) is None:
+        draft.put(Host(boot_id=boot_id, closed=tuple(closed), bridged=tuple(bridged)))
 
 
 def setup_global(

@@ -246,7 +246,19 @@ class Edge(Row, frozen=True, kw_only=True, omit_defaults=True):
         return self.name
 
 
-ROWS: tuple[type[Row], ...] = (Node, Overlay, Service, Peer, Lease, Attachment, Isolation, Record, Edge)
+class Host(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """What the host was in this boot before it got an overlay.  closed: the versions of IP that it did not forward, so
+    that it is we who switched that on.  bridged: those whose packets inside a bridge the host's packet filter sees as
+    if they were forwarded (br_netfilter).
+    """
+
+    table: ClassVar[str] = "host"
+    boot_id: str
+    closed: tuple[int, ...] = ()
+    bridged: tuple[int, ...] = ()
+
+
+ROWS: tuple[type[Row], ...] = (Node, Overlay, Service, Peer, Lease, Attachment, Isolation, Record, Edge, Host)
 
 
 def _decode_hook(kind: type[Any], value: Any) -> Any:

@@ -97,6 +97,7 @@ SETS = {
     # an address: so the source is looked up as bare bytes too.
     ("bridge", "port6"): Set(("ifname", "ether_addr", "integer"), typeof="iifname . ether saddr . @nh,64,128"),
 }
+SETS |= {("inet", "closed"): Set(("nf_proto",)), ("inet", "bridged"): Set(("nf_proto",))}
 for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
     SETS |= {
         ("inet", f"cluster{_version}"): Set((_address,), interval=True),
@@ -116,6 +117,14 @@ def _declarations(family: str) -> str:
 def _by_version(rules: str) -> str:
     """`rules`, written for IPv4, followed by the same for IPv6; every "4" in them is a version."""
     return rules + rules.replace("4", "6").replace("ip ", "ip6 ")
+
+
+# How bridges of container engines are called.
+_ENGINES = ("docker", "virbr", "cni", "podman", "lxcbr", "lxdbr", "incusbr")
+
+
+def _engines() -> str:
+    return "\n".join(f'        iifname "{prefix}*" accept' for prefix in _ENGINES)
 
 
 def fixed() -> str:
@@ -164,6 +173,7 @@ table inet {NFT_TABLE} {{
         iifgroup != OURS oifgroup OURS ip saddr @cluster4 drop
 ''').replace("OURS", _OURS)
     }
+        iifgroup != {_OURS} oifgroup != {_OURS} meta nfproto @closed goto others
         # What connection tracking makes nothing of is not translated: it would leave with an overlay address.
         iifgroup {_OURS} oifgroup != {_OURS} ct state invalid drop
         ct state established,related accept
@@ -179,6 +189,17 @@ table inet {NFT_TABLE} {{
         ip saddr @network4 ip daddr @cluster4 drop
 ''').replace("OURS", _OURS)
     }
+    }}
+
+    # Between networks of the host that are not ours, on a host that forwards only because we switched that on: it must
+    # not be a router between them.  Container engines find forwarding on and leave it so: their containers keep the way
+    # out, and the ports that they publish.
+    chain others {{
+        meta nfproto @bridged meta iifkind "bridge" meta oifkind "bridge" accept
+        ct state established,related accept
+        ct status dnat accept
+{_engines()}
+        drop
     }}
 
     chain input {{
@@ -322,6 +343,20 @@ def removed() -> str:
 def cluster(network: Network) -> list[Element]:
     """The cluster CIDR: the source of what is masqueraded, and what a member must not reach."""
     return [Element("inet", f"cluster{network.version}", _prefix(network))]
+
+
+def host(closed: Iterable[int], bridged: Iterable[int]) -> list[Element]:
+    """The versions of IP that the host forwards for us alone, and those whose bridged packets pass as if forwarded."""
+    return [
+        Element("inet", name, f"ipv{version}")
+        for name, versions in (("closed", closed), ("bridged", bridged))
+        for version in versions
+    ]
+
+
+def closed_versions(members: Iterable[Element]) -> list[int]:
+    """Of all members, which versions of IP the host forwards because we switched that on."""
+    return [int(element.member.removeprefix("ipv")) for element in members if element.set == "closed"]
 
 
 def node(address: Address) -> list[Element]:
@@ -472,7 +507,7 @@ def _datum(type: str, value: Any) -> str:
         return f'"{value}"'
     if type == "integer":
         return _bare(int(str(value), 0))
-    if type == "ether_addr":
+    if type in ("ether_addr", "nf_proto"):
         return str(value)
     if isinstance(value, dict):
         if "prefix" in value:

@@ -7,6 +7,7 @@ not know: how the state came to be; overlayd.
 import json
 from collections.abc import Iterable
 from ipaddress import collapse_addresses, ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 from crash.model import Model
@@ -22,6 +23,11 @@ FORWARDS = (("ipv4", "forwarding", "1"), ("ipv4", "rp_filter", "2"))
 IGNORES_ROUTERS = (("ipv6", "accept_ra", "0"), ("ipv6", "accept_redirects", "0"))
 FOREIGN_LINKS = ("link lo", "link uplink", "link cable", "link own0", "link own1")
 MTU = 1440  # of an uplink of 1500 without IPv6, less WireGuard's headers over IPv4
+
+
+# The versions of IP whose packets inside a bridge this machine's kernel shows to packet filters, as it does from birth.
+_CALLS = ((4, "bridge-nf-call-iptables"), (6, "bridge-nf-call-ip6tables"))
+BRIDGED = [version for version, name in _CALLS if Path("/proc/sys/net/bridge", name).exists()]
 
 
 def view(model: Model) -> View:
@@ -171,6 +177,8 @@ def _elements(model: Model) -> dict[str, Any]:
         for each in _without_overlaps(edge["allowed"], model.granted_subnets(name))
     ]
     found = {
+        "inet overlayd closed": ["ipv4", "ipv6"],  # a cell forwards nothing before it has an overlay
+        "inet overlayd bridged": [f"ipv{each}" for each in BRIDGED],
         f"inet overlayd cluster{version}": [prefix],
         f"inet overlayd node{version}": [model.node_address, *gateways],
         f"inet overlayd network{version}": [[address, number] for number, address in addresses],
@@ -200,6 +208,7 @@ def _rows(model: Model) -> dict[str, Any]:
         row = _row(**{key: model.overlay[key] for key in ("deployment", "instance_id", "cluster", "slice", "wg_port")})
         down = {} if model.overlay["up"] else {"up": False}
         rows["overlay "] = row | {"interface": model.overlay["name"]} | down
+        rows["host "] = _row(boot_id="(boot)", closed=[4, 6], bridged=BRIDGED)
     for name, service in model.services.items():
         device, bridge = service["device"], service["name"]
         flags = {flag: service[flag] for flag in ("isolated", "lasting", "left")}

@@ -15,6 +15,7 @@ from overlayd.daemon import parse
 from overlayd.daemon.change.resources import NODE
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
+from overlayd.linux import forwarding
 from overlayd.model import overlay
 from overlayd.model.rows import Overlay
 from overlayd.model.state import Draft
@@ -55,7 +56,14 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
             "provide /dev/net/tun"
         )
 
+    found: list[tuple[list[int], list[int]]] = []
+
+    def look() -> None:
+        daemon.surroundings.read()
+        found.append((forwarding.closed(), forwarding.bridged()))
+
     def decide(draft: Draft) -> Overlay:
+        overlay.note_host(draft, daemon.boot_id, *found[-1])
         return overlay.setup_global(
             draft,
             deployment=request.deployment,
@@ -70,7 +78,6 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
     offered = nat if nat is not None else wire.NatConfig()
     daemon.nat.relay.require(offered.relay_server if offered.enabled else None, cluster)
     try:
-        look = daemon.surroundings.read
         row = await node.change(decide, everything=True, verify=[(Overlay.table, "")], prepare=look)
     except BaseException:
         daemon.nat.restore_relay()

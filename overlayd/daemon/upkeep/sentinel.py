@@ -43,7 +43,7 @@ from overlayd.model.layout import Facts, Layout, elements, fences, layout, of_de
 from overlayd.model.names import veth_name
 from overlayd.model.objects import Step
 from overlayd.model.pacing import Pacing, pace_key
-from overlayd.model.rows import Attachment, Overlay, Service
+from overlayd.model.rows import Attachment, Host, Overlay, Service
 from overlayd.model.state import State
 
 log = logging.getLogger(__name__)
@@ -259,6 +259,7 @@ class Sentinel:
     async def _follow_egress(self) -> None:
         """The overlay's MTU follows that of the way out; without any, it stays."""
         node = self._node
+        await self._keep_listening()
         way = await node.run(egress.physical_egress)
         mtu = egress.overlay_mtu(way)
         if way is not None and mtu != node.facts.mtu:
@@ -270,6 +271,15 @@ class Sentinel:
                 failures = await node.repair(steps)
             if failures:
                 self.suspect(EVERYTHING, "mtu")  # which says what, and tries again
+
+    async def _keep_listening(self) -> None:
+        """A link that comes while the host forwards takes no router advertisements, as it did before we made it so."""
+        host = self._node.state.get(Host)
+        if host is None or 6 not in host.closed:
+            return
+        names = await self._node.run(egress.possible_uplinks)
+        for name in await self._node.run(forwarding.keep_listening, names):
+            log.info("%s goes on taking router advertisements (accept_ra 2), though this host forwards", name)
 
     # What is said.
 
