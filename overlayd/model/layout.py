@@ -154,11 +154,19 @@ def _of_row(state: State, facts: Facts, id: RowId) -> Iterator[Object]:
 
 
 def _fence(state: State) -> Iterator[Fence]:
-    """The fence around the cluster CIDR, also without the global overlay: while anybody may still send there."""
+    """The fence around the cluster CIDR.  Without the global overlay it stands while anybody may still send there, and
+    those around what lay behind its peers stand with it.
+    """
     overlay = state.get(Overlay)
-    used = bool(state.table(Service)) or bool(state.table(Attachment))
-    if overlay is not None and (overlay.up or used):
+    if overlay is None:
+        return
+    if overlay.up:
         yield Fence(overlay.cluster)
+    elif state.table(Service) or state.table(Attachment):  # type: ignore[arg-type]
+        yield Fence(overlay.cluster)
+        for peer in state.peers(GLOBAL).values():
+            outside = (each for each in conflicts.installed(state, peer) if has_route(GLOBAL, each, overlay.cluster))
+            yield from map(Fence, outside)
 
 
 def _overlay(state: State, facts: Facts) -> Iterator[Object]:

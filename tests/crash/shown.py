@@ -71,7 +71,7 @@ def _devices(model: Model) -> dict[str, dict[str, Any]]:
 
 def _host(model: Model) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if model.overlay and (_up(model) or model.services or model.attachments):
+    if _is_fenced(model):
         found |= _fences([model.overlay["cluster"]])
     for scope, device in _devices(model).items():
         aliases = [it["address"] for handle, it in model.attachments.items() if handle.startswith("host:")]
@@ -81,10 +81,11 @@ def _host(model: Model) -> dict[str, Any]:
         subnet = ip_network(service["subnet"])
         found |= _link(service, "bridge", 2, f"overlayd bridge {name}", f"{subnet[1]}/{subnet.prefixlen}")
     for (scope, key), peer in model.peers.items():
+        routed = [cidr for cidr in model.installed(key, peer) if model.has_route(scope, cidr)]
         if scope != GLOBAL or _up(model):
             device = model.overlay["name"] if scope == GLOBAL else model.services[scope]["device"]["name"]
-            routed = [cidr for cidr in model.installed(key, peer) if model.has_route(scope, cidr)]
             found |= _routes(device, routed)
+        if scope != GLOBAL or _is_fenced(model):
             found |= _fences(each for each in routed if not _is_inside(each, model.overlay["cluster"]))
     for handle, attachment in model.attachments.items():
         kind, _, id = handle.partition(":")
@@ -330,6 +331,11 @@ def seen(view: View) -> View:
             }
             kept[part] |= {name: {} for name in content if name.startswith("route default own0 ")}
     return kept
+
+
+def _is_fenced(model: Model) -> bool:
+    """Whether anybody may send to the overlay."""
+    return bool(model.overlay and (_up(model) or model.services or model.attachments))
 
 
 def _fences(destinations: Iterable[str]) -> dict[str, Any]:
