@@ -22,7 +22,7 @@ import msgspec
 from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import netlink, setelem
-from overlayd.model import firewall, ruleset
+from overlayd.model import firewall, ruleset, set_changes
 from overlayd.model.objects import NFT_TABLE, Element, Step
 
 # Two calls, not one: nft 1.0.6 reads only the last table that a script lists.
@@ -83,7 +83,7 @@ class Nft:
         What a step wants gone may be gone already, and what it wants added may be there.
         """
         try:
-            self._change(ruleset.changes(steps))
+            self._change(set_changes.changes(steps))
         except MechanismError as error:
             if error.errno not in (ENOENT, EEXIST):
                 raise
@@ -91,7 +91,7 @@ class Nft:
             have = self.observe()
             wanted = {element.key: step.want for step in steps if (element := step.want or step.have)}
             steps = [Step(have.get(key), want) for key, want in wanted.items()]
-            self._change(ruleset.changes(steps))
+            self._change(set_changes.changes(steps))
 
     def observe(self) -> dict[Hashable, Element]:
         """Every element of our sets and maps, by key; a table that is missing has none."""
@@ -118,7 +118,7 @@ class Nft:
         """The chains and rules of every table, whoever owns it; of sets only the names."""
         return firewall.read(msgspec.json.decode(self._list("ruleset", "--json", "--terse", "--numeric")))
 
-    def _change(self, changes: list[ruleset.Change]) -> None:
+    def _change(self, changes: list[set_changes.Change]) -> None:
         with self._lock:
             setelem.transact(self._netlink, changes)
 

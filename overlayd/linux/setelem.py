@@ -12,7 +12,8 @@ from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux.netlink import receive
 from overlayd.model.objects import NFT_TABLE, Element
-from overlayd.model.ruleset import SETS, Change, Set
+from overlayd.model.ruleset import SETS, Set
+from overlayd.model.set_changes import Change
 from overlayd.proto.netlink import (
     NLA_F_NESTED,
     NLM_F_ACK,

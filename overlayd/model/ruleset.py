@@ -58,7 +58,6 @@ from overlayd.model.objects import (
     Address,
     Element,
     Network,
-    Step,
 )
 
 # A network number is a traffic class handle, in which 0 ("none") and 2^32 - 1 ("root") mean something else.
@@ -422,35 +421,6 @@ def edge(address: Address, allowed: Sequence[Network], subnets: Sequence[Network
     reachable += [subnet for subnet in subnets if not any(_inside(subnet, cidr) for cidr in cidrs)]
     grants = [Element("inet", f"grant{version}", f"{address} . {_prefix(network)}") for network in reachable]
     return [Element("inet", f"edge{version}", str(address)), *grants]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Elements of one set that are added, or else deleted, together."""
-
-    add: bool
-    family: str
-    set: str
-    elements: tuple[Element, ...]
-
-
-def changes(steps: Sequence[Step]) -> list[Change]:
-    """What does `steps`, each of them about an Element, when done in this order in one transaction; empty for nothing.
-
-    Deletes come first: that is how a map entry changes its value, and how a CIDR gives way to one that overlaps it.
-    Raises TypeError for a step about anything else.
-    """
-    sets: dict[tuple[bool, str, str], list[Element]] = {}
-    for step in steps:
-        if step.have == step.want:
-            continue
-        for add, element in ((False, step.have), (True, step.want)):
-            if element is None:
-                continue
-            if not isinstance(element, Element):
-                raise TypeError(f"not an nftables element: {element!r}")
-            sets.setdefault((add, element.family, element.set), []).append(element)
-    return [Change(*key, tuple(sets[key])) for key in sorted(sets, key=lambda key: key[0])]
 
 
 def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:

@@ -13,7 +13,7 @@ from throwaway import Namespace
 from overlayd.errors import MechanismError
 from overlayd.linux import setelem
 from overlayd.linux.netlink import NETLINK_NETFILTER, connected
-from overlayd.model import ruleset
+from overlayd.model import ruleset, set_changes
 from overlayd.model.objects import Element, Step
 
 
@@ -31,7 +31,7 @@ def netlink(space: Namespace) -> Iterator[socket.socket]:
 
 
 def transact(netlink: socket.socket, *steps: Step) -> None:
-    setelem.transact(netlink, ruleset.changes(steps))
+    setelem.transact(netlink, set_changes.changes(steps))
 
 
 def command(verb: str, element: Element) -> str:

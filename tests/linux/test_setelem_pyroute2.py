@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.nftsocket import nft_set_elem_list_msg
 
 from overlayd.linux import setelem
-from overlayd.model import ruleset
+from overlayd.model import ruleset, set_changes
 from overlayd.model.objects import Element, Step
 
 addresses = st.builds(IPv4Address, st.integers(1, 2**32 - 1)) | st.builds(IPv6Address, st.integers(1, 2**128 - 1))
@@ -22,7 +22,7 @@ networks = st.builds(
 
 def read(element: Element):
     """The message that adds one element: its table, set, and the kernel's elements of it."""
-    (change,) = ruleset.changes([Step(None, element)])
+    (change,) = set_changes.changes([Step(None, element)])
     body = struct.pack(">BBH", 1, 0, 0) + setelem._list(change)
     message = nft_set_elem_list_msg(struct.pack("=IHHII", 16 + len(body), 10 << 8 | 12, 0, 1, 0) + body)
     message.decode()

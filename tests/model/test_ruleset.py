@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from overlayd.model import ruleset
 from overlayd.model.objects import Alias, Element, Step
-from overlayd.model.ruleset import Change
+from overlayd.model.set_changes import Change, changes
 
 V4 = ip_address("10.200.0.5")
 V6 = ip_address("fd00:200::5")
@@ -76,7 +76,7 @@ def test_deletes_come_first_and_a_set_is_changed_once() -> None:
     a, b, c = (Element("inet", "network4", f"10.200.0.{last}", "0:1") for last in (1, 2, 3))
     moved = Element("inet", "network4", "10.200.0.3", "0:2")
     other = Element("bridge", "member", '0:1 . "v"')
-    assert ruleset.changes([Step(None, a), Step(b, None), Step(c, moved), Step(None, other), Step(a, a)]) == [
+    assert changes([Step(None, a), Step(b, None), Step(c, moved), Step(None, other), Step(a, a)]) == [
         Change(False, "inet", "network4", (b, c)),
         Change(True, "inet", "network4", (a, moved)),
         Change(True, "bridge", "member", (other,)),
@@ -84,12 +84,12 @@ def test_deletes_come_first_and_a_set_is_changed_once() -> None:
 
 
 def test_nothing_to_do_is_no_change() -> None:
-    assert ruleset.changes([]) == ruleset.changes([Step(None, None)]) == []
+    assert changes([]) == changes([Step(None, None)]) == []
 
 
 def test_only_elements_are_changed() -> None:
     with pytest.raises(TypeError):
-        ruleset.changes([Step(None, Alias("wg0", V4))])
+        changes([Step(None, Alias("wg0", V4))])
 
 
 def test_a_listing_is_read_whatever_its_spelling() -> None:
