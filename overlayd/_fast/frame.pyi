@@ -42,8 +42,9 @@ class Inbox:
         """n bytes were written into the window of the last get_buffer; ValueError if that is more than it had."""
     def feed(self, data: Buffer) -> None:
         """Copy `data` in, for users without a BufferedProtocol."""
-    def take(self, limit: int) -> list[memoryview]:
-        """Consume up to `limit` whole JSON bodies, in order, as read-only views, valid as long as they are held.
+    def take(self, limit: int, enough: int = MAX_BODY) -> list[memoryview]:
+        """Consume up to `limit` whole JSON bodies, in order, as read-only views, valid as long as they are held; none
+        after those that make up `enough` bytes, headers included.
 
         Raises FrameTooLarge when the next header advertises more than MAX_BODY, before its body is there, on this and
         every later call; frames before it are returned first.  Stops, without an error, at an envelope.

@@ -196,10 +196,10 @@ cdef class Inbox:
         finally:
             PyBuffer_Release(&view)
 
-    def take(self, Py_ssize_t limit):
+    def take(self, Py_ssize_t limit, Py_ssize_t enough=BODY_LIMIT):
         cdef list bodies = []
-        cdef Py_ssize_t taken = 0, held, size = 0
-        while taken < limit:
+        cdef Py_ssize_t taken = 0, held, size = 0, total = 0
+        while taken < limit and total < enough:
             held = self.end - self.start
             if front(self.block.data + self.start, held, &size) != JSON:
                 break
@@ -212,6 +212,7 @@ cdef class Inbox:
             bodies.append(self.block.window(self.start + HEADER, size - HEADER, True))
             self.start += size
             taken += 1
+            total += size
         self.settle()
         return bodies
 

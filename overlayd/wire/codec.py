@@ -64,6 +64,19 @@ def decode_request(body: Buffer, unknown: OnUnknown = pass_over) -> tuple[int, R
     return frame.id, frame.request
 
 
+def decode_id(body: Buffer) -> int:
+    """The id of one frame's body, whatever its request is.  Raises NotARequest, ProtocolError as `decode_request`."""
+    try:
+        envelope = _client_envelope.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not a frame: {error}") from None
+    if not isinstance(envelope, _Envelope):
+        raise NotARequest(f"{envelope.__struct_config__.tag} frame from a client")
+    if envelope.id > U64_MAX:
+        raise ProtocolError("request frame without a readable id")
+    return envelope.id
+
+
 def decode_request_object(body: Buffer, unknown: OnUnknown = pass_over) -> Request:
     """A request without a frame around it.  unknown: see `decode_request`.
 

@@ -162,6 +162,19 @@ def test_an_envelope_is_not_judged_by_the_json_limit(length: int) -> None:
     assert inbox.partial == (length > 0)
 
 
+@given(st.lists(st.binary(min_size=2, max_size=40)), st.integers(1, 100), st.integers(1, 8))
+def test_take_ends_with_the_body_that_makes_enough_bytes(bodies: list[bytes], enough: int, limit: int) -> None:
+    inbox = Inbox()
+    inbox.feed(b"".join(frame(body) for body in bodies))
+    left = [bytes(body) for body in bodies]
+    while left:
+        taken = [bytes(body) for body in inbox.take(limit, enough)]
+        assert taken == left[: len(taken)]
+        assert len(taken) == limit or len(taken) == len(left) or sum(len(body) + 4 for body in taken) >= enough
+        assert sum(len(body) + 4 for body in taken[:-1]) < enough
+        del left[: len(taken)]
+
+
 def test_take_stops_at_an_envelope_and_goes_on_after_it() -> None:
     inbox = Inbox()
     inbox.feed(frame(b"1") + envelope(b"") + frame(b"2"))

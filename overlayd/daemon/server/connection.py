@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol, cast
 from overlayd import wire
 from overlayd._fast.frame import Inbox
 from overlayd.daemon.handlers import Handlers
+from overlayd.daemon.server.large import LARGE, Examiner
 from overlayd.daemon.server.listener import Credentials
 from overlayd.daemon.server.payload import answer_payload, read_payload
 from overlayd.daemon.server.unknown_keys import UnknownKeys
@@ -48,6 +49,7 @@ class Limits(NamedTuple):
     """Our own limits of a connection, and of all together."""
 
     turn: int = 64  # messages of one connection that are served before another's
+    turn_bytes: int = 64 * 1024  # or so many bytes of them
     slice: float = 0.0005  # seconds of serving before the sockets are looked at again
     in_flight: int = 1024  # requests of one connection being worked on or waiting for those; then it is not read
     unread: int = 256 * 1024  # bytes of answers that a client leaves unread; then it is not read either
@@ -68,6 +70,7 @@ class Connections(Protocol):
     mux: EndpointMux | None
     limits: Limits
     unknown_keys: UnknownKeys
+    examiner: Examiner
     stopping: bool  # nothing new is begun
 
     @property
@@ -108,6 +111,8 @@ class Connection(asyncio.BufferedProtocol):
         self._open = False
         self._eof = False
         self._reading = True
+        self._examining = 0  # bytes of a large request that is being decoded
+        self._working = 0  # bytes of the requests that are being worked on
         # Answers go to the id of a JSON request, or to the envelope that a request came in.
         self._order: AnswerOrder[int | Frame, wire.Request | wire.Err] = AnswerOrder(server.limits.events)
         self._out: list[bytes] = []
@@ -168,12 +173,13 @@ class Connection(asyncio.BufferedProtocol):
     def serve(self, turn: int) -> None:
         """Serve up to `turn` of the messages that have come."""
         left = turn
+        enough = self._inbox.buffered - self._limits.turn_bytes
         try:
             while left and self._inbox.buffered and self._may_serve():
                 served = self._serve_some(left)
                 if not served:
                     break
-                left -= served
+                left = left - served if self._inbox.buffered > enough else 0
         except ProtocolError as error:
             self.close(str(error))
         self._flush()
@@ -182,7 +188,7 @@ class Connection(asyncio.BufferedProtocol):
         more = self._inbox.buffered > 0
         if more and not left:
             self._server.queue(self)
-        elif self._eof and not self._order.in_flight and self._order.reads:
+        elif self._eof and not self._order.in_flight and not self._examining and self._order.reads:
             if more:
                 self.close("truncated frame: the client hung up in the middle of a message")
             else:
@@ -196,15 +202,20 @@ class Connection(asyncio.BufferedProtocol):
         self._account()
 
     def _may_serve(self) -> bool:
-        return self._open and self._order.reads and self._order.in_flight < self._limits.in_flight
+        order, limits = self._order, self._limits
+        return self._open and order.reads and not self._examining and order.in_flight < limits.in_flight
 
     def _serve_some(self, most: int) -> int:
         """Serve one envelope, or up to `most` JSON frames; 0 when no message is whole."""
-        bodies = self._inbox.take(min(most, self._limits.in_flight - self._order.in_flight))
+        # Whatever is large is the last that is taken.
+        bodies = self._inbox.take(min(most, self._limits.in_flight - self._order.in_flight), LARGE)
         if bodies:
             self._takes_events = True
             for body in bodies:
-                self._read_json(body)
+                if len(body) < LARGE:
+                    self._read_json(body)
+                else:
+                    self._server.start(self._examine(body, len(body)))
             return len(bodies)
         if not self._inbox.foreign:
             return 0
@@ -229,29 +240,62 @@ class Connection(asyncio.BufferedProtocol):
         except wire.NotARequest as error:
             log.warning("ignored: %s (%s)", error, self.credentials)
         else:
-            self._ask(id, request)
+            self._ask(id, request, len(body))
 
     def _read_envelope(self, frame: Frame) -> None:
+        if len(frame.payload) >= LARGE:
+            self._server.start(self._examine(frame, len(frame.payload)))
+            return
         request = read_payload(frame, self._unknown)
         if isinstance(request, wire.Err):
             self._answer_in_turn(frame, request)
         elif request is not None:
-            self._ask(frame, request)
+            self._ask(frame, request, len(frame.payload))
 
     def _unknown(self, keys: Sequence[wire.UnknownKey]) -> None:
         self._server.unknown_keys.told(self.credentials, keys)
 
-    def _ask(self, to: int | Frame, request: wire.Request) -> None:
+    def _examine(self, body: memoryview | Frame, size: int) -> Work:
+        """Serve a large request; what comes after it waits until it is decoded."""
+        self._examining = size
+        return self._examined(body, size)
+
+    async def _examined(self, body: memoryview | Frame, size: int) -> None:
+        try:
+            to, request, unknown = await self._server.examiner.examine(body)
+        except wire.NotARequest as error:
+            log.warning("ignored: %s (%s)", error, self.credentials)
+        except ProtocolError as error:
+            self.close(str(error))
+        else:
+            if self._open:
+                self._unknown(unknown)
+                self._answer_examined(to, request, size)
+        self._examining = 0
+        self._flush()
+        self._server.queue(self)
+
+    def _answer_examined(self, to: int | Frame, request: wire.Request | wire.Err | None, size: int) -> None:
+        if isinstance(request, wire.Err):
+            self._answer_in_turn(to, request)
+        elif request is not None:
+            self._ask(to, request, size)
+
+    def _ask(self, to: int | Frame, request: wire.Request, size: int) -> None:
+        """size: bytes of the request, which count until it is done."""
         if self._server.stopping:
             self._answer_in_turn(to, wire.Err(message=REFUSED))
         elif self._handlers.is_quick(request):
             self._answer_in_turn(to, request)
         else:
-            self._server.start(self._change(self._order.change(to), to, request))
+            self._working += size
+            self._server.start(self._change(self._order.change(to), to, request, size))
 
-    async def _change(self, number: int, to: int | Frame, request: wire.Request) -> None:
+    async def _change(self, number: int, to: int | Frame, request: wire.Request, size: int) -> None:
         began = time.monotonic()
         response = await self._handlers.run(request)
+        self._working -= size
+        self._account()
         seconds = time.monotonic() - began
         if seconds > self._limits.slow:
             log.warning("slow request: %s took %.1f s (%s)%s", _op(request), seconds, self.credentials, _trace(to))
@@ -275,8 +319,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _account(self) -> None:
         unsent = 0 if self._order.reads or not self._open else self._transport.get_write_buffer_size()
-        if self.buffered != self._inbox.buffered + unsent:
-            self._server.account(self, self._inbox.buffered + unsent)
+        held = self._inbox.buffered + unsent + self._examining + self._working
+        if self.buffered != held and self._open:
+            self._server.account(self, held)
 
     # --- Writing ---
 
@@ -329,7 +374,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def busy(self) -> bool:
         """Whether the client is owed answers that it would read."""
-        return self.queued or self._order.is_owed
+        return self.queued or bool(self._examining) or self._order.is_owed
 
     def give_up(self) -> None:
         """Tell the client of every change in flight that the daemon stops before it is done."""

@@ -20,6 +20,7 @@ from overlayd import wire
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.acceptor import QUOTAS, Acceptor, Quotas
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
+from overlayd.daemon.server.large import Examiner
 from overlayd.daemon.server.listener import Credentials
 from overlayd.daemon.server.unknown_keys import UnknownKeys
 from overlayd.daemon.tasks import Spawn, Work
@@ -28,6 +29,7 @@ from overlayd.proto.mux import EndpointMux
 log = logging.getLogger(__name__)
 
 # Our own constants.
+REST = 0.001  # seconds between two slices of a flood while changes are in flight
 GRACE = 1.0  # seconds in which, at the end, what clients had sent already is still read and refused
 
 
@@ -52,6 +54,7 @@ class Server:
         self.mux = mux
         self.limits = limits
         self.unknown_keys = UnknownKeys()
+        self.examiner = Examiner()
         self.stopping = False
         self.buffered = 0  # bytes, over all connections
         self.connections: set[Connection] = set()
@@ -73,6 +76,7 @@ class Server:
                 yield
         finally:
             await self.drain(patience)
+            self.examiner.close()
 
     def publish(self, event: wire.Event) -> None:
         """Send an event to every client; one that does not read keeps the newest of each peer."""
@@ -154,7 +158,10 @@ class Server:
                     break
         finally:
             self._scheduled = False
-            if self._queue:
+            if self._queue and self._tasks:  # the interpreter is for the threads of the changes now
+                self._scheduled = True
+                self._loop.call_later(REST, self._serve)
+            elif self._queue:
                 self._serve_soon()
 
     def _serve_soon(self) -> None:
