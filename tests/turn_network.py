@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 from overlayd.proto.relay import RelayServer, SocketAddress, ToPeer
+from overlayd.proto.relay_peers import RelayPeers
 from overlayd.proto.turn import Event, TurnClient
 from overlayd.proto.wireguard import Endpoint
 
@@ -52,8 +53,7 @@ def server(ports: PortsInMemory | None = None, **changes: Any) -> RelayServer:
         "max_sessions": 100,
         "nonce_key": bytes(32),
         "new_id": ids(),
-        "refused": (),
-        "is_local": lambda address: False,
+        "refusal": RelayPeers(refused=()).refusal,
         "open_port": ports.take,
         "close_port": ports.give_back,
         **changes,

@@ -1,17 +1,17 @@
 """A TURN server over UDP (RFC 8656), without its sockets: the relay that a node offers to others.
 
-Owns: who may relay and to whom; sessions, permissions, channels and when they end.  Must not know: sockets
-(`daemon.nat.relay` opens and closes the relayed ports and moves the bytes), clocks (`now`: seconds of any steady
-clock), randomness (an argument).
+Owns: who may relay; sessions, permissions, channels and when they end.  Must not know: to whom is relayed
+(`relay_peers`), sockets (`daemon.nat.relay` opens and closes the relayed ports and moves the bytes), clocks (`now`:
+seconds of any steady clock), randomness (an argument).
 
 Nobody relays without the credential, which is shared by the nodes of a cluster; a username is whatever a node calls
 itself.  What was asked once costs nothing later: ChannelData is relayed by two look-ups and no parsing.
 """
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from overlayd.errors import ProtocolError
@@ -26,7 +26,7 @@ from overlayd.proto.turn import (
     PERMISSION_LIFETIME,
     UDP,
 )
-from overlayd.proto.wireguard import Address, Endpoint, Network
+from overlayd.proto.wireguard import Address, Endpoint
 
 REALM = "overlayd"
 
@@ -34,14 +34,6 @@ REALM = "overlayd"
 LONGEST_LIFETIME = 3600  # seconds that a session may ask for at once (RFC 8656 7.2 recommends it)
 NONCE_LIFETIME = 600  # seconds: how long a recorded request can be played back
 MOST_PERMISSIONS = 1024  # of a session, and as many channels: what a client can make us remember
-
-# Never relayed to, whatever the operator says: this host, its links, everybody at once, and IPv6 that is IPv4 behind a
-# translator, by which the former would come in again (RFC 8656 21.3; RFC 6890).
-NEVER: tuple[Network, ...] = (
-    *map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")),
-    *map(IPv6Network, ("::/96", "::ffff:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")),
-    *map(IPv6Network, ("fe80::/10", "ff00::/8")),
-)
 
 SocketAddress = tuple[str, int]
 """An address as sockets give and take it, and a port: numeric, canonical, without a scope."""
@@ -93,8 +85,8 @@ class _Refusal(Exception):
 
 class RelayServer:
     """credential: the shared secret, not empty.  external: the address that relayed ports are reached at.
-    nonce_key: 32 random bytes.  new_id: gives 12 random bytes.  refused: networks that are not relayed to, beside
-    NEVER: the overlay's.  is_local: whether an address is one of this host's own, or leads nowhere.
+    nonce_key: 32 random bytes.  new_id: gives 12 random bytes.  refusal: says why nothing is relayed to an address,
+    empty when it is (`RelayPeers`).
     open_port: opens a relayed port of the external address's family for a client, an even one if it says so, and gives
     its number, None when there is none to be had; close_port closes it.
 
@@ -109,8 +101,7 @@ class RelayServer:
         *,
         nonce_key: bytes,
         new_id: Callable[[], bytes],
-        refused: Iterable[Network],
-        is_local: Callable[[Address], bool],
+        refusal: Callable[[Address], str],
         open_port: Callable[[SocketAddress, bool], int | None],
         close_port: Callable[[int], None],
     ) -> None:
@@ -122,8 +113,7 @@ class RelayServer:
         self._credential, self._external, self._max_sessions = credential, external, max_sessions
         self._external_text = str(external)
         self._nonce_key, self._new_id = nonce_key, new_id
-        self._refused = (*NEVER, *refused)
-        self._is_local, self._open_port, self._close_port = is_local, open_port, close_port
+        self._refusal, self._open_port, self._close_port = refusal, open_port, close_port
         self._handlers = {
             stun.BINDING: self._binding,
             stun.ALLOCATE: self._allocate,
@@ -198,6 +188,11 @@ class RelayServer:
             if (channel := other.by_peer.pop(gone, None)) is not None:
                 del other.channels[channel.head]
         self._close_port(session.port)
+
+    def has_client_at(self, address: Address) -> bool:
+        """Whether somebody relays from an address."""
+        text = str(address)
+        return any(client[0] == text for client in self.sessions)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -355,8 +350,8 @@ class RelayServer:
             raise _Refusal(443, "Peer Address Family Mismatch")
         if address == self._external:
             return
-        if any(address in network for network in self._refused) or self._is_local(address):
-            raise _Refusal(403, "Forbidden: this relay does not send there")
+        if refusal := self._refusal(address):
+            raise _Refusal(403, f"Forbidden: {refusal}")
 
     def _is_deliverable(self, peer: Endpoint) -> bool:
         """Whether a peer is none of this host's programs: at our external address only relayed ports are peers."""

@@ -126,13 +126,17 @@ class TurnServer(Secret, frozen=True, forbid_unknown_fields=True):
 
 class RelayServer(Secret, frozen=True, forbid_unknown_fields=True):
     """The relay that this node offers to others.  listen_port, max_sessions: 0 means the built-in number.
-    external_addr: empty means the address that this node reaches the outside from.
+    external_addr: empty means the address that this node reaches the outside from.  denied_peers, allowed_peers
+    (additions): CIDRs that it does not relay to, which count first, and those that it relays to though they are private
+    or behind its host.
     """
 
     listen_port: U16 = 0
     external_addr: Text = ""
     max_sessions: U64 = 0
     auth_credential: Text | None = None
+    denied_peers: Annotated[tuple[Text, ...], Meta(max_length=MOST_SERVERS)] = ()
+    allowed_peers: Annotated[tuple[Text, ...], Meta(max_length=MOST_SERVERS)] = ()
 
     def __post_init__(self) -> None:
         require_u64(self.max_sessions)

@@ -125,7 +125,7 @@ def test_coturns_client_uses_us(lab: Lab, tmp_path: Path) -> None:
             process = subprocess.Popen(
                 node.command(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
-            stack.callback(process.wait, 10)
+            stack.enter_context(process)
             stack.callback(process.terminate)
             return process
 

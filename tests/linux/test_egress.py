@@ -1,7 +1,7 @@
 """Which default route counts, in a host with several, the MTU that follows, and what leaves the host."""
 
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from throwaway import Namespace
@@ -10,8 +10,9 @@ from overlayd.linux import rtnetlink as rt
 from overlayd.linux.egress import (
     VIRTUAL_PREFIXES,
     Egress,
+    attachment,
     can_be_uplink,
-    leaves_host,
+    next_link,
     overlay_mtu,
     physical_addresses,
     physical_egress,
@@ -180,7 +181,14 @@ def netlink() -> Iterator[Netlink]:
     ("2001:db8::1", False),  # no route
 ])  # fmt: skip
 def test_only_other_hosts_are_left_for(netlink: Netlink, text: str, leaves: bool) -> None:
-    assert leaves_host(netlink, ip_address(text)) is leaves
+    assert (next_link(netlink, ip_address(text)) is not None) is leaves
+
+
+def test_the_link_that_has_an_address_and_where_it_is(netlink: Netlink) -> None:
+    link, networks = attachment(netlink, ip_address("10.9.0.1"))
+    assert link == next_link(netlink, ip_address("10.9.0.2"))
+    assert ip_network("10.9.0.0/24") in networks
+    assert attachment(netlink, ip_address("10.9.0.2")) is None
 
 
 @pytest.mark.parametrize(("text", "source"), [

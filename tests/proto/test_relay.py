@@ -1,6 +1,6 @@
 """The relay's rules: who may, to whom, for how long, and what every malformed or forged request gets."""
 
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -12,9 +12,8 @@ from turn_network import CLIENT, EXTERNAL, PEER, PEER_ADDRESS, PortsInMemory, se
 from overlayd.errors import ProtocolError
 from overlayd.proto import relay as relay_module
 from overlayd.proto import stun
-from overlayd.proto.relay import NEVER, NONCE_LIFETIME, ToPeer
+from overlayd.proto.relay import NONCE_LIFETIME, ToPeer
 from overlayd.proto.stun import Attribute, Failure, Kind, Message
-from overlayd.proto.wireguard import Endpoint
 
 # --- credentials ----------------------------------------------------------------------------------------------------
 
@@ -252,16 +251,8 @@ def test_nor_by_way_of_ipv6(text: str) -> None:
     assert permission(asker, text) == (403, 403)
 
 
-def test_the_overlay_and_local_addresses_are_not_relayed_to() -> None:
-    local = ip_address("192.168.7.7")
-    asker = allocated(refused=[ip_network("10.200.0.0/16")], is_local=lambda address: address == local)
-    assert permission(asker, "10.200.3.4") == (403, 403)
-    assert permission(asker, "192.168.7.7") == (403, 403)
-    assert permission(asker, "192.168.7.8") == (0, 0), "nodes live on private networks too"
-
-
 def test_at_our_own_address_only_relayed_ports_are_peers() -> None:
-    asker = allocated(is_local=lambda address: True)
+    asker = allocated(refusal=lambda address: "its own")
     other = Asker(asker.relay, (CLIENT[0], 2)).allocate()
     assert permission(asker, str(EXTERNAL), 22) == (0, 403)
     assert permission(asker, str(EXTERNAL), other) == (0, 0)
@@ -280,12 +271,16 @@ def test_one_forbidden_peer_spoils_the_request() -> None:
     assert asker.heard()
 
 
-@settings(deadline=None)
-@given(st.ip_addresses())
-def test_never_is_never(address: Endpoint) -> None:
-    """Against the words of `ipaddress`: what it calls loopback, link-local, multicast or unspecified is in the list."""
-    if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:  # type: ignore[attr-defined]
-        assert any(address in network for network in NEVER)
+def test_a_refusal_says_why() -> None:
+    asker = allocated(refusal=lambda address: "because")
+    answer = asker.ask(stun.CREATE_PERMISSION, TO_PEER)
+    assert answer.get(stun.ERROR_CODE) == Failure(403, "Forbidden: because")
+
+
+def test_who_relays_here_is_at_his_address() -> None:
+    asker = allocated()
+    assert asker.relay.has_client_at(ip_address(CLIENT[0]))
+    assert not asker.relay.has_client_at(ip_address("203.0.113.99"))
 
 
 # --- permissions and channels ---------------------------------------------------------------------------------------

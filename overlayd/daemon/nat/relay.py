@@ -17,16 +17,17 @@ import errno
 import logging
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from overlayd import wire
 from overlayd.errors import MechanismError, RequestError
-from overlayd.linux.egress import leaves_host, source_towards
+from overlayd.linux.egress import attachment, next_link, source_towards
 from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import Address, Network
 from overlayd.proto.relay import RelayServer, SocketAddress, ToPeer
+from overlayd.proto.relay_peers import Hop, RelayPeers
 from overlayd.proto.stun import TRANSACTION_ID_SIZE
 
 log = logging.getLogger(__name__)
@@ -48,14 +49,19 @@ REPORT = 60.0  # seconds between two lines of the log about what was dropped or 
 
 class Relay:
     """config: as the contract has it.  refused: networks that nothing is relayed to, beside what never is: those of the
-    overlay, which must not be entered past its encryption.
+    overlay, which must not be entered past its encryption.  is_known: whether a node is known to be at an address.
 
     Raises RequestError for a configuration that cannot work.  A missing credential is one: a relay that asks for none
     sends for anybody who finds its port, from an address that the rest of the cluster trusts.  Making one up would not
     help, since the other nodes have to know it.
     """
 
-    def __init__(self, config: wire.RelayServer, refused: Iterable[Network]) -> None:
+    def __init__(
+        self,
+        config: wire.RelayServer,
+        refused: Iterable[Network],
+        is_known: Callable[[Address], bool] = lambda address: False,
+    ) -> None:
         field = "request.nat.relay_server"
         if not config.auth_credential:
             raise RequestError(f"{field}.auth_credential: a relay without one would be open to anybody: set a secret")
@@ -65,6 +71,13 @@ class Relay:
         text = config.external_addr
         self._external = _external_address(text, field) if text else _own_address(field)
         self._port = config.listen_port
+        self._rules = {
+            "refused": tuple(refused),
+            "denied": _networks(config.denied_peers, "denied_peers"),
+            "allowed": _networks(config.allowed_peers, "allowed_peers"),
+        }
+        self._is_known = is_known
+        self._link: int | None = None  # that has the external address
         self._bind_to = ""
         self._listener: socket.socket | None = None
         self._ports: dict[int, socket.socket] = {}
@@ -76,8 +89,7 @@ class Relay:
             config.max_sessions,
             nonce_key=secrets.token_bytes(32),
             new_id=partial(secrets.token_bytes, TRANSACTION_ID_SIZE),
-            refused=refused,
-            is_local=lambda address: not leaves_host(self._netlink, address),
+            refusal=self._refusal,
             open_port=self._open_port,
             close_port=self._close_port,
         )
@@ -90,6 +102,8 @@ class Relay:
         self._loop = asyncio.get_running_loop()
         self._netlink = Netlink()
         try:
+            self._link, beside = attachment(self._netlink, self._external) or (None, [])
+            self._peers = RelayPeers(**self._rules, is_known=self._is_node, hop=self._hop, beside=beside)
             self._listener = self._listen()
         except MechanismError:
             self._netlink.close()
@@ -109,6 +123,22 @@ class Relay:
         self._netlink.close()
         if self._sweeping is not None:
             self._sweeping.cancel()
+
+    def _refusal(self, address: Address) -> str:
+        return self._peers.refusal(address)
+
+    def _is_node(self, address: Address) -> bool:
+        """Whoever relays here knows the credential, and so is a node as well."""
+        return self._is_known(address) or self.server.has_client_at(address)
+
+    def _hop(self, address: Address) -> Hop:
+        """The uplink is where the outside is, and where our own address is; three look-ups of some 20 us at most."""
+        link = next_link(self._netlink, address)
+        if link is None:
+            return "none"
+        if link == self._link or any(link == next_link(self._netlink, outside) for outside in OUTSIDE):
+            return "uplink"
+        return "inside"
 
     # --- moving data --------------------------------------------------------------------------------------------------
 
@@ -229,6 +259,13 @@ def _own_address(field: str) -> Address:
             if address is not None:
                 return address
     raise RequestError(f"{field}: this host has no route to the outside that would tell its address: write it")
+
+
+def _networks(texts: Iterable[str], field: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(text) for text in texts)
+    except ValueError as error:
+        raise RequestError(f"request.nat.relay_server.{field}: {error}") from None
 
 
 def _external_address(text: str, field: str) -> Address:

@@ -4,11 +4,12 @@ Owns: the running relay, and why there is none.  Must not know: what it does (`r
 """
 
 import logging
+from collections.abc import Callable
 
 from overlayd import wire
 from overlayd.daemon.nat.relay import Relay
 from overlayd.errors import MechanismError, RequestError
-from overlayd.model.objects import Network
+from overlayd.model.objects import Address, Network
 
 log = logging.getLogger(__name__)
 
@@ -16,9 +17,13 @@ OPEN_TO_ANYBODY = "nat.relay_server.auth_credential: a relay without one would b
 
 
 class RelayOffer:
-    """failure: why there is no relay though there should be one, in words; empty when all is well."""
+    """failure: why there is no relay though there should be one, in words; empty when all is well.
 
-    def __init__(self) -> None:
+    is_known: whether a node of the cluster is known to be at an address.
+    """
+
+    def __init__(self, is_known: Callable[[Address], bool]) -> None:
+        self._is_known = is_known
         self.failure = ""
         self._running: tuple[wire.RelayServer, Network, Relay] | None = None
 
@@ -31,7 +36,9 @@ class RelayOffer:
         before = self._running
         if before is not None and before[:2] == (wanted, cluster):
             return
-        relay = Relay(wanted, [cluster]) if wanted is not None else None  # refuses before anything has changed
+        relay = (
+            Relay(wanted, [cluster], self._is_known) if wanted is not None else None
+        )  # refuses before anything has changed
         self.close()
         if wanted is None or relay is None:
             return

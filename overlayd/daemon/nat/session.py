@@ -17,6 +17,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.nat.allocation import Allocation
 from overlayd.daemon.nat.checks import Checks
+from overlayd.daemon.nat.known_nodes import KnownNodes
 from overlayd.daemon.nat.own_addresses import Candidates
 from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.nat.relay_offer import RelayOffer
@@ -61,7 +62,8 @@ class Nat(Listener):
 
     def __init__(self, node: Node, health: Health, lookups: Lookups, spawn: Spawn, keep_up: KeepUp) -> None:
         self.host = Candidates(node)
-        self.relay = RelayOffer()
+        self._nodes = KnownNodes(lambda: node.state.peers(GLOBAL).values())
+        self.relay = RelayOffer(self._nodes.__contains__)
         self.lacking = capability.missing("CAP_NET_RAW")
         self._node = node
         self._health = health
@@ -87,6 +89,7 @@ class Nat(Listener):
 
     def follow(self, change: Change) -> None:
         """Follow the configuration, and the peers."""
+        self._nodes.follow(change)
         if (Overlay.table, "") in change:
             self._configure()
         if self._session is not None:
