@@ -15,7 +15,6 @@ from overlayd.linux.wireguard.choice import candidates
 from overlayd.linux.wireguard.process import remove_stale_sockets
 from overlayd.model.layout import Layout
 from overlayd.model.plan import plan
-from overlayd.model.ruleset import closed_versions
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,8 @@ def remove_everything() -> bool:
 
 
 def _stop_forwarding(nft: Nft) -> None:
-    forwarding.close(closed_versions(nft.observe().values()))
+    members = nft.observe().values()
+    forwarding.close([int(each.member.removeprefix("ipv")) for each in members if each.set == "closed"])
 
 
 def _remove_device(name: str) -> None:

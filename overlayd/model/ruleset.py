@@ -87,8 +87,7 @@ class Set:
         return f"{'map' if self.value else 'set'} {name} {{ {types};{flags} }}"
 
 
-# By family and name.
-SETS = {
+SETS = {  # by family and name
     ("bridge", "network"): Set(("ifname",), "classid"),
     ("bridge", "member"): Set(("classid", "ifname")),
     ("bridge", "port4"): Set(("ifname", "ether_addr", "ipv4_addr")),
@@ -118,12 +117,7 @@ def _by_version(rules: str) -> str:
     return rules + rules.replace("4", "6").replace("ip ", "ip6 ")
 
 
-# How bridges of container engines are called.
-_ENGINES = ("docker", "virbr", "cni", "podman", "lxcbr", "lxdbr", "incusbr")
-
-
-def _engines() -> str:
-    return "\n".join(f'        iifname "{prefix}*" accept' for prefix in _ENGINES)
+_ENGINES = ("docker", "virbr", "cni", "podman", "lxcbr", "lxdbr", "incusbr")  # how their bridges are called
 
 
 def fixed() -> str:
@@ -190,14 +184,12 @@ table inet {NFT_TABLE} {{
     }
     }}
 
-    # Between networks of the host that are not ours, on a host that forwards only because we switched that on: it must
-    # not be a router between them.  Container engines find forwarding on and leave it so: their containers keep the way
-    # out, and the ports that they publish.
+    # Between networks that are not ours, where it is we who switched forwarding on; container engines rely on it.
     chain others {{
         meta nfproto @bridged meta iifkind "bridge" meta oifkind "bridge" accept
         ct state established,related accept
         ct status dnat accept
-{_engines()}
+{"".join(f'        iifname "{prefix}*" accept{chr(10)}' for prefix in _ENGINES)}
         drop
     }}
 
@@ -346,16 +338,8 @@ def cluster(network: Network) -> list[Element]:
 
 def host(closed: Iterable[int], bridged: Iterable[int]) -> list[Element]:
     """The versions of IP that the host forwards for us alone, and those whose bridged packets pass as if forwarded."""
-    return [
-        Element("inet", name, f"ipv{version}")
-        for name, versions in (("closed", closed), ("bridged", bridged))
-        for version in versions
-    ]
-
-
-def closed_versions(members: Iterable[Element]) -> list[int]:
-    """Of all members, which versions of IP the host forwards because we switched that on."""
-    return [int(element.member.removeprefix("ipv")) for element in members if element.set == "closed"]
+    sets = (("closed", closed), ("bridged", bridged))
+    return [Element("inet", name, f"ipv{version}") for name, versions in sets for version in versions]
 
 
 def node(address: Address) -> list[Element]:
