@@ -86,6 +86,10 @@ soak: test-packages build ## a ruleset flushed, and a daemon restarted, again an
 crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)
 	@PYTHONPATH=tests $(PYTHON) -m crash
 
+.PHONY: hostile
+hostile: test-packages build ## damaged frames, envelopes and DNS, floods, few descriptors, kills under load (root; minutes)
+	@OVERLAYD_HOSTILE=50 OVERLAYD_HOSTILE_SECONDS=180 $(PYTHON) -m pytest -s tests/fuzz tests/e2e/test_descriptors.py
+
 .PHONY: lint
 lint: build ## ruff, mypy --strict, and the stubs of the extension modules against these
 	@$(PYTHON) -m ruff check .
