@@ -160,3 +160,25 @@ def test_nothing_but_what_the_manual_names_is_held_after_the_start(fresh: Member
         assert found.pop("NoNewPrivs") == "1"
         assert int(found["CapAmb"], 16) == 0
         assert all(int(bits, 16) & ~allowed == 0 for bits in found.values()), (status, found)
+
+
+def test_another_identity_of_a_node_is_logged_with_the_old_one(fresh: Member) -> None:
+    fresh.start()
+    fresh.set_up({"enabled": False})
+    before = fresh.node.log.read_text()
+    fresh.set_up({"enabled": False})  # the same again is nothing new
+    assert "another" not in before + fresh.node.log.read_text()
+    fresh.request("set_local_node_id", node_id=77)
+    fresh.request(
+        "setup_global_overlay",
+        deployment="lab",
+        instance_id="i-2",
+        cluster_cidr="10.200.0.0/16",
+        slice_cidr="10.200.44.0/24",
+        wg_port=51820,
+        nat={"enabled": False},
+    )
+    log = fresh.node.log.read_text()
+    for told in ("another node id: 12 -> 77", "another instance_id: ", " -> i-2", " -> 10.200.44.0/24"):
+        assert told in log, log
+    assert "another deployment" not in log

@@ -28,7 +28,10 @@ RELAY_SESSIONS = 100  # our own constant: of a relay whose max_sessions is 0
 
 
 async def set_local_node_id(daemon: Daemon, request: wire.SetLocalNodeId) -> wire.Response:
+    before = daemon.node.state.node.node_id
     await daemon.node.change(lambda draft: overlay.set_node_id(draft, request.node_id), exclusive=[NODE])
+    if before not in (0, request.node_id):
+        log.warning("another node id: %d -> %d", before, request.node_id)
     return wire.Ok()
 
 
@@ -62,7 +65,10 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
         daemon.surroundings.read()
         found.append((forwarding.closed(), forwarding.bridged()))
 
+    before: list[Overlay | None] = []
+
     def decide(draft: Draft) -> Overlay:
+        before.append(draft.get(Overlay))
         overlay.note_host(draft, daemon.boot_id, *found[-1])
         return overlay.setup_global(
             draft,
@@ -82,7 +88,18 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
     except BaseException:
         daemon.nat.restore_relay()
         raise
+    _tell_what_is_another(before[-1], row)
     return wire.BridgeName(name=row.interface)
+
+
+def _tell_what_is_another(before: Overlay | None, now: Overlay) -> None:
+    """Log what a setup changed of who this node is: its links and addresses follow."""
+    for field in ("deployment", "instance_id", "cluster", "slice") if before is not None else ():
+        old, new = getattr(before, field), getattr(now, field)
+        if old != new:
+            log.warning(
+                "another %s: %s -> %s", field, old if old is not None else "none", new if new is not None else "none"
+            )
 
 
 def effective(nat: wire.NatConfig) -> wire.NatConfig:
