@@ -1,11 +1,12 @@
-"""DNS queries answered a second, beside dnsmasq with the same names in the same run.
+"""DNS queries answered a second, beside dnsmasq and unbound with the same names in the same run.
 
     python bench/bench_dns.py [--names N] [--seconds S] [--rounds N]
 
-Both servers are in one namespace, on one core; dnsperf asks from another.  They take turns, and the median of the
-rounds counts.  Where dnsperf is the slower end, the answers for a second of the server's processor time tell more than
-those for a second of the clock: both are printed, with their ratios.  Needs root, since the daemon is the real one, and
-the Debian packages dnsperf and dnsmasq-base.
+The servers are in one namespace, on one core; dnsperf asks from another.  They take turns, and the median of the rounds
+counts.  Names of the outside are those of one more dnsmasq, which each server asks once, and then its cache.  unbound
+has no names of ours, and takes part where it is installed.  Where dnsperf is the slower end, the answers for a second
+of the server's processor time tell more than those for a second of the clock: both are printed, with their ratios.
+Needs root, since the daemon is the real one, and the Debian packages dnsperf and dnsmasq-base.
 """
 
 import argparse
@@ -29,7 +30,9 @@ from lab.frames import request_frame  # noqa: E402
 from lab.processes import CommandFailed, environment  # noqa: E402
 
 ZONE = "overlay.local"
-DNSMASQ_PORT = 5300
+DNSMASQ_PORT, UNBOUND_PORT = 5300, 5301
+OUTSIDE = "127.0.0.9"  # the server that is asked for the names of the outside
+OUTER_ZONE = "outside.example"
 SERVERS, LOAD = {0}, {1}  # processors
 OUTSTANDING = 200  # queries that dnsperf keeps under way
 
@@ -43,20 +46,50 @@ def register(member: Member, names: dict[str, str]) -> None:
 
 
 @contextmanager
-def dnsmasq(node: Node, names: dict[str, str]) -> Iterator[int]:
-    """dnsmasq with these names, on the node; its pid."""
-    hosts = node.run_directory / "names"
-    hosts.write_text("".join(f"{ip} {name}.{ZONE}\n" for name, ip in names.items()))
-    options = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", f"--addn-hosts={hosts}"]
-    options += [f"--local=/{ZONE}/", f"--port={DNSMASQ_PORT}", "--listen-address=127.0.0.1", "--bind-interfaces"]
-    options += ["--user=root", "--pid-file=", f"--cache-size={len(names)}"]
-    process = subprocess.Popen(node.command(["dnsmasq", *options]), env=environment(node.prefix))
+def running(node: Node, *argv: str) -> Iterator[int]:
+    """A server on the node; its pid."""
+    process = subprocess.Popen(node.command(list(argv)), env=environment(node.prefix))
     try:
         time.sleep(0.5)
         yield process.pid
     finally:
         process.terminate()
         process.wait()
+
+
+def dnsmasq(node: Node, names: dict[str, str], zone: str, address: str, port: int, *more: str) -> list[str]:
+    """The command of a dnsmasq that has these names in a zone."""
+    hosts = node.run_directory / f"names.{zone}"
+    hosts.write_text("".join(f"{ip} {name}.{zone}\n" for name, ip in names.items()))
+    options = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", f"--addn-hosts={hosts}"]
+    options += [f"--local=/{zone}/", f"--port={port}", f"--listen-address={address}", "--bind-interfaces"]
+    return ["dnsmasq", *options, "--user=root", "--pid-file=", f"--cache-size={2 * len(names)}", *more]
+
+
+def unbound(node: Node) -> list[str]:
+    """The command of an unbound that asks the outside."""
+    configuration = node.run_directory / "unbound.conf"
+    configuration.write_text(
+        f"""server:
+    interface: 127.0.0.1@{UNBOUND_PORT}
+    username: ""
+    chroot: ""
+    directory: "{node.run_directory}"
+    pidfile: ""
+    do-daemonize: no
+    use-syslog: no
+    logfile: ""
+    module-config: "iterator"
+    do-not-query-localhost: no
+    num-threads: 1
+forward-zone:
+    name: "."
+    forward-addr: {OUTSIDE}
+remote-control:
+    control-enable: no
+"""
+    )
+    return ["unbound", "-d", "-c", str(configuration)]
 
 
 def processor_time(pid: int) -> float:
@@ -95,27 +128,44 @@ def main() -> None:
         member.set_up()
         node = member.node
         register(member, names)
-        other = stack.enter_context(dnsmasq(node, names))
-        assert node.daemon is not None
-        for pid in (node.daemon.pid, other):
-            os.sched_setaffinity(pid, SERVERS)
-        servers = {
-            "overlayd": (node.daemon.pid, "10.200.1.1", 53),
-            "dnsmasq": (other, "127.0.0.1", DNSMASQ_PORT),
+        node.resolv_conf.write_text(f"nameserver {OUTSIDE}\n")
+        outside = dnsmasq(node, names, OUTER_ZONE, OUTSIDE, 53, "--local-ttl=3600", "--neg-ttl=3600")
+        stack.enter_context(running(node, *outside))
+        commands = {
+            "dnsmasq": dnsmasq(node, names, ZONE, "127.0.0.1", DNSMASQ_PORT, f"--server=/{OUTER_ZONE}/{OUTSIDE}"),
+            **({"unbound": unbound(node)} if shutil.which("unbound") else {}),
         }
-        for case, prefix in (("registered names", "svc"), ("names that are not there", "nope")):
+        assert node.daemon is not None
+        servers = {"overlayd": (node.daemon.pid, "10.200.1.1", 53)}
+        for name, port in (("dnsmasq", DNSMASQ_PORT), ("unbound", UNBOUND_PORT)):
+            if name in commands:
+                servers[name] = (stack.enter_context(running(node, *commands[name])), "127.0.0.1", port)
+        for pid, *_ in servers.values():
+            os.sched_setaffinity(pid, SERVERS)
+        for case, prefix, zone in (
+            ("registered names", "svc", ZONE),
+            ("names that are not there", "nope", ZONE),
+            ("names of the outside, from the cache", "svc", OUTER_ZONE),
+        ):
             queries = node.run_directory / "queries"
-            queries.write_text("".join(f"{prefix}{number}.{ZONE} A\n" for number in range(args.names)))
-            results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in servers}
+            queries.write_text("".join(f"{prefix}{number}.{zone} A\n" for number in range(args.names)))
+            asked = [name for name in servers if name != "unbound" or zone == OUTER_ZONE]
+            for name in asked:
+                measure(node, servers[name], queries, 0.5)  # fills the caches
+            results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asked}
             for _ in range(args.rounds):
-                for name, server in servers.items():
+                for name in asked:
+                    server = servers[name]
                     results[name].append(measure(node, server, queries, args.seconds))
             medians = [[statistics.median(each) for each in zip(*of, strict=True)] for of in results.values()]
             print(case)
-            for name, (rate, by_processor, latency) in zip(servers, medians, strict=True):
+            for name, (rate, by_processor, latency) in zip(asked, medians, strict=True):
                 print(f"  {name:10} {rate:9,.0f}/s {by_processor:9,.0f} a processor second {latency:7,.0f} us")
-            ratios = [mine / other for mine, other in zip(*medians, strict=True)]
-            print("  {:.2f} x dnsmasq by the clock, {:.2f} x by the processor, {:.2f} x its latency".format(*ratios))
+            for name, others in zip(asked[1:], medians[1:], strict=True):
+                rate, processor, latency = (mine / other for mine, other in zip(medians[0], others, strict=True))
+                print(
+                    f"  {rate:.2f} x {name} by the clock, {processor:.2f} x by the processor, {latency:.2f} x latency"
+                )
 
 
 if __name__ == "__main__":
