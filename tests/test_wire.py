@@ -86,6 +86,9 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "status": (0, wire.GetStatus()),
     "nat_tick": (0, wire.NatTick()),
     "nat_status": (0, wire.GetNatStatus()),
+    "list_dns": (0, wire.ListDns()),
+    "flush_dns": (7, wire.FlushDns()),
+    "unregister_dns_ip": (7, wire.UnregisterDns("web.svc.local", "fd00::5")),
     "shutdown": (0, wire.Shutdown()),
     "mint_edge_peer": (7, wire.MintEdgePeer("laptop", 3600, ("10.200.0.0/16",))),
     "mint_edge_peer_everything": (7, wire.MintEdgePeer("laptop", 3600)),
@@ -199,6 +202,18 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
                     services=("web",),
                 ),
             )
+        ),
+    ),
+    "dns": (
+        7,
+        wire.Dns(
+            zone="overlay.local",
+            names=(wire.DnsName("web", ("10.200.7.5", "fd00::5")),),
+            upstreams=(wire.DnsUpstream("192.0.2.1:53", "silent"), wire.DnsUpstream("[2001:db8::1]:53", "ok")),
+            cached=12,
+            cached_bytes=9000,
+            hits=700,
+            misses=40,
         ),
     ),
     "edge_peers_none": (7, wire.EdgePeers(())),

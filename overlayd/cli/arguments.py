@@ -28,6 +28,7 @@ examples:
   overlayctl status                                  this node's overlay
   overlayctl peers -o wide                           its peers, with whole keys
   overlayctl nat                                     where it may be reached, and how it reaches its peers
+  overlayctl dns list                                registered names, upstream servers, and the cache
   overlayctl whoami                                  which process serves the socket
   overlayctl events                                  what changes, as it changes
   overlayctl doctor                                  what is not as it should be, and what to do
@@ -127,6 +128,18 @@ COMMANDS = (
         "nat",
         "Show where this node may be reached, and how it reaches its peers.",
         (_output("table", "wide", "json"),),
+    ),
+    Command(
+        "dns",
+        "Show what the name server knows, or let it ask anew.",
+        actions=(
+            Command(
+                "list",
+                "List registered names, and the servers that are asked for others.",
+                (_output("table", "json"),),
+            ),
+            Command("flush", "Forget what those servers have answered."),
+        ),
     ),
     Command(
         "whoami",

@@ -81,6 +81,17 @@ async def _nat(args: Namespace) -> None:
     _show(args, status, lambda: tables.nat(status, wide=args.output == "wide", now=time.time()))
 
 
+async def _dns_list(args: Namespace) -> None:
+    async with _client(args) as client:
+        known = await client.list_dns()
+    _show(args, known, lambda: tables.dns(known))
+
+
+async def _dns_flush(args: Namespace) -> None:
+    async with _client(args) as client:
+        await client.flush_dns()
+
+
 async def _whoami(args: Namespace) -> None:
     async with _client(args) as client:
         who = await client.whoami()
@@ -147,6 +158,8 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "status": _status,
     "peers": _peers,
     "nat": _nat,
+    "dns list": _dns_list,
+    "dns flush": _dns_flush,
     "whoami": _whoami,
     "events": _events,
     "call": _call,

@@ -100,6 +100,24 @@ def nat(status: wire.NatStatus, *, wide: bool, now: float) -> str:
     return "\n\n".join(parts)
 
 
+def dns(known: wire.Dns) -> str:
+    """Registered names, and where the others come from."""
+    names = [[printable(each.name), " ".join(each.ips)] for each in known.names]
+    upstreams = [[printable(each.address), printable(each.state)] for each in known.upstreams]
+    asked = known.hits + known.misses
+    share = f", {known.hits * 100 // asked} % of {asked} questions answered from there" if asked else ""
+    return "\n".join(
+        (
+            f"zone    {printable(known.zone)}",
+            f"cache   {known.cached} answers, {known.cached_bytes} bytes{share}",
+            "",
+            table(["UPSTREAM", "STATE"], upstreams),
+            "",
+            table(["NAME", "ADDRESSES"], names),
+        )
+    )
+
+
 def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float) -> str:
     """One line an edge peer; the services that it was granted by name stand behind what it reaches."""
     rows = [

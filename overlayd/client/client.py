@@ -346,6 +346,14 @@ class OverlayClient:
     async def nat_tick(self) -> None:
         await self._ask(wire.NatTick(), wire.Ok)
 
+    async def list_dns(self) -> wire.Dns:
+        """What the name server knows."""
+        return await self._ask(wire.ListDns(), wire.Dns)
+
+    async def flush_dns(self) -> None:
+        """Forget what upstream servers have answered."""
+        await self._ask(wire.FlushDns(), wire.Ok)
+
     async def nat_status(self) -> wire.NatStatus:
         return await self._ask(wire.GetNatStatus(), wire.NatStatus)
 

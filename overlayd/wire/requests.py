@@ -176,6 +176,14 @@ class GetStatus(_Request, frozen=True, tag="status"):
     """Ask for the node's devices and peers.  -> status"""
 
 
+class ListDns(_Request, frozen=True, tag="list_dns"):
+    """Ask what the name server knows (an addition).  -> dns"""
+
+
+class FlushDns(_Request, frozen=True, tag="flush_dns"):
+    """Forget what upstream servers have answered (an addition)."""
+
+
 class NatTick(_Request, frozen=True, tag="nat_tick"):
     """Refresh candidates and retry traversal now."""
 
@@ -241,6 +249,8 @@ Request = (
     | GetStatus
     | NatTick
     | GetNatStatus
+    | ListDns
+    | FlushDns
     | Shutdown
     | MintEdgePeer
     | ListEdgePeers

@@ -193,6 +193,36 @@ class EdgePeers(_Response, frozen=True, tag="edge_peers"):
     peers: tuple[EdgePeer, ...]
 
 
+class DnsName(Value, frozen=True):
+    """A registered name and its addresses, in the order of registration."""
+
+    name: str
+    ips: tuple[str, ...]
+
+
+class DnsUpstream(Value, frozen=True):
+    """A server that is asked for other names.  state: "ok"; "silent" when it has not answered of late, so that it is
+    asked last; "loop" when it forwards to this node, so that it is not asked.
+    """
+
+    address: str
+    state: str
+
+
+class Dns(_Response, frozen=True, kw_only=True, tag="dns"):
+    """What the name server knows (an addition).  cached, cached_bytes: answers of upstream servers; hits, misses: of
+    questions for other names, since the start.
+    """
+
+    zone: str
+    names: tuple[DnsName, ...]
+    upstreams: tuple[DnsUpstream, ...]
+    cached: int
+    cached_bytes: int
+    hits: int
+    misses: int
+
+
 class Finding(Value, frozen=True):
     """Something that a person should know.  object: what it is about; problem: a predicate of it; remedy: what to do
     about it; code: names the kind, for programs; symptom: how it shows, none when the problem says it.  An older
@@ -231,6 +261,7 @@ Response = (
     | ServiceOverlay
     | EdgeConfig
     | EdgePeers
+    | Dns
     | Diagnosis
     | Err
 )

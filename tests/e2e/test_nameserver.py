@@ -41,14 +41,15 @@ def listening(node: Node) -> set[str]:
 
 
 class Outside:
-    """A dnsmasq on the host outside."""
+    """A dnsmasq on the host outside, or on a node."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.address = str(lab.outside_address.ip)
+    def __init__(self, lab: Lab, address: str = "", *more: str, node: Node | None = None) -> None:
+        self.address = address or str(lab.outside_address.ip)
         options = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root"]
         options += ["--pid-file=", "--address=/www.example.org/192.0.2.80", "--local=/example.org/"]
         options += [f"--txt-record=long.example.org,{text}" for text in LONG]
-        self._argv = ["ip", "netns", "exec", lab.outside, "dnsmasq", *options]
+        options += [f"--listen-address={address}", "--bind-interfaces"] if address else []
+        self._argv = ["ip", "netns", "exec", node.netns if node else lab.outside, "dnsmasq", *options, *more]
         self._prefix = lab.prefix
         self.start()
 
@@ -148,6 +149,40 @@ def test_when_the_upstream_is_dead_and_when_it_is_back(place: Place) -> None:
     assert dig(place.web, place.gateway, "web").records == [place.pair.web_address], "ours go on"
     place.outside.start()
     until(lambda: dig(place.web, place.gateway, "www.example.org").status == "NOERROR")
+
+
+def test_answers_are_kept_listed_and_forgotten(place: Place) -> None:
+    """Of another upstream, whose names live for an hour, since those of the usual one are not to be kept at all."""
+    lasting = Outside(place.pair.lab, "127.0.0.9", "--local-ttl=3600", node=place.alpha.node)
+    conf = place.alpha.node.resolv_conf
+    before = conf.read_text()
+    try:
+        conf.write_text(f"nameserver {lasting.address}\n")
+        until(lambda: dig(place.web, place.gateway, "www.example.org").status == "NOERROR")
+        lasting.stop()
+        for protocol in ("+notcp", "+tcp"):
+            assert dig(place.web, place.gateway, "WWW.example.org", "A", protocol).records == ["192.0.2.80"]
+        known = place.alpha.request("list_dns")
+        assert {"name": "web", "ips": [place.pair.web_address]} in known["names"]
+        assert known["upstreams"] == [{"address": f"{lasting.address}:53", "state": "ok"}]
+        assert known["cached"] == 1 and known["hits"] >= 2 and known["zone"] == "overlay.local"
+        place.alpha.request("flush_dns")
+        assert dig(place.web, place.gateway, "www.example.org").status == "SERVFAIL"
+    finally:
+        conf.write_text(before)
+
+
+def test_localhost_and_top_level_domains(place: Place) -> None:
+    for protocol in ("+notcp", "+tcp"):
+        assert dig(place.web, place.gateway, "localhost", "A", protocol).records == ["127.0.0.1"]
+        assert dig(place.web, place.gateway, "app.localhost", "AAAA", protocol).records == ["::1"]
+        assert "aa" not in dig(place.web, place.gateway, "com", "DS", protocol).flags, "forwarded"
+
+
+def test_cookies_are_answered_by_everybody_alike(place: Place) -> None:
+    for name in ("web", "www.example.org", "nope"):
+        said = dig(place.web, place.gateway, name, "A", "+cookie=0102030405060708").text
+        assert re.search(r"COOKIE: 0102030405060708[0-9a-f]{16} \(good\)", said)
 
 
 def test_the_hosts_servers_are_read_again_when_they_change(place: Place) -> None:

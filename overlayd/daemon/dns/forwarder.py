@@ -125,6 +125,13 @@ class Forwarder:
             self._last = servers
             self._cache.clear()
 
+    def upstreams(self) -> list[tuple[Upstream, str]]:
+        """The servers as they are now, in their order, each with "ok", "silent" or "loop"."""
+        return [
+            (server, "loop" if server in self.loops.looping else "silent" if self._silence.is_silent(server) else "ok")
+            for server in self._servers()
+        ]
+
     def close(self) -> None:
         """Forget what is in flight."""
         self._queue.clear()

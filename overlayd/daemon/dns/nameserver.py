@@ -80,11 +80,11 @@ class Nameserver:
         self._node = node
         secret = secrets.token_bytes(SECRET)
         self._zone = Zone(node.state, zone, secret)
-        self._cache = Cache(CACHED, CACHED_BYTES, secret)
-        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), self._cache, spawn)
+        self.cache = Cache(CACHED, CACHED_BYTES, secret)
+        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), self.cache, spawn)
         self._spawn = spawn
-        self._datagrams = Datagrams(self._zone.table, self._cache)
-        self._streams = Streams(self._zone.table, self._cache, self._forwarder)
+        self._datagrams = Datagrams(self._zone.table, self.cache)
+        self._streams = Streams(self._zone.table, self.cache, self._forwarder)
         self._addresses: dict[str, Address] = {}  # by scope
         self._sockets: dict[Address, Sockets] = {}
         self._servers: dict[Address, asyncio.Server] = {}
@@ -119,6 +119,15 @@ class Nameserver:
                 self._apply_scope(GLOBAL)
             elif table == Service.table:
                 self._apply_scope(key)
+
+    @property
+    def zone(self) -> str:
+        """That of one-label names."""
+        return self._zone.name
+
+    def upstreams(self) -> list[tuple[Upstream, str]]:
+        """The servers for other names, in their order, each with "ok", "silent" or "loop"."""
+        return self._forwarder.upstreams()
 
     @property
     def looping(self) -> Collection[Upstream]:

@@ -86,6 +86,8 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.RemoveAllowedIp: peers.remove_allowed_ip,
     wire.RegisterDns: names.register_dns,
     wire.UnregisterDns: names.unregister_dns,
+    wire.ListDns: names.list_dns,
+    wire.FlushDns: names.flush_dns,
     wire.WriteScopedResolver: names.write_scoped_resolver,
     wire.RemoveScopedResolver: names.remove_scoped_resolver,
     wire.PruneOrphanBridges: services.prune_orphan_bridges,

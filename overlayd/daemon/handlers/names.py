@@ -1,13 +1,22 @@
 """Names: registered ones, and the resolvers of zones.
 
-Owns: register_dns, unregister_dns, write_scoped_resolver, remove_scoped_resolver.  Must not know: sockets and frames.
+Owns: register_dns, unregister_dns, list_dns, flush_dns, write_scoped_resolver, remove_scoped_resolver.  Must not know:
+sockets and frames.
 """
+
+import asyncio
+import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import RECORDS
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.model import records
+from overlayd.model.rows import Record
+
+log = logging.getLogger(__name__)
+
+SLICE = 500  # names that are listed before the loop looks at its other work
 
 
 async def register_dns(daemon: Daemon, request: wire.RegisterDns) -> wire.Response:
@@ -21,6 +30,29 @@ async def unregister_dns(daemon: Daemon, request: wire.UnregisterDns) -> wire.Re
     name = parse.dns_name(request.name, "name")
     address = parse.address(request.ip, "ip") if request.ip is not None else None
     await daemon.node.change_together(lambda draft: records.unregister(draft, name, address), [RECORDS])
+    return wire.Ok()
+
+
+async def list_dns(daemon: Daemon, request: wire.ListDns) -> wire.Response:
+    server = daemon.nameserver
+    names = []
+    for number, row in enumerate(sorted(daemon.node.state.table(Record).values(), key=lambda row: row.name)):
+        names.append(wire.DnsName(row.name, tuple(map(str, row.addresses))))
+        if number % SLICE == SLICE - 1:
+            await asyncio.sleep(0)
+    return wire.Dns(
+        zone=server.zone,
+        names=tuple(names),
+        upstreams=tuple(wire.DnsUpstream(str(upstream), state) for upstream, state in server.upstreams()),
+        cached=len(server.cache),
+        cached_bytes=server.cache.size,
+        hits=server.cache.hits,
+        misses=server.cache.misses,
+    )
+
+
+async def flush_dns(daemon: Daemon, request: wire.FlushDns) -> wire.Response:
+    log.info("DNS: %d cached answers are forgotten, as was asked", daemon.nameserver.cache.clear())
     return wire.Ok()
 
 
