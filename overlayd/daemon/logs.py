@@ -53,6 +53,7 @@ class _Window:
     def __init__(self, began: float) -> None:
         self.began = began
         self.logged: Counter[str] = Counter()
+        self.lines = 0
         self.left_out = 0
         self.last: logging.LogRecord | None = None  # that was left out
 
@@ -79,8 +80,9 @@ class Repetition(logging.Filter):
         with self._lock:
             window = self._windows.setdefault((record.name, record.msg), _Window(self._clock()))
             words = record.getMessage()
-            if window.logged[words] < SAME and window.logged.total() < ALIKE:
+            if window.lines < ALIKE and window.logged[words] < SAME:
                 window.logged[words] += 1
+                window.lines += 1
                 return True
             window.left_out += 1
             window.last = record

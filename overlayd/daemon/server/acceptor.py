@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # Our own constants.
 BACKLOG = 1024  # connections that wait to be accepted
-ROUND = 64  # of them that are accepted before anything else is looked at
+ROUND = 4  # of them that are accepted before anything else is looked at
 RETRY = 1.0  # seconds after which a process without a descriptor to spare looks again
 SHARE = 4  # connections get one in so many of the process's descriptors; the rest is for the work
 
