@@ -117,7 +117,8 @@ def _by_version(rules: str) -> str:
     return rules + rules.replace("4", "6").replace("ip ", "ip6 ")
 
 
-_ENGINES = ("docker", "virbr", "cni", "podman", "lxcbr", "lxdbr", "incusbr")  # how their bridges are called
+# How their bridges are called; "br-" are those of the networks that users of Docker make.
+_ENGINES = ("docker", "br-", "virbr", "cni", "podman", "lxcbr", "lxdbr", "incusbr")
 
 
 def fixed() -> str:

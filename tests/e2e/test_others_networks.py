@@ -104,9 +104,10 @@ def set_up_only(member: Member) -> None:
     member.set_up_service("web")
 
 
-def test_containers_of_an_engine_keep_their_way_out_and_nobody_gets_in(lab: Lab) -> None:
+@pytest.mark.parametrize("bridge", ["docker0", "br-1a2b3c4d5e6f", "podman1"])
+def test_containers_of_an_engine_keep_their_way_out_and_nobody_gets_in(lab: Lab, bridge: str) -> None:
     member = Member(lab, 1, "alpha")
-    other = Neighbour(lab, member, "docker0")
+    other = Neighbour(lab, member, bridge)
     member.node.write_sysctl("net/ipv4/ip_forward", "0")
     set_up(member)
     assert other.gets_out()
