@@ -11,8 +11,8 @@ Values live in a Python list beside the node array, under the same index, so tha
 without help and reference counts are Python's business.  This list keeps its bounds checks: the collector may empty it
 when it breaks a cycle through this object, and a finaliser may still ask afterwards.
 
-Not thread-safe beyond what the GIL gives.  Making a tuple can run the collector, and that any finaliser: what walks
-the trie and makes tuples checks that the trie is still the same.
+Not thread-safe beyond what the GIL gives.  Making a list or a tuple can run the collector, and that any finaliser: what
+lists the trie makes the list before it looks at a node, and checks after each tuple that the trie is still the same.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -149,7 +149,11 @@ cdef class AllowedIPs:
         return self.counts[0] + self.counts[1]
 
     def __iter__(self):
-        return iter(self.below(self.roots[0], 32) + self.below(self.roots[1], 128))
+        cdef list found = []
+        cdef uint64_t changes = self.changes
+        self.add_below(found, self.roots[0], 32, changes)
+        self.add_below(found, self.roots[1], 128, changes)
+        return iter(found)
 
     def insert(self, bytes packed not None, int prefix_len, value):
         cdef int width = width_of(packed), shared = 0
@@ -252,10 +256,10 @@ cdef class AllowedIPs:
         cdef int width = width_of(packed)
         check_length(prefix_len, width)
         cdef Key key = key_of(packed, width)
-        cdef uint32_t at = self.roots[width == 128], here
-        cdef Node *node
         cdef list found = []
         cdef uint64_t changes = self.changes
+        cdef uint32_t at = self.roots[width == 128], here
+        cdef Node *node
         while at != NONE:
             node = &self.nodes[at]
             if node.length > prefix_len or common_bits(key, node.key) < node.length:
@@ -269,7 +273,9 @@ cdef class AllowedIPs:
     def within(self, bytes packed not None, int prefix_len):
         cdef int width = width_of(packed)
         check_length(prefix_len, width)
-        return self.below(self.first_within(key_of(packed, width), prefix_len, width), width)
+        cdef list found = []
+        self.add_below(found, self.first_within(key_of(packed, width), prefix_len, width), width, self.changes)
+        return found
 
     cdef uint32_t first_within(self, Key key, int prefix_len, int width) noexcept:
         """The topmost node inside the prefix, NONE when there is none."""
@@ -284,13 +290,14 @@ cdef class AllowedIPs:
             at = node.child[bit(key, node.length)]
         return NONE
 
-    cdef list below(self, uint32_t top, int width):
-        """The entries of the subtrie, in order of address, then of length."""
+    cdef int add_below(self, list found, uint32_t top, int width, uint64_t changes) except -1:
+        """Append the entries of the subtrie, in order of address, then of length.
+
+        `top` must come from the trie as it was at `changes`: so `found` is made before, which can run the collector.
+        """
         cdef uint32_t stack[DEEPEST + 1]  # one node is popped for every two pushed: at most one more a level
         cdef int depth = 0, i
         cdef Node *node
-        cdef list found = []
-        cdef uint64_t changes = self.changes
         if top != NONE:
             stack[0] = top
             depth = 1
@@ -304,7 +311,7 @@ cdef class AllowedIPs:
                     depth += 1
             if node.held:
                 self.add_entry(found, top, width, changes)
-        return found
+        return 0
 
     cdef int add_entry(self, list found, uint32_t at, int width, uint64_t changes) except -1:
         cdef Node node = self.nodes[at]

@@ -2,6 +2,7 @@ import gc
 import random
 import sys
 import weakref
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -198,12 +199,56 @@ class Meddler:
             self.trie.remove(packed, prefix_len)
 
 
-def test_a_finaliser_that_changes_the_trie_under_a_listing_is_an_error_and_no_crash() -> None:
+def test_the_place_of_what_was_removed_is_taken_again() -> None:
+    trie: AllowedIPs[int] = AllowedIPs()
+    oracle = DictAllowedIPs()
+    for i in range(200):
+        for each in (trie, oracle):
+            each.insert(bytes([10, 0, i, 0]), 24, i)
+            each.remove(bytes([10, 0, i // 2, 0]), 24)
+    assert list(trie) == oracle.entries()
+    assert all(trie.lookup(bytes([10, 0, i, 1])) == oracle.lookup(bytes([10, 0, i, 1])) for i in range(256))
+
+
+def of_many() -> AllowedIPs[object]:
     trie: AllowedIPs[object] = AllowedIPs()
     for i in range(5000):
         trie.insert(bytes([10, 0, i >> 8, i & 255]), 32, "x")
+    return trie
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="there the collector runs between two instructions of Python")
+def test_a_finaliser_that_changes_the_trie_under_a_listing_is_an_error_and_no_crash() -> None:
+    trie = of_many()
     gc.collect()
     Meddler(trie)
     with pytest.raises(RuntimeError, match="changed"):
         trie.within(bytes([10, 0, 0, 0]), 8)
+    assert len(trie) == 0
+
+
+@pytest.mark.parametrize(
+    "listed", [iter, lambda trie: trie.within(b"\x0a\0\0\0", 8), lambda trie: trie.covering(b"\x0a\0\0\0", 32)]
+)
+def test_a_finaliser_that_runs_when_the_list_is_made_comes_before_the_listing(
+    listed: Callable[[AllowedIPs[object]], Iterable[object]],
+) -> None:
+    trie = of_many()
+    trie.insert(bytes(4), 0, "x")
+    threshold = gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    try:
+        Meddler(trie)
+        others = [[None] for _ in range(1000)]  # so that CPython has no spare list at hand, and the collector its turn
+        gc.set_threshold(1)
+        gc.enable()
+        found = listed(trie)
+    finally:
+        gc.enable()
+        gc.set_threshold(*threshold)
+    assert len(others) == 1000
+    if sys.version_info < (3, 12):
+        assert list(found) == []
+    gc.collect()
     assert len(trie) == 0
