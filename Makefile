@@ -14,7 +14,8 @@ PYTHON := .venv/bin/python
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf
-TEST_PACKAGES := $(DEMO_PACKAGES) strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base
+TEST_PACKAGES := $(DEMO_PACKAGES) strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
+  procps e2fsprogs
 IMAGE_PACKAGES := buildah debootstrap
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)

@@ -16,11 +16,13 @@ from overlayd.linux.monitor import Monitor
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, nested, text
 
+NEW = NLM_F_CREATE | NLM_F_EXCL
+
 
 def bridge(name, *more, up=False):
     kind = nested(rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "bridge"))
     body = rt.link_body(text(rt.IFLA_IFNAME, name), kind, *more, up=up)
-    return Request("create bridge", name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    return Request("create bridge", name, rt.RTM_NEWLINK, NEW, body)
 
 
 def test_links_decode_as_ip_shows_them(host, shell):
@@ -52,9 +54,9 @@ def test_addresses_and_routes_decode_as_they_were_asked_for(host, shell):
         netlink.transact([address_request(d0, interface) for interface in wanted])
         netlink.transact(
             [
-                route_request(d0, ip_network("10.9.0.0/16"), ip_interface("10.1.0.1/32").ip),
-                route_request(d1, ip_network("10.8.0.1/32")),
-                route_request(d0, ip_network("::/0"), ip_interface("fd01::1/64").ip),
+                route_request(d0, ip_network("10.9.0.0/16"), ip_interface("10.1.0.1/32").ip, flags=NEW),
+                route_request(d1, ip_network("10.8.0.1/32"), flags=NEW),
+                route_request(d0, ip_network("::/0"), ip_interface("fd01::1/64").ip, flags=NEW),
             ]
         )
         shell(
