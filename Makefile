@@ -42,9 +42,11 @@ help: ## show this list
 demo: demo-packages build ## two nodes, two containers, one encrypted overlay, in namespaces of this machine (root)
 	@PYTHONPATH=tests $(PYTHON) -m lab.demo
 
+# Two processes: each test makes its own namespaces.  A file is one process's, since its tests share what it set up; in
+# the order of the folders, in which the file that works longest, of the crash trials, begins early.
 .PHONY: test
 test: test-packages lint ## lint, types and every test (root)
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The tests of the half without I/O: no root, no network, nothing installed but .venv.
 PURE := tests/model tests/proto tests/fast tests/fuzz/test_envelope_fuzz.py $(wildcard tests/test_*.py)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +27,8 @@ SESSION = "OVERLAYD_TEST_SESSION"
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.timeout is None:
         config.option.timeout = TIMEOUT * patience.FACTOR
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Comparison())
 
 
 def _listing(*argv: str) -> set[str]:
@@ -41,7 +42,7 @@ def _machine() -> dict[str, set[str]]:
     """What a careless test would leave on this machine."""
     links = _listing("ip", "-o", "link")
     others = of_others()
-    session = os.environ.get(SESSION, "")
+    session = os.environ[SESSION]
     return {
         "network namespaces": {name for name in netns.named(PREFIX) if name.partition("-")[0] not in others},
         "links": {line.split(":")[1].strip() for line in links},
@@ -52,25 +53,42 @@ def _machine() -> dict[str, set[str]]:
     }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    """Compare namespaces, links, tables and processes before and after the session.
+class Comparison:
+    """Compares namespaces, links, tables and processes before and after the session.
 
-    Set up before and so torn down after every other session fixture.  A difference is an error of the last test, so
-    that it counts in the summary.  The kernel removes the links of a deleted namespace in its own time: the comparison
-    waits for it.
+    A plugin of the process that the session was started in: pytest-xdist's workers, which run the tests, see what the
+    others have at the moment.  They inherit the mark of the session.
     """
-    os.environ[SESSION] = secrets.token_hex(8)
-    before = _machine()
-    yield
-    deadline = time.monotonic() + patience.LIMIT
-    while True:
+
+    def __init__(self) -> None:
+        os.environ[SESSION] = secrets.token_hex(8)
+        self._before = _machine()
+
+    def _left(self) -> dict[str, list[str]]:
         after = _machine()
-        left = {kind: sorted(after[kind] - before[kind]) for kind in after if after[kind] - before[kind]}
-        if not left or time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    assert not left, f"left behind, or made meanwhile by another run of the tests on this machine: {left}"
+        return {kind: sorted(after[kind] - self._before[kind]) for kind in after if after[kind] - self._before[kind]}
+
+    @pytest.hookimpl(wrapper=True, trylast=True)  # after all fixtures and workers, before the summary
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
+        """Report a difference as an error, so that it counts in the summary.
+
+        The kernel removes the links of a deleted namespace in its own time: the comparison waits for it.
+        """
+        result = yield
+        with contextlib.suppress(TimeoutError):
+            patience.until(lambda: not self._left())
+        if left := self._left():
+            report = pytest.TestReport(
+                nodeid="nothing is left behind",
+                location=("", None, "nothing is left behind"),
+                keywords={},
+                outcome="failed",
+                longrepr=f"left behind, or made meanwhile by another run of the tests on this machine: {left}",
+                when="teardown",
+            )
+            session.config.hook.pytest_runtest_logreport(report=report)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        return result
 
 
 @pytest.fixture

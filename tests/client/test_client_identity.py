@@ -114,7 +114,13 @@ async def test_without_a_file_a_lie_about_the_process_is_found(path: str, me: Da
 @pytest.mark.parametrize(
     ("published", "answered", "found", "why"),
     [
-        ({"pid": os.getppid()}, {}, Impostor, f"names process {os.getppid()}, process {os.getpid()} serves"),
+        pytest.param(
+            {"pid": os.getppid()},
+            {},
+            Impostor,
+            f"names process {os.getppid()}, process {os.getpid()} serves",
+            id="names another process",  # the same in each worker of pytest-xdist
+        ),
         ({"pid": 2**22 + 1}, {}, StaleIdentityFile, "which is gone"),
         ({"boot_id": "another"}, {}, StaleIdentityFile, "earlier boot"),
         ({}, {"pid": 1}, Impostor, "pid was"),

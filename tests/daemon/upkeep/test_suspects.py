@@ -197,7 +197,8 @@ def test_a_network_of_somebody_elses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "who"), [(0, ""), (os.getpid(), ""), (PID_MAX + 1, ""), (4294967290, ""), (1, "process 1")]
+    ("port", "who"),
+    [(0, ""), pytest.param(os.getpid(), "", id="ourselves"), (PID_MAX + 1, ""), (4294967290, ""), (1, "process 1")],
 )
 def test_who_asked_for_an_address(port: int, who: str) -> None:
     ((part, said),) = judged(AddressChanged(BRIDGE.ifindex, port))
