@@ -1,0 +1,207 @@
+"""Which chains keep our traffic out, and the words for it: one owner of chains after the other.
+
+That each piece of advice helps is shown where nft and iptables run (`tests/linux/test_blockers.py`).
+"""
+
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+
+from overlayd.model.blockers import Traffic, blockers, unseen
+from overlayd.model.firewall import BaseChain, Link, Ruleset
+from overlayd.model.iptables import LEGACY
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, NFT_TABLE
+
+DEVICE, BRIDGE, LEG = Link("zl-a-g", GROUP_DEVICE), Link("zl-a-web-b", GROUP_BRIDGE), Link("veth-7-g", GROUP_VETH)
+TRAFFIC = Traffic(ip_network("10.200.0.0/16"), (DEVICE, BRIDGE), "eth0", frozenset({4}), (51820,), 53)
+TRAFFIC6 = replace(TRAFFIC, cluster=ip_network("fd00::/48"), underlay=frozenset({6}))
+OPEN = {"limit": {"rate": 5, "per": "second"}}  # nobody knows whether it lets a packet on
+GROUPS = "{ 0x6f760001, 0x6f760002, 0x6f760003 }"
+
+
+def link(key, name):
+    return {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": name}}
+
+
+def ruleset(family, table, name, hook, *rules, policy="drop"):
+    chain = (family, table, name)
+    return Ruleset([BaseChain(chain, hook, policy)], {chain: list(rules)})
+
+
+def found(*chain, traffic=TRAFFIC, policy="drop"):
+    """What is found in the one chain, by code."""
+    return {each.code: each for each in blockers([ruleset(*chain, policy=policy)], traffic)}
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        ("inet", NFT_TABLE, "forward", "forward"),
+        ("inet", "fw", "out", "output"),
+        ("arp", "fw", "in", "input"),
+        ("bridge", "fw", "in", "input"),
+        ("ip6", "fw", "f", "forward"),
+        ("ip6", "fw", "in", "input"),
+        ("netdev", "fw", "f", "forward"),
+    ],
+)
+def test_what_our_traffic_does_not_meet(chain):
+    assert found(*chain) == {}
+
+
+@pytest.mark.parametrize(
+    ("chain", "remedy"),
+    [
+        (
+            ("inet", "fw", "f"),
+            f"nft insert rule inet fw f iifgroup {GROUPS} accept; nft insert rule inet fw f oifgroup {GROUPS} accept",
+        ),
+        (
+            ("inet", "firewalld", "filter_FORWARD"),
+            "firewall-cmd --permanent --zone=trusted --add-interface=zl-+; firewall-cmd --reload",
+        ),
+        (
+            ("ip", "filter", "FORWARD"),
+            "iptables -I FORWARD -i zl-+ -j ACCEPT; iptables -I FORWARD -o zl-+ -j ACCEPT (or, the same, nft insert"
+            " rule ip filter FORWARD iifname zl-* counter accept; nft insert rule ip filter FORWARD oifname zl-*"
+            " counter accept)",
+        ),
+        (
+            ("ip", "mangle", "FORWARD"),
+            "iptables -t mangle -I FORWARD -i zl-+ -j ACCEPT; iptables -t mangle -I FORWARD -o zl-+ -j ACCEPT (or, the"
+            " same, nft insert rule ip mangle FORWARD iifname zl-* counter accept; nft insert rule ip mangle FORWARD"
+            " oifname zl-* counter accept)",
+        ),
+        (
+            ("ip", LEGACY, "FORWARD"),
+            "iptables-legacy -I FORWARD -i zl-+ -j ACCEPT; iptables-legacy -I FORWARD -o zl-+ -j ACCEPT",
+        ),
+        (
+            ("bridge", "filter", "FORWARD"),
+            "ebtables -I FORWARD -i veth-+ -j ACCEPT; ebtables -I FORWARD -o veth-+ -j ACCEPT",
+        ),
+    ],
+)
+def test_the_advice_is_in_the_language_of_who_owns_the_chain(chain, remedy):
+    finding = found(*chain, "forward")["forward-blocked"]
+    assert (finding.severity, finding.remedy) == ("error", remedy)
+    assert finding.problem == "has policy drop, and so keeps the overlay from forwarding"
+
+
+def test_legacy_iptables_has_no_table_of_nft():
+    finding = found("ip6", LEGACY, "FORWARD", "forward", traffic=TRAFFIC6)["forward-blocked"]
+    assert finding.object == "chain FORWARD of the table filter of legacy ip6tables"
+    assert finding.remedy.startswith("ip6tables-legacy -I FORWARD")
+
+
+def test_only_the_ways_that_are_missing_are_advised():
+    """What comes from our links passes; what goes to them from elsewhere does not."""
+    finding = found("ip", "fw", "f", "forward", [link("iifname", "zl-*"), {"accept": None}])["forward-blocked"]
+    assert finding.remedy == f"nft insert rule ip fw f oifgroup {GROUPS} accept"
+
+
+def test_a_container_of_the_global_overlay_has_links_of_its_own_name():
+    traffic = replace(TRAFFIC, links=(*TRAFFIC.links, LEG))
+    remedy = found("ip", LEGACY, "FORWARD", "forward", traffic=traffic)["forward-blocked"].remedy
+    assert "-i veth-+ -j ACCEPT" in remedy and "-i zl-+ -j ACCEPT" in remedy
+
+
+@pytest.mark.parametrize(("way_out", "codes"), [("eth0", []), ("", ["forward-blocked", "wireguard-blocked"])])
+def test_a_rule_for_the_uplink_helps_where_there_is_one(way_out, codes):
+    """Without a way out, tunnels may come, and packets go, through any link."""
+    rules = [[link("iifname", name), {"accept": None}] for name in ("eth0", "zl-*")]
+    traffic = replace(TRAFFIC, way_out=way_out)
+    found = blockers([ruleset("ip", "fw", name, name, *rules) for name in ("forward", "input")], traffic)
+    assert [each.code for each in found] == codes
+
+
+@pytest.mark.parametrize(
+    ("rules", "policy", "severity", "problem"),
+    [
+        ([[{"reject": None}]], "accept", "error", "rejects"),
+        ([[{"drop": None}]], "accept", "error", "drops"),
+        ([], "drop", "error", "has policy drop"),
+        ([[OPEN, {"accept": None}], [{"drop": None}]], "accept", "warning", "drops"),
+        ([[OPEN, {"accept": None}]], "drop", "warning", "has policy drop"),
+    ],
+)
+@pytest.mark.parametrize("hook", ["forward", "input"])
+def test_what_an_open_condition_may_let_pass_is_a_warning(hook, rules, policy, severity, problem):
+    findings = found("inet", "fw", "c", hook, *rules, policy=policy)
+    assert set(findings) == ({"forward-blocked"} if hook == "forward" else {"wireguard-blocked", "dns-blocked"})
+    for finding in findings.values():
+        assert finding.problem.startswith(f"{problem}, and so ")
+        if finding.code != "dns-blocked":
+            assert finding.severity == severity
+            assert finding.symptom.startswith("only ") == (severity == "warning")
+
+
+def test_nobody_asks_a_name_server_that_is_off():
+    assert set(found("inet", "fw", "i", "input", traffic=replace(TRAFFIC, dns=0))) == {"wireguard-blocked"}
+
+
+@pytest.mark.parametrize(
+    ("chain", "tunnels", "names"),
+    [
+        (
+            ("inet", "fw", "i"),
+            "nft insert rule inet fw i udp dport 51820 accept",
+            "nft insert rule inet fw i iifgroup 0x6f760002 udp dport 53 accept; "
+            "nft insert rule inet fw i iifgroup 0x6f760002 tcp dport 53 accept",
+        ),
+        (
+            ("inet", "firewalld", "filter_INPUT"),
+            "firewall-cmd --permanent --add-port=51820/udp; firewall-cmd --reload",
+            "firewall-cmd --permanent --zone=trusted --add-interface=zl-+; firewall-cmd --reload (or open the port in"
+            " their zone: firewall-cmd --permanent --zone=ZONE --add-port=53/udp --add-port=53/tcp)",
+        ),
+        (
+            ("ip", "filter", "INPUT"),
+            "iptables -I INPUT -p udp --dport 51820 -j ACCEPT",
+            "iptables -I INPUT -i zl-+ -p udp --dport 53 -j ACCEPT; iptables -I INPUT -i zl-+ -p tcp --dport 53"
+            " -j ACCEPT",
+        ),
+        (
+            ("ip", "raw", "INPUT"),
+            "iptables -t raw -I INPUT -p udp --dport 51820 -j ACCEPT",
+            "iptables -t raw -I INPUT -i zl-+ -p udp --dport 53 -j ACCEPT; iptables -t raw -I INPUT -i zl-+ -p tcp"
+            " --dport 53 -j ACCEPT",
+        ),
+        (
+            ("ip", LEGACY, "INPUT"),
+            "iptables-legacy -I INPUT -p udp --dport 51820 -j ACCEPT",
+            "iptables-legacy -I INPUT -i zl-+ -p udp --dport 53 -j ACCEPT; iptables-legacy -I INPUT -i zl-+ -p tcp"
+            " --dport 53 -j ACCEPT",
+        ),
+    ],
+)
+def test_what_is_to_be_let_in(chain, tunnels, names):
+    findings = found(*chain, "input")
+    assert findings["wireguard-blocked"].remedy == tunnels
+    assert findings["dns-blocked"].remedy == names
+
+
+@pytest.mark.parametrize(
+    ("chain", "remedy"),
+    [
+        (("inet", "fw", "i"), "nft insert rule inet fw i udp dport { 51820, 51821 } accept"),
+        (("ip", "filter", "INPUT"), "iptables -I INPUT -p udp -m multiport --dports 51820,51821 -j ACCEPT"),
+        (
+            ("inet", "firewalld", "filter_INPUT"),
+            "firewall-cmd --permanent --add-port=51820/udp --add-port=51821/udp; firewall-cmd --reload",
+        ),
+    ],
+)
+def test_a_node_of_several_devices(chain, remedy):
+    traffic = replace(TRAFFIC, wireguard=(51820, 51821), underlay=frozenset({4, 6}))
+    finding = found(*chain, "input", traffic=traffic)["wireguard-blocked"]
+    assert "UDP port 51820,51821" in finding.problem
+    assert finding.remedy == remedy
+
+
+def test_the_rules_of_a_program_that_is_not_installed():
+    finding = unseen("ip", "iptables-legacy")
+    assert (finding.code, finding.severity) == ("iptables-unseen", "warning")
+    assert finding.object == "the table filter of legacy iptables"
+    assert "`iptables-legacy -S`" in finding.remedy
