@@ -217,10 +217,10 @@ class Dns(_Response, frozen=True, kw_only=True, tag="dns"):
     zone: str
     names: tuple[DnsName, ...]
     upstreams: tuple[DnsUpstream, ...]
-    cached: int
-    cached_bytes: int
-    hits: int
-    misses: int
+    cached: U64
+    cached_bytes: U64
+    hits: U64
+    misses: U64
 
 
 class Finding(Value, frozen=True):
