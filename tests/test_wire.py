@@ -393,6 +393,17 @@ def test_no_frame_at_all(body: bytes) -> None:
 def test_server_frames_from_a_client_are_told_apart(frame: object) -> None:
     with pytest.raises(wire.NotARequest):
         wire.decode_request(compact(frame))
+    with pytest.raises(wire.NotARequest):
+        wire.decode_id(compact(frame))
+
+
+def test_an_id_is_read_whatever_the_request_is() -> None:
+    assert wire.decode_id(request_frame({"op": ["nothing that there is"]}, 9)) == 9
+    with pytest.raises(ProtocolError, match="readable id"):
+        wire.decode_id(request_frame({"op": "status"}, 2**64))
+    for body in (b"", b"[]", b"[" * 200_000, b'{"frame":"newer","id":1}'):
+        with pytest.raises(ProtocolError, match="not a frame"):
+            wire.decode_id(body)
 
 
 def test_a_client_refuses_requests() -> None:

@@ -93,6 +93,24 @@ def damaged(value: Any, path: tuple[Any, ...], change: Any) -> Any:
     return copy
 
 
+@pytest.mark.parametrize(
+    ("value", "shape", "wrong"),
+    [
+        (None, msgspec.inspect.type_info(str | None), None),
+        ("text", msgspec.inspect.type_info(str | None), None),
+        (1, msgspec.inspect.type_info(str | None), "key: expected string, got 1"),
+        ([], msgspec.inspect.type_info(wire.Status), "key: expected object, got a list"),
+    ],
+)
+def test_what_is_wrong_with_a_value(value: object, shape: msgspec.inspect.Type, wrong: str | None) -> None:
+    assert mismatch.mismatch(value, shape, "key") == wrong
+
+
+def test_a_type_that_the_contract_does_not_use_has_no_words() -> None:
+    with pytest.raises(TypeError, match="no rule for FloatType"):
+        mismatch.mismatch(1.5, msgspec.inspect.type_info(float), "key")
+
+
 @given(st.data())
 def test_a_damaged_request_is_a_value_or_a_clean_error(data: st.DataObject) -> None:
     """The slow walk that words the error is also the oracle of the fast decoder: they refuse the same requests."""

@@ -212,8 +212,7 @@ def _decode_leniently(body: Buffer, error: Exception, unknown: OnUnknown) -> tup
         envelope = _client_envelope.decode(body)
     except (ValueError, RecursionError) as reason:
         raise ProtocolError(f"not a frame: {reason}") from None
-    if not isinstance(envelope, _Envelope):
-        raise ProtocolError(f"not a frame: {error}")
+    assert isinstance(envelope, _Envelope), f"the other frames have no two readings: {error}"
     if envelope.id > U64_MAX:
         raise ProtocolError("request frame without a readable id")
     if not envelope.request:

@@ -27,6 +27,13 @@ def asked(name="WWW.Example.org", type="A", **options):
     return dns.message.make_query(name, type, **options)
 
 
+def test_the_name_of_a_record_may_point_to_the_question():
+    message = bytearray(asked(use_edns=-1).to_wire())
+    message[11] = 1  # one additional record
+    tsig = b"\xc0\x0c" + struct.pack(">HHIH", dns.rdatatype.TSIG, dns.rdataclass.ANY, 0, 0)
+    assert codec.read_query(bytes(message) + tsig).name == codec.read_query(asked(use_edns=-1).to_wire()).name
+
+
 def answered(query, count=1):
     response = dns.message.make_response(query)
     name = query.question[0].name

@@ -65,6 +65,10 @@ def test_a_vector_is_read_and_its_integrity_is_right(name: str) -> None:
     assert not stun.is_authentic(VECTORS[name], b"another key")
 
 
+def test_an_attribute_is_shown_by_its_name() -> None:
+    assert repr(stun.USERNAME) == "USERNAME"
+
+
 def test_the_vectors_values() -> None:
     request = stun.decode(VECTORS["request"])
     assert request.kind is Kind.REQUEST

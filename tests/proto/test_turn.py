@@ -384,6 +384,16 @@ def test_a_peer_that_the_server_refuses_is_named() -> None:
     assert played.asked().method == stun.CHANNEL_BIND, "it is asked anew"
 
 
+def test_a_peer_that_is_forgotten_before_the_server_refuses_it_is_nobody() -> None:
+    played = allocated()
+    played.client.permit(PEER, 0.0)
+    request = played.asked()
+    played.client.forget(PEER)
+    played.refuse(request, 403)
+    assert played.client.events() == []
+    assert played.client.datagrams_to_send(0.0) == []
+
+
 def test_only_a_few_datagrams_wait_for_a_permission() -> None:
     played = allocated()
     for number in range(100):

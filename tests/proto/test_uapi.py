@@ -172,6 +172,7 @@ def test_nothing_may_follow_a_response():
         b"public_key=" + b"zz" * 32 + b"\n",
         b"public_key=" + b"00" * 33 + b"\n",
         b"public_key=" + b"00" * 31 + b"\n",
+        b"public_key=" + b"00" * 32 + b"=\n",
         b"public_key=" + b"00" * 32 + b"\nendpoint=host:1\n",
         b"public_key=" + b"00" * 32 + b"\nendpoint=1.2.3.4\n",
         b"public_key=" + b"00" * 32 + b"\nallowed_ip=10.0.0.0/33\n",
