@@ -26,7 +26,7 @@ Behaviour = Callable[[dns.message.Message, bool, int], list[tuple[float, bytes]]
 
 def answer(query: dns.message.Message, *, code: int = 0, id: int | None = None, cut: bool = False) -> bytes:
     response = dns.message.make_response(query, recursion_available=True)
-    response.set_rcode(code)
+    response.set_rcode(dns.rcode.Rcode(code))
     if cut:
         response.flags |= dns.flags.TC
     elif code == 0 and query.question[0].rdtype == 1:
@@ -67,9 +67,9 @@ class Upstream:
                 for seconds, message in self._said(data, False) if data else []:
                     threading.Timer(seconds, self._send, (message, client)).start()
 
-    def _send(self, message: bytes, client: object) -> None:
+    def _send(self, message: bytes, client: tuple[str, int]) -> None:
         with contextlib.suppress(OSError):
-            self._udp.sendto(message, client)  # type: ignore[arg-type]
+            self._udp.sendto(message, client)
 
     def _streams(self) -> None:
         with contextlib.suppress(OSError):
