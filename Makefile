@@ -15,7 +15,7 @@ BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificat
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf
 TEST_PACKAGES := $(DEMO_PACKAGES) strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
-  procps e2fsprogs
+  procps e2fsprogs conntrack
 IMAGE_PACKAGES := buildah debootstrap
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
@@ -84,6 +84,10 @@ test-image: test-packages build ## the Dockerfile built and run, without a conta
 .PHONY: soak
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)
 	@OVERLAYD_SOAK=1 $(PYTHON) -m pytest -s tests/e2e/test_soak.py
+
+.PHONY: nat-matrix
+nat-matrix: test-packages build ## every kind of NAT against every other, and lost paths, with times (root; ten minutes)
+	@OVERLAYD_NAT_MATRIX=1 $(PYTHON) -m pytest -s tests/e2e/test_nat_matrix.py
 
 .PHONY: crash
 crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)

@@ -18,8 +18,7 @@ UNANSWERED = 15.0
 # Bytes of UDP payload (the WireGuard paper, section 5.4).
 KEEPALIVE, INITIATION = 32, 148
 
-# Our own constants, seconds.
-ROUND_TRIP = 1.0  # an initiation is answered at once
+# Our own constant, seconds.
 PRECISION = 1.0  # how much earlier than it was read something may have been sent
 
 
@@ -34,15 +33,16 @@ class Counted(Protocol):
 
 @dataclass(slots=True)
 class _Peer:
-    """heard: when it answered last.  asked: since when data waits for an answer; initiated: since when an initiation
-    does, that WireGuard sent for want of an answer.  answers: readings with an answer, counted.
+    """heard: when it answered last.  asked: since when an answer is due.  initiated: whether WireGuard sent
+    an initiation and nothing else in the time of a reading: for want of an answer, if it comes after a silence.
+    answers: readings with an answer, counted.
     """
 
     rx_bytes: int
     tx_bytes: int
     heard: float
     asked: float | None = None
-    initiated: float | None = None
+    initiated: bool = False
     answers: int = 0
     lost: bool = False
 
@@ -89,17 +89,19 @@ def _count(known: _Peer, seen: Counted, previous: float, now: float) -> None:
     known.rx_bytes, known.tx_bytes = seen.rx_bytes, seen.tx_bytes
     # A peer whom our answers do not reach initiates on and on: that is no answer to us.
     if received and received % INITIATION:
-        known.heard, known.asked, known.initiated, known.lost = now, None, None, False
+        known.heard, known.asked, known.initiated, known.lost = now, None, False, False
         known.answers += 1
     elif sent and sent != KEEPALIVE:
         if known.asked is None:
             known.asked = previous
-        if known.initiated is None and sent in (INITIATION, INITIATION + KEEPALIVE):
-            known.initiated = now
+        if sent in (INITIATION, INITIATION + KEEPALIVE):
+            known.initiated = True
 
 
 def _is_lost(known: _Peer, now: float) -> bool:
-    """An initiation says it sooner, after a silence in which the last thing that passed was ours."""
+    """Whether an answer is overdue.  An initiation after a silence is WireGuard's own word for it, also where the last
+    data and the last answer came in the time of one reading, which does not tell their order.
+    """
     if known.asked is not None and now >= known.asked + UNANSWERED:
         return True
-    return known.initiated is not None and now >= max(known.initiated + ROUND_TRIP, known.heard + UNANSWERED)
+    return known.initiated and now >= known.heard + UNANSWERED - PRECISION

@@ -123,7 +123,7 @@ class Attempt:
         self._answered: set[Way] = set()
         self._met = 0
         self._next_check = now
-        self._first_round = True
+        self._direct_first = course != "lost"
         self._proven_only = course == "review"
         self._preferred = DIRECT_PREFERRED_BY_LOST if course == "lost" else DIRECT_PREFERRED
         self._until = now + (timeout if self._proven_only else min(CHECKS_ALONE, timeout))
@@ -143,7 +143,7 @@ class Attempt:
         if self.outcome is not None or now < self._next_check:
             return []
         self._next_check = now + CHECK_PAUSE
-        first, self._first_round = self._first_round, False
+        first, self._direct_first = self._direct_first, False
         return [way for way in self._ways if not (first and way.relayed and self._direct)]
 
     def advance(self, now: float) -> None:

@@ -186,6 +186,7 @@ class Traversal(Listener):
             self._failures.pop(key, None)
             passes = self._health.is_fresh(GLOBAL, key) and (before is None or self._is_told(peer))
             if peer.candidates and not passes:
+                self._allocation.doubt()  # what the peer has lost we may have lost too: a relay that was restarted
                 self._begin(key)
 
     def _stop(self, key: bytes) -> None:
@@ -214,11 +215,15 @@ class Traversal(Listener):
             self._leave(key)  # what was only a review
         self._begin(key)
 
-    def _is_told(self, peer: Peer) -> bool:
-        """Whether a peer is where it says that it may be reached without a relay."""
+    def _is_told(self, peer: Peer, *, by_relay: bool = False) -> bool:
+        """Whether a peer is where it says that it may be reached, by a relay or without one."""
         activity = self._health.activity(GLOBAL, peer.public_key)
-        return activity is not None and any(
-            (candidate.address, candidate.port) == activity.endpoint and candidate.kind != RELAY
+        if activity is None or activity.endpoint is None:
+            return False
+        at = self._allocation.loopback.remote(activity.endpoint) or activity.endpoint
+        through = at != activity.endpoint
+        return any(
+            (candidate.address, candidate.port) == at and (through or candidate.kind == RELAY) == by_relay
             for candidate in peer_candidates(peer.candidates)
         )
 
@@ -343,7 +348,7 @@ class Traversal(Listener):
         session = course != "search"
         relayed = course == "review" and self._is_relayed(peer)
         found = self._ways(peer)
-        if relayed:
+        if relayed and self._is_told(peer, by_relay=True):
             at = self._known_endpoint(peer)
             found = [way for way in found if not way.relayed and way.endpoint != at]
         attempt = Attempt(
@@ -379,7 +384,6 @@ class Traversal(Listener):
                     yields = attempt.sure and not session and self._own_key < key
                     speak_at = loop.time() + (YIELD if yields else 0.0)
                     await self._selection.point(peer, pointed_at, silently=yields or session)
-                    heard = max(heard, self._heard(key, session))
                 if pointed_at is not None and loop.time() >= speak_at:
                     await self._selection.point(peer, pointed_at)
                     speak_at = math.inf

@@ -1,0 +1,63 @@
+"""How NATs differ (RFC 4787): what a `NatBox` may be made to do.
+
+Owns: the packet filter of each kind.  Must not know: what is tested behind them.
+
+full: whoever sends to the mapping comes in.  address: only hosts that were sent to.  port: only the very ports that
+were sent to; all three keep the node's port.  moved: as port, but it gives another one.  symmetric: each destination
+sees another one.
+"""
+
+from lab.natbox import INSIDE, NatBox
+from lab.processes import run
+
+KINDS = ("full", "address", "port", "moved", "symmetric")
+
+_RULES = """
+flush ruleset
+table ip nat {{
+  set called {{ type ipv4_addr; flags dynamic, timeout; timeout 2m; }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat
+    {inbound}
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat
+    {outbound}
+    oifname uplink masquerade {ports}
+  }}
+}}
+table ip filter {{
+  chain input {{
+    type filter hook input priority filter; policy drop
+    ct state established,related accept
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy drop
+    iifname inside accept
+    ct state established,related accept
+    ct status dnat accept
+  }}
+}}
+"""
+
+
+def behave(box: NatBox, kind: str, port: int, *, moved_to: int = 40000) -> None:
+    """Make a NAT of a kind, for its first node's port; moved_to: what that is outside, if it is moved."""
+    inside = INSIDE.network[1]
+    to_node = f"udp dport {port} dnat to {inside}"
+    inbound = {"full": f"iifname uplink {to_node}", "address": f"iifname uplink ip saddr @called {to_node}"}
+    outbound = {
+        "address": f"oifname uplink ip saddr {inside} update @called {{ ip daddr }}",
+        "moved": f"oifname uplink udp sport {port} snat to {box.address}:{moved_to}",
+    }
+    rules = _RULES.format(
+        inbound=inbound.get(kind, ""),
+        outbound=outbound.get(kind, ""),
+        ports="random,fully-random" if kind == "symmetric" else "",
+    )
+    run(["ip", "netns", "exec", box.netns, "nft", "-f", "-"], stdin=rules)
+
+
+def forget(box: NatBox) -> None:
+    """Let a NAT forget all its mappings, as one that was restarted has."""
+    run(["ip", "netns", "exec", box.netns, "conntrack", "-F"])
