@@ -169,6 +169,11 @@ def parser() -> argparse.ArgumentParser:
         help="remove everything of ours from this host, then exit; no daemon may be running",
     )
     option(
+        "--adopt",
+        action="store_true",
+        help="start without a state on a host that carries an overlay: make the state of what is there",
+    )
+    option(
         "--salvage-journal",
         action="store_true",
         help="start from a damaged journal with what stands before the damage; a copy of the whole is kept",

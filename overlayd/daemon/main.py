@@ -127,7 +127,7 @@ def _claim_and_run(
     _claim_namespace(claims)
     admission = listener.Admission(config.socket_group)
     bound = claims.enter_context(listener.served(config.socket, admission.gid))
-    uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition))
+    uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt))
     return 0
 
 
@@ -146,6 +146,7 @@ async def _serve(
     fresh: float,
     *,
     repetition: logs.Repetition,
+    adopting: bool,
 ) -> None:
     """Take up the state, serve until told to stop, and leave the data plane running.
 
@@ -168,7 +169,7 @@ async def _serve(
         boot = start.boot_id()
         # It reads the whole executable: beside the start, not after it.
         identifying = loop.run_in_executor(None, identity.current, config.namespace_id, config.socket)
-        await start.resume(node, boot)
+        await start.resume(node, boot, adopting=adopting)
         me = await identifying
         tasks = await enter(Tasks())
         health = Health(node, fresh)

@@ -5,9 +5,11 @@ Owns: the first state, the dead that nobody detached, and the first audit of the
 
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from overlayd import keys
+from overlayd.daemon import adopt
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node as LiveNode
@@ -19,7 +21,7 @@ from overlayd.linux.wireguard.choice import Preference, choose
 from overlayd.model import attachments, drift, edges, overlay
 from overlayd.model.layout import Facts
 from overlayd.model.objects import GLOBAL, Bridge, Veth
-from overlayd.model.rows import Attachment, Lease, Node, Overlay, decode
+from overlayd.model.rows import Attachment, Lease, Node, Overlay, Row, decode
 from overlayd.model.state import Draft, State
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,14 @@ def node(journal: Journal, wireguard: Preference) -> LiveNode:
     return LiveNode(state, journal, Kernel(backend, Nft()), facts)
 
 
-async def resume(node: LiveNode, boot: str) -> None:
+async def resume(node: LiveNode, boot: str, *, adopting: bool = False) -> None:
     """Make sure that we have an identity, give back what the dead held, and make the kernel what the state says.
 
-    StateError, before anything is written or removed: this host has links of an overlay that is not this state's.
+    adopting: a state without an overlay is first made of what this host carries.  StateError, before anything is
+    written or removed: this host has links of an overlay that is not this state's, or that cannot be adopted.
     """
+    if adopting:
+        await _adopt(node, boot)
     await node.run(_refuse_strangers, node)
     closed, bridged = await node.run(forwarding.closed), await node.run(forwarding.bridged)
     await node.take_over(_have_identity)
@@ -83,7 +88,8 @@ def _refuse_strangers(node: LiveNode) -> None:
             shown = ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
             raise StateError(
                 f"this host carries {len(links)} links of an overlay that this state does not know ({shown}): wrong "
-                "--data-dir? To remove them, with the networks of the containers on them: overlayd --teardown"
+                "--data-dir? To remove them, with the networks of the containers on them: overlayd --teardown; to keep "
+                "them, as far as they tell what they are: overlayd --adopt"
             )
         return
     devices = [thing.name for thing in links if isinstance(thing, DeviceLink) and thing.scope == GLOBAL]
@@ -101,6 +107,27 @@ def _refuse_strangers(node: LiveNode) -> None:
             f"{keys.text(keys.public(node.state.node.private_key))}: wrong --data-dir, or another node's? To remove "
             "what is on this host, with the networks of the containers on it: overlayd --teardown"
         )
+
+
+async def _adopt(node: LiveNode, boot: str) -> None:
+    """Make the state of what this host carries, if it has no overlay yet."""
+    if node.state.get(Overlay) is not None:
+        log.info("nothing to adopt: the journal knows this node's overlay")
+        return
+    own = node.state.get(Node)
+    adoption = await node.run(adopt.read, node.kernel, boot, own.private_key if own else keys.generate())
+    if not adoption.rows:
+        log.info("nothing to adopt: this host carries no links of an overlay")
+        return
+    await node.take_over(lambda draft: _put(draft, adoption.rows))
+    log.warning("adopted %s", adoption)
+    for lost in adoption.lost:
+        log.warning("not adopted: %s", lost)
+
+
+def _put(draft: Draft, rows: Iterable[Row]) -> None:
+    for row in rows:
+        draft.put(row)
 
 
 def _have_identity(draft: Draft) -> None:

@@ -19,13 +19,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from overlayd.inspect.picture import Address, Connection, Forwarding, Link, Neighbour, Picture, Role, Route, Socket
 from overlayd.model.objects import (
-    ALIAS,
     GROUP_BRIDGE,
     GROUP_DEVICE,
     GROUP_DOOMED,
     GROUP_VETH,
     ROUTE_PROTOCOL,
     Network,
+    scope_of_alias,
 )
 
 _IFF_UP = 1  # linux/if.h
@@ -115,9 +115,9 @@ def _role(message: Any) -> Role | None:
     if group in (GROUP_VETH, GROUP_DOOMED):
         return Role("veth", message.get("ifname"))
     for kind, mark in (("device", GROUP_DEVICE), ("bridge", GROUP_BRIDGE)):
-        prefix = f"{ALIAS} {kind} "
-        if group == mark and alias.startswith(prefix):
-            return Role(kind, alias.removeprefix(prefix))
+        scope = scope_of_alias(alias, kind)
+        if group == mark and scope is not None:
+            return Role(kind, scope)
     return None
 
 

@@ -22,7 +22,7 @@ from overlayd.linux.link import (
     rename,
 )
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import ALIAS, GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Route
+from overlayd.model.objects import GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Route, device_alias
 from overlayd.proto.netlink import text, u32
 
 
@@ -93,7 +93,7 @@ def _mark(netlink: Netlink, device: Device) -> int:
     ignore_routers(carried)
     body = rt.link_body(
         u32(rt.IFLA_GROUP, GROUP_DEVICE),
-        text(rt.IFLA_IFALIAS, f"{ALIAS} device {device.scope}"),
+        text(rt.IFLA_IFALIAS, device_alias(device.scope, device.label)),
         u32(rt.IFLA_MTU, device.mtu),
         forwarding.SETTINGS,
         index=index,

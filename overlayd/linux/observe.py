@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
@@ -23,7 +23,6 @@ from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, is_wide, read_link
 from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import (
-    ALIAS,
     FENCE_METRIC,
     GLOBAL,
     GROUP_BRIDGE,
@@ -41,6 +40,8 @@ from overlayd.model.objects import (
     Proxy,
     Route,
     Veth,
+    label_of_alias,
+    scope_of_alias,
 )
 
 _log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class DeviceLink:
     mtu: int
     addresses: frozenset[Interface]
     fault: str = ""
+    label: str = ""
 
     @property
     def key(self) -> Hashable:
@@ -88,12 +90,13 @@ class NamedBridge:
 Observed = Bridge | Veth | Route | Fence | Proxy | Alias | DeviceLink
 
 
-def observe(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
+def observe(veths: Iterable[Veth], others: Mapping[str, Netns] | None = None) -> dict[Hashable, Observed]:
     """Everything with our mark in the namespace of the calling thread, by key.
 
     veths: those that should be there; one whose inner end is not in its namespace, or was never configured, is
     broken.  What the container has made of an inner end since then is its own affair, but for routes of ours that lead
-    elsewhere than they should.  Reads each kind of thing once, and once more inside each namespace.  Raises
+    elsewhere than they should.  others: in which namespaces the inner ends of other veths are looked for, by the names
+    of their host ends.  Reads each kind of thing once, and once more inside each namespace.  Raises
     MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
@@ -103,7 +106,8 @@ def observe(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
     by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
     for link in host.links.values():
         if link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED):
-            by_namespace[wanted[link.name].netns if link.name in wanted else _NO_NAMESPACE].append(link)
+            expected = wanted[link.name].netns if link.name in wanted else (others or {}).get(link.name, _NO_NAMESPACE)
+            by_namespace[expected].append(link)
     for namespace, links in by_namespace.items():
         inside = _look_inside(namespace)
         for link in links:
@@ -317,8 +321,7 @@ def _look_inside(namespace: Netns) -> _View | None:
 
 def _scope(link: rt.Link, kind: str) -> str | None:
     """The scope in the alias of a bridge or device of ours, None when it has no such alias."""
-    mark = f"{ALIAS} {kind} "
-    return link.alias[len(mark) :] if link.alias.startswith(mark) else None
+    return scope_of_alias(link.alias, kind)
 
 
 def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: _View | None) -> Bridge:
@@ -342,7 +345,8 @@ def _device(link: rt.Link, scope: str, addresses: list[Interface], host: _View) 
     """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix."""
     aliases = {address for address in addresses if scope == GLOBAL and not is_wide(address)}
     faults = [*_down(link), *_lost_routes(link, addresses, host), *_parameter(link), *_heeds_routers(link)]
-    yield DeviceLink(scope, link.name, link.mtu, frozenset(addresses) - aliases, ", ".join(faults))
+    label = label_of_alias(link.alias)
+    yield DeviceLink(scope, link.name, link.mtu, frozenset(addresses) - aliases, ", ".join(faults), label)
     yield from (Alias(link.name, address.ip) for address in aliases)
 
 

@@ -15,6 +15,8 @@ from overlayd.model.objects import GLOBAL, Address, Netns
 from overlayd.model.rows import Attachment, Isolation, Peer, Service
 from overlayd.model.state import Draft, State
 
+ADOPTED = "adopted"  # what the names begin with that an adoption could not tell
+
 
 @dataclass(frozen=True, slots=True)
 class AttachSpec:
@@ -52,12 +54,12 @@ def attach_container(
         if present is None or present.netns is None or draft.get(Attachment, present.handle) is None:
             continue
         if netns in present.processes:
-            return _again(present, spec)
+            return _again(draft, present, spec)
         living = [process for process in present.processes if process.pid != netns.pid and lives(process)]
         if not living:
             detach(draft, present)  # pids and the numbers of namespaces are reused, and faster than the dead are buried
         elif present.netns.inode == netns.inode:
-            return _join(draft, _again(present, spec), (*living, netns))
+            return _join(draft, _again(draft, present, spec), (*living, netns))
         else:
             keepers = ", ".join(str(process.pid) for process in living)
             raise RequestError(
@@ -72,7 +74,7 @@ def attach_host(draft: Draft, spec: AttachSpec, id: str) -> Attachment:
     overlay.require(draft)
     present = draft.get(Attachment, host(id))
     if present is not None:
-        return _again(present, spec)
+        return _again(draft, present, spec)
     address = ipam.allocate(draft, GLOBAL, host(id))
     return _put(draft, spec, Attachment(handle=host(id), service=spec.service, address=address))
 
@@ -84,7 +86,7 @@ def attach_guest(draft: Draft, spec: AttachSpec, id: str, private_key: bytes, pu
     overlay.require(draft)
     present = draft.get(Attachment, guest(id))
     if present is not None:
-        attachment = _again(present, spec)
+        attachment = _again(draft, present, spec)
     else:
         pool = spec.service if draft.state.pool(spec.service) else GLOBAL
         address = ipam.allocate(draft, pool, guest(id))
@@ -174,7 +176,7 @@ def service_of(draft: Draft, name: str) -> Service:
     return service
 
 
-def _again(present: Attachment, spec: AttachSpec) -> Attachment:
+def _again(draft: Draft, present: Attachment, spec: AttachSpec) -> Attachment:
     if present.service != spec.service:
         raise RequestError(
             f"already attached to service {present.service} with {present.address}: "
@@ -185,6 +187,8 @@ def _again(present: Attachment, spec: AttachSpec) -> Attachment:
         raise RequestError(
             f"already attached to service {present.service} {now} join_global: detach it first to change that"
         )
+    if spec.isolation_network and present.isolation_network.startswith(f"{ADOPTED}-"):
+        return _name_network(draft, present, spec.isolation_network)
     if present.isolation_network != spec.isolation_network:
         now = present.isolation_network or "none"
         raise RequestError(f"already attached with isolation network {now}: detach it first to change that")
@@ -205,14 +209,31 @@ def _attach(draft: Draft, service: Service, spec: AttachSpec, handle: str, *, ne
     return _put(draft, spec, attachment)
 
 
+def _name_network(draft: Draft, present: Attachment, name: str) -> Attachment:
+    """The name of an adopted container's network is told: its number, and so the packet filter, stays."""
+    adopted = draft.get(Isolation, present.isolation_network)
+    if draft.get(Isolation, name) is None:
+        others = [row.number for row in draft.all(Isolation) if row != adopted]
+        kept = adopted is not None and adopted.number not in others
+        draft.put(Isolation(name=name, number=adopted.number if adopted and kept else _free_number(draft)))
+    named = replace(present, isolation_network=name)
+    draft.put(named)
+    if adopted is not None and all(each.isolation_network != adopted.name for each in draft.all(Attachment)):
+        draft.drop(adopted)
+    return named
+
+
+def _free_number(draft: Draft) -> int:
+    used = {row.number for row in (*draft.all(Isolation), *draft.departing(Isolation))}
+    return next(number for number in range(1, len(used) + 2) if number not in used)
+
+
 def _put(draft: Draft, spec: AttachSpec, attachment: Attachment) -> Attachment:
     service = draft.get(Service, spec.service)
     if service is not None and not spec.ephemeral and not service.lasting:
         draft.put(replace(service, lasting=True))
     if spec.isolation_network and draft.get(Isolation, spec.isolation_network) is None:
-        used = {row.number for row in (*draft.all(Isolation), *draft.departing(Isolation))}
-        number = next(number for number in range(1, len(used) + 2) if number not in used)
-        draft.put(Isolation(name=spec.isolation_network, number=number))
+        draft.put(Isolation(name=spec.isolation_network, number=_free_number(draft)))
     attachment = replace(
         attachment,
         ephemeral=spec.ephemeral,

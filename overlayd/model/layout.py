@@ -16,6 +16,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from overlayd.model import conflicts, edges, ruleset
+from overlayd.model.labels import label
 from overlayd.model.names import veth_name
 from overlayd.model.objects import (
     GLOBAL,
@@ -186,6 +187,7 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
             listen_port=overlay.wg_port,
             mtu=facts.mtu,
             addresses=frozenset({ip_interface(f"{node}/{overlay.cluster.prefixlen}")}),
+            label=label(overlay, state.node.node_id),
         )
 
 

@@ -63,9 +63,11 @@ ROUTE_PROTOCOL = 0x6F
 # the IPv6 route of whoever has none.
 FENCE_METRIC = 0xFFFF_FFFE
 
-# IFLA_IFALIAS of a device or bridge is this, a space, the kind, a space, and the scope: "overlayd bridge web".
+# IFLA_IFALIAS of a device or bridge is this, a space, the kind, a space, and the scope: "overlayd bridge web".  That of
+# the global device, whose scope is empty, may be followed by a label, and then has a kind of its own.
 ALIAS = "overlayd"
-LONGEST_SCOPE = 238  # bytes: the kernel takes an alias of 254 (IFALIASZ in linux/if.h, less two zeros)
+LONGEST_ALIAS = 254  # bytes: IFALIASZ in linux/if.h, less two zeros
+LONGEST_SCOPE = 238  # bytes: so that every alias has room
 
 # Our own: the link-local address of every bridge of an IPv6 service.  One on each link is enough, and a fixed one needs
 # no duplicate address detection.
@@ -77,11 +79,31 @@ NFT_TABLE = "overlayd"
 GLOBAL = ""  # the scope of the global overlay; every other scope is the name of a service with a dedicated device
 
 
+def device_alias(scope: str, label: str = "") -> str:
+    """The alias of a device's link."""
+    return f"{ALIAS} node {label}" if label and scope == GLOBAL else f"{ALIAS} device {scope}"
+
+
+def scope_of_alias(alias: str, kind: str) -> str | None:
+    """The scope that a link of that kind, "device" or "bridge", has by its alias; None when it has none of ours."""
+    mark = f"{ALIAS} {kind} "
+    if alias.startswith(mark):
+        return alias[len(mark) :]
+    return GLOBAL if kind == "device" and alias.startswith(f"{ALIAS} node ") else None
+
+
+def label_of_alias(alias: str) -> str:
+    """The label in the alias of a global device, empty when there is none."""
+    mark = f"{ALIAS} node "
+    return alias[len(mark) :] if alias.startswith(mark) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """A WireGuard device, its addresses and MTU, up; its peers are objects of their own.
 
     private_key: 32 bytes.  listen_port: UDP.  mtu: bytes.  addresses: with the prefix the device carries them with.
+    label: what its link says of the overlay beside that (`adoption.label`); empty on every device but the global one.
     """
 
     scope: str
@@ -91,6 +113,7 @@ class Device:
     mtu: int
     addresses: frozenset[Interface]
     fault: str = ""
+    label: str = ""
 
     @property
     def key(self) -> Hashable:

@@ -76,7 +76,8 @@ def _host(model: Model) -> dict[str, Any]:
     for scope, device in _devices(model).items():
         aliases = [it["address"] for handle, it in model.attachments.items() if handle.startswith("host:")]
         addresses = [host_network(address) for address in aliases if scope == GLOBAL]
-        found |= _link(device, "tun", 1, f"overlayd device {scope}", device["own address"], *addresses)
+        alias = f"overlayd device {scope}" if scope else f"overlayd node {_label(model)}"
+        found |= _link(device, "tun", 1, alias, device["own address"], *addresses)
     for name, service in model.services.items():
         subnet = ip_network(service["subnet"])
         found |= _link(service, "bridge", 2, f"overlayd bridge {name}", f"{subnet[1]}/{subnet.prefixlen}")
@@ -103,6 +104,12 @@ def _host(model: Model) -> dict[str, Any]:
             found |= _routes(model.overlay["name"], [attachment["address"]])
             found[f"proxy {attachment['address']} {service['name']}"] = {}
     return found
+
+
+def _label(model: Model) -> str:
+    """What the global device says of the overlay, for whoever finds it without its state."""
+    told = [model.overlay[key] or "" for key in ("deployment", "instance_id", "slice")]
+    return json.dumps([*told, model.node_id], separators=(",", ":"))
 
 
 def _is_set_aside(model: Model, pid: int) -> bool:

@@ -283,6 +283,7 @@ def _with_base64(id: str) -> str:
 def _status(cell: Cell) -> dict[str, Any]:
     answer = cell.request("status")
     if answer is None:
+        cell.await_end()  # it says why at the very end
         raise RuntimeError(f"the daemon died of a status request\n{cell.last_words()}")
     for peer in answer.get("peers", ()):
         peer.pop("last_handshake_unix_secs")

@@ -15,7 +15,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import observe as links
 from overlayd.model.health import FRESH
 from overlayd.model.layout import Layout
-from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Proxy, Veth
+from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Netns, Proxy, Veth
 from overlayd.model.plan import device_scope
 from overlayd.proto.wireguard import DeviceState
 
@@ -37,6 +37,13 @@ def audit(kernel: Kernel, want: Layout) -> Layout:
     return _links(kernel, want, links.observe_host(_veths(want))) | kernel.members()
 
 
+def survey(kernel: Kernel, namespaces: Mapping[str, Netns]) -> Layout:
+    """Everything that carries our mark, inside the containers too, whatever the state.  namespaces: in which the other
+    ends of veths are looked for, by the names of their host ends.
+    """
+    return _links(kernel, {}, links.observe([], namespaces)) | kernel.nft.observe()
+
+
 def look(kernel: Kernel, want: Layout) -> Layout:
     """Of the links, addresses and routes in `want` those that are there, as they are seen from the host; the peers, key
     and port of a device that lives are believed.
@@ -49,7 +56,12 @@ def look(kernel: Kernel, want: Layout) -> Layout:
             link = seen.get(thing.key)
             if isinstance(link, links.DeviceLink) and kernel.backend is not None and kernel.backend.alive(link.name):
                 found[thing.key] = replace(
-                    thing, name=link.name, mtu=link.mtu, addresses=link.addresses, fault=link.fault
+                    thing,
+                    name=link.name,
+                    mtu=link.mtu,
+                    addresses=link.addresses,
+                    fault=link.fault,
+                    label=link.label,
                 )
                 alive.add(thing.scope)
     for key, thing in want.items():
@@ -147,6 +159,7 @@ def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
         mtu=link.mtu,
         addresses=link.addresses,
         fault=link.fault,
+        label=link.label,
     )
     return {device.key: device} | _peers(device, state, want)
 
@@ -155,7 +168,7 @@ def _silent(link: links.DeviceLink, want: Layout) -> Layout:
     """A device with what is wanted of it, except for what its link shows."""
     wanted = want.get(link.key)
     key, port = (wanted.private_key, wanted.listen_port) if isinstance(wanted, Device) else (b"", 0)
-    device = Device(link.scope, link.name, key, port, link.mtu, link.addresses, link.fault)
+    device = Device(link.scope, link.name, key, port, link.mtu, link.addresses, link.fault, link.label)
     found: Layout = {
         key: thing for key, thing in want.items() if isinstance(thing, DevicePeer) and thing.scope == link.scope
     }

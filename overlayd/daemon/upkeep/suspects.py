@@ -30,7 +30,7 @@ from overlayd.linux.monitor import (
 )
 from overlayd.model import attachments
 from overlayd.model.layout import bridge, has_fence, layout
-from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth
+from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth, scope_of_alias
 from overlayd.model.rows import Attachment, Service
 
 # linux/threads.h, PID_MAX_LIMIT.  A program's first netlink socket has its pid for a port, the others have higher ones.
@@ -168,10 +168,10 @@ class Judge:
         for service in state.table(Service).values():
             if service.bridge in names or found.alias == f"{ALIAS} bridge {service.name}":
                 return Part("service", service.name)
-            if service.dedicated and (service.device in names or found.alias == f"{ALIAS} device {service.name}"):
+            if service.dedicated and (service.device in names or scope_of_alias(found.alias, "device") == service.name):
                 return Part("device", service.name)
         overlay = state.overlay
-        if overlay is not None and (overlay.interface in names or found.alias == f"{ALIAS} device {GLOBAL}"):
+        if overlay is not None and (overlay.interface in names or scope_of_alias(found.alias, "device") == GLOBAL):
             return Part("device", GLOBAL)
         return None
 
