@@ -77,19 +77,20 @@ async def resume(node: LiveNode, boot: str, *, adopting: bool = False) -> None:
 def _refuse_strangers(node: LiveNode) -> None:
     """StateError when the links on this host are of a state that this is not: they may carry living containers.
 
-    A state without an overlay never had links, for an overlay that was torn down stays in it; and a device has the key
-    of its node for good.
+    A state without an overlay has no links, for an overlay that was torn down stays in it, but for the device of a
+    first setup that the kernel refused and we died taking back; and a device has the key of its node for good.
     """
     links = [thing for thing in observe_host([]).values() if isinstance(thing, Bridge | Veth | DeviceLink)]
     overlay = node.state.get(Overlay)
     if overlay is None:
-        if links:
-            names = sorted(thing.name for thing in links)
+        strangers = [thing for thing in links if not _is_half_made(node, thing)]
+        if strangers:
+            names = sorted(thing.name for thing in strangers)
             shown = ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
             raise StateError(
-                f"this host carries {len(links)} links of an overlay that this state does not know ({shown}): wrong "
-                "--data-dir? To remove them, with the networks of the containers on them: overlayd --teardown; to keep "
-                "them, as far as they tell what they are: overlayd --adopt"
+                f"this host carries {len(strangers)} links of an overlay that this state does not know ({shown}): "
+                "wrong --data-dir? To remove them, with the networks of the containers on them: overlayd --teardown; "
+                "to keep them, as far as they tell what they are: overlayd --adopt"
             )
         return
     devices = [thing.name for thing in links if isinstance(thing, DeviceLink) and thing.scope == GLOBAL]
@@ -107,6 +108,21 @@ def _refuse_strangers(node: LiveNode) -> None:
             f"{keys.text(keys.public(node.state.node.private_key))}: wrong --data-dir, or another node's? To remove "
             "what is on this host, with the networks of the containers on it: overlayd --teardown"
         )
+
+
+def _is_half_made(node: LiveNode, thing: Bridge | Veth | DeviceLink) -> bool:
+    """Whether it is the device of a setup that has been taken back on disk, but not in the kernel: it has the key of
+    this node, or none yet.
+    """
+    own, backend = node.state.get(Node), node.kernel.backend
+    if own is None or backend is None or not isinstance(thing, DeviceLink) or thing.scope != GLOBAL:
+        return False
+    try:
+        key = backend.read(thing.name).private_key if backend.alive(thing.name) else b""
+    except MechanismError as error:
+        log.warning("start: %s; it is not known whether the device is of this state", error)
+        return False
+    return not any(key) or key == own.private_key
 
 
 async def _adopt(node: LiveNode, boot: str) -> None:

@@ -45,7 +45,10 @@ def jobs(workers: Workers) -> list[Job]:
 
 def test_a_sample_of_deaths_and_refusals(workers: Workers, jobs: list[Job]) -> None:
     report = Report()
-    campaign.run(workers, report, random.Random(SEED).sample(jobs, DISTURBED))
+    chosen = random.Random(SEED).sample(jobs, DISTURBED)
+    # The one request after whose way back a start knows nothing of what is left on the host.
+    chosen += [job for job in jobs if (job["do"], job["scenario"]) == ("undone", "overlay first")]
+    campaign.run(workers, report, chosen)
     print(f"seed {SEED}, of {len(jobs)} trials: {report}")
     assert report.runs >= DISTURBED
     assert not report.wrong, f"seed {SEED}\n" + "\n".join(report.wrong)
