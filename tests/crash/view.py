@@ -260,6 +260,8 @@ def _rows(data: bytes) -> dict[str, Any]:
         for table, keys in removed.items():
             for key in keys:
                 rows.pop(f"{table} {key}", None)
+    if "overlay " not in rows:
+        rows.pop("host ", None)  # what the host was stays known, also when the first setup was refused
     if "host " in rows:
         rows["host "]["boot_id"] = "(boot)"
     for row in rows.values():

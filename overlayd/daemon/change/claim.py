@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from overlayd.errors import StateError
 from overlayd.linux import process
 
 log = logging.getLogger(__name__)
+
+# Our own: how often, and after how many seconds, the lock of a daemon that is gone is tried again.
+TRIES, PAUSE = 100, 0.02
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -127,7 +131,7 @@ def _lock(directory: Path) -> int:
         _remove_lock(directory, found)
         return _lock(directory)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _hold(lock)
         # Always as long, over what is there: a full disk must not keep the daemon from its own directory.
         os.pwrite(lock, b"%10d\n" % os.getpid(), 0)
     except BlockingIOError:
@@ -138,6 +142,24 @@ def _lock(directory: Path) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _hold(lock: int) -> None:
+    """Take the lock.  BlockingIOError: a process holds it that lives, or that is out of sight.
+
+    A daemon that was killed while it started a program leaves a copy of its descriptor with the child, until that has
+    become the program: a moment that is waited for.
+    """
+    for _ in range(TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            holder = os.pread(lock, 16, 0).strip()
+            if not holder.isdigit() or Path(f"/proc/{int(holder)}").exists():
+                raise
+            time.sleep(PAUSE)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove_lock(directory: Path, found: os.stat_result) -> None:

@@ -137,3 +137,21 @@ def test_a_daemon_that_holds_such_a_lock_keeps_it(directory: Path) -> None:
 def test_a_teardown_needs_no_directory(tmp_path: Path) -> None:
     with claimed(tmp_path / "none"):
         assert not (tmp_path / "none").exists()
+
+
+def test_a_copy_of_the_lock_that_outlives_a_killed_daemon_for_a_moment_is_waited_for(directory: Path) -> None:
+    """As in a child of it between fork(2) and exec(2): here a child that holds on for longer."""
+    ready, done = os.pipe(), os.pipe()
+    daemon = os.fork()
+    if not daemon:
+        claim(directory)
+        if not os.fork():
+            os.write(ready[1], b"1")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.waitpid(daemon, 0)
+    os.read(ready[0], 1)
+    os.write(done[1], b"1")
+    os.close(claim(directory))
+    for end in (*ready, *done):
+        os.close(end)
