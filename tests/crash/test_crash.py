@@ -70,5 +70,6 @@ def test_a_planted_bug_is_found(workers: Workers, jobs: list[Job], bug: str) -> 
     elif how == "sequence":
         suspects = [{"do": "sequence", "seed": SEED + n, "bug": bug} for n in range(SEQUENCES)]
     outcomes = [outcome for _, outcome in workers.run(suspects)]
-    assert not any("raised" in outcome for outcome in outcomes), outcomes
+    # A daemon whose requests get into each other's way may also come to no end, which a trial cannot judge.
+    assert how == "sequence" or not any("raised" in outcome for outcome in outcomes), outcomes
     assert any(map(problems_of, outcomes)), f"{bug} went unnoticed in {len(suspects)} runs"
