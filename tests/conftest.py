@@ -14,8 +14,10 @@ from lab import netns, patience, processes
 from lab.lab import of_others
 
 # No test is one of time: on a busy machine an example of a few milliseconds may take Hypothesis' limit of 200.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# The same examples in every run of `make test`; HYPOTHESIS_PROFILE=explore draws others each time.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 TIMEOUT = 600  # seconds for a test: the end of one that hangs, which none that passes comes near
 PREFIX = "ot"  # of every namespace that a test makes

@@ -38,8 +38,8 @@ def require(draft: Draft) -> Overlay:
 
 
 def note_host(draft: Draft, boot_id: str, closed: Sequence[int], bridged: Sequence[int]) -> None:
-    """Remember what the host was in this boot before an overlay came; to be decided before it comes, and by itself: it
-    stays true when the setup is refused, for forwarding may have been switched on by then.
+    """Remember what the host was in this boot before an overlay came; to be decided before it comes, and again when
+    the kernel has refused the setup, for forwarding may have been switched on by then.
     """
     known = draft.get(Host)
     if known is None or known.boot_id != boot_id:

@@ -2,7 +2,6 @@
 
 import os
 import random
-import secrets
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +11,8 @@ from crash.campaign import Report, problems_of
 from crash.scenarios import SCENARIOS
 from crash.worker import Job, Workers
 
-# To repeat a run: its seed, which is printed.
-SEED = int(os.environ.get("OVERLAYD_CRASH_SEED", secrets.randbelow(1 << 32)))
+# The same in every run, so that `make test` is the same in every run; `make crash` draws its own.
+SEED = int(os.environ.get("OVERLAYD_CRASH_SEED", "1"))
 DISTURBED = 100  # of some 1,800
 SEQUENCES = 5
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from lab import Ping, ping
 from lab.cluster import Pair
 from lab.lab import OUTSIDE
+from lab.patience import until
 
 from overlayd.client import CallError, ConnectionLost, OverlayClient
 
@@ -67,6 +68,7 @@ def test_a_daemon_restarted_every_second_loses_no_echo_and_no_request(pair: Pair
             assert pair.alpha.node.stop() == 0
             pair.alpha.node.start()
             restarts += 1
+            until(lambda: client.reconnected >= restarts)  # noqa: B023 -- it waits ever longer between its tries
         took = time.monotonic() - started
         through_the_tunnel.wait_for(20)
     finally:

@@ -14,10 +14,10 @@ from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import NODE
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.errors import RequestError
+from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import forwarding
 from overlayd.model import overlay
-from overlayd.model.rows import Host, Overlay
+from overlayd.model.rows import Overlay
 from overlayd.model.state import Draft
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,17 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
             "provide /dev/net/tun"
         )
 
+    found: list[tuple[list[int], list[int]]] = []
+
+    def look() -> None:
+        daemon.surroundings.read()
+        found.append((forwarding.closed(), forwarding.bridged()))
+
     before: list[Overlay | None] = []
 
     def decide(draft: Draft) -> Overlay:
         before.append(draft.get(Overlay))
+        overlay.note_host(draft, daemon.boot_id, *found[-1])
         return overlay.setup_global(
             draft,
             deployment=request.deployment,
@@ -77,22 +84,18 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
     offered = nat if nat is not None else wire.NatConfig()
     daemon.nat.relay.require(offered.relay_server if offered.enabled else None, cluster)
     try:
-        await _note_host(daemon)
-        row = await node.change(decide, everything=True, verify=[(Overlay.table, "")], prepare=daemon.surroundings.read)
+        row = await node.change(decide, everything=True, verify=[(Overlay.table, "")], prepare=look)
+    except MechanismError:
+        daemon.nat.restore_relay()
+        # Forwarding may be on by now, and stays on: what the host was before is not taken back with the rest.
+        if found:
+            await node.change(lambda draft: overlay.note_host(draft, daemon.boot_id, *found[-1]), exclusive=[NODE])
+        raise
     except BaseException:
         daemon.nat.restore_relay()
         raise
     _tell_what_is_another(before[-1], row)
     return wire.BridgeName(name=row.interface)
-
-
-async def _note_host(daemon: Daemon) -> None:
-    """Remember what the host was before its first overlay in this boot."""
-    node = daemon.node
-    known = node.state.get(Host)
-    if known is None or known.boot_id != daemon.boot_id:
-        closed, bridged = await node.run(forwarding.closed), await node.run(forwarding.bridged)
-        await node.change(lambda draft: overlay.note_host(draft, daemon.boot_id, closed, bridged), exclusive=[NODE])
 
 
 def _tell_what_is_another(before: Overlay | None, now: Overlay) -> None:
