@@ -48,7 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "start": {"adopt", "change"},
     "teardown": {"change"},
     "status": {"change", "peers"},
-    "doctor": {"change", "peers", "dns", "upkeep", "nat"},
+    "doctor": {"change", "peers", "dns", "upkeep", "nat", "tasks"},
     "handlers": {"change", "peers", "dns", "upkeep", "nat", "status", "doctor", "parse"},
     "server": {"change", "handlers", "tasks"},
 }

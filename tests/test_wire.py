@@ -99,6 +99,8 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "list_edge_peers": (0, wire.ListEdgePeers()),
     "revoke_edge_peer": (7, wire.RevokeEdgePeer("laptop")),
     "doctor": (0, wire.Doctor()),
+    "add_peer_named": (7, wire.AddPeer(KEY_A, "192.0.2.7:51820", "10.200.1.0/24", 0, name="node-7")),
+    "list": (0, wire.ListThings("containers")),
 }
 RESPONSES: dict[str, tuple[int, wire.Response]] = {
     "ok": (2**64 - 1, wire.Ok()),
@@ -225,6 +227,88 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
         ),
     ),
     "diagnosis_none": (7, wire.Diagnosis(())),
+    "status_facts": (
+        7,
+        wire.Status(
+            peer_count=0,
+            service_count=0,
+            version="0.9.0",
+            backend="kernel",
+            mtu=1420,
+            wg_port=51820,
+            node_id=2**64 - 1,
+            started_at_unix=1767225600,
+            findings=0,
+        ),
+    ),
+    "nat_status_named": (7, wire.NatStatus(peers=(wire.NatPeer(KEY_A, "direct", name="node-7"),), last_refresh=0)),
+    "listing_none": (7, wire.Listing()),
+    "listing": (
+        7,
+        wire.Listing(
+            services=(
+                wire.ListedService(
+                    service="db",
+                    mode="dedicated",
+                    subnet="10.200.9.0/26",
+                    gateway="10.200.9.1",
+                    bridge="zl-prod-i-db-b",
+                    device="zl-prod-i-db-d",
+                    members=2,
+                    held=3,
+                    since_unix=1767225600,
+                ),
+            ),
+            containers=(
+                wire.ListedContainer(
+                    handle="pid:71",
+                    service="db",
+                    ip="10.200.9.2",
+                    global_ip="10.200.7.2",
+                    isolation_network="blue",
+                    link="veth-71-s",
+                    mac="02:6f:0a:c8:09:02",
+                    names=("db", "db.svc.local"),
+                    since_unix=1767225600,
+                ),
+                wire.ListedContainer(handle="guest:vm-1", service="db", ip="10.200.9.3"),
+            ),
+            pools=(
+                wire.ListedPool(subnet="10.200.7.0/24", size=253, held=1),
+                wire.ListedPool(service="db", subnet="10.200.9.0/26", size=61, held=3),
+            ),
+            addresses=(
+                wire.ListedAddress(ip="10.200.7.2", holder="pid:71"),
+                wire.ListedAddress(ip="10.200.9.4", service="db", holder="allocate_ip"),
+            ),
+            networks=(wire.ListedNetwork(network="blue", members=1, services=("db",)),),
+            peers=(
+                wire.ListedPeer(
+                    name="node-7",
+                    public_key=KEY_A,
+                    kind="node",
+                    endpoint="192.0.2.7:51820",
+                    allowed_ips=("10.200.1.0/24", "fd00::/120"),
+                    path="hole-punched",
+                    health="silent",
+                    last_handshake_unix_secs=1767225600,
+                    rx_bytes=2**64 - 1,
+                    tx_bytes=0,
+                    persistent_keepalive_secs=25,
+                ),
+                wire.ListedPeer(
+                    public_key=KEY_B,
+                    service="db",
+                    kind="guest",
+                    allowed_ips=(),
+                    last_handshake_unix_secs=0,
+                    rx_bytes=0,
+                    tx_bytes=0,
+                    persistent_keepalive_secs=0,
+                ),
+            ),
+        ),
+    ),
     "err": (7, wire.Err('no dedicated overlay for service "wéb"')),
 }
 EVENTS: dict[str, wire.Event] = {

@@ -308,9 +308,16 @@ class OverlayClient:
     async def detach_container(self, handle: wire.Handle) -> None:
         await self._ask(wire.DetachContainer(handle), wire.Ok)
 
-    async def add_peer(self, peer: wire.Peer, *, scope: wire.Scope = wire.GLOBAL) -> None:
+    async def add_peer(self, peer: wire.Peer, *, scope: wire.Scope = wire.GLOBAL, name: str | None = None) -> None:
+        """name: what people call it; None: as before."""
         request = wire.AddPeer(
-            peer.public_key, peer.endpoint, peer.allowed_ips, peer.persistent_keepalive_secs, peer.candidates, scope
+            peer.public_key,
+            peer.endpoint,
+            peer.allowed_ips,
+            peer.persistent_keepalive_secs,
+            peer.candidates,
+            scope,
+            name,
         )
         await self._ask(request, wire.Ok)
 
@@ -368,6 +375,12 @@ class OverlayClient:
 
     async def list_edge_peers(self) -> tuple[wire.EdgePeer, ...]:
         return (await self._ask(wire.ListEdgePeers(), wire.EdgePeers)).peers
+
+    async def list_things(
+        self, what: Literal["services", "containers", "pools", "addresses", "networks", "peers"]
+    ) -> wire.Listing:
+        """What the node holds of one kind; the other lists of the answer are empty."""
+        return await self._ask(wire.ListThings(what), wire.Listing)
 
     async def doctor(self) -> tuple[wire.Finding, ...]:
         """Returns what is not as it should be."""

@@ -3,7 +3,10 @@
 Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothing.
 """
 
+import asyncio
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from overlayd import keys
 from overlayd.daemon.change import inspect
@@ -11,6 +14,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
+from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.conflicts import Conflicts
 from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
@@ -23,9 +27,12 @@ from overlayd.model.crowding import crowded
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
+from overlayd.model.peers import called
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Edge, Peer, Service
 from overlayd.model.silent_peers import SilentPeer, silent_peers
+
+INTERVAL = 1.0  # our own: seconds between two counts of what is followed
 
 
 class Doctor:
@@ -71,6 +78,34 @@ class Doctor:
         found += await self._journal()
         found += [*self._conflicts.findings(), *self._surroundings.findings]
         return ordered([*found, *self._edges(), *self._unisolated(), *self._traversal(), *self._node_itself()])
+
+    @asynccontextmanager
+    async def counting(self, told: Callable[[int], None], keep_up: KeepUp) -> AsyncIterator[None]:
+        """Tell every second how many findings are known, until the block ends."""
+
+        async def count() -> None:
+            while True:
+                told(self.known())
+                await asyncio.sleep(INTERVAL)
+
+        task = keep_up(count)
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    def known(self) -> int:
+        """How many findings, hints apart, there are without a look at the kernel: what is followed all the time."""
+        followed = (
+            *self._silent(),
+            *self._host.findings,
+            *self._names(),
+            *self._conflicts.findings(),
+            *self._surroundings.findings,
+            *self._edges(),
+            *self._traversal(),
+        )
+        return sum(each.severity != "hint" for each in followed) + self._health.count("silent")
 
     async def _journal(self) -> list[Finding]:
         if not (problem := await self._node.check_journal()):
@@ -151,7 +186,7 @@ class Doctor:
             Finding(
                 code="endpoint-unresolved",
                 severity="error",
-                object=f"peer {keys.text(peer.public_key)[:8]}...",
+                object=f"peer {called(state, peer.scope, peer.public_key)}",
                 problem=f"cannot be reached: {peer.endpoint} does not resolve to an address outside of the overlay",
                 symptom="",
                 remedy="check the name, and this host's resolver",
@@ -169,13 +204,13 @@ class Doctor:
             shaken = activity.last_handshake if activity is not None else 0
             silent.append(
                 SilentPeer(
-                    name=f"{keys.text(key)[:8]}..." + (f" of service {scope}" if scope else ""),
+                    name=called(self._node.state, scope, key) + (f" of service {scope}" if scope else ""),
                     endpoint=endpoint_text(self._nat.seen_as(endpoint)) if endpoint is not None else "",
                     waited=waited,
                     last_handshake=now - shaken if shaken else None,
                 )
             )
-        return silent_peers(silent, health.answering())
+        return silent_peers(silent, health.count("answers"))
 
     def _unisolated(self) -> list[Finding]:
         state = self._node.state

@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack, closing, suppress
 from functools import partial
@@ -24,6 +25,7 @@ from overlayd.daemon import garbage, logs, start
 from overlayd.daemon.change.claim import InUse as DirectoryInUse
 from overlayd.daemon.change.claim import claimed
 from overlayd.daemon.change.journal import Journal
+from overlayd.daemon.change.node import Node
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.doctor import Doctor
@@ -38,7 +40,7 @@ from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.server import identity, listener
 from overlayd.daemon.server.acceptor import Quotas
 from overlayd.daemon.server.server import Server
-from overlayd.daemon.status import StatusView
+from overlayd.daemon.status import About, StatusView
 from overlayd.daemon.tasks import Tasks
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.upkeep.conflicts import Conflicts
@@ -197,7 +199,7 @@ async def _serve(
         await enter(nameserver.running())
         await enter(DeathWatch(partial(reclaim, node), tasks.spawn).running(node))
         await enter(Expiry(node, tasks.spawn).running())
-        status = StatusView(node, health)
+        status = StatusView(node, health, _about(node))
         stack.enter_context(node.subscribe(status.follow))
         stack.enter_context(node.subscribe(partial(grants.tell_lost, node)))
         doctor = Doctor(
@@ -210,6 +212,7 @@ async def _serve(
             nameserver=nameserver,
             nat=nat,
         )
+        await enter(doctor.counting(status.count_findings, tasks.keep_up))
         ask = resolver.ask_again
         daemon = Daemon(node, status, health, nat, doctor, nameserver, surroundings, boot, ask, stopping.set)
         mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
@@ -218,6 +221,11 @@ async def _serve(
         await enter(server.serving(bound, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
         await _run(config.socket, stopping, repetition)
+
+
+def _about(node: Node) -> About:
+    backend = node.kernel.backend
+    return About(__version__, int(time.time()), backend.name if backend is not None else None)
 
 
 class _Onward(Listener):

@@ -14,6 +14,7 @@ from overlayd.model.health import Condition
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Change, Overlay, Peer, Service, peer_of
+from overlayd.model.rows import Node as NodeRow
 from overlayd.model.subnets import first_usable
 
 K = TypeVar("K")
@@ -22,6 +23,14 @@ V = TypeVar("V")
 # The endpoint and the last handshake of a peer that has been heard of, for before that its endpoint cannot roam; and
 # how it is.
 _Did = tuple[tuple[Address, int] | None, int, Condition]
+
+
+class About(NamedTuple):
+    """What stays as it is while this daemon runs.  started: Unix seconds.  backend: of WireGuard, None for none."""
+
+    version: str
+    started: int
+    backend: str | None
 
 
 class _Shown(NamedTuple):
@@ -35,9 +44,12 @@ class _Shown(NamedTuple):
 class StatusView:
     """The status of a node whose state is settled; later changes come through `follow`."""
 
-    def __init__(self, node: Node, health: Health) -> None:
+    def __init__(self, node: Node, health: Health, about: About) -> None:
         self._node = node
         self._health = health
+        self._about = about
+        self._facts = node.facts
+        self._findings = 0
         self._overlay: Overlay | None = None
         self._services: dict[str, Service] = {}
         self._described: dict[str, wire.StatusService] = {}  # each service as it is shown
@@ -46,7 +58,8 @@ class StatusView:
         self._outdated: dict[bytes, None] = {}  # in their order
         self._heard = -1  # what `health` had seen
         self._encoded = b""
-        kinds = (Overlay, Service, Peer)
+        self._number = 0
+        kinds = (NodeRow, Overlay, Service, Peer)
         self.follow({row.id: row for kind in kinds for row in node.state.table(kind).values()})
 
     def follow(self, change: Change) -> None:
@@ -60,18 +73,27 @@ class StatusView:
                 _put(self._described, key, _service(service) if service is not None else None)
             elif table == Peer.table:
                 self._take(*peer_of(key), cast(Peer | None, row))
+            elif table == NodeRow.table:
+                self._number = cast(NodeRow, row).node_id
             else:
                 continue
             self._encoded = b""
 
+    def count_findings(self, number: int) -> None:
+        """Show so many findings from now on."""
+        if number != self._findings:
+            self._findings, self._encoded = number, b""
+
     def encoded(self) -> bytes:
         """The status response as JSON."""
-        if not self._encoded or self._heard != self._health.generation:
+        heard = self._heard == self._health.generation
+        if not (self._encoded and heard and self._facts is self._node.facts):
             self._encoded = wire.encode_response_object(self.response())
         return self._encoded
 
     def response(self) -> wire.Status:
         overlay = self._overlay if self._overlay and self._overlay.up else None
+        self._facts = self._node.facts
         self._look_again()
         peers = tuple(shown.status for shown in self._shown.values()) if overlay else ()
         return wire.Status(
@@ -85,6 +107,13 @@ class StatusView:
             peers=peers,
             dedicated_services=tuple(self._dedicated(each) for each in self._services.values() if each.dedicated),
             services=tuple(self._described.values()),
+            version=self._about.version,
+            backend=self._about.backend,
+            mtu=self._facts.mtu,
+            wg_port=overlay.wg_port if overlay else None,
+            node_id=self._number or None,
+            started_at_unix=self._about.started,
+            findings=self._findings,
         )
 
     def _take(self, public_key: bytes, scope: str, peer: Peer | None) -> None:
@@ -149,4 +178,5 @@ def _peer(peer: Peer, did: _Did) -> wire.StatusPeer:
         allowed_ips=",".join(map(str, dict.fromkeys((*peer.listed, *peer.added)))),
         last_handshake_unix_secs=last_handshake,
         health="silent" if condition == "silent" else "idle" if condition == "idle" and last_handshake else None,
+        name=peer.name or None,
     )

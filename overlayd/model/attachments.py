@@ -20,7 +20,7 @@ ADOPTED = "adopted"  # what the names begin with that an adoption could not tell
 
 @dataclass(frozen=True, slots=True)
 class AttachSpec:
-    """What an attach asks for, beside its handle."""
+    """What an attach asks for, beside its handle.  now: Unix seconds."""
 
     service: str
     join_global: bool = False
@@ -28,6 +28,7 @@ class AttachSpec:
     isolation_network: str = ""
     dns_server: Address | None = None
     dns_domain: str = ""
+    now: int = 0
 
 
 def container(pid: int) -> str:
@@ -240,6 +241,7 @@ def _put(draft: Draft, spec: AttachSpec, attachment: Attachment) -> Attachment:
         isolation_network=spec.isolation_network,
         dns_server=spec.dns_server,
         dns_domain=spec.dns_domain,
+        since=spec.now,
     )
     draft.put(attachment)
     return attachment

@@ -15,10 +15,11 @@ from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.overlaps import HostNetwork, cuts_off
 from overlayd.model.routing import has_route, routed_into_overlay
 from overlayd.model.rows import Edge, Overlay, Peer, Service, numeric_endpoint, peer_key, peer_of
-from overlayd.model.state import Draft
+from overlayd.model.state import Draft, State
 
 # Our own constant: of one peer.  What is done for each of them is done beside the requests of others.
 MOST_ALLOWED_IPS = 1024
+SHORT_KEY = 8  # characters; as many as WireGuard's own logs need to tell peers apart
 
 
 def add_peer(
@@ -32,9 +33,10 @@ def add_peer(
     allowed_ips: tuple[Network, ...],
     candidates: tuple[tuple[str, str, int], ...],
     host: Sequence[HostNetwork] = (),
+    name: str | None = None,
 ) -> list[str]:
-    """Upsert a peer.  own_key: the public key of the scope's device; host: what the host reaches without the overlay.
-    Returns what moved, in words, for the log.
+    """Upsert a peer.  own_key: the public key of the scope's device; host: what the host reaches without the overlay;
+    name: what people call it, None for what they called it before.  Returns what moved, in words, for the log.
     """
     require_scope(draft, scope)
     if public_key == own_key:
@@ -61,6 +63,7 @@ def add_peer(
             listed=tuple(dict.fromkeys(allowed_ips)),
             added=old.added if old else (),
             candidates=candidates,
+            name=name if name is not None else old.name if old else "",
         )
     )
     return [line for line in moved if line]
@@ -120,6 +123,12 @@ def require_scope(draft: Draft, scope: str) -> None:
     service = draft.get(Service, scope)
     if service is None or not service.dedicated:
         raise RequestError(f"no dedicated overlay for service {scope}")
+
+
+def called(state: State, scope: str, public_key: bytes) -> str:
+    """What people call a peer: the name that it was given, else the beginning of its key."""
+    peer = state.peers(scope).get(public_key)
+    return peer.name if peer is not None and peer.name else f"{keys.text(public_key)[:SHORT_KEY]}..."
 
 
 def scope_name(scope: str) -> str:

@@ -39,6 +39,11 @@ class Pool:
                     self._reserve(index)
 
     @property
+    def size(self) -> int:
+        """How many addresses can have a holder."""
+        return self._used.size - len(self._reserved)
+
+    @property
     def held(self) -> int:
         """How many addresses have a holder."""
         return len(self._held)

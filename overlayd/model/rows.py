@@ -71,7 +71,7 @@ class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A service on this node.  subnet: its containers' addresses.  isolated: its containers are expected to come with
     an isolation network.  lasting: an attach since the setup was not ephemeral.  left: its last container, ephemeral
     as all before it, has left since the setup, and addresses of allocate_ip keep it.  device, private_key, wg_port:
-    only of a dedicated service.
+    only of a dedicated service.  since: when it was set up, Unix seconds, 0 when that is not known.
     """
 
     table: ClassVar[str] = "service"
@@ -84,6 +84,7 @@ class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
     device: str = ""
     private_key: bytes = b""
     wg_port: int = 0
+    since: int = 0
 
     @property
     def key(self) -> str:
@@ -103,6 +104,7 @@ class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
 class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A peer of the device of `scope`.  endpoint: `host:port` as it was given, empty when none.  keepalive:
     seconds.  listed: allowed IPs of the last add_peer.  added: those of add_allowed_ip, which stay; one may be both.
+    name: what people call it, empty for none.
     """
 
     table: ClassVar[str] = "peer"
@@ -113,6 +115,7 @@ class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
     listed: tuple[Network, ...] = ()
     added: tuple[Network, ...] = ()
     candidates: tuple[tuple[str, str, int], ...] = ()
+    name: str = ""
 
     @property
     def key(self) -> str:
@@ -163,7 +166,8 @@ class Lease(Row, frozen=True, kw_only=True, omit_defaults=True):
 class Attachment(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A container or guest.  handle: `pid:71`, `guest:vm1` or `host:x`.  netns: of a container, found through a process
     that was attached; others: the processes of the same namespace that were attached too; boot_id: the boot they live
-    in. global_address: of its eth1.  private_key: of a guest, which this node makes.
+    in. global_address: of its eth1.  private_key: of a guest, which this node makes.  since: when it was attached, Unix
+    seconds, 0 when that is not known.
     """
 
     table: ClassVar[str] = "attachment"
@@ -180,6 +184,7 @@ class Attachment(Row, frozen=True, kw_only=True, omit_defaults=True):
     dns_domain: str = ""
     private_key: bytes = b""
     public_key: bytes = b""
+    since: int = 0
 
     @property
     def key(self) -> str:

@@ -28,13 +28,14 @@ def setup_service(
     isolated: bool = False,
     port_is_free: Callable[[int], bool] = lambda _port: True,
     host: Sequence[HostNetwork] = (),
+    now: int = 0,
 ) -> Service:
     """Set a service up, or return it as it is.
 
     subnet: exactly this one, None for the one its name and node give.  dedicated_key: the private key of a dedicated
     service's device, used if it is new; None for a service without one.  isolated: its containers are to come with an
     isolation network; a service without a device may change that.  port_is_free: whether no other program of the host
-    has that UDP port.  host: what the host reaches without the overlay.
+    has that UDP port.  host: what the host reaches without the overlay.  now: Unix seconds.
     """
     if not name:
         raise RequestError("request.service: a service needs a name")
@@ -60,7 +61,7 @@ def setup_service(
         )
     else:
         _check_wanted(draft, around, subnet, host)
-    service = Service(name=name, subnet=subnet, bridge=bridge, isolated=isolated)
+    service = Service(name=name, subnet=subnet, bridge=bridge, isolated=isolated, since=now)
     if dedicated_key is not None:
         service = replace(
             service,

@@ -110,9 +110,13 @@ class DetachContainer(_Request, frozen=True, tag="detach_container"):
 
 
 class AddPeer(Peer, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="add_peer"):
-    """Add a peer, or set what is known of it."""
+    """Add a peer, or set what is known of it.
+
+    name: what people call it (an addition), shown in place of its key; none: as before; empty: it has none any more.
+    """
 
     scope: Scope = GLOBAL
+    name: Text | None = None
 
 
 class RemovePeer(_Request, frozen=True, tag="remove_peer"):
@@ -226,6 +230,12 @@ class Doctor(_Request, frozen=True, tag="doctor"):
     """Compare state, kernel and devices, and change nothing (an addition).  -> diagnosis"""
 
 
+class ListThings(_Request, frozen=True, tag="list"):
+    """Ask what this node holds, of one kind (an addition).  -> listing"""
+
+    what: Literal["services", "containers", "pools", "addresses", "networks", "peers"]
+
+
 Request = (
     SetLocalNodeId
     | SetLocalWgPubkey
@@ -256,4 +266,5 @@ Request = (
     | ListEdgePeers
     | RevokeEdgePeer
     | Doctor
+    | ListThings
 )

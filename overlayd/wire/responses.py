@@ -5,6 +5,14 @@ Owns: the shapes.  Must not know: which request asked, or who listens.
 
 from typing import Literal
 
+from overlayd.wire.listing import (
+    ListedAddress,
+    ListedContainer,
+    ListedNetwork,
+    ListedPeer,
+    ListedPool,
+    ListedService,
+)
 from overlayd.wire.values import I64, U8, U16, U32, U64, NatCandidate, Peer, Secret, Value, require_u64
 
 
@@ -63,7 +71,8 @@ class BridgeName(_Response, frozen=True, tag="bridge_name"):
 
 class StatusPeer(Value, frozen=True):
     """A peer of the global device.  last_handshake_unix_secs: 0 = never.  health (an addition): "silent": what is sent
-    has no answer; "idle": it answered once, and nothing that was sent waits for an answer; else none.
+    has no answer; "idle": it answered once, and nothing that was sent waits for an answer; else none.  name (an
+    addition): as add_peer gave it.
     """
 
     public_key: str
@@ -71,6 +80,7 @@ class StatusPeer(Value, frozen=True):
     allowed_ips: str
     last_handshake_unix_secs: I64
     health: Literal["idle", "silent"] | None = None
+    name: str | None = None
 
 
 class DedicatedService(Value, frozen=True):
@@ -96,8 +106,12 @@ class StatusService(Value, frozen=True):
 
 
 class Status(_Response, frozen=True, kw_only=True, tag="status"):
-    """The node's overlay.  peer_count: of the global device; service_count: shared and dedicated, once each; services:
-    all of them (an addition).
+    """The node's overlay.  peer_count: of the global device; service_count: shared and dedicated, once each.
+
+    Additions: services: all of them.  version: of overlayd.  backend: of its WireGuard, none without one: "kernel" or
+    "userspace".  mtu: of
+    its links, in bytes.  wg_port: of the global device.  node_id: none before it was set.  started_at_unix: when this
+    daemon began.  findings: how many things are known to be amiss without looking; what they are tells `doctor`.
     """
 
     interface: str | None = None
@@ -110,17 +124,28 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
     peers: tuple[StatusPeer, ...] = ()
     dedicated_services: tuple[DedicatedService, ...] = ()
     services: tuple[StatusService, ...] = ()
+    version: str | None = None
+    backend: str | None = None
+    mtu: U32 | None = None
+    wg_port: U16 | None = None
+    node_id: U64 | None = None
+    started_at_unix: U64 | None = None
+    findings: U32 | None = None
+
+    def __post_init__(self) -> None:
+        require_u64(self.node_id or 0, self.started_at_unix or 0)
 
 
 class NatPeer(Value, frozen=True):
     """How one node is reached, or was before it went idle.  health (an addition): "silent" as of StatusPeer; "idle":
-    nothing is sent to it, so that it is not known to answer; else none.
+    nothing is sent to it, so that it is not known to answer; else none.  name (an addition): as add_peer gave it.
     """
 
     node_id: str
     connection_type: Literal["direct", "hole-punched", "relayed", "unreachable"]
     remote_endpoint: str | None = None
     health: Literal["idle", "silent"] | None = None
+    name: str | None = None
 
 
 class NatStatus(_Response, frozen=True, kw_only=True, tag="nat_status"):
@@ -243,6 +268,17 @@ class Diagnosis(_Response, frozen=True, tag="diagnosis"):
     findings: tuple[Finding, ...]
 
 
+class Listing(_Response, frozen=True, kw_only=True, tag="listing"):
+    """What the node holds of the kind that was asked for; the other lists are empty (an addition)."""
+
+    services: tuple[ListedService, ...] = ()
+    containers: tuple[ListedContainer, ...] = ()
+    pools: tuple[ListedPool, ...] = ()
+    addresses: tuple[ListedAddress, ...] = ()
+    networks: tuple[ListedNetwork, ...] = ()
+    peers: tuple[ListedPeer, ...] = ()
+
+
 class Err(_Response, frozen=True, tag="err"):
     """The request failed.  message: what and why, for a person."""
 
@@ -263,6 +299,7 @@ Response = (
     | EdgePeers
     | Dns
     | Diagnosis
+    | Listing
     | Err
 )
 

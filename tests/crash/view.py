@@ -265,6 +265,7 @@ def _rows(data: bytes) -> dict[str, Any]:
     if "host " in rows:
         rows["host "]["boot_id"] = "(boot)"
     for row in rows.values():
+        row.pop("since", None)
         if row.get("netns"):
             row["netns"] = row["netns"]["pid"]
     released = sorted((row["pool"], row["released"]) for row in rows.values() if "released" in row)
@@ -289,6 +290,8 @@ def _status(cell: Cell) -> dict[str, Any]:
         raise RuntimeError(f"the daemon died of a status request\n{cell.last_words()}")
     for peer in answer.get("peers", ()):
         peer.pop("last_handshake_unix_secs")
+    for static in ("version", "backend", "mtu", "wg_port", "node_id", "started_at_unix", "findings"):
+        answer.pop(static, None)  # of this run, or in a row as well
     return answer
 
 

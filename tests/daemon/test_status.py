@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from lab.patience import until_async as until
 from node_with_peers import NodeWithPeers
 
-from overlayd.daemon.status import StatusView
+from overlayd.daemon.status import About, StatusView
 from overlayd.errors import MechanismError
 from overlayd.model.layout import Facts
 from overlayd.model.rows import Node, Overlay, Peer, Service
 from overlayd.model.state import State
 from overlayd.proto.wireguard import Activity
 
+ABOUT = About("1.2", 1767225600, "kernel")
 KEYS = [bytes([number]) * 32 for number in range(1, 4)]
 STEPS = st.lists(
     st.tuples(
@@ -39,7 +40,7 @@ def test_as_from_nothing(steps) -> None:
         generation=0, activity=lambda _scope, key: seen.get(key), condition=lambda _scope, _key: "answers"
     )
     node = SimpleNamespace(state=state, facts=Facts(mtu=1420))
-    view = StatusView(node, health)
+    view = StatusView(node, health, ABOUT)
     for kind, key, number in steps:
         row = Peer(public_key=key, endpoint=f"192.0.2.1:{number + 1}", listed=(ip_network(f"10.0.{number}.0/24"),))
         service = Service(
@@ -63,7 +64,7 @@ def test_as_from_nothing(steps) -> None:
             case "unseen":
                 seen.pop(key, None)
         health.generation += kind in ("seen", "unseen")
-        assert view.encoded() == StatusView(node, health).encoded()
+        assert view.encoded() == StatusView(node, health, ABOUT).encoded()
     services = {each["service"]: each for each in json.loads(view.encoded()).get("services", [])}
     assert services == {
         name: {
@@ -98,7 +99,7 @@ def test_a_change_is_shown_once_it_has_taken_effect(tmp_path, refuses) -> None:
         health = SimpleNamespace(
             generation=0, activity=lambda _scope, _key: None, condition=lambda _scope, _key: "idle"
         )
-        view = StatusView(place.node, health)
+        view = StatusView(place.node, health, ABOUT)
 
         def peer_count() -> int:
             return json.loads(view.encoded())["peer_count"]

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from overlayd import wire
-from overlayd.daemon.handlers import containers, doctor, edge, names, nat, overlay, peers, services
+from overlayd.daemon.handlers import containers, doctor, edge, listing, names, nat, overlay, peers, services
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError, StateError
 
@@ -97,4 +97,5 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.ListEdgePeers: edge.list_edge_peers,
     wire.RevokeEdgePeer: edge.revoke_edge_peer,
     wire.Doctor: doctor.examine,
+    wire.ListThings: listing.list_things,
 }

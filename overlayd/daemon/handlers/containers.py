@@ -4,6 +4,7 @@ Owns: attach_container, detach_container.  Must not know: sockets and frames.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -36,6 +37,7 @@ async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wir
         isolation_network=request.isolation_network or "",
         dns_server=parse.address(request.dns_server, "dns_server") if request.dns_server is not None else None,
         dns_domain=parse.dns_name(request.dns_domain, "dns_domain") if request.dns_domain else "",
+        now=int(time.time()),
     )
     match request.handle:
         case wire.LinuxPid(pid=pid):

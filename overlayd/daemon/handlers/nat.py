@@ -38,4 +38,5 @@ def _peer(daemon: Daemon, peer: Peer) -> wire.NatPeer:
         connection_type=connection or "unreachable",
         remote_endpoint=endpoint_text(at) if at is not None else None,
         health="silent" if condition == "silent" else "idle" if condition == "idle" and connection else None,
+        name=peer.name or None,
     )

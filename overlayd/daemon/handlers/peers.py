@@ -13,7 +13,8 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
 from overlayd.model import peers
 from overlayd.model.layout import configured_address
-from overlayd.model.objects import GLOBAL
+from overlayd.model.names import require_printable
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE
 from overlayd.model.rows import Service
 from overlayd.model.state import Draft
 
@@ -40,6 +41,8 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
         raise RequestError(
             f"request.persistent_keepalive_secs: at most {parse.KEEPALIVE_MAX}, got {request.persistent_keepalive_secs}"
         )
+    if request.name:
+        require_printable(request.name, "name", LONGEST_SCOPE)
     moved = await daemon.node.change_together(
         lambda draft: peers.add_peer(
             draft,
@@ -51,6 +54,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
             allowed_ips=allowed_ips,
             candidates=tuple((c.candidate_type, c.address, c.priority) for c in request.candidates),
             host=daemon.surroundings.networks,
+            name=request.name,
         ),
         exclusive=peers_locks(scope),
     )

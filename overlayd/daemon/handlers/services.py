@@ -4,6 +4,7 @@ Owns: setup and teardown of services, prune_orphan_bridges, allocate_ip, release
 """
 
 import logging
+import time
 from typing import NamedTuple
 
 from overlayd import keys, wire
@@ -44,6 +45,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
             isolated=request.mode == "isolated",
             port_is_free=udp_port_is_free,
             host=daemon.surroundings.networks,
+            now=int(time.time()),
         ),
         exclusive=[service_lock(request.service), *(peers_locks(request.service) if dedicated else ())],
         shared=[NODE],  # its number says where the subnet is looked for

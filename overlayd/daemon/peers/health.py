@@ -98,9 +98,9 @@ class Health:
             for key, waited in known.health.silent(now).items()
         }
 
-    def answering(self) -> int:
-        """How many peers have a fresh handshake."""
-        return sum(known.health.count("answers") for known in self._scopes.values())
+    def count(self, condition: Condition) -> int:
+        """How many peers are so; those that answer have a fresh handshake."""
+        return sum(known.health.count(condition) for known in self._scopes.values())
 
     @contextmanager
     def subscribe(self, listener: Listener) -> Iterator[None]:

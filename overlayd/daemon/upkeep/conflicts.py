@@ -18,6 +18,7 @@ from overlayd.daemon.upkeep.suspects import Part
 from overlayd.model.conflicts import withheld
 from overlayd.model.findings import Finding
 from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.peers import called
 from overlayd.model.rows import Change, Lease, Overlay, Peer, Service, peer_of
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Conflicts:
             Finding(
                 "allowed-ip-conflict",
                 "error",
-                f"allowed IP {network} of peer {keys.text(peer_of(key)[0])[:8]}...",
+                f"allowed IP {network} of peer {self._called(key)}",
                 f"is not installed, for it is {by}",
                 "two nodes of the cluster take the same addresses for theirs",
                 f"have one of them give {network} up",
@@ -51,6 +52,10 @@ class Conflicts:
             for key, held in self._held.items()
             for network, by in held.items()
         ]
+
+    def _called(self, key: str) -> str:
+        public_key, scope = peer_of(key)
+        return called(self._node.state, scope, public_key)
 
     def follow(self, change: Change) -> None:
         """Judge anew what a change that has taken effect may have brought about."""
