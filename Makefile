@@ -15,7 +15,7 @@ BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificat
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf
 TEST_PACKAGES := $(DEMO_PACKAGES) strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
-  procps e2fsprogs conntrack
+  procps e2fsprogs conntrack openssl
 IMAGE_PACKAGES := buildah debootstrap
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)

@@ -159,6 +159,10 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
             last_refresh=1767225600,
         ),
     ),
+    "nat_status_no_relay": (
+        7,
+        wire.NatStatus(last_refresh=0, relay_failure="TURN server 192.0.2.1:3478: no answer"),
+    ),
     "pruned_bridges": (7, wire.PrunedBridges(("zl-a-b",))),
     "pruned_bridges_none": (7, wire.PrunedBridges(())),
     "service_overlay": (7, wire.ServiceOverlay("zl-prod-i-web-b", "shared")),

@@ -97,6 +97,8 @@ def nat(status: wire.NatStatus, *, wide: bool, now: float) -> str:
         table(("PEER", "CONNECTION", "ENDPOINT"), peers) if peers else "no peers",
         f"candidates refreshed {age(status.last_refresh, now)}",
     ]
+    if status.relay_failure:
+        parts.append(f"no relay: {printable(status.relay_failure)}")
     return "\n\n".join(parts)
 
 

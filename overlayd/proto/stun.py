@@ -51,13 +51,13 @@ class Kind(enum.IntEnum):
 
 
 class Failure(NamedTuple):
-    """The value of ERROR-CODE.  code: 300..699."""
+    """The value of ERROR-CODE.  code: 300..699; 0 when it is not the other side's."""
 
     code: int
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.code} {self.reason}".rstrip()
+        return f"{self.code} {self.reason}".rstrip() if self.code else self.reason
 
 
 T = TypeVar("T")

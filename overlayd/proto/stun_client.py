@@ -1,4 +1,4 @@
-"""The client's side of STUN over UDP: one request, its retransmissions, and what came of it.
+"""The client's side of STUN: one request, its retransmissions, and what came of it.
 
 Owns: when a request is sent again and when it is given up (`Transaction`), and asking a server where we are seen from
 (`Binding`).  Must not know: sockets, clocks (`now` is an argument: seconds of any steady clock), randomness (the
@@ -16,18 +16,22 @@ from overlayd.proto.wireguard import Endpoint
 RTO = 0.5  # seconds before the first retransmission; each later pause is twice the one before
 RC = 7  # requests sent in all
 RM = 16  # times RTO to wait for an answer to the last one
+TI = 39.5  # seconds to wait for an answer where the transport loses nothing (6.2.2)
 
 TIMED_OUT = Failure(0, "no answer")
 
 
 class Transaction:
     """One request on its way.  It is sent at 0, 0.5, 1.5, 3.5, 7.5, 15.5 and 31.5 s and given up at 39.5 s, or after
-    `patience` seconds if these are fewer.
+    `patience` seconds if these are fewer.  stream: it goes through one, and so is sent once.
     """
 
-    def __init__(self, transaction_id: bytes, datagram: bytes, now: float, patience: float = math.inf) -> None:
+    def __init__(
+        self, transaction_id: bytes, datagram: bytes, now: float, patience: float = math.inf, *, stream: bool = False
+    ) -> None:
         self.transaction_id = transaction_id
         self.datagram = datagram
+        self._stream = stream
         self._sent = 0
         self._next = now
         self._end = now + patience
@@ -44,6 +48,9 @@ class Transaction:
         """The request, if it is due: once, however late it is asked."""
         if now < self._next or self._sent == RC or now >= self._end:
             return []
+        if self._stream:
+            self._sent, self._next = RC, now + TI
+            return [self.datagram]
         pause = RTO * (RM if self._sent == RC - 1 else 1 << self._sent)
         self._sent += 1
         self._next = now + pause

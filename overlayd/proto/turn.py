@@ -1,11 +1,12 @@
-"""The client of a TURN server over UDP (RFC 8656), and the numbers that both sides of TURN share.
+"""The client of a TURN server (RFC 8656), and the numbers that both sides of TURN share.
 
 Owns: one allocation on one server, from the first request to the release: credentials, refreshing, permissions,
 channels, what came through.  Must not know: sockets, clocks (`now`: seconds of any steady clock), randomness (`new_id`
-gives the 12 bytes of a transaction id), who is asked again after a failure (the owner makes a new client).
+gives the 12 bytes of a transaction id), how messages are told apart in a stream (`turn_stream`), who is asked again
+after a failure (the owner makes a new client).
 
-The driver passes what came from the server's address to `datagram_received`, sends what `datagrams_to_send` gives, to
-that address, after each call and at `next_timeout`, and takes `events`.
+The driver passes what came from the server to `datagram_received`, one message at a time, sends what
+`datagrams_to_send` gives after each call and at `next_timeout`, and takes `events`.
 """
 
 import heapq
@@ -127,13 +128,23 @@ class _Peer:
 
 
 class TurnClient:
-    """family: 4 or 6, of the relayed address."""
+    """family: 4 or 6, of the relayed address.  stream: the messages go through a TCP or TLS connection, which loses
+    none.
+    """
 
     def __init__(
-        self, username: str, credential: str, new_id: Callable[[], bytes], now: float, *, family: int = 4
+        self,
+        username: str,
+        credential: str,
+        new_id: Callable[[], bytes],
+        now: float,
+        *,
+        family: int = 4,
+        stream: bool = False,
     ) -> None:
         self.relayed: Endpoint | None = None
         self._username, self._credential, self._new_id = username, credential, new_id
+        self._stream = stream
         self._realm, self._nonce = "", b""
         self._key: bytes | None = None
         self._over = False
@@ -250,7 +261,8 @@ class TurnClient:
         if self._key is not None:
             message = message.add(stun.USERNAME, self._username)
             message = message.add(stun.REALM, self._realm).add(stun.NONCE, self._nonce)
-        transaction = Transaction(message.transaction_id, stun.encode(message, key=self._key), now, patience)
+        encoded = stun.encode(message, key=self._key)
+        transaction = Transaction(message.transaction_id, encoded, now, patience, stream=self._stream)
         request = _Request(method, fields, done, transaction, self._key, challenges, patience)
         self._requests[message.transaction_id] = request
         self._drive(request, now)
@@ -420,7 +432,8 @@ class TurnClient:
 
     def _relayed_datagram(self, peer: Endpoint, known: _Peer, data: bytes) -> bytes:
         if known.bound and known.channel is not None:
-            return b"%b%b%b" % (known.channel.to_bytes(2), len(data).to_bytes(2), data)
+            padding = bytes(-len(data) % 4) if self._stream else b""  # RFC 8656, section 12.5
+            return b"%b%b%b%b" % (known.channel.to_bytes(2), len(data).to_bytes(2), data, padding)
         message = Message(stun.SEND, Kind.INDICATION, self._new_id())
         return stun.encode(message.add(stun.XOR_PEER_ADDRESS, peer).add(stun.DATA, data), fingerprint=False)
 

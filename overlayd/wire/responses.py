@@ -149,11 +149,14 @@ class NatPeer(Value, frozen=True):
 
 
 class NatStatus(_Response, frozen=True, kw_only=True, tag="nat_status"):
-    """This node's candidates, and how its peers are reached.  last_refresh: Unix seconds."""
+    """This node's candidates, and how its peers are reached.  last_refresh: Unix seconds.  relay_failure (an addition):
+    why no TURN server gives this node an address, though some are configured.
+    """
 
     candidates: tuple[NatCandidate, ...] = ()
     peers: tuple[NatPeer, ...] = ()
     last_refresh: U64
+    relay_failure: str | None = None
 
     def __post_init__(self) -> None:
         require_u64(self.last_refresh)

@@ -117,11 +117,14 @@ class Peer(Value, frozen=True):
 
 
 class TurnServer(Secret, frozen=True, forbid_unknown_fields=True):
-    """A TURN server and what to log in with.  addr: empty means no server."""
+    """A TURN server and what to log in with.  addr: `host:port`, or a URI of RFC 7065 (an addition); empty means no
+    server.  ca_file (an addition): who may have signed its certificate, PEM; empty means whom the node's host trusts.
+    """
 
     addr: Text = ""
     username: Text = ""
     credential: Text = ""
+    ca_file: Text = ""
 
 
 class RelayServer(Secret, frozen=True, forbid_unknown_fields=True):

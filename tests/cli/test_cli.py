@@ -102,6 +102,12 @@ def test_nat(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_nat_says_why_there_is_no_relay(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: wire.NatStatus(last_refresh=0, relay_failure="TURN server a:1: no \x1banswer")
+    assert cli.run(["nat"]) == 0
+    assert capsys.readouterr().out.endswith("\n\nno relay: TURN server a:1: no \\x1banswer\n")
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [

@@ -61,3 +61,25 @@ def behave(box: NatBox, kind: str, port: int, *, moved_to: int = 40000) -> None:
 def forget(box: NatBox) -> None:
     """Let a NAT forget all its mappings, as one that was restarted has."""
     run(["ip", "netns", "exec", box.netns, "conntrack", "-F"])
+
+
+def pass_no_datagrams(box: NatBox) -> None:
+    """Let a NAT drop UDP, as some companies' and hotels' networks do."""
+    run(
+        [
+            "ip",
+            "netns",
+            "exec",
+            box.netns,
+            "nft",
+            "insert",
+            "rule",
+            "ip",
+            "filter",
+            "forward",
+            "meta",
+            "l4proto",
+            "udp",
+            "drop",
+        ]
+    )

@@ -20,27 +20,65 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
+from typing import NamedTuple
 
 import uvloop
 
 from lab.node import Node
 from lab.patience import LIMIT, until
-from lab.processes import environment
+from lab.processes import environment, run
 from overlayd.daemon.nat.relay import Relay
 from overlayd.proto.turn import Allocated, Event, Received, TurnClient
 from overlayd.proto.wireguard import Address, Endpoint
 from overlayd.wire import RelayServer
 
-PORT = 3478
+PORT, TLS_PORT = 3478, 5349
 USERNAME, CREDENTIAL, REALM = "node-1", "correct-horse", "example.org"
 
 
+class Certificate(NamedTuple):
+    """A server's certificate and key, in PEM; it vouches for itself."""
+
+    file: Path
+    key: Path
+
+
+def make_certificate(directory: Path, name: str, *addresses: str) -> Certificate:
+    """For a server of this name, and at these addresses."""
+    made = Certificate(directory / f"{name}.pem", directory / f"{name}.key")
+    names = ",".join([f"DNS:{name}", *(f"IP:{address}" for address in addresses)])
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-keyout", str(made.key)]
+    run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            *key,
+            "-out",
+            str(made.file),
+            "-subj",
+            f"/CN={name}",
+            "-addext",
+            f"subjectAltName={names}",
+        ]
+    )
+    return made
+
+
 @contextlib.contextmanager
-def coturn(node: Node, directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """coturn on the node's address, one thread, UDP only, with nothing outside `directory`."""
+def coturn(
+    node: Node, directory: Path, *options: str, connections: Certificate | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """coturn on the node's address, one thread, with nothing outside `directory`: UDP only, or also connections to the
+    same port, and with TLS and this certificate to TLS_PORT.
+    """
     address = str(node.address)
     argv = ["turnserver", "-n", "-L", address, "-E", address, "-p", str(PORT), "-m", "1", "-a", "-r", REALM]
-    argv += ["-u", f"{USERNAME}:{CREDENTIAL}", "--no-tcp", "--no-tls", "--no-dtls", "--no-tcp-relay", "--no-cli"]
+    argv += ["-u", f"{USERNAME}:{CREDENTIAL}", "--no-dtls", "--no-tcp-relay", "--no-cli"]
+    if connections is None:
+        argv += ["--no-tcp", "--no-tls"]
+    else:
+        argv += ["--tls-listening-port", str(TLS_PORT), "--cert", str(connections.file), "--pkey", str(connections.key)]
     argv += ["--pidfile", str(directory / "turnserver.pid"), "--userdb", str(directory / "turndb")]
     argv += ["-l", str(directory / "turnserver.log"), "--simple-log", *options]
     with _process(node, argv, directory / "turnserver.out") as process:

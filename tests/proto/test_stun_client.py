@@ -44,6 +44,14 @@ def test_the_last_answer_that_counts_comes_before_39_5_seconds() -> None:
     assert transaction.timed_out(39.5)
 
 
+def test_what_a_stream_carries_is_sent_once_and_waited_for_as_long() -> None:
+    transaction = Transaction(ID, b"request", 0.0, stream=True)
+    assert transaction.datagrams_to_send(0.0) == [b"request"]
+    assert transaction.next_timeout() == 39.5
+    assert transaction.datagrams_to_send(39.499) == [] and not transaction.timed_out(39.499)
+    assert transaction.timed_out(39.5)
+
+
 def test_a_client_that_slept_does_not_send_what_it_missed() -> None:
     transaction = Transaction(ID, b"request", 0.0)
     assert transaction.datagrams_to_send(30.0) == [b"request"]

@@ -26,6 +26,7 @@ def nat_status(daemon: Daemon, request: wire.GetNatStatus) -> wire.Response:
         ),
         peers=tuple(_peer(daemon, peer) for peer in state.peers(GLOBAL).values()) if up else (),
         last_refresh=daemon.nat.refreshed,
+        relay_failure=daemon.nat.failure or None,
     )
 
 

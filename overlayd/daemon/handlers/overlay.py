@@ -19,6 +19,7 @@ from overlayd.linux import forwarding
 from overlayd.model import overlay
 from overlayd.model.rows import Overlay
 from overlayd.model.state import Draft
+from overlayd.proto import turn_uri
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +110,14 @@ def _tell_what_is_another(before: Overlay | None, now: Overlay) -> None:
 
 
 def effective(nat: wire.NatConfig) -> wire.NatConfig:
-    """The configuration as it takes effect: all servers as `host:port`, none of STUN if nobody is to be asked, and the
-    built-in values for what is empty or 0.  RequestError names what is no server.
+    """The configuration as it takes effect: all servers with their ports, none of STUN if nobody is to be asked, and
+    the built-in values for what is empty or 0.  RequestError names what is no server.
     """
     built_in = wire.NatConfig()
     turn = []
     for number, server in enumerate(nat.turn_servers):
         if server.addr:
-            turn.append(replace(server, addr=parse.server(server.addr, "nat.turn_servers.addr", STUN_PORT)))
+            turn.append(_turn_server(server))
         else:
             log.warning("nat.turn_servers[%d] has no addr, and is left out", number)
     relay = nat.relay_server
@@ -132,6 +133,22 @@ def effective(nat: wire.NatConfig) -> wire.NatConfig:
         max_candidate_pairs=nat.max_candidate_pairs or built_in.max_candidate_pairs,
         relay_server=relay,
     )
+
+
+def _turn_server(server: wire.TurnServer) -> wire.TurnServer:
+    """As `host:port`, or a URI where it is not UDP."""
+    try:
+        written = turn_uri.read(server.addr)
+    except ValueError as error:
+        raise RequestError(f"request.nat.turn_servers.addr: {parse.quoted(server.addr)}: {error}") from None
+    if server.ca_file and written.transport != "tls":
+        raise RequestError(
+            f"request.nat.turn_servers.ca_file: {parse.quoted(server.addr)} has no certificate; with TLS it is turns:"
+        )
+    if server.ca_file and not server.ca_file.startswith("/"):
+        raise RequestError(f"request.nat.turn_servers.ca_file: {parse.quoted(server.ca_file)} is no absolute path")
+    at = parse.server(written.at, "nat.turn_servers.addr", written.default_port)
+    return replace(server, addr=str(written._replace(at=at)))
 
 
 def _stun_servers(servers: Sequence[str]) -> tuple[str, ...]:

@@ -1,22 +1,27 @@
 """This node's addresses on TURN servers, one of each IP version that some server gives.
 
 Owns: which server gives them, when servers are asked again, and who may reach us.  Must not know: the dialogue with a
-server (`turn_connection`), where WireGuard finds a relayed peer (`loopback`), or when a peer is relayed (`traversal`).
+server (`turn_connection`), how it travels (`turn_transport`), where WireGuard finds a relayed peer (`loopback`), or
+when a peer is relayed (`traversal`).
 
-All servers are asked at once, and the first that gives an allocation has us: a dead one costs nothing.
+All servers are asked at once, at an address of each IP version, and the first that gives an allocation has us: a dead
+one costs nothing.  Those of connections begin a little later, since tunnels in datagrams are better.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any
 
 from overlayd import wire
 from overlayd.daemon.nat.loopback import Loopback
 from overlayd.daemon.nat.reflexive import resolve
 from overlayd.daemon.nat.turn_connection import TurnConnection
+from overlayd.daemon.nat.turn_transport import Connection, Datagrams, connect, words
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.model.candidates import Endpoint
 from overlayd.model.layout import endpoint_text
+from overlayd.proto import turn_uri
 from overlayd.proto.stun import Failure, is_stun
 from overlayd.proto.turn import Allocated, Failed, Refused
 
@@ -28,8 +33,11 @@ VERSIONS = (4, 6)
 PAUSE = 60.0  # before servers are asked again that refuse: somebody may have repaired it
 FIRST_PAUSE = 1.0  # before those are asked again that do not answer, doubling up to PAUSE
 UNSUPPORTED_PAUSE = 3600.0  # before servers are asked again of which none relays for an IP version
+HEAD_START = 1.0  # of datagrams before connections: one may be lost, and is sent again after half of it
 
 UNSUPPORTED = 440  # RFC 8656, section 18.5: address family not supported
+
+_Asked = TurnConnection | Failed  # what came of asking
 
 
 class Allocation:
@@ -53,6 +61,7 @@ class Allocation:
         self._held: dict[int, TurnConnection] = {}  # by IP version
         self._failures: dict[int, list[str]] = {}  # why there is none, by IP version
         self._complained = ""
+        self._told: set[str] = set()  # of servers that fail while another one has us
         self._permitted: dict[bytes, frozenset[Endpoint]] = {}
         if not servers:
             self.settled.set()
@@ -122,14 +131,15 @@ class Allocation:
         """Keep an allocation of one IP version, for ever."""
         silent = 0  # times in a row that no server answered
         while True:
-            first, failed = await self._first(version)
+            first, failed = await _race([self._ask(server, version) for server in self._servers])
             if first is None:
-                self._failures[version] = [f"TURN server {name}: {each.failure}" for name, each in failed]
+                self._failures[version] = [each.failure.reason for each in failed]
                 self._settle()
-                silent = silent + 1 if all(each.failure.code == 0 for _, each in failed) else 0
-                await asyncio.sleep(_pause([each for _, each in failed], silent))
+                silent = silent + 1 if all(each.failure.code == 0 for each in failed) else 0
+                await asyncio.sleep(_pause(failed, silent))
                 continue
             silent = 0
+            self._tell(failed)
             self._hold(version, first)
             try:
                 over = await first.over
@@ -138,37 +148,32 @@ class Allocation:
                 self._held.pop(version, None)
                 first.close()
 
-    async def _first(self, version: int) -> tuple[TurnConnection | None, list[tuple[str, Failed]]]:
-        """Ask all servers at once.  Returns the connection to the first that gives an allocation, else why each does
-        not.
-        """
-        tasks = [asyncio.create_task(self._ask(server, version)) for server in self._servers]
-        failed: list[tuple[str, Failed]] = []
-        won: TurnConnection | None = None
+    async def _ask(self, server: wire.TurnServer, version: int) -> _Asked:
+        """Ask one server, at its preferred address of each IP version.  The failure names the server."""
+        at = turn_uri.read(server.addr)
+        if at.transport != "udp" and any(turn_uri.read(each.addr).transport == "udp" for each in self._servers):
+            await asyncio.sleep(HEAD_START)
         try:
-            for coming in asyncio.as_completed(tasks):
-                answer = await coming
-                if isinstance(answer, TurnConnection):
-                    won = answer
-                    return won, []
-                failed.append(answer)
-            return None, failed
-        finally:
-            for task in tasks:
-                if not task.done():
-                    task.cancel()
-                elif not task.cancelled() and task.exception() is None:
-                    other = task.result()
-                    if isinstance(other, TurnConnection) and other is not won:
-                        other.close()
-
-    async def _ask(self, server: wire.TurnServer, version: int) -> TurnConnection | tuple[str, Failed]:
-        """Ask one server, at one of its addresses."""
-        try:
-            found = await resolve(self._lookups, server.addr)
-            connection = TurnConnection(found[0], server, version, self._take, self._refused)
+            found = await resolve(self._lookups, at.at)
         except (OSError, ValueError) as error:
-            return server.addr, Failed(Failure(0, str(error) or "no answer"), None)
+            return _named(server, Failure(0, str(error) or "no answer"))
+        places = {endpoint[0].version: endpoint for endpoint in reversed(found)}.values()
+        won, failed = await _race([self._ask_at(endpoint, at, server, version) for endpoint in places])
+        if won is not None:
+            return won
+        telling = [each for each in failed if each.failure.code] or failed
+        return _named(server, telling[0].failure, telling[0].retry_after)
+
+    async def _ask_at(self, endpoint: Endpoint, at: turn_uri.Server, server: wire.TurnServer, version: int) -> _Asked:
+        try:
+            if at.transport == "udp":
+                transport: Datagrams | Connection = Datagrams(endpoint)
+            else:
+                host = at.at.rpartition(":")[0].strip("[]")
+                transport = await connect(endpoint, tls=at.transport == "tls", host=host, ca_file=server.ca_file)
+        except (OSError, TimeoutError) as error:
+            return Failed(Failure(0, words(error)), None)
+        connection = TurnConnection(transport, server, version, self._take, self._refused)
         try:
             answer = await connection.first
         except asyncio.CancelledError:
@@ -177,7 +182,7 @@ class Allocation:
         if isinstance(answer, Allocated):
             return connection
         connection.close()
-        return server.addr, answer if isinstance(answer, Failed) else Failed(answer.failure, None)
+        return answer if isinstance(answer, Failed) else Failed(answer.failure, None)
 
     def _hold(self, version: int, connection: TurnConnection) -> None:
         self._held[version] = connection
@@ -199,6 +204,13 @@ class Allocation:
             self._complained = failure
             log.warning("no relay, asked again later: %s", failure)
 
+    def _tell(self, failed: Sequence[Failed]) -> None:
+        """Say once of servers that are of no use, though there is no need for them now."""
+        for each in failed:
+            if each.failure.code != UNSUPPORTED and each.failure.reason not in self._told:
+                self._told.add(each.failure.reason)
+                log.warning("%s; another one has us", each.failure.reason)
+
     def _take(self, data: bytes, peer: Endpoint) -> None:
         if is_stun(data):
             self._heard(data, peer)
@@ -207,6 +219,33 @@ class Allocation:
 
     def _refused(self, refused: Refused) -> None:
         log.debug("the TURN server does not relay to %s: %s", endpoint_text(refused.peer), refused.failure)
+
+
+async def _race(attempts: Sequence[Coroutine[Any, Any, _Asked]]) -> tuple[TurnConnection | None, list[Failed]]:
+    """The connection that is first to have an allocation; and why those before it, or all, have none."""
+    tasks = [asyncio.create_task(attempt) for attempt in attempts]
+    failed: list[Failed] = []
+    won: TurnConnection | None = None
+    try:
+        for coming in asyncio.as_completed(tasks):
+            answer = await coming
+            if isinstance(answer, TurnConnection):
+                won = answer
+                break
+            failed.append(answer)
+    finally:
+        for task in tasks:
+            if not task.done():
+                task.cancel()
+            elif not task.cancelled() and task.exception() is None:
+                other = task.result()
+                if isinstance(other, TurnConnection) and other is not won:
+                    other.close()
+    return won, failed
+
+
+def _named(server: wire.TurnServer, failure: Failure, retry_after: float | None = None) -> Failed:
+    return Failed(Failure(failure.code, f"TURN server {server.addr}: {failure}"), retry_after)
 
 
 def _pause(failed: Sequence[Failed], silent: int) -> float:

@@ -1,19 +1,17 @@
-"""One socket to one TURN server, and the allocation that is had through it.
+"""The allocation that is had through one transport to one TURN server.
 
-Owns: the socket, the timer, and how long the allocation lasts.  Must not know: the dialogue with the server
-(`proto.turn`), which servers there are (`allocation`), or what the datagrams mean.
+Owns: the timer, and how long the allocation lasts.  Must not know: the dialogue with the server (`proto.turn`), how it
+travels (`turn_transport`), which servers there are (`allocation`), or what the datagrams mean.
 """
 
 import asyncio
 import os
-import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 
 from overlayd import wire
-from overlayd.daemon.nat.loopback import AT_ONCE, DATAGRAM, enlarge_buffers
+from overlayd.daemon.nat.turn_transport import Transport
 from overlayd.model.candidates import Endpoint
-from overlayd.proto.stun import TRANSACTION_ID_SIZE
+from overlayd.proto.stun import TRANSACTION_ID_SIZE, Failure
 from overlayd.proto.turn import Allocated, Expired, Failed, Received, Refused, TurnClient
 
 # Our own constants, seconds.
@@ -29,13 +27,13 @@ class TurnConnection:
     """relayed: where we are reached through it, None before and after.  first: done when the server has given an
     allocation or a reason for none.  over: done when there is none any more.
 
-    server: where it is.  login: what it is asked with.  family: 4 or 6, of the relayed address.  received: called with
-    what peers sent.  refused: called with each peer to whom it does not relay.  OSError: there is no way to the server.
+    transport: to the server, closed with this.  login: what it is asked with.  family: 4 or 6, of the relayed address.
+    received: called with what peers sent.  refused: called with each peer to whom it does not relay.
     """
 
     def __init__(
         self,
-        server: Endpoint,
+        transport: Transport,
         login: wire.TurnServer,
         family: int,
         received: Callable[[bytes, Endpoint], None],
@@ -51,11 +49,16 @@ class TurnConnection:
         self._due: float | None = None
         self._since = self._heard = self._asked = loop.time()
         self._closed = False
-        self._socket = _connected(server)
+        self._transport = transport
         self._client = TurnClient(
-            login.username, login.credential, lambda: os.urandom(TRANSACTION_ID_SIZE), loop.time(), family=family
+            login.username,
+            login.credential,
+            lambda: os.urandom(TRANSACTION_ID_SIZE),
+            loop.time(),
+            family=family,
+            stream=transport.stream,
         )
-        loop.add_reader(self._socket, self._read)
+        transport.start(self._hear, self._lose)
         self._flush()
 
     def close(self) -> None:
@@ -67,8 +70,7 @@ class TurnConnection:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
+        self._transport.close()
         self.relayed = None
 
     def permit(self, peer: Endpoint) -> None:
@@ -98,19 +100,20 @@ class TurnConnection:
             self._asked = now
             self._client.probe(now)
 
-    def _read(self) -> None:
+    def _hear(self, messages: Sequence[bytes]) -> None:
         now = asyncio.get_running_loop().time()
-        for _ in range(AT_ONCE):
-            try:
-                datagram = self._socket.recv(DATAGRAM)
-            except BlockingIOError:
-                break
-            except OSError:  # nobody listens there now: perhaps for good
-                self._probe(now)
-                continue
+        if messages:
             self._heard = now
-            self._client.datagram_received(datagram, now)
+        for message in messages:
+            self._client.datagram_received(message, now)
         self._flush()
+
+    def _lose(self, reason: str) -> None:
+        """The server is not there: for good, or where nothing is kept open perhaps only now."""
+        if self._transport.stream:
+            self._end(Expired(Failure(0, reason)) if self.first.done() else Failed(Failure(0, reason), None))
+        else:
+            self._probe(asyncio.get_running_loop().time())
 
     def _flush(self) -> None:
         """Heed what happened, send what is to be sent, and set the timer anew."""
@@ -122,8 +125,7 @@ class TurnConnection:
             if not datagrams and not events:
                 break
             for datagram in datagrams:
-                with suppress(OSError):  # a full buffer or no route: as lost on the way
-                    self._socket.send(datagram)
+                self._transport.send(datagram)
             for event in events:
                 match event:
                     case Received(peer, data):
@@ -154,15 +156,3 @@ class TurnConnection:
         for future in (self.first, self.over):
             if not future.done():
                 future.set_result(event)
-
-
-def _connected(server: Endpoint) -> socket.socket:
-    family = socket.AF_INET if server[0].version == 4 else socket.AF_INET6
-    made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        enlarge_buffers(made)
-        made.connect((str(server[0]), server[1]))
-    except OSError:
-        made.close()
-        raise
-    return made

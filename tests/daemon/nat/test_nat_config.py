@@ -50,6 +50,29 @@ def test_a_turn_server_without_an_address_is_left_out_and_told(caplog: pytest.Lo
     assert "nat.turn_servers[0] has no addr" in caplog.text
 
 
+@pytest.mark.parametrize(("written", "kept"), [
+    ("turn:192.0.2.1", "192.0.2.1:3478"),
+    ("turn:a.example?transport=tcp", "turn:a.example:3478?transport=tcp"),
+    ("turns:a.example", "turns:a.example:5349"),
+    ("turns:[2001:db8::1]:443", "turns:[2001:db8::1]:443"),
+])  # fmt: skip
+def test_a_turn_server_that_is_a_uri(written: str, kept: str) -> None:
+    assert effective(NatConfig(turn_servers=(TurnServer(written),))).turn_servers == (TurnServer(kept),)
+
+
+@pytest.mark.parametrize("wrong", [
+    TurnServer("turns:a.example?transport=udp"),
+    TurnServer("turn:a b?transport=tcp"),
+    TurnServer("turns:a.example:0"),
+    TurnServer("turn:"),
+    TurnServer("turn:a.example?transport=tcp", ca_file="/etc/ssl/ca.pem"),
+    TurnServer("turns:a.example", ca_file="ca.pem"),
+])  # fmt: skip
+def test_what_is_no_turn_server(wrong: TurnServer) -> None:
+    with pytest.raises(RequestError, match=r"request\.nat\.turn_servers\."):
+        effective(NatConfig(turn_servers=(wrong,)))
+
+
 def test_a_relay_has_the_usual_port_and_room() -> None:
     assert effective(NatConfig(relay_server=RelayServer())).relay_server == RelayServer(3478, "", 100)
     written = RelayServer(19302, "192.0.2.1", 5, "secret")
