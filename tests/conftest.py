@@ -97,5 +97,6 @@ class Comparison:
 def canned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canned]:
     server = Canned(tmp_path / "s")
     monkeypatch.setenv("OVERLAYD_SOCKET", str(server.path))
+    monkeypatch.delenv("COLUMNS", raising=False)
     yield server
     server.close()

@@ -8,13 +8,13 @@ Nothing slow is imported here: `--help` and a mistyped argument should not wait 
 import argparse
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from overlayd import __version__
 
 EXIT_ERR = 1  # the daemon answered err
 EXIT_USAGE = 2  # argparse's own
-EXIT_FINDINGS = 4  # the doctor found an error, or an inspection a difference
+EXIT_FINDINGS = 4  # the doctor found an error, an inspection a difference; not ready; a path is broken
 EXIT_UNAVAILABLE = 69  # sysexits.h, EX_UNAVAILABLE
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
@@ -25,8 +25,9 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _EPILOG = """\
 examples:
-  overlayctl status                                  this node's overlay
-  overlayctl peers -o wide                           its peers, with whole keys
+  overlayctl status                                  whether all is well, and this node's overlay
+  overlayctl peers -o wide                           its peers, with whole keys; those that do not answer first
+  overlayctl services, containers, ip, networks, dns what it holds; --filter TEXT for some of it
   overlayctl nat                                     where it may be reached, and how it reaches its peers
   overlayctl dns list                                registered names, upstream servers, and the cache
   overlayctl whoami                                  which process serves the socket
@@ -39,7 +40,7 @@ examples:
 
 exit status:
   0 done   1 the daemon refused, and said why   2 wrong usage
-  4 the doctor found an error, or the inspection a difference
+  4 the doctor found an error, the inspection a difference; the node is not ready; a path is broken
   69 the daemon cannot be reached, or is not the one that its identity file names
 """
 
@@ -58,6 +59,12 @@ Sections: {", ".join(SECTIONS)}; all of them, shortened, when none is named.
 
 overlayd need not run.  The kernel is read by another library than the daemon's own code, and compared with the journal
 in the data directory.  Reading the journal and the connections takes root; the rest anybody may see.
+"""
+
+_COMPLETION_EPILOG = """\
+  bash   overlayctl completion bash > /etc/bash_completion.d/overlayctl
+  zsh    overlayctl completion zsh > "${fpath[1]}/_overlayctl"
+  fish   overlayctl completion fish > ~/.config/fish/completions/overlayctl.fish
 """
 
 _EDGE_EPILOG = """\
@@ -80,13 +87,16 @@ class Option(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command, or a word before several: then it has `actions`, and no options."""
+    """A command, or a word before several: then it has `actions`.  default: the action that the word alone means, whose
+    options it takes; empty when the word alone means none.
+    """
 
     word: str
     summary: str
     options: tuple[Option, ...] = ()
     epilog: str | None = None
     actions: tuple["Command", ...] = ()
+    default: str = ""
 
 
 def _option(*names: str, **settings: Any) -> Option:
@@ -98,6 +108,22 @@ def _output(*formats: str) -> Option:
     return _option("-o", "--output", choices=formats, default=formats[0], help="how to print it (default: %(default)s)")
 
 
+_JSON = _option(
+    "--json", dest="output", action="store_const", const="json", default=argparse.SUPPRESS, help="the same as -o json"
+)
+_FILTER = _option(
+    "--filter",
+    action="append",
+    default=[],
+    metavar="TEXT",
+    help="only rows that have this in one of their cells, in any case; repeatable: all of them",
+)
+
+
+def _listing(*formats: str) -> tuple[Option, ...]:
+    return (_output(*formats), _JSON, _FILTER)
+
+
 def _timeout(text: str) -> float:
     try:
         seconds = float(text)
@@ -106,6 +132,12 @@ def _timeout(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
 
 
 def _duration(text: str) -> int:
@@ -122,12 +154,39 @@ def _section(text: str) -> str:
 
 
 COMMANDS = (
-    Command("status", "Show this node's overlay and its dedicated services.", (_output("table", "wide", "json"),)),
-    Command("peers", "List the peers of the global overlay.", (_output("table", "wide", "json"),)),
+    Command(
+        "status",
+        "Say whether all is well, and show this node's overlay and its services.",
+        (
+            _output("table", "wide", "json"),
+            _JSON,
+            _option("--wait", action="store_true", help="wait until all is well, for --timeout at most; else exit 4"),
+        ),
+    ),
+    Command("ready", "Exit 0 when this node's overlay is set up and can tunnel, 4 with the reason when not."),
+    Command("services", "List the services of this node.", _listing("table", "json")),
+    Command("containers", "List what is attached to this node's services.", _listing("table", "json")),
+    Command("ip", "List pools of addresses and what holds them; -o wide: each.", _listing("table", "wide", "json")),
+    Command("networks", "List the isolation networks of this node.", _listing("table", "json")),
+    Command("peers", "List peers of all devices, those that do not answer first.", _listing("table", "wide", "json")),
+    Command(
+        "show",
+        "Show the devices and their peers as wg(8) does, with the peers' names.",
+        (_option("form", metavar="dump", nargs="?", choices=("dump",), help="as wg show all dump, the name last"),),
+    ),
+    Command(
+        "top",
+        "Show what flows to and from each peer and service, anew every few seconds.",
+        (
+            _option("--interval", metavar="S", type=_timeout, default=2.0, help="seconds (default: %(default)g)"),
+            _option("-n", "--number", metavar="N", type=_count, default=0, help="so many times (default: for ever)"),
+            _FILTER,
+        ),
+    ),
     Command(
         "nat",
         "Show where this node may be reached, and how it reaches its peers.",
-        (_output("table", "wide", "json"),),
+        (_output("table", "wide", "json"), _JSON),
     ),
     Command(
         "dns",
@@ -136,10 +195,11 @@ COMMANDS = (
             Command(
                 "list",
                 "List registered names, and the servers that are asked for others.",
-                (_output("table", "json"),),
+                _listing("table", "json"),
             ),
             Command("flush", "Forget what those servers have answered."),
         ),
+        default="list",
     ),
     Command(
         "whoami",
@@ -147,9 +207,10 @@ COMMANDS = (
         (
             _option("--identity-file", metavar="FILE", help="what the daemon published with its --identity-file"),
             _output("table", "json"),
+            _JSON,
         ),
     ),
-    Command("events", "Print what changes, one line each, until interrupted.", (_output("text", "json"),)),
+    Command("events", "Print what changes, one line each, until interrupted.", (_output("text", "json"), _JSON)),
     Command(
         "call",
         "Send one request of the contract.",
@@ -163,7 +224,7 @@ COMMANDS = (
     Command(
         "doctor",
         "Compare the daemon's state with the kernel and the devices, and say what to do.",
-        (_output("text", "json"),),
+        (_output("text", "json"), _JSON),
     ),
     Command(
         "inspect",
@@ -176,8 +237,41 @@ COMMANDS = (
                 help="the daemon's data directory (default: $OVERLAYD_DATA_DIR, else /var/lib/overlayd)",
             ),
             _output("text", "json"),
+            _JSON,
         ),
         _INSPECT_EPILOG,
+    ),
+    Command(
+        "bundle",
+        "Write a tar file for a bug report: what the daemon and the kernel show, without secrets.",
+        (
+            _option("file", metavar="FILE", nargs="?", help="where to (default: overlayd-HOST-TIME.tar.gz here)"),
+            _option(
+                "--data-dir",
+                metavar="DIR",
+                help="the daemon's data directory, whose secrets are looked for (default: as of inspect)",
+            ),
+        ),
+    ),
+    Command("version", "Print the versions of overlayctl and of the daemon."),
+    Command(
+        "completion",
+        "Print what makes a shell complete overlayctl's words.",
+        (_option("shell", choices=("bash", "zsh", "fish"), help="the shell"),),
+        _COMPLETION_EPILOG,
+    ),
+    Command(
+        "man",
+        "Print a manual page, in roff: overlayctl man | man -l -",
+        (
+            _option(
+                "page",
+                nargs="?",
+                choices=("overlayctl", "overlayd"),
+                default="overlayctl",
+                help="(default: %(default)s)",
+            ),
+        ),
     ),
     Command(
         "edge",
@@ -214,46 +308,82 @@ COMMANDS = (
                 ),
                 _EDGE_EPILOG,
             ),
-            Command("list", "List the devices that were let in.", (_output("table", "wide", "json"),)),
+            Command("list", "List the devices that were let in.", (_output("table", "wide", "json"), _JSON)),
             Command(
                 "revoke",
                 "Shut a device out now.",
                 (_option("name", metavar="NAME", help="the name it was minted with"),),
             ),
         ),
+        default="list",
     ),
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what was perhaps meant.  Its commands' parsers are of its class too."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message)
+        if wrong:
+            import difflib  # noqa: PLC0415
+
+            word = wrong[1] or wrong[2]
+            near = difflib.get_close_matches(word, _words(self), n=3)
+            if near:
+                message = f"{message.partition(' (choose from')[0]}; did you mean {' or '.join(near)}?"
+        super().error(message)
+
+
+def _words(parser: argparse.ArgumentParser) -> list[str]:
+    """The commands and options that a parser knows."""
+    known: list[str] = []
+    for action in parser._actions:
+        known += action.option_strings
+        known += [str(each) for each in action.choices or ()]
+        if isinstance(action.choices, dict):
+            for each in action.choices.values():
+                known += [option for one in each._actions for option in one.option_strings]
+    return sorted(set(known))
+
+
 def parser() -> argparse.ArgumentParser:
     """What it parses has the words of the command, such as "edge mint", as `command`."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="overlayctl",
         description="Ask the overlayd of this node.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"overlayctl {__version__}")
-    top.add_argument(
-        "--socket",
-        metavar="PATH",
-        help="the daemon's socket (default: $OVERLAYD_SOCKET, else /run/overlayd/overlayd.sock)",
-    )
-    top.add_argument(
-        "--timeout",
-        metavar="S",
-        type=_timeout,
-        default=DEFAULT_TIMEOUT,
-        help="seconds to wait for an answer (default: %(default)g)",
-    )
-    top.set_defaults(identity_file=None)
+    _add_global(top)
+    top.set_defaults(identity_file=None, socket=None, timeout=DEFAULT_TIMEOUT)
     _add(top, COMMANDS, "COMMAND", "")
     return top
 
 
+def _add_global(parser: argparse.ArgumentParser) -> None:
+    """The options that may stand before the command or after it."""
+    group = parser.add_argument_group("of every command")
+    group.add_argument(
+        "--socket",
+        metavar="PATH",
+        default=argparse.SUPPRESS,
+        help="the daemon's socket (default: $OVERLAYD_SOCKET, else /run/overlayd/overlayd.sock)",
+    )
+    group.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_timeout,
+        default=argparse.SUPPRESS,
+        help=f"seconds to wait for an answer (default: {DEFAULT_TIMEOUT:g})",
+    )
+
+
 def _add(parent: argparse.ArgumentParser, commands: Iterable[Command], metavar: str, before: str) -> None:
     """before: the words that come before those of `commands`, with a space after them."""
-    places = parent.add_subparsers(metavar=metavar, required=True)
+    optional = any(before == f"{each.word} " and each.default for each in COMMANDS)
+    places = parent.add_subparsers(metavar=metavar, required=not optional)
     for command in commands:
         made = places.add_parser(
             command.word,
@@ -262,9 +392,10 @@ def _add(parent: argparse.ArgumentParser, commands: Iterable[Command], metavar: 
             epilog=command.epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        for option in command.options:
+        default = next((each for each in command.actions if each.word == command.default), None)
+        for option in default.options if default is not None else command.options:
             made.add_argument(*option.names, **option.settings)
+        _add_global(made)
+        made.set_defaults(command=f"{before}{command.word}" + (f" {command.default}" if default is not None else ""))
         if command.actions:
             _add(made, command.actions, "ACTION", f"{before}{command.word} ")
-        else:
-            made.set_defaults(command=f"{before}{command.word}")

@@ -6,22 +6,31 @@ or refuses.  Must not know: how answers are laid out (`tables`), how `key=value`
 
 import asyncio
 import os
+import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
-from overlayd.cli import tables
+from overlayd import __version__
+from overlayd.cli import completion, lists, tables, top, wgshow
 from overlayd.cli.arguments import EXIT_ERR, EXIT_FINDINGS, EXIT_UNAVAILABLE
 from overlayd.cli.call import UsageError, list_requests, parse_request
+from overlayd.cli.columns import Paper, printable
 from overlayd.client import CallError, ConnectionLost, OverlayClient, Unreachable, default_socket
 from overlayd.errors import OverlaydError
 
 # Ours: a daemon that just restarts is waited for, a person who forgot to start it is told at once.
 CONNECT_TIMEOUT = 0.3  # seconds
+PAUSE = 0.2  # seconds between two looks of who waits
 DEFAULT_DATA_DIR = "/var/lib/overlayd"  # as the daemon's own
+
+
+T = TypeVar("T")
 
 
 def run(args: Namespace, usage: Callable[[str], NoReturn]) -> int:
@@ -32,7 +41,7 @@ def run(args: Namespace, usage: Callable[[str], NoReturn]) -> int:
     except UsageError as error:
         usage(str(error))
     except CallError as error:
-        return _fail(EXIT_ERR, "\n".join(map(tables.printable, str(error).split("\n"))))
+        return _fail(EXIT_ERR, "\n".join(map(printable, str(error).split("\n"))))
     except Unreachable as error:
         return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(error.reason, _socket(args))}")
     except ConnectionLost as error:
@@ -63,28 +72,146 @@ def _socket(args: Namespace) -> str:
 # --- the commands, each a coroutine of the parsed words that may return an exit code ----------------------------------
 
 
-async def _status(args: Namespace) -> None:
+async def _status(args: Namespace) -> int:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + args.timeout
+    while True:
+        try:
+            async with _client(args) as client:
+                status = await client.status()
+        except (Unreachable, ConnectionLost):
+            if not args.wait or loop.time() > deadline:
+                raise
+        else:
+            if not args.wait or tables.well(status) or loop.time() > deadline:
+                break
+        await asyncio.sleep(PAUSE)
+    wide = args.output == "wide"
+    _show(args, status, lambda: tables.status(status, wide=wide, now=time.time(), paper=_paper()))
+    return EXIT_FINDINGS if args.wait and not tables.well(status) else 0
+
+
+async def _ready(args: Namespace) -> int:
     async with _client(args) as client:
         status = await client.status()
-    _show(args, status, lambda: tables.status(status, wide=args.output == "wide"))
+    if status.interface is not None:
+        print("ready")
+        return 0
+    print(f"not ready: {tables.verdict(status)[0]}")
+    return EXIT_FINDINGS
+
+
+async def _version(args: Namespace) -> None:
+    print(f"overlayctl {__version__}")
+    async with _client(args) as client:
+        status = await client.status()
+    print(f"overlayd {status.version or '(of before 0.1: it does not say)'}")
+
+
+def _listed(args: Namespace, kind: lists.List[T], rows: Sequence[T]) -> None:
+    if args.output == "json":
+        print(tables.pretty_json(lists.matching(kind, rows, args.filter)))
+    else:
+        print(lists.text(kind, rows, args.filter, _paper()))
+
+
+async def _services(args: Namespace) -> None:
+    async with _client(args) as client:
+        rows = (await client.list_things("services")).services
+    _listed(args, lists.services(time.time()), rows)
+
+
+async def _containers(args: Namespace) -> None:
+    async with _client(args) as client:
+        rows = (await client.list_things("containers")).containers
+    _listed(args, lists.containers(time.time()), rows)
+
+
+async def _ip(args: Namespace) -> None:
+    async with _client(args) as client:
+        pools = (await client.list_things("pools")).pools
+        held = (await client.list_things("addresses")).addresses
+    holders = lists.holders(held)
+    if args.output == "json":
+        own = lists.matching(lists.addresses(), held, args.filter)
+        print(tables.pretty_json({"pools": pools, "addresses": own}))
+        return
+    rows = [lists.Pool(pool, holders.get(pool.service, Counter())) for pool in pools]
+    if args.output == "wide" or args.filter:
+        print(lists.text(lists.addresses(), held, args.filter, _paper()))
+    if not args.filter:
+        print(("\n" if args.output == "wide" else "") + lists.text(lists.pools(), rows, (), _paper()))
+
+
+async def _networks(args: Namespace) -> None:
+    async with _client(args) as client:
+        rows = (await client.list_things("networks")).networks
+    _listed(args, lists.networks(), rows)
 
 
 async def _peers(args: Namespace) -> None:
+    kind = lists.peers(time.time(), wide=args.output == "wide")
     async with _client(args) as client:
-        peers = (await client.status()).peers
-    _show(args, peers, lambda: tables.peers(peers, wide=args.output == "wide", now=time.time()))
+        if args.output == "json":  # in the shape that they have in `status`
+            known = (await client.status()).peers
+            rows = (await client.list_things("peers")).peers if args.filter else ()
+            wanted = {each.public_key for each in lists.matching(kind, rows, args.filter)}
+            print(tables.pretty_json([each for each in known if not args.filter or each.public_key in wanted]))
+            return
+        rows = (await client.list_things("peers")).peers
+    print(lists.text(kind, rows, args.filter, _paper()))
+
+
+async def _wg_show(args: Namespace) -> None:
+    async with _client(args) as client:
+        status, peers = await client.status(), (await client.list_things("peers")).peers
+    print(wgshow.dump(status, peers) if args.form else wgshow.show(status, peers, time.time()))
+
+
+async def _top(args: Namespace) -> None:
+    async with _client(args) as client:
+        before = await _look(client)
+        shown = 0
+        while not args.number or shown < args.number:
+            await asyncio.sleep(args.interval)
+            now, paper = await _look(client), _paper()
+            clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else "\n" if shown else ""
+            print(clear + top.text(before, now, args.filter, paper), flush=True)
+            before, shown = now, shown + 1
+
+
+async def _look(client: OverlayClient) -> top.Look:
+    services = (await client.list_things("services")).services
+    flows = {each.service: flow for each in services if (flow := _flow(each.bridge)) is not None}
+    return top.Look((await client.list_things("peers")).peers, flows, time.monotonic())
+
+
+def _flow(bridge: str) -> tuple[int, int] | None:
+    """What a bridge of this host sent to its ports and received from them; None when it is not in this namespace."""
+    try:
+        directory = Path("/sys/class/net", bridge, "statistics")
+        return int((directory / "tx_bytes").read_text()), int((directory / "rx_bytes").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 async def _nat(args: Namespace) -> None:
     async with _client(args) as client:
         status = await client.nat_status()
-    _show(args, status, lambda: tables.nat(status, wide=args.output == "wide", now=time.time()))
+    wide = args.output == "wide"
+    _show(args, status, lambda: tables.nat(status, wide=wide, now=time.time(), paper=_paper()))
 
 
 async def _dns_list(args: Namespace) -> None:
     async with _client(args) as client:
         known = await client.list_dns()
-    _show(args, known, lambda: tables.dns(known))
+    if args.output == "json" and not args.filter:
+        print(tables.pretty_json(known))
+    elif args.output == "json":
+        _listed(args, lists.names(), known.names)
+    else:
+        print(tables.upstreams(known, _paper()), end="\n\n")
+        _listed(args, lists.names(), known.names)
 
 
 async def _dns_flush(args: Namespace) -> None:
@@ -134,6 +261,32 @@ async def _inspect(args: Namespace) -> int:
     return EXIT_FINDINGS if found.differences else 0
 
 
+async def _bundle(args: Namespace) -> None:
+    from overlayd.cli import bundle  # noqa: PLC0415 - tarfile and pyroute2 are slow to import
+
+    path = Path(args.file or bundle.default_name())
+    directory = args.data_dir or os.environ.get("OVERLAYD_DATA_DIR") or DEFAULT_DATA_DIR
+    said = await bundle.daemon_says(lambda: _client(args))
+    await asyncio.to_thread(bundle.write, path, said, Path(directory), _socket(args))
+    print(f"{path}: look through it before you give it away")
+
+
+async def _completion(args: Namespace) -> None:
+    print(completion.script(args.shell), end="")
+
+
+async def _man(args: Namespace) -> None:
+    from overlayd.cli import manual  # noqa: PLC0415
+    from overlayd.cli.arguments import parser  # noqa: PLC0415
+
+    if args.page == "overlayd":
+        from overlayd.daemon.config import parser as daemon_parser  # noqa: PLC0415 - it imports the daemon
+
+        print(manual.page(daemon_parser()), end="")
+    else:
+        print(manual.page(parser()), end="")
+
+
 async def _edge_mint(args: Namespace) -> None:
     async with _client(args) as client:
         config = await client.mint_edge_peer(
@@ -145,7 +298,8 @@ async def _edge_mint(args: Namespace) -> None:
 async def _edge_list(args: Namespace) -> None:
     async with _client(args) as client:
         peers = await client.list_edge_peers()
-    _show(args, peers, lambda: tables.edge_peers(peers, wide=args.output == "wide", now=time.time()))
+    wide = args.output == "wide"
+    _show(args, peers, lambda: tables.edge_peers(peers, wide=wide, now=time.time(), paper=_paper()))
 
 
 async def _edge_revoke(args: Namespace) -> None:
@@ -156,7 +310,14 @@ async def _edge_revoke(args: Namespace) -> None:
 # By the words of `arguments.COMMANDS`.
 COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "status": _status,
+    "ready": _ready,
+    "services": _services,
+    "containers": _containers,
+    "ip": _ip,
+    "networks": _networks,
     "peers": _peers,
+    "show": _wg_show,
+    "top": _top,
     "nat": _nat,
     "dns list": _dns_list,
     "dns flush": _dns_flush,
@@ -165,6 +326,10 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "call": _call,
     "doctor": _doctor,
     "inspect": _inspect,
+    "bundle": _bundle,
+    "version": _version,
+    "completion": _completion,
+    "man": _man,
     "edge mint": _edge_mint,
     "edge list": _edge_list,
     "edge revoke": _edge_revoke,
@@ -173,6 +338,14 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
 
 def _show(args: Namespace, answer: object, table: Callable[[], str]) -> None:
     print(tables.pretty_json(answer) if args.output == "json" else table())
+
+
+def _paper() -> Paper:
+    """What stdout is: as wide as the terminal or COLUMNS says, in colours on a terminal that has them."""
+    width = shutil.get_terminal_size((0, 0)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else 0
+    # https://no-color.org
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Paper(width, colours)
 
 
 # --- what is said on stderr -------------------------------------------------------------------------------------------

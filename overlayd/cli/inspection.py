@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from pyroute2.netlink.exceptions import NetlinkError
 
-from overlayd.cli.tables import printable, table
+from overlayd.cli.columns import printable, table
 from overlayd.errors import MechanismError
 from overlayd.inspect import inspection
 from overlayd.inspect.picture import SECTIONS, Inspection

@@ -8,6 +8,7 @@ Each imports late what is slow, and once: a mistyped argument should not wait fo
 
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from overlayd.cli.arguments import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, parser
@@ -22,7 +23,13 @@ def daemon() -> NoReturn:
 
 def control() -> NoReturn:
     """The `overlayctl` command."""
-    sys.exit(run(sys.argv[1:]))
+    if sys.stdout is None:  # closed by who started us
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until we exit
+    try:
+        code = run(sys.argv[1:])
+    except SystemExit as end:  # of --help, --version and wrong usage
+        code = int(end.code or 0)
+    sys.exit(_flushed(code))
 
 
 def run(arguments: list[str]) -> int:
@@ -36,6 +43,23 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more when it exits: let that succeed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return _to_nobody()
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed is out: whoever read it may have gone."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except BrokenPipeError:
+        return _to_nobody()
+    return code
+
+
+def _to_nobody() -> int:
+    """The interpreter flushes the streams once more when it exits: let that succeed."""
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nobody, descriptor)
+    return EXIT_BROKEN_PIPE

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 import msgspec
 
 from overlayd import wire
+from overlayd.cli.columns import PLAIN, Column, Paper, Tone, printable, table, toned
 from overlayd.client import Whoami
 from overlayd.errors import ProtocolError
 
 SHORT_KEY = 8  # characters; as many as WireGuard's own logs need to tell peers apart
 LAST_SECOND = 253402300799  # of the year 9999, where datetime ends
-HEALTHY_SECS = 180  # a session is renewed every 120 s and dies after 180 s (WireGuard: REJECT_AFTER_TIME)
 
 
 def pretty_json(value: object) -> str:
@@ -27,8 +27,10 @@ def line_json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def status(status: wire.Status, *, wide: bool) -> str:
-    """The node's overlay, a table of its services, and one of the devices of dedicated ones, each if there are any."""
+def status(status: wire.Status, *, wide: bool, now: float, paper: Paper = PLAIN) -> str:
+    """Whether all is well, the node's overlay, a table of its services, and one of the devices of dedicated ones, each
+    if there are any.
+    """
     facts = [
         ("interface", status.interface or "none: the global overlay is not set up"),
         ("node address", status.node_ip or "none"),
@@ -38,10 +40,19 @@ def status(status: wire.Status, *, wide: bool) -> str:
         ("peers", str(status.peer_count)),
         ("services", f"{status.service_count}, {len(status.dedicated_services)} of them dedicated"),
     ]
-    lines = [f"{name:<14}{printable(value)}" for name, value in facts]
+    if status.version is not None:
+        facts += [
+            ("node id", "none" if status.node_id is None else str(status.node_id)),
+            ("WireGuard", _wireguard(status)),
+            ("overlayd", f"{status.version}, started {age(status.started_at_unix or 0, now)}"),
+        ]
+    word, tone = verdict(status)
+    lines = [toned(word, tone, paper), ""]
+    lines += [f"{name:<14}{printable(value)}" for name, value in facts]
     if status.services:
         services = [(each.service, each.mode, each.subnet, each.gateway, each.bridge) for each in status.services]
-        lines += ["", table(("SERVICE", "MODE", "SUBNET", "GATEWAY", "BRIDGE"), services)]
+        columns = (Column("SERVICE", 16), "MODE", "SUBNET", Column("GATEWAY", rank=1), Column("BRIDGE", rank=2))
+        lines += ["", table(columns, services, paper)]
     if status.dedicated_services:
         rows = [
             (
@@ -55,9 +66,43 @@ def status(status: wire.Status, *, wide: bool) -> str:
             )
             for service in status.dedicated_services
         ]
-        header = ("SERVICE", "DEVICE", "ADDRESS", "SUBNET", "PORT", "PEERS", "PUBLIC KEY")
-        lines += ["", table(header, rows)]
+        header = (
+            Column("SERVICE", 16),
+            "DEVICE",
+            Column("ADDRESS", rank=2),
+            Column("SUBNET", rank=3),
+            "PORT",
+            "PEERS",
+            Column("PUBLIC KEY", rank=1),
+        )
+        lines += ["", table(header, rows, paper)]
     return "\n".join(lines)
+
+
+def verdict(status: wire.Status) -> tuple[str, Tone]:
+    """In one line whether all is well, and how that is coloured."""
+    if status.overlay_cidr is None:
+        return "not set up: overlayd waits for an orchestrator's setup_global_overlay", "doubtful"
+    silent = sum(each.health == "silent" for each in status.peers)
+    if status.interface is None:
+        return "NOT well: this node has no WireGuard, so no tunnels (overlayctl doctor)", "bad"
+    number = silent if status.findings is None else status.findings
+    held = f"{status.peer_count} peers, {status.service_count} services"
+    if number:
+        things = "1 thing is" if number == 1 else f"{number} things are"
+        return f"NOT well: {things} amiss, of {held}; overlayctl doctor says what to do", "bad"
+    return f"all is well: {held}", ""
+
+
+def well(status: wire.Status) -> bool:
+    """Whether the overlay is set up and nothing is known to be amiss."""
+    return status.interface is not None and verdict(status)[1] == ""
+
+
+def _wireguard(status: wire.Status) -> str:
+    if status.backend is None:
+        return "none: containers of this node only"
+    return f"{status.backend}, UDP port {status.wg_port or 'none'}, MTU {status.mtu}"
 
 
 def findings(findings: Sequence[wire.Finding]) -> str:
@@ -72,29 +117,18 @@ def _finding(finding: wire.Finding) -> str:
     return printable(f"{head}: {'; '.join(filter(None, parts))}")
 
 
-def peers(peers: Sequence[wire.StatusPeer], *, wide: bool, now: float) -> str:
-    """One line a peer, those that are idle or do not answer marked."""
-    rows = [
-        (
-            key(peer.public_key, wide=wide),
-            peer.endpoint or "unknown",
-            peer.allowed_ips.replace(",", ", ") or "none",
-            age(peer.last_handshake_unix_secs, now) + _remark(peer, now),
-        )
-        for peer in peers
-    ]
-    return table(("PUBLIC KEY", "ENDPOINT", "ALLOWED IPS", "LAST HANDSHAKE"), rows) if rows else "no peers"
-
-
-def nat(status: wire.NatStatus, *, wide: bool, now: float) -> str:
+def nat(status: wire.NatStatus, *, wide: bool, now: float, paper: Paper = PLAIN) -> str:
     """This node's candidates and, below, one line a peer."""
     candidates = [(each.candidate_type, each.address, str(each.priority)) for each in status.candidates]
     peers = [
-        (key(peer.node_id, wide=wide), _connection(peer), peer.remote_endpoint or "unknown") for peer in status.peers
+        (peer.name or key(peer.node_id, wide=wide), _connection(peer), peer.remote_endpoint or "unknown")
+        for peer in status.peers
     ]
     parts = [
-        table(("CANDIDATE", "ADDRESS", "PRIORITY"), candidates) if candidates else "no candidates",
-        table(("PEER", "CONNECTION", "ENDPOINT"), peers) if peers else "no peers",
+        table(("CANDIDATE", "ADDRESS", Column("PRIORITY", rank=1)), candidates, paper)
+        if candidates
+        else "no candidates",
+        table((Column("PEER", 12), "CONNECTION", Column("ENDPOINT", 15)), peers, paper) if peers else "no peers",
         f"candidates refreshed {age(status.last_refresh, now)}",
     ]
     if status.relay_failure:
@@ -102,10 +136,9 @@ def nat(status: wire.NatStatus, *, wide: bool, now: float) -> str:
     return "\n\n".join(parts)
 
 
-def dns(known: wire.Dns) -> str:
-    """Registered names, and where the others come from."""
-    names = [[printable(each.name), " ".join(each.ips)] for each in known.names]
-    upstreams = [[printable(each.address), printable(each.state)] for each in known.upstreams]
+def upstreams(known: wire.Dns, paper: Paper = PLAIN) -> str:
+    """The zone, the cache, and where names come from that are not registered here."""
+    rows = [[each.address, each.state] for each in known.upstreams]
     asked = known.hits + known.misses
     share = f", {known.hits * 100 // asked} % of {asked} questions answered from there" if asked else ""
     return "\n".join(
@@ -113,14 +146,12 @@ def dns(known: wire.Dns) -> str:
             f"zone    {printable(known.zone)}",
             f"cache   {known.cached} answers, {known.cached_bytes} bytes{share}",
             "",
-            table(["UPSTREAM", "STATE"], upstreams),
-            "",
-            table(["NAME", "ADDRESSES"], names),
+            table([Column("UPSTREAM", 16), "STATE"], rows, paper),
         )
     )
 
 
-def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float) -> str:
+def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float, paper: Paper = PLAIN) -> str:
     """One line an edge peer; the services that it was granted by name stand behind what it reaches."""
     rows = [
         (
@@ -133,8 +164,15 @@ def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float) -> str
         )
         for peer in peers
     ]
-    header = ("NAME", "ADDRESS", "ALLOWED", "EXPIRES", "LAST HANDSHAKE", "PUBLIC KEY")
-    return table(header, rows) if rows else "no edge peers"
+    header = (
+        Column("NAME", 12),
+        "ADDRESS",
+        Column("ALLOWED", 14),
+        "EXPIRES",
+        Column("LAST HANDSHAKE", rank=2),
+        Column("PUBLIC KEY", rank=1),
+    )
+    return table(header, rows, paper) if rows else "no edge peers"
 
 
 def whoami(who: Whoami, *, now: float) -> str:
@@ -194,19 +232,6 @@ def wg_quick(config: wire.EdgeConfig) -> str:
     return "\n".join(lines)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def printable(text: str) -> str:
-    """The text, with what a terminal would act on in escapes: names are anybody's who may use or serves the socket."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
 def key(text: str, *, wide: bool) -> str:
     """A public key, its beginning only unless wide."""
     return text if wide or len(text) <= SHORT_KEY else f"{text[:SHORT_KEY]}..."
@@ -225,12 +250,13 @@ def span(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
+def size(number: float) -> str:
+    """A number of bytes in its largest fitting unit."""
+    for unit, bytes in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= bytes:
+            return f"{number / bytes:.1f} {unit}"
+    return f"{int(number)} B"
+
+
 def _connection(peer: wire.NatPeer) -> str:
     return f"{peer.connection_type} (idle)" if peer.health == "idle" else peer.connection_type
-
-
-def _remark(peer: wire.StatusPeer, now: float) -> str:
-    """An older daemon does not tell whether a peer is idle or does not answer."""
-    old = 0 < peer.last_handshake_unix_secs <= now - HEALTHY_SECS
-    remark = peer.health or ("stale" if old else "")
-    return f" ({remark})" if remark else ""

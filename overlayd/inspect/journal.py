@@ -1,12 +1,13 @@
 """The journal of a data directory, read without the daemon: no lock is taken and nothing is written.
 
-Owns: how to read it beside a daemon that writes it.  Must not know: what the kernel has.
+Owns: how to read it beside a daemon that writes it, and what in it is secret.  Must not know: what the kernel has.
 """
 
 from pathlib import Path
 
+from overlayd import keys
 from overlayd.errors import StateError
-from overlayd.model.rows import Node, decode
+from overlayd.model.rows import Attachment, Node, Overlay, Service, decode
 from overlayd.model.state import State
 from overlayd.proto import log
 
@@ -30,3 +31,17 @@ def read(directory: Path) -> State:
     if state.get(Node) is None:
         raise StateError(f"{path} knows of no node")
     return state
+
+
+def secrets(state: State) -> set[str]:
+    """Every text in a state that nobody else may see: private keys, and what NAT servers are logged in to with."""
+    private = [row.private_key for row in state.table(Node).values()]
+    private += [row.private_key for row in state.table(Service).values()]
+    private += [row.private_key for row in state.table(Attachment).values()]
+    found = {form(key) for key in private if key for form in (keys.text, bytes.hex)}
+    overlay = state.get(Overlay)
+    if overlay is not None and overlay.nat:
+        relay = overlay.nat.get("relay_server") or {}
+        found |= {str(server.get("credential") or "") for server in overlay.nat.get("turn_servers", ())}
+        found.add(str(relay.get("auth_credential") or ""))
+    return found - {""}

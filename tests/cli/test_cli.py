@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,12 +11,14 @@ import threading
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import pytest
 from canned import KEY, PRIVATE, Canned, ctl
 
 from overlayd import __version__, cli, wire
 from overlayd.cli import arguments, commands, inspection, tables
 from overlayd.cli.call import UsageError, parse_request
+from overlayd.daemon.config import parser as daemon_parser
 from overlayd.inspect import picture
 
 STATUS = wire.Status(
@@ -41,6 +44,8 @@ def test_status_as_a_table(canned: Canned, capsys: pytest.CaptureFixture[str]) -
     canned.answer = lambda request: STATUS
     assert cli.run(["status"]) == 0
     assert capsys.readouterr().out == (
+        "all is well: 2 peers, 3 services\n"
+        "\n"
         "interface     zl-prod-i-g\n"
         "node address  10.200.7.1\n"
         f"public key    {KEY}\n"
@@ -59,12 +64,43 @@ def test_status_as_a_table(canned: Canned, capsys: pytest.CaptureFixture[str]) -
     assert canned.asked == [wire.GetStatus()]
 
 
+def test_the_first_line_says_whether_all_is_well() -> None:
+    def first(**more: object) -> str:
+        return tables.status(msgspec.structs.replace(STATUS, **more), wide=False, now=0).splitlines()[0]
+
+    assert first(findings=0) == "all is well: 2 peers, 3 services"
+    assert first(findings=1).startswith("NOT well: 1 thing is amiss, of 2 peers, 3 services; overlayctl doctor")
+    assert first(findings=2).startswith("NOT well: 2 things are amiss")
+    assert first(interface=None, findings=0).startswith("NOT well: this node has no WireGuard")
+    assert first(overlay_cidr=None).startswith("not set up")
+    older = (msgspec.structs.replace(STATUS.peers[0], health="silent"),)  # a daemon that does not count findings
+    assert first(peers=older).startswith("NOT well: 1 thing is amiss")
+
+
 def test_status_before_setup(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answer = lambda request: wire.Status(peer_count=0, service_count=0)
     assert cli.run(["status"]) == 0
     out = capsys.readouterr().out
     assert "the global overlay is not set up" in out
     assert "SERVICE" not in out
+    assert cli.run(["ready"]) == 4
+    assert capsys.readouterr().out.startswith("not ready: not set up")
+    assert cli.run(["status", "--wait", "--timeout", "0.1"]) == 4
+
+
+def test_waiting_until_all_is_well(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([wire.Status(peer_count=0, service_count=0), msgspec.structs.replace(STATUS, findings=1), STATUS])
+    canned.answer = lambda request: next(answers)
+    assert cli.run(["status", "--wait"]) == 0
+    assert capsys.readouterr().out.startswith("all is well")
+    canned.answer = lambda request: STATUS
+    assert cli.run(["ready"]) == 0
+
+
+def test_the_versions_of_both(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: msgspec.structs.replace(STATUS, version="9.8")
+    assert cli.run(["version"]) == 0
+    assert capsys.readouterr().out == f"overlayctl {__version__}\noverlayd 9.8\n"
 
 
 def test_json_is_the_contracts(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,18 +109,6 @@ def test_json_is_the_contracts(canned: Canned, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out) == json.loads(wire.encode_response_object(STATUS))
     assert cli.run(["peers", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(wire.encode_response_object(STATUS))["peers"]
-
-
-def test_peers(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
-    canned.answer = lambda request: STATUS
-    assert cli.run(["peers"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "PUBLIC KEY   ENDPOINT         ALLOWED IPS                LAST HANDSHAKE"
-    assert lines[1].startswith("yAnz5TF+...  192.0.2.7:51820  10.200.1.0/24, fd00::/120  ")
-    assert lines[1].endswith(" d ago (stale)")
-    assert lines[2] == "QK8q3ChZ...  unknown          none                       never"
-    assert cli.run(["peers", "-o", "wide"]) == 0
-    assert KEY in capsys.readouterr().out
 
 
 def test_nat(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,13 +149,6 @@ def test_nat_says_why_there_is_no_relay(canned: Canned, capsys: pytest.CaptureFi
 )
 def test_spans_of_time(seconds: float, text: str) -> None:
     assert tables.span(seconds) == text
-
-
-def test_stale_from_180_seconds_on() -> None:
-    peer = wire.StatusPeer(KEY, "h:1", "", 1000)
-    assert tables.peers([peer], wide=False, now=1179.9).endswith("2 min ago")
-    assert tables.peers([peer], wide=False, now=1180).endswith("3 min ago (stale)")
-    assert tables.peers([], wide=False, now=0) == "no peers"
 
 
 def test_the_daemons_error_is_printed_and_exits_1(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
@@ -317,7 +334,7 @@ def test_events_as_json_and_the_daemons_end(canned: Canned) -> None:
 def test_a_closed_pipe_ends_quietly(canned: Canned) -> None:
     peers = (wire.StatusPeer(KEY, "192.0.2.7:51820", "10.200.1.0/24", 0),) * 20_000
     canned.answer = lambda request: wire.Status(peer_count=0, service_count=0, peers=peers)
-    with ctl("peers") as process:
+    with ctl("peers", "--json") as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
@@ -417,14 +434,94 @@ def test_only_inspect_waits_for_pyroute2() -> None:
     assert out == "slow: set()\n"
 
 
-@pytest.mark.parametrize("words", [["call"], ["inspect", "nonsense"], ["edge"], ["edge", "mint"], []])
+@pytest.mark.parametrize("words", [["call"], ["inspect", "nonsense"], ["edge", "mint"], []])
 def test_what_is_missing_or_unknown_on_the_line_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.run(words)
     assert caught.value.code == 2
-    missing = {"call": "OP", "inspect": "'nonsense' is none of links, addresses", "edge": "ACTION"}
+    missing = {"call": "OP", "inspect": "'nonsense' is none of links, addresses"}
     expected = "NAME" if words == ["edge", "mint"] else missing.get("".join(words[:1]), "COMMAND")
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["stauts"], "status"),
+        (["dns", "flsuh"], "flush"),
+        (["status", "--sokcet", "x"], "--socket"),
+        (["completion", "bsh"], "bash"),
+        (["peers", "-o", "jsno"], "json"),
+    ],
+)
+def test_what_was_perhaps_meant(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(words)
+    assert caught.value.code == 2
+    assert f"did you mean {meant}" in capsys.readouterr().err
+
+
+def test_options_of_every_command_before_it_or_after_it(canned: Canned) -> None:
+    canned.answer = lambda request: STATUS
+    path = ["--socket", str(canned.path)]
+    for words in ([*path, "status"], ["status", *path], ["status", "--timeout", "9", *path]):
+        assert cli.run(words) == 0
+    assert cli.run(["--socket", "/nonexistent", "status", *path]) == 0, "the later one counts"
+    assert arguments.parser().parse_args(["--timeout", "9", "dns", "list"]).timeout == 9
+    assert arguments.parser().parse_args(["dns", "list", "--timeout", "9"]).timeout == 9
+    assert arguments.parser().parse_args(["dns"]).timeout == arguments.DEFAULT_TIMEOUT
+
+
+@pytest.mark.parametrize("words", [["--help"], ["call", "--list"], ["--version"], ["man"], ["completion", "bash"]])
+def test_nobody_reads_what_is_printed(words: list[str]) -> None:
+    for command in (f"{' '.join(words)} | true", f"{' '.join(words)} >&-", f"{' '.join(words)} >&- 2>&-"):
+        code = f"'{sys.executable}' -c 'import time; time.sleep(0.2); from overlayd.cli import control; control()'"
+        done = subprocess.run(["sh", "-c", f"{code} {command}"], capture_output=True, text=True, check=False)
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for each in arguments.COMMANDS:
+        assert each.word in script
+        for action in each.actions:
+            assert action.word in script
+
+
+def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+
+    def complete(*words: str) -> list[str]:
+        line = " ".join(f"'{word}'" for word in ("overlayctl", *words))
+        ask = f'COMP_WORDS=({line}); COMP_CWORD={len(words)}; _overlayctl; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert complete("sta") == ["status"]
+    assert complete("edge", "") == ["mint", "list", "revoke", "--socket", "--timeout", "--help"]
+    assert complete("edge", "mint", "--al") == ["--allow"]
+    assert complete("edge", "mint", "laptop", "--al") == ["--allow"]
+    assert complete("--socket=/x", "status", "--w") == ["--wait"]
+    assert complete("completion", "f") == ["fish"]
+    assert complete("nonsense", "") == []
+
+
+@pytest.mark.parametrize("page", ["overlayctl", "overlayd"])
+def test_manual_pages_are_right_roff(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["man", page]) == 0
+    roff = capsys.readouterr().out
+    assert roff.startswith(f".TH {page.upper()} {1 if page == 'overlayctl' else 8} ")
+    parser = arguments.parser() if page == "overlayctl" else daemon_parser()
+    for action in parser._actions:
+        for option in action.option_strings:
+            assert option.replace("-", "\\-") in roff
+    if shutil.which("groff"):
+        done = subprocess.run(["groff", "-man", "-ww", "-z"], input=roff, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,8 @@ def test_list(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
         "NAME        ADDRESSES\n"
         "db.example  10.200.7.6\n"
         "web         10.200.7.5 fd00::5\n"
+        "\n"
+        "2 names\n"
     )
     assert cli.run(["dns", "list", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["names"][1] == {"name": "web", "ips": ["10.200.7.5", "fd00::5"]}

@@ -1,0 +1,101 @@
+"""overlayctl on living nodes: what an operator is shown, and what goes into a bug report."""
+
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+from lab import Lab, ping
+from lab.cluster import Member, Pair
+from lab.node import CONTROL
+from lab.patience import until
+from lab.processes import environment
+
+from overlayd import __version__
+
+
+def test_names_lists_and_wg_of_two_nodes(pair: Pair) -> None:
+    alpha, beta = pair.alpha, pair.beta
+    alpha.request(
+        "add_peer",
+        public_key=beta.public_key,
+        endpoint=beta.node.endpoint(51820),
+        allowed_ips=beta.slice,
+        persistent_keepalive_secs=0,
+        name="beta",
+    )
+    alpha.request("setup_service_overlay", service="vault", mode="dedicated")
+    ping(alpha.node, str(pair.beta.slice.replace(".0/24", ".1")))
+    until(lambda: "answers" in alpha.node.overlayctl("peers", "--filter", "beta"))
+    assert alpha.node.overlayctl("status", "--wait").startswith("all is well: 1 peers, 2 services\n")
+    assert "beta" in alpha.node.overlayctl("nat")
+    assert alpha.node.overlayctl("ready") == "ready\n"
+    assert alpha.node.overlayctl("version").splitlines() == [f"overlayctl {__version__}", f"overlayd {__version__}"]
+    assert f"pid:{pair.web.pid}" in alpha.node.overlayctl("containers")
+    assert "(node)" in alpha.node.overlayctl("ip")
+    # wg names the peer's key and its port, not our name for it.
+    theirs = {tuple(line.split("\t")) for line in alpha.node.run(["wg", "show", "all", "dump"]).splitlines()}
+    ours = {tuple(line.split("\t")) for line in alpha.node.overlayctl("show", "dump").splitlines()}
+    assert {line[:1] + line[2:4] for line in theirs if len(line) == 5} == {
+        line[:1] + line[2:4] for line in ours if len(line) == 5
+    }
+    for line in theirs:
+        if len(line) == 9:
+            (same,) = [each for each in ours if each[1] == line[1]]
+            assert same[:6] == line[:6]
+            assert same[8:] == (line[8], "beta")
+
+
+def test_what_flows_is_shown(pair: Pair) -> None:
+    flood = subprocess.Popen(pair.web.command(["ping", "-q", "-i", "0.05", "-s", "1000", pair.db_address]))
+    try:
+        until(lambda: _rate(pair.alpha.node.overlayctl("top", "-n", "1", "--interval", "0.5")) > 1.0)
+    finally:
+        flood.terminate()
+        flood.wait()
+
+
+def _rate(shown: str) -> float:
+    """KiB a second from the containers of web, 0 when it is less than one."""
+    words = next(line for line in shown.splitlines() if line.startswith("web ")).split()
+    return float(words[3]) if words[4].startswith(("KiB", "MiB")) else 0.0
+
+
+def test_a_bundle_tells_all_but_secrets(tmp_path: Path) -> None:
+    with Lab() as lab:
+        member = Member(lab, 1, "alpha")
+        member.start()
+        secret = "hunter2-hunter2"
+        turn = [{"addr": "192.0.2.9:3478", "username": "u", "credential": secret}]
+        member.set_up({"enabled": True, "stun_servers": ["none"], "turn_servers": turn})
+        member.set_up_service("web")
+        member.request("setup_service_overlay", service="vault", mode="dedicated")
+        member.attach(lab.container(), "web")
+        keys = member.node.run(["wg", "show", "all", "private-key"]).split()[1::2]
+        assert len(keys) == 2
+        file = tmp_path / "bundle.tar.gz"
+        member.node.overlayctl("bundle", str(file), "--data-dir", str(member.node.data_dir))
+        assert file.stat().st_mode & 0o777 == 0o600
+        with tarfile.open(file) as tar:
+            texts = {each.name: tar.extractfile(each).read().decode() for each in tar if each.isfile()}
+        assert json.loads(texts["overlayd/daemon/status.json"])["version"] == __version__
+        assert "zl-" in texts["overlayd/host/links"]
+        assert "table inet overlayd" in texts["overlayd/host/nftables"]
+        assert json.loads(texts["overlayd/daemon/containers.json"])["containers"]
+        for text in texts.values():
+            assert not any(each in text for each in [*keys, secret])
+        member.node.stop()
+        member.node.overlayctl("bundle", str(file), "--data-dir", str(member.node.data_dir))
+        with tarfile.open(file) as tar:
+            assert "overlayd/daemon/unreachable" in tar.getnames()
+
+
+def test_a_node_is_ready_when_it_is_set_up() -> None:
+    with Lab() as lab:
+        member = Member(lab, 1, "alpha")
+        member.start()
+        argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "ready"])
+        done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
+        assert (done.returncode, done.stdout.startswith("not ready: not set up")) == (4, True)
+        member.set_up()
+        assert member.node.overlayctl("ready") == "ready\n"
