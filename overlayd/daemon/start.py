@@ -18,7 +18,7 @@ from overlayd.linux import egress, forwarding, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
 from overlayd.linux.wireguard.choice import Preference, choose
-from overlayd.model import attachments, drift, edges, overlay
+from overlayd.model import attachments, drift, edges, overlay, ruleset
 from overlayd.model.layout import Facts
 from overlayd.model.objects import GLOBAL, Bridge, Veth
 from overlayd.model.rows import Attachment, Lease, Node, Overlay, Row, decode
@@ -58,7 +58,7 @@ async def resume(node: LiveNode, boot: str, *, adopting: bool = False) -> None:
     if adopting:
         await _adopt(node, boot)
     await node.run(_refuse_strangers, node)
-    closed, bridged = await node.run(forwarding.closed), await node.run(forwarding.bridged)
+    closed, bridged = await node.run(_host, node.kernel.nft)
     await node.take_over(_have_identity)
     await node.take_over(
         lambda draft: _take_up(draft, boot, closed, bridged), at_any_price=True
@@ -146,12 +146,20 @@ def _put(draft: Draft, rows: Iterable[Row]) -> None:
         draft.put(row)
 
 
+def _host(nft: Nft) -> tuple[set[int], set[int]]:
+    """What the host was before we made it forward (see `Host`).  An earlier daemon of this boot may have made it so,
+    and not been able to write what it was before.
+    """
+    closed, bridged = ruleset.remembered_host(nft.observe().values())
+    return {*forwarding.closed(), *closed}, {*forwarding.bridged(), *bridged}
+
+
 def _have_identity(draft: Draft) -> None:
     if draft.get(Node) is None:
         draft.put(Node(private_key=keys.generate()))
 
 
-def _take_up(draft: Draft, boot: str, closed: list[int], bridged: list[int]) -> None:
+def _take_up(draft: Draft, boot: str, closed: set[int], bridged: set[int]) -> None:
     """Remember what the host is before we make it forward, if this is a new boot.  Detach the containers of an earlier
     boot, and those that died while nobody watched; shut out the edge peers whose time is over.  closed, bridged: see
     `Host`.

@@ -13,6 +13,7 @@ from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
 from overlayd.linux.wireguard.choice import candidates
 from overlayd.linux.wireguard.process import remove_stale_sockets
+from overlayd.model import ruleset
 from overlayd.model.layout import Layout
 from overlayd.model.plan import plan
 
@@ -47,8 +48,8 @@ def remove_everything() -> bool:
 
 
 def _stop_forwarding(nft: Nft) -> None:
-    members = nft.observe().values()
-    forwarding.close([int(each.member.removeprefix("ipv")) for each in members if each.set == "closed"])
+    closed, _ = ruleset.remembered_host(nft.observe().values())
+    forwarding.close(closed)
 
 
 def _remove_device(name: str) -> None:

@@ -152,5 +152,4 @@ def _configure(netlink: Netlink, bridge: Bridge) -> None:
     netlink.transact(requests)
     foreign = {carried for carried in addresses(netlink, index) if not carried.is_link_local} - wanted
     change_addresses(netlink, index, wanted, foreign)
-    forwarding.enable()
     await_answering(netlink, index, address)

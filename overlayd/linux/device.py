@@ -102,5 +102,4 @@ def _mark(netlink: Netlink, device: Device) -> int:
     netlink.transact([Request("configure device", device.name, rt.RTM_SETLINK, 0, body)])
     if any(address.version == 6 for address in device.addresses):
         sysctl.write(f"ipv6/conf/{carried}/disable_ipv6", "0")
-    forwarding.enable()
     return index

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 
 from overlayd import keys
 from overlayd.errors import StateError
-from overlayd.model import attachments, labels
+from overlayd.model import attachments, labels, ruleset
 from overlayd.model.attachments import ADOPTED
 from overlayd.model.layout import Layout, endpoint_text
 from overlayd.model.objects import (
@@ -112,12 +112,9 @@ def _overlay(result: Adoption, device: Device | None, things: Collection[Object]
 
 
 def _host(found: Layout, boot_id: str) -> Host:
-    """What the host was before it got an overlay, which our sets remember."""
-    closed, bridged = (
-        tuple(version for version in (4, 6) if ("element", "inet", name, f"ipv{version}") in found)
-        for name in ("closed", "bridged")
-    )
-    return Host(boot_id=boot_id, closed=closed, bridged=bridged)
+    """What the host was before it got an overlay."""
+    closed, bridged = ruleset.remembered_host(found.values())
+    return Host(boot_id=boot_id, closed=tuple(closed), bridged=tuple(bridged))
 
 
 def _cluster_first(things: Iterable[Object]) -> list[Network]:

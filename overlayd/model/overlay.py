@@ -3,7 +3,7 @@
 Owns: the Node and Overlay rows.  Must not know: devices, requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -37,13 +37,11 @@ def require(draft: Draft) -> Overlay:
     return overlay
 
 
-def note_host(draft: Draft, boot_id: str, closed: Sequence[int], bridged: Sequence[int]) -> None:
-    """Remember what the host was in this boot before an overlay came; to be decided before it comes, and again when
-    the kernel has refused the setup, for forwarding may have been switched on by then.
-    """
+def note_host(draft: Draft, boot_id: str, closed: Iterable[int], bridged: Iterable[int]) -> None:
+    """Remember what the host was in this boot before an overlay came; to be decided together with its coming."""
     known = draft.get(Host)
     if known is None or known.boot_id != boot_id:
-        draft.put(Host(boot_id=boot_id, closed=tuple(closed), bridged=tuple(bridged)))
+        draft.put(Host(boot_id=boot_id, closed=tuple(sorted(closed)), bridged=tuple(sorted(bridged))))
 
 
 def setup_global(

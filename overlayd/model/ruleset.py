@@ -343,6 +343,16 @@ def host(closed: Iterable[int], bridged: Iterable[int]) -> list[Element]:
     return [Element("inet", name, f"ipv{version}") for name, versions in sets for version in versions]
 
 
+def remembered_host(things: Iterable[object]) -> tuple[list[int], list[int]]:
+    """What `host` was given when these members were made: our sets remember it when the disk does not."""
+    closed: list[int] = []
+    bridged: list[int] = []
+    for each in things:
+        if isinstance(each, Element) and each.set in ("closed", "bridged"):
+            (closed if each.set == "closed" else bridged).append(int(each.member[-1]))
+    return sorted(closed), sorted(bridged)
+
+
 def node(address: Address) -> list[Element]:
     """An address of the node itself that members reach: the node address, and the gateway address of every bridge."""
     return [Element("inet", f"node{address.version}", str(address))]

@@ -293,6 +293,9 @@ class Model(Peers):
             **self.name_server_for([attachment["service"]], [self.overlay["cluster"]]),
         }
 
+    def is_attached(self, handle: dict[str, Any]) -> bool:
+        return _handle(handle) in self.attachments
+
     def _detach_container(self, handle: dict[str, Any]) -> None:
         if _handle(handle) in self.attachments:
             self._detach(_handle(handle))

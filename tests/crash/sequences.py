@@ -104,7 +104,7 @@ class _Sequence:
         for each, answer in zip(sent, answers, strict=True):
             self.told.append(f"   over {each.connection}: {each.step}: {answer.said if answer else 'no answer'}")
         possible = explanations(self.model, sent, answers)
-        problems = overtakes(sent, answers)
+        problems = overtakes(self.model, sent, answers)
         if not possible:
             problems.append("no order of the requests explains the answers")
         if problems:

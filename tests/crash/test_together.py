@@ -95,18 +95,29 @@ def test_what_its_turn_makes_good_is_not_refused_before_it() -> None:
 
 
 def test_different_resources_have_no_order() -> None:
+    before = state(*ATTACHED, container(SECOND))
     sent = over_one(service("v"), attach(SECOND))
     own = {"subnet": "10.200.21.128/26", "gateway": "10.200.21.129", "prefix_len": 26}
     answers = [Answer(1, {"result": "bridge_name", "name": "zl-c-1-v-b", **own}), Answer(0, attached(67))]
-    assert len(explanations(state(*ATTACHED, container(SECOND)), sent, answers)) == 1
-    assert not overtakes(sent, answers)
+    assert len(explanations(before, sent, answers)) == 1
+    assert not overtakes(before, sent, answers)
 
 
 def test_an_answer_that_overtakes() -> None:
+    before = state(*SERVED)
     sent = over_one(step("set_local_node_id", node_id=2), service("v"))
     done = {"result": "bridge_name", "name": "zl-c-1-v-b"}
-    assert len(overtakes(sent, [Answer(1, OK), Answer(0, done)])) == 1
-    assert len(overtakes(sent, [None, Answer(0, done)])) == 1
-    assert not overtakes(sent, [Answer(0, OK), Answer(1, done)])
-    assert not overtakes(sent, [Answer(0, OK), None])
-    assert not overtakes([sent[0], Sent(2, sent[1].step)], [Answer(0, OK), Answer(0, done)])
+    assert len(overtakes(before, sent, [Answer(1, OK), Answer(0, done)])) == 1
+    assert len(overtakes(before, sent, [None, Answer(0, done)])) == 1
+    assert not overtakes(before, sent, [Answer(0, OK), Answer(1, done)])
+    assert not overtakes(before, sent, [Answer(0, OK), None])
+    assert not overtakes(before, [sent[0], Sent(2, sent[1].step)], [Answer(0, OK), Answer(0, done)])
+
+
+def test_a_detach_waits_for_names_only_when_it_may_take_some_away() -> None:
+    before, backwards = state(*ATTACHED, container(SECOND)), [Answer(1, OK), Answer(0, OK)]
+    name = step("register_dns", name="a", ip="10.200.16.66")
+    assert overtakes(before, over_one(name, detach(FIRST)), backwards)
+    assert not overtakes(before, over_one(name, detach(SECOND)), backwards)
+    with_attach = over_one(attach(SECOND), name, detach(SECOND))
+    assert overtakes(before, with_attach, [Answer(0, attached(67)), Answer(2, OK), Answer(1, OK)])

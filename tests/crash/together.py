@@ -48,7 +48,7 @@ def _orders(
         yield model
     for each in sorted(left):
         answer = answers[each]
-        ahead = [other for other in sorted(left) if _goes_first(sent, other, each)]
+        ahead = [other for other in sorted(left) if _goes_first(model, sent, other, each)]
         if ahead and not (answer and _wrong_in_itself(model, [sent[it].step for it in ahead], sent[each].step)):
             continue
         after, said = model.after(sent[each].step)
@@ -64,7 +64,7 @@ def _wrong_in_itself(model: Model, ahead: Sequence[Step], step: Step) -> bool:
     return bool(refused_now and model.after(step)[1]["result"] == "err")
 
 
-def overtakes(sent: Sequence[Sent], answers: Sequence[Answer | None]) -> list[str]:
+def overtakes(before: Model, sent: Sequence[Sent], answers: Sequence[Answer | None]) -> list[str]:
     """The answers that came before that to an earlier request which had to go first, a line each.  What is wrong in
     itself, as an attach of a process that is dead, may be refused at once.
     """
@@ -74,16 +74,25 @@ def overtakes(sent: Sequence[Sent], answers: Sequence[Answer | None]) -> list[st
             continue
         for earlier in range(later):
             first = answers[earlier]
-            if _goes_first(sent, earlier, later) and (first is None or first.place > answer.place):
+            if _goes_first(before, sent, earlier, later) and (first is None or first.place > answer.place):
                 found.append(f"{sent[later].step} was answered before {sent[earlier].step}, of the same connection")
     return found
 
 
-def _goes_first(sent: Sequence[Sent], earlier: int, later: int) -> bool:
+def _goes_first(before: Model, sent: Sequence[Sent], earlier: int, later: int) -> bool:
     if earlier >= later or sent[earlier].connection != sent[later].connection:
         return False
     one, other = touched(sent[earlier].step), touched(sent[later].step)
+    if _has_nothing_to_detach(before, sent[:later], sent[later].step):
+        other.pop("names")
     return EVERYTHING in one or EVERYTHING in other or any(one[it] or other[it] for it in one.keys() & other.keys())
+
+
+def _has_nothing_to_detach(before: Model, earlier: Sequence[Sent], step: Step) -> bool:
+    """Whether a detach finds nothing, whatever is done first: then it takes no address from any name."""
+    if step["op"] != "detach_container" or before.is_attached(step["handle"]):
+        return False
+    return all(each.step["op"] != "attach_container" or each.step["handle"] != step["handle"] for each in earlier)
 
 
 def touched(step: Step) -> dict[str, bool]:

@@ -194,8 +194,7 @@ def _ours(name: str) -> bool:
 def _forwarding(links: Iterable[str]) -> dict[str, str]:
     """What the kernel is told about forwarding, in general and by link."""
     parameters = [f"ipv4/conf/{link}/{what}" for link in links for what in ("forwarding", "rp_filter")]
-    if parameters:
-        parameters += ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]  # stay on when the last link goes
+    parameters += ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
     return {name: (Path("/proc/sys/net") / name).read_text().strip() for name in parameters}
 
 
@@ -260,8 +259,6 @@ def _rows(data: bytes) -> dict[str, Any]:
         for table, keys in removed.items():
             for key in keys:
                 rows.pop(f"{table} {key}", None)
-    if "overlay " not in rows:
-        rows.pop("host ", None)  # what the host was stays known, also when the first setup was refused
     if "host " in rows:
         rows["host "]["boot_id"] = "(boot)"
     for row in rows.values():

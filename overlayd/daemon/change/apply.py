@@ -15,9 +15,10 @@ from overlayd import fault
 from overlayd.daemon.change.forgetter import Forgetter
 from overlayd.daemon.change.reaper import Reaper
 from overlayd.errors import MechanismError
-from overlayd.linux import bridge, device, fence, link, veth
+from overlayd.linux import bridge, device, fence, forwarding, link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard.backend import Backend
+from overlayd.model import ruleset
 from overlayd.model.connections import Rules
 from overlayd.model.layout import Layout
 from overlayd.model.objects import (
@@ -196,6 +197,12 @@ class Kernel:
         self._members = {element.key: element for element in wanted}
         if self._members:
             self._put_rules_back()
+        closed, _ = ruleset.remembered_host(self._members.values())
+        if closed:
+            try:
+                forwarding.enable()
+            except MechanismError as error:  # no reason not to start; the sentinel tries again
+                log.error("start: %s", error)
         return dict(self.nft.observe())
 
     def members(self) -> Layout:
@@ -206,7 +213,23 @@ class Kernel:
         return dict(self.nft.observe()) if self._rules else {}
 
     def _change_members(self, batch: list[Step]) -> None:
-        """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing."""
+        """Our tables come with the first element, so that a daemon that was asked for nothing leaves nothing.
+
+        The host forwards for us alone as long as a member says so, which keeps it from being a router between its own
+        networks: a refused first setup leaves it as it was.
+        """
+        opened, _ = ruleset.remembered_host(each.want for each in batch if each.have is None)
+        closed, _ = ruleset.remembered_host(each.have for each in batch if each.want is None)
+        forwarding.close(closed)
+        try:
+            if opened:
+                forwarding.enable()
+            self._write_members(batch)
+        except BaseException:
+            forwarding.close(opened)
+            raise
+
+    def _write_members(self, batch: list[Step]) -> None:
         for step in batch:
             if isinstance(step.have, Element):
                 self._members.pop(step.have.key, None)

@@ -14,7 +14,7 @@ from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import NODE
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.errors import MechanismError, RequestError
+from overlayd.errors import RequestError
 from overlayd.linux import forwarding
 from overlayd.model import overlay
 from overlayd.model.rows import Overlay
@@ -86,12 +86,6 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
     daemon.nat.relay.require(offered.relay_server if offered.enabled else None, cluster)
     try:
         row = await node.change(decide, everything=True, verify=[(Overlay.table, "")], prepare=look)
-    except MechanismError:
-        daemon.nat.restore_relay()
-        # Forwarding may be on by now, and stays on: what the host was before is not taken back with the rest.
-        if found:
-            await node.change(lambda draft: overlay.note_host(draft, daemon.boot_id, *found[-1]), exclusive=[NODE])
-        raise
     except BaseException:
         daemon.nat.restore_relay()
         raise

@@ -241,17 +241,14 @@ class Sentinel:
             self._schedule(part, min(later), "again", who)
 
     async def _repair_forwarding(self, who: str) -> None:
-        names = link_names(self._node.state)
-        faults = await self._node.run_exclusively(forwarding.faults, names) if names else []
-        if not faults:
-            return
         loop = asyncio.get_running_loop()
         due = self._backoff.due(FORWARDING, loop.time())
         if due > loop.time():
             self._schedule(FORWARDING, due, "again", who)
             return
-        await self._node.run(forwarding.enable)
-        await self._node.run(forwarding.settle, names)
+        faults = await self._node.run_exclusively(_forward, self._node)
+        if not faults:
+            return
         self._backoff.restored(FORWARDING, loop.time(), 0.0)
         if self._is_news(FORWARDING):
             log.warning("%s%s: set again", "; ".join(faults), _by(who))
@@ -302,6 +299,18 @@ class Sentinel:
         """Whether to speak of what was put back: of what is lost again and again the 1st, 2nd, 4th, 8th... time."""
         strikes = self._backoff.strikes(key)
         return not strikes & (strikes - 1)
+
+
+def _forward(node: Node) -> list[str]:
+    """Have the host and our links forward, if there are any; what had to be set for that.  In a worker thread, while no
+    change is in flight: one that is refused must not leave a host that forwards.
+    """
+    names = link_names(node.state)
+    faults = forwarding.faults(names) if names else []
+    if faults:
+        forwarding.enable()
+        forwarding.settle(names)
+    return faults
 
 
 def link_names(state: State) -> list[str]:
