@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import dns.flags
@@ -53,9 +53,10 @@ class Server(asyncio.DatagramProtocol):
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.streams += 1
-        query = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
-        for part in self.by_stream(query):
-            writer.write(part)
+        with suppress(asyncio.IncompleteReadError):  # who connects may think better of it
+            query = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+            for part in self.by_stream(query):
+                writer.write(part)
         writer.close()
 
 
