@@ -23,8 +23,6 @@ from overlayd.errors import ProtocolError
 
 # Protocol constants (the wire contract).
 cdef enum:
-    HEADER = 4  # u32 little-endian body length
-    BODY_LIMIT = 8 * 1024 * 1024
     ENVELOPE_MARK = 1  # first byte of an envelope
     ENVELOPE_HEADER = 5  # the mark, then u32 little-endian body length
     ENVELOPE_TOP = 1  # top byte of the largest legal envelope length, 16 MiB = 0x01000000
@@ -84,12 +82,6 @@ cdef inline Front front(const uint8_t *p, Py_ssize_t held, Py_ssize_t *size) noe
 cdef class Block:
     """A fixed piece of memory that exports the windows its inbox arms, one export an arming, and counts the readers."""
 
-    cdef uint8_t *data
-    cdef Py_ssize_t size
-    cdef Py_ssize_t readers  # read-only windows that are still held
-    cdef Py_ssize_t armed_start, armed_length
-    cdef bint armed, armed_readonly
-
     def __cinit__(self, Py_ssize_t size):
         self.data = <uint8_t *>malloc(size)
         if self.data == NULL:
@@ -122,7 +114,7 @@ cdef class Block:
         if view.readonly:
             self.readers -= 1
 
-    cdef inline object window(self, Py_ssize_t start, Py_ssize_t length, bint readonly):
+    cdef object window(self, Py_ssize_t start, Py_ssize_t length, bint readonly):
         self.armed_start = start
         self.armed_length = length
         self.armed_readonly = readonly
@@ -136,11 +128,6 @@ cdef class Inbox:
 
     initial: size of the first block in bytes, to which the inbox returns whenever it is drained; at least 8.
     """
-
-    cdef Block block
-    cdef Py_ssize_t initial
-    cdef Py_ssize_t start, end  # what is buffered: block.data[start:end]
-    cdef Py_ssize_t lent  # size of the window that get_buffer handed out and received has not answered yet
 
     def __cinit__(self, Py_ssize_t initial=16384):
         if initial < SMALLEST_BLOCK:
@@ -198,23 +185,35 @@ cdef class Inbox:
 
     def take(self, Py_ssize_t limit, Py_ssize_t enough=BODY_LIMIT):
         cdef list bodies = []
-        cdef Py_ssize_t taken = 0, held, size = 0, total = 0
-        while taken < limit and total < enough:
-            held = self.end - self.start
-            if front(self.block.data + self.start, held, &size) != JSON:
-                break
-            if size - HEADER > BODY_LIMIT:
-                if taken:
+        cdef Py_ssize_t length, total = 0
+        while len(bodies) < limit and total < enough:
+            try:
+                length = self.whole()
+            except FrameTooLarge:
+                if bodies:
                     break
-                raise FrameTooLarge(size - HEADER)
-            if size > held:
+                raise
+            if length < 0:
                 break
-            bodies.append(self.block.window(self.start + HEADER, size - HEADER, True))
-            self.start += size
-            taken += 1
-            total += size
+            bodies.append(self.pop(length))
+            total += HEADER + length
         self.settle()
         return bodies
+
+    cdef Py_ssize_t whole(self) except -2:
+        """The length of the JSON body at the front, -1 when none is whole.  Raises FrameTooLarge."""
+        cdef Py_ssize_t held = self.end - self.start, size = 0
+        if front(self.block.data + self.start, held, &size) != JSON:
+            return -1
+        if size - HEADER > BODY_LIMIT:
+            raise FrameTooLarge(size - HEADER)
+        return size - HEADER if size <= held else -1
+
+    cdef object pop(self, Py_ssize_t length):
+        """A view of the body at the front, which is whole and so long; `settle` has to follow."""
+        cdef Py_ssize_t start = self.start + HEADER
+        self.start = start + length
+        return self.block.window(start, length, True)
 
     def peek(self):
         return self.block.window(self.start, self.end - self.start, True)

@@ -185,6 +185,10 @@ _BOOLS = (b"true", b"false")
 _EVENTS = frozenset(event.__struct_config__.tag for event in Event.__args__)
 
 _encode = msgspec.json.Encoder().encode
+decode_plain: Callable[[Buffer], _RequestFrame] = msgspec.json.Decoder(_RequestFrame).decode
+"""A request frame, its `id` and `request`, without unknown keys.  ValueError, RecursionError: it is something else, or
+damaged, which `decode_request` tells apart.  `id` may be over a u64.
+"""
 _client_frame = msgspec.json.Decoder(_RequestFrame | _SomeResponse | _SomeEvent)
 _client_envelope = msgspec.json.Decoder(_Envelope | _SomeResponse | _SomeEvent)
 _server_frame = msgspec.json.Decoder(_ResponseFrame | _SomeEvent)

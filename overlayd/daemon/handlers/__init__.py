@@ -9,6 +9,7 @@ response.
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from overlayd import wire
@@ -20,19 +21,26 @@ log = logging.getLogger(__name__)
 
 
 class Handlers:
-    """The dispatch table, bound to a daemon."""
+    """The dispatch table, bound to a daemon.
+
+    quick: what answers a request that only reads the state, by its type; bytes: encoded already.  Unlike `read` it may
+    raise.
+    """
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
+        self.quick: dict[type[wire.Request], Callable[[Any], wire.Response | bytes]] = {
+            kind: partial(handler, daemon) for kind, handler in QUICK.items()
+        }
 
     def is_quick(self, request: wire.Request) -> bool:
         """Whether the request only reads the state: `read` answers it; `run` does every other one."""
-        return type(request) in QUICK
+        return type(request) in self.quick
 
     def read(self, request: wire.Request) -> wire.Response | bytes:
         """Answer a quick request on the spot; bytes: an answer that is encoded already.  Never raises."""
         try:
-            return QUICK[type(request)](self.daemon, request)
+            return self.quick[type(request)](request)
         except Exception as error:
             return _failure(request, error)
 

@@ -17,9 +17,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from overlayd import wire
+from overlayd._fast.exchange import Exchange
 from overlayd._fast.frame import Inbox
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.large import LARGE, Examiner
@@ -35,6 +36,7 @@ from overlayd.proto.mux import EndpointMux, NeedMore, Payload, ProbeAnswered
 log = logging.getLogger(__name__)
 
 # Our own constants.
+BYTES_OF_A_MESSAGE = 1024  # a turn costs as many messages as were served, or as so many bytes make up
 GATHER = 64 * 1024  # bytes of answers that are gathered before they are handed to the transport
 LONGEST_TRACE = 128  # characters of a client's trace strings in our log; a traceparent has 55 (W3C Trace Context)
 
@@ -49,6 +51,7 @@ class Limits(NamedTuple):
     """Our own limits of a connection, and of all together."""
 
     turn: int = 64  # messages of one connection that are served before another's
+    at_once: int = 8  # of them that are served as they are read, if nobody comes before
     turn_bytes: int = 64 * 1024  # or so many bytes of them
     slice: float = 0.0005  # seconds of serving before the sockets are looked at again
     in_flight: int = 1024  # requests of one connection being worked on or waiting for those; then it is not read
@@ -73,9 +76,8 @@ class Connections(Protocol):
     examiner: Examiner
     stopping: bool  # nothing new is begun
 
-    @property
-    def are_several(self) -> bool:
-        """Whether there is another one than that which asks."""
+    def is_next(self, connection: "Connection") -> bool:
+        """Whether nobody who waits comes before it."""
 
     def made(self, connection: "Connection") -> None:
         """Know a connection from now on."""
@@ -100,6 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         self.credentials = client
         self.buffered = 0  # bytes that count against Limits.buffered
         self.queued = False  # waits for its turn
+        self.paid_until = 0  # see `daemon.server.turns`
         self.incomplete_since = 0.0  # when the message at the front began, 0: there is none, or we do not read
         self.closed_since = 0.0  # when we closed, 0: we did not
         self._server = server
@@ -108,6 +111,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._inbox = Inbox()
+        self._exchange = Exchange(self._inbox, wire.decode_plain, server.handlers.quick, LARGE)
         self._open = False
         self._eof = False
         self._reading = True
@@ -117,6 +121,7 @@ class Connection(asyncio.BufferedProtocol):
         self._order: AnswerOrder[int | Frame, wire.Request | wire.Err] = AnswerOrder(server.limits.events)
         self._out: list[bytes] = []
         self._out_bytes = 0
+        self.get_buffer = self._inbox.get_buffer  # type: ignore[method-assign]  # once for each read: no step between
         self._takes_events: bool | None = None  # only who sends JSON does; None: nothing has been sent
 
     # --- What the transport calls ---
@@ -130,12 +135,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self._open:
             log.info("connection lost: %s (%s)", error, self.credentials)
-        self._open = False
-        self._order.drop()
-        self._server.lost(self)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._inbox.get_buffer(sizehint)
+        self._leave()
 
     def buffer_updated(self, nbytes: int) -> None:
         self._inbox.received(nbytes)
@@ -143,10 +143,10 @@ class Connection(asyncio.BufferedProtocol):
             self.serve(1)
         elif self.queued:
             self._steer()
-        elif self._server.are_several:
+        elif not self._server.is_next(self):
             self._server.queue(self)
-        else:
-            self.serve(self._limits.turn)  # nobody waits for a turn
+        elif not self._answer_at_once():
+            self.serve(self._limits.at_once)
 
     def eof_received(self) -> bool:
         """The client has nothing more to say, but may wait for answers."""
@@ -173,7 +173,8 @@ class Connection(asyncio.BufferedProtocol):
     def serve(self, turn: int) -> None:
         """Serve up to `turn` of the messages that have come."""
         left = turn
-        enough = self._inbox.buffered - self._limits.turn_bytes
+        held = self._inbox.buffered
+        enough = held - self._limits.turn_bytes
         try:
             while left and self._inbox.buffered and self._may_serve():
                 served = self._serve_some(left)
@@ -185,21 +186,44 @@ class Connection(asyncio.BufferedProtocol):
         self._flush()
         if not self._open:
             return
-        more = self._inbox.buffered > 0
-        if more and not left:
+        buffered = self._inbox.buffered
+        self.paid_until += max(turn - left, (held - buffered) // BYTES_OF_A_MESSAGE)
+        if buffered and not left:
             self._server.queue(self)
         elif self._eof and not self._order.in_flight and not self._examining and self._order.reads:
-            if more:
+            if buffered:
                 self.close("truncated frame: the client hung up in the middle of a message")
             else:
                 self.close("the client hung up", logging.DEBUG)
             return
         self._steer()
-        if not more or not self._reading:
+        if not buffered or not self._reading:
             self.incomplete_since = 0.0
         elif left < turn or not self.incomplete_since:
             self.incomplete_since = self._loop.time()
         self._account()
+
+    def _answer_at_once(self) -> bool:
+        """Answer what has come, if nothing is in flight; False when there is more to do."""
+        if self._order.in_flight or self._server.stopping or not self._may_serve():
+            return False
+        exchange = self._exchange
+        try:
+            pieces = exchange.advance(self._limits.at_once, LARGE)
+        except ProtocolError:
+            return False  # and `serve` meets it again
+        if not exchange.taken:
+            return False
+        self._takes_events = True
+        self.paid_until += exchange.taken
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        elif pieces:
+            self._transport.writelines(pieces)
+        if exchange.left is not None:
+            self._serve_other(exchange.left, exchange.size)
+            return False
+        return not self._inbox.buffered and not self.buffered
 
     def _may_serve(self) -> bool:
         order, limits = self._order, self._limits
@@ -207,16 +231,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def _serve_some(self, most: int) -> int:
         """Serve one envelope, or up to `most` JSON frames; 0 when no message is whole."""
-        # Whatever is large is the last that is taken.
-        bodies = self._inbox.take(min(most, self._limits.in_flight - self._order.in_flight), LARGE)
-        if bodies:
+        order, exchange = self._order, self._exchange
+        at_once = not order.in_flight and not self._server.stopping
+        for piece in exchange.advance(min(most, self._limits.in_flight - order.in_flight), LARGE, at_once):
+            self._send(piece)
+        if exchange.taken:
             self._takes_events = True
-            for body in bodies:
-                if len(body) < LARGE:
-                    self._read_json(body)
-                else:
-                    self._server.start(self._examine(body, len(body)))
-            return len(bodies)
+            if (left := exchange.left) is not None:
+                self._serve_other(left, exchange.size)
+            return exchange.taken
         if not self._inbox.foreign:
             return 0
         if self._server.mux is None:
@@ -231,6 +254,18 @@ class Connection(asyncio.BufferedProtocol):
         self._takes_events = self._takes_events or False
         self._inbox.consume(consumed)
         return 1
+
+    def _serve_other(self, frame: Any, size: int) -> None:
+        """A frame that the short way does not answer: decoded, or its body, which is large or cannot be decoded."""
+        if not isinstance(frame, memoryview):
+            self._ask(frame.id, frame.request, size)
+        elif size >= LARGE:
+            self._server.start(self._examine(frame, size))
+        else:
+            try:
+                self._read_json(frame)
+            except ProtocolError as error:
+                self.close(str(error))
 
     def _read_json(self, body: memoryview) -> None:
         try:
@@ -272,6 +307,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._unknown(unknown)
                 self._answer_examined(to, request, size)
         self._examining = 0
+        self._account()
         self._flush()
         self._server.queue(self)
 
@@ -318,9 +354,10 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.pause_reading()
 
     def _account(self) -> None:
+        """What is held for this client, also after it has hung up: requests that are worked on stay."""
         unsent = 0 if self._order.reads or not self._open else self._transport.get_write_buffer_size()
         held = self._inbox.buffered + unsent + self._examining + self._working
-        if self.buffered != held and self._open:
+        if self.buffered != held:
             self._server.account(self, held)
 
     # --- Writing ---
@@ -395,8 +432,16 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Hang up now, whatever has not been sent."""
-        self._open = False
         self._transport.abort()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let go of all but the requests that are worked on."""
+        self._open = False
+        self._order.drop()
+        self._inbox.consume(self._inbox.buffered)
+        self._server.lost(self)
+        self._account()
 
 
 def _op(request: wire.Request) -> str:

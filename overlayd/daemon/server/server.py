@@ -12,7 +12,6 @@ import asyncio
 import logging
 import socket
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -22,6 +21,7 @@ from overlayd.daemon.server.acceptor import QUOTAS, Acceptor, Quotas
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
 from overlayd.daemon.server.large import Examiner
 from overlayd.daemon.server.listener import Credentials
+from overlayd.daemon.server.turns import Turns
 from overlayd.daemon.server.unknown_keys import UnknownKeys
 from overlayd.daemon.tasks import Spawn, Work
 from overlayd.proto.mux import EndpointMux
@@ -60,7 +60,8 @@ class Server:
         self.connections: set[Connection] = set()
         self._acceptor = Acceptor(admits, quotas, lambda client: Connection(self, client))
         self._spawn = spawn
-        self._queue: deque[Connection] = deque()
+        self._turns: Turns[Connection] = Turns(limits.turn)
+        self.is_next = self._turns.is_next
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -104,10 +105,6 @@ class Server:
 
     # --- What connections call (`Connections`) ---
 
-    @property
-    def are_several(self) -> bool:
-        return len(self.connections) > 1
-
     def made(self, connection: Connection) -> None:
         self.connections.add(connection)
 
@@ -115,7 +112,7 @@ class Server:
         """Give the connection a turn, once."""
         if not connection.queued:
             connection.queued = True
-            self._queue.append(connection)
+            self._turns.add(connection)
             self._serve_soon()
 
     def start(self, change: Work) -> None:
@@ -125,15 +122,17 @@ class Server:
         task.add_done_callback(self._tasks.discard)
 
     def account(self, connection: Connection, buffered: int) -> None:
-        """Note how many bytes a connection holds; when all hold too many, whoever holds most is cut off."""
+        """Note how many bytes a connection holds; when all hold too many, whoever holds most is cut off.  Clients that
+        have hung up hold the requests that are still worked on; who holds no more than a turn's bytes is spared.
+        """
         self.buffered += buffered - connection.buffered
         connection.buffered = buffered
-        if self.buffered > self.limits.buffered:
+        if self.buffered > self.limits.buffered and self.connections:
             largest = max(self.connections, key=lambda one: one.buffered)
-            share = f"{largest.buffered} of {self.buffered} bytes"
-            log.warning("connection cut off: it holds %s that are waiting (%s)", share, largest.credentials)
-            largest.abort()
-            self.lost(largest)
+            if largest.buffered > self.limits.turn_bytes:
+                share = f"{largest.buffered} of {self.buffered} bytes"
+                log.warning("connection cut off: it holds %s that are waiting (%s)", share, largest.credentials)
+                largest.abort()
 
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -141,8 +140,6 @@ class Server:
             self.connections.remove(connection)
             if self._acceptor.left(connection.credentials):
                 self.unknown_keys.left(connection.credentials)
-        self.buffered -= connection.buffered
-        connection.buffered = 0
 
     # --- On the event loop ---
 
@@ -150,18 +147,18 @@ class Server:
         """A slice of serving, in turns."""
         end = time.monotonic() + self.limits.slice
         try:
-            while self._queue:
-                connection = self._queue.popleft()
+            while self._turns:
+                connection = self._turns.next()
                 connection.queued = False
                 connection.serve(self.limits.turn)
                 if time.monotonic() > end:
                     break
         finally:
             self._scheduled = False
-            if self._queue and self._tasks:  # the interpreter is for the threads of the changes now
+            if self._turns and self._tasks:  # the interpreter is for the threads of the changes now
                 self._scheduled = True
                 self._loop.call_later(REST, self._serve)
-            elif self._queue:
+            elif self._turns:
                 self._serve_soon()
 
     def _serve_soon(self) -> None:

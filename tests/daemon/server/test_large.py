@@ -8,6 +8,7 @@ import pytest
 from lab.patience import until_async as until
 from serving import Fake, change, connect, json_frame, payload, serving, settle, status, told
 
+from overlayd.daemon.server.connection import Limits
 from overlayd.daemon.server.large import LARGE, LONGEST, MOST_VALUES
 
 SPACE = b" " * LARGE
@@ -90,6 +91,30 @@ async def test_requests_that_are_worked_on_count(path: str, caplog: pytest.LogCa
         handlers.open("b")
         await client.answers(3)
         await until(lambda: server.buffered == 0)
+
+
+async def test_requests_of_a_client_that_has_hung_up_count_until_they_are_done(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = Fake()
+    asked = large(1, b'{"op":"allocate_ip","service":"a","join_global":false}')
+    limits = Limits(buffered=3 * len(asked))
+    async with serving(path, handlers, limits=limits) as server, await connect(path) as small:
+        for count in (1, 2):
+            async with await connect(path) as rude:
+                rude.send(asked)
+                await until(lambda count=count: len(handlers.begun) == count)
+        assert server.buffered > 2 * LARGE
+        async with await connect(path) as third:
+            third.send(asked, asked)
+            with pytest.raises(EOFError):
+                await third.receive()
+        assert server.connections and server.buffered > 2 * LARGE  # to cut off who has hung up frees nothing
+        small.send(status(1))  # and who holds little is spared
+        assert await small.answers(1) == [(1, "status")]
+        handlers.open("a")
+        await until(lambda: server.buffered == 0)
+    assert "cut off" in caplog.text
 
 
 async def test_others_are_served_between_large_requests(path: str) -> None:
