@@ -7,6 +7,7 @@ cdef class Answer:
     cdef readonly int code
     cdef readonly bint truncated
     cdef readonly unsigned int lifetime
+    cdef public str server
     cdef bint recursion, authenticated
     cdef bytes records  # those of the three sections, the OPT record left out
     cdef int counts[3]

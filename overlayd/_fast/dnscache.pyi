@@ -17,6 +17,8 @@ class Answer:
     truncated: bool
     lifetime: int
     """Seconds for which it may be kept, 0 when it may not."""
+    server: str | None
+    """Who said it, for people."""
 
     def __init__(self, response: bytes) -> None:
         """ProtocolError for what is no whole response to one question."""

@@ -30,6 +30,7 @@ examples:
   overlayctl services, containers, ip, networks, dns what it holds; --filter TEXT for some of it
   overlayctl nat                                     where it may be reached, and how it reaches its peers
   overlayctl dns list                                registered names, upstream servers, and the cache
+  overlayctl dns query www.example.org AAAA          what the name server says, and where it has that from
   overlayctl whoami                                  which process serves the socket
   overlayctl events                                  what changes, as it changes
   overlayctl doctor                                  what is not as it should be, and what to do
@@ -196,6 +197,15 @@ COMMANDS = (
                 "list",
                 "List registered names, and the servers that are asked for others.",
                 _listing("table", "json"),
+            ),
+            Command(
+                "query",
+                "Ask the name server for a name, and show who answered.",
+                (
+                    _option("name", metavar="NAME", help="a name, or an address for the name of its holder"),
+                    _option("type", metavar="TYPE", nargs="?", default="", help="of records (default: A)"),
+                    _output("table", "json"),
+                ),
             ),
             Command("flush", "Forget what those servers have answered."),
         ),

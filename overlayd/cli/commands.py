@@ -214,6 +214,12 @@ async def _dns_list(args: Namespace) -> None:
         _listed(args, lists.names(), known.names)
 
 
+async def _dns_query(args: Namespace) -> None:
+    async with _client(args) as client:
+        answer = await client.query_dns(args.name, args.type)
+    _show(args, answer, lambda: tables.dns_answer(answer, _paper()))
+
+
 async def _dns_flush(args: Namespace) -> None:
     async with _client(args) as client:
         await client.flush_dns()
@@ -320,6 +326,7 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "top": _top,
     "nat": _nat,
     "dns list": _dns_list,
+    "dns query": _dns_query,
     "dns flush": _dns_flush,
     "whoami": _whoami,
     "events": _events,

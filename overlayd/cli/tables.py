@@ -151,6 +151,29 @@ def upstreams(known: wire.Dns, paper: Paper = PLAIN) -> str:
     )
 
 
+def dns_answer(answer: wire.DnsAnswer, paper: Paper = PLAIN) -> str:
+    """Who answered what, and the records."""
+    sources = {
+        "own": "from the names of this node",
+        "cache": "from the cache",
+        "upstream": "from an upstream",
+        "stale": "from the cache, though its time is over",
+        "none": "nobody has an answer",
+    }
+    source = printable(sources.get(answer.source, answer.source))
+    server = f", of {printable(answer.server)}" if answer.server else ""
+    lines = [f"{printable(answer.name)} {printable(answer.type)}: {printable(answer.rcode)}, {source}{server}"]
+    if answer.error:
+        lines.append(printable(answer.error))
+    for title, records in (("RECORD", answer.records), ("AUTHORITY", answer.authorities)):
+        if records:
+            rows = [(each.name, f"{each.ttl} s", each.type, each.data) for each in records]
+            lines += ["", table((title, "TTL", "TYPE", "DATA"), rows, paper)]
+    if answer.left_out:
+        lines.append(f"and {answer.left_out} more")
+    return "\n".join(lines)
+
+
 def edge_peers(peers: Sequence[wire.EdgePeer], *, wide: bool, now: float, paper: Paper = PLAIN) -> str:
     """One line an edge peer; the services that it was granted by name stand behind what it reaches."""
     rows = [

@@ -357,6 +357,10 @@ class OverlayClient:
         """What the name server knows."""
         return await self._ask(wire.ListDns(), wire.Dns)
 
+    async def query_dns(self, name: str, type: str = "") -> wire.DnsAnswer:
+        """What the name server says about a name, and who says it."""
+        return await self._ask(wire.QueryDns(name, type), wire.DnsAnswer)
+
     async def flush_dns(self) -> None:
         """Forget what upstream servers have answered."""
         await self._ask(wire.FlushDns(), wire.Ok)

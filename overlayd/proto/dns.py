@@ -19,6 +19,7 @@ HEADER = struct.Struct(">HBBHHHH")  # id, flags and opcode, flags and response c
 MAX_MESSAGE = 65_535  # bytes in a TCP frame
 FORMERR, SERVFAIL, NOTIMP, REFUSED = 1, 2, 4, 5
 REFUSALS = frozenset((FORMERR, SERVFAIL, NOTIMP, REFUSED))  # the server could not or would not; another one may
+RECURSIVE = (0x01, 0)  # flags of a query whose answer shall be looked for elsewhere
 NO_REACHABLE_AUTHORITY, OTHER = 22, 0  # RFC 8914 section 4
 
 _QR, _OPCODE, _RD = 0x80, 0x78, 0x01

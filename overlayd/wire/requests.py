@@ -184,6 +184,15 @@ class ListDns(_Request, frozen=True, tag="list_dns"):
     """Ask what the name server knows (an addition).  -> dns"""
 
 
+class QueryDns(_Request, frozen=True, tag="query_dns"):
+    """Ask this node's name server for a name, and learn who answered (an addition).  type: of records, such as AAAA or
+    TYPE65; empty means A, and for an address the name of its holder.  -> dns_answer
+    """
+
+    name: Text
+    type: Text = ""
+
+
 class FlushDns(_Request, frozen=True, tag="flush_dns"):
     """Forget what upstream servers have answered (an addition)."""
 
@@ -260,6 +269,7 @@ Request = (
     | NatTick
     | GetNatStatus
     | ListDns
+    | QueryDns
     | FlushDns
     | Shutdown
     | MintEdgePeer

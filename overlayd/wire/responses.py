@@ -251,6 +251,33 @@ class Dns(_Response, frozen=True, kw_only=True, tag="dns"):
     misses: U64
 
 
+class DnsRecord(Value, frozen=True):
+    """A record.  ttl: seconds; data: as a zone file has it."""
+
+    name: str
+    type: str
+    ttl: U32
+    data: str
+
+
+class DnsAnswer(_Response, frozen=True, kw_only=True, tag="dns_answer"):
+    """What the name server says to a query (an addition).  name, type: what was asked.  rcode: NOERROR, NXDOMAIN and so
+    on.  source: "own" for names of this node, "cache", "upstream", "stale" for an answer whose time was over, "none"
+    when nobody answers.  server: the upstream whose answer it is.  error: its extended error, or ours.  left_out: how
+    many records of a very long answer are not shown.
+    """
+
+    name: str
+    type: str
+    rcode: str
+    source: str
+    server: str | None = None
+    error: str | None = None
+    records: tuple[DnsRecord, ...] = ()
+    authorities: tuple[DnsRecord, ...] = ()
+    left_out: U32 = 0
+
+
 class Finding(Value, frozen=True):
     """Something that a person should know.  object: what it is about; problem: a predicate of it; remedy: what to do
     about it; code: names the kind, for programs; symptom: how it shows, none when the problem says it.  An older
@@ -301,6 +328,7 @@ Response = (
     | EdgeConfig
     | EdgePeers
     | Dns
+    | DnsAnswer
     | Diagnosis
     | Listing
     | Err

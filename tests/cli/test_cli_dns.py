@@ -52,3 +52,32 @@ def test_flush(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answer = lambda request: wire.Ok()
     assert cli.run(["dns", "flush"]) == 0
     assert canned.asked == [wire.FlushDns()] and capsys.readouterr().out == ""
+
+
+def test_query(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: wire.DnsAnswer(
+        name="www.example.org.",
+        type="A",
+        rcode="NOERROR",
+        source="stale",
+        server="192.0.2.1:53",
+        error="stale \x1banswer",
+        records=(
+            wire.DnsRecord("www.example.org.", "CNAME", 30, "a.example.org."),
+            wire.DnsRecord("a.example.org.", "A", 5, "192.0.2.80"),
+        ),
+        left_out=3,
+    )
+    assert cli.run(["dns", "query", "www.example.org"]) == 0
+    assert capsys.readouterr().out == (
+        "www.example.org. A: NOERROR, from the cache, though its time is over, of 192.0.2.1:53\n"
+        "stale \\x1banswer\n"
+        "\n"
+        "RECORD            TTL   TYPE   DATA\n"
+        "www.example.org.  30 s  CNAME  a.example.org.\n"
+        "a.example.org.    5 s   A      192.0.2.80\n"
+        "and 3 more\n"
+    )
+    assert cli.run(["dns", "query", "www.example.org", "AAAA", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == 3
+    assert canned.asked == [wire.QueryDns("www.example.org"), wire.QueryDns("www.example.org", "AAAA")]

@@ -323,6 +323,7 @@ async def test_one_method_a_request(path: str) -> None:
     status = wire.Status(peer_count=0, service_count=0)
     nat_status = wire.NatStatus(last_refresh=1)
     dns = wire.Dns(zone="z", names=(), upstreams=(), cached=0, cached_bytes=0, hits=0, misses=0)
+    answer = wire.DnsAnswer(name="n.", type="A", rcode="NOERROR", source="own")
     finding = wire.Finding("bridge b", "is missing", "restart")
     edge_peer = wire.EdgePeer(
         name="n", overlay_ip="10.0.0.9", public_key="k", minted_at_unix=1, expires_at_unix=2, allowed=()
@@ -411,6 +412,7 @@ async def test_one_method_a_request(path: str) -> None:
             (c.nat_tick(), wire.NatTick(), wire.Ok(), None),
             (c.nat_status(), wire.GetNatStatus(), nat_status, nat_status),
             (c.list_dns(), wire.ListDns(), dns, dns),
+            (c.query_dns("n", "MX"), wire.QueryDns("n", "MX"), answer, answer),
             (c.flush_dns(), wire.FlushDns(), wire.Ok(), None),
             (c.unregister_dns("n", "10.0.0.2"), wire.UnregisterDns("n", "10.0.0.2"), wire.Ok(), None),
             (c.shutdown(), wire.Shutdown(), wire.Ok(), None),

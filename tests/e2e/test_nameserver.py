@@ -4,10 +4,10 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
-from lab import Container, Lab, Node
+from lab import Container, Lab, Node, Refused
 from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
 from lab.node import CONTROL
 from lab.patience import LIMIT, until
@@ -170,6 +170,42 @@ def test_answers_are_kept_listed_and_forgotten(place: Place) -> None:
         assert dig(place.web, place.gateway, "www.example.org").status == "SERVFAIL"
     finally:
         conf.write_text(before)
+
+
+def test_the_node_asks_itself_and_learns_who_answered(place: Place) -> None:
+    def ask(name: str, type: str = "") -> dict[str, Any]:
+        answer = place.alpha.request("query_dns", name=name, type=type)
+        records = [each["data"] for each in answer.get("records", [])]
+        return {key: answer.get(key) for key in ("source", "server", "rcode")} | {"records": records}
+
+    def own(rcode: str, *records: str) -> dict[str, Any]:
+        return {"source": "own", "server": None, "rcode": rcode, "records": list(records)}
+
+    assert ask("web") == ask("WEB.overlay.local", "A") == own("NOERROR", place.pair.web_address)
+    assert ask(place.pair.web_address) == own("NOERROR", "web.overlay.local.")
+    assert ask("nope") == own("NXDOMAIN")
+    assert ask("web", "MX") == own("NOERROR")
+    lasting = Outside(place.pair.lab, "127.0.0.8", "--local-ttl=3600", node=place.alpha.node)
+    conf = place.alpha.node.resolv_conf
+    before = conf.read_text()
+    try:
+        conf.write_text(f"nameserver {lasting.address}\n")
+        known = {"server": f"{lasting.address}:53", "rcode": "NOERROR", "records": ["192.0.2.80"]}
+        until(lambda: ask("www.example.org") == {"source": "upstream", **known})
+        assert ask("www.example.org") == {"source": "cache", **known}
+        lasting.stop()
+        place.alpha.request("flush_dns")
+        answer = place.alpha.request("query_dns", name="www.example.org")
+        assert (answer["source"], answer["rcode"]) == ("none", "SERVFAIL")
+        assert answer["error"] == f"no answer from {lasting.address}:53"
+        conf.write_text("")
+        answer = place.alpha.request("query_dns", name="www.example.org")
+        assert answer["error"] == "this node knows no server to forward to"
+    finally:
+        conf.write_text(before)
+    for name, type in (("a..b", ""), ("x", "NOTYPE")):
+        with pytest.raises(Refused, match="request: "):
+            place.alpha.request("query_dns", name=name, type=type)
 
 
 def test_localhost_and_top_level_domains(place: Place) -> None:

@@ -188,7 +188,7 @@ class _Exchange:
                 self._streams[server] = self._loop.create_task(self._ask_by_stream(server))
             return False
         try:
-            self._arrived.put_nowait((server, _read(response)))
+            self._arrived.put_nowait((server, _read(response, server)))
         except ProtocolError as error:
             log.debug("DNS upstream %s: %s", server, error)
             return False
@@ -222,7 +222,7 @@ class _Exchange:
                         response = await self._exchange_by_stream(server, reader, writer)
                 finally:
                     writer.close()
-            self._arrived.put_nowait((server, _read(response)))
+            self._arrived.put_nowait((server, _read(response, server)))
         except (OSError, TimeoutError, ProtocolError, EOFError) as error:
             log.debug("DNS upstream %s by TCP: %s", server, error)
             if self._stream or server in self._unreachable:
@@ -253,6 +253,10 @@ def _attempts(servers: Sequence[Upstream], *, stream: bool) -> Iterator[tuple[Up
             yield server, True, TRY
 
 
-def _read(response: bytes) -> Answer | None:
+def _read(response: bytes, server: Upstream) -> Answer | None:
     """None for a server that could not read the question, and says no more.  ProtocolError."""
-    return None if response[4:6] == b"\0\0" else Answer(response)
+    if response[4:6] == b"\0\0":
+        return None
+    answer = Answer(response)
+    answer.server = str(server)
+    return answer

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from overlayd._fast.dnscache import Answer, Cache, key_of
 from overlayd.daemon.dns import exchange
@@ -33,6 +34,16 @@ STALE_AFTER = 1.8  # seconds for an upstream, then an answer whose time is over 
 REFRESH = "refresh"  # the way in of questions that nobody waits for
 
 
+class Origin(NamedTuple):
+    """Where a response comes from.  server: in words, None when no server has answered.  stale: its time was over."""
+
+    server: str | None = None
+    stale: bool = False
+
+
+Deliver = Callable[[bytes, Origin], None]
+
+
 @dataclass(eq=False, slots=True)
 class _Waiting:
     """A client's query.  deliver: takes the response."""
@@ -40,7 +51,7 @@ class _Waiting:
     message: bytes
     client: bytes
     stream: bool
-    deliver: Callable[[bytes], None]
+    deliver: Deliver
     asked: "_Asked"
 
 
@@ -79,7 +90,7 @@ class Forwarder:
         message: bytes,
         ingress: Hashable,
         client: bytes,
-        deliver: Callable[[bytes], None],
+        deliver: Deliver,
         *,
         stream: bool,
     ) -> None:
@@ -96,7 +107,7 @@ class Forwarder:
             log.debug("not forwarded: %s", error)
             key = b""
         if not key:
-            deliver(b"")
+            deliver(b"", Origin())
             return
         asked = self._asked.get((key, query.edns, stream)) or _Asked(key, query, stream)
         waiting = _Waiting(message, client, stream, deliver, asked)
@@ -116,7 +127,7 @@ class Forwarder:
     def refresh(self, message: bytes) -> None:
         """Ask anew for what the cache has, for nobody.  Left out when the places are taken."""
         if len(self._shares) < IN_FLIGHT // 2:
-            self.forward(message, REFRESH, b"", lambda _: None, stream=False)
+            self.forward(message, REFRESH, b"", lambda response, origin: None, stream=False)
 
     def follow_servers(self) -> None:
         """What other servers answered is not what these would: ask again."""
@@ -198,7 +209,8 @@ class Forwarder:
             self._give(each, answer, stale=stale)
 
     def _give(self, waiting: _Waiting, answer: Answer, *, stale: bool = False) -> None:
-        waiting.deliver(self._cache.give(answer, waiting.message, waiting.stream, waiting.client, stale))
+        response = self._cache.give(answer, waiting.message, waiting.stream, waiting.client, stale)
+        waiting.deliver(response, Origin(answer.server, stale))
 
 
 def _failure(servers: Sequence[Upstream], asked: Sequence[Upstream]) -> Answer:

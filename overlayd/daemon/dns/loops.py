@@ -71,7 +71,7 @@ class Loops:
 
 
 def _send(server: Upstream, name: bytes) -> None:
-    query = dns.Query(name + _TXT_IN, (1, 0))
+    query = dns.Query(name + _TXT_IN, dns.RECURSIVE)
     family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
     with (
         contextlib.suppress(OSError),  # it cannot be reached, so it does not loop

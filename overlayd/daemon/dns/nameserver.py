@@ -20,10 +20,10 @@ from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
-from overlayd._fast.dnscache import Cache
+from overlayd._fast.dnscache import Cache, key_of
 from overlayd._fast.dnsquery import SECRET
 from overlayd.daemon.change.node import Node
-from overlayd.daemon.dns.forwarder import Forwarder
+from overlayd.daemon.dns.forwarder import Forwarder, Origin
 from overlayd.daemon.dns.stream import Streams
 from overlayd.daemon.dns.upstreams import PORT, Upstream, Upstreams
 from overlayd.daemon.tasks import Spawn
@@ -43,6 +43,7 @@ BACKLOG = 128  # TCP connections that wait to be accepted
 # for a query: 2,600, more than come in 5 ms.
 RECEIVE_BUFFER = 1024 * 1024
 CACHED, CACHED_BYTES = 10_000, 8 * 1024 * 1024  # answers of upstreams
+OWN = "node"  # the way in of this node's own queries
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds until an address is tried again, doubling
 
 # linux/in.h, linux/in6.h, asm-generic/socket.h; Python does not have them.
@@ -128,6 +129,32 @@ class Nameserver:
     def upstreams(self) -> list[tuple[Upstream, str]]:
         """The servers for other names, in their order, each with "ok", "silent" or "loop"."""
         return self._forwarder.upstreams()
+
+    async def ask(self, query: bytes) -> tuple[bytes, str, str | None]:
+        """What this server says to a query of the node's own, which hears of every name.  Returns the response; where
+        it comes from, "own", "cache", "upstream", "stale", or "none" when nobody has an answer; and which upstream it
+        was.
+        """
+        node = self._node.state.node_address
+        client = node.packed if node is not None else b""
+        response = self._zone.table.respond(query, True, client)
+        if response is not None:
+            return response, "own", None
+        self._forwarder.follow_servers()
+        now = time.monotonic()
+        response = self.cache.respond(query, True, client, now)
+        if response is not None:
+            kept = self.cache.stale(key_of(query), now)
+            return response, "cache", kept.server if kept is not None else None
+        coming: asyncio.Future[tuple[bytes, Origin]] = asyncio.get_running_loop().create_future()
+
+        def deliver(response: bytes, origin: Origin) -> None:
+            if not coming.done():  # whoever asked may have gone
+                coming.set_result((response, origin))
+
+        self._forwarder.forward(query, OWN, client, deliver, stream=True)
+        response, origin = await coming
+        return response, "stale" if origin.stale else "upstream" if origin.server else "none", origin.server
 
     @property
     def looping(self) -> Collection[Upstream]:
@@ -238,7 +265,7 @@ class Nameserver:
             if time.monotonic() > now + SLICE:
                 break
 
-    def _respond(self, udp: socket.socket, client: bytes, response: bytes) -> None:
+    def _respond(self, udp: socket.socket, client: bytes, response: bytes, origin: Origin) -> None:
         if response and udp.fileno() != -1:  # closed meanwhile
             self._datagrams.send(udp.fileno(), response, client)
 

@@ -16,7 +16,7 @@ from typing import cast
 
 from overlayd._fast.dnscache import Cache
 from overlayd._fast.nametable import NameTable
-from overlayd.daemon.dns.forwarder import Forwarder
+from overlayd.daemon.dns.forwarder import Forwarder, Origin
 from overlayd.model.objects import Network
 from overlayd.model.shares import Shares
 from overlayd.proto import dns
@@ -196,7 +196,7 @@ class Stream(asyncio.Protocol):
         elif response:
             self.transport.write(dns.frame(response))
 
-    def _forwarded(self, response: bytes) -> None:
+    def _forwarded(self, response: bytes, origin: Origin) -> None:
         self._in_flight -= 1
         if not self.transport.is_closing():
             self._streams.touch(self)

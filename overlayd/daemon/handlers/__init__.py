@@ -95,6 +95,7 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.RegisterDns: names.register_dns,
     wire.UnregisterDns: names.unregister_dns,
     wire.ListDns: names.list_dns,
+    wire.QueryDns: names.query_dns,
     wire.FlushDns: names.flush_dns,
     wire.WriteScopedResolver: names.write_scoped_resolver,
     wire.RemoveScopedResolver: names.remove_scoped_resolver,

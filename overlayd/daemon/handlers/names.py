@@ -1,7 +1,7 @@
 """Names: registered ones, and the resolvers of zones.
 
-Owns: register_dns, unregister_dns, list_dns, flush_dns, write_scoped_resolver, remove_scoped_resolver.  Must not know:
-sockets and frames.
+Owns: register_dns, unregister_dns, list_dns, query_dns, flush_dns, write_scoped_resolver, remove_scoped_resolver.  Must
+not know: sockets and frames.
 """
 
 import asyncio
@@ -11,8 +11,10 @@ from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import RECORDS
 from overlayd.daemon.handlers.context import Daemon
+from overlayd.errors import ProtocolError, RequestError
 from overlayd.model import records
 from overlayd.model.rows import Record
+from overlayd.proto import dns, dns_text
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,30 @@ async def list_dns(daemon: Daemon, request: wire.ListDns) -> wire.Response:
         cached_bytes=server.cache.size,
         hits=server.cache.hits,
         misses=server.cache.misses,
+    )
+
+
+async def query_dns(daemon: Daemon, request: wire.QueryDns) -> wire.Response:
+    try:
+        question, type = dns_text.question(request.name, request.type)
+    except ValueError as error:
+        raise RequestError(f"request: {error}") from None
+    asked = dns.Query(question, dns.RECURSIVE, edns=True)
+    response, source, server = await daemon.nameserver.ask(dns.for_upstream(asked, 0, edns=True))
+    try:
+        read = dns_text.read(response)
+    except ProtocolError as error:
+        raise RequestError(f"{server or 'the name server'} has answered what is broken: {error}") from None
+    return wire.DnsAnswer(
+        name=dns_text.name(question),
+        type=type,
+        rcode=read.code,
+        source=source,
+        server=server,
+        error=read.error or None,
+        records=tuple(wire.DnsRecord(*record) for record in read.answers),
+        authorities=tuple(wire.DnsRecord(*record) for record in read.authorities),
+        left_out=read.left_out,
     )
 
 

@@ -48,7 +48,7 @@ def query(name="www.example.org", **options):
 def forward(forwarder, message, ingress="web", client=CLIENT, *, stream=False):
     """The response, in the future."""
     delivered = asyncio.get_running_loop().create_future()
-    forwarder.forward(message, ingress, client, delivered.set_result, stream=stream)
+    forwarder.forward(message, ingress, client, lambda response, origin: delivered.set_result(response), stream=stream)
     return delivered
 
 
