@@ -13,7 +13,7 @@ PYTHON := .venv/bin/python
 # Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
-BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf
+BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn
 TEST_PACKAGES := $(DEMO_PACKAGES) strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
   procps e2fsprogs conntrack openssl
 IMAGE_PACKAGES := buildah debootstrap
@@ -115,6 +115,12 @@ bench-record: build ## keep the times of the hot paths as they are now
 .PHONY: bench-compare
 bench-compare: build ## time the hot paths beside the newest record; fails when one takes a third longer
 	@$(PYTHON) bench/hot_paths.py --benchmark-compare --benchmark-compare-fail=median:33%
+
+BASE ?= origin/main
+
+.PHONY: bench-check
+bench-check: bench-packages build ## is this checkout slower than BASE (default: origin/main), or over a budget? (root; five minutes)
+	@PYTHONPATH=bench:tests $(PYTHON) -m check $(BASE)
 
 .PHONY: build
 build: .venv/built ## virtual environment in .venv, extension modules compiled in place

@@ -1,0 +1,79 @@
+"""DNS queries for registered names.
+
+Owns: that case, and dnsmasq with the same names as its yardstick; dnsperf asks both.  Must not know: how a version
+answers.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from bench_dns import DNSMASQ_PORT, ZONE, dnsmasq, running
+from lab import Node
+
+from check import machine
+from check.cases import YARDSTICK, Case, Group, Subjects
+from check.daemon import Daemon, laboratory, request
+from check.meter import metered
+from check.tree import Tree
+from check.verdict import Sample
+
+NAMES, SECONDS = 1_000, 0.5
+OUTSTANDING = 200  # queries that dnsperf keeps under way
+
+
+class NameServer:
+    """One that dnsperf asks, ours or not."""
+
+    def __init__(self, node: Node, pid: int, address: str, port: int) -> None:
+        self.node, self.pid, self.address, self.port = node, pid, address, port
+        self.queries = node.run_directory / "queries"
+        self.queries.write_text("".join(f"svc{number}.{ZONE} A\n" for number in range(NAMES)))
+
+    def dns(self) -> Sample:
+        dnsperf = ["dnsperf", "-s", self.address, "-p", str(self.port), "-d", str(self.queries), "-l", str(SECONDS)]
+        argv = ["taskset", "-c", str(machine.LOAD), *dnsperf, "-q", str(OUTSTANDING), "-c", "4", "-T", "1"]
+        with metered(self.pid) as meter:
+            said = self.node.run(argv)
+            meter.operations = float(_number("Queries completed", said))
+        return {
+            "time": 1 / _number("Queries per second", said),
+            "cpu": meter.sample["cpu"],
+            "switches": meter.sample["switches"],
+        }
+
+
+def _number(what: str, said: str) -> float:
+    return float(re.findall(rf"{what}:\s+([\d.]+)", said)[0])
+
+
+@contextmanager
+def opened(trees: Mapping[str, Tree]) -> Iterator[Subjects]:
+    subjects: dict[str, dict[str, Callable[[], Sample]]] = {}
+    if missing():
+        yield subjects
+        return
+    names = {f"svc{number}": f"10.200.{number >> 8 & 255}.{number & 255}" for number in range(NAMES)}
+    with ExitStack() as stack:
+        lab = stack.enter_context(laboratory())
+        for name, tree in trees.items():
+            daemon = Daemon(lab, tree, name, "--dns-node-address")
+            daemon.set_up()
+            with daemon.client() as client:
+                client.ask_all([request("register_dns", name=each, ip=ip) for each, ip in names.items()])
+            address = daemon.member.slice.partition("/")[0].removesuffix("0") + "1"
+            subjects[name] = {"dns": NameServer(daemon.member.node, daemon.pid, address, 53).dns}
+        node = lab.node("dnsmasq")
+        pid = stack.enter_context(running(node, *dnsmasq(node, names, ZONE, "127.0.0.1", DNSMASQ_PORT)))
+        machine.pin(machine.SERVER, pid)
+        subjects[YARDSTICK] = {"dns": NameServer(node, pid, "127.0.0.1", DNSMASQ_PORT).dns}
+        yield subjects
+
+
+def missing() -> str:
+    lacking = [each for each in ("dnsperf", "dnsmasq") if shutil.which(each) is None]
+    return f"no {' and no '.join(lacking)}: apt-get install dnsperf dnsmasq-base" if lacking else ""
+
+
+GROUP = Group("names", (Case("dns", f"an answer for one of {NAMES:,} registered names", "dnsmasq"),), opened, missing)
