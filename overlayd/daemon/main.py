@@ -70,6 +70,10 @@ BAD_CONFIG = 78
 # Our own constant: how long a stop waits for requests in flight, seconds.
 PATIENCE = 10.0
 
+# Our own constant: seconds that a thread may keep the interpreter while another one waits for it.  With CPython's 5 ms
+# an answer, which takes the interpreter several times, waits for each worker thread that computes several times that.
+SWITCH_INTERVAL = 0.0005
+
 
 def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     """Run `overlayd` and return its exit code.  fresh: seconds for which a handshake vouches for a peer."""
@@ -99,6 +103,7 @@ def _check_and_run(config: Config, options: argparse.Namespace, repetition: logs
     capability.give_up_others()
     _raise_descriptor_limit()
     heap.use_one_arena()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         with ExitStack() as claims:
             return _claim_and_run(config, options, claims, repetition, fresh)

@@ -18,6 +18,7 @@ from overlayd.daemon.change.gather import Decision, Gathering
 from overlayd.daemon.change.inspect import observe, present
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.locks import ResourceLocks
+from overlayd.daemon.change.slices import Slices
 from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, layout
 from overlayd.model.objects import Address, Step
@@ -36,6 +37,8 @@ WORKERS = 16
 # Changes carried out together.  The kernel's part of 512 peers takes some 100 ms in wireguard-go, for which a later
 # change of the same resources has to wait.
 GROUP = 512
+
+FEW = 16  # of rows, whose objects are put together, or of changes, that are answered, before others are served
 
 FACTS = "facts"  # the resource that stands for `Node.facts`
 
@@ -73,6 +76,7 @@ class Node:
         self._observers: list[Callable[[Change], None]] = []
         self._locks = ResourceLocks()
         self._gathering = Gathering(GROUP)
+        self._deciding = asyncio.Lock()  # a group is decided in slices, and nobody decides anything in between
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="kernel")
 
     @property
@@ -271,43 +275,54 @@ class Node:
         transition = await self._decide(decisions, verify, everything)
         if transition is not None:
             await self._take_effect(transition)
-        for decision in decisions:
+        for at, decision in enumerate(decisions, 1):
             decision.settle()
+            if at % FEW == 0:
+                await asyncio.sleep(0)  # those who waited for these are answered now
 
     async def _decide(
         self, decisions: Sequence[Decision[Any]], verify: Collection[RowId], everything: bool
     ) -> Transition | None:
         """Put decisions into the state, each on the one before it.  None when all refuse."""
-        touched: set[RowId] = set(verify)
-        have = await self._layout(touched, everything)
-        change: dict[RowId, Row | None] = {}
-        inverse: dict[RowId, Row | None] = {}
-        taken = 0
-        try:
-            for decision in decisions:
-                draft = Draft(self.state)
-                if decision.take(draft):
-                    taken += 1
-                    first = draft.rows.keys() - touched
-                    have |= await self._layout(first, everything)
-                    touched |= first
-                    for id, row in self.state.apply(draft.rows).items():
-                        inverse.setdefault(id, row)
-                    change |= draft.rows
-            # Now, while the state shows this change and no later one: what those bring about is their own affair.
-            want = await self._layout(touched, everything) if taken else {}
-        except BaseException:
-            self.state.apply(inverse)
-            raise
+        async with self._deciding:
+            touched: set[RowId] = set(verify)
+            have = await self._layout(touched, everything)
+            change: dict[RowId, Row | None] = {}
+            inverse: dict[RowId, Row | None] = {}
+            taken = 0
+            slices = Slices()
+            try:
+                for decision in decisions:
+                    await slices.pause()
+                    draft = Draft(self.state)
+                    if decision.take(draft):
+                        taken += 1
+                        first = draft.rows.keys() - touched
+                        have |= await self._layout(first, everything)
+                        touched |= first
+                        for id, row in self.state.apply(draft.rows).items():
+                            inverse.setdefault(id, row)
+                        change |= draft.rows
+                # Now, while the state shows this change and no later one: what those bring about is their own affair.
+                want = await self._layout(touched, everything) if taken else {}
+            except BaseException:
+                self.state.apply(inverse)
+                raise
         return Transition(change, inverse, have, want, bool(verify), everything) if taken else None
 
     async def _layout(self, touched: Collection[RowId], everything: bool) -> Layout:
         """The objects of these rows as the state is now: put together beside the loop if that stands still, for they
-        may be all there are; else at once, before another change can begin.
+        may be all there are; else before another change is decided, and in slices when they are many.
         """
         if everything:
             return await self.run(layout, self.state, self.facts, touched)
-        return layout(self.state, self.facts, touched)
+        if len(touched) <= FEW:
+            return layout(self.state, self.facts, touched)
+        slices, found, rows = Slices(), Layout(), list(touched)
+        for at in range(0, len(rows), FEW):
+            await slices.pause()
+            found |= layout(self.state, self.facts, rows[at : at + FEW])
+        return found
 
     async def _take_effect(self, transition: Transition) -> None:
         """Disk and kernel follow the state, or the state goes back; until then nothing that the change gives up is
@@ -350,7 +365,7 @@ class Node:
         have = transition.have
         if transition.verify:
             have = await self.run(present, self.kernel, have)
-        if transition.everything:
+        if transition.everything or len(transition.change) > FEW:
             return await self.run(plan, have, transition.want)
         return plan(have, transition.want)
 
