@@ -5,7 +5,12 @@ Owns: the trie.  Must not know: what the values are (peers, for the daemon), or 
 
 Two path-compressed binary tries, one an IP version, in one array of 32-byte nodes; 32-bit indices instead of pointers
 keep a node to half a cache line, and freeing all of them is one `free`.  Keys of both versions are 128 bits,
-left-aligned.  IPv4 has a root table over the first 16 bits once it has enough prefixes to pay for it.
+left-aligned.
+
+Each version has a root table once it has enough prefixes to pay for it.  A cluster's prefixes agree in their first bits
+(10.200.0.0/16, fd00:1::/48), so the table starts behind the bits that they share: its slots are for what an address has
+there.  Prefixes that end before that contain all others; an address that differs before that is for them alone, and is
+looked up in the trie.
 
 Values live in a Python list beside the node array, under the same index, so that the garbage collector sees them
 without help and reference counts are Python's business.  This list keeps its bounds checks: the collector may empty it
@@ -32,11 +37,10 @@ cdef extern from "Python.h":
 cdef enum:
     NONE = 0  # no node: index 0 is never used
     DEEPEST = 129  # nodes on one path: prefix lengths 0 to 128, each at most once
-    SLOT_BITS = 16
-    SLOTS = 1 << SLOT_BITS
     # Our own constants.
     FIRST_NODES = 16  # room of the first node array; it doubles
-    TABLE_FROM = 256  # IPv4 prefixes from which the table of 512 KiB is worth it
+    TABLE_FROM = 256  # prefixes from which a table is worth it; it has two to four slots of 8 bytes for each
+    MOST_BITS = 20  # of an address that a table looks at
 
 cdef uint64_t FULL = ~<uint64_t>0
 
@@ -51,8 +55,14 @@ cdef struct Node:
     uint8_t held  # has a value; else a branching point with two children
 
 cdef struct Slot:
-    uint32_t best  # the longest prefix shorter than 16 bits that contains the slot, and has a value
-    uint32_t top  # where the trie goes on: its first node in the slot of at least 16 bits
+    uint32_t best  # the longest prefix that contains the slot, and has a value
+    uint32_t top  # where the trie goes on: its first node inside the slot
+
+cdef struct Table:
+    Slot *slots  # or NULL
+    Key stem  # what all prefixes begin with, as far as they are not shorter
+    int start  # how many bits that are
+    int end  # the slots are numbered by the bits from `start` on, up to this one
 
 
 cdef inline int common_bits(Key a, Key b) noexcept:
@@ -80,6 +90,18 @@ cdef inline Key masked(Key key, int length) noexcept:
     elif length < 128:
         key.low &= FULL << (128 - length)
     return key
+
+
+cdef inline uint32_t slot_of(const Table *table, Key key) noexcept:
+    """The bits of a key that number its slot.  A table has at least one."""
+    cdef uint64_t bits
+    if table.start == 0:
+        bits = key.high
+    elif table.start < 64:
+        bits = key.high << table.start | key.low >> (64 - table.start)
+    else:
+        bits = key.low << (table.start - 64)
+    return bits >> (64 - (table.end - table.start))
 
 
 cdef inline uint64_t big_endian(const uint8_t *p, int n) noexcept:
@@ -125,6 +147,16 @@ cdef bytes packed_of(Key key, int width):
     return packed
 
 
+cdef void set_slots(Table *table, Key key, int length, uint32_t best) noexcept:
+    """Have a prefix, of at most `end` bits, be the best one of all its slots, as if nothing were inside."""
+    cdef uint32_t first = 0, count = <uint32_t>1 << (table.end - max(length, table.start)), i
+    if length > table.start:
+        first = slot_of(table, key)
+    for i in range(first, first + count):
+        table.slots[i].best = best
+        table.slots[i].top = NONE
+
+
 @cython.final
 cdef class AllowedIPs:
     cdef Node *nodes
@@ -133,7 +165,7 @@ cdef class AllowedIPs:
     cdef uint32_t spare  # head of the chain of free nodes
     cdef uint32_t roots[2]  # IPv4, IPv6
     cdef Py_ssize_t counts[2]
-    cdef Slot *table  # IPv4 by first 16 bits, or NULL
+    cdef Table tables[2]
     cdef uint64_t changes  # how often the trie has changed
 
     __class_getitem__ = classmethod(GenericAlias)
@@ -238,11 +270,13 @@ cdef class AllowedIPs:
     def lookup(self, bytes packed not None):
         cdef int width = width_of(packed)
         cdef Key key = key_of(packed, width)
+        cdef const Table *table = &self.tables[width == 128]
         cdef uint32_t at = self.roots[width == 128], best = NONE
         cdef Node *node
-        if width == 32 and self.table != NULL:
-            best = self.table[key.high >> (64 - SLOT_BITS)].best
-            at = self.table[key.high >> (64 - SLOT_BITS)].top
+        if table.slots != NULL and common_bits(key, table.stem) >= table.start:
+            at = slot_of(table, key)
+            best = table.slots[at].best
+            at = table.slots[at].top
         while at != NONE:
             node = &self.nodes[at]
             if common_bits(key, node.key) < node.length:
@@ -360,29 +394,55 @@ cdef class AllowedIPs:
 
     cdef void changed(self, int width, Key key, int prefix_len, int difference) noexcept:
         """Count an entry that came or went, and keep the table in step with it."""
+        cdef int version = width == 128
+        cdef Table *table = &self.tables[version]
         self.changes += 1
-        self.counts[width == 128] += difference
-        if width == 32:
-            if self.table != NULL:
-                self.fill_table(key, prefix_len)
-            elif self.counts[0] >= TABLE_FROM:
-                self.table = <Slot *>calloc(SLOTS, sizeof(Slot))
-                if self.table != NULL:  # else without: it only saves time
-                    self.fill_table(key, 0)
+        self.counts[version] += difference
+        if table.slots == NULL:
+            if difference > 0 and self.counts[version] >= TABLE_FROM:
+                self.make_table(version, width)
+        elif difference > 0 and (
+            common_bits(key, table.stem) < min(prefix_len, table.start)
+            or self.counts[version] > 1 << (table.end - table.start) and table.end - table.start < MOST_BITS
+            and table.end < width
+        ):
+            self.make_table(version, width)
+        else:
+            self.fill_table(version, key, prefix_len)
+
+    cdef void make_table(self, int version, int width) noexcept:
+        """Make the table anew, of a size for the prefixes that there are; without memory there is none, which only costs
+        time.
+        """
+        cdef Table *table = &self.tables[version]
+        cdef uint32_t at = self.roots[version]
+        cdef Node *node = &self.nodes[at]
+        cdef int bits = min(65 - count_leading_zeros(self.counts[version]), <int>MOST_BITS)
+        free(table.slots)
+        while node.child[0] == NONE or node.child[1] == NONE:  # so many prefixes branch somewhere
+            node = &self.nodes[node.child[0] if node.child[0] != NONE else node.child[1]]
+        table.stem = node.key
+        table.start = node.length
+        table.end = min(table.start + bits, width)
+        table.slots = <Slot *>calloc(1 << (table.end - table.start), sizeof(Slot))
+        if table.slots != NULL:
+            self.fill_table(version, node.key, 0)
 
     cdef void free_memory(self) noexcept:
         free(self.nodes)
-        free(self.table)
+        free(self.tables[0].slots)
+        free(self.tables[1].slots)
         self.nodes = NULL
-        self.table = NULL
+        self.tables[0].slots = self.tables[1].slots = NULL
         self.used = 1
         self.room = self.spare = 0
 
-    cdef void fill_table(self, Key key, int prefix_len) noexcept:
+    cdef void fill_table(self, int version, Key key, int prefix_len) noexcept:
         """Recompute the slots that a prefix touches: down the path to it, then over the subtrie, parents first."""
+        cdef Table *table = &self.tables[version]
         cdef uint32_t stack[DEEPEST + 1]
-        cdef uint32_t at = self.roots[0], best = NONE
-        cdef int depth = 0, i, bits = min(prefix_len, <int>SLOT_BITS)
+        cdef uint32_t at = self.roots[version], best = NONE
+        cdef int depth = 0, i, bits = min(prefix_len, table.end)
         cdef Node *node
         key = masked(key, bits)
         while at != NONE and self.nodes[at].length < bits:
@@ -393,7 +453,7 @@ cdef class AllowedIPs:
             if node.held:
                 best = at
             at = node.child[bit(key, node.length)]
-        self.set_slots(key, bits, best)
+        set_slots(table, key, bits, best)
         if at != NONE and common_bits(key, self.nodes[at].key) >= bits:
             stack[0] = at
             depth = 1
@@ -401,18 +461,12 @@ cdef class AllowedIPs:
             depth -= 1
             at = stack[depth]
             node = &self.nodes[at]
-            if node.length >= SLOT_BITS:
-                self.table[node.key.high >> (64 - SLOT_BITS)].top = at
+            if node.length >= table.end:
+                table.slots[slot_of(table, node.key)].top = at
                 continue
             if node.held:
-                self.set_slots(node.key, node.length, at)
+                set_slots(table, node.key, node.length, at)
             for i in range(2):
                 if node.child[i] != NONE:
                     stack[depth] = node.child[i]
                     depth += 1
-
-    cdef void set_slots(self, Key key, int length, uint32_t best) noexcept:
-        cdef uint32_t first = key.high >> (64 - SLOT_BITS), i
-        for i in range(first, first + (<uint32_t>SLOTS >> length)):
-            self.table[i].best = best
-            self.table[i].top = NONE

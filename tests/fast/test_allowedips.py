@@ -84,6 +84,51 @@ def test_it_agrees_above_the_root_table(steps: list[tuple[str, Prefix]], asked: 
     assert_same_everywhere(trie, oracle, asked + [prefix for _, prefix in steps])
 
 
+STEMS = [b"", b"\x0a\xc8", b"\xfd" + bytes(7), b"\xfd\0\0\1\0\2\0\3\x80", b"\xfd" + bytes(12)]
+
+
+@settings(max_examples=10)  # the oracle is slow with this many prefixes
+@given(st.sampled_from(STEMS), st.integers(0, 1 << 32), st.lists(prefixes(), max_size=12))
+def test_a_table_behind_common_bits_agrees_whatever_comes_and_goes(
+    stem: bytes, seed: int, others: list[Prefix]
+) -> None:
+    """stem: of all prefixes, until others come that do not have it, or contain it."""
+    rng = random.Random(seed)
+    size = 4 if stem == b"\x0a\xc8" else 16
+    trie: AllowedIPs[object] = AllowedIPs()
+    oracle = DictAllowedIPs()
+    first = len(stem) * 8
+
+    def below() -> Prefix:
+        return stem + rng.randbytes(size - len(stem)), min(first + rng.randint(0, 24), size * 8)
+
+    steps = [("insert", below()) for _ in range(280)]
+    outer = [(stem.ljust(size, b"\0"), length) for length in (0, first // 2, first)]
+    for each in (*outer, *others):
+        steps.insert(rng.randrange(200, len(steps)), ("insert", each))
+    held = [prefix for _, prefix in steps]
+    steps += [("remove", prefix) for prefix in rng.sample(held, 60)]
+    steps += [("insert", below()) for _ in range(20)]
+    run(trie, oracle, steps)
+    asked = [packed for packed, _ in (*rng.sample(held, 20), *outer, *others)]
+    asked += [bytes([packed[0] ^ 0x80, *packed[1:]]) for packed in asked]
+    asked += [packed[:-1] + bytes([packed[-1] ^ 1]) for packed in asked]
+    for packed in asked:
+        assert trie.lookup(packed) is oracle.lookup(packed)
+
+
+def test_a_table_grows_with_what_it_holds() -> None:
+    rng = random.Random(1)
+    stem = b"\xfd" + bytes(5)
+    networks = {stem + rng.randbytes(2) for _ in range(20_000)}
+    trie: AllowedIPs[bytes] = AllowedIPs()
+    for network in networks:
+        trie.insert(network + bytes(8), 64, network)
+    for _ in range(20_000):
+        network = stem + rng.randbytes(2)
+        assert trie.lookup(network + rng.randbytes(8)) == (network if network in networks else None)
+
+
 @pytest.mark.parametrize("order", ["same", "reverse", "random"])
 def test_filling_and_emptying_leaves_nothing(order: str) -> None:
     trie: AllowedIPs[object] = AllowedIPs()
