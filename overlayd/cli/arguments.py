@@ -62,6 +62,16 @@ overlayd need not run.  The kernel is read by another library than the daemon's 
 in the data directory.  Reading the journal and the connections takes root; the rest anybody may see.
 """
 
+_WHY_EPILOG = """\
+Each end is a container (pid:71, 71, guest:ID, host:ID), an address, a registered name, a peer by its name or the
+beginning of its key, `node` for this one, or `outside`.  A container's namespace, links, routes and devices are looked
+at by overlayctl itself, which takes root; what another node does is told by what comes back from it.  Pings are sent.
+
+  overlayctl why 71 db                               from the container of process 71 to what is called db
+  overlayctl why web outside
+  overlayctl why node node-7
+"""
+
 _COMPLETION_EPILOG = """\
   bash   overlayctl completion bash > /etc/bash_completion.d/overlayctl
   zsh    overlayctl completion zsh > "${fpath[1]}/_overlayctl"
@@ -250,6 +260,30 @@ COMMANDS = (
             _JSON,
         ),
         _INSPECT_EPILOG,
+    ),
+    Command(
+        "why",
+        "Walk a packet's way from one end to another, and name the first hop that fails, with its remedy.",
+        (
+            _option("source", metavar="A", help="where it comes from"),
+            _option("target", metavar="B", help="where it goes to"),
+            _option(
+                "--data-dir",
+                metavar="DIR",
+                help="the daemon's data directory, for when no daemon answers (default: as of inspect)",
+            ),
+            _output("text", "json"),
+            _JSON,
+        ),
+        _WHY_EPILOG,
+    ),
+    Command(
+        "ping",
+        "Ping a peer, a container or an address through the overlay, and say by which path it is reached.",
+        (
+            _option("target", metavar="PEER", help="a peer's name or key, a registered name, a handle or an address"),
+            _option("-c", "--count", metavar="N", type=_count, default=4, help="so many times (default: %(default)s)"),
+        ),
     ),
     Command(
         "bundle",

@@ -267,6 +267,40 @@ async def _inspect(args: Namespace) -> int:
     return EXIT_FINDINGS if found.differences else 0
 
 
+async def _why(args: Namespace) -> int:
+    from overlayd.cli import why  # noqa: PLC0415 - it imports pyroute2
+
+    try:
+        async with _client(args) as client:
+            known = await why.known(client)
+    except (Unreachable, ConnectionLost) as error:
+        directory = args.data_dir or os.environ.get("OVERLAYD_DATA_DIR") or DEFAULT_DATA_DIR
+        known = why.known_without_daemon(Path(directory), error)
+        print(f"overlayctl: {error}; by its journal:", file=sys.stderr)
+    if known is None:
+        print("the overlay is not set up on this node; overlayd waits for setup_global_overlay")
+        return EXIT_FINDINGS
+    hops, turned = await asyncio.to_thread(why.explain, known, args.source, args.target)
+    print(why.as_json(hops, turned) if args.output == "json" else why.as_text(hops, turned, _paper()))
+    return EXIT_FINDINGS if hops[-1].state == "broken" else 0
+
+
+async def _ping(args: Namespace) -> int:
+    from overlayd.cli import why  # noqa: PLC0415 - it imports pyroute2
+
+    async with _client(args) as client:
+        known = await why.known(client)
+        paths = {each.public_key: each.path or "" for each in (await client.list_things("peers")).peers}
+    if known is None:
+        raise UsageError("the overlay is not set up on this node")
+    answered = 0
+    for line in why.pings(known, args.target, args.count, paths):
+        said, ok = await asyncio.to_thread(line)
+        answered += ok
+        print(said, flush=True)
+    return 0 if answered else EXIT_FINDINGS
+
+
 async def _bundle(args: Namespace) -> None:
     from overlayd.cli import bundle  # noqa: PLC0415 - tarfile and pyroute2 are slow to import
 
@@ -333,6 +367,8 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "call": _call,
     "doctor": _doctor,
     "inspect": _inspect,
+    "why": _why,
+    "ping": _ping,
     "bundle": _bundle,
     "version": _version,
     "completion": _completion,

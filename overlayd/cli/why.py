@@ -1,0 +1,133 @@
+"""`overlayctl why` and `overlayctl ping`: what the daemon knows, as the decision needs it, and the way as it is shown.
+
+Owns: from answers of the daemon to what a node knows, and the numbered lines.  Must not know: what a hop needs
+(`model.path`), how the kernel is looked at (`inspect.way`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from overlayd.cli.call import UsageError
+from overlayd.cli.columns import Paper, Tone, printable, toned
+from overlayd.cli.tables import line_json
+from overlayd.client import OverlayClient
+from overlayd.errors import OverlaydError, StateError
+from overlayd.inspect import way
+from overlayd.inspect.ping import ping
+from overlayd.model import ends
+from overlayd.model.ends import Hop, Known, Member, Peer, Service
+
+Reply = tuple[str, bool]
+_TONES: dict[str, Tone] = {"ok": "", "broken": "bad", "unknown": "doubtful"}
+
+
+async def known(client: OverlayClient) -> Known | None:
+    """What the daemon of a node knows; None when its overlay is not set up."""
+    status = await client.status()
+    if status.overlay_cidr is None or status.node_ip is None:
+        return None
+    services = (await client.list_things("services")).services
+    containers = (await client.list_things("containers")).containers
+    peers = (await client.list_things("peers")).peers
+    names = (await client.list_dns()).names
+    findings = [each for each in await client.doctor() if each.severity in ("error", None)]
+    devices = {each.service: (each.interface, each.public_key) for each in status.dedicated_services}
+    if status.interface is not None:
+        devices[""] = (status.interface, status.public_key or "")
+    return Known(
+        cluster=ip_network(status.overlay_cidr),
+        slice=ip_network(status.slice_cidr) if status.slice_cidr is not None else None,
+        node_address=ip_address(status.node_ip),
+        mtu=status.mtu or 0,
+        devices=devices,
+        services={
+            each.service: Service(
+                each.service, ip_network(each.subnet), ip_address(each.gateway), each.bridge, each.device or ""
+            )
+            for each in services
+        },
+        members=tuple(
+            Member(
+                each.handle,
+                each.service,
+                ip_address(each.ip),
+                ip_address(each.global_ip) if each.global_ip is not None else None,
+                each.isolation_network or "",
+                each.link or "",
+                each.mac or "",
+            )
+            for each in containers
+        ),
+        peers=tuple(
+            Peer(
+                each.name or "",
+                each.public_key,
+                each.service or "",
+                each.endpoint or "",
+                tuple(map(ip_network, each.allowed_ips)),
+            )
+            for each in peers
+            if each.kind == "node"
+        ),
+        names={each.name: tuple(map(ip_address, each.ips)) for each in names},
+        findings=tuple((each.code or "", each.object, each.problem, each.remedy) for each in findings),
+    )
+
+
+def known_without_daemon(directory: Path, error: OverlaydError) -> Known | None:
+    """What the journal knows, when nobody answers.  Raises the error that says so when the journal cannot be read."""
+    try:
+        return way.known_of_journal(directory)
+    except StateError:
+        raise error from None
+
+
+def explain(known: Known, source: str, target: str) -> tuple[list[Hop], bool]:
+    """The hops from one end to another; whether they are those of the way back."""
+    return way.explain_way(known, source, target)
+
+
+def as_text(hops: Sequence[Hop], turned: bool, paper: Paper) -> str:
+    """The hops numbered, and below the verdict with the remedy."""
+    lines = ["this node sees the way back only:"] if turned else []
+    for number, hop in enumerate(hops, 1):
+        mark = {"ok": "ok", "broken": "BROKEN", "unknown": "?"}[hop.state]
+        line = f"{number:>2}  {mark:<6}  {printable(f'{hop.where} {hop.what}')}"
+        lines.append(toned(line, _TONES[hop.state], paper))
+    last = hops[-1]
+    if last.state == "broken":
+        lines += ["", f"broken at hop {len(hops)}: {printable(f'{last.where} {last.what}')}"]
+        lines += [f"remedy: {printable(last.remedy)}"]
+    elif any(each.state == "unknown" for each in hops):
+        lines += ["", "nothing is known to be broken, but not every hop could be looked at"]
+    else:
+        lines += ["", "all is well on this way"]
+    return "\n".join(lines)
+
+
+def as_json(hops: Sequence[Hop], turned: bool) -> str:
+    """One object: the hops, and whether they are those of the way back."""
+    return line_json({"way_back": turned, "hops": [each._asdict() for each in hops]})
+
+
+def pings(known: Known, text: str, count: int, paths: Mapping[str, str]) -> Iterator[Callable[[], Reply]]:
+    """So many pings to an end; each returns its line, and whether it was answered.  paths: of peers, by key."""
+    end = ends.find(known, text)
+    if end.address is None:
+        raise UsageError(f"{text!r} is no container, address, registered name or peer")
+    peer = end.peer
+    path = f", {paths.get(peer.key) or 'unknown path'} to {peer.called}" if peer is not None else ""
+
+    def once() -> Reply:
+        assert end.address is not None
+        try:
+            seconds = ping(end.address, tries=1)
+        except OSError as error:
+            return f"{end.address}: cannot be pinged: {error.strerror or error}", False
+        if seconds is None:
+            return f"{end.address}: no answer within 1 s{path}", False
+        return f"{end.address}: {seconds * 1000:.1f} ms{path}", True
+
+    for _ in range(count):
+        yield once

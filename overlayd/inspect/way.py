@@ -1,0 +1,290 @@
+"""What a way from one end to another looks like: namespaces, links, routes, the device, and who answers pings.
+
+Owns: how each is looked at, in this process and without the daemon.  Must not know: what should be there
+(`model.path`), or who asks.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from overlayd import keys
+from overlayd.errors import ProtocolError
+from overlayd.inspect import journal
+from overlayd.inspect.namespaces import inside
+from overlayd.inspect.ping import is_refused, ping
+from overlayd.model import ends, rows
+from overlayd.model.ends import End, Hop, Known, Member, Peer
+from overlayd.model.layout import mac
+from overlayd.model.names import veth_name
+from overlayd.model.objects import GLOBAL, Address
+from overlayd.model.path import Device, DevicePeer, Link, Namespace, Seen, Way, explain
+from overlayd.model.subnets import first_usable
+from overlayd.proto import uapi
+
+_IFF_UP = 1  # linux/if.h
+_ANSWER = 5.0  # seconds that wireguard-go has for its answer
+_TRIES = 2  # of a ping through a tunnel: the first may go before the handshake
+_UNREACHABLE = 7  # linux/rtnetlink.h, RTN_UNREACHABLE
+
+__all__ = ["Hop", "Known", "Member", "Peer", "explain_way", "known_of_journal"]
+
+
+def explain_way(known: Known, source_text: str, target_text: str) -> tuple[list[Hop], bool]:
+    """The hops of the way from one end to another, up to the first broken one; whether it is the way back, because the
+    source is not on this node and the target is.
+    """
+    source, target = ends.find(known, source_text), ends.find(known, target_text)
+    turned = source.kind in ("peer", "outside") and target.kind in ("member", "node")
+    if turned:
+        source, target = target, source
+    return explain(known, source, target, _look(known, source, target), time.time()), turned
+
+
+def known_of_journal(directory: Path) -> Known | None:
+    """What the journal of a data directory knows; None without an overlay in it.  StateError: it cannot be read."""
+    state = journal.read(directory)
+    overlay = state.get(rows.Overlay)
+    if overlay is None:
+        return None
+    services = state.table(rows.Service).values()
+    devices = {GLOBAL: (overlay.interface, keys.text(keys.public(state.node.private_key)))} if overlay.up else {}
+    devices |= {each.name: (each.device, keys.text(keys.public(each.private_key))) for each in services if each.device}
+    return Known(
+        cluster=overlay.cluster,
+        slice=overlay.slice,
+        node_address=first_usable(overlay.slice or overlay.cluster),
+        mtu=0,
+        devices=devices,
+        services={
+            each.name: ends.Service(each.name, each.subnet, first_usable(each.subnet), each.bridge, each.device)
+            for each in services
+        },
+        members=tuple(map(_member, state.table(rows.Attachment).values())),
+        peers=tuple(
+            Peer(each.name, keys.text(each.public_key), each.scope, each.endpoint, tuple(each.allowed_ips))
+            for each in state.table(rows.Peer).values()
+        ),
+        names={each.name: each.addresses for each in state.table(rows.Record).values()},
+    )
+
+
+def _member(row: rows.Attachment) -> Member:
+    own = row.netns is not None
+    return Member(
+        row.handle,
+        row.service,
+        row.address,
+        row.global_address,
+        row.isolation_network,
+        veth_name(row.pid, "s") if own else "",
+        mac(row.address).hex(":") if own else "",
+    )
+
+
+def _look(known: Known, source: End, target: End) -> Seen:
+    """Everything that the decision needs.  Pings come first: they wake a session that sleeps."""
+    answers, refused = _pings(known, source, target)
+    address = target.address
+    host = _namespace(None, address)
+    scope = target.peer.scope if target.peer is not None else GLOBAL
+    name = known.devices.get(scope, ("", ""))[0]
+    device = _device(name) if target.peer is not None and name in host.links else None
+    endpoint = _endpoint(device, target.peer)
+    bridges = {each.bridge for each in known.services.values()}
+    return Seen(
+        host=host,
+        source=_of_member(source, address),
+        target=_of_member(target, source.address or known.node_address),
+        device=device,
+        forwards=_forwards(known.cluster.version),
+        neighbours=_neighbours(bridges, host),
+        answers=answers,
+        underlay=_way(endpoint[0]) if endpoint is not None else None,
+        refused=refused,
+    )
+
+
+def _pings(known: Known, source: End, target: End) -> tuple[dict[str, float | None], bool]:
+    """Who answers whom, all asked at once; and whether the endpoint's host refuses its port."""
+    own = _file(source)
+    if source.member is not None and own is None:
+        return {}, False  # of a guest we cannot send
+    asked: dict[str, Future[float | None]] = {}
+    other = ends.node_of(target.peer) if target.peer is not None else None
+    service = known.services.get(source.member.service) if source.member is not None else None
+    at = None
+    if target.peer is not None and (name := known.devices.get(target.peer.scope, ("", ""))[0]):
+        at = _endpoint(_device(name), target.peer)
+    with ThreadPoolExecutor(8) as threads:
+
+        def ask(name: str, address: Address | None, namespace: str | None) -> None:
+            if address is not None:
+                asked[name] = threads.submit(_quietly, address, namespace)
+
+        ask("target", target.address, own)
+        if own is not None:
+            ask("gateway", service.gateway if service is not None else None, own)
+            ask("other node", other, own)
+            ask("target from here", target.address, None)
+        ask("other node from here", other, None)
+        ask("endpoint", at[0] if at is not None else None, None)
+        refused = threads.submit(is_refused, *at) if at is not None else None
+        return {name: each.result() for name, each in asked.items()}, bool(refused and refused.result())
+
+
+def _quietly(address: Address, namespace: str | None) -> float | None:
+    try:
+        return ping(address, namespace=namespace, tries=_TRIES)
+    except OSError:  # what is wrong with the namespace is told by the look at it
+        return None
+
+
+def _file(end: End) -> str | None:
+    """The file of the namespace that an end lives in; None for ours."""
+    kind, _, pid = end.member.handle.partition(":") if end.member is not None else ("", "", "")
+    return f"/proc/{pid}/ns/net" if kind == "pid" else None
+
+
+def _of_member(end: End, other: Address | None) -> Namespace | None:
+    file = _file(end)
+    return _namespace(file, other) if file is not None else None
+
+
+def _namespace(file: str | None, other: Address | None) -> Namespace:
+    try:
+        return inside(file, lambda: _shown(other))
+    except NetlinkError as error:
+        return Namespace({}, {}, Way(), os.strerror(error.code))
+    except OSError as error:
+        return Namespace({}, {}, Way(), error.strerror or str(error))
+
+
+def _shown(other: Address | None) -> Namespace:
+    with IPRoute() as route:
+        messages = list(route.get_links())
+        names = {each["index"]: each.get("ifname") for each in messages}
+        links = {
+            each.get("ifname"): Link(
+                up=bool(each["flags"] & _IFF_UP),
+                mtu=each.get("mtu"),
+                mac=each.get("address") or "",
+                master=names.get(each.get("master"), ""),
+            )
+            for each in messages
+        }
+        addresses: dict[str, tuple[str, ...]] = {}
+        for each in route.get_addr():
+            link, text = names.get(each["index"], ""), each.get("local") or each.get("address")
+            addresses[link] = (*addresses.get(link, ()), f"{text}/{each['prefixlen']}")
+        return Namespace(links, addresses, _asked(route, names, other) if other is not None else Way())
+
+
+def _way(other: Address) -> Way:
+    with IPRoute() as route:
+        names = {each["index"]: each.get("ifname") for each in route.get_links()}
+        return _asked(route, names, other)
+
+
+def _asked(route: IPRoute, names: dict[int, Any], other: Address) -> Way:
+    try:
+        (answer,) = route.route("get", dst=str(other))
+    except NetlinkError as error:
+        return Way(problem=os.strerror(error.code))
+    if answer["type"] == _UNREACHABLE:
+        return Way(problem="an unreachable route")
+    return Way(link=names.get(answer.get("oif"), ""), via=answer.get("gateway") or "")
+
+
+def _neighbours(bridges: Iterable[str], host: Namespace) -> dict[tuple[str, str], str]:
+    found = {}
+    with IPRoute() as route:
+        names = {each["index"]: each.get("ifname") for each in route.get_links()}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for each in route.get_neighbours(family=family):
+                name = names.get(each["ifindex"], "")
+                if name in bridges and each.get("lladdr"):
+                    found[name, each.get("dst")] = each.get("lladdr")
+    return found
+
+
+def _forwards(version: int) -> bool:
+    path = "ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding"
+    try:
+        return Path("/proc/sys/net", path).read_text().strip() != "0"
+    except OSError:
+        return True  # a kernel without IPv6 has no such packets either
+
+
+def _endpoint(device: Device | None, peer: Peer | None) -> tuple[Address, int] | None:
+    shown = device.peers.get(peer.key) if device is not None and peer is not None else None
+    return shown.endpoint if shown is not None else None
+
+
+def _device(name: str) -> Device:
+    """A device by the socket of its wireguard-go, else by the kernel."""
+    for directory in ("/run/wireguard", "/var/run/wireguard"):
+        path = Path(directory, f"{name}.sock")
+        if path.exists():
+            return _of_userspace(str(path))
+    return _of_kernel(name)
+
+
+def _of_userspace(path: str) -> Device:
+    try:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(_ANSWER)
+            link.connect(path)
+            link.sendall(b"get=1\n\n")
+            response = uapi.Response()
+            while not response.feed(data := link.recv(1 << 16)) and data:
+                pass
+            _, lines = response.result()
+        state = uapi.parse_device(lines)
+    except (OSError, ProtocolError) as error:
+        return Device("", 0, {}, f"{path}: {error}")
+    peers = {
+        keys.text(key): DevicePeer(each.endpoint, each.last_handshake, tuple(each.allowed_ips))
+        for key, each in state.peers.items()
+    }
+    own = keys.text(keys.public(state.private_key)) if any(state.private_key) else "none"
+    return Device(own, state.listen_port, peers)
+
+
+def _of_kernel(name: str) -> Device:
+    from pyroute2.netlink.generic.wireguard import WireGuard  # noqa: PLC0415 - of a node whose kernel has it
+
+    try:
+        with WireGuard() as generic:
+            messages = list(generic.info(name))
+    except NetlinkError as error:
+        return Device("", 0, {}, os.strerror(error.code))
+    except OSError as error:
+        return Device("", 0, {}, error.strerror or str(error))
+    peers: dict[str, DevicePeer] = {}
+    for message in messages:
+        for each in message.get_attr("WGDEVICE_A_PEERS") or ():
+            at = each.get_attr("WGPEER_A_ENDPOINT")
+            ours = [ip_network(ip["addr"]) for ip in each.get_attr("WGPEER_A_ALLOWEDIPS") or ()]
+            endpoint = (ip_address(at["addr"]), int(at["port"])) if at and at.get("port") else None
+            shaken = each.get_attr("WGPEER_A_LAST_HANDSHAKE_TIME") or {}
+            peers[_text(each.get_attr("WGPEER_A_PUBLIC_KEY"))] = DevicePeer(
+                endpoint, int(shaken.get("tv_sec", 0)), tuple(ours)
+            )
+    first = messages[0]
+    return Device(
+        _text(first.get_attr("WGDEVICE_A_PUBLIC_KEY")), int(first.get_attr("WGDEVICE_A_LISTEN_PORT") or 0), peers
+    )
+
+
+def _text(key: object) -> str:
+    """A key as it stands in text; pyroute2 has it in base64 already, as bytes."""
+    return key.decode() if isinstance(key, bytes) else str(key or "")

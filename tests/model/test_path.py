@@ -1,0 +1,177 @@
+"""A way is explained from values alone: the first hop that is not right, and no hop of a right way."""
+
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlayd.model import ends
+from overlayd.model.ends import Known, Member, Peer, Service
+from overlayd.model.path import Device, DevicePeer, Link, Namespace, Seen, Way, explain
+
+NOW = 1_000_000.0
+GATEWAY, DEVICE, BRIDGE = ip_address("10.0.9.1"), "zl-d-g", "zl-d-web-b"
+OWN, THEIRS = "A" * 43 + "=", "B" * 43 + "="
+WEB = Member("pid:7", "web", ip_address("10.0.9.2"), None, "", "veth-7-s", "02:6f:0a:00:09:02")
+NEAR = Member("pid:8", "web", ip_address("10.0.9.3"), None, "", "veth-8-s", "02:6f:0a:00:09:03")
+PEER = Peer("beta", THEIRS, "", "192.0.2.2:51820", (ip_network("10.0.2.0/24"), ip_network("10.0.40.0/26")))
+KNOWN = Known(
+    cluster=ip_network("10.0.0.0/16"),
+    slice=ip_network("10.0.1.0/24"),
+    node_address=ip_address("10.0.1.1"),
+    mtu=1420,
+    devices={"": (DEVICE, OWN)},
+    services={"web": Service("web", ip_network("10.0.9.0/26"), GATEWAY, BRIDGE, "")},
+    members=(WEB, NEAR),
+    peers=(PEER,),
+    names={"db": (ip_address("10.0.40.2"),), "lost": (ip_address("10.0.77.7"),)},
+)
+
+
+def inside(member: Member) -> Namespace:
+    return Namespace(
+        links={"lo": Link(True, 65536, "", ""), "eth0": Link(True, 1420, member.mac, "")},
+        addresses={"eth0": (f"{member.address}/26", "fe80::1/64")},
+        way=Way("eth0", str(GATEWAY)),
+    )
+
+
+HOST = Namespace(
+    links={
+        BRIDGE: Link(True, 1420, "", ""),
+        DEVICE: Link(True, 1420, "", ""),
+        WEB.link: Link(True, 1420, "", BRIDGE),
+        NEAR.link: Link(True, 1420, "", BRIDGE),
+    },
+    addresses={BRIDGE: (f"{GATEWAY}/26",), DEVICE: ("10.0.1.1/16",)},
+    way=Way(DEVICE),
+)
+SESSION = DevicePeer((ip_address("192.0.2.2"), 51820), int(NOW) - 20, PEER.allowed_ips)
+SEEN = Seen(
+    host=HOST,
+    source=inside(WEB),
+    device=Device(OWN, 51820, {THEIRS: SESSION}),
+    answers=dict.fromkeys(("target", "gateway", "other node", "target from here", "other node from here"), 0.001)
+    | {"endpoint": 0.001},
+    underlay=Way("eth9", "192.0.2.254"),
+)
+
+
+def broken(seen: Seen, source: str = "7", target: str = "db", known: Known = KNOWN) -> str:
+    """The broken hop, if any, in one line."""
+    hops = explain(known, ends.find(known, source), ends.find(known, target), seen, NOW)
+    assert all(each.state != "broken" for each in hops[:-1])
+    assert hops[-1].state != "broken" or hops[-1].remedy
+    return f"{hops[-1].where} {hops[-1].what}" if hops[-1].state == "broken" else ""
+
+
+@dataclass
+class Case:
+    """source, host, device, session: what of them is otherwise.  seen: of the rest."""
+
+    expected: str
+    source: dict[str, Any] | None = None
+    eth0: dict[str, Any] | None = None
+    links: dict[str, Link] | None = None
+    session: dict[str, Any] | None = None
+    device: dict[str, Any] | None = None
+    seen: dict[str, Any] | None = None
+    silent: tuple[str, ...] = ()
+
+    def applied(self) -> Seen:
+        source = inside(WEB)
+        if self.eth0 is not None:
+            source = source._replace(links={**source.links, "eth0": source.links["eth0"]._replace(**self.eth0)})
+        source = source._replace(**(self.source or {}))
+        session = SESSION._replace(**(self.session or {}))
+        device = Device(OWN, 51820, {THEIRS: session})._replace(**(self.device or {}))
+        host = HOST._replace(links={**HOST.links, **(self.links or {})})
+        answers = {**SEEN.answers, **dict.fromkeys(self.silent)}
+        seen = SEEN._replace(source=source, device=device, host=host, answers=answers)
+        return seen._replace(**(self.seen or {}))
+
+
+CASES = {
+    "eth0 down": Case("eth0 of pid:7 is down", eth0={"up": False}),
+    "no eth0": Case("is missing; there is only lo", source={"links": {"lo": Link(True, 1, "", "")}}),
+    "another MAC": Case("has the MAC 02:00", eth0={"mac": "02:00:00:00:00:01"}),
+    "too large an MTU": Case("an MTU of 1500", eth0={"mtu": 1500}),
+    "no address": Case("lacks its address 10.0.9.2", source={"addresses": {}}),
+    "no route": Case("have no way", source={"way": Way(problem="Network is unreachable")}),
+    "another gateway": Case("the gateway is 10.0.9.1", source={"way": Way("eth0", "10.0.9.77")}),
+    "another link": Case("not through eth0", source={"way": Way("wg7")}),
+    "process gone": Case("cannot be looked at", source={"problem": "No such file or directory"}),
+    "port down": Case("veth-7-s is down", links={"veth-7-s": Link(False, 1420, "", BRIDGE)}),
+    "port elsewhere": Case("is a port of br0", links={"veth-7-s": Link(True, 1420, "", "br0")}),
+    "bridge down": Case("bridge zl-d-web-b is down", links={BRIDGE: Link(False, 1420, "", "")}),
+    "device down": Case("device zl-d-g is down", links={DEVICE: Link(False, 1420, "", "")}),
+    "device of large MTU": Case("device zl-d-g has an MTU", links={DEVICE: Link(True, 1500, "", "")}),
+    "device silent": Case("does not tell its peers", device={"problem": "timed out"}),
+    "device's key": Case("and this node's is", device={"public_key": THEIRS}),
+    "forwarding": Case("forwarding is off", seen={"forwards": False}),
+    "address taken": Case("another has taken it", seen={"neighbours": {(BRIDGE, "10.0.9.2"): "02:00:00:00:00:09"}}),
+    "no route of the host": Case("have no way to 10.0.40.2", seen={"host": HOST._replace(way=Way(problem="none"))}),
+    "foreign route": Case("through uplink, not zl-d-g", seen={"host": HOST._replace(way=Way("uplink"))}),
+    "peer off the device": Case("is not on the device", device={"peers": {}}),
+    "allowed IP off the device": Case("though they should", session={"allowed_ips": ()}),
+    "endpoint": Case("endpoint of beta is not known", session={"endpoint": None}),
+    "no underlay": Case("cannot be sent to", seen={"underlay": Way(problem="Network is unreachable")}),
+    "refused": Case("nobody is at its port", session={"last_handshake": 0}, seen={"refused": True}),
+    "dead host": Case("does not answer a ping either", session={"last_handshake": 0}, silent=("endpoint",)),
+    "closed there": Case("firewall drops the port", session={"last_handshake": 5}, silent=("target",)),
+    "not among theirs": Case("nobody of 10.0.9.0/26", silent=("target", "other node")),
+    "slice not among theirs": Case("of 10.0.1.0/24", silent=("target", "other node", "other node from here")),
+    "nobody there": Case("nobody has it there", silent=("target", "target from here")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_first_hop_that_is_wrong_is_named(name: str) -> None:
+    assert CASES[name].expected in broken(CASES[name].applied())
+
+
+def test_a_right_way_has_no_broken_hop() -> None:
+    near = SEEN._replace(target=inside(NEAR), host=HOST._replace(way=Way(BRIDGE)))
+    assert (
+        broken(SEEN) == broken(near, target="8") == broken(SEEN, "node", "beta") == broken(SEEN, "7", "outside") == ""
+    )
+
+
+def test_isolation_and_names_and_those_that_nobody_has() -> None:
+    blue = KNOWN._replace(members=(WEB._replace(network="blue"), NEAR))
+    assert "pid:7 is in the isolation network blue, pid:8 in none" in broken(SEEN, target="8", known=blue)
+    assert "ends at this node" in broken(SEEN, known=blue)
+    assert "lost stands for 10.0.77.7, which nobody has" in broken(SEEN, target="lost")
+    assert "no peer has 10.0.77.8" in broken(SEEN, target="10.0.77.8")
+    assert "is no container" in broken(SEEN, target="nonsense")
+
+
+def test_a_finding_of_the_doctor_is_told_where_it_stops_the_packet() -> None:
+    forward = ("forward-blocked", "table ip filter chain FORWARD", "drops it", "insert a rule")
+    port = ("wireguard-blocked", "table ip filter chain INPUT", "drops port 51820", "insert a rule")
+    known = KNOWN._replace(findings=(port, forward))
+    assert broken(SEEN, known=known) == "table ip filter chain FORWARD drops it"
+    known = KNOWN._replace(findings=(port,))
+    assert broken(SEEN, known=known) == "", "a session that lives gets in"
+    asleep = Case("", session={"last_handshake": 1}).applied()
+    assert broken(asleep, known=known) == "table ip filter chain INPUT drops port 51820"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32), st.integers(0, 3)), max_size=12),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_owner_is_the_peer_with_the_narrowest_allowed_ip(given: list[tuple[int, int, int]], number: int) -> None:
+    networks: dict[int, list[Any]] = {}
+    for base, length, peer in given:
+        networks.setdefault(peer, []).append(ip_network((base, length), strict=False))
+    peers = [Peer(str(key), THEIRS, "", "", tuple(each)) for key, each in networks.items()]
+    address = ip_address(number)
+    lengths = {each.name: [n.prefixlen for n in each.allowed_ips if address in n] for each in peers}
+    found = ends.owner(peers, address)
+    best = max((max(each) for each in lengths.values() if each), default=None)
+    assert (found is None) == (best is None)
+    assert found is None or max(lengths[found.name]) == best
