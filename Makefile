@@ -14,7 +14,7 @@ PYTHON := .venv/bin/python
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn
-TEST_PACKAGES := $(DEMO_PACKAGES) strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
+TEST_PACKAGES := $(DEMO_PACKAGES) dnsperf strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
   procps e2fsprogs conntrack openssl
 IMAGE_PACKAGES := buildah debootstrap
 

@@ -10,10 +10,11 @@ from functools import cache
 
 import pyperf
 import pytricia
+from smoke import SMOKE, make_runner
 
 from overlayd._fast.allowedips import AllowedIPs
 
-ADDRESSES = 20_000
+ADDRESSES = 100 if SMOKE else 20_000
 
 
 def prefixes(count: int, size: int) -> list[tuple[bytes, int]]:
@@ -64,9 +65,9 @@ def pass_prefixes(command: list[str], args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    runner = pyperf.Runner(add_cmdline_args=pass_prefixes)
+    runner = make_runner(add_cmdline_args=pass_prefixes)
     runner.argparser.add_argument("--prefixes", type=int, action="append")
-    for count in runner.parse_args().prefixes or [1_000, 100_000, 1_000_000]:
+    for count in runner.parse_args().prefixes or ([100] if SMOKE else [1_000, 100_000, 1_000_000]):
         for size, version in ((4, "IPv4"), (16, "IPv6")):
             for peer in ("AllowedIPs", "pytricia"):
                 title = f"lookup {version}, {count} prefixes: {peer}"

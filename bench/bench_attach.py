@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 
-import pyperf
 from pyroute2 import IPRoute
+from smoke import make_runner
 
 from overlayd.linux import bridge, link, netns, veth
 from overlayd.model.objects import Bridge, Veth
@@ -136,7 +136,7 @@ def measured(tool: type[Ours | Pyroute2 | IpBatch], detach: bool) -> Callable[[i
 def main() -> None:
     if os.geteuid():
         raise SystemExit("bench_attach needs root: it makes network namespaces")
-    runner = pyperf.Runner()
+    runner = make_runner()
     for tool, name in ((Ours, "overlayd"), (Pyroute2, "pyroute2"), (IpBatch, "ip -batch")):
         runner.bench_time_func(f"attach, {name}", measured(tool, detach=False))
         runner.bench_time_func(f"detach, {name}", measured(tool, detach=True))

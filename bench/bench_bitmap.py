@@ -3,9 +3,9 @@
 Run: python bench/bench_bitmap.py [--fast]   (needs pyroaring and bitarray)
 """
 
-import pyperf
 from bitarray import bitarray
 from pyroaring import BitMap
+from smoke import make_runner
 
 from overlayd._fast.bitmap import Bitmap
 
@@ -29,7 +29,7 @@ def bits(held: bitarray) -> None:
 
 
 def main() -> None:
-    runner = pyperf.Runner()
+    runner = make_runner()
     for held in (SIZE // 2, SIZE - 10):
         bitmap = Bitmap(SIZE)
         for _ in range(held):

@@ -24,25 +24,30 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from check.meter import processor_seconds  # noqa: E402
 from lab import Lab, Node  # noqa: E402
 from lab.cluster import Member  # noqa: E402
 from lab.frames import request_frame  # noqa: E402
 from lab.processes import CommandFailed, environment  # noqa: E402
+from smoke import SMOKE  # noqa: E402
 
 ZONE = "overlay.local"
 DNSMASQ_PORT, UNBOUND_PORT = 5300, 5301
 OUTSIDE = "127.0.0.9"  # the server that is asked for the names of the outside
 OUTER_ZONE = "outside.example"
 SERVERS, LOAD = {0}, {1}  # processors
+TOGETHER = 500  # requests in one write
 OUTSTANDING = 200  # queries that dnsperf keeps under way
 
 
 def register(member: Member, names: dict[str, str]) -> None:
-    """Give the daemon the names, many requests under way."""
+    """Give the daemon the names, many requests under way: as many as it takes without an answer being read."""
+    frames = [request_frame(1, "register_dns", name=name, ip=ip) for name, ip in names.items()]
     with member.node.connect() as connection:
-        connection.send(b"".join(request_frame(1, "register_dns", name=name, ip=ip) for name, ip in names.items()))
-        for _ in names:
-            connection.receive()
+        for at in range(0, len(frames), TOGETHER):
+            connection.send(b"".join(frames[at : at + TOGETHER]))
+            for _ in frames[at : at + TOGETHER]:
+                connection.receive()
 
 
 @contextmanager
@@ -92,16 +97,10 @@ remote-control:
     return ["unbound", "-d", "-c", str(configuration)]
 
 
-def processor_time(pid: int) -> float:
-    """Seconds, user and system (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(node: Node, server: tuple[int, str, int], queries: Path, seconds: float) -> tuple[float, float, float]:
     """Answers a second, answers a second of the server's processor time, and the mean latency in microseconds."""
     pid, address, port = server
-    before = processor_time(pid)
+    before = processor_seconds(pid)
     argv = ["taskset", "-c", ",".join(map(str, LOAD)), "dnsperf", "-s", address, "-p", str(port), "-d", str(queries)]
     try:
         said = node.run([*argv, "-l", str(seconds), "-q", str(OUTSTANDING), "-c", "4", "-T", "1"])
@@ -109,14 +108,14 @@ def measure(node: Node, server: tuple[int, str, int], queries: Path, seconds: fl
         sys.exit(str(error))
     wanted = ("Queries completed", "Queries per second", r"Average Latency \(s\)")
     completed, rate, latency = (float(re.findall(rf"{what}:\s+([\d.]+)", said)[0]) for what in wanted)
-    return rate, completed / (processor_time(pid) - before), latency * 1e6
+    return rate, completed / (processor_seconds(pid) - before), latency * 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--names", type=int, default=20 if SMOKE else 1000)
+    parser.add_argument("--seconds", type=float, default=0.1 if SMOKE else 2.0, help="of a measurement")
+    parser.add_argument("--rounds", type=int, default=1 if SMOKE else 5)
     args = parser.parse_args()
     for program, package in (("dnsperf", "dnsperf"), ("dnsmasq", "dnsmasq-base")):
         if shutil.which(program) is None:
@@ -150,8 +149,8 @@ def main() -> None:
             queries = node.run_directory / "queries"
             queries.write_text("".join(f"{prefix}{number}.{zone} A\n" for number in range(args.names)))
             asked = [name for name in servers if name != "unbound" or zone == OUTER_ZONE]
-            for name in asked:
-                measure(node, servers[name], queries, 0.5)  # fills the caches
+            for name in asked if not SMOKE else ():
+                measure(node, servers[name], queries, args.seconds / 4)  # fills the caches
             results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asked}
             for _ in range(args.rounds):
                 for name in asked:

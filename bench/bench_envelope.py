@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyperf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import oracles_envelope
+from smoke import make_runner
 
 from overlayd.proto import envelope, identity
 from overlayd.proto.envelope import Frame
@@ -55,7 +55,7 @@ def google_frame() -> Any:
 
 
 def main() -> None:
-    runner = pyperf.Runner()
+    runner = make_runner()
     google = google_frame()
 
     def google_reads() -> tuple[object, ...]:

@@ -6,7 +6,7 @@ Run: python bench/bench_frame.py [--fast]
 import struct
 
 import msgspec
-import pyperf
+from smoke import make_runner
 
 from overlayd._fast.frame import Inbox, frame
 
@@ -59,7 +59,7 @@ def split_and_decode(inbox: Inbox | StructInbox, chunks: list[bytes]) -> None:
 
 
 def main() -> None:
-    runner = pyperf.Runner()
+    runner = make_runner()
     large = frame(b'"' + b"x" * (1 << 20) + b'"')
     for name, make in (("frame.Inbox", Inbox), ("struct", StructInbox)):
         inbox = make()

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyperf
+from smoke import SMOKE, make_runner
 
 from overlayd.daemon.change import journal
 from overlayd.daemon.change.journal import Journal
 from overlayd.proto import log
 
-START_ROWS = 11_000  # 10,000 peers, and the services and addresses of a full node
-CHECKPOINT_ROWS = 10_000
+START_ROWS = 100 if SMOKE else 11_000  # 10,000 peers, and the services and addresses of a full node
+CHECKPOINT_ROWS = 100 if SMOKE else 10_000
 WAITERS = 64
 
 Rows = dict[tuple[str, str], bytes]
@@ -139,7 +139,7 @@ def checkpoint_stall(loops: int) -> float:
 
 
 def main() -> None:
-    runner = pyperf.Runner()
+    runner = make_runner()
     cases: list[tuple[str, Callable[..., float], tuple[int | bool, ...]]] = [
         ("commit: journal", journal_commits, (1,)),
         ("commit: sqlite3", sqlite_commits, (1,)),

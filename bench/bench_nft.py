@@ -13,11 +13,14 @@ from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
+from smoke import SMOKE
+
 from overlayd.linux.nft import Nft
 from overlayd.model import ruleset
 from overlayd.model.objects import Element, Step
 
 _CLONE_NEWNET = 0x40000000
+MEMBERS, TIMES = (50, 3) if SMOKE else (5_000, 300)
 
 
 def median_ms(repeat: int, *calls: Callable[[], object]) -> list[float]:
@@ -36,7 +39,7 @@ def steps(elements: list[Element], *, add: bool) -> list[Step]:
 
 
 def main() -> None:
-    members = int(sys.argv[1]) if len(sys.argv) > 1 else 5_000
+    members = int(sys.argv[1]) if len(sys.argv) > 1 else MEMBERS
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "unshare: needs root")
@@ -57,7 +60,7 @@ def main() -> None:
     }
     for name, elements in cases.items():
         add, delete = steps(elements, add=True), steps(elements, add=False)
-        plus, minus = median_ms(300, partial(nft.apply, add), partial(nft.apply, delete))
+        plus, minus = median_ms(TIMES, partial(nft.apply, add), partial(nft.apply, delete))
         print(f"{name:22}  {plus:8.3f} ms to add, {minus:.3f} ms to delete")
     print(f"intact                  {median_ms(20, nft.intact)[0]:8.3f} ms")
     print(f"observe                 {median_ms(3, nft.observe)[0]:8.3f} ms")

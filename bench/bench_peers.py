@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from lab import Lab
 from lab.cluster import Member
 from lab.node import Node
+from smoke import SMOKE
 
 from overlayd import wire
 from overlayd.client import OverlayClient
 
-WG_SET = 500  # processes started for `wg set`: a second's worth
-ONE_BY_ONE = 200
+# WG_SET: processes started for `wg set`, a second's worth.
+PEERS, WG_SET, ONE_BY_ONE = (20, 5, 5) if SMOKE else (10_000, 500, 200)
 IN_FLIGHT = 1024  # requests a client has waiting
 
 
@@ -81,7 +82,7 @@ def bare_device(node: Node) -> None:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else PEERS
     peers = make_peers(count)
     with Lab() as lab:
         member = Member(lab, 1, "alpha")

@@ -11,7 +11,6 @@ and coturn.
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
@@ -27,27 +26,17 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from check.meter import processor_seconds  # noqa: E402
+from check.programs import compiled  # noqa: E402
 from lab import Lab, Node  # noqa: E402
 from lab.turn import PORT, TurnSocket, coturn, our_relay  # noqa: E402
+from smoke import SMOKE  # noqa: E402
 
 WINDOW, SIZE = 64, 1300  # under way; bytes, a full packet of WireGuard
 SERVERS: dict[str, Callable[[Node, Path], AbstractContextManager[subprocess.Popen[str]]]] = {
     "coturn": coturn,
     "overlayd": our_relay,
 }
-
-
-def build_load() -> Path:
-    BUILD.mkdir(exist_ok=True)
-    program = BUILD / "relay_load"
-    subprocess.run(["gcc", "-O2", "-Wall", "-o", program, ROOT / "bench/peer/relay_load.c"], check=True)
-    return program
-
-
-def processor_seconds(pid: int) -> float:
-    """What a process and its threads have used (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(lab: Lab, name: str, load: Path, seconds: float) -> dict[str, float]:
@@ -82,13 +71,15 @@ def measure(lab: Lab, name: str, load: Path, seconds: float) -> dict[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.8, help="of each of the three measurements of a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--seconds", type=float, default=0.1 if SMOKE else 0.8, help="of each of the three measurements of a round"
+    )
+    parser.add_argument("--rounds", type=int, default=1 if SMOKE else 3)
     args = parser.parse_args()
     if shutil.which("turnserver") is None:
         print("no coturn: nothing to compare with (make test-packages installs it)")
         return
-    load = build_load()
+    load = compiled("relay_load")
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with Lab() as lab:
         for name in ("relay", "nodes", "peer"):

@@ -24,13 +24,16 @@ from lab import Lab  # noqa: E402
 from lab.cluster import Member  # noqa: E402
 from lab.crowd import Crowd  # noqa: E402
 from lab.frames import request_frame  # noqa: E402
+from smoke import SMOKE  # noqa: E402
 
 from overlayd.daemon.change.journal import Journal  # noqa: E402
 from overlayd.model.objects import Netns  # noqa: E402
 from overlayd.model.rows import Attachment, Lease, Node, Overlay, Peer, Row, Service, decode, encode  # noqa: E402
 from overlayd.model.state import State  # noqa: E402
 
-PEERS, ATTACHMENTS, CONTAINERS, RUNS = 10_000, 1_000, 300, 5
+PEERS, ATTACHMENTS, CONTAINERS, RUNS = (20, 10, 2, 1) if SMOKE else (10_000, 1_000, 300, 5)
+
+TOGETHER = 1000  # requests in one write
 
 
 def rows() -> list[Row]:
@@ -132,7 +135,7 @@ def main() -> None:
 
     def introduce(lab: Lab, member: Member) -> None:
         keys = (base64.b64encode(os.urandom(32)).decode() for _ in range(PEERS))
-        for start in range(0, PEERS, 1000):
+        for start in range(0, PEERS, TOGETHER):
             ask(
                 member,
                 [
@@ -144,7 +147,7 @@ def main() -> None:
                         allowed_ips=f"fd00:{number:x}::/64",
                         persistent_keepalive_secs=0,
                     )
-                    for number in range(start, start + 1000)
+                    for number in range(start, min(start + TOGETHER, PEERS))
                 ],
             )
 

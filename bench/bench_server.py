@@ -29,7 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from check.programs import compiled  # noqa: E402
 from lab import Lab  # noqa: E402
+from smoke import SMOKE  # noqa: E402
 
 CASES = {
     "one client, 64 pipelined": (1, 64),
@@ -61,18 +63,10 @@ def serve_streams(path: str, public_key: str) -> None:
     uvloop.run(main())
 
 
-def build_load() -> Path:
-    """Compile the load generator."""
-    BUILD.mkdir(exist_ok=True)
-    load = BUILD / "load"
-    subprocess.run(["gcc", "-O2", "-Wall", "-o", load, ROOT / "bench/peer/load.c"], check=True)
-    return load
-
-
 def build_peer() -> Path | None:
-    """Compile the Rust peer; None when there is no cargo."""
+    """Compile the Rust peer; None without cargo, and for a smoke test, which takes nothing from the network."""
     cargo = shutil.which("cargo")
-    if cargo is None:
+    if cargo is None or SMOKE:
         return None
     target, manifest = BUILD / "peer", ROOT / "bench/peer/Cargo.toml"
     options: list[str | Path] = ["--release", "--quiet", "--manifest-path", manifest, "--target-dir", target]
@@ -101,15 +95,15 @@ def measure(load: Path, socket: Path, connections: int, depth: int, seconds: flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.05 if SMOKE else 1.0, help="of a measurement")
+    parser.add_argument("--rounds", type=int, default=1 if SMOKE else 5)
     parser.add_argument("--serve-streams", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve_streams:
         serve_streams(*args.serve_streams)
         return
     with ExitStack() as stack:
-        load, rust = build_load(), build_peer()
+        load, rust = compiled("load"), build_peer()
         node = stack.enter_context(Lab()).node("alpha")
         node.start()
         with node.connect() as client:
@@ -117,7 +111,7 @@ def main() -> None:
         sockets = {"overlayd": node.socket, "streams": node.run_directory / "streams.sock"}
         peers: dict[str, list[str | Path]] = {"streams": [sys.executable, __file__, "--serve-streams"]}
         if rust is None:
-            print("no cargo: without the Rust peer")
+            print("no cargo, or a smoke test: without the Rust peer")
         else:
             sockets["threads"] = node.run_directory / "threads.sock"
             peers["threads"] = [rust]

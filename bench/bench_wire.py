@@ -6,7 +6,7 @@ Run with `python bench/bench_wire.py`; pyperf's options apply (`--fast`, `-o FIL
 import json
 
 import orjson
-import pyperf
+from smoke import SMOKE, make_runner
 
 from overlayd import wire
 
@@ -15,7 +15,10 @@ ADD_PEER = wire.AddPeer(KEY, "192.0.2.7:51820", "10.200.1.0/24", 25)
 ADD_PEER_BODY = wire.encode_request(7, ADD_PEER)[4:]
 STATUS_BODY = wire.encode_request(7, wire.GetStatus())[4:]
 BAD_BODY = ADD_PEER_BODY.replace(b":25", b":-1")
-PEERS = tuple(wire.StatusPeer(KEY, "192.0.2.7:51820", f"10.{n >> 8}.{n & 255}.0/24", 1767225600) for n in range(10_000))
+PEERS = tuple(
+    wire.StatusPeer(KEY, "192.0.2.7:51820", f"10.{n >> 8}.{n & 255}.0/24", 1767225600)
+    for n in range(100 if SMOKE else 10_000)
+)
 STATUS = wire.Status(peer_count=len(PEERS), service_count=0, peers=PEERS)
 STATUS_ANSWER = wire.encode_response_object(STATUS)
 EVENT = wire.PeerHealthChanged(KEY, False)
@@ -30,7 +33,7 @@ def refuse() -> None:
 
 
 def main() -> None:
-    runner = pyperf.Runner()
+    runner = make_runner()
     runner.bench_func("decode add_peer", wire.decode_request, ADD_PEER_BODY)
     runner.bench_func("decode add_peer, orjson, no checks", orjson.loads, ADD_PEER_BODY)
     runner.bench_func("decode add_peer, json, no checks", json.loads, ADD_PEER_BODY)

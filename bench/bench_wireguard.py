@@ -15,7 +15,7 @@ import os
 import secrets
 from ipaddress import IPv4Address, IPv4Network
 
-import pyperf
+from smoke import SMOKE, make_runner
 
 from overlayd import keys
 from overlayd.linux.wireguard.userspace import Userspace
@@ -23,7 +23,7 @@ from overlayd.model.objects import Device, DevicePeer, Step
 from overlayd.proto import uapi, wgnl
 from overlayd.proto.wireguard import Activity, PeerChange
 
-PEERS = 10_000
+PEERS = 100 if SMOKE else 10_000
 CLONE_NEWNET = 0x40000000
 ENDPOINT = IPv4Address("192.0.2.1")
 
@@ -72,7 +72,7 @@ def live_activity() -> dict[bytes, Activity]:
 
 
 def main() -> None:
-    runner = pyperf.Runner(processes=3)
+    runner = make_runner(processes=3)
     text = text_of_a_device()
     changes = [change(number) for number in range(PEERS)]
     messages = [memoryview(each) for each in wgnl.encode_peers("wg0", changes, 32 * 1024)]

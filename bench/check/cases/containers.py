@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 from lab import Lab
 from lab.crowd import Crowd
+from smoke import SMOKE
 
 from check import machine
 from check.cases import YARDSTICK, Case, Group, Subjects
@@ -20,8 +21,8 @@ from check.meter import metered, percentile
 from check.tree import Tree
 from check.verdict import Sample
 
-AT_ONCE, IN_TURN, STANDING, BRIDGES = 100, 40, 300, 8
-DETACHED = 16  # in turn: each may take the kernel 20 ms
+AT_ONCE, IN_TURN, STANDING, BRIDGES = (4, 4, 4, 1) if SMOKE else (100, 40, 300, 8)
+DETACHED = 1 if SMOKE else 16  # in turn: each may take the kernel 20 ms
 SUBNET = "10.200.64.0/20"
 
 

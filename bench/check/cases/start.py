@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 from lab import Lab
 from lab.crowd import Crowd
+from smoke import SMOKE
 
 from check import machine
 from check.cases import YARDSTICK, Case, Group, Subjects
@@ -22,7 +23,7 @@ from check.meter import memory, processor_seconds
 from check.tree import Tree
 from check.verdict import Sample
 
-PEERS, NAMES, CONTAINERS = 2_000, 2_000, 50
+PEERS, NAMES, CONTAINERS = (10, 10, 2) if SMOKE else (2_000, 2_000, 50)
 # What nobody can start without who serves typed JSON on uvloop.  Prints its resident pages.
 IMPORTS = "import uvloop, orjson, msgspec; print(open('/proc/self/statm').read().split()[1])"
 
