@@ -123,7 +123,8 @@ bench-check: bench-packages build ## is this checkout slower than BASE (default:
 	@PYTHONPATH=bench:tests $(PYTHON) -m check $(BASE)
 
 .PHONY: build
-build: .venv/built ## virtual environment in .venv, extension modules compiled in place
+build: .venv/built ## virtual environment in .venv, extension modules and bytecode compiled in place
+	@$(PYTHON) -m compileall -q overlayd tests
 
 .PHONY: clean
 clean: ## remove everything that was built, the virtual environment too
