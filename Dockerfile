@@ -9,7 +9,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY deploy/requirements.txt ./
 RUN pip wheel --no-cache-dir --require-hashes --requirement requirements.txt --wheel-dir /wheels \
-    && pip install --no-cache-dir --no-index --find-links /wheels setuptools cython
+    && pip install --no-cache-dir --upgrade --no-index --find-links /wheels setuptools cython
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
 
