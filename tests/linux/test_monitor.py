@@ -138,7 +138,9 @@ def test_who_changed_the_ruleset_and_whether_it_was_ours(monitor, shell):
     ):
         pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"exec {command}"], os.environ)
         os.waitpid(pid, 0)
-        assert of(RulesetChanged, heard(monitor)) == [RulesetChanged(True, pid, "nft")]
+        (event,) = of(RulesetChanged, heard(monitor))
+        assert (event.ours, event.program) == (True, "nft")
+        assert (event.thread == pid) == SEES_ITSELF
         assert not is_own_thread(pid)
     nft.close()
 
