@@ -21,7 +21,7 @@ SOAK = bool(os.environ.get("OVERLAYD_SOAK"))
 FLUSHING = 20 if SOAK else 3  # seconds
 RESTARTING = 60 if SOAK else 3
 INTERVAL = 0.01  # seconds between two echoes
-MOST_LOST = 20  # echoes in a row: 200 ms
+MOST_LOST = 20  # echoes in a row: 200 ms, more only where a flush itself takes more than 40
 
 
 def runs(numbers: list[int]) -> list[int]:
@@ -43,15 +43,18 @@ def test_a_ruleset_flushed_twice_a_second_costs_moments(pair: Pair) -> None:
     outward = Ping(pair.web, str(OUTSIDE.ip), INTERVAL)
     try:
         outward.wait_for(20)
-        flushed = 0
+        flushed, longest = 0, 0.0
         for _ in every(0.5, FLUSHING):
+            started = time.monotonic()
             pair.alpha.node.run(["nft", "flush", "ruleset"])
+            longest = max(longest, time.monotonic() - started)
             flushed += 1
         outward.wait_for(20)
     finally:
         lost = outward.stop()
     print(f"{flushed} flushes, {len(lost)} of {max(outward.received)} echoes lost, in a row {runs(lost)}")
-    assert max(runs(lost), default=0) <= MOST_LOST
+    # The repair is a program like the flush: on a busy machine both wait for a processor.
+    assert max(runs(lost), default=0) <= max(MOST_LOST, 5 * longest / INTERVAL)
     assert pair.alpha.node.log.read_text().count("by nft") >= flushed * 0.9, "each one is told"
 
 
@@ -68,29 +71,34 @@ def test_a_daemon_restarted_every_second_loses_no_echo_and_no_request(pair: Pair
             assert pair.alpha.node.stop() == 0
             pair.alpha.node.start()
             restarts += 1
-            until(lambda: client.reconnected >= restarts)  # noqa: B023 -- it waits ever longer between its tries
+            # It waits ever longer between its tries, and the next restart shall meet it at work.
+            until(lambda: client.failed or client.connections > restarts)  # noqa: B023
+            assert client.failed is None
         took = time.monotonic() - started
         through_the_tunnel.wait_for(20)
     finally:
         client.stop()
         lost, lost_by_the_link = through_the_tunnel.stop(), beside_it.stop()
     print(
-        f"{restarts} restarts in {took:.1f} s, {client.answered} answers, {client.reconnected} reconnections, "
+        f"{restarts} restarts in {took:.1f} s, {client.answered} answers, {client.connections} connections, "
         f"{len(lost)} echoes lost"
     )
     assert len(lost) <= len(lost_by_the_link), f"echoes {lost} lost in the tunnel, {lost_by_the_link} beside it"
     assert client.failed is None
-    assert client.reconnected >= restarts
+    assert client.connections > restarts
     assert client.answered > 10 * restarts
 
 
 class Caller(threading.Thread):
-    """A client that asks without a pause, and asks again over a new connection when the daemon has gone."""
+    """A client that asks without a pause, and asks again over a new connection when the daemon has gone.
+
+    connections: those on which it was answered.
+    """
 
     def __init__(self, socket: str) -> None:
         super().__init__(daemon=True)
         self.socket = socket
-        self.answered = self.reconnected = 0
+        self.answered = self.connections = 0
         self.failed: Exception | None = None
         self._ended = False
 
@@ -107,14 +115,15 @@ class Caller(threading.Thread):
     async def _ask(self) -> None:
         while not self._ended:
             async with await OverlayClient.connect(self.socket) as client:
+                first = self.answered
                 try:
                     while not self._ended:
                         await client.set_local_node_id(1)
                         await client.status()
+                        self.connections += self.answered == first
                         self.answered += 2
                 except ConnectionLost:
-                    self.reconnected += 1
+                    pass
                 except CallError as error:
                     if str(error) != "shutting down":
                         raise
-                    self.reconnected += 1
