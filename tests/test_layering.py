@@ -50,6 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "status": {"change", "peers"},
     "doctor": {"change", "peers", "dns", "upkeep", "nat", "tasks"},
     "handlers": {"change", "peers", "dns", "upkeep", "nat", "status", "doctor", "parse"},
+    "metrics": {"handlers", "upkeep", "tasks"},
     "server": {"change", "handlers", "tasks"},
 }
 ROOMS["main"] = {*ROOMS, "main"}

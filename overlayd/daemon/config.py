@@ -8,6 +8,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -59,6 +60,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     dns_node_address: bool = False
     dns_zone: str = DNS_ZONE
     dns_upstream: tuple[str, ...] = ()
+    metrics: str = ""
+    metrics_peers: bool = False
 
     @property
     def upstreams(self) -> tuple[Upstream, ...]:
@@ -164,6 +167,18 @@ def parser() -> argparse.ArgumentParser:
         "(default: those of the host's /etc/resolv.conf)",
     )
     option(
+        "--metrics",
+        metavar="[ADDR:]PORT|PATH",
+        help="serve /metrics, /healthz and /readyz there by HTTP, at 127.0.0.1 if it is a port alone, or at the path "
+        "of a Unix socket (default: none)",
+    )
+    option(
+        "--metrics-peers",
+        action="store_true",
+        default=None,
+        help="with series of their own for every peer",
+    )
+    option(
         "--teardown",
         action="store_true",
         help="remove everything of ours from this host, then exit; no daemon may be running",
@@ -219,11 +234,24 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
             upstreams.parse(server)
     except ValueError as error:
         raise ConfigError(f"dns-upstream: {error}; write ADDR, ADDR:PORT or [ADDR]:PORT") from error
+    if config.metrics and not _is_place(config.metrics):
+        raise ConfigError(f"metrics: {config.metrics!r} is no port, ADDR:PORT, [ADDR]:PORT or path of a socket")
     if config.no_probe and config.identity_file:
         raise ConfigError("identity-file: of no use with no-probe, since nobody could check it")
     if len(os.fsencode(config.socket)) > 107:  # sun_path of struct sockaddr_un, less its NUL
         raise ConfigError(f"socket: the path is longer than the 107 bytes a Unix socket may have: {config.socket}")
     return config
+
+
+def _is_place(text: str) -> bool:
+    """Whether a text names a port alone, with a numeric address, or the path of a Unix socket."""
+    if text.startswith("/"):
+        return len(os.fsencode(text)) <= 107
+    host, _, port = text.rpartition(":")
+    try:
+        return (not host or bool(ip_address(host.removeprefix("[").removesuffix("]")))) and 0 < int(port) < 65536
+    except ValueError:
+        return False
 
 
 def _read_file(path: str | None) -> dict[str, object]:

@@ -4,6 +4,7 @@ Owns: the two formats, and the limits of repetition.  Must not know: what is log
 """
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -16,6 +17,9 @@ import msgspec
 WINDOW = 60.0  # seconds in which repetitions are counted
 SAME = 10  # warnings with the same words that are logged in a window
 ALIKE = 200  # warnings with the same words but other values
+
+
+_PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # syslog(3)
 
 
 class TextLines(logging.Formatter):
@@ -33,18 +37,31 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object an event: time, level, logger, message, and trace when there is one."""
+    """One JSON object an event: time, level, logger, message, the fields of the event, and trace when there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        event = {
+        event: dict[str, object] = {
             "time": _stamp(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             event["trace"] = self.formatException(record.exc_info)
-        return msgspec.json.encode({key: _unicode(text) for key, text in event.items()}).decode()
+        said = {key: _unicode(value) if isinstance(value, str) else value for key, value in event.items()}
+        return msgspec.json.encode(said).decode()
+
+
+class JournalLines(logging.Formatter):
+    """Lines of another form behind the priority by which journald knows them (sd-daemon(3))."""
+
+    def __init__(self, form: logging.Formatter) -> None:
+        super().__init__()
+        self._form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{_PRIORITIES.get(record.levelname, 6)}>{self._form.format(record)}"
 
 
 class _Window:
@@ -108,11 +125,21 @@ class Repetition(logging.Filter):
 def set_up(format: str, level: str) -> Repetition:
     """Log to stderr. format: "text" or "json"; level: "debug" to "error".  Returns what leaves repetitions out."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if format == "json" else TextLines())
+    form = JsonLines() if format == "json" else TextLines()
+    handler.setFormatter(JournalLines(form) if _on_the_journal() else form)
     repetition = Repetition(handler.emit, time.monotonic)
     handler.addFilter(repetition)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     return repetition
+
+
+def _on_the_journal() -> bool:
+    """Whether stderr is a stream of journald's ($JOURNAL_STREAM, systemd.exec(5))."""
+    try:
+        there = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
 
 
 def _stamp(record: logging.LogRecord) -> str:

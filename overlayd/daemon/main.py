@@ -12,8 +12,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack, ExitStack, closing, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -223,6 +223,7 @@ async def _serve(
         mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
         server = Server(Handlers(daemon), admission, requests.spawn, mux, quotas=_quotas(config))
         stack.enter_context(health.subscribe(_Onward(sentinel, server)))
+        await enter(_measuring(config, daemon, server.handlers, sentinel, tasks))
         await enter(server.serving(bound, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
         await _run(config.socket, stopping, repetition)
@@ -231,6 +232,30 @@ async def _serve(
 def _about(node: Node) -> About:
     backend = node.kernel.backend
     return About(__version__, int(time.time()), backend.name if backend is not None else None)
+
+
+@asynccontextmanager
+async def _measuring(
+    config: Config, daemon: Daemon, handlers: Handlers, sentinel: Sentinel, tasks: Tasks
+) -> AsyncIterator[None]:
+    """Serve metrics until the block ends, if that is wanted."""
+    if not config.metrics:
+        yield
+        return
+    from overlayd.daemon.metrics.collection import Collection  # noqa: PLC0415 - most nodes need none of it
+    from overlayd.daemon.metrics.endpoint import Endpoint  # noqa: PLC0415
+    from overlayd.daemon.metrics.requests import Requests  # noqa: PLC0415
+
+    requests = Requests()
+    handlers.observe(requests.record)
+    watch = tasks.keep_up(requests.watch_loop)
+    collection = Collection(requests, daemon, sentinel, started=time.time(), each_peer=config.metrics_peers)
+    endpoint = Endpoint(lambda: collection.text(time.time()), daemon.status.unready, tasks.spawn)
+    try:
+        async with endpoint.serving(config.metrics):
+            yield
+    finally:
+        watch.cancel()
 
 
 class _Onward(Listener):

@@ -84,6 +84,12 @@ class StatusView:
         if number != self._findings:
             self._findings, self._encoded = number, b""
 
+    def unready(self) -> str:
+        """Why this node can have no tunnels, empty when it can."""
+        if self._overlay is None or not self._overlay.up:
+            return "the global overlay is not set up"
+        return "" if self._node.facts.devices else "there is no WireGuard on this node"
+
     def encoded(self) -> bytes:
         """The status response as JSON."""
         heard = self._heard == self._health.generation

@@ -84,6 +84,11 @@ class Node:
         """How many rows the disk has otherwise than they are, because it refused to write them."""
         return len(self._owed)
 
+    @property
+    def syncs(self) -> int:
+        """How many times commits were synced to the disk."""
+        return self._journal.syncs
+
     def is_settled(self, *resources: str) -> bool:
         """Whether what the state says of these resources will still be so when a change that asks for them now has its
         turn.

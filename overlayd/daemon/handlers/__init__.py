@@ -8,6 +8,7 @@ response.
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -32,6 +33,13 @@ class Handlers:
         self.quick: dict[type[wire.Request], Callable[[Any], wire.Response | bytes]] = {
             kind: partial(handler, daemon) for kind, handler in QUICK.items()
         }
+        self._record: Record | None = None
+
+    def observe(self, record: "Record") -> None:
+        """Tell of every request from now on: its op, the tag of its answer, and the seconds that it took."""
+        self._record = record
+        for kind, handler in self.quick.items():
+            self.quick[kind] = partial(_observed, handler, record)
 
     def is_quick(self, request: wire.Request) -> bool:
         """Whether the request only reads the state: `read` answers it; `run` does every other one."""
@@ -46,10 +54,24 @@ class Handlers:
 
     async def run(self, request: wire.Request) -> wire.Response:
         """Do a request and answer it.  Never raises."""
+        began = time.monotonic()
         try:
-            return await HANDLERS[type(request)](self.daemon, request)
+            response = await HANDLERS[type(request)](self.daemon, request)
         except Exception as error:
-            return _failure(request, error)
+            response = _failure(request, error)
+        if self._record is not None:
+            self._record(_op(request), str(response.__struct_config__.tag), time.monotonic() - began)
+        return response
+
+
+Record = Callable[[str, str, float], None]
+
+
+def _observed(handler: Callable[[Any], wire.Response | bytes], record: Record, request: Any) -> wire.Response | bytes:
+    began = time.monotonic()
+    response = handler(request)
+    record(_op(request), "ok", time.monotonic() - began)
+    return response
 
 
 def _failure(request: wire.Request, error: Exception) -> wire.Err:

@@ -23,6 +23,7 @@ from overlayd import wire
 from overlayd._fast.exchange import Exchange
 from overlayd._fast.frame import Inbox
 from overlayd.daemon.handlers import Handlers
+from overlayd.daemon.server import audit
 from overlayd.daemon.server.large import LARGE, Examiner
 from overlayd.daemon.server.listener import Credentials
 from overlayd.daemon.server.payload import answer_payload, read_payload
@@ -122,6 +123,7 @@ class Connection(asyncio.BufferedProtocol):
         self._out: list[bytes] = []
         self._out_bytes = 0
         self.get_buffer = self._inbox.get_buffer  # type: ignore[method-assign]  # once for each read: no step between
+        self._program = ""  # the client's, once it has asked for a change
         self._takes_events: bool | None = None  # only who sends JSON does; None: nothing has been sent
 
     # --- What the transport calls ---
@@ -333,6 +335,9 @@ class Connection(asyncio.BufferedProtocol):
         self._working -= size
         self._account()
         seconds = time.monotonic() - began
+        if not self._program:
+            self._program = audit.program_of(self.credentials)
+        audit.tell(self.credentials, self._program, request, response, seconds)
         if seconds > self._limits.slow:
             log.warning("slow request: %s took %.1f s (%s)%s", _op(request), seconds, self.credentials, _trace(to))
         if not self._order.done(number):  # the client was told that it is not waited for

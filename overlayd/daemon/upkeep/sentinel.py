@@ -11,6 +11,7 @@ ever later (`model.pacing`).  Every few minutes everything is looked at, for wha
 import asyncio
 import logging
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Hashable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,7 @@ class Sentinel:
     def __init__(
         self, node: Node, monitor: Monitor, host_changed: Callable[[], None], surroundings: Surroundings
     ) -> None:
+        self.repairs: Counter[str] = Counter()  # what was put right, by kind
         self.failures: dict[Hashable, str] = {}  # what cannot be put back, by the object's key, and why
         self._node = node
         self._monitor = monitor
@@ -283,6 +285,7 @@ class Sentinel:
     def _report(self, part: Part, steps: list[Step], failures: list[Failure], who: str, cost: float) -> None:
         failed = {pace_key(step): str(error) for step, error in failures}
         done = [step for step in steps if pace_key(step) not in failed and self._is_news(pace_key(step))]
+        self.repairs.update(type(step.want or step.have).__name__.lower() for step in done)
         for name, problem in drift.describe(done):
             log.warning("%s %s%s: put right in %.0f ms", name, problem, _by(who), cost * 1000)
         for step, error in failures:

@@ -1,0 +1,74 @@
+"""A line of the log for each change that a client asked for: what, of what, by whom, and how it ended.
+
+Owns: the line and its fields.  Must not know: what a request does.
+"""
+
+import logging
+from pathlib import Path
+
+from overlayd import wire
+from overlayd.daemon.server.listener import Credentials
+
+log = logging.getLogger("overlayd.audit")
+
+# Requests that change nothing.
+_READS = (
+    wire.GetStatus,
+    wire.GetNatStatus,
+    wire.ListDns,
+    wire.ListEdgePeers,
+    wire.ListThings,
+    wire.Doctor,
+    wire.QueryDns,
+)
+# The key that says what a request is about: the first of these that it has.
+_SUBJECTS = ("handle", "service", "public_key", "pubkey", "name", "ip", "zone", "cluster_cidr", "node_id")
+
+
+def program_of(client: Credentials) -> str:
+    """The name of a client's program, as the kernel has it; empty when it has ended."""
+    try:
+        return Path(f"/proc/{client.pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def tell(client: Credentials, program: str, request: wire.Request, response: wire.Response, seconds: float) -> None:
+    """Log a change, also one that was refused."""
+    if isinstance(request, _READS) or not log.isEnabledFor(logging.INFO):
+        return
+    op, object = str(request.__struct_config__.tag), _subject(request)
+    refusal = response.message if isinstance(response, wire.Err) else ""
+    milliseconds = round(seconds * 1000, 1)
+    log.info(
+        "%s %s: %s in %s ms (%s %s)",
+        op,
+        object,
+        f"refused, {refusal}" if refusal else "done",
+        milliseconds,
+        client,
+        program,
+        extra={
+            "fields": {
+                "op": op,
+                "object": object,
+                "result": str(response.__struct_config__.tag),
+                "ms": milliseconds,
+                "pid": client.pid,
+                "uid": client.uid,
+                "program": program,
+            }
+        },
+    )
+
+
+def _subject(request: wire.Request) -> str:
+    for key in _SUBJECTS:
+        value = getattr(request, key, None)
+        if isinstance(value, wire.LinuxPid):
+            return f"pid:{value.pid}"
+        if isinstance(value, wire.GuestManaged | wire.HostShared):
+            return f"{value.__struct_config__.tag}:{value.id}"
+        if isinstance(value, str | int) and value != "":
+            return str(value)
+    return "-"

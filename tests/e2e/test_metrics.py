@@ -1,0 +1,104 @@
+"""What Prometheus is told, who may be asked for health and readiness, and the line of each change."""
+
+import json
+import socket
+import time
+
+import pytest
+from exposition_text import parse
+from lab import Lab, Refused, ping
+from lab.cluster import Member
+from lab.patience import until
+
+from overlayd import __version__
+
+
+def get(member: Member, place: str, target: str, method: str = "GET") -> tuple[int, str]:
+    """The status and the body of an answer.  place: a path, or a port on the node's loopback."""
+    link = socket.socket(socket.AF_UNIX) if place.startswith("/") else member.node.open_socket()
+    with link:
+        link.settimeout(20)
+        link.connect(place if place.startswith("/") else ("127.0.0.1", int(place)))
+        link.sendall(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        data = b""
+        while piece := link.recv(1 << 16):
+            data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode()
+
+
+@pytest.mark.parametrize("each_peer", [False, True])
+def test_a_scrape_tells_what_there_is(each_peer: bool) -> None:
+    with Lab() as lab:
+        alpha, beta = Member(lab, 1, "alpha"), Member(lab, 2, "beta")
+        place = str(alpha.node.data_dir.parent / "metrics.sock") if each_peer else "9586"
+        alpha.start("--metrics", place, *(["--metrics-peers"] if each_peer else []))
+        beta.start()
+        assert get(alpha, place, "/healthz") == (200, "ok\n")
+        assert get(alpha, place, "/readyz")[0] == 503
+        for member in (alpha, beta):
+            member.set_up()
+        assert get(alpha, place, "/readyz") == (200, "ready\n")
+        alpha.introduce(beta)
+        beta.introduce(alpha)
+        alpha.set_up_service("web")
+        alpha.attach(lab.container(), "web")
+        with pytest.raises(Refused):
+            alpha.request("add_peer", public_key="x", endpoint="", allowed_ips="", persistent_keepalive_secs=0)
+        ping(alpha.node, "10.200.2.1")
+        alpha.node.run(["ip", "link", "del", alpha.request("list", what="services")["services"][0]["bridge"]])
+
+        def samples() -> dict[tuple[str, ...], float]:
+            status, text = get(alpha, place, "/metrics")
+            assert status == 200
+            return {(name, *labels.values()): number for name, labels, number in parse(text)}
+
+        until(lambda: samples()["overlayd_peers", "answers"] == 1)
+        until(lambda: samples().get(("overlayd_repairs_total", "bridge"), 0) >= 1)
+        found = samples()
+        assert found["overlayd_build_info", __version__, alpha.request("status")["backend"]] == 1
+        assert found["overlayd_ready",] == 1
+        assert found["overlayd_requests_total", "attach_container", "ok"] == 1
+        assert found["overlayd_requests_total", "add_peer", "err"] == 1
+        assert found["overlayd_requests_total", "status", "ok"] >= 1
+        assert found["overlayd_request_duration_seconds_count", "attach_container"] == 1
+        assert (found["overlayd_services", "shared"], found["overlayd_attachments", "pid"]) == (1, 1)
+        assert (found["overlayd_pool_addresses", "web"], found["overlayd_pool_held", "web"]) == (61, 1)
+        assert found["overlayd_peer_paths", "direct"] == 1
+        assert found["overlayd_handshake_age_seconds_count",] == 1
+        assert found["overlayd_journal_syncs_total",] > 0
+        device = alpha.request("status")["interface"]
+        own = [key for key in found if key[0] == "wireguard_received_bytes_total"]
+        if each_peer:
+            assert [key[1:3] for key in own] == [(device, beta.public_key)]
+            shaken = [number for key, number in found.items() if key[0] == "wireguard_latest_handshake_seconds"]
+            assert abs(shaken[0] - time.time()) < 600
+        else:
+            assert own == [("wireguard_received_bytes_total", device)]
+            assert found[own[0]] > 0
+        assert get(alpha, place, "/nothing")[0] == 404
+        assert get(alpha, place, "/metrics", "POST")[0] == 405
+        assert get(alpha, place, "/healthz", "HEAD") == (200, "")
+        assert get(alpha, place, "no request")[0] == 400
+        assert get(alpha, place, "/" + "x" * 9000)[0] == 400
+
+
+def test_every_change_is_one_line_with_who_asked_for_it() -> None:
+    with Lab() as lab:
+        member = Member(lab, 1, "alpha")
+        member.start("--log-format", "json")
+        member.set_up()
+        member.set_up_service("web")
+        container = lab.container()
+        member.attach(container, "web")
+        with pytest.raises(Refused):
+            member.attach(lab.container(), "nosuch")
+        member.request("list", what="services")
+        lines = [json.loads(line) for line in member.node.log.read_text().splitlines()]
+        told = [each for each in lines if each["logger"] == "overlayd.audit"]
+        ops = ["set_local_node_id", "setup_global_overlay", "setup_service_overlay", *["attach_container"] * 2]
+        assert [each["op"] for each in told] == ops
+        assert told[3]["object"] == f"pid:{container.pid}"
+        assert [each["result"] for each in told[-2:]] == ["attached", "err"]
+        assert "refused, service nosuch is not set up" in told[-1]["message"]
+        assert all(each["uid"] == 0 and each["pid"] > 0 and each["program"] and each["ms"] >= 0 for each in told)
