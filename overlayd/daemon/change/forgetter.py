@@ -8,8 +8,9 @@ over has to wait for the end of its walk, but does not wait for its beginning.
 """
 
 import logging
+from _thread import start_new_thread
 from collections.abc import Iterable
-from threading import Condition, Thread
+from threading import Condition
 
 from overlayd.errors import MechanismError
 from overlayd.linux import conntrack
@@ -32,7 +33,7 @@ class Forgetter:
         self._walking: set[Address] = set()
         self._rules: Rules | None = None  # what breaks them is sought
         self._urgent = False
-        self._thread: Thread | None = None
+        self._at_work = False
 
     def forget(self, addresses: Iterable[Address]) -> None:
         """Forget the connections of these addresses soon."""
@@ -59,12 +60,12 @@ class Forgetter:
         """Wait until everything is forgotten."""
         with self._changed:
             self._hurry()
-            self._changed.wait_for(lambda: self._thread is None)
+            self._changed.wait_for(lambda: not self._at_work)
 
     def _start(self) -> None:
-        if self._thread is None:
-            self._thread = Thread(target=self._walk, name="forgetter", daemon=True)
-            self._thread.start()
+        if not self._at_work:
+            self._at_work = True
+            start_new_thread(self._walk, ())  # `Thread.start` would wait until it runs, and we are on the event loop
 
     def _hurry(self) -> None:
         self._urgent = True
@@ -89,7 +90,7 @@ class Forgetter:
                 self._walking = set()
                 done = not self._waiting and self._rules is None
                 if done:
-                    self._thread = None
+                    self._at_work = False
                 self._changed.notify_all()
             if done:
                 return
