@@ -24,6 +24,9 @@ from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nest
 _READY_TIMEOUT = 1.0
 _READY_INTERVAL = 0.0002
 
+# The parameters of net/ipv6/conf that let what somebody sends become a route of the host.
+IGNORED = ("accept_ra", "accept_redirects")
+
 _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")  # RFC 4291 section 2.7.1
 
 
@@ -103,7 +106,7 @@ def ignore_routers(name: str) -> None:
 
     Where /proc/sys cannot be written the link stays as it is: our rules drop these packets too.
     """
-    for parameter in ("accept_ra", "accept_redirects"):
+    for parameter in IGNORED:
         try:
             sysctl.put(f"ipv6/conf/{name}/{parameter}", "0")
         except MechanismError as error:
@@ -191,13 +194,18 @@ def await_answering(netlink: Netlink, index: int, address: Interface) -> None:
     """
     if address.version == 4:
         return
-    group = IPv6Address(_SOLICITED_NODE + address.ip.packed[-3:])
+    group = solicited_group(address)
     asked = rt.address_filter(index, socket.AF_INET6)
 
     def joined() -> bool:
         return group in map(rt.parse_group, netlink.dump("list groups", rt.RTM_GETMULTICAST, asked))
 
     _await(joined, str(address), "the link does not answer for it")
+
+
+def solicited_group(address: Interface) -> IPv6Address:
+    """The group in which neighbours ask for an IPv6 address."""
+    return IPv6Address(_SOLICITED_NODE + address.ip.packed[-3:])
 
 
 def _await(ready: Callable[[], bool], name: str, complaint: str) -> None:

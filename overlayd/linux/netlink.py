@@ -79,6 +79,10 @@ class Netlink:
         """Close the socket; idempotent."""
         self._socket.close()
 
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
     def transact(self, requests: Sequence[Request]) -> list[memoryview]:
         """Send all requests, in one system call where they are few; return the bodies of the replies (of RTM_GET*), in
         order.

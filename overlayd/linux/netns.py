@@ -24,6 +24,8 @@ _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _INIT = 1  # the pid of init, which is no container and not always to be looked at
 _OWN = "/proc/thread-self/ns/net"  # not /proc/self: threads may be in different namespaces
 
+_STAT = 4096  # bytes, more than /proc/PID/stat has
+
 _log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -37,7 +39,7 @@ def identify(pid: int) -> Netns:
     """
     started = _started(pid)
     try:
-        inode = Path(f"/proc/{pid}/ns/net").stat().st_ino
+        inode = os.stat(f"/proc/{pid}/ns/net").st_ino  # noqa: PTH116 - a third of the time of Path.stat
     except OSError as error:
         raise _unreadable(pid, error) from error
     if _started(pid) != started:
@@ -142,7 +144,12 @@ def ensure_running(netns: Netns) -> None:
 
 def own_inode() -> int:
     """The inode of the namespace that the calling thread is in."""
-    return Path(_OWN).stat().st_ino
+    return os.stat(_OWN).st_ino  # noqa: PTH116 - a third of the time of Path.stat
+
+
+def open_own() -> int:
+    """A descriptor of the namespace that the calling thread is in, which the caller closes."""
+    return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def pidfd(netns: Netns) -> int:
@@ -172,11 +179,10 @@ def entered(descriptor: int) -> Iterator[None]:
     host's links with every later call, and a pool would hand it such calls: the process is aborted.  The data plane
     outlives it, and its next start adopts it.
     """
-    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    home = open_own()
     try:
         if _setns(descriptor):
-            number = ctypes.get_errno()
-            raise MechanismError("enter", "network namespace", number, _capability(number, "CAP_SYS_ADMIN"))
+            raise no_way_in(ctypes.get_errno())
         try:
             yield
         finally:
@@ -202,8 +208,11 @@ def _setns(descriptor: int) -> int:
 def _started(pid: int) -> int:
     """Start time of a process in clock ticks since boot; raises MechanismError, errno ESRCH, when it has exited."""
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - half the time of Path.read_bytes
-            stat = file.read()
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # a third of the time of Path.read_bytes
+        try:
+            stat = os.read(descriptor, _STAT)
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _gone(pid, "") from error
     # The second field, the program's name in parentheses, may itself hold spaces and parentheses.
@@ -211,6 +220,11 @@ def _started(pid: int) -> int:
     if fields[0] in (b"Z", b"X"):
         raise _gone(pid, "it has exited and waits to be reaped")
     return int(fields[19])
+
+
+def no_way_in(number: int) -> MechanismError:
+    """The error when a namespace could not be entered, from its errno."""
+    return MechanismError("enter", "network namespace", number, _capability(number, "CAP_SYS_ADMIN"))
 
 
 def _gone(pid: int, detail: str) -> MechanismError:

@@ -60,16 +60,26 @@ def put(name: str, value: str) -> None:
     """Set `name` to `value` without a look at what it is, at a fifth of the cost; raises MechanismError."""
     try:
         fault.point("sysctl")
-        descriptor = os.open(f"{_root}/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(path(name), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(descriptor, value.encode())
         finally:
             os.close(descriptor)
     except OSError as error:
-        detail = f"it must be {value}"
-        if error.errno in (EROFS, EACCES, EPERM):
-            detail += f": set it on the host beforehand, or let --proc-sys name a {DEFAULT_ROOT} that can be written"
-        raise MechanismError("set sysctl", f"net/{name}", error.errno or 0, detail) from error
+        raise refused(name, value, error.errno or 0) from error
+
+
+def path(name: str) -> str:
+    """Where `name` is."""
+    return f"{_root}/net/{name}"
+
+
+def refused(name: str, value: str, number: int) -> MechanismError:
+    """The error when `name` could not be set to `value`, from its errno."""
+    detail = f"it must be {value}"
+    if number in (EROFS, EACCES, EPERM):
+        detail += f": set it on the host beforehand, or let --proc-sys name a {DEFAULT_ROOT} that can be written"
+    return MechanismError("set sysctl", f"net/{name}", number, detail)
 
 
 def has_ipv6() -> bool:

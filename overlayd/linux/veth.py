@@ -11,28 +11,31 @@ import errno
 import logging
 import os
 import re
-import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from ipaddress import ip_interface, ip_network
+from types import MappingProxyType
+from typing import NamedTuple
 
 from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import bridge_options, forwarding, netns, own_routes, route, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
+    IGNORED,
     address_request,
     addresses,
-    await_answering,
     await_ready,
     change_addresses,
     delete_request,
     find_link,
-    ignore_routers,
     link_index,
     read_link,
     route_request,
 )
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.script import Script, run
+from overlayd.linux.syscalls import LATER
 from overlayd.model.objects import ALIAS, GROUP_DOOMED, GROUP_VETH, ROUTE_PROTOCOL, Address, Netns, Network, Veth
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
 
@@ -47,6 +50,8 @@ MOST_PORTS = 1023
 # A container needs no parallel queues, and each costs time to make: without this the kernel makes one for every CPU.
 _ONE_QUEUE = u32(rt.IFLA_NUM_TX_QUEUES, 1) + u32(rt.IFLA_NUM_RX_QUEUES, 1)
 
+_NOWHERE: Mapping[str, Netns] = MappingProxyType({})
+
 _PORT_SETTINGS = bridge_options.port_settings()
 
 
@@ -58,24 +63,90 @@ def create(veth: Veth) -> None:
     name or the host has a foreign link of the host end's (EEXIST), when the bridge is full (EXFULL), or with what else
     the kernel refuses.  A leftover host end with our mark is replaced.
     """
-    descriptor = netns.open_namespace(veth.netns)
-    try:
-        with Netlink() as host:
-            _create_pair(host, veth, descriptor)
+    (refusal,) = create_all([veth])
+    if refusal is not None:
+        raise refusal
+
+
+def create_all(veths: Sequence[Veth]) -> list[Exception | None]:
+    """As `create` of each, one after the other, but in one visit to the kernel.  Returns what each would raise."""
+    outcomes: list[Exception | None] = []
+    with ExitStack() as opened:
+        births = [_prepared(veth, opened) for veth in veths]
+        host = opened.enter_context(Netlink())
+        run(host, [birth.script for birth in births if isinstance(birth, _Birth)])
+        for birth in births:
             try:
-                fault.point("veth:born")
-                _secure(host, veth)
-                _configure_inner(host, veth, descriptor, 0, NLM_F_CREATE | NLM_F_EXCL)
-                _configure_outer(host, veth)
-                fault.point("veth:configured")
-                netns.ensure_running(veth.netns)
-            except BaseException:
-                host.transact([delete_request(veth.name)])
-                with netns.socket_in(descriptor) as inner:
-                    own_routes.put_back(inner)
-                raise
-    finally:
-        os.close(descriptor)
+                if isinstance(birth, Exception):
+                    raise birth
+                _complete(host, birth)
+                outcomes.append(None)
+            except Exception as error:
+                outcomes.append(error)
+    return outcomes
+
+
+class _Birth(NamedTuple):
+    """descriptor: of the container's namespace.  born, inside: the operations of the script before which there is no
+    pair yet, and with which it looks whether the container's own routes are in the way.
+    """
+
+    veth: Veth
+    descriptor: int
+    script: Script
+    born: int
+    inside: int
+
+
+def _prepared(veth: Veth, opened: ExitStack) -> _Birth | Exception:
+    try:
+        descriptor = netns.open_namespace(veth.netns)
+        opened.callback(os.close, descriptor)
+        script = Script()
+        script.transact([_pair_request(veth, descriptor)])
+        born = script.length
+        script.point("veth:born")
+        _secure(script, veth)
+        script.enter(descriptor)
+        script.find(veth.interface)
+        inside = script.length
+        script.require_no_routes(rt.RT_TABLE_MAIN)
+        script.require_no_routes(own_routes.TABLE)
+        _configure_inner(script, veth, veth.interface, NLM_F_CREATE | NLM_F_EXCL)
+        script.leave()
+        if veth.bridge is not None:
+            script.await_ready(veth.name, veth.bridge)
+        return _Birth(veth, descriptor, script, born, inside)
+    except MechanismError as error:
+        return error
+
+
+def _complete(host: Netlink, birth: _Birth) -> None:
+    """Do what a script leaves to be done, and raise what has kept the pair from being made, which is then undone."""
+    veth, script = birth.veth, birth.script
+    while script.stopped is not None and script.stopped < birth.born:
+        try:
+            script.finish()
+        except MechanismError as error:
+            _make_room(host, veth, error)
+        script.go_on(0)
+        run(host, [script])
+    try:
+        if not script.finish():
+            with netns.socket_in(birth.descriptor) as inner:
+                _clear_the_way(host, inner, veth)
+            script.go_on(birth.inside + 2)  # behind the looks at both tables
+            run(host, [script])
+            script.finish()
+        if veth.bridge is None:
+            _configure_outer(host, veth)
+        fault.point("veth:configured")
+        netns.ensure_running(veth.netns)
+    except BaseException:
+        host.transact([delete_request(veth.name)])
+        with netns.socket_in(birth.descriptor) as inner:
+            own_routes.put_back(inner)
+        raise
 
 
 def change(have: Veth, want: Veth) -> None:
@@ -86,8 +157,7 @@ def change(have: Veth, want: Veth) -> None:
     MechanismError as `create` does, or errno ENODEV when the pair is not there.
     """
     if (have.namespace, have.mac) != (want.namespace, want.mac):
-        put_back_routes([have])
-        delete([have.name])
+        delete([have.name], {have.name: have.netns})
         create(want)
         return
     descriptor = netns.open_namespace(want.netns)
@@ -96,8 +166,11 @@ def change(have: Veth, want: Veth) -> None:
             body = rt.link_body(text(rt.IFLA_IFNAME, want.name), *_outer_settings(want), up=True, ethernet=True)
             if want.bridge is None:
                 body += u32(rt.IFLA_MASTER, 0)
-            host.transact([Request("configure veth", want.name, rt.RTM_SETLINK, 0, body)])
-            _secure(host, want)
+            script = Script()
+            script.transact([Request("configure veth", want.name, rt.RTM_SETLINK, 0, body)])
+            _secure(script, want)
+            run(host, [script])
+            script.finish()
             link = find_link(host, want.name)
             if link is None:
                 raise MechanismError("configure veth", want.name, errno.ENODEV)
@@ -109,36 +182,25 @@ def change(have: Veth, want: Veth) -> None:
         os.close(descriptor)
 
 
-def put_back_routes(veths: Iterable[Veth]) -> None:
-    """Give containers their own routes back, before these veths are deleted.  Costs a look-up each where there is
-    nothing to give back.
+def delete(names: Iterable[str], namespaces: Mapping[str, Netns] = _NOWHERE) -> None:
+    """Delete the pairs whose host ends have these names; what is absent, or is not ours, is left alone.  A container
+    gets its own routes back before.
+
+    namespaces: where the other ends are; by the pid in its name where it is not told.  Several are deleted at once by
+    their link group: the kernel then waits for one RCU grace period, not for one each.
     """
     with Netlink() as host:
-        for veth in veths:
-            link = find_link(host, veth.name)
-            if link is not None and link.alias == _SET_ASIDE:
-                _put_back_routes(link, veth.netns)
-
-
-def delete(names: Sequence[str]) -> None:
-    """Delete the pairs whose host ends have these names; what is absent, or is not ours, is left alone.
-
-    Several are deleted at once by their link group: the kernel then waits for one RCU grace period, not for one each.
-    """
-    with Netlink() as host:
-        ours = [name for name in names if (link := find_link(host, name)) is not None and is_ours(link)]
+        found = (find_link(host, name) for name in names)
+        ours = [link for link in found if link is not None and is_ours(link)]
+        for link in ours:
+            if link.alias == _SET_ASIDE:
+                _put_back_routes(link, namespaces.get(link.name))
         if len(ours) == 1:
-            host.transact([delete_request(ours[0])])
+            host.transact([delete_request(ours[0].name)])
         elif ours:
             doom = u32(rt.IFLA_GROUP, GROUP_DOOMED)
-            host.transact(
-                [
-                    Request(
-                        "doom", name, rt.RTM_SETLINK, 0, rt.link_body(text(rt.IFLA_IFNAME, name), doom), (errno.ENODEV,)
-                    )
-                    for name in ours
-                ]
-            )
+            bodies = [(each.name, rt.link_body(doom, index=each.ifindex)) for each in ours]
+            host.transact([Request("doom", name, rt.RTM_SETLINK, 0, body, (errno.ENODEV,)) for name, body in bodies])
             # ENODEV: another thread's message deleted ours together with its own.
             host.transact([Request("delete", "doomed veths", rt.RTM_DELLINK, 0, rt.link_body(doom), (errno.ENODEV,))])
 
@@ -167,7 +229,7 @@ def is_blank(inner: rt.Link, carried: Sequence[object]) -> bool:
     return not inner.flags & rt.IFF_UP and not carried
 
 
-def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
+def _pair_request(veth: Veth, descriptor: int) -> Request:
     mtu = u32(rt.IFLA_MTU, veth.mtu)
     peer = rt.link_body(
         text(rt.IFLA_IFNAME, veth.interface),
@@ -180,28 +242,25 @@ def _create_pair(host: Netlink, veth: Veth, descriptor: int) -> None:
         rt.IFLA_LINKINFO, text(rt.IFLA_INFO_KIND, "veth"), nested(rt.IFLA_INFO_DATA, attribute(rt.VETH_INFO_PEER, peer))
     )
     body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), *_outer_settings(veth), _ONE_QUEUE, kind, up=True)
-    request = Request("create veth", veth.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-    while True:
-        try:
-            host.transact([request])
-        except MechanismError as error:
-            if error.errno == errno.EXFULL and veth.bridge is not None:
-                full = (
-                    f"the bridge has {MOST_PORTS} ports, the kernel's limit: attach to another service, or detach first"
-                )
-                raise MechanismError("attach to bridge", veth.bridge, errno.EXFULL, full) from error
-            if error.errno != errno.EEXIST:
-                raise
-            # The kernel does not say which of the two names is taken.
-            leftover = find_link(host, veth.name)
-            if leftover is not None and is_marked(leftover):
-                host.transact([delete_request(veth.name)])
-                continue
-            taken = "the host has a link of that name without our mark: delete or rename it"
-            if leftover is None:
-                taken = f"the namespace of process {veth.netns.pid} already has an interface {veth.interface}"
-            raise MechanismError("create veth", veth.name, errno.EEXIST, taken) from error
+    return Request("create veth", veth.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def _make_room(host: Netlink, veth: Veth, error: MechanismError) -> None:
+    """Remove a leftover of ours that keeps a pair from being made; raises what else does."""
+    if error.errno == errno.EXFULL and veth.bridge is not None:
+        full = f"the bridge has {MOST_PORTS} ports, the kernel's limit: attach to another service, or detach first"
+        raise MechanismError("attach to bridge", veth.bridge, errno.EXFULL, full) from error
+    if error.errno != errno.EEXIST:
+        raise error
+    # The kernel does not say which of the two names is taken.
+    leftover = find_link(host, veth.name)
+    if leftover is not None and is_marked(leftover):
+        host.transact([delete_request(veth.name)])
         return
+    taken = "the host has a link of that name without our mark: delete or rename it"
+    if leftover is None:
+        taken = f"the namespace of process {veth.netns.pid} already has an interface {veth.interface}"
+    raise MechanismError("create veth", veth.name, errno.EEXIST, taken) from error
 
 
 def _outer_settings(veth: Veth) -> list[bytes]:
@@ -215,50 +274,46 @@ def _outer_settings(veth: Veth) -> list[bytes]:
     return settings
 
 
-def _secure(host: Netlink, veth: Veth) -> None:
+def _secure(script: Script, veth: Veth) -> None:
     """Hold the container to what it was given, before it can send.
 
     A locked port (Linux 5.18) takes frames from the one MAC that its bridge has been told of; so neither our rules nor
     what the bridge learns decide about it.
     """
-    ignore_routers(veth.name)
-    index = link_index(veth.name)
+    for parameter in IGNORED:
+        script.set_parameter(f"ipv6/conf/{veth.name}/{parameter}", "0", (errno.EROFS, errno.EACCES, errno.ENOENT))
+    script.find(veth.name)
     settings = [forwarding.NO_REDIRECTS]
     requests = []
     if veth.bridge is not None:
         settings.append(_PORT_SETTINGS)
-        body = rt.forwarding_body(index, veth.mac)
+        body = rt.forwarding_body(LATER, veth.mac)
         flags = NLM_F_CREATE | NLM_F_REPLACE
         requests.append(Request("add forwarding entry", veth.name, rt.RTM_NEWNEIGH, flags, body))
-    body = rt.link_body(*settings, index=index)
+    body = rt.link_body(*settings, index=LATER)
     # RTM_SETLINK would pass over the options of a port.
-    host.transact([*requests, Request("secure veth", veth.name, rt.RTM_NEWLINK, 0, body)])
+    script.transact([*requests, Request("secure veth", veth.name, rt.RTM_NEWLINK, 0, body)])
 
 
-def _configure_inner(host: Netlink, veth: Veth, descriptor: int, index: int, flags: int) -> None:
-    """index: of the container's end, 0 to find it by its name.  flags: NLM_F_* of new routes."""
-    with netns.entered(descriptor):
-        index = index or link_index(veth.interface)
-        if veth.address.version == 6:
-            # Some container engines switch IPv6 off inside.
-            for name in ("lo", socket.if_indextoname(index)):
-                sysctl.write(f"ipv6/conf/{name}/disable_ipv6", "0")
-        inner = Netlink()
-    with inner:
-        _clear_the_way(host, inner, veth)
-        requests = [
-            _up(rt.LOOPBACK, "lo"),
-            _up(index, veth.interface, u32(rt.IFLA_MTU, veth.mtu), forwarding.LOOSE),
-            address_request(index, veth.address),
-        ]
-        if veth.bridge is None:
-            requests.append(_neighbour(index, veth.gateway, host_mac(veth.mac)))
-            requests.append(route_request(index, ip_network(veth.gateway), flags=flags))
-        requests += [route_request(index, each, veth.gateway, flags=flags) for each in veth.routes]
-        inner.transact(requests)
-        if veth.address.version == 6:
-            await_ready(inner, read_link(inner, index).name)
-            await_answering(inner, index, veth.address)
+def _configure_inner(script: Script, veth: Veth, name: str, flags: int) -> None:
+    """Configure the container's end, which was found, and has that name.  flags: NLM_F_* of new routes."""
+    if veth.address.version == 6:
+        # Some container engines switch IPv6 off inside.
+        for each in ("lo", name):
+            script.set_parameter(f"ipv6/conf/{each}/disable_ipv6", "0", unless_there=True)
+    requests = [
+        _up(rt.LOOPBACK, "lo"),
+        _up(LATER, name, u32(rt.IFLA_MTU, veth.mtu), forwarding.LOOSE),
+        address_request(LATER, veth.address),
+    ]
+    if veth.bridge is None:
+        requests.append(_neighbour(LATER, veth.gateway, host_mac(veth.mac)))
+        requests.append(route_request(LATER, ip_network(veth.gateway), flags=flags))
+    requests += [route_request(LATER, each, veth.gateway, flags=flags) for each in veth.routes]
+    script.transact(requests)
+    if veth.address.version == 6:
+        script.await_ready(name)
+        script.await_answering(veth.address)
 
 
 def _clear_the_way(host: Netlink, inner: Netlink, veth: Veth) -> None:
@@ -289,7 +344,13 @@ def _change_inner(host: Netlink, have: Veth, want: Veth, descriptor: int, index:
                 mtu = rt.link_body(u32(rt.IFLA_MTU, want.mtu), index=index)
                 inner.transact([Request("configure veth", end.name, rt.RTM_SETLINK, 0, mtu)])
             return bool(end.flags & rt.IFF_UP)
-        _configure_inner(host, want, descriptor, index, NLM_F_CREATE | NLM_F_REPLACE)
+        _clear_the_way(host, inner, want)
+        script = Script()
+        script.enter(descriptor)
+        script.find(end.name)
+        _configure_inner(script, want, end.name, NLM_F_CREATE | NLM_F_REPLACE)
+        run(host, [script])
+        script.finish()
         if have.address != want.address and have.address.network.prefixlen:
             change_addresses(inner, index, (), [have.address])
         _delete_old_routes(inner, index, _destinations(want))
@@ -310,10 +371,11 @@ def _delete_old_routes(inner: Netlink, index: int, wanted: frozenset[Network]) -
     inner.transact([Request("delete route", str(to), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,)) for to, body in old])
 
 
-def _put_back_routes(link: rt.Link, namespace: Netns) -> None:
-    """namespace: where the inner end is; of pid 0 when only the name of the host end tells."""
+def _put_back_routes(link: rt.Link, namespace: Netns | None) -> None:
+    """namespace: where the inner end is; None, or of pid 0, when only the name of the host end tells."""
     try:
-        descriptor = netns.open_namespace(namespace if namespace.pid else netns.identify(_pid(link.name)))
+        known = namespace if namespace is not None and namespace.pid else netns.identify(_pid(link.name))
+        descriptor = netns.open_namespace(known)
     except MechanismError as error:
         if error.errno != errno.ESRCH:  # else the namespace has most likely gone with its process
             _log.warning("a container does not get its own routes back: %s", error)

@@ -5,6 +5,7 @@ import json
 import pytest
 from test_veth import EVERYTHING, VERSIONS, global_leg, make_bridge, make_node, refusal, service_leg
 
+from overlayd import fault
 from overlayd.linux import veth
 from overlayd.linux.observe import observe
 
@@ -44,8 +45,7 @@ def test_a_default_route_comes_back_as_it_was(host, container, options, version)
     taken = box.run(f"ip -{version} route get {'198.51.100.1' if version == 4 else '2001:db8::1'}")
     assert "dev eth0" in taken and f"via {wanted.gateway}" in taken, "ours counts"
     assert observe([wanted])[wanted.key] == wanted
-    veth.put_back_routes([wanted])
-    veth.delete([wanted.name])
+    veth.delete([wanted.name], {wanted.name: wanted.netns})
     assert routes(box, version) == before
 
 
@@ -66,8 +66,7 @@ def test_each_leg_gives_back_what_it_has_taken(host, container, shell, version):
     assert f"{part} via {NEIGHBOUR[version]}" in box.run(f"ip -{version} route")
     for leg, destination in zip(legs, ("default", str(cluster)), strict=True):
         assert f"{destination} via {NEIGHBOUR[version]}" not in box.run(f"ip -{version} route")
-        veth.put_back_routes([leg])
-        veth.delete([leg.name])
+        veth.delete([leg.name], {leg.name: leg.netns})
         assert f"{destination} via {NEIGHBOUR[version]}" in box.run(f"ip -{version} route")
     assert routes(box, version) == before
 
@@ -88,7 +87,12 @@ def test_an_attach_that_fails_half_way_changes_nothing(host, container, monkeypa
     give_a_network(box := container(), version)
     box.run(f"ip -{version} route add default via {NEIGHBOUR[version]}")
     before = routes(box, version)
-    monkeypatch.setattr(veth, "_configure_outer", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+
+    def break_off(name):
+        if name == "veth:configured":
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(fault, "point", break_off)
     with pytest.raises(RuntimeError, match="broken"):
         veth.create(service_leg(box, version=version))
     assert routes(box, version) == before
@@ -102,7 +106,6 @@ def test_a_veth_of_a_container_that_was_found_by_its_name_alone(host, container)
     before = routes(box, 4)
     veth.create(service_leg(box))
     (found,) = [each for key, each in observe([]).items() if key[0] == "veth"]
-    veth.put_back_routes([found])
     veth.delete([found.name])
     assert routes(box, 4) == before
 
@@ -114,8 +117,7 @@ def test_a_route_whose_link_has_gone_is_gone(host, container):
     wanted = service_leg(box)
     veth.create(wanted)
     box.run("ip link delete net1")
-    veth.put_back_routes([wanted])
-    veth.delete([wanted.name])
+    veth.delete([wanted.name], {wanted.name: wanted.netns})
     assert routes(box, 4) == []
 
 
@@ -129,6 +131,5 @@ def test_a_veth_that_somebody_deleted_and_that_was_made_anew(host, container, ve
     veth.create(wanted)
     veth.delete([wanted.name])
     veth.create(wanted)
-    veth.put_back_routes([wanted])
-    veth.delete([wanted.name])
+    veth.delete([wanted.name], {wanted.name: wanted.netns})
     assert routes(box, version) == before

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import bridge, netns, veth
 from overlayd.linux.observe import observe, observe_veth
@@ -328,35 +329,44 @@ def test_a_process_in_the_hosts_own_namespace(host, container):
     assert host() == before
 
 
-@pytest.mark.parametrize("moment", ["_create_pair", "_configure_inner", "_configure_outer"])
-def test_a_process_that_exits_in_the_middle(host, container, monkeypatch, moment):
-    make_bridge()
+def at_point(monkeypatch, moment, what):
+    """Do something when an attach passes a fault point."""
+    monkeypatch.setattr(fault, "ARMED", True)
+    monkeypatch.setattr(fault, "point", lambda name: what() if name == moment else None)
+
+
+@VERSIONS
+@pytest.mark.parametrize("moment", ["netlink:create veth", "veth:born", "netlink:set up", "veth:configured"])
+def test_a_process_that_exits_in_the_middle(host, container, monkeypatch, moment, version):
+    make_bridge(version)
     box = container()
     before = host()
-    genuine = getattr(veth, moment)
-
-    def killed_before(*arguments):
-        box.kill()
-        genuine(*arguments)
-
-    monkeypatch.setattr(veth, moment, killed_before)
-    assert refusal(service_leg(box)).errno == errno.ESRCH
+    at_point(monkeypatch, moment, box.kill)
+    assert refusal(service_leg(box, version=version)).errno == errno.ESRCH
     assert host() == before
 
 
-def test_a_host_end_deleted_in_the_middle(host, container, shell, monkeypatch):
+@pytest.mark.parametrize("moment", ["veth:born", "netlink:add forwarding entry"])
+def test_a_host_end_deleted_in_the_middle(host, container, shell, monkeypatch, moment):
     make_bridge()
     box = container()
     before = host()
-    genuine = veth._configure_outer
-
-    def deleted_before(*arguments):
-        shell(f"ip link delete veth-{box.pid}-s")
-        genuine(*arguments)
-
-    monkeypatch.setattr(veth, "_configure_outer", deleted_before)
+    at_point(monkeypatch, moment, lambda: subprocess.run(["ip", "link", "delete", f"veth-{box.pid}-s"], check=False))
     assert refusal(service_leg(box)).errno == errno.ENODEV
     assert host() == before
+
+
+def test_several_at_once_of_which_one_is_refused(host, container):
+    make_bridge()
+    boxes = [container() for _ in range(4)]
+    wanted = [service_leg(box, number) for number, box in enumerate(boxes, 5)]
+    boxes[1].kill()
+    wanted[2] = replace(wanted[2], bridge="zl-none-b")
+    outcomes = veth.create_all(wanted)
+    assert [getattr(each, "errno", each) for each in outcomes] == [None, errno.ESRCH, errno.ENODEV, None]
+    assert observe_veth(wanted[0].name, boxes[0].netns) == wanted[0]
+    assert observe_veth(wanted[3].name, boxes[3].netns) == wanted[3]
+    assert observe_veth(wanted[1].name, boxes[1].netns) is None
 
 
 def test_a_missing_bridge(host, container):

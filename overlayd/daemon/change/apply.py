@@ -125,9 +125,8 @@ class Kernel:
             case Element():
                 self._change_members(batch)
             case Veth() if batch[0].want is None:
-                leaving = [step.have for step in batch if isinstance(step.have, Veth)]
-                veth.put_back_routes(leaving)
-                self._reaper.delete([each.name for each in leaving])
+                leaving = (step.have for step in batch if isinstance(step.have, Veth))
+                self._reaper.delete({each.name: each.netns for each in leaving})
             case _:
                 for step in batch:
                     self._do_one(step.have, step.want)

@@ -7,12 +7,13 @@ later.  So the deletion is left to a thread of ours while the caller looks wheth
 who come while the threads wait share the next deletion, which costs one barrier however many links it has.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from socket import if_nametoindex
 from threading import Event, Lock
 
 from overlayd.linux import veth
+from overlayd.model.objects import Netns
 
 # Our own constants.
 THREADS = 4  # deletions under way at once: their barriers overlap
@@ -23,7 +24,7 @@ class _Batch:
     """Links that are deleted together.  began: the deletion is under way; ended: it is over, with `error` or not."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
+        self.namespaces: dict[str, Netns] = {}  # by the names of host ends
         self.began = False
         self.ended = Event()
         self.error: Exception | None = None
@@ -37,14 +38,16 @@ class Reaper:
         self._next = _Batch()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reaper")
 
-    def delete(self, names: Iterable[str]) -> None:
-        """Return when no link of ours has one of these names any more.  MechanismError: the kernel refused."""
-        mine = list(names)
+    def delete(self, mine: Mapping[str, Netns]) -> None:
+        """Return when no link of ours has one of these names any more.  MechanismError: the kernel refused.
+
+        mine: where the container's ends are, by the names of the host ends.
+        """
         with self._lock:
             batch = self._next
-            if not batch.names:
+            if not batch.namespaces:
                 self._threads.submit(self._delete_next)
-            batch.names += mine
+            batch.namespaces |= mine
         while not batch.ended.wait(GLANCE):
             if batch.began and not any(map(_exists, mine)):
                 return
@@ -60,7 +63,7 @@ class Reaper:
             batch, self._next = self._next, _Batch()
         batch.began = True
         try:
-            veth.delete(batch.names)
+            veth.delete(batch.namespaces, batch.namespaces)
         except Exception as error:  # whatever it is, those who wait must hear of it
             batch.error = error
         finally:

@@ -11,9 +11,14 @@ import pytest
 from overlayd.daemon.change import reaper
 from overlayd.daemon.change.reaper import Reaper
 from overlayd.errors import MechanismError
-from overlayd.model.objects import GROUP_VETH
+from overlayd.model.objects import GROUP_VETH, Netns
 
 NAMES = [f"veth-{n}-s" for n in range(1, 41)]
+
+
+def named(*names):
+    """Veths whose other end is nobody's."""
+    return dict.fromkeys(names, Netns(0, 0, 0))
 
 
 @pytest.fixture
@@ -41,9 +46,9 @@ def links():
 def test_links_are_gone_when_it_returns(host, count):
     make(NAMES[:count])
     subject = Reaper()
-    subject.delete(NAMES[:count])
+    subject.delete(named(*NAMES[:count]))
     assert not links()
-    subject.delete(NAMES)  # what is absent is no error
+    subject.delete(named(*NAMES))  # what is absent is no error
     subject.close()
 
 
@@ -51,7 +56,7 @@ def test_many_callers_at_once(host):
     make(NAMES)
     subject = Reaper()
     with ThreadPoolExecutor(len(NAMES)) as callers:
-        list(callers.map(lambda name: subject.delete([name]), NAMES))
+        list(callers.map(lambda name: subject.delete(named(name)), NAMES))
     assert not links()
     subject.close()
 
@@ -59,7 +64,7 @@ def test_many_callers_at_once(host):
 def test_a_name_that_is_not_ours_is_left_alone(host):
     subprocess.run(["ip", "link", "add", "foreign", "type", "bridge"], check=True)
     subject = Reaper()
-    subject.delete(["foreign"])
+    subject.delete(named("foreign"))
     assert reaper._exists("foreign")
     subject.close()
 
@@ -67,7 +72,7 @@ def test_a_name_that_is_not_ours_is_left_alone(host):
 def test_callers_share_a_deletion_that_has_not_begun(monkeypatch):
     batches, may_end = [], Event()
 
-    def delete(names):
+    def delete(names, _namespaces):
         batches.append(sorted(names))
         may_end.wait(10)
 
@@ -75,25 +80,25 @@ def test_callers_share_a_deletion_that_has_not_begun(monkeypatch):
     monkeypatch.setattr(reaper, "THREADS", 1)
     subject = Reaper()
     with ThreadPoolExecutor(5) as callers:
-        first = callers.submit(subject.delete, ["lo"])  # exists, so its caller waits for the end
+        first = callers.submit(subject.delete, named("lo"))  # exists, so its caller waits for the end
         while not batches:
             pass
-        others = [callers.submit(subject.delete, ["lo", name]) for name in NAMES[:4]]
-        while len(subject._next.names) < 8:
+        others = [callers.submit(subject.delete, named("lo", name)) for name in NAMES[:4]]
+        while len(subject._next.namespaces) < 5:
             pass
         may_end.set()
         for caller in (first, *others):
             caller.result(10)
-    assert batches == [["lo"], sorted(["lo"] * 4 + NAMES[:4])]
+    assert batches == [["lo"], sorted(["lo", *NAMES[:4]])]
     subject.close()
 
 
 def test_a_refusal_reaches_every_caller_whose_link_is_still_there(monkeypatch):
-    def refuse(names):
+    def refuse(names, _namespaces):
         raise MechanismError("delete", "lo", 1)
 
     monkeypatch.setattr(reaper.veth, "delete", refuse)
     subject = Reaper()
     with pytest.raises(MechanismError, match="Operation not permitted"):
-        subject.delete(["lo"])
+        subject.delete(named("lo"))
     subject.close()
