@@ -10,15 +10,17 @@ import ctypes
 import errno
 import socket
 import struct
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, connected, receive
+from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, connected
+from overlayd.linux.syscalls import drain
 from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL
-from overlayd.proto.netlink import Message, attributes, string
+from overlayd.proto.netlink import Message, attributes, messages, string
 
 # linux/netlink.h, asm-generic/socket.h, linux/filter.h
 _NETLINK_ADD_MEMBERSHIP, _SO_RCVBUFFORCE, _SO_ATTACH_FILTER = 1, 33, 26
@@ -145,26 +147,21 @@ class Monitor:
         links: dict[int, Message] = {}  # by index
         ports: dict[int, Message] = {}
         events: list[Event] = []
-        for _ in range(_READS):
-            try:
-                received = receive(source, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self._touched = False
-                events.append(Overrun(ruleset))
-                continue
-            for message in received:
-                if not ruleset and message.type in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
-                    # Of family AF_BRIDGE it is about a bridge's port, of AF_INET6 about IPv6 on the link.
-                    if message.body[0] == socket.AF_UNSPEC:
-                        links[rt.link_index(message.body)] = message
-                    elif message.body[0] == socket.AF_BRIDGE and message.type == rt.RTM_NEWLINK:
-                        ports[rt.link_index(message.body)] = message
-                elif (event := self._ruleset_event(message) if ruleset else _event(message)) is not None:
-                    events.append(event)
+        datagrams, number = drain(source.fileno(), _READS)
+        if number == errno.ENOBUFS:
+            self._touched = False
+            events.append(Overrun(ruleset))
+        elif number:
+            raise MechanismError("read", "kernel notifications", number)
+        for message in chain.from_iterable(map(messages, datagrams)):
+            if not ruleset and message.type in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
+                # Of family AF_BRIDGE it is about a bridge's port, of AF_INET6 about IPv6 on the link.
+                if message.body[0] == socket.AF_UNSPEC:
+                    links[rt.link_index(message.body)] = message
+                elif message.body[0] == socket.AF_BRIDGE and message.type == rt.RTM_NEWLINK:
+                    ports[rt.link_index(message.body)] = message
+            elif (event := self._ruleset_event(message) if ruleset else _event(message)) is not None:
+                events.append(event)
         told = [LinkChanged(rt.parse_link(each.body), each.type == rt.RTM_DELLINK) for each in links.values()]
         return [*told, *(PortChanged(rt.parse_port(each.body)) for each in ports.values()), *events]
 

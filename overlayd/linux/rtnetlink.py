@@ -15,8 +15,9 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IP
 from types import MappingProxyType
 from typing import NamedTuple
 
+from overlayd._fast.links import LinkAttributes
 from overlayd.model.objects import Address, Interface, Network
-from overlayd.proto.netlink import attribute, attributes, nested, number, string, text, u32
+from overlayd.proto.netlink import attribute, attributes, nested, number, text, u32
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -99,7 +100,6 @@ _NEXTHOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, hops, index
 _NETCONF_HEAD = 4  # netconfmsg: family, padded
 _RTGENMSG = 4  # rtgenmsg: family, padded
 _S32 = struct.Struct("=i")
-_ROUTERS_WORDS = (DEVCONF_ACCEPT_RA, DEVCONF_ACCEPT_REDIRECTS)
 
 
 _NO_OPTIONS: Mapping[int, bytes] = MappingProxyType({})
@@ -329,32 +329,25 @@ def parse_proxy(body: memoryview) -> tuple[int, Address, int]:
 
 def parse_link(body: memoryview) -> Link:
     """Decode the body of an RTM_NEWLINK message."""
-    _family, _type, index, flags, _change = _LINK.unpack_from(body)
-    found = dict(attributes(body[_LINK.size :]))
-    info = dict(attributes(found[IFLA_LINKINFO])) if IFLA_LINKINFO in found else {}
-    kind = string(info[IFLA_INFO_KIND]) if IFLA_INFO_KIND in info else ""
-    families = dict(attributes(found[IFLA_AF_SPEC])) if IFLA_AF_SPEC in found else {}
-    settings = dict(attributes(families[socket.AF_INET])).get(IFLA_INET_CONF) if socket.AF_INET in families else None
-    is_port = IFLA_INFO_SLAVE_KIND in info and string(info[IFLA_INFO_SLAVE_KIND]) == "bridge"
-    names = attributes(found[IFLA_PROP_LIST]) if IFLA_PROP_LIST in found else ()
+    found = LinkAttributes(body)
     return Link(
-        ifindex=index,
-        flags=flags,
-        name=string(found[IFLA_IFNAME]),
-        mtu=number(found.get(IFLA_MTU)),
-        group=number(found.get(IFLA_GROUP)),
-        master=number(found.get(IFLA_MASTER)),
-        peer=number(found.get(IFLA_LINK)),
-        kind=kind,
-        alias=string(found[IFLA_IFALIAS]) if IFLA_IFALIAS in found else "",
-        mac=bytes(found.get(IFLA_ADDRESS, b"")),
-        alternative_names=tuple(string(name) for kind, name in names if kind == IFLA_ALT_IFNAME),
-        peer_namespace=_namespace_id(found.get(IFLA_LINK_NETNSID)),
-        bridge=_options(info.get(IFLA_INFO_DATA)) if kind == "bridge" else _NO_OPTIONS,
-        port=_options(info.get(IFLA_INFO_SLAVE_DATA)) if is_port else _NO_OPTIONS,
-        forwarding=_ipv4_setting(settings, IPV4_DEVCONF_FORWARDING),
-        rp_filter=_ipv4_setting(settings, IPV4_DEVCONF_RP_FILTER),
-        heeds_routers=socket.AF_INET6 in families and _heeds_routers(families[socket.AF_INET6]),
+        ifindex=found.index,
+        flags=found.flags,
+        name=found.name,
+        mtu=found.mtu,
+        group=found.group,
+        master=found.master,
+        peer=found.peer,
+        kind=found.kind,
+        alias=found.alias,
+        mac=found.mac,
+        alternative_names=found.alternative_names,
+        peer_namespace=NO_NAMESPACE_ID if found.peer_namespace is None else found.peer_namespace,
+        bridge=found.bridge_options or _NO_OPTIONS,
+        port=found.port_options or _NO_OPTIONS,
+        forwarding=_setting(found.ipv4, IPV4_DEVCONF_FORWARDING - 1),
+        rp_filter=_setting(found.ipv4, IPV4_DEVCONF_RP_FILTER - 1),
+        heeds_routers=any(_setting(found.ipv6, place) for place in (DEVCONF_ACCEPT_RA, DEVCONF_ACCEPT_REDIRECTS)),
     )
 
 
@@ -364,40 +357,30 @@ def ipv4_settings(values: Mapping[int, int]) -> bytes:
     return nested(IFLA_AF_SPEC, nested(socket.AF_INET, nested(IFLA_INET_CONF, b"".join(settings))))
 
 
-def _ipv4_setting(settings: memoryview | None, number: int) -> int | None:
+def _setting(values: bytes, place: int) -> int | None:
     """One parameter of the kernel's array of them."""
-    if settings is None or len(settings) < number * _S32.size:
+    if len(values) < (place + 1) * _S32.size:
         return None
-    return int(_S32.unpack_from(settings, (number - 1) * _S32.size)[0])
+    return int(_S32.unpack_from(values, place * _S32.size)[0])
 
 
 def parse_port(body: memoryview) -> Link:
     """Decode the body of an RTM_NEWLINK message of family AF_BRIDGE, which is about a link as a port."""
-    _family, _type, index, flags, _change = _LINK.unpack_from(body)
-    found = dict(attributes(body[_LINK.size :]))
+    found = LinkAttributes(body)
     return Link(
-        ifindex=index,
-        flags=flags,
-        name=string(found[IFLA_IFNAME]),
-        mtu=number(found.get(IFLA_MTU)),
+        ifindex=found.index,
+        flags=found.flags,
+        name=found.name,
+        mtu=found.mtu,
         group=0,
-        master=number(found.get(IFLA_MASTER)),
+        master=found.master,
         peer=0,
         kind="",
         alias="",
-        mac=bytes(found.get(IFLA_ADDRESS, b"")),
+        mac=found.mac,
         alternative_names=(),
-        port=_options(found.get(IFLA_PROTINFO)),
+        port=found.port_options or _NO_OPTIONS,
     )
-
-
-def _options(data: memoryview | None) -> Mapping[int, bytes]:
-    return _NO_OPTIONS if data is None else {kind: bytes(value) for kind, value in attributes(data)}
-
-
-def _heeds_routers(settings: memoryview) -> bool:
-    values = next((value for kind, value in attributes(settings) if kind == IFLA_INET6_CONF), b"")
-    return any(_S32.unpack_from(values, at * _S32.size)[0] for at in _ROUTERS_WORDS if len(values) > at * _S32.size)
 
 
 def namespace_id_body(descriptor: int) -> bytes:

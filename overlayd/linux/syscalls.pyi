@@ -48,3 +48,8 @@ def run(host: int, home: int, sequences: list[Sequence]) -> None:
     host: the descriptor of a netlink socket of the calling thread's namespace, with NETLINK_CAP_ACK, NETLINK_EXT_ACK
     and NETLINK_GET_STRICT_CHK set.  home: that of the namespace.  A thread that cannot return there ends the process.
     """
+
+def drain(descriptor: int, most: int) -> tuple[list[bytes], int]:
+    """The datagrams that the kernel has sent to a netlink socket, at most so many; never waits.  And the errno that
+    ended it, 0 for none: ENOBUFS when more was sent than the socket holds.
+    """

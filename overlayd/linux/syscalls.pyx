@@ -12,7 +12,7 @@ Sources: netlink(7), linux/rtnetlink.h, setns(2), pidfd_open(2).
 """
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EINTR, EIO, ENAMETOOLONG, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, ENAMETOOLONG, ENOBUFS, ETIMEDOUT, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 from libc.stdio cimport fprintf, stderr
 from libc.stdlib cimport abort, free, malloc
@@ -27,6 +27,7 @@ cdef extern from "<sched.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_NETLINK
+        MSG_DONTWAIT
         MSG_TRUNC
         SOCK_CLOEXEC
         SOCK_RAW
@@ -106,6 +107,7 @@ cdef enum:
     MOST = 40
     TOLERATED = 3
     READ = 16384
+    DATAGRAM = 0x10000  # bytes of a notification at most; a larger one counts as lost
     EXPLANATION = 512
     NUMBERS = 0x10000  # of messages that a sequence sends at most: an AWAIT asks some 5,000 times
     NAME = 16  # IFNAMSIZ
@@ -255,6 +257,26 @@ cdef class Sequence:
             self.raised = error
             return False
         return True
+
+
+def drain(int descriptor, int most):
+    cdef uint8_t buffer[DATAGRAM]
+    cdef sockaddr_nl sender
+    cdef unsigned int length
+    cdef ssize_t got
+    cdef list found = []
+    while len(found) < most:
+        length = sizeof(sender)
+        got = recvfrom(descriptor, buffer, DATAGRAM, MSG_DONTWAIT | MSG_TRUNC, <sockaddr *>&sender, &length)
+        if got < 0:
+            if errno == EINTR:
+                continue
+            return found, 0 if errno == EAGAIN else errno
+        if got > DATAGRAM:
+            return found, ENOBUFS
+        if sender.nl_pid == 0:
+            found.append(PyBytes_FromStringAndSize(<char *>buffer, got))
+    return found, 0
 
 
 cdef uint32_t sequence = 0  # of the newest message of all

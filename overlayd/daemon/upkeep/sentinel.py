@@ -10,6 +10,7 @@ ever later (`model.pacing`).  Every few minutes everything is looked at, for wha
 
 import asyncio
 import logging
+import select
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Hashable
@@ -85,6 +86,7 @@ class Sentinel:
         self._rested: dict[Part, float] = {}
         self._backoff = Backoff()
         self._pacing = Pacing(self._backoff)
+        self._ready: select.epoll | None = None  # since it listens
         self._readings: dict[socket.socket, asyncio.TimerHandle] = {}
         self._woken = asyncio.Event()
         self._stopping = False
@@ -117,8 +119,7 @@ class Sentinel:
         audit = loop.time() + (0.0 if self._ended else AUDIT)
         try:
             self._judge.remember(await self._node.run(all_links))
-            for source in self._monitor.sockets:
-                loop.add_reader(source, self._hear, source)
+            self._listen()
             self.suspect(FORWARDING, "start")
             self._suspicions[EVERYTHING] = _Suspicion(audit, {"audit": ""})
             async with asyncio.TaskGroup() as looking:
@@ -130,11 +131,7 @@ class Sentinel:
             if self._failure is not None:
                 raise self._failure
         finally:
-            for source in self._monitor.sockets:
-                loop.remove_reader(source)
-                if source in self._readings:
-                    self._readings.pop(source).cancel()
-            self._monitor.close()
+            self._stop_listening()
             self._ended = True
 
     def suspect(self, part: Part, cause: str, who: str = "") -> None:
@@ -149,21 +146,39 @@ class Sentinel:
         if suspicion is not None and suspicion.causes.pop(cause, None) is not None and not suspicion.causes:
             del self._suspicions[part]
 
-    def _hear(self, source: socket.socket) -> None:
+    def _listen(self) -> None:
+        """Each socket wakes the loop once, and again when it has been read."""
+        self._ready = select.epoll()
+        for source in self._monitor.sockets:
+            self._ready.register(source, select.EPOLLIN | select.EPOLLONESHOT)
+        asyncio.get_running_loop().add_reader(self._ready, self._hear)
+
+    def _stop_listening(self) -> None:
+        if self._ready is not None:
+            asyncio.get_running_loop().remove_reader(self._ready)
+            self._ready.close()
+        for reading in self._readings.values():
+            reading.cancel()
+        self._readings.clear()
+        self._monitor.close()
+
+    def _hear(self) -> None:
         """There is something to be read: read it in a moment."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(source)
-        self._readings[source] = loop.call_later(GATHER, self._read, source)
+        assert self._ready is not None
+        ready = {descriptor for descriptor, _ in self._ready.poll(0)}
+        for source in self._monitor.sockets:
+            if source.fileno() in ready:
+                self._readings[source] = asyncio.get_running_loop().call_later(GATHER, self._read, source)
 
     def _read(self, source: socket.socket) -> None:
+        assert self._ready is not None
         try:
             for event in self._monitor.read(source):
                 self._judge.judge(event)
+            self._ready.modify(source, select.EPOLLIN | select.EPOLLONESHOT)
         except Exception as error:  # raised by `watch`, which waits for what is being repaired
             self._failure = error
             self._woken.set()
-            return
-        asyncio.get_running_loop().add_reader(source, self._hear, source)
 
     def _schedule(self, part: Part, due: float, cause: str, who: str = "") -> None:
         suspicion = self._suspicions.setdefault(part, _Suspicion(due))

@@ -164,15 +164,23 @@ class Judge:
         if pid := _pid(found):
             attachment = state.get(Attachment, attachments.container(pid))
             return Part("service", attachment.service) if attachment is not None else None
-        names = {found.name, *found.alternative_names}
-        for service in state.table(Service).values():
-            if service.bridge in names or found.alias == f"{ALIAS} bridge {service.name}":
-                return Part("service", service.name)
-            if service.dedicated and (service.device in names or scope_of_alias(found.alias, "device") == service.name):
-                return Part("device", service.name)
+        # Nearly always the mark tells.
+        service = state.get(Service, scope_of_alias(found.alias, "bridge") or "")
+        if service is not None:
+            return Part("service", service.name)
+        scope = scope_of_alias(found.alias, "device")
+        service = state.get(Service, scope or "")
+        if service is not None and service.dedicated:
+            return Part("device", service.name)
         overlay = state.overlay
-        if overlay is not None and (overlay.interface in names or scope_of_alias(found.alias, "device") == GLOBAL):
+        names = {found.name, *found.alternative_names}
+        if overlay is not None and (scope == GLOBAL or overlay.interface in names):
             return Part("device", GLOBAL)
+        for each in state.table(Service).values():
+            if each.bridge in names:
+                return Part("service", each.name)
+            if each.dedicated and each.device in names:
+                return Part("device", each.name)
         return None
 
     def _is_as_wanted(self, found: rt.Link, service: str) -> bool:
