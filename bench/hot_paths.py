@@ -29,6 +29,7 @@ from overlayd._fast.bitmap import Bitmap  # noqa: E402
 from overlayd._fast.dnsquery import wire_name  # noqa: E402
 from overlayd._fast.frame import Inbox, frame  # noqa: E402
 from overlayd._fast.nametable import NameTable  # noqa: E402
+from overlayd.linux.rtnetlink import parse_link  # noqa: E402
 from overlayd.model import attachments, peers  # noqa: E402
 from overlayd.model.attachments import AttachSpec  # noqa: E402
 from overlayd.model.layout import layout  # noqa: E402
@@ -37,6 +38,7 @@ from overlayd.model.plan import plan  # noqa: E402
 from overlayd.model.state import Draft, State  # noqa: E402
 from overlayd.proto import envelope, identity  # noqa: E402
 from overlayd.proto.mux import EndpointMux, json_wire  # noqa: E402
+from overlayd.proto.netlink import attribute, nested, text, u32  # noqa: E402
 
 Timed = Callable[..., Any]  # pytest-benchmark's fixture
 
@@ -157,6 +159,15 @@ def test_answer_a_dns_query(benchmark: Timed) -> None:
     head = bytes([0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0])
     queries = [head + wire_name(f"svc{number}.overlay.local") + b"\0\1\0\1" for number in range(950, 1050)]
     assert len(benchmark(lambda: [table.respond(query, False) for query in queries])) == 100
+
+
+def test_read_links(benchmark: Timed) -> None:
+    """A hundred messages about a veth, as long as the kernel's."""
+    settings = [nested(family, attribute(1, bytes(size))) for family, size in ((2, 132), (10, 240))]
+    info = nested(18, text(1, "veth"), text(4, "bridge"), nested(5, *(attribute(at, b"\1") for at in range(1, 45))))
+    named = [text(3, "veth-1234-s"), attribute(1, bytes(6)), *(u32(at, at) for at in (4, 5, 10, 27, *range(60, 85)))]
+    body = bytes(16) + b"".join([*named, info, nested(26, *settings)])
+    assert len(benchmark(lambda: [parse_link(memoryview(body)) for _ in range(100)])) == 100
 
 
 def test_decide_and_plan_an_attach(benchmark: Timed, busy: State) -> None:
