@@ -15,7 +15,7 @@ BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificat
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn
 TEST_PACKAGES := $(DEMO_PACKAGES) dnsperf strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
-  procps e2fsprogs conntrack openssl
+  procps e2fsprogs conntrack openssl musl-tools unbound-host bind9-utils
 IMAGE_PACKAGES := buildah debootstrap
 
 SOURCES := $(wildcard overlayd/*/*.pyx overlayd/*/*.pxd)
@@ -88,6 +88,14 @@ soak: test-packages build ## a ruleset flushed, and a daemon restarted, again an
 .PHONY: nat-matrix
 nat-matrix: test-packages build ## every kind of NAT against every other, and lost paths, with times (root; ten minutes)
 	@OVERLAYD_NAT_MATRIX=1 $(PYTHON) -m pytest -s tests/e2e/test_nat_matrix.py
+
+# systemd-resolved is unpacked and not installed: its package makes itself the host's resolver.
+.PHONY: resolvers
+resolvers: test-packages build ## C libraries, Go, unbound and systemd-resolved in containers, before bad upstreams (root; minutes)
+	@mkdir -p build/clients/resolved
+	@cd build/clients/resolved && [[ -e lib/systemd/systemd-resolved || -e usr/lib/systemd/systemd-resolved ]] || \
+	  { apt-get download -q systemd-resolved && dpkg -x systemd-resolved_*.deb .; }
+	@OVERLAYD_LOOKUPS=5 $(PYTHON) -m pytest -rs tests/e2e/test_resolvers.py
 
 .PHONY: crash
 crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)

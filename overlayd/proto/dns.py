@@ -96,11 +96,6 @@ def takes_no_edns(response: bytes) -> bool:
     return response[3] & _RCODE in (FORMERR, NOTIMP)
 
 
-def is_truncated(response: bytes) -> bool:
-    """Whether there is more of the response than fits a datagram; for a message that `answers` accepted."""
-    return bool(response[2] & 0x02)
-
-
 def frame(message: bytes) -> bytes:
     """A message as it stands in a TCP stream."""
     return len(message).to_bytes(2, "big") + message

@@ -1,116 +1,19 @@
 """Upstream servers that behave badly, with a dnsmasq in overlayd's place: what it answers, overlayd does too."""
 
-import contextlib
-import socket
-import struct
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
-import dns.flags
-import dns.message
-import dns.rcode
-import dns.rrset
 import pytest
 from lab import Lab
 from lab.cluster import Member
 from lab.patience import until
 from lab.processes import CommandFailed, environment
+from lab.upstreams import Upstream, cases
 
 FIRST, SECOND = "127.0.0.21", "127.0.0.22"
 PORT = 5353  # dnsmasq's
 NAMES = [f"n{number}.example.org" for number in range(10)]
-Behaviour = Callable[[dns.message.Message, bool, int], list[tuple[float, bytes]]]
-
-
-def answer(query: dns.message.Message, *, code: int = 0, id: int | None = None, cut: bool = False) -> bytes:
-    response = dns.message.make_response(query, recursion_available=True)
-    response.set_rcode(dns.rcode.Rcode(code))
-    if cut:
-        response.flags |= dns.flags.TC
-    elif code == 0 and query.question[0].rdtype == 1:
-        response.answer.append(dns.rrset.from_text(query.question[0].name, 0, "IN", "A", "192.0.2.80"))
-    response.id = query.id if id is None else id
-    return response.to_wire()
-
-
-class Upstream:
-    """Its behaviour gives what is sent for a query, each after so many seconds.  It is told whether the query came by a
-    connection, and how many came before.
-    """
-
-    def __init__(self, member: Member, address: str, behave: Behaviour) -> None:
-        self._behave = behave
-        self._seen = 0
-        self._udp = member.node.open_socket(kind=socket.SOCK_DGRAM)
-        self._tcp = member.node.open_socket()
-        self._tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        for each in (self._udp, self._tcp):
-            each.bind((address, 53))
-        self._tcp.listen()
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._datagrams, self._streams)]
-        for thread in self._threads:
-            thread.start()
-
-    def _said(self, data: bytes, stream: bool) -> list[tuple[float, bytes]]:
-        query = dns.message.from_wire(data, ignore_trailing=True)
-        if str(query.question[0].name).endswith(".test."):
-            return []  # a mark
-        self._seen += 1
-        return self._behave(query, stream, self._seen - 1)
-
-    def _datagrams(self) -> None:
-        with contextlib.suppress(OSError):
-            while data_and_client := self._udp.recvfrom(2000):
-                data, client = data_and_client
-                for seconds, message in self._said(data, False) if data else []:
-                    threading.Timer(seconds, self._send, (message, client)).start()
-
-    def _send(self, message: bytes, client: tuple[str, int]) -> None:
-        with contextlib.suppress(OSError):
-            self._udp.sendto(message, client)
-
-    def _streams(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._tcp.accept()
-                with connection, contextlib.suppress(OSError, struct.error):
-                    (size,) = struct.unpack(">H", connection.recv(2, socket.MSG_WAITALL))
-                    for _, message in self._said(connection.recv(size, socket.MSG_WAITALL), True):
-                        connection.sendall(struct.pack(">H", len(message)) + message)
-
-    def close(self) -> None:
-        for each in (self._udp, self._tcp):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        for thread in self._threads:
-            thread.join(5)
-
-
-class Case(NamedTuple):
-    first: Behaviour
-    second: Behaviour | None = None
-    stream: bool = False  # the client comes by a connection
-
-
-def good(query: dns.message.Message, stream: bool, before: int) -> list[tuple[float, bytes]]:
-    return [(0.0, answer(query))]
-
-
-CASES = {
-    "slow": Case(lambda query, stream, before: [(2.0, answer(query))]),
-    "dead": Case(lambda query, stream, before: [], good),
-    "lossy": Case(lambda query, stream, before: [] if before % 5 == 0 else good(query, stream, before)),
-    "truncating": Case(lambda query, stream, before: [(0.0, answer(query, cut=not stream))]),
-    "broken domain": Case(lambda query, stream, before: [(0.0, answer(query, code=dns.rcode.SERVFAIL))], good),
-    "wrong id": Case(lambda query, stream, before: [(0.0, answer(query, id=query.id ^ 1)), (0.1, answer(query))]),
-    "no EDNS": Case(
-        lambda query, stream, before: [(0.0, answer(query, code=dns.rcode.FORMERR if query.edns == 0 else 0))]
-    ),
-    "connections only": Case(lambda query, stream, before: good(query, stream, before) if stream else [], None, True),
-}
+CASES = cases()
 
 
 @pytest.fixture(scope="module")

@@ -127,12 +127,5 @@ def test_what_the_table_forwards_can_be_read(damage, edns):
         assert key_of(bytes(message))[:-1] == query.name + query.question[-4:]
 
 
-def test_which_responses_are_cut():
-    response = answered(asked())
-    assert not codec.is_truncated(response.to_wire())
-    response.flags |= dns.flags.TC
-    assert codec.is_truncated(response.to_wire())
-
-
 def test_a_frame_has_its_length_before_it():
     assert codec.frame(b"abc") == b"\0\3abc"

@@ -70,7 +70,11 @@ class Silence:
 
 
 async def ask(query: Query, servers: Sequence[Upstream], silence: Silence, *, stream: bool) -> Answer | None:
-    """The first answer that is more than a refusal, else a refusal, else None.  stream: truncated is not enough."""
+    """The first answer that is more than a refusal, else a refusal, else None.
+
+    What is truncated is fetched whole by a connection: it may well fit what the client takes, and there are C libraries
+    that never ask by a connection themselves.  stream: truncated is not enough; else it is when that takes too long.
+    """
     exchange = _Exchange(query, silence, stream=stream)
     try:
         return await exchange.run(servers)
@@ -86,6 +90,7 @@ class _Exchange:
         self._loop = asyncio.get_running_loop()
         self._sockets: dict[Upstream, tuple[socket.socket, int]] = {}  # with the id
         self._streams: dict[Upstream, asyncio.Task[None]] = {}
+        self._truncated: dict[Upstream, tuple[Answer, asyncio.TimerHandle]] = {}  # that will do after a while
         self._plain: set[Upstream] = set()  # those that do not know EDNS
         self._unreachable: set[Upstream] = set()  # by datagrams
         self._arrived: asyncio.Queue[tuple[Upstream, Answer | None]] = asyncio.Queue()
@@ -96,6 +101,8 @@ class _Exchange:
             asking.close()
         for task in self._streams.values():
             task.cancel()
+        for _, timer in self._truncated.values():
+            timer.cancel()
 
     async def run(self, servers: Sequence[Upstream]) -> Answer | None:
         began = self._loop.time()
@@ -183,16 +190,26 @@ class _Exchange:
             self._sockets[server] = (asking, secrets.randbits(16))
             self._send(server)
             return False
-        if self._stream and dns.is_truncated(response):
-            if server not in self._streams:
-                self._streams[server] = self._loop.create_task(self._ask_by_stream(server))
-            return False
         try:
-            self._arrived.put_nowait((server, _read(response, server)))
+            answer = _read(response, server)
         except ProtocolError as error:
             log.debug("DNS upstream %s: %s", server, error)
             return False
+        if answer is not None and answer.truncated and answer.code not in dns.REFUSALS:
+            self._silence.heard(server)
+            if server not in self._streams:
+                self._streams[server] = self._loop.create_task(self._ask_by_stream(server))
+            if not self._stream and server not in self._truncated:
+                self._truncated[server] = answer, self._loop.call_later(AGAIN, self._give_truncated, server)
+            return False
+        self._arrived.put_nowait((server, answer))
         return True
+
+    def _give_truncated(self, server: Upstream) -> None:
+        """The whole answer is not to be had by a connection, or not soon."""
+        answer, timer = self._truncated[server]
+        timer.cancel()
+        self._arrived.put_nowait((server, answer))
 
     def _datagram_failed(self, server: Upstream, error: OSError) -> None:
         """Nobody listens there: perhaps for connections."""
@@ -225,7 +242,9 @@ class _Exchange:
             self._arrived.put_nowait((server, _read(response, server)))
         except (OSError, TimeoutError, ProtocolError, EOFError) as error:
             log.debug("DNS upstream %s by TCP: %s", server, error)
-            if self._stream or server in self._unreachable:
+            if server in self._truncated:
+                self._give_truncated(server)
+            elif self._stream or server in self._unreachable:
                 self._arrived.put_nowait((server, None))
 
     async def _exchange_by_stream(

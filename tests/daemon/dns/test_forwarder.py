@@ -6,6 +6,7 @@ import socket
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rrset
 import pytest
 from upstream_server import answer, serving
 
@@ -212,16 +213,57 @@ def framed(message):
     return len(message).to_bytes(2, "big") + message
 
 
-async def test_a_long_answer_is_fetched_for_who_came_by_tcp():
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_truncated_is_fetched_whole_also_for_who_would_not_come_by_tcp(stream):
     async with serving(
         lambda asked: [answer(asked, truncated=True)],
         lambda asked: [framed(answer(asked))[:1], framed(answer(asked))[1:]],
     ) as server:
-        forwarder = forwarding(lambda: [server.upstream])
-        by_datagram = await ask(forwarder)
-        assert by_datagram.flags & dns.flags.TC and not by_datagram.answer and server.streams == 0
-        by_stream = await ask(forwarder, stream=True)
-        assert by_stream.answer and not by_stream.flags & dns.flags.TC and server.streams == 1
+        whole = await ask(forwarding(lambda: [server.upstream]), stream=stream)
+        assert whole.answer and not whole.flags & dns.flags.TC and server.streams == 1
+
+
+async def test_what_does_not_fit_a_datagram_is_truncated_and_waits_for_the_client_in_the_cache():
+    def long(asked):
+        response = dns.message.from_wire(answer(asked))
+        response.answer = [
+            dns.rrset.from_text(response.question[0].name, 60, "IN", "A", *(f"192.0.2.{n}" for n in range(100)))
+        ]
+        return [framed(response.to_wire())]
+
+    async with serving(lambda asked: [answer(asked, truncated=True)], long) as server:
+        cache = Cache(10, 100_000)
+        forwarder = forwarding(lambda: [server.upstream], cache)
+        assert (await ask(forwarder)).flags & dns.flags.TC
+        kept = cache.respond(query().to_wire(), True, CLIENT, asyncio.get_running_loop().time())
+        assert len(dns.message.from_wire(kept).answer[0]) == 100 and server.streams == 1
+
+
+@pytest.mark.parametrize("streams", [lambda asked: [], lambda asked: [b"\1\0abc"]])
+async def test_without_a_connection_truncated_will_do_for_who_came_by_datagram(streams):
+    async with serving(lambda asked: [answer(asked, truncated=True)], streams) as server:
+        response = await ask(forwarding(lambda: [server.upstream]))
+        assert response.rcode() == dns.rcode.NOERROR and response.flags & dns.flags.TC and not response.answer
+
+
+async def test_truncated_will_do_when_connections_are_dropped():
+    """The server's connections are accepted by the kernel, and never answered."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+
+        class Truncating(asyncio.DatagramProtocol):
+            def connection_made(self, transport):
+                self.transport = transport
+
+            def datagram_received(self, data, address):
+                self.transport.sendto(answer(data, truncated=True), address)
+
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(Truncating, local_addr=("127.0.0.1", port))
+        forwarder = forwarding(lambda: [Upstream("127.0.0.1", port)])
+        response = await ask(forwarder)
+        assert response.flags & dns.flags.TC and forwarder.upstreams()[0][1] == "ok"
+        transport.close()
 
 
 @pytest.mark.parametrize(
