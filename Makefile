@@ -113,8 +113,8 @@ lint: build ## ruff, mypy --strict, and the stubs of the extension modules again
 	@PYTHONPATH=. $(PYTHON) -m mypy.stubtest --concise --allowlist tests/stubtest-allowed overlayd._fast overlayd.linux.datagrams overlayd.linux.syscalls
 
 .PHONY: bench
-bench: bench-packages build ## the benchmarks of bench/, one after the other
-	@for script in bench/*.py; do echo "== $$script"; $(PYTHON) "$$script"; done
+bench: bench-packages .venv/benched ## the benchmarks of bench/, one after the other
+	@for script in bench/bench_*.py bench/hot_paths.py; do echo "== $$script"; $(PYTHON) "$$script"; done
 
 .PHONY: bench-record
 bench-record: build ## keep the times of the hot paths as they are now
@@ -129,6 +129,11 @@ BASE ?= origin/main
 .PHONY: bench-check
 bench-check: bench-packages build ## is this checkout slower than BASE (default: origin/main), or over a budget? (root; five minutes)
 	@PYTHONPATH=bench:tests $(PYTHON) -m check $(BASE)
+
+# RELEASE=NAME also keeps the ratios in bench/history.json.
+.PHONY: bench-report
+bench-report: bench-packages .venv/benched ## docs/performance.md and its plots, measured now (root; half an hour)
+	@PYTHONPATH=bench:tests:. $(PYTHON) -m report $(if $(RELEASE),--release $(RELEASE))
 
 .PHONY: build
 build: .venv/built ## virtual environment in .venv, extension modules and bytecode compiled in place
@@ -170,6 +175,11 @@ test-packages: root
 .venv/installed: .venv/created pyproject.toml constraints.txt
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools cython
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# For the plots, and tables that only the benchmarks look things up in.
+.venv/benched: .venv/built
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,bench]'
 	@touch $@
 
 # What was installed just now was compiled by that.

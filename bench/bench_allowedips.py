@@ -1,4 +1,5 @@
-"""Longest-prefix match of random addresses: `allowedips.AllowedIPs` beside pytricia, with 1,000 to 1,000,000 prefixes.
+"""Longest-prefix match of random addresses among 1,000 to 1,000,000 prefixes: `allowedips.AllowedIPs` beside pytricia,
+and py-radix if it is there.
 
 Run: python bench/bench_allowedips.py [--fast] [--prefixes N]...
 """
@@ -13,6 +14,13 @@ import pytricia
 from smoke import SMOKE, make_runner
 
 from overlayd._fast.allowedips import AllowedIPs
+
+try:
+    import radix
+except ImportError:  # an extra of its own: pip install -e '.[bench]'
+    radix = None
+
+PEERS = ("AllowedIPs", "pytricia", *(("py-radix",) if radix else ()))
 
 ADDRESSES = 100 if SMOKE else 20_000
 
@@ -33,6 +41,11 @@ def addresses(held: list[tuple[bytes, int]]) -> list[bytes]:
 
 def filled(peer: str, held: list[tuple[bytes, int]]) -> Callable[[bytes], object]:
     """The lookup of a table that holds these prefixes, each with a value of its own."""
+    if peer == "py-radix":
+        tree = radix.Radix()
+        for packed, prefix_len in held:
+            tree.add(packed=packed, masklen=prefix_len)
+        return lambda packed: tree.search_best(packed=packed)
     if peer == "AllowedIPs":
         ours = AllowedIPs[int]()
         insert, lookup = ours.insert, ours.lookup
@@ -69,7 +82,7 @@ def main() -> None:
     runner.argparser.add_argument("--prefixes", type=int, action="append")
     for count in runner.parse_args().prefixes or ([100] if SMOKE else [1_000, 100_000, 1_000_000]):
         for size, version in ((4, "IPv4"), (16, "IPv6")):
-            for peer in ("AllowedIPs", "pytricia"):
+            for peer in PEERS:
                 title = f"lookup {version}, {count} prefixes: {peer}"
                 runner.bench_time_func(title, time_lookups, peer, count, size, inner_loops=ADDRESSES)
 

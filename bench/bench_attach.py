@@ -1,5 +1,5 @@
-"""Attach one container to a bridge, and detach it again: ours beside pyroute2 and `ip -batch`, doing the same, in one
-run.
+"""Attach one container to a bridge, and detach it again: ours beside pyroute2 and `ip -batch`, doing the same, and
+beside CNI's `bridge` and netavark where these are installed, in one run.
 
 Needs root; works in a network namespace of its own.  The peer is born inside the namespace under its final name in all
 three, as moving it there would cost another 16 ms; the container gets an address, a default route and `lo` up.
@@ -15,8 +15,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
 
+from engines import ENGINES, CniBridge, Netavark
 from pyroute2 import IPRoute
 from smoke import make_runner
 
@@ -115,13 +120,33 @@ class IpBatch:
         subprocess.run([*prefix, "ip", "-batch", "-"], input=commands, text=True, check=True)
 
 
-def measured(tool: type[Ours | Pyroute2 | IpBatch], detach: bool) -> Callable[[int], float]:
+class Engine:
+    """What a container engine starts.  Its bridge is its own, which the first attach makes."""
+
+    def __init__(self, engine: type[CniBridge | Netavark], directory: Path) -> None:
+        self.engine = engine(directory)
+
+    def attach(self, wanted: Veth) -> None:
+        self.engine.attach(wanted.netns.pid)
+
+    def detach(self, wanted: Veth) -> None:
+        self.engine.detach(wanted.netns.pid)
+
+
+class Tool(Protocol):
+    def attach(self, wanted: Veth) -> None: ...
+    def detach(self, wanted: Veth) -> None: ...
+
+
+def measured(make: Callable[[Path], Tool], detach: bool) -> Callable[[int], float]:
     """A pyperf time function: seconds that `loops` attaches take, or the detaches that follow each."""
 
     def run(loops: int) -> float:
         total = 0.0
-        with container() as wanted:
-            subject = tool()
+        with container() as wanted, TemporaryDirectory() as directory:
+            subject = make(Path(directory))
+            subject.attach(wanted)
+            subject.detach(wanted)
             for _ in range(loops):
                 started = time.perf_counter()
                 subject.attach(wanted)
@@ -137,9 +162,19 @@ def main() -> None:
     if os.geteuid():
         raise SystemExit("bench_attach needs root: it makes network namespaces")
     runner = make_runner()
-    for tool, name in ((Ours, "overlayd"), (Pyroute2, "pyroute2"), (IpBatch, "ip -batch")):
-        runner.bench_time_func(f"attach, {name}", measured(tool, detach=False))
-        runner.bench_time_func(f"detach, {name}", measured(tool, detach=True))
+    tools: dict[str, Callable[[Path], Tool]] = {
+        "overlayd": lambda directory: Ours(),
+        "pyroute2": lambda directory: Pyroute2(),
+        "ip -batch": lambda directory: IpBatch(),
+    }
+    for engine in ENGINES:
+        if why := engine.missing():
+            print(f"without {engine.name}: {why}")
+        else:
+            tools[engine.name] = partial(Engine, engine)
+    for name, make in tools.items():
+        runner.bench_time_func(f"attach, {name}", measured(make, detach=False))
+        runner.bench_time_func(f"detach, {name}", measured(make, detach=True))
 
 
 if __name__ == "__main__":

@@ -93,16 +93,11 @@ def measure(load: Path, socket: Path, connections: int, depth: int, seconds: flo
     return float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.05 if SMOKE else 1.0, help="of a measurement")
-    parser.add_argument("--rounds", type=int, default=1 if SMOKE else 5)
-    parser.add_argument("--serve-streams", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.serve_streams:
-        serve_streams(*args.serve_streams)
-        return
+def answers_a_second(seconds: float, rounds: int) -> dict[str, dict[str, float]]:
+    """case -> server -> the median of so many measurements of so many seconds, in turn."""
+    processors = os.sched_getaffinity(0)
     with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, processors)
         load, rust = compiled("load"), build_peer()
         node = stack.enter_context(Lab()).node("alpha")
         node.start()
@@ -119,19 +114,34 @@ def main() -> None:
         servers = [node.daemon.pid]
         for name, argv in peers.items():
             servers.append(stack.enter_context(running([*argv, sockets[name], public_key], sockets[name])))
-        print(f"{'status answers a second':32}" + "".join(f"{name:>12}" for name in sockets))
+        found: dict[str, dict[str, float]] = {}
         for case, (connections, depth) in CASES.items():
             if case == PING_PONG:
                 for pid in (*servers, os.getpid()):
                     os.sched_setaffinity(pid, {0})
-            results: dict[str, list[float]] = {name: [] for name in sockets}
-            for _ in range(args.rounds):
+            rates: dict[str, list[float]] = {name: [] for name in sockets}
+            for _ in range(rounds):
                 for name, socket in sockets.items():
-                    results[name].append(measure(load, socket, connections, depth, args.seconds))
-            medians = {name: statistics.median(values) for name, values in results.items()}
-            print(f"{case:32}" + "".join(f"{value:12,.0f}" for value in medians.values()), end="")
-            ratios = (f"{medians['overlayd'] / value:.2f} x {name}" for name, value in medians.items())
-            print("   " + ", ".join(list(ratios)[1:]), flush=True)
+                    rates[name].append(measure(load, socket, connections, depth, seconds))
+            found[case] = {name: statistics.median(each) for name, each in rates.items()}
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.05 if SMOKE else 1.0, help="of a measurement")
+    parser.add_argument("--rounds", type=int, default=1 if SMOKE else 5)
+    parser.add_argument("--serve-streams", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve_streams:
+        serve_streams(*args.serve_streams)
+        return
+    rates = answers_a_second(args.seconds, args.rounds)
+    servers = list(next(iter(rates.values())))
+    print(f"{'status answers a second':32}" + "".join(f"{name:>12}" for name in servers))
+    for case, medians in rates.items():
+        ratios = [f"{medians['overlayd'] / medians[name]:.2f} x {name}" for name in servers[1:]]
+        print(f"{case:32}" + "".join(f"{medians[name]:12,.0f}" for name in servers) + "   " + ", ".join(ratios))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Owns: that description, pinning, and the wait for quiet.  Must not know: what is
 import os
 import platform
 import subprocess
-import sys
 import sysconfig
 import time
 from collections.abc import Mapping
@@ -43,7 +42,7 @@ def interpreter() -> str:
     flags = str(sysconfig.get_config_var("PY_CORE_CFLAGS") or "")
     profiled = "--enable-optimizations" in arguments or "-fprofile-use" in flags
     return (
-        f"{platform.python_implementation()} {platform.python_version()} ({sys.executable}), "
+        f"{platform.python_implementation()} {platform.python_version()}, "
         f"{'with' if profiled else 'without'} profile-guided optimisation, "
         f"{'with' if '--with-lto' in arguments or '-flto' in flags else 'without'} link-time optimisation"
     )

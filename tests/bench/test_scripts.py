@@ -9,7 +9,7 @@ import pytest
 from lab.processes import ROOT, environment
 
 BENCH = ROOT / "bench"
-SCRIPTS = sorted(path.name for path in BENCH.glob("*.py") if path.name != "smoke.py")
+SCRIPTS = sorted(path.name for path in BENCH.glob("*.py") if '__name__ == "__main__"' in path.read_text())
 
 
 def run(*argv: str, directory: Path) -> None:

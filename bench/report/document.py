@@ -1,0 +1,134 @@
+"""docs/performance.md: the text around the figures.
+
+Owns: the tables and their words.  Must not know: how anything was measured.  Pure: results in, Markdown out.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from check.outcome import value
+
+INTRODUCTION = """# Performance
+
+Written by `make bench-report`; do not edit. Machines differ by a factor of two, and one machine from hour to hour: so
+every figure stands beside something measured in the same run, and only ratios say anything. How it is measured, and how
+to compare two commits: [bench/README](../bench/README).
+"""
+METRICS = {"time": "time", "tail": "99th percentile", "cpu": "processor time", "switches": "context switches"}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def where(result: Mapping[str, Any]) -> str:
+    """The machine, and what was measured."""
+    rows = [[name, text] for name, text in {"commit": result["commit"], **result["machine"]}.items()]
+    return table(("where", ""), rows)
+
+
+def cases(result: Mapping[str, Any]) -> str:
+    """One line a case."""
+    rows = []
+    for case in result["cases"].values():
+        samples, ratios = case["samples"]["new"], case["yardstick_ratios"]
+        now = {metric: median(each[metric] for each in samples) for metric in samples[0]}
+        goals = {each["metric"]: each for each in case["budgets"]}
+        beside = f"{ratios['time']:.2f} x {case['beside']}" if "time" in ratios else "not measured here"
+        rows.append(
+            [
+                case["what"],
+                value("time", now["time"]),
+                value("time", now["tail"]) if "tail" in now else "",
+                value("cpu", now["cpu"]) if "cpu" in now else "",
+                f"{now['switches']:.1f}" if "switches" in now else "",
+                beside,
+                goal(goals["time"]) if "time" in goals else "",
+            ]
+        )
+    head = ("an operation", "time", "p99", "processor time", "context switches", "beside, in the same run", "goal")
+    return table(head, rows)
+
+
+def goal(budget: Mapping[str, Any]) -> str:
+    """Whether a budget's goal is reached, in words."""
+    if budget["goal"] is None or budget["found"] is None:
+        return ""
+    reached = "reached" if budget["found"] <= budget["goal"] else "**missed**"
+    return f"{budget['goal']:g} x: {reached}"
+
+
+def series(title: str, unit: str, lines: Mapping[str, Sequence[Sequence[float]]], metric: str = "time") -> str:
+    """A series as a table: a row a size, a column a line."""
+    sizes = sorted({int(size) for points in lines.values() for size, _ in points})
+    found = {name: {int(size): number for size, number in points} for name, points in lines.items()}
+    rows = [
+        [f"{size:,}", *(value(metric, by_size[size]) if size in by_size else "" for by_size in found.values())]
+        for size in sizes
+    ]
+    return f"{title}\n\n{table((unit, *found), rows)}"
+
+
+def answers(rates: Mapping[str, Mapping[str, float]]) -> str:
+    """Status answers a second, and ours by those of the others."""
+    names = list(next(iter(rates.values())))
+    rows = []
+    for case, each in rates.items():
+        ours = each["overlayd"]
+        told = [
+            f"{each[name]:,.0f}" + (f" ({ours / each[name]:.2f} x)" if name != "overlayd" else "") for name in names
+        ]
+        rows.append([case, *told])
+    return table(("status answers a second", *names), rows)
+
+
+def micro(times: Mapping[str, float]) -> str:
+    """Medians of single functions."""
+    return table(("function", "time"), [[name, value("time", seconds)] for name, seconds in times.items()])
+
+
+def write(result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+    """The whole document."""
+    grown = result["series"]
+    parts = [
+        INTRODUCTION,
+        where(result),
+        "## Requests through the socket\n",
+        "Medians of six samples. A ratio below 1 beats the yardstick; the goals are in `bench/budgets.toml`.\n",
+        cases(result),
+        *skipped(result["skipped"]),
+        "## Containers\n\n![attach by containers](performance/attach.svg)\n",
+        series("One attach, by the containers on the bridge:", "containers", grown["attach"]),
+        "CNI and netavark without masquerade and firewall, a process started for each call.\n",
+        "## Peers\n\n![status by peers](performance/status.svg)\n\n![memory by peers](performance/memory.svg)\n",
+        series("A status:", "peers", grown["status"]),
+        series("Resident memory:", "peers", grown["memory"], "memory"),
+        series("All peers added:", "peers", grown["add"]),
+        series("From the start of the process until it listens:", "peers", grown["restart"]),
+        "## Requests that change nothing\n\n![answers beside Rust](performance/answers.svg)\n",
+        answers(result["answers"]),
+        "## Lookups\n\n![lookup by prefixes](performance/lookup.svg)\n",
+        series("The longest match of an IPv6 address, from Python:", "prefixes", grown["lookup"]),
+        "## Releases\n\n![ratios by release](performance/history.svg)\n" if history else "",
+        *([releases(history)] if history else []),
+        "## Functions\n",
+        micro(result["functions"]),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def skipped(reasons: Mapping[str, str]) -> list[str]:
+    """What was not measured, and why."""
+    return [f"Not measured: {name}: {why}\n" for name, why in reasons.items()]
+
+
+def releases(history: Sequence[Mapping[str, Any]]) -> str:
+    """Ratios to the yardstick, a row a case and a column a release."""
+    names = sorted({case for each in history for case in each["ratios"]})
+    rows = [
+        [name, *(f"{each['ratios'][name]:.2f}" if name in each["ratios"] else "" for each in history)] for name in names
+    ]
+    return table(("times the yardstick", *(each["release"] for each in history)), rows)

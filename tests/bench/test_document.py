@@ -1,0 +1,51 @@
+"""docs/performance.md: every figure of a run is in it, and a goal that was missed says so."""
+
+from typing import Any
+
+from report import document
+
+POINTS = {"overlayd": [(1, 0.001), (10, 0.002)], "wg": [(10, 0.5)]}
+
+
+def result() -> dict[str, Any]:
+    return {
+        "commit": "0123456789ab",
+        "machine": {"processor": "a fast one", "quiet": "yes"},
+        "skipped": {"names": "no dnsperf"},
+        "cases": {
+            "attach": {
+                "what": "one attach",
+                "beside": "the kernel's work",
+                "samples": {"new": [{"time": 0.0012, "tail": 0.004, "cpu": 0.0005, "switches": 7.0}] * 2},
+                "yardstick_ratios": {"time": 3.0},
+                "budgets": [{"metric": "time", "most": 4.0, "goal": 2.0, "found": 3.0}],
+            }
+        },
+        "series": dict.fromkeys(("attach", "status", "memory", "add", "restart", "lookup"), POINTS),
+        "answers": {"ping-pong": {"overlayd": 90_000.0, "Rust": 100_000.0}},
+        "functions": {"frame: one": 1.5e-7},
+    }
+
+
+def test_every_figure_is_told() -> None:
+    text = document.write(result(), [{"release": "0.1.0", "ratios": {"attach": 3.25}}])
+    line = "| one attach | 1.20 ms | 4.00 ms | 500.00 us | 7.0 | 3.00 x the kernel's work | 2 x: **missed** |"
+    for wanted in (
+        "0123456789ab",
+        "a fast one",
+        line,
+        "Not measured: names: no dnsperf",
+        "| 10 | 2.00 ms | 500.00 ms |",
+    ):
+        assert wanted in text
+    for wanted in ("100,000 (0.90 x)", "| attach | 3.25 |", "frame: one | 150 ns"):
+        assert wanted in text
+
+
+def test_a_size_that_one_was_not_measured_at_is_left_empty() -> None:
+    assert "| 1 | 1.00 ms |  |" in document.series("A status:", "peers", POINTS)
+
+
+def test_a_goal_that_is_reached_says_so() -> None:
+    assert document.goal({"goal": 2.0, "found": 1.9}) == "2 x: reached"
+    assert document.goal({"goal": 2.0, "found": None}) == ""
