@@ -9,7 +9,7 @@ conflict when something of this node holds all of it; a wider one is not, for lo
 """
 
 from overlayd.model.objects import GLOBAL, Network
-from overlayd.model.rows import Lease, Peer
+from overlayd.model.rows import Peer
 from overlayd.model.state import State
 
 
@@ -17,7 +17,7 @@ def holder(state: State, network: Network) -> str:
     """What of this node holds all of a network, for a person; empty when nothing does."""
     packed, length = network.network_address.packed, network.prefixlen
     if length == network.max_prefixlen:
-        lease = state.get(Lease, str(network.network_address))
+        lease = state.lease(packed)
         if lease is not None and lease.holder:
             return _words(lease.holder)
     covering = state.own_networks().covering(packed, length)

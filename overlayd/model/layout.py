@@ -34,7 +34,7 @@ from overlayd.model.objects import (
     Route,
     Veth,
 )
-from overlayd.model.routing import has_route
+from overlayd.model.routing import has_route, is_inside
 from overlayd.model.rows import Attachment, Edge, Host, Isolation, Overlay, Peer, RowId, Service, numeric_endpoint
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
@@ -256,7 +256,7 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
 def _way(scope: str, device: str, network: Network, cluster: Network) -> Iterator[Route | Fence]:
     """The route to an allowed IP, and a fence of its own where the cluster's is not around it."""
     yield Route(scope=scope, device=device, destination=network)
-    if not (network.version == cluster.version and network.subnet_of(cluster)):  # type: ignore[arg-type]
+    if not is_inside(network, cluster):
         yield Fence(network)
 
 

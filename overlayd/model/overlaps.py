@@ -15,7 +15,7 @@ from typing import Literal
 from overlayd import keys
 from overlayd.model.findings import Finding, Severity
 from overlayd.model.objects import Address, Network
-from overlayd.model.routing import has_route
+from overlayd.model.routing import has_route, is_inside
 from overlayd.model.rows import Overlay, Service
 from overlayd.model.state import State
 
@@ -44,7 +44,7 @@ class HostNetwork:
 def cuts_off(network: Network, host: Iterable[HostNetwork]) -> HostNetwork | None:
     """What of the host would be cut off if `network` were led into the overlay; None when nothing would."""
     for other in _overlapping(network, host):
-        covered = _inside(other.network, network)
+        covered = is_inside(other.network, network)
         if other.network == network or not covered:
             if other.kind != "route" or other.network == network:
                 return other
@@ -75,7 +75,7 @@ def findings(state: State, host: Sequence[HostNetwork]) -> list[Finding]:
 def _with_cluster(state: State, overlay: Overlay, other: HostNetwork) -> Finding:
     severity: Severity = "error"
     remedy = "give one of them other addresses"
-    if not _inside(other.network, overlay.cluster):
+    if not is_inside(other.network, overlay.cluster):
         if other.kind == "route":
             severity = "hint"
         symptom = "what is for the cluster CIDR goes through the overlay, and no longer where it went before"
@@ -130,8 +130,4 @@ def _overlapping(network: Network, host: Iterable[HostNetwork]) -> Iterator[Host
 
 
 def _within_cluster(other: HostNetwork, cluster: Network) -> bool:
-    return other.network != cluster and _inside(other.network, cluster)
-
-
-def _inside(inner: Network, outer: Network) -> bool:
-    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+    return other.network != cluster and is_inside(other.network, cluster)

@@ -53,7 +53,7 @@ def add_peer(
     _require_installable(draft, allowed_ips)
     old = draft.peer(scope, public_key)
     _require_few(allowed_ips, old.added if old else (), "allowed_ips")
-    moved = [_move(draft, scope, network, public_key) for network in allowed_ips]
+    moved = _move(draft, scope, allowed_ips, public_key)
     draft.put(
         Peer(
             scope=scope,
@@ -66,7 +66,7 @@ def add_peer(
             name=name if name is not None else old.name if old else "",
         )
     )
-    return [line for line in moved if line]
+    return moved
 
 
 def remove_peer(draft: Draft, scope: str, public_key: bytes) -> None:
@@ -101,9 +101,9 @@ def add_allowed_ip(
     at = numeric_endpoint(peer.endpoint)
     _require_way(draft, peer.key, network, at[0] if at is not None else resolved, host)
     _require_installable(draft, [network])
-    moved = _move(draft, scope, network, public_key)
+    moved = _move(draft, scope, [network], public_key)
     draft.put(replace(peer, added=(*peer.added, network)))
-    return [moved] if moved else []
+    return moved
 
 
 def remove_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network) -> None:
@@ -112,7 +112,7 @@ def remove_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Netw
     peer = draft.peer(scope, public_key)
     if peer is not None and network in peer.allowed_ips:
         _require_no_guest(draft, scope, public_key, "pubkey")
-        draft.put(_without(peer, network))
+        draft.put(_without(peer, {network}))
 
 
 def require_scope(draft: Draft, scope: str) -> None:
@@ -201,17 +201,27 @@ def _require_installable(draft: Draft, networks: Collection[Network]) -> None:
         raise RequestError(f"allowed IP {named}: no peer can have it; announce what is the peer's own")
 
 
-def _move(draft: Draft, scope: str, network: Network, to: bytes) -> str:
-    owner = draft.owner(scope, network)
-    if owner is None or owner.public_key == to or (scope == GLOBAL and draft.state.guest(owner.public_key)):
-        return ""
-    draft.put(_without(owner, network))
-    return f"allowed IP {network} moved from peer {keys.text(owner.public_key)} to {keys.text(to)}"
+def _move(draft: Draft, scope: str, networks: Collection[Network], to: bytes) -> list[str]:
+    """Take networks from the peers that have them, once from each.  Returns what moved, in words."""
+    lost: dict[bytes, dict[Network, None]] = {}
+    for network in networks:
+        owner = draft.owner(scope, network)
+        if owner is None or owner.public_key == to or (scope == GLOBAL and draft.state.guest(owner.public_key)):
+            continue
+        lost.setdefault(owner.public_key, {})[network] = None
+    for key, taken in lost.items():
+        if (owner := draft.peer(scope, key)) is not None:
+            draft.put(_without(owner, taken))
+    return [
+        f"allowed IP {network} moved from peer {keys.text(key)} to {keys.text(to)}"
+        for key, taken in lost.items()
+        for network in taken
+    ]
 
 
-def _without(peer: Peer, network: Network) -> Peer:
+def _without(peer: Peer, networks: Collection[Network]) -> Peer:
     return replace(
         peer,
-        listed=tuple(other for other in peer.listed if other != network),
-        added=tuple(other for other in peer.added if other != network),
+        listed=tuple(other for other in peer.listed if other not in networks),
+        added=tuple(other for other in peer.added if other not in networks),
     )

@@ -1,7 +1,7 @@
 """Whose an allowed IP is, and which peers are refused."""
 
 import re
-from ipaddress import ip_network
+from ipaddress import IPv4Network, ip_network
 
 import pytest
 from decisions import KEYS, OWN, change, dump, new_state, ready, serve
@@ -27,6 +27,35 @@ def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
     (line,) = change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[1], network))[0]
     assert keys.text(KEYS[0]) in line and keys.text(KEYS[1]) in line
     assert state.peers(GLOBAL)[KEYS[0]].allowed_ips == frozenset()
+
+
+def test_the_most_allowed_ips_move_at_once_and_what_is_looked_at_grows_no_faster_than_they(monkeypatch):
+    state = ready()
+    looks = 0
+
+    def counted(network, count=IPv4Network.__hash__):
+        nonlocal looks
+        looks += 1
+        return count(network)
+
+    def add(key, networks):
+        return change(
+            state,
+            lambda draft: peers.add_peer(
+                draft, GLOBAL, key, own_key=OWN, endpoint="", keepalive=0, allowed_ips=networks, candidates=()
+            ),
+        )[0]
+
+    networks = tuple(ip_network(f"10.201.{number >> 8}.{number & 255}") for number in range(peers.MOST_ALLOWED_IPS))
+    monkeypatch.setattr(IPv4Network, "__hash__", counted)
+    add(KEYS[0], networks[:600])
+    add(KEYS[1], networks[600:])
+    assert add(KEYS[0], networks[:600]) == []
+    moved = add(KEYS[2], networks)
+    assert len(moved) == len(networks)
+    assert state.peers(GLOBAL)[KEYS[2]].allowed_ips == set(networks)
+    assert not state.peers(GLOBAL)[KEYS[0]].allowed_ips and not state.peers(GLOBAL)[KEYS[1]].allowed_ips
+    assert looks < 40 * len(networks)
 
 
 def test_the_peer_of_a_guest_is_the_guests_alone():

@@ -40,6 +40,8 @@ GROUP = 512
 
 FEW = 16  # of rows, whose objects are put together, or of changes, that are answered, before others are served
 
+MANY = 256  # objects, which are compared beside the loop
+
 FACTS = "facts"  # the resource that stands for `Node.facts`
 
 
@@ -303,11 +305,14 @@ class Node:
                     if decision.take(draft):
                         taken += 1
                         first = draft.rows.keys() - touched
+                        await slices.pause()
                         have |= await self._layout(first, everything)
+                        await slices.pause()
                         touched |= first
                         for id, row in self.state.apply(draft.rows).items():
                             inverse.setdefault(id, row)
                         change |= draft.rows
+                await slices.pause()
                 # Now, while the state shows this change and no later one: what those bring about is their own affair.
                 want = await self._layout(touched, everything) if taken else {}
             except BaseException:
@@ -370,7 +375,7 @@ class Node:
         have = transition.have
         if transition.verify:
             have = await self.run(present, self.kernel, have)
-        if transition.everything or len(transition.change) > FEW:
+        if transition.everything or len(have) + len(transition.want) > MANY:
             return await self.run(plan, have, transition.want)
         return plan(have, transition.want)
 

@@ -5,6 +5,7 @@ Owns: mint_edge_peer, list_edge_peers, revoke_edge_peer.  Must not know: sockets
 
 import time
 from collections.abc import Sequence
+from functools import cache, partial
 
 from overlayd import keys, wire
 from overlayd.daemon import parse
@@ -23,13 +24,19 @@ VERSION = 1
 
 async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Response:
     """The answer is the only place where the private key is."""
-    allowed, services = _grants(request.allow)
+    grants = cache(partial(_grants, request.allow))
     endpoint = _dialed(request.node_endpoint) if request.node_endpoint is not None else None
     this_node = NodeAsPeer(daemon)
     private = keys.generate()
     public = keys.public(private)
 
+    def look() -> None:
+        grants()
+        if endpoint is None:
+            this_node.look()
+
     def decide(draft: Draft) -> tuple[Edge, tuple[Network, ...]]:
+        allowed, services = grants()
         edge = edges.mint(
             draft,
             request.name,
@@ -46,7 +53,6 @@ async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Res
         return edge, edges.reach(draft.state, edge)
 
     # What it is granted hangs on services, too, of which those of an older edge peer of this name are not known yet.
-    look = this_node.look if endpoint is None else None
     edge, reach = await daemon.node.change(decide, everything=True, prepare=look)
     server, domain = daemon.nameserver.announced_to(edge.services, reach)
     return wire.EdgeConfig(

@@ -4,6 +4,7 @@ Owns: add_peer, remove_peer, add_allowed_ip, remove_allowed_ip.  Must not know: 
 """
 
 import logging
+from functools import cache, partial
 
 from overlayd import keys, wire
 from overlayd.daemon import parse
@@ -19,6 +20,8 @@ from overlayd.model.rows import Service
 from overlayd.model.state import Draft
 
 log = logging.getLogger(__name__)
+
+MANY = 64  # our own constant: allowed IPs, which are read beside the loop, some 10 us each
 
 
 def _scope(scope: wire.Scope) -> str:
@@ -36,28 +39,33 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
     scope = _scope(request.scope)
     key = parse.key(request.public_key, "public_key")
     endpoint = parse.endpoint(request.endpoint, "endpoint")
-    allowed_ips = parse.networks(request.allowed_ips, "allowed_ips", peers.MOST_ALLOWED_IPS)
+    allowed_ips = cache(partial(parse.networks, request.allowed_ips, "allowed_ips", peers.MOST_ALLOWED_IPS))
     if request.persistent_keepalive_secs > parse.KEEPALIVE_MAX:
         raise RequestError(
             f"request.persistent_keepalive_secs: at most {parse.KEEPALIVE_MAX}, got {request.persistent_keepalive_secs}"
         )
     if request.name:
         require_printable(request.name, "name", LONGEST_SCOPE)
-    moved = await daemon.node.change_together(
-        lambda draft: peers.add_peer(
+
+    def decide(draft: Draft) -> list[str]:
+        return peers.add_peer(
             draft,
             scope,
             key,
             own_key=_own_key(daemon.node, scope),
             endpoint=endpoint,
             keepalive=request.persistent_keepalive_secs,
-            allowed_ips=allowed_ips,
+            allowed_ips=allowed_ips(),
             candidates=tuple((c.candidate_type, c.address, c.priority) for c in request.candidates),
             host=daemon.surroundings.networks,
             name=request.name,
-        ),
-        exclusive=peers_locks(scope),
-    )
+        )
+
+    if request.allowed_ips.count(",") < MANY:
+        allowed_ips()
+        moved = await daemon.node.change_together(decide, exclusive=peers_locks(scope))
+    else:
+        moved = await daemon.node.change(decide, exclusive=peers_locks(scope), prepare=allowed_ips)
     _log_moves(moved)
     return wire.Ok()
 
