@@ -130,6 +130,10 @@ BASE ?= origin/main
 bench-check: bench-packages build ## is this checkout slower than BASE (default: origin/main), or over a budget? (root; five minutes)
 	@PYTHONPATH=bench:tests $(PYTHON) -m check $(BASE)
 
+.PHONY: bench-proof
+bench-proof: bench-packages build ## bench-check finds a planted delay, and nothing in ten comparisons of this checkout with itself (root)
+	@PYTHONPATH=bench:tests:. $(PYTHON) -m check.proof
+
 # RELEASE=NAME also keeps the ratios in bench/history.json.
 .PHONY: bench-report
 bench-report: bench-packages .venv/benched ## docs/performance.md and its plots, measured now (root; half an hour)

@@ -58,7 +58,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=BUILD / "bench-check.json")
     args = parser.parse_args()
     start = time.monotonic()
-    machine.go_first()
     trees = {NEW: this_checkout()}
     if args.base is not None:
         trees = {BASE: checked_out(args.base), **trees}

@@ -18,11 +18,6 @@ QUIET = 0.10  # of the processors' time that others may use
 PATIENCE = 20  # seconds
 
 
-def go_first() -> None:
-    """Let everything of the harness run before what else this machine does (needs root)."""
-    os.setpriority(os.PRIO_PROCESS, 0, -10)
-
-
 def pin(processor: int, pid: int = 0) -> None:
     """Keep a process, with all its threads, on one processor.  pid: 0 for this one."""
     for thread in Path(f"/proc/{pid or 'self'}/task").iterdir():

@@ -15,10 +15,10 @@ from smoke import SMOKE
 from check import machine
 from check.cases import YARDSTICK, Group
 from check.tree import Tree
-from check.verdict import Sample, compare, is_doubtful
+from check.verdict import PAIRS, Sample, compare, is_doubtful
 
 BASE, NEW = "base", "new"
-BLOCKS = 1 if SMOKE else 3  # of two pairs each
+BLOCKS = 1 if SMOKE else PAIRS // 2  # of two pairs each
 SETTLED = 0.25  # share of the processors' time under which what the last block left behind has been removed
 
 # case -> subject -> its samples, in the order of the pairs

@@ -36,7 +36,6 @@ def cases(result: Mapping[str, Any]) -> str:
     for case in result["cases"].values():
         samples, ratios = case["samples"]["new"], case["yardstick_ratios"]
         now = {metric: median(each[metric] for each in samples) for metric in samples[0]}
-        goals = {each["metric"]: each for each in case["budgets"]}
         beside = f"{ratios['time']:.2f} x {case['beside']}" if "time" in ratios else "not measured here"
         rows.append(
             [
@@ -46,7 +45,7 @@ def cases(result: Mapping[str, Any]) -> str:
                 value("cpu", now["cpu"]) if "cpu" in now else "",
                 f"{now['switches']:.1f}" if "switches" in now else "",
                 beside,
-                goal(goals["time"]) if "time" in goals else "",
+                "; ".join(goal(each) for each in case["budgets"] if each["goal"] is not None),
             ]
         )
     head = ("an operation", "time", "p99", "processor time", "context switches", "beside, in the same run", "goal")
@@ -54,11 +53,12 @@ def cases(result: Mapping[str, Any]) -> str:
 
 
 def goal(budget: Mapping[str, Any]) -> str:
-    """Whether a budget's goal is reached, in words."""
-    if budget["goal"] is None or budget["found"] is None:
-        return ""
-    reached = "reached" if budget["found"] <= budget["goal"] else "**missed**"
-    return f"{budget['goal']:g} x: {reached}"
+    """Whether a budget's goal is reached, in words; it may not be known."""
+    unit = {"switches": "", "memory": " MiB"}.get(budget["metric"], " x")
+    told = f"{budget['metric']} {budget['goal']:g}{unit}: "
+    if budget["found"] is None:
+        return told + "not measured"
+    return told + ("reached" if budget["found"] <= budget["goal"] else f"**missed** ({budget['found']:.2f})")
 
 
 def series(title: str, unit: str, lines: Mapping[str, Sequence[Sequence[float]]], metric: str = "time") -> str:

@@ -29,7 +29,9 @@ def result() -> dict[str, Any]:
 
 def test_every_figure_is_told() -> None:
     text = document.write(result(), [{"release": "0.1.0", "ratios": {"attach": 3.25}}])
-    line = "| one attach | 1.20 ms | 4.00 ms | 500.00 us | 7.0 | 3.00 x the kernel's work | 2 x: **missed** |"
+    line = (
+        "| one attach | 1.20 ms | 4.00 ms | 500.00 us | 7.0 | 3.00 x the kernel's work | time 2 x: **missed** (3.00) |"
+    )
     for wanted in (
         "0123456789ab",
         "a fast one",
@@ -47,5 +49,6 @@ def test_a_size_that_one_was_not_measured_at_is_left_empty() -> None:
 
 
 def test_a_goal_that_is_reached_says_so() -> None:
-    assert document.goal({"goal": 2.0, "found": 1.9}) == "2 x: reached"
-    assert document.goal({"goal": 2.0, "found": None}) == ""
+    assert document.goal({"metric": "time", "goal": 2.0, "found": 1.9}) == "time 2 x: reached"
+    assert document.goal({"metric": "switches", "goal": 8.0, "found": 9.0}) == "switches 8: **missed** (9.00)"
+    assert document.goal({"metric": "time", "goal": 2.0, "found": None}) == "time 2 x: not measured"

@@ -4,11 +4,10 @@ import random
 import statistics
 
 import pytest
-from check.verdict import Sample, compare, is_doubtful, ratio, ratios
+from check.verdict import PAIRS, Sample, compare, is_doubtful, ratio, ratios
 from hypothesis import given
 from hypothesis import strategies as st
 
-PAIRS = 6
 COST = 1e-3
 
 
@@ -37,6 +36,14 @@ def test_equal_versions_pass() -> None:
     rng = random.Random(2)
     found = [verdict(measured(rng, 0.03), measured(rng, 0.03)) for _ in range(1000)]
     assert found.count("slower") <= 2
+
+
+def test_what_only_one_of_two_measurements_says_is_noise() -> None:
+    base: list[Sample] = [{"time": 1.0}] * PAIRS
+    slow: list[Sample] = [{"time": 1.2}] * PAIRS
+    a_little: list[Sample] = [{"time": 1.09}] * PAIRS
+    assert verdict(slow + slow, base + base) == "slower"
+    assert verdict(slow + a_little, base + base) == "noise"
 
 
 def test_what_spreads_widely_is_noise_and_no_verdict() -> None:
