@@ -97,15 +97,21 @@ remote-control:
     return ["unbound", "-d", "-c", str(configuration)]
 
 
-def measure(node: Node, server: tuple[int, str, int], queries: Path, seconds: float) -> tuple[float, float, float]:
-    """Answers a second, answers a second of the server's processor time, and the mean latency in microseconds."""
-    pid, address, port = server
-    before = processor_seconds(pid)
+def ask(node: Node, server: tuple[int, str, int], queries: Path, *how_long: str) -> str:
+    """Let dnsperf ask the queries, and return what it says.  how_long: its option."""
+    _, address, port = server
     argv = ["taskset", "-c", ",".join(map(str, LOAD)), "dnsperf", "-s", address, "-p", str(port), "-d", str(queries)]
     try:
-        said = node.run([*argv, "-l", str(seconds), "-q", str(OUTSTANDING), "-c", "4", "-T", "1"])
+        return node.run([*argv, *how_long, "-q", str(OUTSTANDING), "-c", "4", "-T", "1"])
     except CommandFailed as error:
         sys.exit(str(error))
+
+
+def measure(node: Node, server: tuple[int, str, int], queries: Path, seconds: float) -> tuple[float, float, float]:
+    """Answers a second, answers a second of the server's processor time, and the mean latency in microseconds."""
+    pid = server[0]
+    before = processor_seconds(pid)
+    said = ask(node, server, queries, "-l", str(seconds))
     wanted = ("Queries completed", "Queries per second", r"Average Latency \(s\)")
     completed, rate, latency = (float(re.findall(rf"{what}:\s+([\d.]+)", said)[0]) for what in wanted)
     return rate, completed / (processor_seconds(pid) - before), latency * 1e6
@@ -150,7 +156,7 @@ def main() -> None:
             queries.write_text("".join(f"{prefix}{number}.{zone} A\n" for number in range(args.names)))
             asked = [name for name in servers if name != "unbound" or zone == OUTER_ZONE]
             for name in asked if not SMOKE else ():
-                measure(node, servers[name], queries, args.seconds / 4)  # fills the caches
+                ask(node, servers[name], queries, "-n", "1")  # each once, which fills the caches
             results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asked}
             for _ in range(args.rounds):
                 for name in asked:
