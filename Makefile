@@ -13,7 +13,8 @@ PYTHON := .venv/bin/python
 # Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
-BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn
+BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn \
+  iperf3
 TEST_PACKAGES := $(DEMO_PACKAGES) dnsperf strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
   procps e2fsprogs conntrack openssl musl-tools unbound-host bind9-utils
 IMAGE_PACKAGES := buildah debootstrap
@@ -80,6 +81,19 @@ test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an e
 test-image: test-packages build ## the Dockerfile built and run, without a container engine (root; two minutes)
 	@$(call install,$(IMAGE_PACKAGES))
 	@$(PYTHON) -m pytest tests/image
+
+# The tests of what serves a device: how it is driven, adopted, healed, found to hang, and renewed.
+WIREGUARD_GO := .cache/wireguard-go
+DEVICE_TESTS := tests/linux/wireguard $(addprefix tests/e2e/test_,adopt.py data_path.py drift.py hang.py renewal.py \
+  restart_keeps_data_plane.py)
+
+.PHONY: test-wireguard-go
+test-wireguard-go: test-packages build ## the tests of devices with Debian 12's, Debian 13's and the current wireguard-go (root)
+	@tests/wireguard-go/get-versions $(WIREGUARD_GO) | while read -r version; do \
+	  echo "== $$version: $$($(WIREGUARD_GO)/$$version/wireguard-go --version | head -n 1)"; \
+	  unshare --mount -- sh -c 'mount --bind "$$0" "$$(command -v wireguard-go)" && exec "$$@"' \
+	    $(WIREGUARD_GO)/$$version/wireguard-go $(PYTHON) -m pytest -n 2 --dist loadfile $(DEVICE_TESTS) < /dev/null; \
+	done
 
 .PHONY: soak
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)

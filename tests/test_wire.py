@@ -103,6 +103,8 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "doctor": (0, wire.Doctor()),
     "add_peer_named": (7, wire.AddPeer(KEY_A, "192.0.2.7:51820", "10.200.1.0/24", 0, name="node-7")),
     "list": (0, wire.ListThings("containers")),
+    "renew_devices": (7, wire.RenewDevices()),
+    "renew_devices_all": (7, wire.RenewDevices(force=True)),
 }
 RESPONSES: dict[str, tuple[int, wire.Response]] = {
     "ok": (2**64 - 1, wire.Ok()),
@@ -166,6 +168,24 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
         wire.NatStatus(last_refresh=0, relay_failure="TURN server 192.0.2.1:3478: no answer"),
     ),
     "pruned_bridges": (7, wire.PrunedBridges(("zl-a-b",))),
+    "renewed": (
+        7,
+        wire.Renewed(
+            (
+                wire.RenewedDevice(
+                    interface="zl-prod-i-1-g",
+                    before="0.0.20220316",
+                    after="0.0.20250522",
+                    down_ms=42,
+                    sessions=3,
+                    answered=2,
+                    restored_ms=61,
+                ),
+                wire.RenewedDevice(interface="zl-d", down_ms=40, sessions=0, answered=0, restored_ms=0),
+            )
+        ),
+    ),
+    "renewed_none": (7, wire.Renewed(())),
     "pruned_bridges_none": (7, wire.PrunedBridges(())),
     "service_overlay": (7, wire.ServiceOverlay("zl-prod-i-web-b", "shared")),
     "service_overlay_dedicated": (

@@ -318,6 +318,20 @@ COMMANDS = (
         ),
     ),
     Command(
+        "device",
+        "Look after the WireGuard devices.",
+        actions=(
+            Command(
+                "renew",
+                "Have the newest wireguard-go serve the devices, one after the other; their sessions begin anew.",
+                (
+                    _option("--all", action="store_true", help="also the devices that it serves already"),
+                    _output("table", "json"),
+                ),
+            ),
+        ),
+    ),
+    Command(
         "edge",
         "Let devices outside the cluster in, for a while.",
         epilog=_EDGE_EPILOG,

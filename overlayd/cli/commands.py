@@ -327,6 +327,12 @@ async def _man(args: Namespace) -> None:
         print(manual.page(parser()), end="")
 
 
+async def _device_renew(args: Namespace) -> None:
+    async with _client(args) as client:
+        renewed = await client.renew_devices(force=args.all)
+    _show(args, renewed, lambda: tables.renewed(renewed))
+
+
 async def _edge_mint(args: Namespace) -> None:
     async with _client(args) as client:
         config = await client.mint_edge_peer(
@@ -373,6 +379,7 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "version": _version,
     "completion": _completion,
     "man": _man,
+    "device renew": _device_renew,
     "edge mint": _edge_mint,
     "edge list": _edge_list,
     "edge revoke": _edge_revoke,

@@ -390,5 +390,11 @@ class OverlayClient:
         """Returns what is not as it should be."""
         return (await self._ask(wire.Doctor(), wire.Diagnosis)).findings
 
+    async def renew_devices(self, *, force: bool = False) -> tuple[wire.RenewedDevice, ...]:
+        """Have the devices served by the newest program, those that it serves already too if `force`.  Returns those
+        that were renewed.
+        """
+        return (await self._ask(wire.RenewDevices(force), wire.Renewed)).devices
+
     async def revoke_edge_peer(self, name: str) -> None:
         await self._ask(wire.RevokeEdgePeer(name), wire.Ok)

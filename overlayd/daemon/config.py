@@ -48,6 +48,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     wireguard: WireGuard = "auto"
+    wireguard_go: str = ""
     identity_file: str = ""
     namespace_id: str = NAMESPACE_ID
     payload_protocol: int = PAYLOAD_PROTOCOL
@@ -108,6 +109,11 @@ def parser() -> argparse.ArgumentParser:
         "--wireguard",
         choices=get_args(WireGuard),
         help="the WireGuard to use: kernel if there is one, else wireguard-go in user space (default auto)",
+    )
+    option(
+        "--wireguard-go",
+        metavar="PATH",
+        help="the wireguard-go to use (default: the newest in PATH, by the version that each prints)",
     )
     option(
         "--identity-file",
@@ -236,6 +242,8 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         raise ConfigError(f"dns-upstream: {error}; write ADDR, ADDR:PORT or [ADDR]:PORT") from error
     if config.metrics and not _is_place(config.metrics):
         raise ConfigError(f"metrics: {config.metrics!r} is no port, ADDR:PORT, [ADDR]:PORT or path of a socket")
+    if config.wireguard_go and not Path(config.wireguard_go).is_absolute():
+        raise ConfigError(f"wireguard-go: not an absolute path: {config.wireguard_go}")
     if config.no_probe and config.identity_file:
         raise ConfigError("identity-file: of no use with no-probe, since nobody could check it")
     if len(os.fsencode(config.socket)) > 107:  # sun_path of struct sockaddr_un, less its NUL

@@ -55,6 +55,7 @@ from overlayd.linux import capability, heap, sysctl
 from overlayd.linux.claim import NamespaceInUse, claim_namespace
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.nft import Nft
+from overlayd.linux.wireguard import choice
 from overlayd.model.health import FRESH
 from overlayd.proto.identity import DaemonProcess, answer_probe, encode
 from overlayd.proto.mux import EndpointMux, json_wire
@@ -171,7 +172,7 @@ async def _serve(
         stack.callback(requests.cancel)  # of what still waits for a node that is closed
         foreign_rules = stack.enter_context(closing(Nft()))
         monitor = stack.enter_context(closing(Monitor()))
-        node = start.node(journal, config.wireguard)
+        node = start.node(journal, config.wireguard, config.wireguard_go)
         stack.push_async_callback(node.close)
         boot = start.boot_id()
         # It reads the whole executable: beside the start, not after it.
@@ -216,6 +217,7 @@ async def _serve(
             surroundings=surroundings,
             nameserver=nameserver,
             nat=nat,
+            no_wireguard=partial(choice.missing, config.wireguard, config.wireguard_go),
         )
         await enter(doctor.counting(status.count_findings, tasks.keep_up))
         ask = resolver.ask_again

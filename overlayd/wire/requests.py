@@ -235,6 +235,14 @@ class RevokeEdgePeer(_Request, frozen=True, tag="revoke_edge_peer"):
     name: Text
 
 
+class RenewDevices(_Request, frozen=True, tag="renew_devices"):
+    """Have the WireGuard devices served by the newest program there is, one after the other (an addition).  Those that
+    it serves already are left alone, unless `force`.  -> renewed
+    """
+
+    force: bool = False
+
+
 class Doctor(_Request, frozen=True, tag="doctor"):
     """Compare state, kernel and devices, and change nothing (an addition).  -> diagnosis"""
 
@@ -277,4 +285,5 @@ Request = (
     | RevokeEdgePeer
     | Doctor
     | ListThings
+    | RenewDevices
 )

@@ -105,13 +105,21 @@ class StatusService(Value, frozen=True):
     gateway: str
 
 
+class StatusDevice(Value, frozen=True):
+    """A WireGuard device, and what serves it: the kernel of that version, or wireguard-go; none = unknown."""
+
+    interface: str
+    backend: Literal["kernel", "userspace"]
+    version: str | None = None
+
+
 class Status(_Response, frozen=True, kw_only=True, tag="status"):
     """The node's overlay.  peer_count: of the global device; service_count: shared and dedicated, once each.
 
-    Additions: services: all of them.  version: of overlayd.  backend: of its WireGuard, none without one: "kernel" or
-    "userspace".  mtu: of
-    its links, in bytes.  wg_port: of the global device.  node_id: none before it was set.  started_at_unix: when this
-    daemon began.  findings: how many things are known to be amiss without looking; what they are tells `doctor`.
+    Additions: services: all of them.  devices: those of this node, the global one first.  version: of overlayd.
+    backend: of its WireGuard, none without one: "kernel" or "userspace".  mtu: of its links, in bytes.  wg_port: of the
+    global device.  node_id: none before it was set.  started_at_unix: when this daemon began.  findings: how many
+    things are known to be amiss without looking; what they are tells `doctor`.
     """
 
     interface: str | None = None
@@ -124,6 +132,7 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
     peers: tuple[StatusPeer, ...] = ()
     dedicated_services: tuple[DedicatedService, ...] = ()
     services: tuple[StatusService, ...] = ()
+    devices: tuple[StatusDevice, ...] = ()
     version: str | None = None
     backend: str | None = None
     mtu: U32 | None = None
@@ -309,6 +318,27 @@ class Listing(_Response, frozen=True, kw_only=True, tag="listing"):
     peers: tuple[ListedPeer, ...] = ()
 
 
+class RenewedDevice(Value, frozen=True, kw_only=True):
+    """A device that is served by another process now.  before, after: its versions, none = unknown.  down_ms: how long
+    there was no device.  sessions: peers that had one; answered: those that shook hands again within a second;
+    restored_ms: from the end of the old process to the last of these handshakes.
+    """
+
+    interface: str
+    before: str | None = None
+    after: str | None = None
+    down_ms: U32
+    sessions: U32
+    answered: U32
+    restored_ms: U32
+
+
+class Renewed(_Response, frozen=True, tag="renewed"):
+    """The devices that were renewed; none when all had the newest program already (an addition)."""
+
+    devices: tuple[RenewedDevice, ...]
+
+
 class Err(_Response, frozen=True, tag="err"):
     """The request failed.  message: what and why, for a person."""
 
@@ -331,6 +361,7 @@ Response = (
     | DnsAnswer
     | Diagnosis
     | Listing
+    | Renewed
     | Err
 )
 

@@ -37,7 +37,13 @@ RESULTS = frozenset(
 EVENTS = frozenset({"peer_health_changed", "nat_endpoint_changed"})
 KINDS = RESULTS | EVENTS
 # The answers to requests that are additions.
-ANSWERS = {"doctor": "diagnosis", "list_dns": "dns", "query_dns": "dns_answer", "list": "listing"}
+ANSWERS = {
+    "doctor": "diagnosis",
+    "list_dns": "dns",
+    "query_dns": "dns_answer",
+    "list": "listing",
+    "renew_devices": "renewed",
+}
 
 
 class Undecodable(Exception):

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from overlayd import wire
-from overlayd.daemon.handlers import containers, doctor, edge, listing, names, nat, overlay, peers, services
+from overlayd.daemon.handlers import containers, devices, doctor, edge, listing, names, nat, overlay, peers, services
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError, StateError
 
@@ -129,4 +129,5 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.RevokeEdgePeer: edge.revoke_edge_peer,
     wire.Doctor: doctor.examine,
     wire.ListThings: listing.list_things,
+    wire.RenewDevices: devices.renew_devices,
 }
