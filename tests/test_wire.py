@@ -105,6 +105,7 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "list": (0, wire.ListThings("containers")),
     "renew_devices": (7, wire.RenewDevices()),
     "renew_devices_all": (7, wire.RenewDevices(force=True)),
+    "hello": (0, wire.Hello()),
 }
 RESPONSES: dict[str, tuple[int, wire.Response]] = {
     "ok": (2**64 - 1, wire.Ok()),
@@ -350,6 +351,11 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
             ),
         ),
     ),
+    "hello": (
+        7,
+        wire.HelloAnswer(protocol=1, version="0.9.0", requests=("hello", "status"), abilities=("err.code",)),
+    ),
+    "err_code": (7, wire.Err("no free address in service web: ...", "exhausted")),
     "err": (7, wire.Err('no dedicated overlay for service "wéb"')),
 }
 EVENTS: dict[str, wire.Event] = {

@@ -297,6 +297,7 @@ COMMANDS = (
             ),
         ),
     ),
+    Command("schema", "Print the JSON Schema of every frame of the protocol; docs/protocol.md explains it."),
     Command("version", "Print the versions of overlayctl and of the daemon."),
     Command(
         "completion",

@@ -64,7 +64,11 @@ class Unreachable(OverlaydError):
 
 
 class CallError(RequestError):
-    """The daemon answered `err`; the message is the daemon's."""
+    """The daemon answered `err`; the message is the daemon's, and so is the code, "refused" of an older one."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or "refused"
 
 
 def default_socket() -> str:
@@ -158,7 +162,7 @@ class OverlayClient:
         except TimeoutError:
             raise TimeoutError(f"no answer to {request.__struct_config__.tag} within {limit} s") from None
         if isinstance(response, wire.Err):
-            raise CallError(response.message)
+            raise CallError(response.message, response.code)
         return response
 
     async def whoami(self) -> Whoami:
@@ -380,7 +384,11 @@ class OverlayClient:
     async def list_edge_peers(self) -> tuple[wire.EdgePeer, ...]:
         return (await self._ask(wire.ListEdgePeers(), wire.EdgePeers)).peers
 
-    async def list_things(
+    async def hello(self) -> wire.HelloAnswer:
+        """What the daemon speaks; CallError of a daemon that is older than this request."""
+        return await self._ask(wire.Hello(), wire.HelloAnswer)
+
+    async def list(
         self, what: Literal["services", "containers", "pools", "addresses", "networks", "peers"]
     ) -> wire.Listing:
         """What the node holds of one kind; the other lists of the answer are empty."""

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from msgspec.structs import replace
 
 from overlayd import keys
-from overlayd.errors import RequestError
+from overlayd.errors import NotSetUp, RequestError
 from overlayd.model import conflicts, overlay
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.overlaps import HostNetwork, cuts_off
@@ -93,7 +93,7 @@ def add_allowed_ip(
     require_scope(draft, scope)
     peer = draft.peer(scope, public_key)
     if peer is None:
-        raise RequestError(f"no peer {keys.text(public_key)} in {scope_name(scope)}: send add_peer first")
+        raise NotSetUp(f"no peer {keys.text(public_key)} in {scope_name(scope)}: send add_peer first")
     _require_no_guest(draft, scope, public_key, "pubkey")
     if network in peer.added:
         return []
@@ -122,7 +122,7 @@ def require_scope(draft: Draft, scope: str) -> None:
         return
     service = draft.get(Service, scope)
     if service is None or not service.dedicated:
-        raise RequestError(f"no dedicated overlay for service {scope}")
+        raise NotSetUp(f"no dedicated overlay for service {scope}")
 
 
 def called(state: State, scope: str, public_key: bytes) -> str:

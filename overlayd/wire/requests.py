@@ -253,6 +253,10 @@ class ListThings(_Request, frozen=True, tag="list"):
     what: Literal["services", "containers", "pools", "addresses", "networks", "peers"]
 
 
+class Hello(_Request, frozen=True, tag="hello"):
+    """Ask what this daemon speaks (an addition).  -> hello"""
+
+
 Request = (
     SetLocalNodeId
     | SetLocalWgPubkey
@@ -286,4 +290,5 @@ Request = (
     | Doctor
     | ListThings
     | RenewDevices
+    | Hello
 )

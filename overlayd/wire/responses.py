@@ -340,9 +340,24 @@ class Renewed(_Response, frozen=True, tag="renewed"):
 
 
 class Err(_Response, frozen=True, tag="err"):
-    """The request failed.  message: what and why, for a person."""
+    """The request failed.  message: what and why, for a person.
+
+    code (an addition): which kind of failure, for programs; see docs/protocol.md.  None of an older daemon.
+    """
 
     message: str
+    code: str | None = None
+
+
+class HelloAnswer(_Response, frozen=True, kw_only=True, tag="hello"):
+    """What this daemon speaks (an addition).  protocol: the version of the contract.  requests: every op that it knows.
+    abilities: additions to the contract that are more than an op.
+    """
+
+    protocol: U32
+    version: str
+    requests: tuple[str, ...]
+    abilities: tuple[str, ...]
 
 
 Response = (
@@ -362,6 +377,7 @@ Response = (
     | Diagnosis
     | Listing
     | Renewed
+    | HelloAnswer
     | Err
 )
 

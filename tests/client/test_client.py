@@ -423,6 +423,8 @@ async def test_one_method_a_request(path: str) -> None:
                 EDGE,
             ),
             (c.list_edge_peers(), wire.ListEdgePeers(), wire.EdgePeers((edge_peer,)), (edge_peer,)),
+            (c.list("peers"), wire.ListThings("peers"), wire.Listing(), wire.Listing()),
+            (c.hello(), wire.Hello(), HELLO, HELLO),
             (c.doctor(), wire.Doctor(), wire.Diagnosis((finding,)), (finding,)),
             (c.revoke_edge_peer("n"), wire.RevokeEdgePeer("n"), wire.Ok(), None),
         ]
@@ -431,6 +433,9 @@ async def test_one_method_a_request(path: str) -> None:
             assert await call == value
             assert asked[-1] == request
     assert {type(request) for request in asked} == set(get_args(wire.Request))
+
+
+HELLO = wire.HelloAnswer(protocol=1, version="9", requests=("status",), abilities=("err.code",))
 
 
 def test_every_request_has_its_method() -> None:

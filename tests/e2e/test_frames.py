@@ -104,6 +104,7 @@ def ask_everything(alpha: Recorded, beta: Member) -> None:
         "flush_dns",
         "nat_tick",
         "nat_status",
+        "hello",
         "doctor",
         "renew_devices",
         "status",

@@ -42,6 +42,7 @@ ANSWERS = {
     "list_dns": "dns",
     "query_dns": "dns_answer",
     "list": "listing",
+    "hello": "hello",
     "renew_devices": "renewed",
 }
 
