@@ -18,6 +18,7 @@ from typing import Literal, Self, TypeVar, overload
 
 from overlayd import wire
 from overlayd.client import identity
+from overlayd.client.cluster import ClusterCalls
 from overlayd.client.connection import Connection, ConnectionLost, connected
 from overlayd.client.identity import (
     Impostor,
@@ -64,11 +65,7 @@ class Unreachable(OverlaydError):
 
 
 class CallError(RequestError):
-    """The daemon answered `err`; the message is the daemon's, and so is the code, "refused" of an older one."""
-
-    def __init__(self, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code or "refused"
+    """The daemon answered `err`; the message is the daemon's."""
 
 
 def default_socket() -> str:
@@ -76,7 +73,7 @@ def default_socket() -> str:
     return os.environ.get("OVERLAYD_SOCKET") or DEFAULT_SOCKET
 
 
-class OverlayClient:
+class OverlayClient(ClusterCalls):
     """One connection to the daemon; made by `connect`.
 
     Every method that asks the daemon raises CallError when it answers `err`, ConnectionLost when the connection ends
@@ -162,7 +159,7 @@ class OverlayClient:
         except TimeoutError:
             raise TimeoutError(f"no answer to {request.__struct_config__.tag} within {limit} s") from None
         if isinstance(response, wire.Err):
-            raise CallError(response.message, response.code)
+            raise CallError(response.message)
         return response
 
     async def whoami(self) -> Whoami:
@@ -195,7 +192,7 @@ class OverlayClient:
             raise ProtocolError(f"the daemon answered {request.__struct_config__.tag} with {got}")
         return response
 
-    # --- One method a request; arguments and answers are the contract's ---
+    # --- One method a request; arguments and answers are the contract's; those of a cluster in `ClusterCalls` ---
 
     async def set_local_node_id(self, node_id: int) -> None:
         await self._ask(wire.SetLocalNodeId(node_id), wire.Ok)
@@ -384,11 +381,7 @@ class OverlayClient:
     async def list_edge_peers(self) -> tuple[wire.EdgePeer, ...]:
         return (await self._ask(wire.ListEdgePeers(), wire.EdgePeers)).peers
 
-    async def hello(self) -> wire.HelloAnswer:
-        """What the daemon speaks; CallError of a daemon that is older than this request."""
-        return await self._ask(wire.Hello(), wire.HelloAnswer)
-
-    async def list(
+    async def list_things(
         self, what: Literal["services", "containers", "pools", "addresses", "networks", "peers"]
     ) -> wire.Listing:
         """What the node holds of one kind; the other lists of the answer are empty."""
@@ -397,12 +390,6 @@ class OverlayClient:
     async def doctor(self) -> tuple[wire.Finding, ...]:
         """Returns what is not as it should be."""
         return (await self._ask(wire.Doctor(), wire.Diagnosis)).findings
-
-    async def renew_devices(self, *, force: bool = False) -> tuple[wire.RenewedDevice, ...]:
-        """Have the devices served by the newest program, those that it serves already too if `force`.  Returns those
-        that were renewed.
-        """
-        return (await self._ask(wire.RenewDevices(force), wire.Renewed)).devices
 
     async def revoke_edge_peer(self, name: str) -> None:
         await self._ask(wire.RevokeEdgePeer(name), wire.Ok)

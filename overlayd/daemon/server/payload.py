@@ -22,14 +22,13 @@ def read_payload(frame: Frame, unknown: wire.OnUnknown = wire.pass_over) -> wire
     if frame.kind != KIND_REQUEST:
         return None
     if frame.encoding != ENCODING_NONE:
-        what = f"payload_encoding {frame.encoding} is not supported: send the payload as plain JSON"
-        return wire.Err(what, "bad_request")
+        return wire.Err(message=f"payload_encoding {frame.encoding} is not supported: send the payload as plain JSON")
     if frame.deadline_unix_ms and frame.deadline_unix_ms <= time.time() * 1000:
-        return wire.Err("the deadline was over before work on the request could start", "too_late")
+        return wire.Err(message="the deadline was over before work on the request could start")
     try:
         return wire.decode_request_object(frame.payload, unknown)
     except (RequestError, ProtocolError) as error:
-        return wire.Err(str(error), "bad_request")
+        return wire.Err(message=str(error))
 
 
 def answer_payload(frame: Frame, response: wire.Response | bytes) -> bytes:
@@ -39,6 +38,4 @@ def answer_payload(frame: Frame, response: wire.Response | bytes) -> bytes:
         return respond(frame, body)
     except ProtocolError as error:
         untraced = msgspec.structs.replace(frame, traceparent="", tracestate="")  # it may be the trace that is too long
-        return respond(
-            untraced, wire.encode_response_object(wire.Err(f"the answer is too large: {error}", "too_large"))
-        )
+        return respond(untraced, wire.encode_response_object(wire.Err(message=f"the answer is too large: {error}")))
