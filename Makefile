@@ -13,9 +13,9 @@ PYTHON := .venv/bin/python
 # Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
-BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn
-CLUSTER_PACKAGES := $(DEMO_PACKAGES) bind9-dnsutils etcd-server etcd-client
-TEST_PACKAGES := $(CLUSTER_PACKAGES) dnsperf strace systemd iptables crun busybox-static coturn dnsmasq-base \
+BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn \
+  iperf3
+TEST_PACKAGES := $(DEMO_PACKAGES) dnsperf strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
   procps e2fsprogs conntrack openssl musl-tools unbound-host bind9-utils
 IMAGE_PACKAGES := buildah debootstrap
 
@@ -42,10 +42,6 @@ help: ## show this list
 .PHONY: demo
 demo: demo-packages build ## two nodes, two containers, one encrypted overlay, in namespaces of this machine (root)
 	@PYTHONPATH=tests $(PYTHON) -m lab.demo
-
-.PHONY: demo-cluster
-demo-cluster: cluster-packages build ## three members of etcd, five nodes that find each other by it, no orchestrator (root)
-	@PYTHONPATH=tests $(PYTHON) -m lab.demo_cluster
 
 # Two processes: each test makes its own namespaces.  A file is one process's, since its tests share what it set up; in
 # the order of the folders, in which the file that works longest, of the crash trials, begins early.
@@ -85,6 +81,19 @@ test-kernel: test-packages build ## the tests of the kernel's WireGuard, in an e
 test-image: test-packages build ## the Dockerfile built and run, without a container engine (root; two minutes)
 	@$(call install,$(IMAGE_PACKAGES))
 	@$(PYTHON) -m pytest tests/image
+
+# The tests of what serves a device: how it is driven, adopted, healed, found to hang, and renewed.
+WIREGUARD_GO := .cache/wireguard-go
+DEVICE_TESTS := tests/linux/wireguard $(addprefix tests/e2e/test_,adopt.py data_path.py drift.py hang.py renewal.py \
+  restart_keeps_data_plane.py)
+
+.PHONY: test-wireguard-go
+test-wireguard-go: test-packages build ## the tests of devices with Debian 12's, Debian 13's and the current wireguard-go (root)
+	@tests/wireguard-go/get-versions $(WIREGUARD_GO) | while read -r version; do \
+	  echo "== $$version: $$($(WIREGUARD_GO)/$$version/wireguard-go --version | head -n 1)"; \
+	  unshare --mount -- sh -c 'mount --bind "$$0" "$$(command -v wireguard-go)" && exec "$$@"' \
+	    $(WIREGUARD_GO)/$$version/wireguard-go $(PYTHON) -m pytest -n 2 --dist loadfile $(DEVICE_TESTS) < /dev/null; \
+	done
 
 .PHONY: soak
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)
@@ -158,15 +167,7 @@ clean: ## remove everything that was built, the virtual environment too
 root:
 	@if ((EUID)); then echo 'make: this target makes network namespaces and must run as root' >&2; exit 1; fi
 
-# Debian starts a service with its package; ours are started by the laboratory alone.
-define stop_service
-if [[ " $${missing[*]} " == *" $(1) "* ]]; then \
-  echo '$(2): the tests run their own, so the one that the package has just started is stopped and stays off'; \
-  service $(2) stop || true; update-rc.d $(2) disable; \
-fi
-endef
-
-.PHONY: build-packages demo-packages bench-packages cluster-packages test-packages
+.PHONY: build-packages demo-packages bench-packages test-packages
 build-packages:
 	@if ((EUID == 0)) && command -v apt-get > /dev/null; then $(call install,$(BUILD_PACKAGES)); fi
 demo-packages: root
@@ -174,9 +175,11 @@ demo-packages: root
 bench-packages: root
 	@$(call install,$(BENCH_PACKAGES))
 test-packages: root
-	@$(call install,$(TEST_PACKAGES)); $(call stop_service,coturn,coturn); $(call stop_service,etcd-server,etcd)
-cluster-packages: root
-	@$(call install,$(CLUSTER_PACKAGES)); $(call stop_service,etcd-server,etcd)
+	@$(call install,$(TEST_PACKAGES)); \
+	if [[ " $${missing[*]} " == *" coturn "* ]]; then \
+	  echo 'coturn: the tests run their own, so the one that the package has just started is stopped and stays off'; \
+	  service coturn stop || true; update-rc.d coturn disable; \
+	fi
 
 # The first python3 in PATH that is new enough and can make virtual environments, else Debian's own.
 .venv/created: | build-packages

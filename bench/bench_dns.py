@@ -1,18 +1,20 @@
-"""DNS queries answered a second, beside dnsmasq and unbound with the same names in the same run.
+"""DNS queries answered a second, beside dnsmasq, aardvark-dns and unbound with the same names in the same run.
 
     python bench/bench_dns.py [--names N] [--seconds S] [--rounds N]
 
 The servers are in one namespace, on one core; dnsperf asks from another.  They take turns, and the median of the rounds
 counts.  Names of the outside are those of one more dnsmasq, which each server asks once, and then its cache.  unbound
-has no names of ours, and takes part where it is installed.  Where dnsperf is the slower end, the answers for a second
-of the server's processor time tell more than those for a second of the clock: both are printed, with their ratios.
-Needs root, since the daemon is the real one, and the Debian packages dnsperf and dnsmasq-base.
+has no names of ours, and aardvark-dns has no cache; each takes part in the rest where it is installed.  Where dnsperf
+is the slower end, the answers for a second of the server's processor time tell more than those for a second of the
+clock: both are printed, with their ratios.  Needs root, since the daemon is the real one, and the Debian packages
+dnsperf and dnsmasq-base.
 """
 
 import argparse
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from check.machine import pin  # noqa: E402
 from check.meter import processor_seconds  # noqa: E402
 from lab import Lab, Node  # noqa: E402
 from lab.cluster import Member  # noqa: E402
@@ -32,10 +35,11 @@ from lab.processes import CommandFailed, environment  # noqa: E402
 from smoke import SMOKE  # noqa: E402
 
 ZONE = "overlay.local"
-DNSMASQ_PORT, UNBOUND_PORT = 5300, 5301
+DNSMASQ_PORT, UNBOUND_PORT, AARDVARK_PORT = 5300, 5301, 5302
 OUTSIDE = "127.0.0.9"  # the server that is asked for the names of the outside
 OUTER_ZONE = "outside.example"
-SERVERS, LOAD = {0}, {1}  # processors
+AARDVARK = shutil.which("aardvark-dns", path=f"{os.environ.get('PATH', '')}:/usr/lib/podman:/usr/libexec/podman")
+SERVER, LOAD = 0, 1  # processors
 TOGETHER = 500  # requests in one write
 OUTSTANDING = 200  # queries that dnsperf keeps under way
 
@@ -97,15 +101,37 @@ remote-control:
     return ["unbound", "-d", "-c", str(configuration)]
 
 
-def measure(node: Node, server: tuple[int, str, int], queries: Path, seconds: float) -> tuple[float, float, float]:
-    """Answers a second, answers a second of the server's processor time, and the mean latency in microseconds."""
-    pid, address, port = server
-    before = processor_seconds(pid)
-    argv = ["taskset", "-c", ",".join(map(str, LOAD)), "dnsperf", "-s", address, "-p", str(port), "-d", str(queries)]
+@contextmanager
+def aardvark(node: Node, names: dict[str, str]) -> Iterator[int]:
+    """aardvark-dns with these names; its pid.  It goes into the background, and leaves its pid in a file."""
+    assert AARDVARK is not None
+    directory = node.run_directory / "aardvark"
+    directory.mkdir()
+    lines = [f"{number:064x} {ip}  {name}.{ZONE}" for number, (name, ip) in enumerate(names.items())]
+    (directory / "bench").write_text("\n".join(["127.0.0.1", *lines, ""]))
+    node.run([AARDVARK, "--config", "/run/aardvark", "-p", str(AARDVARK_PORT), "run"])
+    pid = int((directory / "aardvark.pid").read_text())
     try:
-        said = node.run([*argv, "-l", str(seconds), "-q", str(OUTSTANDING), "-c", "4", "-T", "1"])
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def ask(node: Node, server: tuple[int, str, int], queries: Path, *how_long: str) -> str:
+    """Let dnsperf ask the queries, and return what it says.  how_long: its option."""
+    _, address, port = server
+    argv = ["taskset", "-c", str(LOAD), "dnsperf", "-s", address, "-p", str(port), "-d", str(queries)]
+    try:
+        return node.run([*argv, *how_long, "-q", str(OUTSTANDING), "-c", "4", "-T", "1"])
     except CommandFailed as error:
         sys.exit(str(error))
+
+
+def measure(node: Node, server: tuple[int, str, int], queries: Path, seconds: float) -> tuple[float, float, float]:
+    """Answers a second, answers a second of the server's processor time, and the mean latency in microseconds."""
+    pid = server[0]
+    before = processor_seconds(pid)
+    said = ask(node, server, queries, "-l", str(seconds))
     wanted = ("Queries completed", "Queries per second", r"Average Latency \(s\)")
     completed, rate, latency = (float(re.findall(rf"{what}:\s+([\d.]+)", said)[0]) for what in wanted)
     return rate, completed / (processor_seconds(pid) - before), latency * 1e6
@@ -139,8 +165,10 @@ def main() -> None:
         for name, port in (("dnsmasq", DNSMASQ_PORT), ("unbound", UNBOUND_PORT)):
             if name in commands:
                 servers[name] = (stack.enter_context(running(node, *commands[name])), "127.0.0.1", port)
+        if AARDVARK is not None:
+            servers["aardvark"] = (stack.enter_context(aardvark(node, names)), "127.0.0.1", AARDVARK_PORT)
         for pid, *_ in servers.values():
-            os.sched_setaffinity(pid, SERVERS)
+            pin(SERVER, pid)
         for case, prefix, zone in (
             ("registered names", "svc", ZONE),
             ("names that are not there", "nope", ZONE),
@@ -148,9 +176,10 @@ def main() -> None:
         ):
             queries = node.run_directory / "queries"
             queries.write_text("".join(f"{prefix}{number}.{zone} A\n" for number in range(args.names)))
-            asked = [name for name in servers if name != "unbound" or zone == OUTER_ZONE]
+            without = "unbound" if zone == ZONE else "aardvark"
+            asked = [name for name in servers if name != without]
             for name in asked if not SMOKE else ():
-                measure(node, servers[name], queries, args.seconds / 4)  # fills the caches
+                ask(node, servers[name], queries, "-n", "1")  # each once, which fills the caches
             results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asked}
             for _ in range(args.rounds):
                 for name in asked:

@@ -16,7 +16,30 @@ class ProtocolError(OverlaydError):
 
 
 class RequestError(OverlaydError):
-    """The request cannot be done as asked; the message says why and what to do, and goes to the client as `err`."""
+    """The request cannot be done as asked; the message says why and what to do, and goes to the client as `err`.
+
+    code: which kind of refusal it is, for programs; it never changes.
+    """
+
+    code = "refused"
+
+
+class InvalidValue(RequestError):
+    """A key of the request has a value that is none: not an address, not a CIDR, no key."""
+
+    code = "invalid_value"
+
+
+class NotSetUp(RequestError):
+    """The overlay, the service or the peer that the request is about has to be set up first."""
+
+    code = "not_set_up"
+
+
+class Exhausted(RequestError):
+    """There is no address, port or number left to give."""
+
+    code = "exhausted"
 
 
 class MechanismError(OverlaydError):

@@ -43,7 +43,6 @@ ROOMS: dict[str, set[str]] = {
     "dns": {"change", "tasks"},
     "upkeep": {"change", "tasks"},
     "nat": {"change", "peers", "tasks"},
-    "cluster": {"change", "config", "nat", "tasks"},
     "config": {"parse", "dns"},
     "adopt": {"change"},
     "start": {"adopt", "change"},

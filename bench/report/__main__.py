@@ -66,10 +66,17 @@ def measure() -> dict[str, Any]:
         grown: dict[str, series.Series] = {"attach": series.attach_by_containers()}
         tell("status, memory and restart by peers")
         grown |= series.by_peers()
+        tell("restarts")
+        held = series.by_state()
         tell("lookup by prefixes")
         grown["lookup"] = series.lookup_by_prefixes()
         tell("answers beside Rust")
-        result |= {"series": grown, "answers": series.answers_beside_rust(), "functions": functions(Path(name))}
+        result |= {
+            "series": grown,
+            "held": held,
+            "answers": series.answers_beside_rust(),
+            "functions": functions(Path(name)),
+        }
     return result
 
 

@@ -72,6 +72,12 @@ def series(title: str, unit: str, lines: Mapping[str, Sequence[Sequence[float]]]
     return f"{title}\n\n{table((unit, *found), rows)}"
 
 
+def held(found: Mapping[str, Mapping[str, float]]) -> str:
+    """A start and the memory after it, by what the node holds."""
+    rows = [[what, value("time", each["time"]), value("memory", each["memory"])] for what, each in found.items()]
+    return table(("a node with", "from its daemon's start until it listens", "resident memory then"), rows)
+
+
 def answers(rates: Mapping[str, Mapping[str, float]]) -> str:
     """Status answers a second, and ours by those of the others."""
     names = list(next(iter(rates.values())))
@@ -108,6 +114,8 @@ def write(result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> st
         series("Resident memory:", "peers", grown["memory"], "memory"),
         series("All peers added:", "peers", grown["add"]),
         series("From the start of the process until it listens:", "peers", grown["restart"]),
+        "## Restarts\n",
+        held(result["held"]),
         "## Requests that change nothing\n\n![answers beside Rust](performance/answers.svg)\n",
         answers(result["answers"]),
         "## Lookups\n\n![lookup by prefixes](performance/lookup.svg)\n",

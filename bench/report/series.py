@@ -38,6 +38,7 @@ CONTAINERS = (1, 3) if SMOKE else (1, 10, 100, 300, 1000)
 MOST_OF_ENGINES = 300  # each takes tens of milliseconds
 IN_TURN = 2 if SMOKE else 20
 PEERS = (5, 10) if SMOKE else (100, 1_000, 10_000, 50_000)
+NAMES = 20 if SMOKE else 100_000
 PREFIXES = (100, 1_000) if SMOKE else (1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -171,6 +172,32 @@ def by_peers() -> dict[str, Series]:
 
 def bare_run(argv: list[str]) -> None:
     subprocess.run(["taskset", "-c", str(machine.SERVER), *argv], check=True, stdout=subprocess.DEVNULL)
+
+
+def by_state() -> dict[str, dict[str, float]]:
+    """what a node holds -> seconds from the start of its daemon until it listens, and its resident memory then."""
+    found = {}
+    with laboratory() as lab, Crowd(lab.prefix, CONTAINERS[-1]) as crowd:
+        for number, (what, frames) in enumerate(
+            {
+                "nothing but its device": [],
+                f"{CONTAINERS[-1]:,} containers": [attach(pid) for pid in crowd.pids],
+                f"{NAMES:,} names": [
+                    request("register_dns", name=f"svc{number}", ip=f"10.200.{number >> 8 & 255}.{number & 255}")
+                    for number in range(NAMES)
+                ],
+            }.items()
+        ):
+            daemon = Daemon(lab, this_checkout(), f"node{number}")
+            daemon.set_up()
+            with daemon.client() as client:
+                client.ask(request("setup_service_overlay", service="web", mode="shared", subnet=SUBNET))
+                client.ask_all(frames)
+            daemon.member.node.stop()
+            took = daemon.start()
+            found[what] = {"time": took, "memory": float(memory(daemon.pid))}
+            daemon.member.node.stop()
+    return found
 
 
 def _look_up(lookup: Callable[[bytes], object], asked: list[bytes]) -> None:

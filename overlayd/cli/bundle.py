@@ -76,7 +76,7 @@ async def daemon_says(connected: Clients) -> dict[str, str]:
             for name, ask in questions.items():
                 said[f"daemon/{name}.json"] = await _answer(ask)
             for what in get_args(What):
-                said[f"daemon/{what}.json"] = await _answer(partial(client.list_things, what))
+                said[f"daemon/{what}.json"] = await _answer(partial(client.list, what))
     except (OverlaydError, TimeoutError) as error:
         said["daemon/unreachable"] = str(error)
     return said

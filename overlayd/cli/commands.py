@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from overlayd import __version__
-from overlayd.cli import cluster, completion, lists, tables, top, wgshow
+from overlayd.cli import completion, lists, tables, top, wgshow
 from overlayd.cli.arguments import EXIT_ERR, EXIT_FINDINGS, EXIT_UNAVAILABLE
 from overlayd.cli.call import UsageError, list_requests, parse_request
 from overlayd.cli.columns import Paper, printable
@@ -117,20 +117,20 @@ def _listed(args: Namespace, kind: lists.List[T], rows: Sequence[T]) -> None:
 
 async def _services(args: Namespace) -> None:
     async with _client(args) as client:
-        rows = (await client.list_things("services")).services
+        rows = (await client.list("services")).services
     _listed(args, lists.services(time.time()), rows)
 
 
 async def _containers(args: Namespace) -> None:
     async with _client(args) as client:
-        rows = (await client.list_things("containers")).containers
+        rows = (await client.list("containers")).containers
     _listed(args, lists.containers(time.time()), rows)
 
 
 async def _ip(args: Namespace) -> None:
     async with _client(args) as client:
-        pools = (await client.list_things("pools")).pools
-        held = (await client.list_things("addresses")).addresses
+        pools = (await client.list("pools")).pools
+        held = (await client.list("addresses")).addresses
     holders = lists.holders(held)
     if args.output == "json":
         own = lists.matching(lists.addresses(), held, args.filter)
@@ -145,7 +145,7 @@ async def _ip(args: Namespace) -> None:
 
 async def _networks(args: Namespace) -> None:
     async with _client(args) as client:
-        rows = (await client.list_things("networks")).networks
+        rows = (await client.list("networks")).networks
     _listed(args, lists.networks(), rows)
 
 
@@ -154,17 +154,17 @@ async def _peers(args: Namespace) -> None:
     async with _client(args) as client:
         if args.output == "json":  # in the shape that they have in `status`
             known = (await client.status()).peers
-            rows = (await client.list_things("peers")).peers if args.filter else ()
+            rows = (await client.list("peers")).peers if args.filter else ()
             wanted = {each.public_key for each in lists.matching(kind, rows, args.filter)}
             print(tables.pretty_json([each for each in known if not args.filter or each.public_key in wanted]))
             return
-        rows = (await client.list_things("peers")).peers
+        rows = (await client.list("peers")).peers
     print(lists.text(kind, rows, args.filter, _paper()))
 
 
 async def _wg_show(args: Namespace) -> None:
     async with _client(args) as client:
-        status, peers = await client.status(), (await client.list_things("peers")).peers
+        status, peers = await client.status(), (await client.list("peers")).peers
     print(wgshow.dump(status, peers) if args.form else wgshow.show(status, peers, time.time()))
 
 
@@ -181,9 +181,9 @@ async def _top(args: Namespace) -> None:
 
 
 async def _look(client: OverlayClient) -> top.Look:
-    services = (await client.list_things("services")).services
+    services = (await client.list("services")).services
     flows = {each.service: flow for each in services if (flow := _flow(each.bridge)) is not None}
-    return top.Look((await client.list_things("peers")).peers, flows, time.monotonic())
+    return top.Look((await client.list("peers")).peers, flows, time.monotonic())
 
 
 def _flow(bridge: str) -> tuple[int, int] | None:
@@ -290,7 +290,7 @@ async def _ping(args: Namespace) -> int:
 
     async with _client(args) as client:
         known = await why.known(client)
-        paths = {each.public_key: each.path or "" for each in (await client.list_things("peers")).peers}
+        paths = {each.public_key: each.path or "" for each in (await client.list("peers")).peers}
     if known is None:
         raise UsageError("the overlay is not set up on this node")
     answered = 0
@@ -311,6 +311,12 @@ async def _bundle(args: Namespace) -> None:
     print(f"{path}: look through it before you give it away")
 
 
+async def _schema(args: Namespace) -> None:
+    from overlayd.wire.schema import schema  # noqa: PLC0415
+
+    print(tables.pretty_json(schema()))
+
+
 async def _completion(args: Namespace) -> None:
     print(completion.script(args.shell), end="")
 
@@ -325,6 +331,12 @@ async def _man(args: Namespace) -> None:
         print(manual.page(daemon_parser()), end="")
     else:
         print(manual.page(parser()), end="")
+
+
+async def _device_renew(args: Namespace) -> None:
+    async with _client(args) as client:
+        renewed = await client.renew_devices(force=args.all)
+    _show(args, renewed, lambda: tables.renewed(renewed))
 
 
 async def _edge_mint(args: Namespace) -> None:
@@ -345,11 +357,6 @@ async def _edge_list(args: Namespace) -> None:
 async def _edge_revoke(args: Namespace) -> None:
     async with _client(args) as client:
         await client.revoke_edge_peer(args.name)
-
-
-async def _cluster(args: Namespace) -> int | None:
-    async with _client(args) as client:
-        return await cluster.ACTIONS[args.command.removeprefix("cluster ")](client, args)
 
 
 # By the words of `arguments.COMMANDS`.
@@ -375,13 +382,14 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "why": _why,
     "ping": _ping,
     "bundle": _bundle,
+    "schema": _schema,
     "version": _version,
     "completion": _completion,
     "man": _man,
+    "device renew": _device_renew,
     "edge mint": _edge_mint,
     "edge list": _edge_list,
     "edge revoke": _edge_revoke,
-    **{f"cluster {action}": _cluster for action in cluster.ACTIONS},
 }
 
 

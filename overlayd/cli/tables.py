@@ -46,6 +46,7 @@ def status(status: wire.Status, *, wide: bool, now: float, paper: Paper = PLAIN)
             ("WireGuard", _wireguard(status)),
             ("overlayd", f"{status.version}, started {age(status.started_at_unix or 0, now)}"),
         ]
+    facts += [("served by", _server(each)) for each in status.devices]
     word, tone = verdict(status)
     lines = [toned(word, tone, paper), ""]
     lines += [f"{name:<14}{printable(value)}" for name, value in facts]
@@ -105,9 +106,33 @@ def _wireguard(status: wire.Status) -> str:
     return f"{status.backend}, UDP port {status.wg_port or 'none'}, MTU {status.mtu}"
 
 
+def _server(device: wire.StatusDevice) -> str:
+    program = "the kernel" if device.backend == "kernel" else "wireguard-go"
+    return f"{program}, version {device.version or 'unknown'} ({device.interface})"
+
+
+def renewed(devices: Sequence[wire.RenewedDevice]) -> str:
+    """One line a device that was renewed."""
+    rows = [
+        (
+            each.interface,
+            each.before or "unknown",
+            each.after or "unknown",
+            f"{each.down_ms} ms",
+            f"{each.answered} of {each.sessions}" + (f" after {each.restored_ms} ms" if each.answered else ""),
+        )
+        for each in devices
+    ]
+    header = ("DEVICE", "BEFORE", "NOW", "DOWN FOR", "SESSIONS BACK")
+    return table(header, rows) if rows else "every device is served by the newest already"
+
+
 def findings(findings: Sequence[wire.Finding]) -> str:
-    """What the doctor found: a line each."""
-    return "\n".join(map(_finding, findings)) or "all is as it should be"
+    """What the doctor found: a line each, after one that all is well when they are nothing but hints."""
+    lines = list(map(_finding, findings))
+    if all(each.severity == "hint" for each in findings):
+        lines.insert(0, "all is as it should be")
+    return "\n".join(lines)
 
 
 def _finding(finding: wire.Finding) -> str:

@@ -27,9 +27,9 @@ async def known(client: OverlayClient) -> Known | None:
     status = await client.status()
     if status.overlay_cidr is None or status.node_ip is None:
         return None
-    services = (await client.list_things("services")).services
-    containers = (await client.list_things("containers")).containers
-    peers = (await client.list_things("peers")).peers
+    services = (await client.list("services")).services
+    containers = (await client.list("containers")).containers
+    peers = (await client.list("peers")).peers
     names = (await client.list_dns()).names
     findings = [each for each in await client.doctor() if each.severity in ("error", None)]
     devices = {each.service: (each.interface, each.public_key) for each in status.dedicated_services}

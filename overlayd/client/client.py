@@ -18,7 +18,6 @@ from typing import Literal, Self, TypeVar, overload
 
 from overlayd import wire
 from overlayd.client import identity
-from overlayd.client.cluster import ClusterCalls
 from overlayd.client.connection import Connection, ConnectionLost, connected
 from overlayd.client.identity import (
     Impostor,
@@ -65,7 +64,11 @@ class Unreachable(OverlaydError):
 
 
 class CallError(RequestError):
-    """The daemon answered `err`; the message is the daemon's."""
+    """The daemon answered `err`; the message is the daemon's, and so is the code, "refused" of an older one."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or "refused"
 
 
 def default_socket() -> str:
@@ -73,7 +76,7 @@ def default_socket() -> str:
     return os.environ.get("OVERLAYD_SOCKET") or DEFAULT_SOCKET
 
 
-class OverlayClient(ClusterCalls):
+class OverlayClient:
     """One connection to the daemon; made by `connect`.
 
     Every method that asks the daemon raises CallError when it answers `err`, ConnectionLost when the connection ends
@@ -159,7 +162,7 @@ class OverlayClient(ClusterCalls):
         except TimeoutError:
             raise TimeoutError(f"no answer to {request.__struct_config__.tag} within {limit} s") from None
         if isinstance(response, wire.Err):
-            raise CallError(response.message)
+            raise CallError(response.message, response.code)
         return response
 
     async def whoami(self) -> Whoami:
@@ -192,7 +195,7 @@ class OverlayClient(ClusterCalls):
             raise ProtocolError(f"the daemon answered {request.__struct_config__.tag} with {got}")
         return response
 
-    # --- One method a request; arguments and answers are the contract's; those of a cluster in `ClusterCalls` ---
+    # --- One method a request; arguments and answers are the contract's ---
 
     async def set_local_node_id(self, node_id: int) -> None:
         await self._ask(wire.SetLocalNodeId(node_id), wire.Ok)
@@ -381,7 +384,11 @@ class OverlayClient(ClusterCalls):
     async def list_edge_peers(self) -> tuple[wire.EdgePeer, ...]:
         return (await self._ask(wire.ListEdgePeers(), wire.EdgePeers)).peers
 
-    async def list_things(
+    async def hello(self) -> wire.HelloAnswer:
+        """What the daemon speaks; CallError of a daemon that is older than this request."""
+        return await self._ask(wire.Hello(), wire.HelloAnswer)
+
+    async def list(
         self, what: Literal["services", "containers", "pools", "addresses", "networks", "peers"]
     ) -> wire.Listing:
         """What the node holds of one kind; the other lists of the answer are empty."""
@@ -390,6 +397,12 @@ class OverlayClient(ClusterCalls):
     async def doctor(self) -> tuple[wire.Finding, ...]:
         """Returns what is not as it should be."""
         return (await self._ask(wire.Doctor(), wire.Diagnosis)).findings
+
+    async def renew_devices(self, *, force: bool = False) -> tuple[wire.RenewedDevice, ...]:
+        """Have the devices served by the newest program, those that it serves already too if `force`.  Returns those
+        that were renewed.
+        """
+        return (await self._ask(wire.RenewDevices(force), wire.Renewed)).devices
 
     async def revoke_edge_peer(self, name: str) -> None:
         await self._ask(wire.RevokeEdgePeer(name), wire.Ok)

@@ -27,7 +27,6 @@ SOCKET = "/run/overlayd/overlayd.sock"
 CONFIG_FILE = "/etc/overlayd/overlayd.toml"
 NAMESPACE_ID = "overlayd"
 DNS_ZONE = "overlay.local"
-ETCD_PREFIX = "overlayd"
 PAYLOAD_PROTOCOL = 0xF0DE  # of those that the envelope's family leaves to private use
 
 LogFormat = Literal["text", "json"]
@@ -49,6 +48,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     wireguard: WireGuard = "auto"
+    wireguard_go: str = ""
     identity_file: str = ""
     namespace_id: str = NAMESPACE_ID
     payload_protocol: int = PAYLOAD_PROTOCOL
@@ -63,19 +63,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     dns_upstream: tuple[str, ...] = ()
     metrics: str = ""
     metrics_peers: bool = False
-    etcd: tuple[str, ...] = ()
-    cluster: str = ""
-    node: str = ""
-    cluster_cidr: str = ""
-    block_prefix: Annotated[int, msgspec.Meta(ge=0, le=128)] = 0
-    advertise: str = ""
-    etcd_prefix: str = ETCD_PREFIX
-    etcd_ca: str = ""
-    etcd_cert: str = ""
-    etcd_key: str = ""
-    etcd_user: str = ""
-    etcd_password_file: str = ""
-    etcd_insecure: bool = False
 
     @property
     def upstreams(self) -> tuple[Upstream, ...]:
@@ -122,6 +109,11 @@ def parser() -> argparse.ArgumentParser:
         "--wireguard",
         choices=get_args(WireGuard),
         help="the WireGuard to use: kernel if there is one, else wireguard-go in user space (default auto)",
+    )
+    option(
+        "--wireguard-go",
+        metavar="PATH",
+        help="the wireguard-go to use (default: the newest in PATH, by the version that each prints)",
     )
     option(
         "--identity-file",
@@ -180,7 +172,6 @@ def parser() -> argparse.ArgumentParser:
         help="a server to ask for other names, repeatable or separated by commas "
         "(default: those of the host's /etc/resolv.conf)",
     )
-    _cluster_options(parser)
     option(
         "--metrics",
         metavar="[ADDR:]PORT|PATH",
@@ -213,38 +204,6 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cluster_options(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument_group("a cluster without an orchestrator").add_argument
-    option(
-        "--etcd",
-        metavar="URL",
-        action="append",
-        help="join a cluster that is kept in this etcd: http://, https:// or unix:/PATH; repeatable or separated by "
-        "commas",
-    )
-    option("--cluster", metavar="NAME", help="the name of the cluster")
-    option("--node", metavar="NAME", help="this node's name in it (default: the host name)")
-    option("--cluster-cidr", metavar="CIDR", help="make the cluster with these addresses if it is not there yet")
-    option("--block-prefix", metavar="N", help="and with blocks of this prefix length (default 24, of IPv6 64)")
-    option(
-        "--advertise",
-        metavar="HOST:PORT",
-        help="where other nodes reach this one (default: the address of the way out, or what STUN servers see)",
-    )
-    option("--etcd-prefix", metavar="PREFIX", help=f"the first part of all keys (default {ETCD_PREFIX})")
-    option("--etcd-ca", metavar="FILE", help="who may have signed etcd's certificate (default: whom the host trusts)")
-    option("--etcd-cert", metavar="FILE", help="our certificate for etcd, read again for each connection")
-    option("--etcd-key", metavar="FILE", help="its key, if that is not in the same file")
-    option("--etcd-user", metavar="NAME", help="our name as a user of etcd, for its roles")
-    option("--etcd-password-file", metavar="FILE", help="where that user's password is")
-    option(
-        "--etcd-insecure",
-        action="store_true",
-        default=None,
-        help="speak http without TLS to an etcd on another host as well",
-    )
-
-
 def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Config:
     """The settings from all their sources.  ConfigError: an unknown key, a bad value, an unreadable file."""
     fields = msgspec.structs.fields(Config)
@@ -260,10 +219,9 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         protocol = values.get("payload-protocol")
         if isinstance(protocol, str):
             values["payload-protocol"] = int(protocol, 0)
-        for several in ("dns-upstream", "etcd"):
-            given = values.get(several, [])
-            written = given if isinstance(given, list) else [given]
-            values[several] = [part.strip() for each in written for part in str(each).split(",") if part.strip()]
+        servers = values.get("dns-upstream", [])
+        written = servers if isinstance(servers, list) else [servers]
+        values["dns-upstream"] = [part.strip() for each in written for part in str(each).split(",") if part.strip()]
         config = msgspec.convert(values, Config, strict=False)  # the environment has nothing but text
     except msgspec.ValidationError as error:
         wrong, _, setting = str(error).partition(" - at `$.")
@@ -284,6 +242,8 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         raise ConfigError(f"dns-upstream: {error}; write ADDR, ADDR:PORT or [ADDR]:PORT") from error
     if config.metrics and not _is_place(config.metrics):
         raise ConfigError(f"metrics: {config.metrics!r} is no port, ADDR:PORT, [ADDR]:PORT or path of a socket")
+    if config.wireguard_go and not Path(config.wireguard_go).is_absolute():
+        raise ConfigError(f"wireguard-go: not an absolute path: {config.wireguard_go}")
     if config.no_probe and config.identity_file:
         raise ConfigError("identity-file: of no use with no-probe, since nobody could check it")
     if len(os.fsencode(config.socket)) > 107:  # sun_path of struct sockaddr_un, less its NUL

@@ -21,8 +21,7 @@ from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
 from overlayd.linux import capability, forwarding, neighbours, netns
-from overlayd.linux.wireguard import choice
-from overlayd.model import drift
+from overlayd.model import drift, wireguard_go
 from overlayd.model.crowding import crowded
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
@@ -36,7 +35,7 @@ INTERVAL = 1.0  # our own: seconds between two counts of what is followed
 
 
 class Doctor:
-    """Examines a node.  cluster: what its part in a cluster of a store tells of itself."""
+    """Examines a node."""
 
     def __init__(
         self,
@@ -49,8 +48,9 @@ class Doctor:
         surroundings: Surroundings,
         nameserver: Nameserver,
         nat: Nat,
-        cluster: Callable[[], list[Finding]] = list,
+        no_wireguard: Callable[[], str],
     ) -> None:
+        """no_wireguard: says why there is no WireGuard, where there is none."""
         self._node = node
         self._sentinel = sentinel
         self._host = host
@@ -59,7 +59,7 @@ class Doctor:
         self._surroundings = surroundings
         self._nameserver = nameserver
         self._nat = nat
-        self._cluster = cluster
+        self._no_wireguard = no_wireguard
 
     async def examine(self) -> list[Finding]:
         """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
@@ -78,7 +78,7 @@ class Doctor:
             *self._unanswered(),
         ]
         found += await self._journal()
-        found += [*self._conflicts.findings(), *self._surroundings.findings, *self._cluster()]
+        found += [*self._conflicts.findings(), *self._surroundings.findings]
         return ordered([*found, *self._edges(), *self._unisolated(), *self._traversal(), *self._node_itself()])
 
     @asynccontextmanager
@@ -106,7 +106,6 @@ class Doctor:
             *self._surroundings.findings,
             *self._edges(),
             *self._traversal(),
-            *self._cluster(),
         )
         return sum(each.severity != "hint" for each in followed) + self._health.count("silent")
 
@@ -135,6 +134,10 @@ class Doctor:
             parameter, _, wrong = fault.partition(" ")
             remedy = "find out who sets it (/etc/sysctl.d), and restart overlayd, which sets it again"
             found.append(Finding("forwarding-off", "error", parameter, wrong, "", remedy))
+        backend = node.kernel.backend
+        if backend is not None and backend.name == "userspace":
+            versions = [(device, backend.version(device)) for device in self._health.devices().values()]
+            found += wireguard_go.findings(versions, backend.installed())
         found += crowded((each.version, each.entries, each.limit) for each in neighbours.tables())
         return found, self._dead()
 
@@ -271,7 +274,7 @@ class Doctor:
         found = []
         if node.state.overlay is not None and not node.facts.devices:
             remedy = "load the kernel's wireguard module, or install wireguard-go and provide /dev/net/tun"
-            problem = f"is not to be had ({choice.missing('auto')})"
+            problem = f"is not to be had ({self._no_wireguard()})"
             symptom = "there are no tunnels to other nodes"
             found.append(Finding("wireguard-missing", "error", "WireGuard", problem, symptom, remedy))
         if lacking := capability.missing("CAP_SYS_PTRACE"):

@@ -12,11 +12,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, nullcontext, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -56,12 +55,10 @@ from overlayd.linux import capability, heap, sysctl
 from overlayd.linux.claim import NamespaceInUse, claim_namespace
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.nft import Nft
+from overlayd.linux.wireguard import choice
 from overlayd.model.health import FRESH
 from overlayd.proto.identity import DaemonProcess, answer_probe, encode
 from overlayd.proto.mux import EndpointMux, json_wire
-
-if TYPE_CHECKING:
-    from overlayd.daemon.cluster.requests import InCluster
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +81,6 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     options = configuration.parser().parse_args(arguments)
     try:
         config = configuration.load(options, os.environ)
-        if config.etcd:
-            from overlayd.daemon.cluster import settings  # noqa: PLC0415
-
-            settings.read(config)
     except ConfigError as error:
         print(f"overlayd: {error}", file=sys.stderr)
         return BAD_CONFIG
@@ -142,7 +135,8 @@ def _claim_and_run(
     _claim_namespace(claims)
     admission = listener.Admission(config.socket_group)
     bound = claims.enter_context(listener.served(config.socket, admission.gid))
-    return uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt))
+    uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt))
+    return 0
 
 
 def _claim_namespace(claims: ExitStack) -> None:
@@ -161,8 +155,8 @@ async def _serve(
     *,
     repetition: logs.Repetition,
     adopting: bool,
-) -> int:
-    """Take up the state, serve until told to stop, and leave the data plane running.  Returns the exit code.
+) -> None:
+    """Take up the state, serve until told to stop, and leave the data plane running.
 
     Every part is a context on one stack.  So whatever fails, and wherever, the parts end in the reverse order of their
     start, each of them.
@@ -178,7 +172,7 @@ async def _serve(
         stack.callback(requests.cancel)  # of what still waits for a node that is closed
         foreign_rules = stack.enter_context(closing(Nft()))
         monitor = stack.enter_context(closing(Monitor()))
-        node = start.node(journal, config.wireguard)
+        node = start.node(journal, config.wireguard, config.wireguard_go)
         stack.push_async_callback(node.close)
         boot = start.boot_id()
         # It reads the whole executable: beside the start, not after it.
@@ -211,8 +205,7 @@ async def _serve(
         await enter(nameserver.running())
         await enter(DeathWatch(partial(reclaim, node), tasks.spawn).running(node))
         await enter(Expiry(node, tasks.spawn).running())
-        cluster = _in_cluster(config, node, nat, boot, stopping.set)
-        status = StatusView(node, health, _about(node), cluster.status if cluster is not None else None)
+        status = StatusView(node, health, _about(node))
         stack.enter_context(node.subscribe(status.follow))
         stack.enter_context(node.subscribe(partial(grants.tell_lost, node)))
         doctor = Doctor(
@@ -224,20 +217,18 @@ async def _serve(
             surroundings=surroundings,
             nameserver=nameserver,
             nat=nat,
-            cluster=cluster.findings if cluster is not None else list,
+            no_wireguard=partial(choice.missing, config.wireguard, config.wireguard_go),
         )
         await enter(doctor.counting(status.count_findings, tasks.keep_up))
-        daemon = Daemon(
-            node, status, health, nat, doctor, nameserver, surroundings, boot, resolver.ask_again, stopping.set, cluster
-        )
-        server = Server(Handlers(daemon), admission, requests.spawn, _multiplexer(config, me), quotas=_quotas(config))
+        ask = resolver.ask_again
+        daemon = Daemon(node, status, health, nat, doctor, nameserver, surroundings, boot, ask, stopping.set)
+        mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
+        server = Server(Handlers(daemon), admission, requests.spawn, mux, quotas=_quotas(config))
         stack.enter_context(health.subscribe(_Onward(sentinel, server)))
         await enter(_measuring(config, daemon, server.handlers, sentinel, tasks))
         await enter(server.serving(bound, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
-        await enter(cluster.running(server.handlers.run, tasks.keep_up) if cluster is not None else nullcontext())
-        await _run(config.socket, stopping, repetition, cluster)
-        return BAD_CONFIG if cluster is not None and cluster.refusal else 0
+        await _run(config.socket, stopping, repetition)
 
 
 def _about(node: Node) -> About:
@@ -283,40 +274,20 @@ class _Onward(Listener):
         self._server.publish(event)
 
 
-def _multiplexer(config: Config, me: DaemonProcess) -> EndpointMux | None:
-    if config.no_probe:
-        return None
+def _multiplexer(me: DaemonProcess, payload_protocol: int) -> EndpointMux:
     return EndpointMux(
         legacy=json_wire,
         answer_probe=partial(answer_probe, identity=encode(me)),
-        served=frozenset({config.payload_protocol}),
+        served=frozenset({payload_protocol}),
     )
 
 
-def _in_cluster(config: Config, node: Node, nat: Nat, boot: str, stop: Callable[[], None]) -> "InCluster | None":
-    """This node's part in a cluster of a store, which only a daemon imports that is to have one."""
-    if not config.etcd:
-        return None
-    from overlayd.daemon.cluster import requests, settings  # noqa: PLC0415
-
-    return requests.InCluster(node, nat, settings.read(config), boot, stop)
-
-
-async def _run(
-    path: str, stopping: asyncio.Event, repetition: logs.Repetition, cluster: "InCluster | None" = None
-) -> None:
-    """From the moment when everything is there until we are told to stop.  A node that is to join a cluster is ready
-    when it has, and serves before.
-    """
+async def _run(path: str, stopping: asyncio.Event, repetition: logs.Repetition) -> None:
+    """From the moment when everything is there until we are told to stop."""
     garbage.begin()
     heap.give_back()
-    log.info("overlayd %s serves %s", __version__, path)
-    if cluster is not None:
-        joined, stopped = (asyncio.create_task(each) for each in (cluster.joined(), stopping.wait()))
-        await asyncio.wait((joined, stopped), return_when=asyncio.FIRST_COMPLETED)
-        joined.cancel()
-        stopped.cancel()
     _notify("READY=1")
+    log.info("overlayd %s serves %s", __version__, path)
     while not stopping.is_set():
         repetition.tell()
         with suppress(TimeoutError):

@@ -8,7 +8,7 @@ import re
 from ipaddress import ip_address, ip_network
 
 from overlayd import keys
-from overlayd.errors import RequestError
+from overlayd.errors import InvalidValue
 from overlayd.model.objects import Address, Network
 
 LONGEST_QUOTED = 60  # characters, ours
@@ -20,7 +20,7 @@ def address(text: str, field: str) -> Address:
     try:
         value = ip_address(text)
     except ValueError:
-        raise RequestError(f"request.{field}: {quoted(text)} is not an IP address") from None
+        raise InvalidValue(f"request.{field}: {quoted(text)} is not an IP address") from None
     _require_no_zone(text, field)
     return value
 
@@ -30,7 +30,7 @@ def network(text: str, field: str) -> Network:
     try:
         value = ip_network(text.strip(), strict=False)
     except ValueError:
-        raise RequestError(f"request.{field}: {quoted(text)} is not a CIDR like 10.200.0.0/16") from None
+        raise InvalidValue(f"request.{field}: {quoted(text)} is not a CIDR like 10.200.0.0/16") from None
     _require_no_zone(text, field)
     return value
 
@@ -38,7 +38,7 @@ def network(text: str, field: str) -> Network:
 def networks(text: str, field: str, most: int) -> tuple[Network, ...]:
     """Comma-separated CIDRs, possibly none, and `most` at most."""
     if text.count(",") >= most and (number := sum(1 for part in text.split(",") if part.strip())) > most:
-        raise RequestError(f"request.{field}: at most {most} CIDRs, got {number}")
+        raise InvalidValue(f"request.{field}: at most {most} CIDRs, got {number}")
     return tuple(network(part, field) for part in text.split(",") if part.strip())
 
 
@@ -47,7 +47,7 @@ def key(text: str, field: str) -> bytes:
     try:
         return keys.parse(text)
     except ValueError as error:
-        raise RequestError(f"request.{field}: {error}") from None
+        raise InvalidValue(f"request.{field}: {error}") from None
 
 
 def endpoint(text: str, field: str) -> str:
@@ -58,9 +58,9 @@ def endpoint(text: str, field: str) -> str:
         return ""
     host, colon, port = text.rpartition(":")
     if not colon or not host or re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) < 65536:
-        raise RequestError(f"request.{field}: {quoted(text)} is not host:port")
+        raise InvalidValue(f"request.{field}: {quoted(text)} is not host:port")
     if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
-        raise RequestError(f"request.{field}: {quoted(text)}: an IPv6 host stands in brackets, like [fd00::1]:51820")
+        raise InvalidValue(f"request.{field}: {quoted(text)}: an IPv6 host stands in brackets, like [fd00::1]:51820")
     if host.startswith("["):
         address(host[1:-1], field)
     else:
@@ -72,7 +72,7 @@ def server(text: str, field: str, port: int) -> str:
     """`host:port` of a server, or a host alone for the port that is usual."""
     bare = text.rpartition("]")[2] if text.startswith("[") else text
     if not text:
-        raise RequestError(f"request.{field}: a server must not be empty")
+        raise InvalidValue(f"request.{field}: a server must not be empty")
     return endpoint(text if ":" in bare else f"{text}:{port}", field)
 
 
@@ -91,7 +91,7 @@ def dns_name(text: str, field: str) -> str:
         for label in labels
     )
     if not good:
-        raise RequestError(f"request.{field}: {quoted(text)} is not a DNS name")
+        raise InvalidValue(f"request.{field}: {quoted(text)} is not a DNS name")
     return name
 
 
@@ -103,6 +103,6 @@ def quoted(text: str) -> str:
 def _require_no_zone(text: str, field: str) -> None:
     _, percent, zone = text.partition("%")
     if percent:
-        raise RequestError(
+        raise InvalidValue(
             f"request.{field}: {quoted(text)}: a zone (%{zone[:15]}) cannot be kept; use an address without one"
         )

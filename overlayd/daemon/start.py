@@ -17,7 +17,7 @@ from overlayd.errors import MechanismError, StateError
 from overlayd.linux import egress, forwarding, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
-from overlayd.linux.wireguard.choice import Preference, choose
+from overlayd.linux.wireguard.choice import Preference, choose, missing
 from overlayd.model import attachments, drift, edges, overlay, ruleset
 from overlayd.model.layout import Facts
 from overlayd.model.objects import GLOBAL, Bridge, Veth
@@ -34,12 +34,13 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def node(journal: Journal, wireguard: Preference) -> LiveNode:
+def node(journal: Journal, wireguard: Preference, wireguard_go: str = "") -> LiveNode:
     """The node as the journal has it, on the mechanisms of this host."""
-    backend = choose(wireguard)
+    backend = choose(wireguard, wireguard_go)
     if backend is None:
         log.warning(
-            "no WireGuard on this host: no tunnels, guests only; install wireguard-go or load the wireguard module"
+            "no WireGuard on this host (%s): no tunnels, guests only; install wireguard-go or load its module",
+            missing(wireguard, wireguard_go),
         )
     facts = Facts(mtu=egress.overlay_mtu(egress.physical_egress()), devices=backend is not None)
     if journal.recovered:

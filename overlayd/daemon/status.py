@@ -5,7 +5,6 @@ Owns: the Status response and its cache.  Must not know: devices; what a peer di
 The state is ahead of what is shown here: a change is in it as soon as it is decided, and may yet be taken back.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple, TypeVar, cast
 
 from overlayd import keys, wire
@@ -43,13 +42,9 @@ class _Shown(NamedTuple):
 
 
 class StatusView:
-    """The status of a node whose state is settled; later changes come through `follow`.  cluster: tells of this node's
-    part in a cluster that is kept in a store, if it has one.
-    """
+    """The status of a node whose state is settled; later changes come through `follow`."""
 
-    def __init__(
-        self, node: Node, health: Health, about: About, cluster: Callable[[], wire.StatusCluster] | None = None
-    ) -> None:
+    def __init__(self, node: Node, health: Health, about: About) -> None:
         self._node = node
         self._health = health
         self._about = about
@@ -64,7 +59,8 @@ class StatusView:
         self._heard = -1  # what `health` had seen
         self._encoded = b""
         self._number = 0
-        self._cluster = cluster
+        self._dedicated_devices: dict[str, str] = {}  # by service
+        self._versions: list[str] = []  # of what serves the devices, as it is shown
         kinds = (NodeRow, Overlay, Service, Peer)
         self.follow({row.id: row for kind in kinds for row in node.state.table(kind).values()})
 
@@ -77,6 +73,9 @@ class StatusView:
                 service = cast(Service | None, row)
                 _put(self._services, key, service)
                 _put(self._described, key, _service(service) if service is not None else None)
+                _put(
+                    self._dedicated_devices, key, service.device if service is not None and service.dedicated else None
+                )
             elif table == Peer.table:
                 self._take(*peer_of(key), cast(Peer | None, row))
             elif table == NodeRow.table:
@@ -98,8 +97,8 @@ class StatusView:
 
     def encoded(self) -> bytes:
         """The status response as JSON."""
-        heard = self._heard == self._health.generation
-        if not (self._encoded and heard and self._facts is self._node.facts) or self._cluster is not None:
+        heard = self._heard == self._health.generation and self._versions == self._served_by()
+        if not (self._encoded and heard and self._facts is self._node.facts):
             self._encoded = wire.encode_response_object(self.response())
         return self._encoded
 
@@ -107,6 +106,7 @@ class StatusView:
         overlay = self._overlay if self._overlay and self._overlay.up else None
         self._facts = self._node.facts
         self._look_again()
+        self._versions = self._served_by()
         peers = tuple(shown.status for shown in self._shown.values()) if overlay else ()
         return wire.Status(
             interface=overlay.interface if overlay and self._node.facts.devices else None,
@@ -126,8 +126,24 @@ class StatusView:
             node_id=self._number or None,
             started_at_unix=self._about.started,
             findings=self._findings,
-            cluster=self._cluster() if self._cluster is not None else None,
+            devices=self._shown_devices(),
         )
+
+    def _devices(self) -> list[str]:
+        """The devices, the global one first, the others in the order of their services' names."""
+        up = [self._overlay.interface] if self._overlay is not None and self._overlay.up else []
+        return [*up, *(device for _, device in sorted(self._dedicated_devices.items()))]
+
+    def _served_by(self) -> list[str]:
+        backend = self._node.kernel.backend
+        return list(map(backend.version, self._devices())) if backend is not None else []
+
+    def _shown_devices(self) -> tuple[wire.StatusDevice, ...]:
+        backend = self._node.kernel.backend
+        if backend is None:
+            return ()
+        served = zip(self._devices(), self._versions, strict=True)
+        return tuple(wire.StatusDevice(device, backend.name, version or None) for device, version in served)
 
     def _take(self, public_key: bytes, scope: str, peer: Peer | None) -> None:
         peers = self._peers.setdefault(scope, {})

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 
 from msgspec.structs import replace
 
-from overlayd.errors import RequestError
+from overlayd.errors import NotSetUp, RequestError
 from overlayd.model import ipam, overlay
 from overlayd.model.objects import GLOBAL, Address, Netns
 from overlayd.model.rows import Attachment, Isolation, Peer, Service
@@ -172,7 +172,7 @@ def service_of(draft: Draft, name: str) -> Service:
     """The service of that name; RequestError when containers cannot be attached to it."""
     service = draft.get(Service, name)
     if service is None:
-        raise RequestError(f"service {name} is not set up on this node: send setup_service_overlay first")
+        raise NotSetUp(f"service {name} is not set up on this node: send setup_service_overlay first")
     overlay.require(draft)
     return service
 

@@ -5,7 +5,7 @@ Owns: leases.  Must not know: what a holder does with an address.
 An address that is given back leaves the names that were registered for it (`records`).
 """
 
-from overlayd.errors import RequestError
+from overlayd.errors import Exhausted, NotSetUp
 from overlayd.model import records
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Lease, Overlay, Service
@@ -22,12 +22,12 @@ def allocate(draft: Draft, pool: str, holder: str) -> Address:
     """
     addresses = draft.state.pool(pool)
     if addresses is None:
-        raise RequestError("global overlay not set up: send setup_global_overlay first")
+        raise NotSetUp("global overlay not set up: send setup_global_overlay first")
     leaving = {row.address: row.pool for row in draft.departing(Lease) if row.holder}
     taken = {row.address for row in draft.rows.values() if isinstance(row, Lease) and row.holder}
     address = addresses.choose(taken | leaving.keys())
     if address is None:
-        refusal = NotYet if pool in leaving.values() else RequestError
+        refusal = NotYet if pool in leaving.values() else Exhausted
         where = f"service {pool}" if pool != GLOBAL else "this node's slice"
         raise refusal(
             f"no free address in {where}: all of {addresses.network} is taken, {addresses.held} held; "
@@ -42,7 +42,7 @@ def allocate_ip(draft: Draft, service: str) -> Address:
     service that is not set up here.
     """
     if service and draft.state.pool(GLOBAL) is not None and draft.get(Service, service) is None:
-        raise RequestError(
+        raise NotSetUp(
             f"service {service} is not set up on this node: send setup_service_overlay first, or leave the name empty "
             "for an address from the node's slice"
         )

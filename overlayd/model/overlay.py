@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from overlayd.errors import RequestError
+from overlayd.errors import NotSetUp, RequestError
 from overlayd.model.names import bridge_name, dedicated_name, device_name, require_legal, require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
 from overlayd.model.overlaps import HostNetwork, cuts_off
@@ -33,7 +33,7 @@ def require(draft: Draft) -> Overlay:
     """The global overlay; RequestError when it is not set up."""
     overlay = draft.get(Overlay)
     if overlay is None or not overlay.up:
-        raise RequestError(NOT_SET_UP)
+        raise NotSetUp(NOT_SET_UP)
     return overlay
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from msgspec.structs import replace
 
 from overlayd import keys
-from overlayd.errors import RequestError
+from overlayd.errors import NotSetUp, RequestError
 from overlayd.model import conflicts, overlay
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.overlaps import HostNetwork, cuts_off
@@ -53,7 +53,7 @@ def add_peer(
     _require_installable(draft, allowed_ips)
     old = draft.peer(scope, public_key)
     _require_few(allowed_ips, old.added if old else (), "allowed_ips")
-    moved = take_networks(draft, scope, allowed_ips, public_key)
+    moved = _move(draft, scope, allowed_ips, public_key)
     draft.put(
         Peer(
             scope=scope,
@@ -93,7 +93,7 @@ def add_allowed_ip(
     require_scope(draft, scope)
     peer = draft.peer(scope, public_key)
     if peer is None:
-        raise RequestError(f"no peer {keys.text(public_key)} in {scope_name(scope)}: send add_peer first")
+        raise NotSetUp(f"no peer {keys.text(public_key)} in {scope_name(scope)}: send add_peer first")
     _require_no_guest(draft, scope, public_key, "pubkey")
     if network in peer.added:
         return []
@@ -101,7 +101,7 @@ def add_allowed_ip(
     at = numeric_endpoint(peer.endpoint)
     _require_way(draft, peer.key, network, at[0] if at is not None else resolved, host)
     _require_installable(draft, [network])
-    moved = take_networks(draft, scope, [network], public_key)
+    moved = _move(draft, scope, [network], public_key)
     draft.put(replace(peer, added=(*peer.added, network)))
     return moved
 
@@ -122,7 +122,7 @@ def require_scope(draft: Draft, scope: str) -> None:
         return
     service = draft.get(Service, scope)
     if service is None or not service.dedicated:
-        raise RequestError(f"no dedicated overlay for service {scope}")
+        raise NotSetUp(f"no dedicated overlay for service {scope}")
 
 
 def called(state: State, scope: str, public_key: bytes) -> str:
@@ -201,7 +201,7 @@ def _require_installable(draft: Draft, networks: Collection[Network]) -> None:
         raise RequestError(f"allowed IP {named}: no peer can have it; announce what is the peer's own")
 
 
-def take_networks(draft: Draft, scope: str, networks: Collection[Network], to: bytes) -> list[str]:
+def _move(draft: Draft, scope: str, networks: Collection[Network], to: bytes) -> list[str]:
     """Take networks from the peers that have them, once from each.  Returns what moved, in words."""
     lost: dict[bytes, dict[Network, None]] = {}
     for network in networks:

@@ -64,7 +64,12 @@ from overlayd.model.objects import (
 MAX_NETWORK = 0xFFFF_FFFE
 
 _FE80_10 = 0xFE80 >> 6  # the ten bits that every link-local address begins with
-_OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
+
+# Our groups differ in their last two bits: a mask costs each packet less than the set of them.
+_GROUPS = GROUP_DEVICE & ~3
+assert {GROUP_DEVICE & ~3, GROUP_BRIDGE & ~3, GROUP_VETH & ~3} == {_GROUPS}
+_OURS = f"& {0xFFFF_FFFC:#x} == {_GROUPS:#x}"
+_OTHERS = f"& {0xFFFF_FFFC:#x} != {_GROUPS:#x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,8 @@ table inet {NFT_TABLE} {{
 
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;
-        iifgroup vmap {{ {GROUP_DEVICE:#x} : accept, {GROUP_BRIDGE:#x} : accept, {GROUP_VETH:#x} : goto leg }}
+        iifgroup {GROUP_VETH:#x} goto leg
+        iifgroup {_OURS} accept
         iif lo accept
 {
         _by_version('''
@@ -158,18 +164,22 @@ table inet {NFT_TABLE} {{
         drop
     }}
 
-    # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.
+    # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.  The first rule
+    # is for nearly all packets of the overlay, which none of the next ones would drop.
     chain forward {{
         type filter hook forward priority filter; policy accept;
+        ct state established,related iifgroup {_OURS} oifgroup {_OURS} accept
 {
         _by_version('''
-        oifgroup != OURS ip daddr @cluster4 drop
-        iifgroup != OURS oifgroup OURS ip saddr @cluster4 drop
-''').replace("OURS", _OURS)
+        oifgroup OTHERS ip daddr @cluster4 drop
+        iifgroup OTHERS oifgroup OURS ip saddr @cluster4 drop
+''')
+        .replace("OURS", _OURS)
+        .replace("OTHERS", _OTHERS)
     }
-        iifgroup != {_OURS} oifgroup != {_OURS} meta nfproto @closed goto others
+        iifgroup {_OTHERS} oifgroup {_OTHERS} meta nfproto @closed goto others
         # What connection tracking makes nothing of is not translated: it would leave with an overlay address.
-        iifgroup {_OURS} oifgroup != {_OURS} ct state invalid drop
+        iifgroup {_OURS} oifgroup {_OTHERS} ct state invalid drop
         ct state established,related accept
         iifgroup {GROUP_DEVICE:#x} jump edge
         # Never routed: a frame inside a bridge, shown here by br_netfilter.  The bridge table has judged it.
@@ -299,9 +309,13 @@ table bridge {NFT_TABLE} {{
 
     chain forward {{
         type filter hook forward priority filter; policy accept;
-        iifname @network oifname @network goto compare
-        iifname @network drop
+        iifname @network goto members
         oifname @network drop
+    }}
+
+    chain members {{
+        oifname @network goto compare
+        drop
     }}
 
     chain compare {{

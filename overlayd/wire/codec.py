@@ -201,13 +201,13 @@ def _frame(body: bytes) -> bytes:
 
 
 def _too_large(size: int) -> Err:
-    return Err(f"the answer is too large: {size} bytes, a frame carries at most {MAX_BODY}")
+    return Err(f"the answer is too large: {size} bytes, a frame carries at most {MAX_BODY}", "too_large")
 
 
 def _as_utf8(response: Response) -> Err:
     if isinstance(response, Err):
-        return Err(response.message.encode(errors="backslashreplace").decode())
-    return Err("the answer holds text that is not UTF-8")
+        return Err(response.message.encode(errors="backslashreplace").decode(), response.code)
+    return Err("the answer holds text that is not UTF-8", "internal")
 
 
 def _decode_leniently(body: Buffer, error: Exception, unknown: OnUnknown) -> tuple[int, Request]:

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from overlayd.wire.cluster import ClusterRequest
 from overlayd.wire.values import (
     GLOBAL,
     MOST_BRIDGES,
@@ -236,6 +235,14 @@ class RevokeEdgePeer(_Request, frozen=True, tag="revoke_edge_peer"):
     name: Text
 
 
+class RenewDevices(_Request, frozen=True, tag="renew_devices"):
+    """Have the WireGuard devices served by the newest program there is, one after the other (an addition).  Those that
+    it serves already are left alone, unless `force`.  -> renewed
+    """
+
+    force: bool = False
+
+
 class Doctor(_Request, frozen=True, tag="doctor"):
     """Compare state, kernel and devices, and change nothing (an addition).  -> diagnosis"""
 
@@ -244,6 +251,10 @@ class ListThings(_Request, frozen=True, tag="list"):
     """Ask what this node holds, of one kind (an addition).  -> listing"""
 
     what: Literal["services", "containers", "pools", "addresses", "networks", "peers"]
+
+
+class Hello(_Request, frozen=True, tag="hello"):
+    """Ask what this daemon speaks (an addition).  -> hello"""
 
 
 Request = (
@@ -278,5 +289,6 @@ Request = (
     | RevokeEdgePeer
     | Doctor
     | ListThings
-    | ClusterRequest
+    | RenewDevices
+    | Hello
 )

@@ -5,7 +5,6 @@ Owns: the shapes.  Must not know: which request asked, or who listens.
 
 from typing import Literal
 
-from overlayd.wire.cluster import ClusterResponse, StatusCluster
 from overlayd.wire.listing import (
     ListedAddress,
     ListedContainer,
@@ -106,14 +105,21 @@ class StatusService(Value, frozen=True):
     gateway: str
 
 
+class StatusDevice(Value, frozen=True):
+    """A WireGuard device, and what serves it: the kernel of that version, or wireguard-go; none = unknown."""
+
+    interface: str
+    backend: Literal["kernel", "userspace"]
+    version: str | None = None
+
+
 class Status(_Response, frozen=True, kw_only=True, tag="status"):
     """The node's overlay.  peer_count: of the global device; service_count: shared and dedicated, once each.
 
-    Additions: services: all of them.  version: of overlayd.  backend: of its WireGuard, none without one: "kernel" or
-    "userspace".  mtu: of
-    its links, in bytes.  wg_port: of the global device.  node_id: none before it was set.  started_at_unix: when this
-    daemon began.  findings: how many things are known to be amiss without looking; what they are tells `doctor`.
-    cluster: this node's part in a cluster that is kept in a store.
+    Additions: services: all of them.  devices: those of this node, the global one first.  version: of overlayd.
+    backend: of its WireGuard, none without one: "kernel" or "userspace".  mtu: of its links, in bytes.  wg_port: of the
+    global device.  node_id: none before it was set.  started_at_unix: when this daemon began.  findings: how many
+    things are known to be amiss without looking; what they are tells `doctor`.
     """
 
     interface: str | None = None
@@ -126,6 +132,7 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
     peers: tuple[StatusPeer, ...] = ()
     dedicated_services: tuple[DedicatedService, ...] = ()
     services: tuple[StatusService, ...] = ()
+    devices: tuple[StatusDevice, ...] = ()
     version: str | None = None
     backend: str | None = None
     mtu: U32 | None = None
@@ -133,7 +140,6 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
     node_id: U64 | None = None
     started_at_unix: U64 | None = None
     findings: U32 | None = None
-    cluster: StatusCluster | None = None
 
     def __post_init__(self) -> None:
         require_u64(self.node_id or 0, self.started_at_unix or 0)
@@ -312,10 +318,46 @@ class Listing(_Response, frozen=True, kw_only=True, tag="listing"):
     peers: tuple[ListedPeer, ...] = ()
 
 
+class RenewedDevice(Value, frozen=True, kw_only=True):
+    """A device that is served by another process now.  before, after: its versions, none = unknown.  down_ms: how long
+    there was no device.  sessions: peers that had one; answered: those that shook hands again within a second;
+    restored_ms: from the end of the old process to the last of these handshakes.
+    """
+
+    interface: str
+    before: str | None = None
+    after: str | None = None
+    down_ms: U32
+    sessions: U32
+    answered: U32
+    restored_ms: U32
+
+
+class Renewed(_Response, frozen=True, tag="renewed"):
+    """The devices that were renewed; none when all had the newest program already (an addition)."""
+
+    devices: tuple[RenewedDevice, ...]
+
+
 class Err(_Response, frozen=True, tag="err"):
-    """The request failed.  message: what and why, for a person."""
+    """The request failed.  message: what and why, for a person.
+
+    code (an addition): which kind of failure, for programs; see docs/protocol.md.  None of an older daemon.
+    """
 
     message: str
+    code: str | None = None
+
+
+class HelloAnswer(_Response, frozen=True, kw_only=True, tag="hello"):
+    """What this daemon speaks (an addition).  protocol: the version of the contract.  requests: every op that it knows.
+    abilities: additions to the contract that are more than an op.
+    """
+
+    protocol: U32
+    version: str
+    requests: tuple[str, ...]
+    abilities: tuple[str, ...]
 
 
 Response = (
@@ -334,7 +376,8 @@ Response = (
     | DnsAnswer
     | Diagnosis
     | Listing
-    | ClusterResponse
+    | Renewed
+    | HelloAnswer
     | Err
 )
 

@@ -22,6 +22,7 @@ def result() -> dict[str, Any]:
             }
         },
         "series": dict.fromkeys(("attach", "status", "memory", "add", "restart", "lookup"), POINTS),
+        "held": {"100,000 names": {"time": 0.9, "memory": 80.0 * 2**20}},
         "answers": {"ping-pong": {"overlayd": 90_000.0, "Rust": 100_000.0}},
         "functions": {"frame: one": 1.5e-7},
     }
@@ -40,7 +41,12 @@ def test_every_figure_is_told() -> None:
         "| 10 | 2.00 ms | 500.00 ms |",
     ):
         assert wanted in text
-    for wanted in ("100,000 (0.90 x)", "| attach | 3.25 |", "frame: one | 150 ns"):
+    for wanted in (
+        "100,000 (0.90 x)",
+        "| attach | 3.25 |",
+        "frame: one | 150 ns",
+        "| 100,000 names | 900.00 ms | 80.0 MiB |",
+    ):
         assert wanted in text
 
 

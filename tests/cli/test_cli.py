@@ -37,6 +37,10 @@ STATUS = wire.Status(
         wire.StatusService("db", "dedicated", "zl-prod-i-db-b", "10.200.9.0/28", "10.200.9.1"),
         wire.StatusService("web", "shared", "zl-prod-i-web-b", "10.200.40.64/26", "10.200.40.65"),
     ),
+    devices=(
+        wire.StatusDevice("zl-prod-i-g", "userspace", "0.0.20250522"),
+        wire.StatusDevice("zl-d", "userspace"),
+    ),
 )
 
 
@@ -53,6 +57,8 @@ def test_status_as_a_table(canned: Canned, capsys: pytest.CaptureFixture[str]) -
         "node slice    none\n"
         "peers         2\n"
         "services      3, 1 of them dedicated\n"
+        "served by     wireguard-go, version 0.0.20250522 (zl-prod-i-g)\n"
+        "served by     wireguard-go, version unknown (zl-d)\n"
         "\n"
         "SERVICE  MODE       SUBNET           GATEWAY       BRIDGE\n"
         "db       dedicated  10.200.9.0/28    10.200.9.1    zl-prod-i-db-b\n"
@@ -185,7 +191,9 @@ def test_the_doctor_says_each_finding_in_a_line_and_only_errors_fail(
     error = wire.Finding("the port", "is closed", "open it", "port-closed", "error", "no peer gets in")
     canned.answer = lambda request: wire.Diagnosis((hint,))
     assert cli.run(["doctor"]) == 0
-    assert capsys.readouterr().out == "hint table-full: the table is nearly full; enlarge it\n"
+    assert capsys.readouterr().out == (
+        "all is as it should be\nhint table-full: the table is nearly full; enlarge it\n"
+    )
     canned.answer = lambda request: wire.Diagnosis((error, hint))
     assert cli.run(["doctor"]) == 4
     assert capsys.readouterr().out.splitlines()[0] == "error port-closed: the port is closed; no peer gets in; open it"

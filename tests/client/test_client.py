@@ -423,22 +423,19 @@ async def test_one_method_a_request(path: str) -> None:
                 EDGE,
             ),
             (c.list_edge_peers(), wire.ListEdgePeers(), wire.EdgePeers((edge_peer,)), (edge_peer,)),
+            (c.list("peers"), wire.ListThings("peers"), wire.Listing(), wire.Listing()),
+            (c.hello(), wire.Hello(), HELLO, HELLO),
             (c.doctor(), wire.Doctor(), wire.Diagnosis((finding,)), (finding,)),
             (c.revoke_edge_peer("n"), wire.RevokeEdgePeer("n"), wire.Ok(), None),
-            (c.cluster_init("10.0.0.0/8"), wire.InitCluster(cluster_cidr="10.0.0.0/8"), wire.Ok(), None),
-            (c.cluster_nodes(), wire.ListNodes(), wire.ClusterNodes(()), ()),
-            (c.cluster_set("rate", "20"), wire.SetCluster("rate", "20"), wire.Ok(), None),
-            (c.cluster_leave(force=True), wire.LeaveCluster(True), wire.Ok(), None),
-            (c.cluster_remove_node("n"), wire.RemoveNode("n"), wire.Ok(), None),
-            (c.cluster_rejoin(), wire.RejoinCluster(), wire.Ok(), None),
-            (c.cluster_accept(), wire.AcceptCluster(), wire.Ok(), None),
-            (c.cluster_check(), wire.CheckCluster(), wire.ClusterDifferences(("d",)), ("d",)),
         ]
         for call, request, answer, value in table:
             answers.append(answer)
             assert await call == value
             assert asked[-1] == request
     assert {type(request) for request in asked} == set(get_args(wire.Request))
+
+
+HELLO = wire.HelloAnswer(protocol=1, version="9", requests=("status",), abilities=("err.code",))
 
 
 def test_every_request_has_its_method() -> None:

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from crash.model_peers import Peers, inside
-from crash.model_state import GLOBAL, NODE_POOL, Network, Refused, host_network, made_for
+from crash.model_state import GLOBAL, NODE_POOL, WIREGUARD_GO, Network, Refused, host_network, made_for
 
 Step = dict[str, Any]
 
@@ -88,6 +88,13 @@ class Model(Peers):
 
     def _set_local_wg_pubkey(self, pubkey: str) -> None:
         self.announced = pubkey
+
+    def _renew_devices(self, force: bool) -> dict[str, Any]:
+        devices = list(filter(None, self._devices()))
+        self._made_anew(*devices)
+        same = {"before": WIREGUARD_GO, "after": WIREGUARD_GO, "down_ms": 0}
+        none = {"sessions": 0, "answered": 0, "restored_ms": 0}
+        return {"result": "renewed", "devices": [{"interface": each["name"], **same, **none} for each in devices]}
 
     def _setup_global_overlay(
         self, deployment: str, instance_id: str, cluster_cidr: str, wg_port: int, slice_cidr: str | None = None

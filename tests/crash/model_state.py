@@ -3,10 +3,14 @@
 Owns: what a state consists of, and handing out addresses.  Must not know: the requests (`model`, `model_peers`).
 """
 
+import subprocess
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 Network = IPv4Network | IPv6Network
+
+# The version of the program that serves the devices here.
+WIREGUARD_GO = subprocess.check_output(["wireguard-go", "--version"], text=True).split()[1].removeprefix("v")
 
 GLOBAL = ""  # the scope of the global device
 NODE_POOL = ""

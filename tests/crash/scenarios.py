@@ -228,6 +228,9 @@ SCENARIOS = {
         Scenario("dedicated attach", (*UP, DEDICATED, container()), attach(FIRST, "d")),
         Scenario("dedicated of another instance", (*UP, DEDICATED, peer(**OWN)), overlay(instance_id="2")),
         Scenario("dedicated restart", (*UP, DEDICATED, peer(**OWN)), step("!restart")),
+        Scenario(
+            "devices renewed", (*BUSY, DEDICATED, peer(C, "10.202.0.0/24", **OWN)), step("renew_devices", force=True)
+        ),
         Scenario("dedicated reboot", (*UP, DEDICATED, peer(**OWN)), step("!reboot")),
         Scenario("guest", SERVED, guest()),
         Scenario("guest again", (*SERVED, guest()), guest()),

@@ -12,7 +12,7 @@ from typing import Any
 
 from crash.model import Model
 from crash.model_peers import inside
-from crash.model_state import GLOBAL, Network, host_network, made_for
+from crash.model_state import GLOBAL, WIREGUARD_GO, Network, host_network, made_for
 
 View = dict[str, dict[str, Any]]
 
@@ -292,6 +292,11 @@ def _status(model: Model) -> dict[str, Any]:
         }
         for name, service in model.services.items()
     ]
+    devices = [
+        {"interface": device["name"], "backend": "userspace", "version": WIREGUARD_GO}
+        for device in _devices(model).values()
+    ]
+    status |= _row(devices=sorted(devices, key=json.dumps))
     status |= _row(dedicated_services=sorted(dedicated, key=json.dumps), services=sorted(services, key=json.dumps))
     if _up(model):
         peers = [

@@ -31,7 +31,7 @@ PROXIES = "ip -j neigh show proxy && ip -j -6 neigh show proxy"
 FORWARDING_DATABASES = "bridge -j fdb show"
 
 _KEY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=")  # base64 of 32 bytes
-_TIME = re.compile(r'("(?:minted|expires|minted_at_unix|expires_at_unix)":) [0-9]+')
+_TIME = re.compile(r'("(?:minted|expires|minted_at_unix|expires_at_unix|down_ms)":) [0-9]+')
 _RECORD = struct.Struct("<4sIIQQ")  # of the journal: marker, checksum, length, sequence, floor
 _HEADER_BYTES = 32
 

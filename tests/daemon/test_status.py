@@ -24,7 +24,9 @@ ABOUT = About("1.2", 1767225600, "kernel")
 KEYS = [bytes([number]) * 32 for number in range(1, 4)]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["put", "drop", "seen", "unseen", "serve", "close"]), st.sampled_from(KEYS), st.integers(0, 2)
+        st.sampled_from(["put", "drop", "seen", "unseen", "serve", "close", "renew"]),
+        st.sampled_from(KEYS),
+        st.integers(0, 2),
     )
 )
 
@@ -39,7 +41,9 @@ def test_as_from_nothing(steps) -> None:
     health = SimpleNamespace(
         generation=0, activity=lambda _scope, key: seen.get(key), condition=lambda _scope, _key: "answers"
     )
-    node = SimpleNamespace(state=state, facts=Facts(mtu=1420))
+    versions: dict[str, str] = {}
+    backend = SimpleNamespace(name="userspace", version=lambda device: versions.get(device, ""))
+    node = SimpleNamespace(state=state, facts=Facts(mtu=1420), kernel=SimpleNamespace(backend=backend))
     view = StatusView(node, health, ABOUT)
     for kind, key, number in steps:
         row = Peer(public_key=key, endpoint=f"192.0.2.1:{number + 1}", listed=(ip_network(f"10.0.{number}.0/24"),))
@@ -61,6 +65,8 @@ def test_as_from_nothing(steps) -> None:
                 view.follow(change)
             case "seen":
                 seen[key] = Activity((ip_address("192.0.2.9"), 9 + number % 2), number, rx_bytes=0, tx_bytes=0)
+            case "renew":
+                versions[("zl-d-1-g", service.bridge[:-1] + "d")[number % 2]] = str(number)
             case "unseen":
                 seen.pop(key, None)
         health.generation += kind in ("seen", "unseen")
@@ -81,8 +87,13 @@ def test_as_from_nothing(steps) -> None:
 class SlowDevice:
     """Takes peers when it is allowed to, and refuses those that it shall."""
 
+    name = "userspace"
+
     def __init__(self) -> None:
         self.asked, self.allowed, self.refuses = Event(), Event(), False
+
+    def version(self, _device) -> str:
+        return ""
 
     def set_peers(self, _device, _steps) -> None:
         self.asked.set()

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 from lab import Lab, Refused, ping
-from lab.cluster import CLUSTER, CLUSTER6, PORT, Member, Pair
+from lab.cluster import CLUSTER, CLUSTER6, PORT, Member, Pair, besides_version
 from lab.node import CONTROL
 from lab.processes import environment
 
@@ -41,8 +41,7 @@ def until(true: Callable[[], bool]) -> None:
 def findings(member: Member) -> list[dict[str, str]]:
     argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
     done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
-    found: list[dict[str, str]] = json.loads(done.stdout)
-    return found
+    return besides_version(json.loads(done.stdout))
 
 
 def test_a_network_behind_a_peer_is_reached_through_the_tunnel_alone(nodes: Pair) -> None:

@@ -98,7 +98,17 @@ def ask_everything(alpha: Recorded, beta: Member) -> None:
     alpha.request("write_scoped_resolver", zone="example.org", node_ip="10.200.1.1")
     alpha.request("remove_scoped_resolver", zone="example.org")
     alpha.request("mint_edge_peer", name="laptop", ttl_secs=3600, allow=["10.200.0.0/16"])
-    for op in ("list_edge_peers", "list_dns", "flush_dns", "nat_tick", "nat_status", "doctor", "status"):
+    for op in (
+        "list_edge_peers",
+        "list_dns",
+        "flush_dns",
+        "nat_tick",
+        "nat_status",
+        "hello",
+        "doctor",
+        "renew_devices",
+        "status",
+    ):
         alpha.request(op)
     alpha.request("query_dns", name="web")
     for what in ("services", "containers", "pools", "addresses", "networks", "peers"):

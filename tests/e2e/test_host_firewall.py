@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from lab import Lab, ping
-from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
+from lab.cluster import CLUSTER, CLUSTER6, Member, Pair, besides_version
 from lab.node import CONTROL
 from lab.processes import environment
 
@@ -23,7 +23,7 @@ def doctor(member: Member) -> list[dict[str, str]]:
     done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
     found: list[dict[str, str]] = json.loads(done.stdout)
     assert done.returncode == (4 if any(each["severity"] == "error" for each in found) else 0)
-    return found
+    return besides_version(found)
 
 
 def shell(member: Member, script: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab, Refused, ping
-from lab.cluster import CLUSTER6, Member, Pair
+from lab.cluster import CLUSTER6, Member, Pair, besides_version
 from lab.container import Container
 from lab.lab import OUTSIDE
 from lab.node import CONTROL, DAEMON
@@ -23,8 +23,7 @@ ELSEWHERE = "mkdir -p /run/sys && mount --bind /proc/sys /run/sys && " + READ_ON
 def findings(member: Member) -> list[dict[str, str]]:
     argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
     done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
-    found: list[dict[str, str]] = json.loads(done.stdout)
-    return found
+    return besides_version(json.loads(done.stdout))
 
 
 def global_address(container: Container) -> str:

@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import pytest
@@ -314,6 +315,24 @@ def test_names_of_isolated_members_are_for_them_and_the_node(place: Place) -> No
                 assert dig(asking, place.gateway, "-x", address, protocol).records == pointers
         alpha.node.kill()
         alpha.start()
+
+
+def test_another_node_knows_no_isolated_member_and_answers_what_it_was_told(place: Place) -> None:
+    """Members reach members of their own node alone, so their names are of use there alone: register them there."""
+    alpha, beta, lab = place.alpha, place.pair.beta, place.pair.lab
+    here, there = lab.container(), lab.container()
+    address = alpha.attach(here, "web", isolation_network="violet")
+    alpha.request("register_dns", name="hidden", ip=address)
+    gateway = beta.gateway(beta.attach(there, "db", isolation_network="violet"))
+    reverse = ip_address(address).reverse_pointer
+    for asking in (there, place.pair.db, beta.node):
+        for name, type in (("hidden", "A"), ("hidden.overlay.local", "A"), (reverse, "PTR")):
+            assert dig(asking, gateway, name, type).status == "NXDOMAIN"
+    assert dig(place.pair.db, place.gateway, "hidden").status == "NXDOMAIN", "nor from afar"
+    beta.request("register_dns", name="hidden", ip=address)
+    for asking in (there, place.pair.db, beta.node):
+        assert dig(asking, gateway, "hidden").records == [address]
+    beta.request("unregister_dns", name="hidden")
 
 
 def test_teardown_closes_what_setup_opened(lab: Lab) -> None:

@@ -159,7 +159,7 @@ def test_a_node_relays_for_others(lab: Lab) -> None:
     two.ping()
 
     alpha.set_up({"stun_servers": [at], "turn_servers": [turn | {"credential": "not it"}]})
-    finding = until(lambda: alpha.request("doctor").get("findings"))[0]
+    finding = until(alpha.findings)[0]
     assert finding["object"] == "this node" and f"TURN server {at}: 401" in finding["problem"]
 
 
@@ -184,12 +184,12 @@ def test_without_the_capability_or_a_way_out_all_else_works(lab: Lab) -> None:
     two = Two(lab, alpha, beta)
     two.wait_for("direct")
     two.ping()
-    (finding,) = alpha.request("doctor")["findings"]
+    (finding,) = alpha.findings()
     assert finding["object"] == "CAP_NET_RAW"
     assert alpha.node.log.read_text().count("CAP_NET_RAW") == 1
     for _ in range(3):
         beta.request("nat_tick")
-    assert beta.request("doctor")["findings"] == []
+    assert beta.findings() == []
     assert until(lambda: beta.node.log.read_text().count("no STUN server answers")) == 1
 
 
@@ -241,7 +241,7 @@ def test_a_relay_that_cannot_be_is_refused_by_the_setup(lab: Lab) -> None:
     with alpha.node.open_socket(kind=socket.SOCK_DGRAM) as other:
         other.bind((str(alpha.node.address), 3479))
         alpha.start()
-        (finding,) = alpha.request("doctor")["findings"]
+        (finding,) = alpha.findings()
         assert (finding["object"], "3479" in finding["problem"]) == ("the relay", True)
     alpha.request("nat_tick")
     assert listens(3479)
@@ -249,12 +249,12 @@ def test_a_relay_that_cannot_be_is_refused_by_the_setup(lab: Lab) -> None:
     for none in ({**relay, "auth_credential": None}, {}):  # legal, and no reason to be without a network
         alpha.set_up({"relay_server": none})
         assert not listens(3479) and not listens(3478)
-        (finding,) = alpha.request("doctor")["findings"]
+        (finding,) = alpha.findings()
         assert finding["object"] == "the relay" and "auth_credential" in finding["problem"]
     assert alpha.node.log.read_text().count("there is no relay: nat.relay_server.auth_credential") == 1
     alpha.set_up({"relay_server": relay})
     assert listens(3478)
-    assert alpha.request("doctor")["findings"] == []
+    assert alpha.findings() == []
     alpha.request("teardown_global_overlay")
     assert not listens(3478)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from lab import Lab, Refused, ping
-from lab.cluster import Member
+from lab.cluster import Member, besides_version
 from lab.lab import UNDERLAY
 from lab.node import CONTROL
 from lab.processes import environment
@@ -19,8 +19,7 @@ PEER = "p" * 42 + "0="
 def findings(member: Member) -> list[dict[str, str]]:
     argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
     done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
-    found: list[dict[str, str]] = json.loads(done.stdout)
-    return found
+    return besides_version(json.loads(done.stdout))
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -41,7 +41,7 @@ def test_a_dead_first_server_is_not_waited_for(lab: Lab) -> None:
     alpha.set_up({"stun_servers": ["none"], "turn_servers": servers})
     (relayed,) = until(lambda: alpha.candidates("relay"), seconds=9)  # before the dead one has had its 10 s
     assert str(gamma.node.address) in relayed["address"]
-    assert alpha.request("doctor").get("findings", []) == []
+    assert alpha.findings() == []
 
 
 @pytest.mark.parametrize(("rules", "passes"), [

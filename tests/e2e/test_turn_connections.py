@@ -103,7 +103,7 @@ def test_a_node_without_udp_reaches_a_public_one(lab: Lab, server: Server, trans
     until(lambda: alpha.candidates("relay"))
     with joined(lab, alpha, beta):
         until(lambda: connection(alpha) == "relayed")
-    assert alpha.request("doctor").get("findings", []) == []
+    assert alpha.findings() == []
 
 
 def test_two_without_udp_reach_each_other_and_again_when_their_connections_are_cut(lab: Lab, server: Server) -> None:
@@ -159,7 +159,7 @@ def test_what_is_wrong_is_told_and_is_no_more_when_it_is_right(
     failure = until(lambda: alpha.request("nat_status").get("relay_failure"))
     assert re.search(words, failure), failure
     assert wrong["addr"] in failure
-    (finding,) = alpha.request("doctor")["findings"]
+    (finding,) = alpha.findings()
     assert failure in finding["problem"]
     assert failure in alpha.node.log.read_text()
     set_up(alpha, server.turn["tls"])

@@ -1,8 +1,10 @@
 """The image of the Dockerfile, run as docs/operations.md says: start, status, an overlay, a container, a clean stop."""
 
+import errno
 import json
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -17,7 +19,30 @@ from lab.crun import ENTER
 HERE = Path(__file__).parent
 MANUAL = HERE.parents[1] / "docs/operations.md"
 DEVICES = [{"path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 0o666, "uid": 0, "gid": 0}]
+CURRENT = "0.0.20250522"  # the wireguard-go that the Dockerfile builds
 DATA_DIR = "var/lib/overlayd"
+
+# What Docker and podman keep from a container that is not privileged: these paths are hidden or read-only, and these
+# calls are refused whatever capabilities there are.
+HIDDEN = (
+    *(f"/proc/{name}" for name in ("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "scsi")),
+    *(f"/proc/{name}" for name in ("sched_debug", "timer_list", "timer_stats")),
+    *("/sys/devices/virtual/powercap", "/sys/firmware"),
+)
+LOCKED = tuple(f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trigger"))
+REFUSED = (
+    *("add_key", "keyctl", "request_key", "kexec_load", "kexec_file_load", "userfaultfd", "vmsplice", "ustat"),
+    *(
+        "io_uring_setup",
+        "io_uring_enter",
+        "io_uring_register",
+        "pivot_root",
+        "swapon",
+        "swapoff",
+        "sysfs",
+        "nfsservctl",
+    ),
+)
 
 
 class Image:
@@ -40,7 +65,7 @@ class Image:
             "ociVersion": "1.0.2",
             "process": {
                 "user": {"uid": 0, "gid": 0},
-                "args": [*image["Entrypoint"], *image.get("Cmd", [])],
+                "args": [*image["Entrypoint"], *_arguments()],
                 "env": image["Env"],
                 "cwd": image.get("WorkingDir") or "/",
                 "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
@@ -51,16 +76,31 @@ class Image:
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
                 {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "nodev", "ro"]},
+                *map(self._volume, re.findall(r"--volume (\S+):(\S+)", MANUAL.read_text())),
             ],
             "linux": {
                 "cgroupsPath": f"/{self.name}",
                 "devices": DEVICES,
+                "maskedPaths": HIDDEN,
+                "readonlyPaths": LOCKED,
+                "seccomp": {
+                    "defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [{"names": REFUSED, "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}],
+                },
                 "namespaces": [
                     {"type": "network", "path": str(netns.DIRECTORY / self.netns)},
                     *({"type": kind} for kind in ("ipc", "uts", "mount")),
                 ],
             },
         }
+
+    def _volume(self, volume: tuple[str, str]) -> dict[str, object]:
+        """A directory of the host: its /proc/sys as it is, every other one in the test's own directory."""
+        source, destination = volume
+        if not source.startswith("/proc/"):
+            source = f"{self.directory}/host{source}"
+            Path(source).mkdir(parents=True)
+        return {"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rw"]}
 
     def crun(self, *arguments: str | Path) -> list[str]:
         program = ["crun", "--root", self.directory / "state", *arguments]
@@ -91,6 +131,13 @@ class Image:
         subprocess.run(["unshare", "--mount", "--", "sh", "-c", ENTER, "sh", "sh", "-c", script], check=True)
 
 
+def _arguments() -> list[str]:
+    """What the manual's `docker run` says behind the image's name."""
+    line = re.search(r"^    overlayd (--.*)$", MANUAL.read_text(), re.MULTILINE)
+    assert line
+    return line[1].split()
+
+
 @pytest.fixture
 def image() -> Iterator[Image]:
     name = f"oi{secrets.token_hex(3)}"
@@ -109,6 +156,7 @@ def image() -> Iterator[Image]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("go") is None, reason="Go is not here, and its image cannot be had")
 def test_the_image_serves_a_node_and_stops_cleanly(image: Image) -> None:
     subprocess.run(["ip", "-n", image.netns, "link", "add", "up0", "type", "bridge"], check=True)
     subprocess.run(["ip", "-n", image.netns, "address", "add", "192.0.2.1/24", "dev", "up0"], check=True)
@@ -131,6 +179,7 @@ def test_the_image_serves_a_node_and_stops_cleanly(image: Image) -> None:
         inside = ["nsenter", "--target", str(container.pid), "--net", "--"]
         assert answer["ip"] in subprocess.check_output([*inside, "ip", "-4", "address", "show", "eth0"], text=True)
         subprocess.run([*inside, "ping", "-c", "1", "-W", "2", "10.200.1.1"], check=True, stdout=subprocess.DEVNULL)
+        assert f"wireguard-go, version {CURRENT} " in image.ctl("status")
         assert image.ctl("doctor") == "all is as it should be\n"
         image.ctl("call", "detach_container", *handle)
         subprocess.run(image.crun("kill", image.name, "SIGTERM"), check=True)
@@ -140,7 +189,7 @@ def test_the_image_serves_a_node_and_stops_cleanly(image: Image) -> None:
         # As a container engine does; crun alone would wait for wireguard-go, which is meant to outlive the daemon.
         image.end_rest()
         assert daemon.wait(10) == 0, image.log.read_text()
-        assert list((image.directory / "rootfs" / DATA_DIR).iterdir())
+        assert list((image.directory / "host" / DATA_DIR).iterdir())
     finally:
         container.kill()
         container.wait()

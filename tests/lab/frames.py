@@ -37,7 +37,14 @@ RESULTS = frozenset(
 EVENTS = frozenset({"peer_health_changed", "nat_endpoint_changed"})
 KINDS = RESULTS | EVENTS
 # The answers to requests that are additions.
-ANSWERS = {"doctor": "diagnosis", "list_dns": "dns", "query_dns": "dns_answer", "list": "listing"}
+ANSWERS = {
+    "doctor": "diagnosis",
+    "list_dns": "dns",
+    "query_dns": "dns_answer",
+    "list": "listing",
+    "hello": "hello",
+    "renew_devices": "renewed",
+}
 
 
 class Undecodable(Exception):

@@ -15,7 +15,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
@@ -42,7 +42,7 @@ BACKLOG = 128  # TCP connections that wait to be accepted
 # Bytes of queries that wait on a socket while the loop is at other work.  The kernel doubles it, and counts some 800
 # for a query: 2,600, more than come in 5 ms.
 RECEIVE_BUFFER = 1024 * 1024
-CACHED, CACHED_BYTES = 10_000, 8 * 1024 * 1024  # answers of upstreams
+CACHED, CACHED_BYTES = 16_384, 8 * 1024 * 1024  # answers of upstreams
 OWN = "node"  # the way in of this node's own queries
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds until an address is tried again, doubling
 
@@ -125,10 +125,6 @@ class Nameserver:
     def zone(self) -> str:
         """That of one-label names."""
         return self._zone.name
-
-    def names(self) -> Iterator[tuple[str, tuple[Address, ...]]]:
-        """Those that are registered, here or by another node of the cluster, and their addresses."""
-        return self._zone.names()
 
     def upstreams(self) -> list[tuple[Upstream, str]]:
         """The servers for other names, in their order, each with "ok", "silent" or "loop"."""

@@ -14,7 +14,19 @@ from functools import partial
 from typing import Any
 
 from overlayd import wire
-from overlayd.daemon.handlers import cluster, containers, doctor, edge, listing, names, nat, overlay, peers, services
+from overlayd.daemon.handlers import (
+    containers,
+    devices,
+    doctor,
+    edge,
+    hello,
+    listing,
+    names,
+    nat,
+    overlay,
+    peers,
+    services,
+)
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError, StateError
 
@@ -77,12 +89,12 @@ def _observed(handler: Callable[[Any], wire.Response | bytes], record: Record, r
 def _failure(request: wire.Request, error: Exception) -> wire.Err:
     """Where errors become responses."""
     if isinstance(error, RequestError):
-        return wire.Err(message=str(error))
+        return wire.Err(str(error), error.code)
     if isinstance(error, (MechanismError, StateError)):
         log.error("%s: %s", _op(request), error)
-        return wire.Err(message=str(error))
+        return wire.Err(str(error), "kernel" if isinstance(error, MechanismError) else "disk")
     log.error("%s: unexpected error", _op(request), exc_info=error)
-    return wire.Err(message=f"internal error: {type(error).__name__}: {error}")
+    return wire.Err(f"internal error: {type(error).__name__}: {error}", "internal")
 
 
 def _op(request: wire.Request) -> str:
@@ -129,12 +141,6 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.RevokeEdgePeer: edge.revoke_edge_peer,
     wire.Doctor: doctor.examine,
     wire.ListThings: listing.list_things,
-    wire.InitCluster: cluster.ask,
-    wire.ListNodes: cluster.ask,
-    wire.SetCluster: cluster.ask,
-    wire.LeaveCluster: cluster.ask,
-    wire.RemoveNode: cluster.ask,
-    wire.RejoinCluster: cluster.ask,
-    wire.AcceptCluster: cluster.ask,
-    wire.CheckCluster: cluster.ask,
+    wire.RenewDevices: devices.renew_devices,
+    wire.Hello: hello.hello,
 }

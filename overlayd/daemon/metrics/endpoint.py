@@ -105,12 +105,12 @@ class _Connection(asyncio.Protocol):
         if self._asked:
             return
         self._head += data
-        if b"\r\n\r\n" in self._head:
-            self._asked = True
-            self._endpoint.answer(self, self._head)
-        elif len(self._head) > LONGEST:
+        if len(self._head) > LONGEST:
             self._asked = True
             self.send(400, PLAIN, "too long\n")
+        elif b"\r\n\r\n" in self._head:
+            self._asked = True
+            self._endpoint.answer(self, self._head)
 
     def send(self, status: int, kind: str, text: str) -> None:
         """Send the answer, and hang up once it is out."""

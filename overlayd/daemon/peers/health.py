@@ -72,7 +72,7 @@ class Health:
     @property
     def silent(self) -> list[str]:
         """The names of the devices that did not answer when they were last read."""
-        return [device for scope, device in self._devices().items() if self._scope(scope).silence.unheard]
+        return [device for scope, device in self.devices().items() if self._scope(scope).silence.unheard]
 
     def activity(self, scope: str, public_key: bytes) -> Activity | None:
         """What a peer did, as far as it is known."""
@@ -138,7 +138,7 @@ class Health:
 
     async def refresh(self) -> None:
         """Read every device once, and announce what has changed."""
-        devices = self._devices()
+        devices = self.devices()
         for scope in self._scopes.keys() - devices.keys():
             del self._scopes[scope]
             self.generation += 1
@@ -172,7 +172,7 @@ class Health:
         backend = self._node.kernel.backend
         shown = {}
         # One after the other, so that silent ones keep one thread waiting and not all; and those last.
-        for scope, device in sorted(self._devices().items(), key=lambda each: self._scope(each[0]).silence.unheard):
+        for scope, device in sorted(self.devices().items(), key=lambda each: self._scope(each[0]).silence.unheard):
             assert backend is not None
             try:
                 found = await self._node.run(backend.activity, device)
@@ -218,15 +218,14 @@ class Health:
             for listener in self._listeners:
                 listener.peers_doubted(scope)
 
-    def _devices(self) -> dict[str, str]:
-        """The names of our devices by scope."""
+    def devices(self) -> dict[str, str]:
+        """The names of our devices by scope, the global one first."""
         state = self._node.state
         if self._node.kernel.backend is None:
             return {}
-        devices = {service.name: service.device for service in state.table(Service).values() if service.dedicated}
-        if state.overlay is not None:
-            devices[GLOBAL] = state.overlay.interface
-        return devices
+        devices = {} if state.overlay is None else {GLOBAL: state.overlay.interface}
+        dedicated = (service for service in state.table(Service).values() if service.dedicated)
+        return devices | {service.name: service.device for service in dedicated}
 
 
 class _Scope:

@@ -273,7 +273,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             id, request = wire.decode_request(body, self._unknown)
         except wire.BadRequest as error:
-            self._answer_in_turn(error.id, wire.Err(message=str(error)))
+            self._answer_in_turn(error.id, wire.Err(str(error), "bad_request"))
         except wire.NotARequest as error:
             log.warning("ignored: %s (%s)", error, self.credentials)
         else:
@@ -322,7 +322,7 @@ class Connection(asyncio.BufferedProtocol):
     def _ask(self, to: int | Frame, request: wire.Request, size: int) -> None:
         """size: bytes of the request, which count until it is done."""
         if self._server.stopping:
-            self._answer_in_turn(to, wire.Err(message=REFUSED))
+            self._answer_in_turn(to, wire.Err(REFUSED, "stopping"))
         elif self._handlers.is_quick(request):
             self._answer_in_turn(to, request)
         else:
@@ -421,7 +421,7 @@ class Connection(asyncio.BufferedProtocol):
     def give_up(self) -> None:
         """Tell the client of every change in flight that the daemon stops before it is done."""
         for to in self._order.give_up():
-            self._answer(to, wire.Err(message=UNFINISHED))
+            self._answer(to, wire.Err(UNFINISHED, "stopping"))
         self._release()
         self._flush()
 

@@ -59,7 +59,7 @@ def _of_frame(body: memoryview) -> Examined:
     try:
         return Examined(*wire.decode_request(body, unknown.extend), unknown)
     except wire.BadRequest as error:
-        return Examined(error.id, wire.Err(message=str(error)), unknown)
+        return Examined(error.id, wire.Err(str(error), "bad_request"), unknown)
 
 
 def _of_envelope(frame: Frame) -> Examined:
@@ -71,4 +71,5 @@ def _of_envelope(frame: Frame) -> Examined:
 
 def _too_large(keys: list[bytes]) -> wire.Err:
     path = ".".join(["request", *(key[:40].decode("ascii", "backslashreplace") for key in keys)])
-    return wire.Err(message=f"{path}: too large: a request has at most {MOST_VALUES} values, and a text 1 MiB")
+    what = f"{path}: too large: a request has at most {MOST_VALUES} values, and a text 1 MiB"
+    return wire.Err(what, "too_large")

@@ -22,13 +22,14 @@ def read_payload(frame: Frame, unknown: wire.OnUnknown = wire.pass_over) -> wire
     if frame.kind != KIND_REQUEST:
         return None
     if frame.encoding != ENCODING_NONE:
-        return wire.Err(message=f"payload_encoding {frame.encoding} is not supported: send the payload as plain JSON")
+        what = f"payload_encoding {frame.encoding} is not supported: send the payload as plain JSON"
+        return wire.Err(what, "bad_request")
     if frame.deadline_unix_ms and frame.deadline_unix_ms <= time.time() * 1000:
-        return wire.Err(message="the deadline was over before work on the request could start")
+        return wire.Err("the deadline was over before work on the request could start", "too_late")
     try:
         return wire.decode_request_object(frame.payload, unknown)
     except (RequestError, ProtocolError) as error:
-        return wire.Err(message=str(error))
+        return wire.Err(str(error), "bad_request")
 
 
 def answer_payload(frame: Frame, response: wire.Response | bytes) -> bytes:
@@ -38,4 +39,6 @@ def answer_payload(frame: Frame, response: wire.Response | bytes) -> bytes:
         return respond(frame, body)
     except ProtocolError as error:
         untraced = msgspec.structs.replace(frame, traceparent="", tracestate="")  # it may be the trace that is too long
-        return respond(untraced, wire.encode_response_object(wire.Err(message=f"the answer is too large: {error}")))
+        return respond(
+            untraced, wire.encode_response_object(wire.Err(f"the answer is too large: {error}", "too_large"))
+        )

@@ -8,7 +8,7 @@ device's link (`link`).
 import socket
 from collections.abc import Iterable, Sequence
 from errno import EADDRINUSE
-from typing import Protocol
+from typing import Literal, Protocol
 
 from overlayd.model.objects import Device, DevicePeer, Step
 from overlayd.proto.wireguard import Activity, DeviceState, PeerChange
@@ -21,12 +21,22 @@ class Backend(Protocol):
     """
 
     @property
-    def name(self) -> str:
+    def name(self) -> Literal["kernel", "userspace"]:
         """The preference that names it: "kernel" or "userspace"."""
 
-    @staticmethod
-    def missing() -> str:
+    def missing(self) -> str:
         """What this machine lacks for the backend, for a person; empty when it can be used."""
+
+    def version(self, device: str) -> str:
+        """The version of what serves a device, as it was when the device was last made or read as a whole; empty when
+        that is not known.  Does not block.
+        """
+
+    def installed(self) -> str:
+        """The version that a device made now would have, empty when that is not known."""
+
+    def is_current(self, device: str) -> bool:
+        """Whether a device made now would be served by the same program as this one."""
 
     def create(self, device: Device) -> None:
         """Make the link with key and port, down and without addresses.

@@ -15,10 +15,10 @@ from overlayd.linux.wireguard.userspace import Userspace
 Preference = Literal["auto", "kernel", "userspace"]
 
 
-def missing(preference: Preference) -> str:
-    """Why `choose(preference)` has no backend, for a person; empty when it has one."""
+def missing(preference: Preference, program: str = "") -> str:
+    """Why `choose` has no backend, for a person; empty when it has one."""
     reasons = []
-    for backend in candidates(preference):
+    for backend in candidates(preference, program):
         reason = backend.missing()
         if not reason:
             return ""
@@ -26,22 +26,23 @@ def missing(preference: Preference) -> str:
     return "; ".join(reasons)
 
 
-def choose(preference: Preference) -> Backend | None:
+def choose(preference: Preference, program: str = "") -> Backend | None:
     """The backend to use: kernel before userspace with "auto", and None when neither can be had.
 
-    Raises MechanismError, naming what is missing, when an explicit preference cannot be had.
+    program: the wireguard-go to use, empty for the newest in PATH.  Raises MechanismError, naming what is missing, when
+    an explicit preference cannot be had.
     """
-    for backend in candidates(preference):
+    for backend in candidates(preference, program):
         if not backend.missing():
             return backend
     if preference == "auto":
         return None
-    raise MechanismError("use the WireGuard backend", preference, ENODEV, missing(preference))
+    raise MechanismError("use the WireGuard backend", preference, ENODEV, missing(preference, program))
 
 
-def candidates(preference: Preference) -> Iterable[Backend]:
+def candidates(preference: Preference, program: str = "") -> Iterable[Backend]:
     """The backends that suit a preference, the first choice first, whether this machine has them or not."""
     if preference in ("auto", "kernel"):
         yield Kernel()
     if preference in ("auto", "userspace"):
-        yield Userspace()
+        yield Userspace(program)

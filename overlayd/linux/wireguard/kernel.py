@@ -7,11 +7,13 @@ A socket is opened for each call: it belongs to the network namespace of the thr
 thread.
 """
 
+import os
 import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EEXIST, EINVAL, ENOENT, EPROTO
+from typing import Literal
 
 from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
@@ -38,14 +40,13 @@ _MESSAGE = 32 * 1024  # bytes of peers in one message: half of what a nest can h
 class Kernel:
     """Devices of the kernel's own.  The contract is `wireguard.Backend`'s."""
 
-    name = "kernel"
+    name: Literal["kernel"] = "kernel"
 
     def __init__(self) -> None:
         # Whether this kernel can drop one allowed IP (since Linux 6.16); it says so when it is first asked to.
         self._drops = True
 
-    @staticmethod
-    def missing() -> str:
+    def missing(self) -> str:
         try:
             with Netlink(NETLINK_GENERIC) as generic:
                 _family(generic)
@@ -54,6 +55,15 @@ class Kernel:
         except OSError as error:
             return str(error.strerror)
         return ""
+
+    def version(self, device: str) -> str:
+        return os.uname().release
+
+    def installed(self) -> str:
+        return os.uname().release
+
+    def is_current(self, device: str) -> bool:
+        return True
 
     def create(self, device: Device) -> None:
         with Netlink() as route:

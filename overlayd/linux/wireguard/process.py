@@ -24,12 +24,12 @@ from typing import IO, Self
 
 from overlayd import fault
 from overlayd.errors import MechanismError
-from overlayd.linux import programs
+from overlayd.linux.wireguard import program
 from overlayd.model.names import PREFIX
 
-PROGRAM = "wireguard-go"
 SOCKETS = Path("/var/run/wireguard")
 _TUN = Path("/dev/net/tun")
+_COMM_LENGTH = 15  # linux/sched.h, TASK_COMM_LEN less its zero
 _UCRED = struct.Struct("iII")  # struct ucred, unix(7)
 
 _PIDFD_GETFD = 438  # asm-generic/unistd.h, Linux 5.6
@@ -44,10 +44,12 @@ _POLL = 0.002  # seconds between two looks at a process that starts
 _OUTPUT_KEPT = 4096  # bytes of the process's output, for the message when it does not come up
 
 
-def missing() -> str:
-    """What this machine lacks for wireguard-go, for a person; empty when it can be started."""
-    if programs.find(PROGRAM) is None:
-        return f"{PROGRAM} is not in PATH"
+def missing(configured: str) -> str:
+    """What this machine lacks for wireguard-go, for a person; empty when it can be started.  configured: see
+    `program.choose`.
+    """
+    if lacking := program.missing(configured):
+        return lacking
     if not _TUN.exists():
         return f"{_TUN} does not exist (load the module tun, or pass the device to the container)"
     return ""
@@ -90,7 +92,7 @@ class Process:
                 signal.pidfd_send_signal(self._fd, number)
             if self.ended(_END_DEADLINE):
                 return
-        raise MechanismError(f"end {PROGRAM} of", self._name, ETIMEDOUT, f"process {self.pid} survives SIGKILL")
+        raise MechanismError(f"end {program.NAME} of", self._name, ETIMEDOUT, f"process {self.pid} survives SIGKILL")
 
     def ignore_lost_news(self) -> None:
         """Keep it alive when more links change at once than it is told of in time.
@@ -114,13 +116,19 @@ class Process:
         link = self.link()
         return link is not None and (not link or _same_link(link, name))
 
-    def is_ending(self) -> bool:
+    @property
+    def executable(self) -> str:
+        """A path of what it runs, which may be another file by now than the one at the path that it was started by."""
+        return f"/proc/{self.pid}/exe"
+
+    def is_ending(self, configured: str) -> bool:
         """Whether it is a wireguard-go on its way out, for whatever reason: it closes its TUN before its socket."""
         try:
-            program = Path(f"/proc/{self.pid}/comm").read_text().rstrip()
+            command = Path(f"/proc/{self.pid}/comm").read_text().rstrip()
         except (FileNotFoundError, ProcessLookupError):
             return True
-        return program == PROGRAM and self.link() is None
+        names = (program.NAME, Path(configured).name[:_COMM_LENGTH])
+        return command in names and self.link() is None
 
     def link(self) -> str | None:
         """The present name of the TUN link that it serves, empty when that is deleted, None when it serves none."""
@@ -154,28 +162,28 @@ def peer_process(connection: socket.socket) -> int:
     return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0])
 
 
-def start(name: str) -> None:
-    """Start the process of a new link and return once it listens."""
+def start(name: str, configured: str) -> None:
+    """Start the process of a new link and return once it listens.  configured: see `program.choose`."""
     SOCKETS.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _output_file() as output:
-        process = _spawn(name, output)
+        process = _spawn(name, configured, output)
         with process:
             deadline = time.monotonic() + _START_DEADLINE
             while True:
                 with suppress(FileNotFoundError, ConnectionRefusedError), connect(name):
                     return
                 if process.ended(_POLL):
-                    raise _start_failure(name, 0, output)
+                    raise _start_failure(name, 0, output, configured)
                 if time.monotonic() > deadline:
                     process.end()
-                    raise _start_failure(name, ETIMEDOUT, output)
+                    raise _start_failure(name, ETIMEDOUT, output, configured)
 
 
-def _spawn(name: str, output: IO[bytes]) -> Process:
+def _spawn(name: str, configured: str, output: IO[bytes]) -> Process:
     """A shell starts it in the background and exits: so it belongs to init, in a session of its own."""
-    path = programs.find(PROGRAM)
-    if path is None:
-        raise MechanismError("create WireGuard device", name, ENOENT, f"{PROGRAM} is not in PATH")
+    path = program.choose(configured)
+    if not path:
+        raise MechanismError("create WireGuard device", name, ENOENT, program.missing(configured))
     shell = subprocess.run(
         ["/bin/sh", "-c", '"$0" "$1" >&2 & echo $!', path, name],
         stdin=subprocess.DEVNULL,
@@ -188,21 +196,21 @@ def _spawn(name: str, output: IO[bytes]) -> Process:
         check=False,
     )
     if shell.returncode:
-        raise _start_failure(name, 0, output)
+        raise _start_failure(name, 0, output, configured)
     try:
         return Process(int(shell.stdout), name)
     except ProcessLookupError as error:
-        raise _start_failure(name, 0, output) from error
+        raise _start_failure(name, 0, output, configured) from error
 
 
-def _start_failure(name: str, errno: int, output: IO[bytes]) -> MechanismError:
+def _start_failure(name: str, errno: int, output: IO[bytes], configured: str) -> MechanismError:
     text = os.pread(output.fileno(), _OUTPUT_KEPT, 0).rstrip(b"\0").decode(errors="replace")
-    return MechanismError("create WireGuard device", name, errno, missing() or " ".join(text.split()))
+    return MechanismError("create WireGuard device", name, errno, missing(configured) or " ".join(text.split()))
 
 
 def _output_file() -> IO[bytes]:
     """A file in memory that cannot grow: it takes the first words of the process and nothing of what it logs later."""
-    descriptor = os.memfd_create(PROGRAM, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = os.memfd_create(program.NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, _OUTPUT_KEPT)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
     return os.fdopen(descriptor, "rb")

@@ -11,12 +11,12 @@ from contextlib import suppress
 from errno import EADDRINUSE, ECONNREFUSED, ECONNRESET, EEXIST, ENAMETOOLONG, ENOENT, EPIPE, EPROTO, ETIMEDOUT
 from ipaddress import IPv4Network
 from secrets import token_bytes
-from typing import Self
+from typing import Literal, Self
 
 from overlayd import fault
 from overlayd.errors import MechanismError, ProtocolError
 from overlayd.keys import KEY_SIZE
-from overlayd.linux.wireguard import process
+from overlayd.linux.wireguard import process, program
 from overlayd.linux.wireguard.backend import peer_changes, udp_port_is_free
 from overlayd.model.objects import Device, Step
 from overlayd.proto import uapi
@@ -36,18 +36,35 @@ _ANY_NETWORK = IPv4Network("0.0.0.0/0")
 class Userspace:
     """Devices served by wireguard-go.  The contract is `wireguard.Backend`'s."""
 
-    name = "userspace"
+    name: Literal["userspace"] = "userspace"
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "") -> None:
+        """program: the path of the wireguard-go to use; empty: the newest in PATH."""
+        self._program = program
+        self._versions: dict[str, str] = {}  # of what serves each device
         # Whether the process behind a device can drop one allowed IP; asked when it is first needed.
         self._drops: dict[str, bool] = {}
         self._readers: dict[str, uapi.ActivityReader] = {}
         # Devices that did not answer the last time: until `activity` hears of them again nobody else waits for them.
         self._silent: set[str] = set()
 
-    @staticmethod
-    def missing() -> str:
-        return process.missing()
+    def missing(self) -> str:
+        return process.missing(self._program)
+
+    def version(self, device: str) -> str:
+        return self._versions.get(device, "")
+
+    def installed(self) -> str:
+        path = program.choose(self._program)
+        return program.version(path) if path else ""
+
+    def is_current(self, device: str) -> bool:
+        with process.reported("look at", device):
+            serving = process.process_behind(device)
+            if serving is None:
+                return False
+            with serving:
+                return program.is_file(program.choose(self._program), serving.executable)
 
     def create(self, device: Device) -> None:
         if len(device.name.encode()) >= _IFNAMSIZ:
@@ -64,7 +81,7 @@ class Userspace:
             raise MechanismError("create WireGuard device", device.name, EEXIST, "its socket serves another link")
         with process.reported("create", device.name):
             fault.point("wireguard:start")
-            process.start(device.name)
+            process.start(device.name, self._program)
         try:
             self._take_up(device)
         except BaseException:
@@ -88,15 +105,15 @@ class Userspace:
             raise
 
     def delete(self, name: str) -> None:
-        self._forget(name)
         with process.reported("delete", name):
             serving = process.process_behind(name)
             if serving is not None:
                 with serving:
-                    if not serving.serves(name) and not serving.is_ending():
+                    if not serving.serves(name) and not serving.is_ending(self._program):
                         return
                     fault.point("wireguard:end")
                     serving.end()
+            self._forget(name)
             fault.point("wireguard:ended")
             served = process.socket_path(name).resolve()
             for path in (path for path in process.SOCKETS.glob("*.sock") if path.resolve() == served):
@@ -114,6 +131,8 @@ class Userspace:
 
     def read(self, device: str) -> DeviceState:
         with self._dialogue("read", device) as dialogue:
+            if device not in self._versions:
+                self._versions[device] = dialogue.version()
             return uapi.parse_device(dialogue.ask(uapi.GET))
 
     def activity(self, device: str) -> dict[bytes, Activity]:
@@ -144,6 +163,7 @@ class Userspace:
     def _take_up(self, device: Device) -> None:
         """Give the process that serves a device what it lacks of its key and port."""
         fault.point("wireguard:started")
+        self._versions.pop(device.name, None)
         shown = self.read(device.name)
         self._set_device(device, key=shown.private_key, port=shown.listen_port)
         with process.reported("create", device.name):
@@ -177,6 +197,7 @@ class Userspace:
         self._drops.pop(name, None)
         self._readers.pop(name, None)
         self._silent.discard(name)
+        self._versions.pop(name, None)
 
     def _dialogue(self, operation: str, device: str, *, patient: bool = False) -> "_Dialogue":
         return _Dialogue(f"{operation} WireGuard device", device, self._silent, patient)
@@ -216,16 +237,22 @@ class _Dialogue:
         """The lines of the response to an operation that succeeds."""
         errno, lines = self.answer(operation)
         if errno:
-            raise MechanismError(self._operation, self._device, errno, f"refused by {process.PROGRAM}")
+            raise MechanismError(self._operation, self._device, errno, f"refused by {program.NAME}")
         return lines
+
+    def version(self) -> str:
+        """The version of who is at the other end."""
+        with suppress(ProcessLookupError), process.Process(process.peer_process(self._socket), self._device) as serving:
+            return program.version(serving.executable)
+        return ""
 
     def _failure(self, error: OSError | ProtocolError) -> MechanismError:
         if isinstance(error, ProtocolError):
             return MechanismError(self._operation, self._device, EPROTO, str(error))
         if isinstance(error, TimeoutError):
             self._silent.add(self._device)
-            return MechanismError(self._operation, self._device, ETIMEDOUT, f"{process.PROGRAM} does not answer")
-        nobody = f"no {process.PROGRAM} on {process.socket_path(self._device)}"
+            return MechanismError(self._operation, self._device, ETIMEDOUT, f"{program.NAME} does not answer")
+        nobody = f"no {program.NAME} on {process.socket_path(self._device)}"
         return MechanismError(self._operation, self._device, error.errno or 0, nobody)
 
 

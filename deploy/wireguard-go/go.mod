@@ -1,0 +1,15 @@
+// The wireguard-go of the image, and the newest one that the tests know: release 0.0.20250522, whose tag is no version to
+// Go, so that it is named by its commit.  go.sum has the checksums.
+module overlayd/wireguard-go
+
+go 1.24
+
+tool golang.zx2c4.com/wireguard
+
+require (
+	golang.org/x/crypto v0.37.0 // indirect
+	golang.org/x/net v0.39.0 // indirect
+	golang.org/x/sys v0.32.0 // indirect
+	golang.zx2c4.com/wintun v0.0.0-20230126152724-0fa3db229ce2 // indirect
+	golang.zx2c4.com/wireguard v0.0.0-20250521234502-f333402bd9cb // indirect
+)
