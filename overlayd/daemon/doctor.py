@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from overlayd import keys
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
@@ -74,7 +75,7 @@ class Doctor:
             *dead,
             *self._host.findings,
             *self._names(),
-            *self._peers(),
+            *await self._peers(),
             *self._unanswered(),
         ]
         found += await self._journal()
@@ -186,20 +187,18 @@ class Doctor:
             for upstream in sorted(server.looping)
         ]
 
-    def _peers(self) -> list[Finding]:
-        state, facts = self._node.state, self._node.facts
-        return [
-            Finding(
-                code="endpoint-unresolved",
-                severity="error",
-                object=f"peer {called(state, peer.scope, peer.public_key)}",
-                problem=f"cannot be reached: {peer.endpoint} does not resolve to an address outside of the overlay",
-                symptom="",
-                remedy="check the name, and this host's resolver",
-            )
-            for peer in state.table(Peer).values()
-            if peer.endpoint and endpoint_address(peer, facts) is None
-        ]
+    async def _peers(self) -> list[Finding]:
+        state, facts, slices = self._node.state, self._node.facts, Slices()
+        found = []
+        for peer in [*state.table(Peer).values()]:
+            await slices.pause()
+            if not peer.endpoint or endpoint_address(peer, facts) is not None:
+                continue
+            problem = f"cannot be reached: {peer.endpoint} does not resolve to an address outside of the overlay"
+            name = f"peer {called(state, peer.scope, peer.public_key)}"
+            remedy = "check the name, and this host's resolver"
+            found.append(Finding("endpoint-unresolved", "error", name, problem, "", remedy))
+        return found
 
     def _unanswered(self) -> list[Finding]:
         health, now = self._health, time.time()

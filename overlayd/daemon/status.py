@@ -5,10 +5,12 @@ Owns: the Status response and its cache.  Must not know: devices; what a peer di
 The state is ahead of what is shown here: a change is in it as soon as it is decided, and may yet be taken back.
 """
 
+import asyncio
 from typing import NamedTuple, TypeVar, cast
 
 from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.slices import Slices, TakesLong
 from overlayd.daemon.peers.health import Health
 from overlayd.model.health import Condition
 from overlayd.model.layout import endpoint_text
@@ -16,6 +18,9 @@ from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Change, Overlay, Peer, Service, peer_of
 from overlayd.model.rows import Node as NodeRow
 from overlayd.model.subnets import first_usable
+
+# Our own constant: peers that are described at once, some 6 us each.
+AT_ONCE = 256
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -38,7 +43,7 @@ class _Shown(NamedTuple):
 
     peer: Peer
     did: _Did
-    status: wire.StatusPeer
+    encoded: bytes
 
 
 class StatusView:
@@ -58,6 +63,7 @@ class StatusView:
         self._outdated: dict[bytes, None] = {}  # in their order
         self._heard = -1  # what `health` had seen
         self._encoded = b""
+        self._describing = asyncio.Lock()
         self._number = 0
         self._dedicated_devices: dict[str, str] = {}  # by service
         self._versions: list[str] = []  # of what serves the devices, as it is shown
@@ -96,27 +102,43 @@ class StatusView:
         return "" if self._node.facts.devices else "there is no WireGuard on this node"
 
     def encoded(self) -> bytes:
-        """The status response as JSON."""
-        heard = self._heard == self._health.generation and self._versions == self._served_by()
-        if not (self._encoded and heard and self._facts is self._node.facts):
-            self._encoded = wire.encode_response_object(self.response())
+        """The status response as JSON.  TakesLong: too many peers are to be described anew for doing it at once."""
+        self._notice()
+        same = self._facts is self._node.facts and self._versions == self._served_by()
+        if not (self._encoded and same):
+            if len(self._outdated) > AT_ONCE:
+                raise TakesLong
+            for key in [*self._outdated]:
+                self._describe(key)
+            peers = self._shown.values() if self._overlay and self._overlay.up else ()
+            self._encoded = wire.encode_with_peers(self._without_peers(), [shown.encoded for shown in peers])
         return self._encoded
 
-    def response(self) -> wire.Status:
+    async def described(self) -> bytes:
+        """The status response as JSON, others being served meanwhile."""
+        async with self._describing:
+            slices = Slices()
+            self._notice()
+            while len(self._outdated) > AT_ONCE:
+                for key in [*self._outdated]:
+                    if key in self._outdated:
+                        self._describe(key)
+                        await slices.pause()
+                self._notice()
+            return self.encoded()
+
+    def _without_peers(self) -> wire.Status:
         overlay = self._overlay if self._overlay and self._overlay.up else None
         self._facts = self._node.facts
-        self._look_again()
         self._versions = self._served_by()
-        peers = tuple(shown.status for shown in self._shown.values()) if overlay else ()
         return wire.Status(
             interface=overlay.interface if overlay and self._node.facts.devices else None,
             node_ip=str(first_usable(overlay.slice or overlay.cluster)) if overlay else None,
             public_key=keys.text(keys.public(self._node.state.node.private_key)),
             overlay_cidr=str(overlay.cluster) if overlay else None,
             slice_cidr=str(overlay.slice) if overlay and overlay.slice else None,
-            peer_count=len(peers),
+            peer_count=len(self._shown) if overlay else 0,
             service_count=len(self._services),
-            peers=peers,
             dedicated_services=tuple(self._dedicated(each) for each in self._services.values() if each.dedicated),
             services=tuple(self._described.values()),
             version=self._about.version,
@@ -156,19 +178,23 @@ class StatusView:
             self._outdated.pop(public_key, None)
             self._shown.pop(public_key, None)
 
-    def _look_again(self) -> None:
-        """Put together anew the peers that have changed, or did something: of ten thousand that takes 50 ms."""
-        peers = self._peers.get(GLOBAL, {})
-        for key in peers if self._heard != self._health.generation else self._outdated:
-            peer = peers[key]
-            activity = self._health.activity(GLOBAL, key)
-            heard = (activity.endpoint, activity.last_handshake) if activity and activity.last_handshake else (None, 0)
-            did = (*heard, self._health.condition(GLOBAL, key))
-            shown = self._shown.get(key)
-            if shown is None or shown.peer is not peer or shown.did != did:
-                self._shown[key] = _Shown(peer, did, _peer(peer, did))
-        self._outdated.clear()
-        self._heard = self._health.generation
+    def _notice(self) -> None:
+        """Have every peer looked at again when some did something."""
+        if self._heard != self._health.generation:
+            self._heard = self._health.generation
+            self._outdated |= dict.fromkeys(self._peers.get(GLOBAL, ()))
+            self._encoded = b""
+
+    def _describe(self, key: bytes) -> None:
+        """Describe anew a peer that has changed, or may have done something."""
+        del self._outdated[key]
+        peer = self._peers[GLOBAL][key]
+        activity = self._health.activity(GLOBAL, key)
+        heard = (activity.endpoint, activity.last_handshake) if activity and activity.last_handshake else (None, 0)
+        did = (*heard, self._health.condition(GLOBAL, key))
+        shown = self._shown.get(key)
+        if shown is None or shown.peer is not peer or shown.did != did:
+            self._shown[key] = _Shown(peer, did, wire.encode_part(_peer(peer, did)))
 
     def _dedicated(self, service: Service) -> wire.DedicatedService:
         return wire.DedicatedService(

@@ -115,21 +115,23 @@ class HealthTracker:
     def observe(self, peers: Mapping[bytes, Seen], now: float) -> list[tuple[bytes, bool]]:
         """Take what a device shows of all its peers; return those whose health has changed, and what it is now.
 
-        now: Unix seconds.  Peers that are no longer there are forgotten.
+        now: Unix seconds.  Peers that are no longer there are forgotten.  What others ask meanwhile is answered by what
+        was or by what is.
         """
-        before, self._peers = self._peers, {}
-        self.turned = {}
+        now_known: dict[bytes, _Peer] = {}
+        turned: dict[bytes, Condition] = {}
         changes = []
         for key, seen in peers.items():
-            known = self._peers[key] = before.get(key) or _Peer(announced=True)
+            known = now_known[key] = self._peers.get(key) or _Peer(announced=True)
             was = known.condition
             self._update(known, seen, now)
             if known.condition != was:
-                self.turned[key] = known.condition
+                turned[key] = known.condition
             healthy = known.announced if known.condition == "idle" else known.condition == "answers"
             if healthy is not None and healthy != known.announced:
                 known.announced = healthy
                 changes.append((key, healthy))
+        self._peers, self.turned = now_known, turned
         return changes
 
     def _update(self, known: _Peer, seen: Seen, now: float) -> None:

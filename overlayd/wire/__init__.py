@@ -22,10 +22,12 @@ from overlayd.wire.codec import (
     decode_request_object,
     decode_server_frame,
     encode_event,
+    encode_part,
     encode_request,
     encode_response,
     encode_response_object,
     encode_spliced,
+    encode_with_peers,
     pass_over,
 )
 from overlayd.wire.listing import (
@@ -225,9 +227,11 @@ __all__ = [
     "decode_request_object",
     "decode_server_frame",
     "encode_event",
+    "encode_part",
     "encode_request",
     "encode_response",
     "encode_response_object",
     "encode_spliced",
+    "encode_with_peers",
     "pass_over",
 ]

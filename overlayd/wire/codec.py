@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from overlayd.errors import OverlaydError, ProtocolError, RequestError
 from overlayd.wire.mismatch import mismatch
 from overlayd.wire.requests import Request
-from overlayd.wire.responses import Err, Event, Response
+from overlayd.wire.responses import Err, Event, NatPeer, NatStatus, Response, Status, StatusPeer
 from overlayd.wire.unknown import UnknownKey, without_unknown
 from overlayd.wire.values import U64, U64_MAX
 
@@ -106,6 +106,22 @@ def encode_response_object(response: Response) -> bytes:
         return _encode(response)
     except UnicodeEncodeError:
         return _encode(_as_utf8(response))
+
+
+def encode_part(part: StatusPeer | NatPeer) -> bytes:
+    """One of many peers, for `encode_with_peers`."""
+    return _encode(part)
+
+
+def encode_with_peers(response: Status | NatStatus, peers: list[bytes]) -> bytes:
+    """`encode_response_object` of a response whose peers are encoded already, and not in it."""
+    text = encode_response_object(response)
+    if not peers:
+        return text
+    first, *others = peers
+    whole = [text[:-1] + b',"peers":[' + first, *others]
+    whole[-1] += b"]}"
+    return b",".join(whole)  # one copy: it may be megabytes
 
 
 def encode_spliced(id: int, response: bytes) -> bytes:

@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab.patience import until_async as until
+from msgspec.structs import replace
 from node_with_peers import NodeWithPeers
 
-from overlayd.daemon.status import About, StatusView
+from overlayd import keys
+from overlayd.daemon.change.slices import TakesLong
+from overlayd.daemon.status import AT_ONCE, About, StatusView
 from overlayd.errors import MechanismError
 from overlayd.model.layout import Facts
 from overlayd.model.rows import Node, Overlay, Peer, Service
@@ -29,6 +32,31 @@ STEPS = st.lists(
         st.integers(0, 2),
     )
 )
+
+
+async def test_many_peers_are_described_in_slices_and_changes_meanwhile_are_shown() -> None:
+    overlay = Overlay(
+        deployment="d", instance_id="1", interface="zl-d-1-g", cluster=ip_network("10.0.0.0/8"), wg_port=1
+    )
+    rows = [Peer(public_key=number.to_bytes(32), endpoint=f"192.0.2.1:{number}") for number in range(1, 4 * AT_ONCE)]
+    state = State([Node(private_key=b"k" * 32), overlay, *rows])
+    health = SimpleNamespace(generation=0, activity=lambda _scope, _key: None, condition=lambda _scope, _key: "idle")
+    node = SimpleNamespace(state=state, facts=Facts(mtu=1420), kernel=SimpleNamespace(backend=None))
+    view = StatusView(node, health, ABOUT)
+    for _ in range(2):
+        with pytest.raises(TakesLong):
+            view.encoded()
+        asked = [asyncio.create_task(view.described()) for _ in range(2)]
+        changed = replace(rows[1], endpoint=f"192.0.2.2:{health.generation + 1}")
+        await asyncio.sleep(0)
+        view.follow({rows[0].id: None, changed.id: changed})
+        await asyncio.gather(*asked)
+        answer = json.loads(await view.described())
+        shown = {peer["public_key"]: peer["endpoint"] for peer in answer["peers"]}
+        assert len(shown) == answer["peer_count"] == len(rows) - 1
+        assert shown[keys.text(changed.public_key)] == changed.endpoint
+        assert json.loads(view.encoded()) == answer
+        health.generation += 1  # every peer may have done something
 
 
 @given(STEPS)

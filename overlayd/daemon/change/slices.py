@@ -10,6 +10,10 @@ import time
 SLICE = 0.002
 
 
+class TakesLong(Exception):
+    """It is so much work that it is to be done in slices, and not at once."""
+
+
 class Slices:
     """One piece of work, cut by time."""
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from overlayd import wire
+from overlayd.daemon.change.slices import TakesLong
 from overlayd.daemon.handlers import (
     containers,
     devices,
@@ -57,22 +58,28 @@ class Handlers:
         """Whether the request only reads the state: `read` answers it; `run` does every other one."""
         return type(request) in self.quick
 
-    def read(self, request: wire.Request) -> wire.Response | bytes:
-        """Answer a quick request on the spot; bytes: an answer that is encoded already.  Never raises."""
+    def read(self, request: wire.Request) -> wire.Response | bytes | None:
+        """Answer a quick request on the spot; bytes: an answer that is encoded already; None: not now, for it takes
+        long, and `run` does it.  Never raises.
+        """
         try:
             return self.quick[type(request)](request)
+        except TakesLong:
+            return None
         except Exception as error:
             return _failure(request, error)
 
-    async def run(self, request: wire.Request) -> wire.Response:
+    async def run(self, request: wire.Request) -> wire.Response | bytes:
         """Do a request and answer it.  Never raises."""
         began = time.monotonic()
+        response: wire.Response | bytes
         try:
             response = await HANDLERS[type(request)](self.daemon, request)
         except Exception as error:
             response = _failure(request, error)
         if self._record is not None:
-            self._record(_op(request), str(response.__struct_config__.tag), time.monotonic() - began)
+            tag = "ok" if isinstance(response, bytes) else str(response.__struct_config__.tag)
+            self._record(_op(request), tag, time.monotonic() - began)
         return response
 
 
@@ -102,7 +109,7 @@ def _op(request: wire.Request) -> str:
 
 
 Quick = Callable[[Daemon, Any], wire.Response | bytes]
-Slow = Callable[[Daemon, Any], Awaitable[wire.Response]]
+Slow = Callable[[Daemon, Any], Awaitable[wire.Response | bytes]]
 
 # Requests that only read the state: answered on the spot.
 QUICK: dict[type[wire.Request], Quick] = {
@@ -110,8 +117,10 @@ QUICK: dict[type[wire.Request], Quick] = {
     wire.GetNatStatus: nat.nat_status,
 }
 
-# Requests that change something, or wait.
+# Requests that change something, or wait, or take long.
 HANDLERS: dict[type[wire.Request], Slow] = {
+    wire.GetStatus: overlay.long_status,
+    wire.GetNatStatus: nat.long_nat_status,
     wire.SetLocalNodeId: overlay.set_local_node_id,
     wire.SetLocalWgPubkey: overlay.set_local_wg_pubkey,
     wire.SetupGlobalOverlay: overlay.setup_global_overlay,

@@ -161,8 +161,12 @@ async def teardown_global_overlay(daemon: Daemon, request: wire.TeardownGlobalOv
     return wire.Ok()
 
 
-def status(daemon: Daemon, request: wire.Request) -> bytes:
+def status(daemon: Daemon, request: wire.GetStatus) -> bytes:
     return daemon.status.encoded()
+
+
+async def long_status(daemon: Daemon, request: wire.GetStatus) -> bytes:
+    return await daemon.status.described()
 
 
 async def shutdown(daemon: Daemon, request: wire.Shutdown) -> wire.Response:

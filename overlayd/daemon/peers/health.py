@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Set
 from contextlib import asynccontextmanager, contextmanager
 from errno import ETIMEDOUT
+from typing import NamedTuple
 
 from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
@@ -144,14 +145,15 @@ class Health:
             self.generation += 1
         for scope, found in (await self._read()).items():
             known = self._scope(scope)
-            changes = known.health.observe(found, time.time())
-            if found != known.activity or known.health.turned:
+            # Of 50,000 peers that takes 100 ms.
+            reading = await self._node.run(known.compare, found, time.time())
+            if reading.differs:
                 known.activity = found
                 self.generation += 1
-            for key, endpoint in known.moved(found):
+            for key, endpoint in reading.moved:
                 for listener in self._listeners:
                     listener.peer_moved(scope, key, endpoint)
-            for key, healthy in changes:
+            for key, healthy in reading.changes:
                 log.info("peer %s %s", keys.text(key), "answers" if healthy else "does not answer any more")
                 self.publish(wire.PeerHealthChanged(keys.text(key), healthy))
                 for listener in self._listeners:
@@ -228,6 +230,16 @@ class Health:
         return devices | {service.name: service.device for service in dedicated}
 
 
+class _Reading(NamedTuple):
+    """What a reading of a device shows: whether anything is otherwise than before, whose health has changed, and who
+    has moved.
+    """
+
+    differs: bool
+    changes: list[tuple[bytes, bool]]
+    moved: list[tuple[bytes, Endpoint]]
+
+
 class _Scope:
     """What is known of one device and its peers."""
 
@@ -252,6 +264,11 @@ class _Scope:
         if now == found or before is None:
             return False
         return bool((before & now) - found or found - before - now)
+
+    def compare(self, found: Mapping[bytes, Activity], now: float) -> _Reading:
+        """Take what the device shows now (Unix seconds).  In a worker thread; nobody else does meanwhile."""
+        changes = self.health.observe(found, now)
+        return _Reading(bool(self.health.turned) or found != self.activity, changes, self.moved(found))
 
     def moved(self, found: Mapping[bytes, Activity]) -> list[tuple[bytes, Endpoint]]:
         """The peers that have moved by themselves, and where they are."""

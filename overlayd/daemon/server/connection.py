@@ -335,9 +335,10 @@ class Connection(asyncio.BufferedProtocol):
         self._working -= size
         self._account()
         seconds = time.monotonic() - began
-        if not self._program:
-            self._program = audit.program_of(self.credentials)
-        audit.tell(self.credentials, self._program, request, response, seconds)
+        if not isinstance(response, bytes):  # which a change is never answered by
+            if not self._program:
+                self._program = audit.program_of(self.credentials)
+            audit.tell(self.credentials, self._program, request, response, seconds)
         if seconds > self._limits.slow:
             log.warning("slow request: %s took %.1f s (%s)%s", _op(request), seconds, self.credentials, _trace(to))
         if not self._order.done(number):  # the client was told that it is not waited for
@@ -370,12 +371,21 @@ class Connection(asyncio.BufferedProtocol):
     def _answer_in_turn(self, to: int | Frame, what: wire.Request | wire.Err) -> None:
         """Answer after the changes that were asked for before."""
         if not self._order.hold(to, what):
-            self._answer(to, what if isinstance(what, wire.Err) else self._handlers.read(what))
+            self._answer_now(to, what)
 
     def _release(self) -> None:
         """Give the answers that waited for a change that is done, or for the client to read."""
         for to, what in self._order.due():
-            self._answer(to, what if isinstance(what, wire.Err) else self._handlers.read(what))
+            self._answer_now(to, what)
+
+    def _answer_now(self, to: int | Frame, what: wire.Request | wire.Err) -> None:
+        """Answer, or begin to, when that takes long: what is asked later waits for it as for a change."""
+        if isinstance(what, wire.Err):
+            self._answer(to, what)
+        elif (response := self._handlers.read(what)) is not None:
+            self._answer(to, response)
+        else:
+            self._server.start(self._change(self._order.change(to), to, what, 0))
 
     def _answer(self, to: int | Frame, response: wire.Response | bytes) -> None:
         """to: the id of a JSON request, or the envelope that the request came in.  bytes: encoded already."""

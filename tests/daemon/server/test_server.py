@@ -198,6 +198,29 @@ async def test_a_quick_answer_waits_for_the_changes_before_it_and_for_nothing_el
         assert await client.answers(3) == [(2, "a"), (3, "status"), (5, "status")]
 
 
+async def test_an_answer_that_takes_long_is_given_in_its_turn(path: str) -> None:
+    class Slow(Fake):
+        async def run(self, request: wire.Request) -> wire.Response | bytes:
+            if not isinstance(request, wire.GetStatus):
+                return await super().run(request)
+            assert not self.reads or "b" in self.done
+            await settle()
+            self.reads += 1
+            return self.status
+
+        def read(self, request: wire.Request) -> bytes | None:
+            return self.status if self.reads > 1 else None  # type: ignore[return-value]
+
+    handlers = Slow()
+    async with serving(path, handlers) as server, await connect(path) as client:
+        client.send(status(1), change(2, "b"), status(3), payload(4), status(5))
+        await until(lambda: handlers.begun == ["b"])
+        assert await client.answers(1) == [(1, "status")]
+        handlers.open("b")
+        assert await client.answers(4) == [(2, "b"), (3, "status"), (4, "status"), (5, "status")]
+        await until(lambda: server.buffered == 0)
+
+
 async def test_later_changes_do_not_starve_a_quick_answer(path: str) -> None:
     handlers = Fake()
     async with serving(path, handlers), await connect(path) as client:
