@@ -106,6 +106,7 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "renew_devices": (7, wire.RenewDevices()),
     "renew_devices_all": (7, wire.RenewDevices(force=True)),
     "hello": (0, wire.Hello()),
+    "watch": (0, wire.Watch()),
 }
 RESPONSES: dict[str, tuple[int, wire.Response]] = {
     "ok": (2**64 - 1, wire.Ok()),
@@ -360,6 +361,7 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
 }
 EVENTS: dict[str, wire.Event] = {
     "peer_health_changed": wire.PeerHealthChanged(KEY_A, False),
+    "changed": wire.Changed("container", "pid:71", "removed"),
     "nat_endpoint_changed": wire.NatEndpointChanged(KEY_A, "[2001:db8::7]:51820"),
 }
 # Spellings that no golden request has because we would write them differently.

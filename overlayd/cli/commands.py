@@ -12,7 +12,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -233,6 +233,8 @@ async def _whoami(args: Namespace) -> None:
 
 async def _events(args: Namespace) -> None:
     async with _client(args) as client:
+        with suppress(CallError):  # a daemon that is older than this request
+            await client.watch()
         async for event in client.events():
             line = tables.line_json(event) if args.output == "json" else tables.event(event, now=time.time())
             print(line, flush=True)

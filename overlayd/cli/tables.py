@@ -247,6 +247,8 @@ def event(event: wire.Event, *, now: float) -> str:
             return f"{time} {pubkey} {'healthy' if healthy else 'unhealthy'}"
         case wire.NatEndpointChanged(pubkey=pubkey, endpoint=endpoint):
             return f"{time} {pubkey} endpoint {endpoint}"
+        case wire.Changed(kind=kind, object=object, what=what):
+            return printable(f"{time} {kind} {object} {what}".replace("  ", " "))
 
 
 def wg_quick(config: wire.EdgeConfig) -> str:

@@ -384,6 +384,10 @@ class OverlayClient:
     async def list_edge_peers(self) -> tuple[wire.EdgePeer, ...]:
         return (await self._ask(wire.ListEdgePeers(), wire.EdgePeers)).peers
 
+    async def watch(self) -> None:
+        """Have `Changed` among the events of this connection from now on."""
+        await self._ask(wire.Watch(), wire.Ok)
+
     async def hello(self) -> wire.HelloAnswer:
         """What the daemon speaks; CallError of a daemon that is older than this request."""
         return await self._ask(wire.Hello(), wire.HelloAnswer)

@@ -112,7 +112,8 @@ class Connection(asyncio.BufferedProtocol):
             if future and not future.done():
                 future.set_result(response)
         elif message is not None:
-            key = (type(message), message.pubkey)
+            subject = message.pubkey if not isinstance(message, wire.Changed) else f"{message.kind} {message.object}"
+            key = (type(message), subject)
             self._unread.pop(key, None)
             self._unread[key] = message
             if len(self._unread) > UNREAD_EVENTS:

@@ -12,8 +12,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.server import identity, listener
 from overlayd.daemon.server.acceptor import Quotas
 from overlayd.daemon.server.server import Server
+from overlayd.daemon.server.watchers import told
 from overlayd.daemon.status import About, StatusView
 from overlayd.daemon.tasks import Tasks
 from overlayd.daemon.teardown import remove_everything
@@ -224,7 +225,7 @@ async def _serve(
         daemon = Daemon(node, status, health, nat, doctor, nameserver, surroundings, boot, ask, stopping.set)
         mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
         server = Server(Handlers(daemon), admission, requests.spawn, mux, quotas=_quotas(config))
-        stack.enter_context(health.subscribe(_Onward(sentinel, server)))
+        stack.enter_context(_publishing(node, health, sentinel, server))
         await enter(_measuring(config, daemon, server.handlers, sentinel, tasks))
         await enter(server.serving(bound, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
@@ -258,6 +259,13 @@ async def _measuring(
             yield
     finally:
         watch.cancel()
+
+
+@contextmanager
+def _publishing(node: Node, health: Health, sentinel: Sentinel, server: Server) -> Iterator[None]:
+    """Let clients hear of what happens, until the block ends."""
+    with health.subscribe(_Onward(sentinel, server)), told(node, server) as sentinel.repaired:
+        yield
 
 
 class _Onward(Listener):

@@ -257,6 +257,10 @@ class Hello(_Request, frozen=True, tag="hello"):
     """Ask what this daemon speaks (an addition).  -> hello"""
 
 
+class Watch(_Request, frozen=True, tag="watch"):
+    """Have `changed` events sent on this connection, too, from now on (an addition)."""
+
+
 Request = (
     SetLocalNodeId
     | SetLocalWgPubkey
@@ -291,4 +295,5 @@ Request = (
     | ListThings
     | RenewDevices
     | Hello
+    | Watch
 )

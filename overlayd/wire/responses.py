@@ -400,4 +400,15 @@ class NatEndpointChanged(_Event, frozen=True, tag="nat_endpoint_changed"):
     endpoint: str
 
 
-Event = PeerHealthChanged | NatEndpointChanged
+class Changed(_Event, frozen=True, tag="changed"):
+    """Something of this node was set or removed, or was put right after somebody changed it (an addition, for those who
+    asked to `watch`).  object: the handle of a container, the name of a service, the name itself, that of an edge peer,
+    a peer's public key; of a repair what was put right.
+    """
+
+    kind: Literal["overlay", "service", "container", "peer", "name", "edge", "repair"]
+    object: str
+    what: Literal["set", "removed", "repaired"]
+
+
+Event = PeerHealthChanged | NatEndpointChanged | Changed

@@ -425,6 +425,8 @@ async def test_one_method_a_request(path: str) -> None:
             (c.list_edge_peers(), wire.ListEdgePeers(), wire.EdgePeers((edge_peer,)), (edge_peer,)),
             (c.list("peers"), wire.ListThings("peers"), wire.Listing(), wire.Listing()),
             (c.hello(), wire.Hello(), HELLO, HELLO),
+            (c.watch(), wire.Watch(), wire.Ok(), None),
+            (c.renew_devices(force=True), wire.RenewDevices(True), wire.Renewed(()), ()),
             (c.doctor(), wire.Doctor(), wire.Diagnosis((finding,)), (finding,)),
             (c.revoke_edge_peer("n"), wire.RevokeEdgePeer("n"), wire.Ok(), None),
         ]

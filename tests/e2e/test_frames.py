@@ -111,6 +111,9 @@ def ask_everything(alpha: Recorded, beta: Member) -> None:
     ):
         alpha.request(op)
     alpha.request("query_dns", name="web")
+    with alpha.node.connect() as watcher:
+        watcher.further.add("changed")
+        alpha.said.append(("watch", watcher.request("watch")["result"]))
     for what in ("services", "containers", "pools", "addresses", "networks", "peers"):
         alpha.request("list", what=what)
     alpha.request("revoke_edge_peer", name="laptop")

@@ -99,3 +99,32 @@ def test_a_node_is_ready_when_it_is_set_up() -> None:
         assert (done.returncode, done.stdout.startswith("not ready: not set up")) == (4, True)
         member.set_up()
         assert member.node.overlayctl("ready") == "ready\n"
+
+
+def test_events_of_who_watches_and_of_nobody_else(pair: Pair) -> None:
+    alpha = pair.alpha
+    with alpha.node.connect() as watcher, alpha.node.connect() as bystander:
+        watcher.further.add("changed")
+        watcher.request("watch")
+        box = pair.lab.container()
+        address = alpha.attach(box, "web")
+        alpha.request("register_dns", name="seen", ip=address)
+        alpha.detach(box)
+        alpha.node.run(["ip", "link", "del", pair.bridges[0]])
+
+        def heard() -> list[tuple[str, str, str]]:
+            watcher.request("status")
+            changed = [each for each in watcher.events if each["event"] == "changed"]
+            return [(each["kind"], each["object"], each["what"]) for each in changed]
+
+        until(lambda: ("repair", f"bridge {pair.bridges[0]}", "repaired") in heard())
+        handle = f"pid:{box.pid}"
+        for each in (
+            ("container", handle, "set"),
+            ("name", "seen", "set"),
+            ("name", "seen", "removed"),
+            ("container", handle, "removed"),
+        ):
+            assert each in heard()
+        bystander.request("status")
+        assert not [each for each in bystander.events if each["event"] == "changed"]

@@ -152,4 +152,5 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.ListThings: listing.list_things,
     wire.RenewDevices: devices.renew_devices,
     wire.Hello: hello.hello,
+    wire.Watch: hello.watch,
 }

@@ -1,6 +1,6 @@
 """What this daemon speaks.
 
-Owns: hello.  Must not know: sockets and frames.
+Owns: hello, watch.  Must not know: sockets and frames.
 """
 
 from typing import get_args
@@ -17,3 +17,8 @@ ABILITIES = ("add_peer.name", "err.code", "frame.strict", "setup_service_overlay
 async def hello(daemon: Daemon, request: wire.Hello) -> wire.Response:
     ops = (str(each.__struct_config__.tag) for each in get_args(wire.Request))
     return wire.HelloAnswer(protocol=PROTOCOL, version=__version__, requests=tuple(sorted(ops)), abilities=ABILITIES)
+
+
+async def watch(daemon: Daemon, request: wire.Watch) -> wire.Response:
+    """Which connection it is that watches, the server has noted."""
+    return wire.Ok()

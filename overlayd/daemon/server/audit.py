@@ -19,6 +19,8 @@ _READS = (
     wire.ListEdgePeers,
     wire.ListThings,
     wire.Doctor,
+    wire.Hello,
+    wire.Watch,
     wire.QueryDns,
 )
 # The key that says what a request is about: the first of these that it has.

@@ -123,6 +123,7 @@ class Connection(asyncio.BufferedProtocol):
         self._out: list[bytes] = []
         self._out_bytes = 0
         self.get_buffer = self._inbox.get_buffer  # type: ignore[method-assign]  # once for each read: no step between
+        self.watches = False  # has asked for `changed` events
         self._program = ""  # the client's, once it has asked for a change
         self._takes_events: bool | None = None  # only who sends JSON does; None: nothing has been sent
 
@@ -326,6 +327,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self._handlers.is_quick(request):
             self._answer_in_turn(to, request)
         else:
+            self.watches = self.watches or isinstance(request, wire.Watch)
             self._working += size
             self._server.start(self._change(self._order.change(to), to, request, size))
 

@@ -80,10 +80,22 @@ class Server:
             self.examiner.close()
 
     def publish(self, event: wire.Event) -> None:
-        """Send an event to every client; one that does not read keeps the newest of each peer."""
-        message = wire.encode_event(event)
-        for connection in self.connections:
-            connection.push((type(event), event.pubkey), message)
+        """Send an event to every client, `changed` to those who watch; one that does not read keeps the newest of each
+        peer.
+        """
+        if isinstance(event, wire.Changed):
+            about = f"{event.kind} {event.object} {event.what}"
+            listening = [each for each in self.connections if each.watches]
+        else:
+            about, listening = event.pubkey, list(self.connections)
+        message = wire.encode_event(event) if listening else b""
+        for connection in listening:
+            connection.push((type(event), about), message)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody asked for `changed` events."""
+        return any(each.watches for each in self.connections)
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, wait so many seconds for those in flight, and close every connection once its answers

@@ -75,6 +75,7 @@ class Sentinel:
         self, node: Node, monitor: Monitor, host_changed: Callable[[], None], surroundings: Surroundings
     ) -> None:
         self.repairs: Counter[str] = Counter()  # what was put right, by kind
+        self.repaired: Callable[[str], None] = lambda _name: None  # is told of each object that was put right
         self.failures: dict[Hashable, str] = {}  # what cannot be put back, by the object's key, and why
         self._node = node
         self._monitor = monitor
@@ -302,6 +303,7 @@ class Sentinel:
         done = [step for step in steps if pace_key(step) not in failed and self._is_news(pace_key(step))]
         self.repairs.update(type(step.want or step.have).__name__.lower() for step in done)
         for name, problem in drift.describe(done):
+            self.repaired(name)
             log.warning("%s %s%s: put right in %.0f ms", name, problem, _by(who), cost * 1000)
         for step, error in failures:
             if pace_key(step) not in self.failures and self._is_news(pace_key(step)):
