@@ -3,6 +3,7 @@
 Owns: that description, pinning, and the wait for quiet.  Must not know: what is measured.
 """
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -21,7 +22,8 @@ PATIENCE = 20  # seconds
 def pin(processor: int, pid: int = 0) -> None:
     """Keep a process, with all its threads, on one processor.  pid: 0 for this one."""
     for thread in Path(f"/proc/{pid or 'self'}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), {processor})
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread.name), {processor})
 
 
 def processor_model() -> str:

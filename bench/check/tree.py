@@ -9,6 +9,7 @@ compared is our code.
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -74,8 +75,11 @@ def checked_out(revision: str) -> Tree:
     directory = CACHE / commit
     if not directory.is_dir():
         archive = subprocess.run(["git", "-C", ROOT, "archive", commit], check=True, capture_output=True).stdout
+        unfinished = CACHE / f"{commit}.unpacking"
+        shutil.rmtree(unfinished, ignore_errors=True)
         with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-            packed.extractall(directory, filter="data")
+            packed.extractall(unfinished, filter="data")
+        unfinished.rename(directory)
     tree = Tree(commit, directory)
     compile_tree(tree)
     return tree
