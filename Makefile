@@ -15,7 +15,7 @@ BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificat
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn \
   iperf3
-TEST_PACKAGES := $(DEMO_PACKAGES) dnsperf strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
+TEST_PACKAGES := $(DEMO_PACKAGES) dnsperf iperf3 strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
   procps e2fsprogs conntrack openssl musl-tools unbound-host bind9-utils
 IMAGE_PACKAGES := buildah debootstrap
 
