@@ -66,9 +66,14 @@ class Doctor:
         """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
         refuses a look.
         """
-        await self._host.check()
-        await self._surroundings.look()
-        drifted, dead = await self._node.run_exclusively(self._look)
+        # At the same time: each waits for other programs most of its time.
+        looks = (self._host.check(), self._surroundings.look(), self._node.run_exclusively(self._look))
+        _, refused, looked = await asyncio.gather(*looks, return_exceptions=True)
+        for each in (refused, looked):
+            if isinstance(each, BaseException):
+                raise each
+        assert isinstance(looked, tuple)
+        drifted, dead = looked
         found = [
             *self._silent(),
             *drifted,
