@@ -46,7 +46,7 @@ def status(status: wire.Status, *, wide: bool, now: float, paper: Paper = PLAIN)
             ("WireGuard", _wireguard(status)),
             ("overlayd", f"{status.version}, started {age(status.started_at_unix or 0, now)}"),
         ]
-    facts += [("served by", _server(each)) for each in status.devices]
+    facts += [("served by", line) for line in _servers(status.devices)]
     word, tone = verdict(status)
     lines = [toned(word, tone, paper), ""]
     lines += [f"{name:<14}{printable(value)}" for name, value in facts]
@@ -106,9 +106,13 @@ def _wireguard(status: wire.Status) -> str:
     return f"{status.backend}, UDP port {status.wg_port or 'none'}, MTU {status.mtu}"
 
 
-def _server(device: wire.StatusDevice) -> str:
-    program = "the kernel" if device.backend == "kernel" else "wireguard-go"
-    return f"{program}, version {device.version or 'unknown'} ({device.interface})"
+def _servers(devices: Sequence[wire.StatusDevice]) -> list[str]:
+    """What serves the devices, those of a kind in one line."""
+    kinds: dict[str, list[str]] = {}
+    for each in devices:
+        program = "the kernel" if each.backend == "kernel" else "wireguard-go"
+        kinds.setdefault(f"{program}, version {each.version or 'unknown'}", []).append(each.interface)
+    return [f"{kind} ({names[0] if len(names) == 1 else f'{len(names)} devices'})" for kind, names in kinds.items()]
 
 
 def renewed(devices: Sequence[wire.RenewedDevice]) -> str:

@@ -94,6 +94,13 @@ def test_status_before_setup(canned: Canned, capsys: pytest.CaptureFixture[str])
     assert cli.run(["status", "--wait", "--timeout", "0.1"]) == 4
 
 
+def test_devices_that_one_program_serves_are_one_line() -> None:
+    devices = tuple(wire.StatusDevice(f"zl-{number}", "userspace", "0.0.7") for number in range(200))
+    text = tables.status(msgspec.structs.replace(STATUS, devices=devices), wide=False, now=0)
+    assert text.count("served by") == 1
+    assert "served by     wireguard-go, version 0.0.7 (200 devices)" in text
+
+
 def test_waiting_until_all_is_well(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     answers = iter([wire.Status(peer_count=0, service_count=0), msgspec.structs.replace(STATUS, findings=1), STATUS])
     canned.answer = lambda request: next(answers)
