@@ -99,9 +99,13 @@ test-wireguard-go: test-packages build ## the tests of devices with Debian 12's,
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)
 	@OVERLAYD_SOAK=1 $(PYTHON) -m pytest -s tests/e2e/test_soak.py
 
+# miniupnpd is unpacked and not installed: its package would serve the host's network.
 .PHONY: nat-matrix
 nat-matrix: test-packages build ## every kind of NAT against every other, and lost paths, with times (root; ten minutes)
-	@OVERLAYD_NAT_MATRIX=1 $(PYTHON) -m pytest -s tests/e2e/test_nat_matrix.py
+	@mkdir -p build/clients/miniupnpd
+	@cd build/clients/miniupnpd && [[ -e usr/sbin/miniupnpd ]] || \
+	  { apt-get download -q miniupnpd-nftables && dpkg -x miniupnpd-nftables_*.deb .; }
+	@OVERLAYD_NAT_MATRIX=1 $(PYTHON) -m pytest -s tests/e2e/test_nat_matrix.py tests/e2e/test_port_mapping.py
 
 # systemd-resolved is unpacked and not installed: its package makes itself the host's resolver.
 .PHONY: resolvers

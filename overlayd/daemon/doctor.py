@@ -264,6 +264,13 @@ class Doctor:
             remedy = "repair that, or set up the overlay without nat.relay_server; it is tried again every half minute"
             problem = f"does not run: {self._nat.relay.failure}"
             found.append(Finding("relay-down", "error", "the relay", problem, "", remedy))
+        if self._nat.unmapped:
+            problem, symptom = (
+                f"has no port of its router: {self._nat.unmapped}",
+                "nodes find it by STUN, hole punching and relays alone",
+            )
+            remedy = "allow PCP or NAT-PMP on the router, or set up the overlay without nat.port_mapping"
+            found.append(Finding("port-unmapped", "warning", "this node", problem, symptom, remedy))
         if self._nat.failure:
             remedy = "repair that, or set up the overlay with other nat.turn_servers; it is tried again every minute"
             problem, symptom = (

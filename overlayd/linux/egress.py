@@ -6,6 +6,7 @@ what is set to that MTU, or why a destination is looked up.  Source: rtnetlink(7
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
@@ -46,6 +47,9 @@ _DEFAULT_MTU = 1420  # Ethernet's 1500 with an IPv6 underlay
 # uplink; tunnels and the bridges of container engines never are.
 _HARDWARE_KINDS = ("", "bond", "team", "vlan")
 _OUR_GROUPS = (GROUP_DEVICE, GROUP_BRIDGE, GROUP_VETH, GROUP_DOOMED)
+
+
+OUTSIDE = IPv4Address("192.0.2.1")  # nobody's (RFC 5737): the way to it is looked up, nothing is sent there
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,14 @@ def physical_addresses() -> list[Address]:
     found = [address for address in addresses if address.ifindex in physical]
     found.sort(key=lambda address: (-address.interface.version, address.ifindex))
     return list(dict.fromkeys(address.interface.ip for address in found))
+
+
+def router() -> IPv4Address | None:
+    """Whom this host sends to what is for the outside, over IPv4; None when there is nobody."""
+    with Netlink() as netlink:
+        route = _look_up(netlink, OUTSIDE)
+    gateway = route.gateway if route is not None else None
+    return gateway if isinstance(gateway, IPv4Address) else None
 
 
 def overlay_mtu(egress: Egress | None) -> int:

@@ -40,18 +40,26 @@ def host_candidates(addresses: Iterable[Address], port: int) -> list[Candidate]:
 
 
 def node_candidates(
-    addresses: Iterable[Address], port: int, mapped: Iterable[Endpoint], relayed: Iterable[Endpoint]
+    addresses: Iterable[Address],
+    port: int,
+    mapped: Iterable[Endpoint],
+    relayed: Iterable[Endpoint],
+    opened: Iterable[Endpoint] = (),
 ) -> list[Candidate]:
-    """All of a node's candidates.  mapped: where STUN servers see the port, in order of preference; one of each
-    family counts, and none that is the host's own (RFC 8445, section 5.1.3): of a NAT that gives each server another
-    port none of them is any use to a peer but for its address.  relayed: what TURN servers gave.
+    """All of a node's candidates.
+
+    opened: where a router sends to the port because it was asked to.  mapped: where STUN servers see the port, in order
+    of preference; one of each family counts, and none that is the host's own (RFC 8445, section 5.1.3): of a NAT that
+    gives each server another port none of them is any use to a peer but for its address.  relayed: what TURN servers
+    gave.
     """
     hosts = host_candidates(addresses, port)
     own = {(host.address, host.port) for host in hosts}
     seen: dict[int, Endpoint] = {}
     for endpoint in mapped:
         seen.setdefault(endpoint[0].version, endpoint)
-    reflexive = _candidates(SERVER_REFLEXIVE, (endpoint for endpoint in seen.values() if endpoint not in own))
+    outside = dict.fromkeys((*opened, *seen.values()))
+    reflexive = _candidates(SERVER_REFLEXIVE, (endpoint for endpoint in outside if endpoint not in own))
     return hosts + reflexive + _candidates(RELAY, relayed)
 
 

@@ -147,7 +147,7 @@ class RelayServer(Secret, frozen=True, forbid_unknown_fields=True):
 
 class NatConfig(Value, frozen=True, forbid_unknown_fields=True):
     """NAT traversal; the defaults are the built-in configuration, and so is what is empty or 0.  stun_servers: of one
-    "none" alone nobody is asked.
+    "none" alone nobody is asked.  port_mapping (an addition): ask the router for a port, by PCP or NAT-PMP.
     """
 
     enabled: bool = True
@@ -160,6 +160,7 @@ class NatConfig(Value, frozen=True, forbid_unknown_fields=True):
     stun_refresh_interval_secs: U64 = 60
     max_candidate_pairs: U64 = 10
     relay_server: RelayServer | None = None
+    port_mapping: bool = False
 
     def __post_init__(self) -> None:
         require_u64(self.hole_punch_timeout_secs, self.stun_refresh_interval_secs, self.max_candidate_pairs)

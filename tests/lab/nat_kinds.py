@@ -7,7 +7,13 @@ were sent to; all three keep the node's port.  moved: as port, but it gives anot
 sees another one.
 """
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from lab.natbox import INSIDE, NatBox
+from lab.patience import until
 from lab.processes import run
 
 KINDS = ("full", "address", "port", "moved", "symmetric")
@@ -61,6 +67,64 @@ def behave(box: NatBox, kind: str, port: int, *, moved_to: int = 40000) -> None:
 def forget(box: NatBox) -> None:
     """Let a NAT forget all its mappings, as one that was restarted has."""
     run(["ip", "netns", "exec", box.netns, "conntrack", "-F"])
+
+
+PUBLIC = "11.0.0.5"  # miniupnpd takes none that is reserved; nothing of the laboratory leaves it
+_MAPPING_TABLES = """
+add rule ip filter input iifname inside udp dport 5351 accept
+table inet filter {
+  chain miniupnpd { }
+}
+table inet nat {
+  chain prerouting {
+    type nat hook prerouting priority dstnat
+    jump prerouting_miniupnpd
+  }
+  chain prerouting_miniupnpd { }
+  chain postrouting_miniupnpd { }
+}
+"""
+
+
+@contextmanager
+def mapping_ports(box: NatBox, program: str, directory: Path) -> Iterator[None]:
+    """Let a NAT, of a kind of `behave`, map ports of PUBLIC for who asks.  program: miniupnpd, which maps none of an
+    address that is private.
+    """
+    run(["ip", "-n", box.netns, "address", "add", f"{PUBLIC}/32", "dev", "uplink"])
+    run(["ip", "netns", "exec", box.netns, "nft", "-f", "-"], stdin=_MAPPING_TABLES)
+    written = directory / f"miniupnpd-{box.netns}.conf"
+    lines = [
+        "ext_ifname=uplink",
+        "listening_ip=inside",
+        "enable_upnp=no",
+        "enable_natpmp=yes",
+        f"ext_ip={PUBLIC}",
+    ]
+    lines += ["secure_mode=yes", "upnp_table_name=filter", "upnp_nat_table_name=nat", "upnp_forward_chain=miniupnpd"]
+    lines += ["upnp_nat_chain=prerouting_miniupnpd", "upnp_nat_postrouting_chain=postrouting_miniupnpd"]
+    lines += ["allow 1024-65535 0.0.0.0/0 1024-65535", "deny 0-65535 0.0.0.0/0 0-65535"]
+    written.write_text("\n".join(lines) + "\n")
+    with (directory / f"miniupnpd-{box.netns}.log").open("w") as log:
+        argv = [
+            "ip",
+            "netns",
+            "exec",
+            box.netns,
+            program,
+            "-d",
+            "-f",
+            str(written),
+            "-P",
+            str(directory / "miniupnpd.pid"),
+        ]
+        process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            until(lambda: ":5351" in run(["ip", "netns", "exec", box.netns, "ss", "-Hlnu"]))
+            yield
+        finally:
+            process.terminate()
+            process.wait()
 
 
 def pass_no_datagrams(box: NatBox) -> None:

@@ -48,6 +48,14 @@ def test_what_stun_and_turn_say_comes_after_the_hosts_own() -> None:
     assert [each.priority >> 24 for each in found] == [126, 100, 0]
 
 
+def test_what_a_router_was_asked_for_is_one_more_way_in() -> None:
+    found = node_candidates([HOST], 51820, [(OTHER, 7)], [], [(OTHER, 51820)])
+    assert [(each.kind, each.port) for each in found[1:]] == [("server-reflexive", 51820), ("server-reflexive", 7)]
+    assert node_candidates([HOST], 51820, [(OTHER, 7)], [], [(OTHER, 7)]) == node_candidates(
+        [HOST], 51820, [(OTHER, 7)], []
+    )
+
+
 def test_what_is_mapped_to_itself_is_no_candidate_of_its_own() -> None:
     assert node_candidates([HOST], 51820, [(HOST, 51820)], []) == host_candidates([HOST], 51820)
     kinds = [each.kind for each in node_candidates([HOST], 51820, [(HOST, 51821), (SIX, 51820)], [])]

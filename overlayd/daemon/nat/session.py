@@ -19,6 +19,7 @@ from overlayd.daemon.nat.allocation import Allocation
 from overlayd.daemon.nat.checks import Checks
 from overlayd.daemon.nat.known_nodes import KnownNodes
 from overlayd.daemon.nat.own_addresses import Candidates
+from overlayd.daemon.nat.port_mapping import PortMapping
 from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.nat.relay_offer import RelayOffer
 from overlayd.daemon.nat.selection import Selection
@@ -117,6 +118,11 @@ class Nat(Listener):
         """Why there is no address on any TURN server though some are configured, in words."""
         return self._session.allocation.failure if self._session is not None else ""
 
+    @property
+    def unmapped(self) -> str:
+        """Why the router sends no port here though it was to be asked, in words."""
+        return self._session.port_mapping.failure if self._session is not None else ""
+
     def candidates(self) -> list[Candidate]:
         """Where this node may be reached; nowhere without a device."""
         overlay = self._node.state.overlay
@@ -124,10 +130,13 @@ class Nat(Listener):
             return []
         mapped: list[Endpoint] = []
         relayed: list[Endpoint] = []
+        opened: list[Endpoint] = []
         if self._session is not None:
             mapped = self._session.reflexive.mapped
             relayed = list(self._session.allocation.relayed.values())
-        return node_candidates(self.host.addresses, overlay.wg_port, mapped, relayed)
+            if self._session.port_mapping.opened is not None:
+                opened.append(self._session.port_mapping.opened)
+        return node_candidates(self.host.addresses, overlay.wg_port, mapped, relayed, opened)
 
     def connection(self, peer: Peer) -> tuple[ConnectionType | None, Endpoint | None]:
         """How a peer is reached, or was before it went idle, None when it is not; and where."""
@@ -242,6 +251,7 @@ class Session:
         self._hearing.enter_context(self._port.subscribe(self._checks.hear))
         self.reflexive = Reflexive(self._port, lookups, config.stun_servers, config.stun_refresh_interval_secs)
         self.allocation = Allocation(config.turn_servers, lookups, wg_port, self._heard_through_relay)
+        self.port_mapping = PortMapping(node, wg_port)
         self.selection = Selection(node, self.allocation, self._is_behind_nat)
         self.traversal = Traversal(
             node,
@@ -257,6 +267,8 @@ class Session:
         self._tasks = [spawn(self.traversal.resume())]
         if config.stun_servers:
             self._tasks.append(keep_up(self.reflexive.watch))
+        if config.port_mapping:
+            self._tasks.append(keep_up(self.port_mapping.watch))
         if config.turn_servers:
             self._tasks.append(keep_up(self.allocation.watch))
 

@@ -1,0 +1,132 @@
+"""A port of the router before this node that leads to WireGuard's: one more server-reflexive candidate.
+
+Owns: the router, when it is asked, and what it gave.  Must not know: what is in a message (`proto.port_mapping`).
+
+PCP is tried first, then NAT-PMP.  The mapping is renewed long before its time, since a router that was restarted has
+forgotten it; and left to end by itself, since the tunnels through it outlive this daemon.
+"""
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Address, ip_address
+
+from overlayd.daemon.change.node import Node
+from overlayd.errors import MechanismError, ProtocolError
+from overlayd.linux import egress
+from overlayd.model.candidates import Endpoint
+from overlayd.model.layout import endpoint_text
+from overlayd.proto import port_mapping as proto
+from overlayd.proto.port_mapping import Mapping, Refusal
+
+log = logging.getLogger(__name__)
+
+# Our own constants, seconds.
+LIFETIME = 3600  # that is asked for
+RENEWAL = 60.0  # at most from one request to the next
+SOON = 5.0  # after the first that brought nothing: at boot the network may not be there yet
+FIRST_PAUSE = 0.25  # before a request is sent again, doubling (RFC 6886, section 3.1)
+TRIES = 4
+
+_LARGEST = 1100  # bytes of a message of PCP (RFC 6887, section 7)
+
+
+class PortMapping:
+    """opened: where the router sends to WireGuard's port, None while it does not.  failure: why not, in words, once
+    that is known.
+    """
+
+    def __init__(self, node: Node, wg_port: int) -> None:
+        self.opened: Endpoint | None = None
+        self.failure = ""
+        self._node = node
+        self._port = wg_port
+        self._nonce = secrets.token_bytes(proto.NONCE_SIZE)
+
+    async def watch(self) -> None:
+        """Keep the mapping, for ever."""
+        while True:
+            answer = await self._ask()
+            if isinstance(answer, Mapping):
+                pause = max(min(RENEWAL, answer.lifetime / 2), 1.0)
+                self._take((answer.address, answer.port), "")
+            else:
+                pause = RENEWAL if self.failure else SOON
+                self._take(None, answer.reason)
+            await asyncio.sleep(pause)
+
+    def _take(self, opened: Endpoint | None, failure: str) -> None:
+        if opened is not None and opened != self.opened:
+            log.info("the router sends %s to WireGuard's port", endpoint_text(opened))
+        if failure and failure != self.failure:
+            log.warning("no port mapping, asked again every minute: %s", failure)
+        self.opened, self.failure = opened, failure
+
+    async def _ask(self) -> Mapping | Refusal:
+        try:
+            router = await self._node.run(egress.router)
+        except MechanismError as error:
+            return Refusal(str(error))
+        if router is None:
+            return Refusal("there is no default route over IPv4, and so no router to ask")
+        try:
+            with socket.socket(
+                socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            ) as asking:
+                asking.connect((str(router), proto.PORT))
+                answer = await self._ask_by_pcp(asking)
+                if not isinstance(answer, Mapping):
+                    other = await self._ask_by_nat_pmp(asking)
+                    answer = other if isinstance(other, Mapping) else Refusal(_both(answer, other))
+        except OSError as error:
+            answer = Refusal(error.strerror or str(error))
+        return answer if isinstance(answer, Mapping) else Refusal(f"the router at {router}: {answer.reason}")
+
+    async def _ask_by_pcp(self, asking: socket.socket) -> Mapping | Refusal:
+        own = ip_address(asking.getsockname()[0])
+        assert isinstance(own, IPv4Address)
+        request = proto.pcp_request(own, self._port, LIFETIME, self._nonce)
+        answer = await _exchange(asking, [request], lambda data: proto.read_pcp(data, self._port, self._nonce))
+        return answer or Refusal("no answer")
+
+    async def _ask_by_nat_pmp(self, asking: socket.socket) -> Mapping | Refusal:
+        requests = proto.nat_pmp_requests(self._port, LIFETIME)
+        said: dict[type, IPv4Address | tuple[int, int]] = {}
+
+        def read(data: bytes) -> Mapping | Refusal | None:
+            answer = proto.read_nat_pmp(data, self._port)
+            if isinstance(answer, Refusal):
+                return answer
+            said[type(answer)] = answer
+            match said.get(IPv4Address), said.get(tuple):
+                case IPv4Address() as address, (port, lifetime):
+                    return Mapping(address, port, lifetime)
+            return None
+
+        return await _exchange(asking, requests, read) or Refusal("no answer")
+
+
+async def _exchange(
+    asking: socket.socket, requests: Sequence[bytes], read: Callable[[bytes], Mapping | Refusal | None]
+) -> Mapping | Refusal | None:
+    """Send requests until `read` makes something of what comes back; None when nothing does."""
+    loop = asyncio.get_running_loop()
+    for attempt in range(TRIES):
+        for request in requests:
+            await loop.sock_sendall(asking, request)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_PAUSE * (1 << attempt)):
+                while True:
+                    with suppress(ProtocolError, ConnectionRefusedError):
+                        if (answer := read(await loop.sock_recv(asking, _LARGEST))) is not None:
+                            return answer
+    return None
+
+
+def _both(by_pcp: Refusal, by_nat_pmp: Refusal) -> str:
+    if by_pcp == by_nat_pmp:
+        return by_pcp.reason
+    return f"{by_pcp.reason} (PCP), {by_nat_pmp.reason} (NAT-PMP)"
