@@ -42,7 +42,7 @@ class SignedZone:
         records = [f"{origin}. 60 IN SOA ns.{origin}. admin.{origin}. 1 2 3 4 60", f"{origin}. 60 IN NS ns.{origin}."]
         records += [f"{name}. 60 IN A {ADDRESS}" for name in (f"ns.{origin}", *names)]
         unsigned.write_text("\n".join([*records, self.anchor.read_text()]))
-        run(["dnssec-signzone", "-z", "-K", directory, "-o", origin, "-f", signed, unsigned])
+        run(["dnssec-signzone", "-z", "-K", directory, "-d", directory, "-o", origin, "-f", signed, unsigned])
         self._origin = dns.name.from_text(origin)
         self._zone = dns.zone.from_file(str(signed), self._origin, relativize=False)
 
