@@ -91,9 +91,16 @@ class StatusView:
             self._encoded = b""
 
     def count_findings(self, number: int) -> None:
-        """Show so many findings from now on."""
-        if number != self._findings:
+        """Show so many findings from now on, and what no change of rows tells of: the MTU, and what serves the devices.
+        Called every second, so that an answer need not look.
+        """
+        same = self._facts is self._node.facts and self._versions == self._served_by()
+        if number != self._findings or not same:
             self._findings, self._encoded = number, b""
+
+    def outdate(self) -> None:
+        """Have everything but the peers looked at again for the next answer."""
+        self._encoded = b""
 
     def unready(self) -> str:
         """Why this node can have no tunnels, empty when it can."""
@@ -104,8 +111,7 @@ class StatusView:
     def encoded(self) -> bytes:
         """The status response as JSON.  TakesLong: too many peers are to be described anew for doing it at once."""
         self._notice()
-        same = self._facts is self._node.facts and self._versions == self._served_by()
-        if not (self._encoded and same):
+        if not self._encoded:
             if len(self._outdated) > AT_ONCE:
                 raise TakesLong
             for key in [*self._outdated]:

@@ -98,6 +98,7 @@ def test_as_from_nothing(steps) -> None:
             case "unseen":
                 seen.pop(key, None)
         health.generation += kind in ("seen", "unseen")
+        view.count_findings(0)  # as every second
         assert view.encoded() == StatusView(node, health, ABOUT).encoded()
     services = {each["service"]: each for each in json.loads(view.encoded()).get("services", [])}
     assert services == {

@@ -14,6 +14,7 @@ async def renew_devices(daemon: Daemon, request: wire.RenewDevices) -> wire.Resp
         done = await renew(daemon.node, scope, force=request.force)
         if done is not None:
             renewed.append(_as_sent(done))
+    daemon.status.outdate()
     return wire.Renewed(tuple(renewed))
 
 
