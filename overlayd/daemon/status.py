@@ -66,6 +66,7 @@ class StatusView:
         self._describing = asyncio.Lock()
         self._number = 0
         self._dedicated_devices: dict[str, str] = {}  # by service
+        self._devices: list[str] = []  # the global one first, the others in the order of their services' names
         self._versions: list[str] = []  # of what serves the devices, as it is shown
         kinds = (NodeRow, Overlay, Service, Peer)
         self.follow({row.id: row for kind in kinds for row in node.state.table(kind).values()})
@@ -89,6 +90,8 @@ class StatusView:
             else:
                 continue
             self._encoded = b""
+        up = [self._overlay.interface] if self._overlay is not None and self._overlay.up else []
+        self._devices = [*up, *(device for _, device in sorted(self._dedicated_devices.items()))]
 
     def count_findings(self, number: int) -> None:
         """Show so many findings from now on, and what no change of rows tells of: the MTU, and what serves the devices.
@@ -157,20 +160,16 @@ class StatusView:
             devices=self._shown_devices(),
         )
 
-    def _devices(self) -> list[str]:
-        """The devices, the global one first, the others in the order of their services' names."""
-        up = [self._overlay.interface] if self._overlay is not None and self._overlay.up else []
-        return [*up, *(device for _, device in sorted(self._dedicated_devices.items()))]
-
     def _served_by(self) -> list[str]:
+        """What serves each device now."""
         backend = self._node.kernel.backend
-        return list(map(backend.version, self._devices())) if backend is not None else []
+        return [backend.version(device) for device in self._devices] if backend is not None else []
 
     def _shown_devices(self) -> tuple[wire.StatusDevice, ...]:
         backend = self._node.kernel.backend
         if backend is None:
             return ()
-        served = zip(self._devices(), self._versions, strict=True)
+        served = zip(self._devices, self._versions, strict=True)
         return tuple(wire.StatusDevice(device, backend.name, version or None) for device, version in served)
 
     def _take(self, public_key: bytes, scope: str, peer: Peer | None) -> None:

@@ -52,7 +52,7 @@ class Handlers:
         """Tell of every request from now on: its op, the tag of its answer, and the seconds that it took."""
         self._record = record
         for kind, handler in self.quick.items():
-            self.quick[kind] = partial(_observed, handler, record)
+            self.quick[kind] = partial(_observed, handler, record, str(kind.__struct_config__.tag))
 
     def is_quick(self, request: wire.Request) -> bool:
         """Whether the request only reads the state: `read` answers it; `run` does every other one."""
@@ -86,10 +86,12 @@ class Handlers:
 Record = Callable[[str, str, float], None]
 
 
-def _observed(handler: Callable[[Any], wire.Response | bytes], record: Record, request: Any) -> wire.Response | bytes:
+def _observed(
+    handler: Callable[[Any], wire.Response | bytes], record: Record, op: str, request: Any
+) -> wire.Response | bytes:
     began = time.monotonic()
     response = handler(request)
-    record(_op(request), "ok", time.monotonic() - began)
+    record(op, "ok", time.monotonic() - began)
     return response
 
 
