@@ -25,7 +25,7 @@ class Server:
         self.certificate = certificate
         self.turn = {
             "udp": self.login(f"{node.address}:{PORT}"),
-            "tcp": self.login(f"turn:{node.address}?transport=tcp"),
+            "tcp": self.login(f"turn:{node.endpoint(PORT)}?transport=tcp"),
             "tls": self.login(f"turns:{NAME}", ca_file=str(certificate.file)),
         }
 
@@ -128,6 +128,32 @@ def cut(server: Server, *members: Member) -> None:
     server.node.run(["ss", "-K", "-tn", f"( sport = :{PORT} or sport = :{TLS_PORT} )"])
     for member, had in zip(members, before, strict=True):
         until(lambda member=member, had=had: member.candidates("relay") != had)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "tls"])
+def test_nodes_without_ipv4_and_udp_reach_each_other_also_after_a_restart(transport: str) -> None:
+    """Their own firewalls let nothing out but TCP."""
+    with Lab(ipv6=True) as lab:
+        node = lab.node("server")
+        certificate = make_certificate(lab.directory, NAME, str(node.address))
+        with coturn(node, lab.directory, connections=certificate):
+            turn = Server(node, certificate).login(f"turn:[{node.address}]?transport=tcp")
+            if transport == "tls":
+                turn = Server(node, certificate).login(f"turns:[{node.address}]", ca_file=str(certificate.file))
+            members = Member(lab, 1, "alpha"), Member(lab, 2, "beta")
+            for member in members:
+                drop = "type filter hook output priority 0; oifname uplink meta l4proto udp drop;"
+                rules = f"table inet no_udp {{ chain out {{ {drop} }}; }}"
+                member.node.run(["nft", rules])
+                start(member, turn)
+                until(lambda member=member: member.candidates("relay"))
+            alpha, beta = members
+            with joined(lab, alpha, beta) as passing:
+                alpha.node.kill()
+                alpha.start()
+                until(lambda: alpha.candidates("relay"))
+                beta.introduce_by_candidates(alpha)
+                passing.wait_for(5)
 
 
 def test_datagrams_are_preferred_where_they_pass(lab: Lab, server: Server) -> None:
