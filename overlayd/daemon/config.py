@@ -5,7 +5,6 @@ Owns: the options of `overlayd` and their help.  Must not know: what acts on the
 
 import argparse
 import os
-import tomllib
 from collections.abc import Mapping
 from functools import partial
 from ipaddress import ip_address
@@ -264,12 +263,12 @@ def _is_place(text: str) -> bool:
 
 def _read_file(path: str | None) -> dict[str, object]:
     try:
-        found = tomllib.loads(Path(path or CONFIG_FILE).read_text())
+        found: dict[str, object] = msgspec.toml.decode(Path(path or CONFIG_FILE).read_text())
     except FileNotFoundError as error:
         if path is None:
             return {}
         raise ConfigError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise ConfigError(f"{path or CONFIG_FILE}: {error}") from error
     known = [field.encode_name for field in msgspec.structs.fields(Config)]
     for key in found:

@@ -3,9 +3,10 @@
 Owns: the label, and its reading.  Must not know: how it is put on a link (`linux.device`), or who asks (`adoption`).
 """
 
-import json
 from ipaddress import ip_network
 from typing import NamedTuple
+
+import msgspec
 
 from overlayd.model.objects import GLOBAL, LONGEST_ALIAS, Network, device_alias
 from overlayd.model.rows import Overlay
@@ -23,16 +24,16 @@ class Labelled(NamedTuple):
 def label(overlay: Overlay, node_id: int) -> str:
     """A JSON array of these four; empty when the link has no room for it."""
     said = [overlay.deployment, overlay.instance_id, str(overlay.slice or ""), node_id]
-    text = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+    text = msgspec.json.encode(said).decode()
     return text if len(device_alias(GLOBAL, text).encode()) <= LONGEST_ALIAS else ""
 
 
 def parse(text: str) -> Labelled | None:
     """What `label` wrote; None for anything else."""
     try:
-        deployment, instance_id, slice, node_id = json.loads(text)
+        deployment, instance_id, slice, node_id = msgspec.json.decode(text)
         if not (isinstance(deployment, str) and isinstance(instance_id, str) and type(node_id) is int):
             return None
         return Labelled(deployment, instance_id, ip_network(slice) if slice else None, node_id)
-    except (ValueError, TypeError):
+    except (msgspec.DecodeError, ValueError, TypeError):
         return None

@@ -7,7 +7,6 @@ The typed decoder takes no unknown key, so whoever sends none pays nothing for t
 """
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +36,8 @@ class UnknownKey(NamedTuple):
     @property
     def nearest(self) -> str:
         """The known key that is most like it; empty when none is."""
+        from difflib import get_close_matches  # noqa: PLC0415 -- only who mistypes a key needs it
+
         return (get_close_matches(self.key[:LONGEST_KEY], self.known, 1, LIKE) or [""])[0]
 
     def __str__(self) -> str:
