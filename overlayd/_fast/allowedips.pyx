@@ -348,8 +348,11 @@ cdef class AllowedIPs:
         return 0
 
     cdef int add_entry(self, list found, uint32_t at, int width, uint64_t changes) except -1:
-        cdef Node node = self.nodes[at]
-        found.append((packed_of(node.key, width), node.length, self.values[at]))
+        cdef Node node
+        cdef object value
+        if self.changes == changes:
+            node, value = self.nodes[at], self.values[at]
+            found.append((packed_of(node.key, width), node.length, value))
         if self.changes != changes:
             raise RuntimeError("allowed IPs changed while they were listed")
         return 0

@@ -198,9 +198,10 @@ def decode_frame(buffer not None, Py_ssize_t start, Py_ssize_t end):
             raise IndexError(f"bytes {start} to {end} of a buffer of {view.len}")
         span.at = <const unsigned char *>view.buf + start
         span.end = <const unsigned char *>view.buf + end
-        return parse_frame(&span)
+        frame = parse_frame(&span)
     finally:
         PyBuffer_Release(&view)
+    return frame
 
 
 def fields(const unsigned char[::1] message not None, int depth=MAX_DEPTH):

@@ -25,15 +25,14 @@ def where_over(body, Py_ssize_t most, Py_ssize_t longest):
     try:
         with nogil:
             depth = scan(<const uint8_t *>view.buf, view.len, most, longest, keys)
-        if depth < 0:
-            return None
-        return [
+        path = [
             (<const uint8_t *>view.buf)[keys[at].start : keys[at].end]
             for at in range(1, min(depth, DEEPEST) + 1)
             if keys[at].end
         ]
     finally:
         PyBuffer_Release(&view)
+    return path if depth >= 0 else None
 
 
 cdef Py_ssize_t scan(

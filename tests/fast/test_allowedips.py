@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from no_memory import no_memory
 from oracles_allowedips import DictAllowedIPs
 
 from overlayd._fast.allowedips import AllowedIPs
@@ -297,3 +298,35 @@ def test_a_finaliser_that_runs_when_the_list_is_made_comes_before_the_listing(
         assert list(found) == []
     gc.collect()
     assert len(trie) == 0
+
+
+@pytest.mark.parametrize("stem", [b"", b"\xfd" * 4, b"\xfd" * 11, b"\xfd" * 13])
+@pytest.mark.parametrize("above", [(), (0,), (8, 24)])
+def test_a_table_starts_behind_the_bits_that_all_share(stem: bytes, above: tuple[int, ...]) -> None:
+    """above: lengths of prefixes over all the others, which have one child each."""
+    trie: AllowedIPs[object] = AllowedIPs()
+    oracle = DictAllowedIPs()
+    held = [(stem + number.to_bytes(2) + bytes(14 - len(stem)), len(stem) * 8 + 16) for number in range(0, 3000, 7)]
+    held += [(held[0][0], prefix_len) for prefix_len in above]
+    rng = random.Random(len(stem))
+    rng.shuffle(held)
+    run(trie, oracle, [("insert", prefix) for prefix in held])
+    other = bytes([1]) * 16
+    assert_same_everywhere(trie, oracle, [*held[:20], (other, 128), (other, 16)])
+    run(trie, oracle, [("remove", prefix) for prefix in held[: len(held) // 2]])
+    assert_same_everywhere(trie, oracle, held[-20:])
+
+
+def test_what_finds_no_memory_is_not_inserted_and_changes_nothing() -> None:
+    trie: AllowedIPs[object] = AllowedIPs()
+    oracle, inserted = DictAllowedIPs(), 0
+    prefixes = [(number.to_bytes(4, "big"), 24) for number in range(10 << 24, (10 << 24) + (1000 << 8), 256)]
+    with no_memory(), pytest.raises(MemoryError):
+        for packed, prefix_len in prefixes:
+            trie.insert(packed, prefix_len, True)
+            inserted += 1
+    for packed, prefix_len in prefixes[:inserted]:
+        oracle.insert(packed, prefix_len, True)
+    assert_same_everywhere(trie, oracle, prefixes[inserted : inserted + 1])
+    run(trie, oracle, [("insert", prefixes[inserted]), ("remove", prefixes[0])])
+    assert_same_everywhere(trie, oracle, prefixes[: inserted + 1])

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from no_memory import no_memory
 from oracles_bitmap import ListBitmap
 
 from overlayd._fast.bitmap import Bitmap
@@ -75,3 +76,9 @@ def test_out_of_range_is_an_index_error(i: int) -> None:
 def test_sizes_are_bounded(size: int) -> None:
     with pytest.raises(ValueError, match="bits"):
         Bitmap(size)
+
+
+def test_without_memory_there_is_no_bitmap() -> None:
+    with no_memory(), pytest.raises(MemoryError):
+        Bitmap(65_536)
+    assert Bitmap(65_536).allocate() == 0

@@ -183,6 +183,33 @@ def test_a_failure_says_why_to_who_speaks_edns():
     assert len(Cache(1, 1).give(Answer.failure(0, "x" * 5000), query(use_edns=0).to_wire(), False, b"")) < 512
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ([(15, b"\0\6signature"), (15, b"\0\7expired")], 2),
+        ([(15, b"\0\6" + b"a" * 100), (15, b"\0\7" + b"b" * 200), (15, b"\0\7")], 1),  # 256 bytes in all
+        ([(3, b"ns1"), (15, b"\0"), (15, b"\0\6")], 1),  # another option, and an error without a code
+    ],
+)
+def test_the_errors_of_an_upstream_are_passed_on_as_far_as_there_is_room(options, kept):
+    options = [dns.edns.GenericOption(code, data) for code, data in options]
+    message = response(query(use_edns=0), A)
+    message.use_edns(0, options=options)
+    passed = given_by(cached(message), query(use_edns=0)).options
+    expected = [each for each in options if each.otype == 15 and len(each.to_wire()) >= 2][:kept]
+    assert [each.to_wire() for each in passed] == [each.to_wire() for each in expected]
+
+
+def test_errors_that_reach_beyond_their_record_are_not_passed_on():
+    message = bytearray(response(query(use_edns=0), A, edns={"edns": 0}).to_wire())
+    broken = struct.pack(">HHH", 15, 2, 6) + struct.pack(">HH", 15, 9) + b"\0\6"
+    message[-2:] = struct.pack(">H", len(broken)) + broken
+    (error,) = dns.message.from_wire(
+        Cache(1, 1).give(Answer(bytes(message)), query(use_edns=0).to_wire(), False, CLIENT)
+    ).options
+    assert error.code == 6
+
+
 # --- Which answers are kept, and for whom ---
 
 

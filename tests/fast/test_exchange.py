@@ -110,3 +110,17 @@ def test_a_long_answer_is_not_copied() -> None:
     long = b'"' + b"x" * 100_000 + b'"'
     one = exchange(asked(7, "ask") * 2, {Ask: lambda _: long})
     assert sum(piece is long for piece in one.advance(9, 10**6)) == 2
+
+
+def test_answers_that_are_short_are_gathered_and_what_does_not_fit_is_another_piece() -> None:
+    pieces = exchange(b"".join(asked(number, "ask", 3000) for number in range(12))).advance(20, 1 << 20)
+    assert b"".join(pieces) == b"".join(answered(number, 3000) for number in range(12))
+    assert len(pieces) == 3
+
+
+def test_what_the_answering_raises_is_left_to_whoever_is_handed_the_request() -> None:
+    one = exchange(asked(1, "ask") + asked(2, "fail") + asked(3, "ask"))
+    assert b"".join(one.advance(20, 1 << 20)) == answered(1, 0)
+    assert (one.taken, one.left) == (2, Request(2, Fail()))
+    assert b"".join(one.advance(20, 1 << 20)) == answered(3, 0)
+    assert one.left is None

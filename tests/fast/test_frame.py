@@ -9,6 +9,7 @@ import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from no_memory import no_memory
 from oracles_frame import split
 
 from overlayd._fast.frame import MAX_BODY, FrameTooLarge, Inbox, frame
@@ -238,6 +239,18 @@ def test_a_block_never_grows_far_beyond_the_unfinished_message() -> None:
     for start in range(0, len(whole) - 1, 500):
         inbox.feed(whole[start : min(start + 500, len(whole) - 1)])
     assert inbox.capacity <= len(whole) + 1024
+
+
+def test_what_has_come_is_kept_when_there_is_no_memory_for_more() -> None:
+    inbox, body = Inbox(), b"x" * 200_000
+    data = frame(body)
+    inbox.feed(data[:60_000])
+    with no_memory(), pytest.raises(MemoryError):
+        while inbox.buffered < len(data):
+            inbox.feed(data[inbox.buffered : inbox.buffered + 400])
+    assert 60_000 <= inbox.buffered < len(data)
+    inbox.feed(data[inbox.buffered :])
+    assert as_bytes(drain(inbox)) == [("json", body)]
 
 
 def test_a_drained_inbox_shrinks_back() -> None:

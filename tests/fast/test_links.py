@@ -77,3 +77,9 @@ def test_a_message_that_ends_early_is_never_read_beyond(body: bytes, data: st.Da
 def test_a_message_without_a_head() -> None:
     with pytest.raises(ProtocolError):
         LinkAttributes(bytes(15))
+
+
+@pytest.mark.parametrize("kind", [4, 5, 10, 27, 37])
+def test_a_number_of_less_than_four_bytes(kind: int) -> None:
+    with pytest.raises(ProtocolError, match="number is cut short"):
+        told(bytes(16) + attribute(kind, b"\1\2"))

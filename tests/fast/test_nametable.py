@@ -286,6 +286,14 @@ def test_a_cookie_that_is_none(table, size):
     assert table.respond(query.to_wire(), False)[3] & 15 == dns.rcode.FORMERR
 
 
+@pytest.mark.parametrize("rest", [b"\0", b"\0\12\0", b"\xfd\xe9\0\4abc"])
+def test_options_that_end_in_the_middle_of_one(table, rest):
+    """With a sound one before them; RFC 6891 section 6.1.2."""
+    query = bytearray(dns.message.make_query("web", "A", use_edns=0).to_wire())
+    query[-2:] = struct.pack(">HHH", 4 + len(rest), 65001, 0) + rest
+    assert table.respond(bytes(query), False)[3] & 15 == dns.rcode.FORMERR
+
+
 def addresses(message):
     return [str(data) for rrset in message.answer for data in rrset]
 

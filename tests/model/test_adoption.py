@@ -1,7 +1,7 @@
 """The rows that a layout implies: of what a state wants of the kernel, a state that wants the same."""
 
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
@@ -9,11 +9,12 @@ from decisions import FACTS, KEYS, OWN, attach, change, ready, serve
 from msgspec import structs
 
 from overlayd.errors import StateError
-from overlayd.model import labels, peers
+from overlayd.model import attachments, edges, labels, peers
 from overlayd.model.adoption import Adoption, adopt
+from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import Layout, layout
-from overlayd.model.objects import GLOBAL, Device, Fence, Veth
-from overlayd.model.rows import Attachment, Host, Isolation, Lease, Node, Overlay, Service
+from overlayd.model.objects import GLOBAL, Bridge, Device, DevicePeer, Fence, Veth
+from overlayd.model.rows import Attachment, Edge, Host, Isolation, Lease, Node, Overlay, Service
 from overlayd.model.state import State
 
 SIX = {"cluster": ip_network("fd00:200::/48"), "slice": ip_network("fd00:200:0:7::/64")}
@@ -152,3 +153,55 @@ def test_a_label_says_who_set_the_overlay_up() -> None:
     for text in ("", "[]", "[1,2,3,4]", '["a","b","c",1]', "{}", "nonsense"):
         assert labels.parse(text) is None
     assert adopted(layout(state, FACTS))[0].table(Service).keys() == {"web", "own"}
+
+
+def test_containers_of_the_host_and_peers_that_come_again_by_themselves() -> None:
+    """What no object names gets a name, or is left to whoever attaches or mints it again, and both are told."""
+    state = busy()
+    shared = AttachSpec(service="web")
+    host, _ = change(state, lambda draft: attachments.attach_host(draft, shared, "h"))
+    guest, _ = change(state, lambda draft: attachments.attach_guest(draft, shared, "vm", b"p" * 32, KEYS[3]))
+    change(state, lambda draft: edges.mint(draft, "phone", public_key=KEYS[4], now=0, ttl=9, allowed=(), services=()))
+    anew, adoption = adopted(layout(state, FACTS))
+    assert anew.get(Attachment, f"host:adopted-{host.address}") is not None
+    assert {KEYS[0], KEYS[3], KEYS[4]} & anew.peers(GLOBAL).keys() == {KEYS[0]}
+    (edge,) = state.table(Edge).values()
+    lost = "\n".join(adoption.lost)
+    for address in (guest.address, edge.address):
+        assert f"{address}/32: attach or mint it again" in lost
+    assert f"host_shared container with {host.address}" in lost
+    assert str(adoption) == "2 services, 4 containers, 2 peers"
+    # Whoever comes again may have any address, but none that somebody has.
+    again, _ = change(anew, lambda draft: attachments.attach_guest(draft, shared, "vm", b"p" * 32, KEYS[3]))
+    assert again.address not in {row.address for row in anew.table(Attachment).values() if row != again}
+
+
+def test_a_bridge_outside_the_cluster_and_a_device_without_its_bridge_are_told_and_left() -> None:
+    state = busy()
+    own = state.get(Service, "own")
+    assert own is not None
+    found = layout(state, FACTS)
+    strange = Bridge(service="far", name="br", address=ip_interface("172.20.0.1/24"), mtu=1420)
+    found = {key: it for key, it in found.items() if not (isinstance(it, Bridge) and it.service == "own")}
+    anew, adoption = adopted({**found, strange.key: strange})
+    assert anew.table(Service).keys() == {"web"}
+    assert not anew.peers("own")
+    lost = "\n".join(adoption.lost)
+    assert "service far: br has no address of the cluster 10.200.0.0/16" in lost
+    assert f"service own: {own.device} is without its bridge" in lost
+
+
+def test_the_slice_is_guessed_beside_what_peers_have() -> None:
+    """A node without a slice has the cluster's first address; where all around the address is a peer's, it is alone."""
+    state = busy(slice=None)
+    found = {key: replace(it, label="") if isinstance(it, Device) else it for key, it in layout(state, FACTS).items()}
+    overlay = adopted(found)[0].get(Overlay)
+    assert overlay is not None and overlay.slice is None
+    state = busy()
+    around = frozenset({ip_network(f"{state.node_address}/30", strict=False)})
+    for key, it in layout(state, FACTS).items():
+        found[key] = replace(it, label="") if isinstance(it, Device) else it
+        if isinstance(it, DevicePeer) and it.scope == GLOBAL:
+            found[key] = replace(it, allowed_ips=around)
+    overlay = adopted(found)[0].get(Overlay)
+    assert overlay is not None and overlay.slice == ip_network(f"{state.node_address}/32")

@@ -10,8 +10,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from overlayd.errors import RequestError
 from overlayd.model import attachments, edges, ipam, overlay, peers, rows, services
 from overlayd.model.attachments import AttachSpec
-from overlayd.model.layout import layout
-from overlayd.model.objects import GLOBAL, Netns
+from overlayd.model.layout import elements, fences, has_fence, layout, of_device, of_peers, of_service
+from overlayd.model.objects import (
+    GLOBAL,
+    Alias,
+    Bridge,
+    Device,
+    DevicePeer,
+    Element,
+    Fence,
+    Netns,
+    Proxy,
+    Route,
+    Veth,
+)
 from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Edge, Isolation, Lease, Service
 from overlayd.model.state import Draft, State
@@ -182,6 +194,33 @@ class Operations(RuleBasedStateMachine):
             old, new = self.state.pool(pool), fresh.pool(pool)
             assert (old and (old.choose(), old.held)) == (new and (new.choose(), new.held))
         self.state = fresh
+
+    @invariant()
+    def a_part_of_the_layout_is_what_the_whole_has_of_it(self):
+        whole = layout(self.state, FACTS)
+
+        def part(*kinds, **having):
+            return {
+                key: thing
+                for key, thing in whole.items()
+                if isinstance(thing, kinds) and all(getattr(thing, name) == value for name, value in having.items())
+            }
+
+        assert elements(self.state, FACTS) == part(Element)
+        assert fences(self.state, FACTS) == part(Fence)
+        assert all(has_fence(self.state, fence.destination) for fence in part(Fence).values())
+        assert not has_fence(self.state, ip_network("192.0.2.0/24"))
+        for name in SERVICES:
+            legs = {leg.namespace for leg in part(Veth, service=name).values()}  # also into the global network
+            joined = {key: leg for key, leg in part(Veth).items() if leg.namespace in legs}
+            assert of_service(self.state, FACTS, name) == part(Bridge, Proxy, service=name) | joined
+            assert of_peers(self.state, FACTS, name) == part(Device, DevicePeer, scope=name)
+            assert of_device(self.state, FACTS, name) == part(Device, DevicePeer, Route, scope=name)
+        guests = {row.public_key for row in self.state.table(Attachment).values() if row.public_key}
+        peers_of_all = of_peers(self.state, FACTS, GLOBAL)
+        assert peers_of_all == part(Device, DevicePeer, scope=GLOBAL)
+        assert self.state.overlay is None or guests <= {getattr(it, "public_key", b"") for it in peers_of_all.values()}
+        assert of_device(self.state, FACTS, GLOBAL) == part(Device, DevicePeer, Route, scope=GLOBAL) | part(Alias)
 
     @invariant()
     def no_address_has_two_holders(self):

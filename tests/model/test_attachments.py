@@ -3,10 +3,10 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from decisions import FACTS, attach, change, new_state, ready, serve, set_up
+from decisions import FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
 
 from overlayd.errors import RequestError
-from overlayd.model import attachments, ipam, services
+from overlayd.model import attachments, ipam, overlay, peers, services
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import layout
 from overlayd.model.objects import Netns, Veth
@@ -164,3 +164,43 @@ def test_an_ipv6_cluster():
     assert attachment.global_address == ip_address("fd00:200:0:7::2")
     (leg,) = (thing for thing in layout(state, FACTS).values() if isinstance(thing, Veth) and thing.interface == "eth1")
     assert str(leg.address) == "fd00:200:0:7::2/128"
+
+
+def test_what_is_not_set_up_takes_no_container():
+    with pytest.raises(RequestError, match="service api is not set up on this node: send setup_service_overlay first"):
+        attach(ready(), 7, service="api")
+    with pytest.raises(RequestError, match="send setup_global_overlay first"):
+        change(new_state(), lambda draft: attachments.attach_host(draft, AttachSpec(service="web"), "h"))
+    state = ready()
+    change(state, overlay.teardown_global)
+    with pytest.raises(RequestError, match="send setup_global_overlay first"):
+        attach(state, 7)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_whether_a_container_joins_the_global_network_is_changed_by_a_detach(joined):
+    state = ready()
+    attach(state, 7, join_global=joined)
+    now = "with" if joined else "without"
+    with pytest.raises(RequestError, match=f"attached to service web {now} join_global: detach it first"):
+        attach(state, 7, join_global=not joined)
+    leave(state, 7)
+    assert (attach(state, 7, join_global=not joined).global_address is None) == joined
+
+
+def test_an_attachment_is_found_by_its_handle_and_by_its_namespace():
+    state = ready()
+    first = attach(state, 7)
+    assert attachments.find(state, first.handle) == first
+    assert attachments.find(state, "pid:8", first.netns.inode) == first
+    assert attachments.find(state, "pid:8", 1) is attachments.find(state, "pid:8") is None
+
+
+def test_the_peers_of_a_dedicated_service_go_with_its_last_ephemeral_container():
+    state = ready()
+    serve(state, "own", dedicated_key=b"d" * 32)
+    options = {"own_key": OWN, "endpoint": "", "keepalive": 0, "allowed_ips": (), "candidates": ()}
+    change(state, lambda draft: peers.add_peer(draft, "own", KEYS[0], **options))
+    attach(state, 7, service="own", ephemeral=True)
+    leave(state, 7)
+    assert state.get(Service, "own") is None and not state.peers("own") and not state.leases("own")

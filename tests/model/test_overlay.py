@@ -10,7 +10,7 @@ from overlayd.model import ipam, overlay, peers
 from overlayd.model.layout import Facts, layout
 from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Veth
 from overlayd.model.plan import plan
-from overlayd.model.rows import Attachment
+from overlayd.model.rows import Attachment, Host, Service
 
 # A terminal acts on these or does not show them: NUL, escape, line feed, DEL, C1, marks of direction, a surrogate.
 UNSHOWN = ["a\0b", "\x1b[2J", "n\nl", "\x7f", "\x9b1m", "\u202eabc", "\u200f", "\u2066", "\ud800"]
@@ -82,3 +82,40 @@ def test_a_name_that_cannot_be_shown_is_refused(text, deployment):
     set_up(state, deployment=deployment)
     with pytest.raises(RequestError, match=r"request.service: .* cannot be shown"):
         serve(state, text)
+
+
+def test_a_cluster_without_room_and_a_port_of_a_dedicated_service_are_refused():
+    with pytest.raises(RequestError, match="too small for an overlay"):
+        set_up(new_state(), cluster=ip_network("10.200.0.0/31"), slice=None)
+    state = ready()
+    port = serve(state, "own", dedicated_key=OWN).wg_port
+    with pytest.raises(RequestError, match=f"wg_port {port} is that of the dedicated service own: tear it down first"):
+        set_up(state, port=port)
+
+
+def test_a_new_range_that_leaves_a_service_outside_or_takes_its_addresses_is_refused_by_name():
+    state = ready()
+    web = state.get(Service, "web").subnet
+    with pytest.raises(RequestError, match=rf"{web} \(service web\)"):
+        set_up(state, cluster=ip_network("10.201.0.0/16"), slice=None)
+    with pytest.raises(RequestError, match=rf"{web} \(service web, would hold the node address {web[1]}\)"):
+        set_up(state, slice=web)
+    assert layout(state, FACTS) == layout(ready(), FACTS)
+
+
+def test_a_cluster_that_holds_a_peers_endpoint_is_refused():
+    state = ready()
+    options = {"own_key": OWN, "keepalive": 0, "allowed_ips": (), "candidates": ()}
+    change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], endpoint="10.201.0.9:51820", **options))
+    with pytest.raises(RequestError, match=r"holds 10\.201\.0\.9:51820, the endpoint of a peer"):
+        set_up(state, cluster=ip_network("10.200.0.0/15"))
+
+
+def test_the_node_says_who_it_is_and_what_the_host_was():
+    state = new_state()
+    change(state, lambda draft: overlay.set_node_id(draft, 7))
+    change(state, lambda draft: overlay.announce_key(draft, KEYS[0]))
+    assert (state.node.node_id, state.node.announced_key, state.node.private_key) == (7, KEYS[0], b"k" * 32)
+    for boot, closed, kept in (("a", [4], (4,)), ("a", [], (4,)), ("b", [6], (6,))):
+        change(state, lambda draft, boot=boot, closed=closed: overlay.note_host(draft, boot, closed, []))
+        assert state.get(Host).closed == kept, "the first look of a boot counts"

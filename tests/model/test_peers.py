@@ -8,7 +8,7 @@ from decisions import KEYS, OWN, change, dump, new_state, ready, serve
 
 from overlayd import keys
 from overlayd.errors import RequestError
-from overlayd.model import attachments, peers
+from overlayd.model import attachments, edges, peers
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.objects import GLOBAL
 
@@ -155,3 +155,26 @@ def test_a_peer_has_a_limited_number_of_allowed_ips():
     change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], many[7]))  # it has that one
     with pytest.raises(RequestError, match=r"request\.allowed_ips: at most 1024"):
         change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], allowed_ips=many[:7] + many[8:], **options))
+
+
+def test_an_edge_peers_key_and_an_endpoint_inside_the_cluster_are_refused():
+    state = ready()
+    options = {"own_key": OWN, "keepalive": 0, "allowed_ips": (), "candidates": ()}
+    change(state, lambda draft: edges.mint(draft, "phone", public_key=KEYS[0], now=0, ttl=60, allowed=(), services=()))
+    with pytest.raises(RequestError, match=f"{re.escape(keys.text(KEYS[0]))} is edge peer phone: revoke it first"):
+        change(state, lambda draft: peers.add_peer(draft, GLOBAL, KEYS[0], endpoint="", **options))
+    for endpoint in ("10.200.9.1:51820", "10.200.0.0:1"):
+        with pytest.raises(RequestError, match="endpoint"):
+            change(state, lambda draft, it=endpoint: peers.add_peer(draft, GLOBAL, KEYS[1], endpoint=it, **options))
+    assert state.peers(GLOBAL).keys().isdisjoint(KEYS)
+
+
+def test_what_is_not_there_is_removed_without_an_error_and_not_extended():
+    state = ready()
+    before = dump(state)
+    network = ip_network("10.200.3.0/24")
+    change(state, lambda draft: peers.remove_peer(draft, GLOBAL, KEYS[0]))
+    change(state, lambda draft: peers.remove_allowed_ip(draft, GLOBAL, KEYS[0], network))
+    with pytest.raises(RequestError, match=r"no peer .*: send add_peer first"):
+        change(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEYS[0], network))
+    assert dump(state) == before

@@ -1,5 +1,6 @@
 """The words of the ruleset: elements, scripts, and reading a listing back."""
 
+import re
 from ipaddress import IPv4Network, ip_address, ip_network
 
 import pytest
@@ -124,4 +125,64 @@ def test_a_listing_is_read_whatever_its_spelling() -> None:
         Element("inet", "node4", "10.200.0.1"),
         *ruleset.leg("veth-71-g", [V4]),
         *ruleset.port("veth-71-s", bytes.fromhex("026f0ac80005"), [V6]),
+    ]
+
+
+def test_the_script_with_members_adds_each_to_its_set_behind_the_rules() -> None:
+    members = [
+        *ruleset.member(V4, 5, "veth-71-s"),
+        *ruleset.member(V6, 5),
+        *ruleset.member(ip_address("10.200.0.6"), 5),
+    ]
+    rules, added = ruleset.fixed(), ruleset.with_members(members)
+    assert added.removeprefix(rules).splitlines() == [
+        "add element inet overlayd network4 { 10.200.0.5 : 0:5, 10.200.0.6 : 0:5 }",
+        "add element inet overlayd member4 { 0:5 . 10.200.0.5, 0:5 . 10.200.0.6 }",
+        'add element bridge overlayd network { "veth-71-s" : 0:5 }',
+        'add element bridge overlayd member { 0:5 . "veth-71-s" }',
+        "add element inet overlayd network6 { fd00:200::5 : 0:5 }",
+        "add element inet overlayd member6 { 0:5 . fd00:200::5 }",
+    ]
+    assert ruleset.with_members([]) == rules
+
+
+@pytest.mark.parametrize("family", ["inet", "bridge"])
+def test_every_set_that_a_rule_looks_into_is_declared_and_every_member_goes_into_a_declared_one(family: str) -> None:
+    script = ruleset.fixed()
+    table = script[script.index(f"table {family} overlayd {{") :]
+    table = table[: table.index("\n}\n")]
+    declared = set(re.findall(r"^ +(?:set|map) (\w+) \{", table, re.MULTILINE))
+    assert declared == {name for of, name in ruleset.SETS if of == family}
+    assert set(re.findall(r"@([a-z]\w+)", re.sub(r"@(nh|th|ll),", "", table))) <= declared
+    network = ip_network("10.200.0.0/16")
+    made = [
+        *ruleset.cluster(network),
+        *ruleset.node(V4),
+        *ruleset.host([4], [6]),
+        *ruleset.member(V6, 5, "veth-71-s"),
+        *ruleset.port("veth-71-s", bytes(6), [V4, V6]),
+        *ruleset.leg("veth-71-g", [V4, V6]),
+        *ruleset.edge(V4, [network]),
+    ]
+    assert {each.set for each in made if each.family == family} <= declared
+
+
+def test_removing_the_tables_works_whether_they_are_there_or_not() -> None:
+    assert ruleset.removed().splitlines() == [
+        "add table inet overlayd",
+        "delete table inet overlayd",
+        "add table bridge overlayd",
+        "delete table bridge overlayd",
+    ]
+
+
+def test_a_listing_of_members_that_somebody_else_has_added_by_hand() -> None:
+    """With a comment, and an interval that is no prefix: members of no form of ours, which are read to be removed."""
+    items = [
+        {"set": {"family": "inet", "name": "node4", "elem": [{"elem": {"val": "10.200.0.9", "comment": "mine"}}]}},
+        {"set": {"family": "inet", "name": "cluster4", "elem": [{"range": ["10.0.0.1", "10.0.0.9"]}]}},
+    ]
+    assert list(ruleset.elements({"nftables": items}).values()) == [
+        Element("inet", "node4", "10.200.0.9"),
+        Element("inet", "cluster4", "10.0.0.1-10.0.0.9"),
     ]

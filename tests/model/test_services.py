@@ -3,11 +3,11 @@
 from ipaddress import ip_network
 
 import pytest
-from decisions import CLUSTER, KEYS, OWN, attach, change, new_state, ready, serve, set_up
+from decisions import CLUSTER, KEYS, OWN, attach, change, dump, new_state, ready, serve, set_up
 from msgspec.structs import replace
 
 from overlayd.errors import RequestError
-from overlayd.model import peers, services, subnets
+from overlayd.model import ipam, peers, services, subnets
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE
 from overlayd.model.rows import Service
 
@@ -118,3 +118,57 @@ def test_a_name_that_the_kernel_would_take_for_a_template_is_refused(text):
     with pytest.raises(RequestError, match="template"):
         serve(state, text)
     assert not state.table(Service)
+
+
+def test_a_service_without_a_name_and_one_before_the_overlay_are_refused():
+    with pytest.raises(RequestError, match="a service needs a name"):
+        serve(ready(), "")
+    with pytest.raises(RequestError, match="send setup_global_overlay first"):
+        serve(new_state(), "web")
+
+
+def test_a_service_keeps_its_subnet_until_it_is_torn_down():
+    state = ready()
+    subnet, other = ip_network("10.200.50.0/27"), ip_network("10.200.60.0/27")
+    first = serve(state, "api", subnet=subnet)
+    assert serve(state, "api", subnet=subnet) == serve(state, "api") == first
+    with pytest.raises(RequestError, match=f"api has the subnet {subnet}: tear it down first to give it {other}"):
+        serve(state, "api", subnet=other)
+    change(state, lambda draft: services.teardown_service(draft, "api"))
+    assert serve(state, "api", subnet=other).subnet == other
+
+
+def test_a_wanted_subnet_has_room_for_a_gateway_and_a_container():
+    with pytest.raises(RequestError, match="no room for a gateway and a container"):
+        serve(ready(), "api", subnet=ip_network("10.200.50.0/31"))
+    assert serve(ready(), "api", subnet=ip_network("10.200.50.0/30")).subnet.num_addresses == 4
+
+
+def test_addresses_that_the_node_gave_back_become_the_services():
+    """Without a slice the node's addresses come from the whole cluster; who had one of them gets no second claim."""
+    state = ready(slice=None)
+    address, _ = change(state, lambda draft: ipam.allocate_ip(draft, ""))
+    near = ip_network(f"{address}/28", strict=False)
+    with pytest.raises(RequestError, match=f"{near} overlaps"):
+        serve(state, "api", subnet=near)
+    set_up(state, cluster=ip_network("10.200.0.0/15"), slice=None)  # the node's address is another one now
+    change(state, lambda draft: ipam.release(draft, address, ipam.REQUEST))
+    assert [lease.holder for lease in state.leases(GLOBAL).values()] == [""]
+
+
+def test_a_prune_of_what_is_not_there_changes_nothing():
+    state = ready()
+    before = dump(state)
+    change(state, lambda draft: services.teardown_service(draft, "never"))
+    assert dump(state) == before
+
+
+def test_when_no_port_is_free_a_dedicated_service_says_which_were_tried():
+    state = ready()
+    with pytest.raises(RequestError, match="no free WireGuard port in 51821-"):
+        serve(state, "own", dedicated_key=OWN, port_is_free=lambda port: False)
+    assert serve(state, "own", dedicated_key=OWN, port_is_free=lambda port: port == 51830).wg_port == 51830
+    last = new_state()
+    set_up(last, port=65535)
+    with pytest.raises(RequestError, match="no free WireGuard port"):
+        serve(last, "own", dedicated_key=OWN)

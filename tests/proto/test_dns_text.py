@@ -132,3 +132,49 @@ def test_what_is_asked(name: str, type: str, asked: tuple[str, str]) -> None:
 def test_what_cannot_be_asked(name: str, type: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         dns_text.question(name, type)
+
+
+HEAD = bytes.fromhex("00008180 0000 0001 0000 0000")  # one record in the answer section
+
+
+def of_record(name: bytes, type: int, data: bytes) -> bytes:
+    return HEAD + name + type.to_bytes(2) + b"\0\1" + bytes(4) + len(data).to_bytes(2) + data
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (b"", "cut short"),
+        (b"\3we", "cut short"),
+        (b"\x40" + b"x" * 64 + b"\0", "not a DNS name"),  # 0x40: a kind of label that nobody uses
+        ((b"\x3f" + b"x" * 63) * 4 + b"\0", "not a DNS name"),  # 257 bytes
+        (b"\xc0\x0c", "points to itself"),
+    ],
+)
+def test_names_that_are_none(name: bytes, problem: str) -> None:
+    with pytest.raises(ProtocolError, match=problem):
+        dns_text.read(HEAD + name if problem == "cut short" else of_record(name, 1, bytes(4)))
+
+
+@pytest.mark.parametrize(
+    ("type", "data"),
+    [
+        (2, b"\1a\0\0"),  # NS: a byte behind the name
+        (2, b"\1a"),  # its end is missing
+        (2, b"\3a"),
+        (16, b"\5abc"),  # TXT: a string that is shorter than it says
+        (1, b"\1\2\3"),
+        (6, b"\0\0" + bytes(19)),
+    ],
+)
+def test_data_that_is_broken_is_hexadecimal(type: int, data: bytes) -> None:
+    (record,) = dns_text.read(of_record(b"\0", type, data)).answers
+    assert record.data == f"\\# {len(data)} {data.hex()}"
+
+
+def test_an_extended_error_behind_another_option_and_one_that_is_cut_short() -> None:
+    made = message()
+    made.use_edns(0, options=[dns.edns.GenericOption(65001, b"x"), dns.edns.EDEOption(22, "late")])
+    assert dns_text.read(made.to_wire()).error == "late"
+    made.use_edns(0, options=[dns.edns.GenericOption(15, b"\0")])
+    assert dns_text.read(made.to_wire()).error == ""

@@ -26,3 +26,9 @@ def test_a_histogram_counts_what_is_at_most_each_bound(numbers: list[float]) -> 
     bounds = ("0.5", "1", "10", "+Inf")
     assert buckets == {bound: sum(number <= float(bound) for number in numbers) for bound in bounds}
     assert [count for name, _, count in samples if name == "h_count"] == [len(numbers)]
+
+
+def test_a_sample_without_labels_is_a_name_and_a_number() -> None:
+    text = "".join(family("x_peers", "gauge", "how many", (), [((), 7)]))
+    assert text.endswith("\nx_peers 7\n")
+    assert parse(text) == [("x_peers", {}, 7)]

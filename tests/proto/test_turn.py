@@ -245,6 +245,25 @@ def test_a_refused_refresh_is_the_end(code: int) -> None:
     assert played.client.next_timeout() is None
 
 
+def test_a_probe_that_is_answered_puts_the_refresh_off_and_one_that_is_not_is_the_end() -> None:
+    played = allocated()
+    played.now = 500
+    played.client.probe(played.now)
+    played.client.probe(played.now)  # one is under way
+    (request,) = (it for it in map(stun.decode, played.client.datagrams_to_send(500)) if it.kind is Kind.REQUEST)
+    assert request.method == stun.REFRESH
+    played.answer(request, (stun.LIFETIME, 600))
+    played.now = 540  # when it would have been due
+    assert all(stun.decode(each).kind is not Kind.REQUEST for each in played.client.datagrams_to_send(played.now))
+    assert played.next_request().method == stun.REFRESH and played.now == 500 + 540
+    played = allocated()
+    played.client.probe(played.now)
+    assert [type(event) for event in played.silence()] == [Expired]
+    assert played.now <= 5
+    played.client.probe(played.now)
+    assert played.client.datagrams_to_send(played.now) == []
+
+
 def test_an_unanswered_refresh_is_the_end_before_the_lifetime_is() -> None:
     played = allocated()
     assert played.silence() == [Expired(Failure(0, "no answer"))]
