@@ -1,0 +1,341 @@
+"""The session: whatever a store does, what its follower knows is what the store has, in the end and without steps back.
+
+`World` is a slow and obvious store: a list of all changes there ever were, members that know a part of them, streams
+that break, histories that are compacted, and backups that are put back.
+"""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlayd.proto import store
+from overlayd.proto.store import Close, Delta, List, Output, Quiet, Session, Snapshot, Verify, Watch
+from overlayd.proto.store_answers import (
+    Ahead,
+    AuthFailed,
+    Change,
+    Changes,
+    Compacted,
+    Entry,
+    Page,
+    StoreError,
+    Unavailable,
+    Watching,
+)
+
+MEMBERS = 3
+
+
+class World:
+    """lag: by how many changes each member is behind; down: members that do not answer; mute: their streams say
+    nothing though they are open.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.history: list[Change] = []
+        self.first = 1  # the oldest revision that is not compacted
+        self.lag = [0] * MEMBERS
+        self.down = [False] * MEMBERS
+        self.mute = False
+        self.reset = False  # the stream is dead, and that is noticed when anything is heard
+        self.now = 0.0
+        self.session = Session(MEMBERS, self.random.random)
+        self.stream: tuple[Watch, int] | None = None  # and up to which revision it has told
+        self.questions: list[tuple[float, List | Verify | Watch]] = []
+        self.known: dict[str, bytes] = {}
+        self.told_revision = 0
+        self.restored = 0
+        self.quiet = 0
+        self.opened: list[float] = []
+
+    # -- the store -----------------------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        return self.history[-1].revision if self.history else 1
+
+    def put(self, key: str, value: bytes | None) -> None:
+        revision = self.revision + 1
+        self.history.append(Change(key, Entry(key, value, 1, revision) if value is not None else None, revision))
+
+    def at(self, revision: int) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+        for change in self.history:
+            if change.revision <= revision:
+                if change.entry is None:
+                    found.pop(change.key, None)
+                else:
+                    found[change.key] = change.entry
+        return found
+
+    def restore(self) -> None:
+        """A backup is put back, which takes a while, and the store goes on from there; no stream lives through that."""
+        self.reset = self.stream is not None
+        self.down = [True] * MEMBERS
+        self.step(7)
+        del self.history[self.random.randrange(len(self.history) + 1) :]
+        self.first = min(self.first, self.revision)
+        for number in range(self.random.randrange(30)):
+            self.put("n", b"new %d" % number)
+        self.down = [False] * MEMBERS
+
+    def known_to(self, member: int) -> int:
+        seen = self.history[: len(self.history) - self.lag[member]] if self.lag[member] else self.history
+        return seen[-1].revision if seen else 1
+
+    # -- the follower --------------------------------------------------------------------------------------------------
+
+    def do(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case List() | Verify() | Watch():
+                    self.questions.append((self.now + self.random.random() * 0.1, output))
+                case Close():
+                    self.stream = None
+                case Quiet():
+                    self.quiet += 1
+                    self.put("pulse", b"%d" % self.random.getrandbits(60))
+                case Snapshot():
+                    assert output.restored or output.revision >= self.told_revision
+                    self.restored += output.restored
+                    self.known = {entry.key: entry.value for entry in output.entries}
+                    self.told_revision = output.revision
+                case Delta():
+                    assert output.revision > self.told_revision
+                    for change in output.changes:
+                        assert self.told_revision < change.revision <= output.revision
+                        if change.entry is None:
+                            self.known.pop(change.key, None)
+                        else:
+                            self.known[change.key] = change.entry.value
+                    self.told_revision = output.revision
+
+    def answer(self, asked: List | Verify | Watch) -> None:
+        if self.down[asked.endpoint]:
+            self.do(self.session.failed(asked.number, Unavailable("down"), self.now))
+            return
+        knows = self.known_to(asked.endpoint)
+        if isinstance(asked, Verify):
+            if asked.revision > knows:
+                self.do(self.session.failed(asked.number, Ahead("future"), self.now))
+            elif asked.revision < self.first:
+                self.do(self.session.failed(asked.number, Compacted(self.first), self.now))
+            else:
+                entry = self.at(asked.revision).get(asked.key)
+                self.do(self.session.page(asked.number, Page((entry,) if entry else (), knows), self.now))
+            return
+        if isinstance(asked, Watch):
+            self.opened.append(self.now)
+            if asked.revision < self.first:
+                self.do(self.session.failed(asked.number, Compacted(self.first), self.now))
+                return
+            self.stream, self.reset = (asked, asked.revision - 1), False
+            self.do(self.session.message(asked.number, Watching(knows), self.now))
+            return
+        revision = asked.revision or (knows if asked.any_member else self.revision)
+        if asked.revision and asked.revision < self.first:
+            self.do(self.session.failed(asked.number, Compacted(self.first), self.now))
+            return
+        keys = sorted(key for key in self.at(revision) if key > asked.after)
+        limit = 2  # pages of two keys
+        entries = tuple(self.at(revision)[key] for key in keys[:limit])
+        header = knows if asked.any_member else self.revision
+        self.do(self.session.page(asked.number, Page(entries, header, len(keys) > limit), self.now))
+
+    def step(self, seconds: float) -> None:
+        """Let time pass, in small steps."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.1
+            for question in [each for each in self.questions if each[0] <= self.now]:
+                self.questions.remove(question)
+                self.answer(question[1])
+            if self.stream is not None and not self.mute:
+                asked, told = self.stream
+                if self.down[asked.endpoint] or self.reset:
+                    self.reset = False
+                    self.do(self.session.failed(asked.number, Unavailable("reset"), self.now))
+                else:
+                    knows = self.known_to(asked.endpoint)
+                    news = tuple(each for each in self.history if told < each.revision <= knows)
+                    if news:
+                        self.stream = (asked, knows)
+                        self.do(self.session.message(asked.number, Changes(news, knows), self.now))
+            self.do(self.session.tick(self.now))
+
+    def heal(self) -> None:
+        self.lag, self.down, self.mute = [0] * MEMBERS, [False] * MEMBERS, False
+
+
+FAULTS: dict[str, Callable[[World], None]] = {
+    "put": lambda world: world.put(world.random.choice("abcdef"), b"%d" % world.revision),
+    "burst": lambda world: [world.put(world.random.choice("abcdef"), b"%d" % n) for n in range(120)] and None,
+    "remove": lambda world: world.put(world.random.choice("abcdef"), None),
+    "down": lambda world: world.down.__setitem__(world.random.randrange(MEMBERS), True),
+    "all down": lambda world: setattr(world, "down", [True] * MEMBERS),
+    "up": lambda world: setattr(world, "down", [False] * MEMBERS),
+    "lag": lambda world: world.lag.__setitem__(world.random.randrange(MEMBERS), world.random.randrange(4)),
+    "mute": lambda world: setattr(world, "mute", True),
+    "compact": lambda world: setattr(world, "first", world.revision),
+    "restore": lambda world: world.restore(),
+    "wait": lambda world: world.step(40),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.sampled_from(sorted(FAULTS)), max_size=12))
+def test_in_the_end_the_follower_knows_what_the_store_has(seed: int, faults: list[str]) -> None:
+    world = World(seed)
+    world.put("a", b"0")
+    for fault in faults:
+        FAULTS[fault](world)
+        world.first = min(world.first, world.revision)
+        world.step(world.random.choice((0.1, 1.0, 5.0)))
+    world.heal()
+    world.step(160)
+    while world.told_revision != world.revision and world.now < 10_000:
+        world.step(0.1)
+    assert world.session.state == "connected"
+    expected = {key: entry.value for key, entry in world.at(world.revision).items()}
+    assert world.known == expected
+    assert world.told_revision == world.revision
+    assert not world.restored or "restore" in faults
+
+
+def opened() -> tuple[World, Session]:
+    world = World(1)
+    world.put("a", b"0")
+    world.step(1)
+    assert world.session.state == "connected"
+    return world, world.session
+
+
+def test_a_store_that_went_back_is_listed_as_such() -> None:
+    world, session = opened()
+    for number in range(9):
+        world.put("b", b"%d" % number)
+    world.step(1)
+    del world.history[3:]
+    world.down = [True] * MEMBERS
+    world.step(1)
+    world.down = [False] * MEMBERS
+    world.step(60)
+    assert world.restored == 1
+    assert world.known == {key: entry.value for key, entry in world.at(world.revision).items()}
+    assert session.revision == world.revision
+
+
+def test_one_member_that_lags_is_no_reason_to_list() -> None:
+    world, session = opened()
+    for number in range(5):
+        world.put("b", b"%d" % number)
+    world.step(1)
+    world.lag[1] = 3
+    world.down[0] = True
+    world.step(40)
+    assert (session.resyncs, world.restored) == (1, 0)
+    assert world.known["b"] == b"4"
+
+
+def test_a_silent_stream_is_given_up_after_100_seconds_and_tried_before() -> None:
+    world, session = opened()
+    world.mute = True
+    world.step(95)
+    assert session.state == "connected"
+    assert world.quiet in (2, 3)
+    world.step(10)
+    assert world.opened[-1] > 90
+
+
+def test_a_pulse_keeps_an_idle_stream() -> None:
+    world, _session = opened()
+    world.step(400)
+    assert len(world.opened) == 1
+    assert 400 / 45 - 1 <= world.quiet <= 400 / 30
+
+
+def test_a_storm_is_read_in_windows_and_then_as_a_stream_again() -> None:
+    world, session = opened()
+    before = len(world.opened)
+    for _ in range(60):
+        for number in range(20):
+            world.put("b", b"%d" % number)
+        world.step(0.5)
+    assert session.windowed
+    windows = len(world.opened) - before
+    assert 30 / 5.6 - 1 <= windows <= 30 / 2.4
+    world.step(30)
+    assert not session.windowed
+    assert world.known == {key: entry.value for key, entry in world.at(world.revision).items()}
+    after = len(world.opened)
+    world.step(20)
+    assert len(world.opened) == after
+
+
+def test_tries_come_slower_and_never_faster_than_at_first() -> None:
+    session = Session(1, lambda: 1.0)
+    now, waits = 0.0, []
+    for _ in range(10):
+        asked = session.tick(now)[-1]
+        assert isinstance(asked, List)
+        session.failed(asked.number, Unavailable("x"), now)
+        waits.append(session.due - now)
+        now = session.due
+    assert waits == [0.0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_many_nodes_do_not_come_back_at_once() -> None:
+    session = Session(1, lambda: 1.0)
+    session.nodes = 5000
+    asked = session.tick(0.0)[-1]
+    assert isinstance(asked, List)
+    session.failed(asked.number, Unavailable("x"), 0.0)
+    assert session.due == store.MOST_SPREAD
+
+
+def test_an_expired_token_is_renewed_at_once_and_at_the_same_endpoint() -> None:
+    session = Session(MEMBERS, lambda: 1.0)
+    for expected in [0, 0, 1, 2]:
+        asked = session.tick(session.due)[-1]
+        assert isinstance(asked, List)
+        assert asked.endpoint == expected
+        session.failed(asked.number, AuthFailed("token", expired=True), session.due)
+
+
+def test_answers_to_older_questions_are_passed_over() -> None:
+    session = Session(1, lambda: 0.5)
+    first = session.tick(0.0)[-1]
+    assert isinstance(first, List)
+    session.failed(first.number, Unavailable("x"), 0.0)
+    second = session.tick(session.due)[-1]
+    assert isinstance(second, List)
+    assert session.page(first.number, Page((), 9), 1.0) == []
+    assert session.failed(first.number, Unavailable("x"), 1.0) == []
+    assert session.page(second.number, Page((), 9), 1.0) != []
+
+
+def test_the_first_choice_is_taken_again_after_a_while() -> None:
+    world = World(3)
+    world.put("a", b"0")
+    world.down[0] = True
+    world.step(30)
+    assert world.session.endpoint != 0
+    world.down[0] = False
+    world.step(1900)
+    assert world.session.endpoint == 0
+    assert world.session.resyncs == 1
+
+
+@pytest.mark.parametrize("error", [Unavailable("x"), Compacted(3), StoreError("y")])
+def test_why_it_is_disconnected_can_be_told(error: StoreError) -> None:
+    world, session = opened()
+    world.step(15)
+    assert session.error is None
+    assert world.stream is not None
+    session.failed(world.stream[0].number, error, world.now)
+    assert session.state == "disconnected"
+    assert session.error is error
