@@ -53,7 +53,7 @@ def add_peer(
     _require_installable(draft, allowed_ips)
     old = draft.peer(scope, public_key)
     _require_few(allowed_ips, old.added if old else (), "allowed_ips")
-    moved = _move(draft, scope, allowed_ips, public_key)
+    moved = take_networks(draft, scope, allowed_ips, public_key)
     draft.put(
         Peer(
             scope=scope,
@@ -101,7 +101,7 @@ def add_allowed_ip(
     at = numeric_endpoint(peer.endpoint)
     _require_way(draft, peer.key, network, at[0] if at is not None else resolved, host)
     _require_installable(draft, [network])
-    moved = _move(draft, scope, [network], public_key)
+    moved = take_networks(draft, scope, [network], public_key)
     draft.put(replace(peer, added=(*peer.added, network)))
     return moved
 
@@ -201,7 +201,7 @@ def _require_installable(draft: Draft, networks: Collection[Network]) -> None:
         raise RequestError(f"allowed IP {named}: no peer can have it; announce what is the peer's own")
 
 
-def _move(draft: Draft, scope: str, networks: Collection[Network], to: bytes) -> list[str]:
+def take_networks(draft: Draft, scope: str, networks: Collection[Network], to: bytes) -> list[str]:
     """Take networks from the peers that have them, once from each.  Returns what moved, in words."""
     lost: dict[bytes, dict[Network, None]] = {}
     for network in networks:

@@ -105,6 +105,7 @@ class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
     """A peer of the device of `scope`.  endpoint: `host:port` as it was given, empty when none.  keepalive:
     seconds.  listed: allowed IPs of the last add_peer.  added: those of add_allowed_ip, which stay; one may be both.
     name: what people call it, empty for none.
+    member: whose it is, if the cluster's store told of it; empty when an orchestrator did.
     """
 
     table: ClassVar[str] = "peer"
@@ -116,6 +117,7 @@ class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
     added: tuple[Network, ...] = ()
     candidates: tuple[tuple[str, str, int], ...] = ()
     name: str = ""
+    member: str = ""
 
     @property
     def key(self) -> str:
@@ -263,7 +265,81 @@ class Host(Row, frozen=True, kw_only=True, omit_defaults=True):
     bridged: tuple[int, ...] = ()
 
 
-ROWS: tuple[type[Row], ...] = (Node, Overlay, Service, Peer, Lease, Attachment, Isolation, Record, Edge, Host)
+class Membership(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """This node's place in a cluster that is kept in a store.  cluster: its name; cluster_id: of its making, empty
+    until it is known.  node: our name in it; instance: of our data directory, so that a name has one holder; machine:
+    of the host that it is on.  blocks: of the cluster CIDR that are ours, the first one first.  revision: of the store,
+    up to which the rows of members are known; witness: the newest key of then (`proto.store`).  The rest is as the
+    cluster was made.
+    """
+
+    table: ClassVar[str] = "membership"
+    cluster: str
+    node: str
+    instance: str
+    machine: str = ""
+    cluster_id: str = ""
+    cidr: Network | None = None
+    block_prefix: int = 0
+    service_share: int = 1
+    zone: str = ""
+    node_ttl: int = 0
+    rate: float = 10.0
+    blocks: tuple[Network, ...] = ()
+    revision: int = 0
+    witness: tuple[str, int, int] | None = None
+
+
+class Member(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """Another node of the cluster, as its record in the store has it.  created: the store's revision at which that
+    came, so that of two who claim one thing the older is known.
+    """
+
+    table: ClassVar[str] = "member"
+    name: str
+    instance: str
+    node_id: int
+    public_key: bytes
+    next_key: bytes = b""
+    endpoint: str = ""
+    candidates: tuple[tuple[str, str, int], ...] = ()
+    nat: bool = False
+    blocks: tuple[Network, ...]
+    version: str = ""
+    created: int
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+class MemberNames(Row, frozen=True, kw_only=True, omit_defaults=True):
+    """Names that another node of the cluster serves.  part: its name, with a number behind a slash if it has many."""
+
+    table: ClassVar[str] = "membernames"
+    part: str
+    names: dict[str, tuple[Address, ...]]
+
+    @property
+    def key(self) -> str:
+        return self.part
+
+
+ROWS: tuple[type[Row], ...] = (
+    Node,
+    Overlay,
+    Service,
+    Peer,
+    Lease,
+    Attachment,
+    Isolation,
+    Record,
+    Edge,
+    Host,
+    Membership,
+    Member,
+    MemberNames,
+)
 
 
 def _decode_hook(kind: type[Any], value: Any) -> Any:

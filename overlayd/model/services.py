@@ -29,13 +29,15 @@ def setup_service(
     port_is_free: Callable[[int], bool] = lambda _port: True,
     host: Sequence[HostNetwork] = (),
     now: int = 0,
+    ranges: Sequence[Network] | None = None,
 ) -> Service:
     """Set a service up, or return it as it is.
 
     subnet: exactly this one, None for the one its name and node give.  dedicated_key: the private key of a dedicated
     service's device, used if it is new; None for a service without one.  isolated: its containers are to come with an
     isolation network; a service without a device may change that.  port_is_free: whether no other program of the host
-    has that UDP port.  host: what the host reaches without the overlay.  now: Unix seconds.
+    has that UDP port.  host: what the host reaches without the overlay.  now: Unix seconds.  ranges: the parts of the
+    cluster CIDR that this node's services get their subnets from, None for all of it.
     """
     if not name:
         raise RequestError("request.service: a service needs a name")
@@ -55,12 +57,20 @@ def setup_service(
     require_printable(name, "service", LONGEST_SCOPE)
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
-    if subnet is None:
+    if subnet is not None:
+        _check_wanted(draft, around, subnet, host, ranges)
+    elif ranges is not None:
+        subnet = find_subnet(draft, around, ranges, name, host)
+        if subnet is None:
+            raise RequestError(
+                f"no free subnet for service {name!r} in this node's part of the cluster "
+                f"({', '.join(map(str, ranges)) or 'none is for services'}): tear a service down, or try again when "
+                "the node has claimed another block (overlayctl cluster status)"
+            )
+    else:
         subnet = subnets.choose(
             around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot, host)
         )
-    else:
-        _check_wanted(draft, around, subnet, host)
     service = Service(name=name, subnet=subnet, bridge=bridge, isolated=isolated, since=now)
     if dedicated_key is not None:
         service = replace(
@@ -74,6 +84,20 @@ def setup_service(
         if lease.address in subnet:
             draft.drop(lease)  # released long ago from the node's pool; the address is the service's from now on
     return service
+
+
+def find_subnet(
+    draft: Draft, around: Overlay, ranges: Sequence[Network], name: str, host: Sequence[HostNetwork]
+) -> Network | None:
+    """A subnet for a service in one of the ranges; None when they are full."""
+    first = subnets.spread(name, str(draft.state.node.node_id))
+    for within in ranges:
+        prefix = subnets.service_prefix(within)
+        start = first % (1 << prefix - within.prefixlen)
+        found = subnets.first_free(within, prefix, start, lambda slot: _taken(draft, around, slot, host))
+        if found is not None:
+            return found
+    return None
 
 
 def teardown_service(draft: Draft, name: str) -> None:
@@ -136,11 +160,19 @@ def _routed_elsewhere(state: State, around: Overlay, slot: Network) -> Network |
     return None
 
 
-def _check_wanted(draft: Draft, around: Overlay, subnet: Network, host: Sequence[HostNetwork]) -> None:
+def _check_wanted(
+    draft: Draft, around: Overlay, subnet: Network, host: Sequence[HostNetwork], ranges: Sequence[Network] | None
+) -> None:
     if subnet.version != around.cluster.version or not subnet.subnet_of(around.cluster):  # type: ignore[arg-type]
         raise RequestError(f"request.subnet: {subnet} is not inside the cluster CIDR {around.cluster}")
     if subnet.num_addresses < 4:
         raise RequestError(f"request.subnet: {subnet} has no room for a gateway and a container")
+    if ranges is not None and not any(
+        subnet.version == each.version and subnet.subnet_of(each)  # type: ignore[arg-type]
+        for each in ranges
+    ):
+        where = ", ".join(map(str, ranges)) or "none"
+        raise RequestError(f"request.subnet: {subnet} is not in this node's part of the cluster for services ({where})")
     lived_in = occupant(subnet, around.cluster, host)
     if lived_in is not None:
         raise RequestError(f"request.subnet: {subnet} would cut this host off from the {lived_in}: choose another one")

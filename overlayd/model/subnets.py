@@ -37,15 +37,30 @@ def subnet_prefix(cluster: Network) -> int:
     return min(max(SUBNET_PREFIX[cluster.version], cluster.prefixlen + FEWEST_SLOTS_BITS), narrowest)
 
 
+def service_prefix(within: Network) -> int:
+    """The prefix length of the slots that a node's own part of a cluster is cut into; a narrower part is one slot."""
+    return max(SUBNET_PREFIX[within.version], within.prefixlen)
+
+
 def slot(cluster: Network, service: str, node: str) -> int:
     """The slot where the search for a service's subnet starts; node is the decimal node id.
 
     Raises RequestError when the cluster has no slot at all.
     """
+    return spread(service, node) % (1 << subnet_prefix(cluster) - cluster.prefixlen)
+
+
+def spread(service: str, node: str) -> int:
+    """The number, 64 bits, that tells apart where services on nodes begin to search."""
+    return fnv1a(service.encode() + _SEPARATOR + node.encode())
+
+
+def fnv1a(data: bytes) -> int:
+    """The 64-bit FNV-1a hash."""
     value = _FNV_BASIS
-    for byte in service.encode() + _SEPARATOR + node.encode():
+    for byte in data:
         value = (value ^ byte) * _FNV_PRIME & 0xFFFFFFFFFFFFFFFF
-    return value % (1 << subnet_prefix(cluster) - cluster.prefixlen)
+    return value
 
 
 def choose(cluster: Network, service: str, node_id: int, overlap: Callable[[Network], Network | None]) -> Network:
@@ -55,23 +70,35 @@ def choose(cluster: Network, service: str, node_id: int, overlap: Callable[[Netw
     behind the end of that network, so a wide one costs one call.  Raises RequestError when no slot is usable.
     """
     prefix = subnet_prefix(cluster)
-    count = 1 << prefix - cluster.prefixlen
-    subnet_bits = cluster.max_prefixlen - prefix
-    base = int(cluster.network_address)
     first = slot(cluster, service, str(node_id))
-    seen = 0  # slots from the first one on that are known to be unusable
+    found = first_free(cluster, prefix, first, overlap)
+    if found is not None:
+        return found
+    raise RequestError(
+        f"no free /{prefix} subnet for service {service!r} in cluster {cluster}: "
+        "tear a service down, or set the overlay up with a larger cluster CIDR"
+    )
+
+
+def first_free(
+    around: Network, prefix: int, first: int, overlap: Callable[[Network], Network | None]
+) -> Network | None:
+    """The first usable one of the subnets that a network is cut into, from number `first` on and around its end; None
+    when there is none.  overlap: as of `choose`.
+    """
+    count = 1 << prefix - around.prefixlen
+    subnet_bits = around.max_prefixlen - prefix
+    base = int(around.network_address)
+    seen = 0  # subnets from the first one on that are known to be unusable
     while seen < count:
         index = (first + seen) % count
-        candidate = _subnet(cluster, base + (index << subnet_bits), prefix)
+        candidate = subnet_of(around, index, prefix)
         blocker = overlap(candidate)
         if blocker is None:
             return candidate
         last = min((int(blocker.broadcast_address) - base) >> subnet_bits, count - 1)
         seen += max(last - index, 0) + 1
-    raise RequestError(
-        f"no free /{prefix} subnet for service {service!r} in cluster {cluster}: "
-        "tear a service down, or set the overlay up with a larger cluster CIDR"
-    )
+    return None
 
 
 def usable_window(network: Network) -> tuple[int, int]:
@@ -93,7 +120,9 @@ def first_usable(network: Network) -> Address:
     return network[usable_window(network)[0]]
 
 
-def _subnet(cluster: Network, address: int, prefix: int) -> Network:
-    if isinstance(cluster, IPv4Network):
+def subnet_of(around: Network, index: int, prefix: int) -> Network:
+    """Subnet number `index` of a network, from 0 on."""
+    address = int(around.network_address) + (index << around.max_prefixlen - prefix)
+    if isinstance(around, IPv4Network):
         return IPv4Network((address, prefix))
     return IPv6Network((address, prefix))

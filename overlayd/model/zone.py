@@ -5,6 +5,8 @@ addresses are whose there: the node's own, and those of an isolation network's m
 hear of.
 Must not know: DNS messages (`_fast.nametable` writes them), sockets, or who asks.
 
+A name may be registered here, and told of by other nodes of a cluster: then it has all of these addresses.
+
 A name that was registered as one label is also a name of the zone: `web` is `web.overlay.local` too, unless somebody
 registered that.  A change costs the names it touches.
 """
@@ -13,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from overlayd._fast.dnsquery import SECRET, wire_name
-from overlayd._fast.nametable import NameTable
+from overlayd._fast.nametable import MAX_ADDRESSES, NameTable
 from overlayd.model.objects import GLOBAL, Address, Network
-from overlayd.model.rows import Attachment, Change, Isolation, Overlay, Record, Service
+from overlayd.model.rows import Attachment, Change, Isolation, MemberNames, Overlay, Record, Service
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
@@ -33,6 +35,8 @@ class Zone:
         self.name = name
         self._state = state
         self._registered: dict[str, tuple[Address, ...]] = {}
+        self._told: dict[str, dict[str, tuple[Address, ...]]] = {}  # names that other nodes serve: by whom, "" for us
+        self._parts: dict[str, dict[str, tuple[Address, ...]]] = {}  # what each of them tells
         self._names_of: dict[Address, dict[str, None]] = {}  # in the order of registration
         self._own: dict[str, Address] = {}  # by scope
         self._of_member: dict[str, tuple[Address, ...]] = {}  # by the handle of the attachment
@@ -40,14 +44,16 @@ class Zone:
         self._members = Counter([name])  # how many attachments have a domain; the zone itself counts as one
         self._cluster: Network | None = None
         self.table.add_zone(wire_name(name))
-        for kind in (Overlay, Service, Attachment, Record):
+        for kind in (Overlay, Service, Attachment, Record, MemberNames):
             self.follow({row.id: row for row in state.table(kind).values()})
 
     def follow(self, change: Change) -> None:
         """Take over a change that the state has seen already."""
         for (table, key), row in change.items():
             if table == Record.table:
-                self._register(key, row.addresses if isinstance(row, Record) else ())
+                self._tell("", key, row.addresses if isinstance(row, Record) else ())
+            elif table == MemberNames.table:
+                self._take_part(key, row.names if isinstance(row, MemberNames) else {})
             elif table == Attachment.table:
                 attachment = row if isinstance(row, Attachment) else None
                 self._set_domain(key, attachment.dns_domain if attachment is not None else "")
@@ -57,6 +63,34 @@ class Zone:
             elif table == Overlay.table:
                 self._set_cluster(row.cluster if isinstance(row, Overlay) else None)
                 self._set_own(GLOBAL, self._state.node_address if row is not None else None)
+
+    def names(self) -> Iterator[tuple[str, tuple[Address, ...]]]:
+        """Every name that is registered here or told of, and its addresses."""
+        yield from self._registered.items()
+
+    def _take_part(self, part: str, names: dict[str, tuple[Address, ...]]) -> None:
+        """What another node tells of names."""
+        old = self._parts.pop(part, {})
+        if names:
+            self._parts[part] = names
+        for name in {**old, **names}:
+            if old.get(name) != names.get(name):
+                self._tell(part, name, names.get(name, ()))
+
+    def _tell(self, part: str, name: str, addresses: tuple[Address, ...]) -> None:
+        """A name has these addresses by what one node tells; "" is this one."""
+        told = self._told.get(name)
+        if told is None and part:
+            told = self._told[name] = {"": self._registered.get(name, ())}
+        if told is not None:
+            told[part] = addresses
+            if part and not addresses:
+                del told[part]
+            if told.keys() == {""}:
+                del self._told[name]
+            every = dict.fromkeys(address for each in ("", *sorted(told.keys() - {""})) for address in told[each])
+            addresses = tuple(every)[:MAX_ADDRESSES]
+        self._register(name, addresses)
 
     def _register(self, name: str, addresses: tuple[Address, ...]) -> None:
         old = self._registered.pop(name, ())

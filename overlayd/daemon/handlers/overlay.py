@@ -16,7 +16,7 @@ from overlayd.daemon.change.resources import NODE
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
 from overlayd.linux import forwarding
-from overlayd.model import overlay
+from overlayd.model import membership, overlay
 from overlayd.model.rows import Overlay
 from overlayd.model.state import Draft
 from overlayd.proto import turn_uri
@@ -71,6 +71,7 @@ async def setup_global_overlay(daemon: Daemon, request: wire.SetupGlobalOverlay)
     def decide(draft: Draft) -> Overlay:
         before.append(draft.get(Overlay))
         overlay.note_host(draft, daemon.boot_id, *found[-1])
+        membership.require_own_range(draft, cluster, slice)
         return overlay.setup_global(
             draft,
             deployment=request.deployment,

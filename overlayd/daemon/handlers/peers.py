@@ -12,7 +12,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
-from overlayd.model import peers
+from overlayd.model import membership, peers
 from overlayd.model.layout import configured_address
 from overlayd.model.names import require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE
@@ -48,6 +48,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
         require_printable(request.name, "name", LONGEST_SCOPE)
 
     def decide(draft: Draft) -> list[str]:
+        membership.require_foreign(draft, scope, key, "public_key")
         return peers.add_peer(
             draft,
             scope,
@@ -73,7 +74,12 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
 async def remove_peer(daemon: Daemon, request: wire.RemovePeer) -> wire.Response:
     scope = _scope(request.scope)
     key = parse.key(request.pubkey, "pubkey")
-    await daemon.node.change_together(lambda draft: peers.remove_peer(draft, scope, key), exclusive=peers_locks(scope))
+
+    def decide(draft: Draft) -> None:
+        membership.require_foreign(draft, scope, key, "pubkey")
+        peers.remove_peer(draft, scope, key)
+
+    await daemon.node.change_together(decide, exclusive=peers_locks(scope))
     return wire.Ok()
 
 

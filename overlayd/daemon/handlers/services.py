@@ -16,7 +16,7 @@ from overlayd.errors import MechanismError, RequestError
 from overlayd.linux import link, netns, veth
 from overlayd.linux.observe import NamedBridge, bridges_named
 from overlayd.linux.wireguard.backend import udp_port_is_free
-from overlayd.model import ipam, services
+from overlayd.model import ipam, membership, services
 from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name, veth_name
 from overlayd.model.objects import Address, Netns
 from overlayd.model.rows import Attachment, Lease, Service
@@ -46,6 +46,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
             port_is_free=udp_port_is_free,
             host=daemon.surroundings.networks,
             now=int(time.time()),
+            ranges=membership.service_ranges(draft),
         ),
         exclusive=[service_lock(request.service), *(peers_locks(request.service) if dedicated else ())],
         shared=[NODE],  # its number says where the subnet is looked for
@@ -169,6 +170,8 @@ def _remove_foreign(state: State, bridges: list[NamedBridge]) -> None:
 
 
 async def allocate_ip(daemon: Daemon, request: wire.AllocateIp) -> wire.Response:
+    if daemon.cluster is not None:
+        daemon.cluster.require_attachable()
     address = await daemon.node.change(
         lambda draft: ipam.allocate_ip(draft, request.service), shared=[service_lock(request.service)]
     )

@@ -1,0 +1,118 @@
+"""How a node becomes a member of a cluster, and how news of the cluster become rows.
+
+Owns: the Membership row from the first start to the leave, and the Member, MemberNames and cluster's Peer rows.  Must
+not know: the store, or when news come; what they come to is `registry`'s.
+"""
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from overlayd.errors import RequestError
+from overlayd.model import peers
+from overlayd.model.cluster_records import Config
+from overlayd.model.objects import Network
+from overlayd.model.rows import Change, Member, MemberNames, Membership, Peer, peer_of
+from overlayd.model.state import Draft
+
+
+def begin(draft: Draft, cluster: str, node: str, instance: str, machine: str) -> Membership:
+    """Remember who we are to be in a cluster, before anything of it is asked for.  RequestError: this data directory is
+    a member of another one.
+    """
+    known = draft.get(Membership)
+    if known is None:
+        known = Membership(cluster=cluster, node=node, instance=instance, machine=machine)
+    elif known.cluster != cluster:
+        raise RequestError(
+            f"this node is in cluster {known.cluster}, not {cluster}: leave that first (overlayctl cluster leave), or "
+            "start with --cluster " + known.cluster
+        )
+    elif known.node != node:
+        if known.blocks:
+            raise RequestError(
+                f"this node is {known.node} in cluster {cluster}, not {node}: leave first (overlayctl cluster leave), "
+                f"or start with --node {known.node}"
+            )
+        known = replace(known, node=node)
+    known = replace(known, machine=machine)
+    draft.put(known)
+    return known
+
+
+def learn(draft: Draft, config: Config) -> Membership:
+    """Remember how the cluster was made, and what can be set in it."""
+    known = replace(
+        require(draft),
+        cluster_id=config.id,
+        cidr=config.cidr,
+        block_prefix=config.block_prefix,
+        service_share=config.service_share,
+        zone=config.zone,
+        node_ttl=config.node_ttl_secs,
+        rate=config.rate,
+    )
+    draft.put(known)
+    return known
+
+
+def hold(draft: Draft, held: Sequence[Network]) -> None:
+    """Remember which blocks are ours; to be on disk before one of them is used."""
+    draft.put(replace(require(draft), blocks=tuple(held)))
+
+
+def require(draft: Draft) -> Membership:
+    """RequestError when this node is in no cluster."""
+    known = draft.get(Membership)
+    if known is None:
+        raise RequestError("this node is in no cluster: start overlayd with --etcd and --cluster")
+    return known
+
+
+def follow(draft: Draft, change: Change, revision: int, witness: tuple[str, int, int] | None) -> list[str]:
+    """Take over news: the rows that `registry` gives for them, and the store's revision that they lead to, 0 for
+    none, with the newest key of then.  Returns
+    what moved, in words, for the log.
+    """
+    moved: list[str] = []
+    for (table, key), row in change.items():
+        if row is None and table == Peer.table:
+            public_key, scope = peer_of(key)
+            if (peer := draft.peer(scope, public_key)) is not None and peer.member:
+                draft.drop(peer)
+        elif row is None:
+            old = draft.get(Member if table == Member.table else MemberNames, key)
+            if old is not None:
+                draft.drop(old)
+    for row in change.values():
+        if isinstance(row, Peer):
+            moved += _put_peer(draft, row)
+        elif row is not None:
+            draft.put(row)
+    known = draft.get(Membership)
+    if known is not None and revision:
+        draft.put(replace(known, revision=revision, witness=witness))
+    return moved
+
+
+def _put_peer(draft: Draft, peer: Peer) -> list[str]:
+    """What an orchestrator added to it stays."""
+    old = draft.peer(peer.scope, peer.public_key)
+    moved = peers.take_networks(draft, peer.scope, peer.listed, peer.public_key)
+    draft.put(replace(peer, added=old.added) if old is not None else peer)
+    return moved
+
+
+def forget_id(draft: Draft) -> None:
+    """The cluster of our name is another by now, and a person accepts that."""
+    draft.put(replace(require(draft), cluster_id="", revision=0, witness=None))
+
+
+def forget(draft: Draft) -> None:
+    """Leave: nothing that came from the cluster stays."""
+    for row in list(draft.all(Peer)):
+        if row.member:
+            draft.drop(row)
+    for kind in (Member, MemberNames, Membership):
+        for known in list(draft.all(kind)):
+            draft.drop(known)

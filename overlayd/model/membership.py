@@ -1,0 +1,63 @@
+"""What this node's membership in a cluster means for requests.
+
+Owns: what an orchestrator may not change beside the cluster, and where subnets of services come from.  Must not know:
+how a node joins, or how news of the cluster become rows (`joining`).
+"""
+
+from overlayd import keys
+from overlayd.errors import RequestError
+from overlayd.model import blocks, services
+from overlayd.model.objects import GLOBAL, Network
+from overlayd.model.rows import Attachment, Lease, Membership, Overlay, Service
+from overlayd.model.state import Draft, State
+
+
+def holders(state: State) -> list[str]:
+    """Who holds an address of this node's blocks, in words; while there is one, they stay what they are."""
+    found = [f"service {service.name}" for service in state.table(Service).values()]
+    found += [lease.holder for lease in state.table(Lease).values() if lease.holder]
+    found += [each.handle for each in state.table(Attachment).values() if each.global_address is None]
+    return list(dict.fromkeys(found))
+
+
+def require_own_range(draft: Draft, cluster: Network, slice: Network | None) -> None:
+    """RequestError when a setup of the overlay asks for another range than the cluster gave this node."""
+    known = draft.get(Membership)
+    if known is None or not known.blocks or known.cidr is None:
+        return
+    ours = blocks.carve(known.blocks[0], known.service_share).slice
+    if cluster != known.cidr or slice != ours:
+        raise RequestError(
+            f"this node's slice comes from cluster {known.cluster} ({ours} of {known.cidr}): set up with these, or "
+            "leave the cluster first (overlayctl cluster leave)"
+        )
+
+
+def require_foreign(draft: Draft, scope: str, public_key: bytes, field: str) -> None:
+    """RequestError when a peer is a node of the cluster, which its store alone adds and removes."""
+    peer = draft.peer(scope, public_key) if scope == GLOBAL else None
+    if peer is not None and peer.member:
+        known = draft.get(Membership)
+        cluster = f" of cluster {known.cluster}" if known is not None else ""
+        raise RequestError(
+            f"request.{field}: {keys.text(public_key)} is node {peer.member}{cluster}, which follows the store: to "
+            f"remove it, overlayctl cluster remove-node {peer.member}"
+        )
+
+
+def service_ranges(draft: Draft) -> list[Network] | None:
+    """Where subnets of services come from: this node's blocks; None when it is in no cluster."""
+    known = draft.get(Membership)
+    if known is None or not known.blocks:
+        return None
+    return list(blocks.service_ranges(known.blocks, known.service_share))
+
+
+def has_room(state: State) -> bool:
+    """Whether another service would find a subnet in this node's blocks."""
+    draft = Draft(state)
+    around = draft.get(Overlay)
+    ranges = service_ranges(draft)
+    if around is None or ranges is None:
+        return True
+    return services.find_subnet(draft, around, ranges, "", ()) is not None
