@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "dns": {"change", "tasks"},
     "upkeep": {"change", "tasks"},
     "nat": {"change", "peers", "tasks"},
+    "cluster": {"change", "config", "nat", "tasks"},
     "config": {"parse", "dns"},
     "adopt": {"change"},
     "start": {"adopt", "change"},

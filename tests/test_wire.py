@@ -101,12 +101,40 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "list_edge_peers": (0, wire.ListEdgePeers()),
     "revoke_edge_peer": (7, wire.RevokeEdgePeer("laptop")),
     "doctor": (0, wire.Doctor()),
+    "cluster_init": (7, wire.InitCluster(cluster_cidr="10.200.0.0/16")),
+    "cluster_init_full": (
+        7,
+        wire.InitCluster(
+            cluster_cidr="10.200.0.0/16",
+            block_prefix=25,
+            service_share=0,
+            zone="prod.example",
+            node_ttl_secs=86400,
+        ),
+    ),
+    "cluster_nodes": (7, wire.ListNodes()),
+    "cluster_set": (7, wire.SetCluster("rate", "20")),
+    "cluster_leave": (7, wire.LeaveCluster()),
+    "cluster_leave_force": (7, wire.LeaveCluster(True)),
+    "cluster_remove_node": (7, wire.RemoveNode("web-7")),
+    "cluster_rejoin": (7, wire.RejoinCluster()),
+    "cluster_accept": (7, wire.AcceptCluster()),
+    "cluster_check": (7, wire.CheckCluster()),
     "add_peer_named": (7, wire.AddPeer(KEY_A, "192.0.2.7:51820", "10.200.1.0/24", 0, name="node-7")),
     "list": (0, wire.ListThings("containers")),
     "renew_devices": (7, wire.RenewDevices()),
     "renew_devices_all": (7, wire.RenewDevices(force=True)),
     "hello": (0, wire.Hello()),
     "watch": (0, wire.Watch()),
+}
+CLUSTER_NODE = {
+    "name": "alpha",
+    "node_id": 3,
+    "public_key": "K",
+    "endpoint": "192.0.2.1:51820",
+    "blocks": ("10.200.4.0/24",),
+    "nat": False,
+    "version": "0.1.0",
 }
 RESPONSES: dict[str, tuple[int, wire.Response]] = {
     "ok": (2**64 - 1, wire.Ok()),
@@ -270,6 +298,50 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
         ),
     ),
     "diagnosis_none": (7, wire.Diagnosis(())),
+    "cluster_nodes": (
+        7,
+        wire.ClusterNodes(
+            (
+                wire.ClusterNode(**CLUSTER_NODE),
+                wire.ClusterNode(
+                    **{**CLUSTER_NODE, "name": "beta", "nat": True},
+                    own=True,
+                    present=True,
+                    since=1700000000,
+                    names=2,
+                    withheld=True,
+                    problem="p",
+                ),
+            )
+        ),
+    ),
+    "cluster_differences": (7, wire.ClusterDifferences(("node web-7 is in the store, and not in the journal",))),
+    "status_cluster": (
+        7,
+        wire.Status(
+            peer_count=0,
+            service_count=0,
+            cluster=wire.StatusCluster(
+                name="prod",
+                node="alpha",
+                state="connected",
+                since=1700000000,
+                revision=9,
+                nodes=2,
+                block="10.200.4.0/24",
+                blocks=("10.200.9.0/24",),
+                cluster_cidr="10.200.0.0/16",
+                endpoint="http://127.0.0.1:2379",
+                error="e",
+                events=4,
+                resyncs=1,
+                stale_secs=3,
+                publish_window_ms=200,
+                skipped_records=1,
+                windowed=True,
+            ),
+        ),
+    ),
     "status_facts": (
         7,
         wire.Status(

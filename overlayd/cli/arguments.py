@@ -8,9 +8,14 @@ Nothing slow is imported here: `--help` and a mistyped argument should not wait 
 import argparse
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple, NoReturn
+from typing import NoReturn
 
 from overlayd import __version__
+from overlayd.cli import cluster_words
+from overlayd.cli.words import Command, Option
+from overlayd.cli.words import duration as _duration
+from overlayd.cli.words import option as _option
+from overlayd.cli.words import output as _output
 
 EXIT_ERR = 1  # the daemon answered err
 EXIT_USAGE = 2  # argparse's own
@@ -21,7 +26,6 @@ EXIT_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 
 DEFAULT_TIMEOUT = 30.0  # seconds
 SECTIONS = ("links", "addresses", "routes", "fdb", "neighbours", "sockets", "conntrack")  # of an inspection
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _EPILOG = """\
 examples:
@@ -90,35 +94,6 @@ The configuration holds the private key; overlayd does not show it again.
 """
 
 
-class Option(NamedTuple):
-    """The arguments of one `add_argument`."""
-
-    names: tuple[str, ...]
-    settings: dict[str, Any]
-
-
-class Command(NamedTuple):
-    """A command, or a word before several: then it has `actions`.  default: the action that the word alone means, whose
-    options it takes; empty when the word alone means none.
-    """
-
-    word: str
-    summary: str
-    options: tuple[Option, ...] = ()
-    epilog: str | None = None
-    actions: tuple["Command", ...] = ()
-    default: str = ""
-
-
-def _option(*names: str, **settings: Any) -> Option:
-    return Option(names, settings)
-
-
-def _output(*formats: str) -> Option:
-    """The first format is the default."""
-    return _option("-o", "--output", choices=formats, default=formats[0], help="how to print it (default: %(default)s)")
-
-
 _JSON = _option(
     "--json", dest="output", action="store_const", const="json", default=argparse.SUPPRESS, help="the same as -o json"
 )
@@ -149,13 +124,6 @@ def _count(text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return int(text)
-
-
-def _duration(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,10})([smhd]?)", text, re.ASCII)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30m, 8h or 7d")
-    return int(match[1]) * _SECONDS[match[2]]
 
 
 def _section(text: str) -> str:
@@ -331,6 +299,12 @@ COMMANDS = (
                 ),
             ),
         ),
+    ),
+    Command(
+        "cluster",
+        "See and change the cluster that this node is in without an orchestrator.",
+        epilog=cluster_words.EPILOG,
+        actions=cluster_words.ACTIONS,
     ),
     Command(
         "edge",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from overlayd import __version__
-from overlayd.cli import completion, lists, tables, top, wgshow
+from overlayd.cli import cluster, completion, lists, tables, top, wgshow
 from overlayd.cli.arguments import EXIT_ERR, EXIT_FINDINGS, EXIT_UNAVAILABLE
 from overlayd.cli.call import UsageError, list_requests, parse_request
 from overlayd.cli.columns import Paper, printable
@@ -361,6 +361,11 @@ async def _edge_revoke(args: Namespace) -> None:
         await client.revoke_edge_peer(args.name)
 
 
+async def _cluster(args: Namespace) -> int | None:
+    async with _client(args) as client:
+        return await cluster.ACTIONS[args.command.removeprefix("cluster ")](client, args)
+
+
 # By the words of `arguments.COMMANDS`.
 COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "status": _status,
@@ -392,6 +397,7 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "edge mint": _edge_mint,
     "edge list": _edge_list,
     "edge revoke": _edge_revoke,
+    **{f"cluster {action}": _cluster for action in cluster.ACTIONS},
 }
 
 

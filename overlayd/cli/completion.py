@@ -5,7 +5,8 @@ Owns: the scripts of bash, zsh and fish, made of the table of commands.  Must no
 
 from collections.abc import Iterator, Sequence
 
-from overlayd.cli.arguments import COMMANDS, Command, Option
+from overlayd.cli.arguments import COMMANDS
+from overlayd.cli.words import Command, Option
 
 _GLOBAL = ("--socket", "--timeout", "--help")
 

@@ -18,6 +18,7 @@ from typing import Literal, Self, TypeVar, overload
 
 from overlayd import wire
 from overlayd.client import identity
+from overlayd.client.cluster import ClusterCalls
 from overlayd.client.connection import Connection, ConnectionLost, connected
 from overlayd.client.identity import (
     Impostor,
@@ -76,7 +77,7 @@ def default_socket() -> str:
     return os.environ.get("OVERLAYD_SOCKET") or DEFAULT_SOCKET
 
 
-class OverlayClient:
+class OverlayClient(ClusterCalls):
     """One connection to the daemon; made by `connect`.
 
     Every method that asks the daemon raises CallError when it answers `err`, ConnectionLost when the connection ends
@@ -195,7 +196,7 @@ class OverlayClient:
             raise ProtocolError(f"the daemon answered {request.__struct_config__.tag} with {got}")
         return response
 
-    # --- One method a request; arguments and answers are the contract's ---
+    # --- One method a request; arguments and answers are the contract's; those of a cluster in `ClusterCalls` ---
 
     async def set_local_node_id(self, node_id: int) -> None:
         await self._ask(wire.SetLocalNodeId(node_id), wire.Ok)

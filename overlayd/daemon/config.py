@@ -26,6 +26,7 @@ SOCKET = "/run/overlayd/overlayd.sock"
 CONFIG_FILE = "/etc/overlayd/overlayd.toml"
 NAMESPACE_ID = "overlayd"
 DNS_ZONE = "overlay.local"
+ETCD_PREFIX = "overlayd"
 PAYLOAD_PROTOCOL = 0xF0DE  # of those that the envelope's family leaves to private use
 
 LogFormat = Literal["text", "json"]
@@ -62,6 +63,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     dns_upstream: tuple[str, ...] = ()
     metrics: str = ""
     metrics_peers: bool = False
+    etcd: tuple[str, ...] = ()
+    cluster: str = ""
+    node: str = ""
+    cluster_cidr: str = ""
+    block_prefix: Annotated[int, msgspec.Meta(ge=0, le=128)] = 0
+    advertise: str = ""
+    etcd_prefix: str = ETCD_PREFIX
+    etcd_ca: str = ""
+    etcd_cert: str = ""
+    etcd_key: str = ""
+    etcd_user: str = ""
+    etcd_password_file: str = ""
+    etcd_insecure: bool = False
 
     @property
     def upstreams(self) -> tuple[Upstream, ...]:
@@ -171,6 +185,7 @@ def parser() -> argparse.ArgumentParser:
         help="a server to ask for other names, repeatable or separated by commas "
         "(default: those of the host's /etc/resolv.conf)",
     )
+    _cluster_options(parser)
     option(
         "--metrics",
         metavar="[ADDR:]PORT|PATH",
@@ -203,6 +218,38 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _cluster_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument_group("a cluster without an orchestrator").add_argument
+    option(
+        "--etcd",
+        metavar="URL",
+        action="append",
+        help="join a cluster that is kept in this etcd: http://, https:// or unix:/PATH; repeatable or separated by "
+        "commas",
+    )
+    option("--cluster", metavar="NAME", help="the name of the cluster")
+    option("--node", metavar="NAME", help="this node's name in it (default: the host name)")
+    option("--cluster-cidr", metavar="CIDR", help="make the cluster with these addresses if it is not there yet")
+    option("--block-prefix", metavar="N", help="and with blocks of this prefix length (default 24, of IPv6 64)")
+    option(
+        "--advertise",
+        metavar="HOST:PORT",
+        help="where other nodes reach this one (default: the address of the way out, or what STUN servers see)",
+    )
+    option("--etcd-prefix", metavar="PREFIX", help=f"the first part of all keys (default {ETCD_PREFIX})")
+    option("--etcd-ca", metavar="FILE", help="who may have signed etcd's certificate (default: whom the host trusts)")
+    option("--etcd-cert", metavar="FILE", help="our certificate for etcd, read again for each connection")
+    option("--etcd-key", metavar="FILE", help="its key, if that is not in the same file")
+    option("--etcd-user", metavar="NAME", help="our name as a user of etcd, for its roles")
+    option("--etcd-password-file", metavar="FILE", help="where that user's password is")
+    option(
+        "--etcd-insecure",
+        action="store_true",
+        default=None,
+        help="speak http without TLS to an etcd on another host as well",
+    )
+
+
 def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Config:
     """The settings from all their sources.  ConfigError: an unknown key, a bad value, an unreadable file."""
     fields = msgspec.structs.fields(Config)
@@ -218,9 +265,10 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         protocol = values.get("payload-protocol")
         if isinstance(protocol, str):
             values["payload-protocol"] = int(protocol, 0)
-        servers = values.get("dns-upstream", [])
-        written = servers if isinstance(servers, list) else [servers]
-        values["dns-upstream"] = [part.strip() for each in written for part in str(each).split(",") if part.strip()]
+        for several in ("dns-upstream", "etcd"):
+            given = values.get(several, [])
+            written = given if isinstance(given, list) else [given]
+            values[several] = [part.strip() for each in written for part in str(each).split(",") if part.strip()]
         config = msgspec.convert(values, Config, strict=False)  # the environment has nothing but text
     except msgspec.ValidationError as error:
         wrong, _, setting = str(error).partition(" - at `$.")

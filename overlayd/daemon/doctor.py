@@ -36,7 +36,7 @@ INTERVAL = 1.0  # our own: seconds between two counts of what is followed
 
 
 class Doctor:
-    """Examines a node."""
+    """Examines a node.  cluster: what its part in a cluster of a store tells of itself."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Doctor:
         nameserver: Nameserver,
         nat: Nat,
         no_wireguard: Callable[[], str],
+        cluster: Callable[[], list[Finding]] = list,
     ) -> None:
         """no_wireguard: says why there is no WireGuard, where there is none."""
         self._node = node
@@ -61,6 +62,7 @@ class Doctor:
         self._nameserver = nameserver
         self._nat = nat
         self._no_wireguard = no_wireguard
+        self._cluster = cluster
 
     async def examine(self) -> list[Finding]:
         """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
@@ -84,7 +86,7 @@ class Doctor:
             *self._unanswered(),
         ]
         found += await self._journal()
-        found += [*self._conflicts.findings(), *self._surroundings.findings]
+        found += [*self._conflicts.findings(), *self._surroundings.findings, *self._cluster()]
         return ordered([*found, *self._edges(), *self._unisolated(), *self._traversal(), *self._node_itself()])
 
     @asynccontextmanager
@@ -112,6 +114,7 @@ class Doctor:
             *self._surroundings.findings,
             *self._edges(),
             *self._traversal(),
+            *self._cluster(),
         )
         return sum(each.severity != "hint" for each in followed) + self._health.count("silent")
 

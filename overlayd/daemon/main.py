@@ -12,10 +12,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -61,6 +62,9 @@ from overlayd.model.health import FRESH
 from overlayd.proto.identity import DaemonProcess, answer_probe, encode
 from overlayd.proto.mux import EndpointMux, json_wire
 
+if TYPE_CHECKING:
+    from overlayd.daemon.cluster.requests import InCluster
+
 log = logging.getLogger(__name__)
 
 # Exit codes: sysexits.h where it has one.
@@ -82,6 +86,10 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     options = configuration.parser().parse_args(arguments)
     try:
         config = configuration.load(options, os.environ)
+        if config.etcd:
+            from overlayd.daemon.cluster import settings  # noqa: PLC0415
+
+            settings.read(config)
     except ConfigError as error:
         print(f"overlayd: {error}", file=sys.stderr)
         return BAD_CONFIG
@@ -136,8 +144,7 @@ def _claim_and_run(
     _claim_namespace(claims)
     admission = listener.Admission(config.socket_group)
     bound = claims.enter_context(listener.served(config.socket, admission.gid))
-    uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt))
-    return 0
+    return uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt))
 
 
 def _claim_namespace(claims: ExitStack) -> None:
@@ -156,8 +163,8 @@ async def _serve(
     *,
     repetition: logs.Repetition,
     adopting: bool,
-) -> None:
-    """Take up the state, serve until told to stop, and leave the data plane running.
+) -> int:
+    """Take up the state, serve until told to stop, and leave the data plane running.  Returns the exit code.
 
     Every part is a context on one stack.  So whatever fails, and wherever, the parts end in the reverse order of their
     start, each of them.
@@ -206,7 +213,8 @@ async def _serve(
         await enter(nameserver.running())
         await enter(DeathWatch(partial(reclaim, node), tasks.spawn).running(node))
         await enter(Expiry(node, tasks.spawn).running())
-        status = StatusView(node, health, _about(node))
+        cluster = _in_cluster(config, node, nat, boot, stopping.set)
+        status = StatusView(node, health, _about(node), cluster.status if cluster is not None else None)
         stack.enter_context(node.subscribe(status.follow))
         stack.enter_context(node.subscribe(partial(grants.tell_lost, node)))
         doctor = Doctor(
@@ -219,17 +227,20 @@ async def _serve(
             nameserver=nameserver,
             nat=nat,
             no_wireguard=partial(choice.missing, config.wireguard, config.wireguard_go),
+            cluster=cluster.findings if cluster is not None else list,
         )
         await enter(doctor.counting(status.count_findings, tasks.keep_up))
-        ask = resolver.ask_again
-        daemon = Daemon(node, status, health, nat, doctor, nameserver, surroundings, boot, ask, stopping.set)
-        mux = None if config.no_probe else _multiplexer(me, config.payload_protocol)
-        server = Server(Handlers(daemon), admission, requests.spawn, mux, quotas=_quotas(config))
+        daemon = Daemon(
+            node, status, health, nat, doctor, nameserver, surroundings, boot, resolver.ask_again, stopping.set, cluster
+        )
+        server = Server(Handlers(daemon), admission, requests.spawn, _multiplexer(config, me), quotas=_quotas(config))
         stack.enter_context(_publishing(node, health, sentinel, server))
         await enter(_measuring(config, daemon, server.handlers, sentinel, tasks))
         await enter(server.serving(bound, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
-        await _run(config.socket, stopping, repetition)
+        await enter(cluster.running(server.handlers.run, tasks.keep_up) if cluster is not None else nullcontext())
+        await _run(config.socket, stopping, repetition, cluster)
+        return BAD_CONFIG if cluster is not None and cluster.refusal else 0
 
 
 def _about(node: Node) -> About:
@@ -282,20 +293,40 @@ class _Onward(Listener):
         self._server.publish(event)
 
 
-def _multiplexer(me: DaemonProcess, payload_protocol: int) -> EndpointMux:
+def _multiplexer(config: Config, me: DaemonProcess) -> EndpointMux | None:
+    if config.no_probe:
+        return None
     return EndpointMux(
         legacy=json_wire,
         answer_probe=partial(answer_probe, identity=encode(me)),
-        served=frozenset({payload_protocol}),
+        served=frozenset({config.payload_protocol}),
     )
 
 
-async def _run(path: str, stopping: asyncio.Event, repetition: logs.Repetition) -> None:
-    """From the moment when everything is there until we are told to stop."""
+def _in_cluster(config: Config, node: Node, nat: Nat, boot: str, stop: Callable[[], None]) -> "InCluster | None":
+    """This node's part in a cluster of a store, which only a daemon imports that is to have one."""
+    if not config.etcd:
+        return None
+    from overlayd.daemon.cluster import requests, settings  # noqa: PLC0415
+
+    return requests.InCluster(node, nat, settings.read(config), boot, stop)
+
+
+async def _run(
+    path: str, stopping: asyncio.Event, repetition: logs.Repetition, cluster: "InCluster | None" = None
+) -> None:
+    """From the moment when everything is there until we are told to stop.  A node that is to join a cluster is ready
+    when it has, and serves before.
+    """
     garbage.begin()
     heap.give_back()
-    _notify("READY=1")
     log.info("overlayd %s serves %s", __version__, path)
+    if cluster is not None:
+        joined, stopped = (asyncio.create_task(each) for each in (cluster.joined(), stopping.wait()))
+        await asyncio.wait((joined, stopped), return_when=asyncio.FIRST_COMPLETED)
+        joined.cancel()
+        stopped.cancel()
+    _notify("READY=1")
     while not stopping.is_set():
         repetition.tell()
         with suppress(TimeoutError):

@@ -6,6 +6,7 @@ The state is ahead of what is shown here: a change is in it as soon as it is dec
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar, cast
 
 from overlayd import keys, wire
@@ -47,9 +48,13 @@ class _Shown(NamedTuple):
 
 
 class StatusView:
-    """The status of a node whose state is settled; later changes come through `follow`."""
+    """The status of a node whose state is settled; later changes come through `follow`.  cluster: tells of this node's
+    part in a cluster that is kept in a store, if it has one.
+    """
 
-    def __init__(self, node: Node, health: Health, about: About) -> None:
+    def __init__(
+        self, node: Node, health: Health, about: About, cluster: Callable[[], wire.StatusCluster] | None = None
+    ) -> None:
         self._node = node
         self._health = health
         self._about = about
@@ -68,6 +73,7 @@ class StatusView:
         self._dedicated_devices: dict[str, str] = {}  # by service
         self._devices: list[str] = []  # the global one first, the others in the order of their services' names
         self._versions: list[str] = []  # of what serves the devices, as it is shown
+        self._cluster = cluster
         kinds = (NodeRow, Overlay, Service, Peer)
         self.follow({row.id: row for kind in kinds for row in node.state.table(kind).values()})
 
@@ -114,7 +120,7 @@ class StatusView:
     def encoded(self) -> bytes:
         """The status response as JSON.  TakesLong: too many peers are to be described anew for doing it at once."""
         self._notice()
-        if not self._encoded:
+        if not self._encoded or self._cluster is not None:
             if len(self._outdated) > AT_ONCE:
                 raise TakesLong
             for key in [*self._outdated]:
@@ -158,6 +164,7 @@ class StatusView:
             started_at_unix=self._about.started,
             findings=self._findings,
             devices=self._shown_devices(),
+            cluster=self._cluster() if self._cluster is not None else None,
         )
 
     def _served_by(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from overlayd.wire.cluster import ClusterRequest
 from overlayd.wire.values import (
     GLOBAL,
     MOST_BRIDGES,
@@ -296,4 +297,5 @@ Request = (
     | RenewDevices
     | Hello
     | Watch
+    | ClusterRequest
 )

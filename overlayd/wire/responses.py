@@ -5,6 +5,7 @@ Owns: the shapes.  Must not know: which request asked, or who listens.
 
 from typing import Literal
 
+from overlayd.wire.cluster import ClusterResponse, StatusCluster
 from overlayd.wire.listing import (
     ListedAddress,
     ListedContainer,
@@ -119,7 +120,8 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
     Additions: services: all of them.  devices: those of this node, the global one first.  version: of overlayd.
     backend: of its WireGuard, none without one: "kernel" or "userspace".  mtu: of its links, in bytes.  wg_port: of the
     global device.  node_id: none before it was set.  started_at_unix: when this daemon began.  findings: how many
-    things are known to be amiss without looking; what they are tells `doctor`.
+    things are known to be amiss without looking; what they are tells `doctor`.  cluster: this
+    node's part in a cluster that is kept in a store.
     """
 
     interface: str | None = None
@@ -140,6 +142,7 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
     node_id: U64 | None = None
     started_at_unix: U64 | None = None
     findings: U32 | None = None
+    cluster: StatusCluster | None = None
 
     def __post_init__(self) -> None:
         require_u64(self.node_id or 0, self.started_at_unix or 0)
@@ -378,6 +381,7 @@ Response = (
     | Listing
     | Renewed
     | HelloAnswer
+    | ClusterResponse
     | Err
 )
 

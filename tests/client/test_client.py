@@ -429,6 +429,14 @@ async def test_one_method_a_request(path: str) -> None:
             (c.renew_devices(force=True), wire.RenewDevices(True), wire.Renewed(()), ()),
             (c.doctor(), wire.Doctor(), wire.Diagnosis((finding,)), (finding,)),
             (c.revoke_edge_peer("n"), wire.RevokeEdgePeer("n"), wire.Ok(), None),
+            (c.cluster_init("10.0.0.0/8"), wire.InitCluster(cluster_cidr="10.0.0.0/8"), wire.Ok(), None),
+            (c.cluster_nodes(), wire.ListNodes(), wire.ClusterNodes(()), ()),
+            (c.cluster_set("rate", "20"), wire.SetCluster("rate", "20"), wire.Ok(), None),
+            (c.cluster_leave(force=True), wire.LeaveCluster(True), wire.Ok(), None),
+            (c.cluster_remove_node("n"), wire.RemoveNode("n"), wire.Ok(), None),
+            (c.cluster_rejoin(), wire.RejoinCluster(), wire.Ok(), None),
+            (c.cluster_accept(), wire.AcceptCluster(), wire.Ok(), None),
+            (c.cluster_check(), wire.CheckCluster(), wire.ClusterDifferences(("d",)), ("d",)),
         ]
         for call, request, answer, value in table:
             answers.append(answer)

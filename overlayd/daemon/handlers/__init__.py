@@ -16,6 +16,7 @@ from typing import Any
 from overlayd import wire
 from overlayd.daemon.change.slices import TakesLong
 from overlayd.daemon.handlers import (
+    cluster,
     containers,
     devices,
     doctor,
@@ -155,4 +156,12 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.RenewDevices: devices.renew_devices,
     wire.Hello: hello.hello,
     wire.Watch: hello.watch,
+    wire.InitCluster: cluster.ask,
+    wire.ListNodes: cluster.ask,
+    wire.SetCluster: cluster.ask,
+    wire.LeaveCluster: cluster.ask,
+    wire.RemoveNode: cluster.ask,
+    wire.RejoinCluster: cluster.ask,
+    wire.AcceptCluster: cluster.ask,
+    wire.CheckCluster: cluster.ask,
 }

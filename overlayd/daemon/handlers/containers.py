@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 
 async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wire.Response:
+    if daemon.cluster is not None:
+        daemon.cluster.require_attachable()
     require_printable(request.isolation_network or "", "isolation_network", LONGEST_SCOPE)
     spec = AttachSpec(
         service=request.service,

@@ -4,7 +4,7 @@ Owns: nothing of its own.  Must not know: any request.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
@@ -25,6 +25,19 @@ from overlayd.model.rows import Overlay
 KEEPALIVE = 25
 
 
+class InCluster(Protocol):
+    """This node's part in a cluster that is kept in a store.  A daemon that has none imports nothing of it."""
+
+    async def ask(self, request: wire.ClusterRequest) -> wire.Response:
+        """RequestError: it cannot be done, or the store did not do it."""
+
+    def status(self) -> wire.StatusCluster:
+        """As `status` shows it."""
+
+    def require_attachable(self) -> None:
+        """RequestError while no address may be handed out."""
+
+
 class Daemon(NamedTuple):
     """The running daemon, as handlers see it.  ask_names: looks up the host names of peers that do not answer; stop:
     ends the daemon once the answers in flight are out.
@@ -40,6 +53,7 @@ class Daemon(NamedTuple):
     boot_id: str
     ask_names: Callable[[], None]
     stop: Callable[[], None]
+    cluster: InCluster | None = None
 
 
 class NodeAsPeer:

@@ -13,7 +13,6 @@ from overlayd.daemon.change.resources import RECORDS
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import ProtocolError, RequestError
 from overlayd.model import records
-from overlayd.model.rows import Record
 from overlayd.proto import dns, dns_text
 
 log = logging.getLogger(__name__)
@@ -38,8 +37,8 @@ async def unregister_dns(daemon: Daemon, request: wire.UnregisterDns) -> wire.Re
 async def list_dns(daemon: Daemon, request: wire.ListDns) -> wire.Response:
     server = daemon.nameserver
     names = []
-    for number, row in enumerate(sorted(daemon.node.state.table(Record).values(), key=lambda row: row.name)):
-        names.append(wire.DnsName(row.name, tuple(map(str, row.addresses))))
+    for number, (name, addresses) in enumerate(sorted(server.names())):
+        names.append(wire.DnsName(name, tuple(map(str, addresses))))
         if number % SLICE == SLICE - 1:
             await asyncio.sleep(0)
     return wire.Dns(

@@ -10,9 +10,9 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from overlayd import __version__, keys
+from overlayd import __version__, keys, wire
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.metrics.requests import Requests
 from overlayd.daemon.upkeep.sentinel import Sentinel
@@ -47,6 +47,7 @@ class Collection:
         self._doctor = daemon.doctor
         self._nameserver = daemon.nameserver
         self._sentinel = sentinel
+        self._cluster = daemon.cluster
         self._started = started
         self._each_peer = each_peer
 
@@ -84,6 +85,8 @@ class Collection:
         yield from family("overlayd_findings", "gauge", help, (), [((), self._doctor.known())])
         yield from self._holdings()
         yield from self._dns()
+        if self._cluster is not None:
+            yield from _cluster(self._cluster.status())
 
     def _holdings(self) -> Iterator[str]:
         state = self._node.state
@@ -160,6 +163,22 @@ class Collection:
         yield from family(sent, "counter", helps[1], labels, [(each.labels, each.sent) for each in each_peer])
         name, help = "wireguard_latest_handshake_seconds", "When it shook hands last, Unix seconds, 0 = never."
         yield from family(name, "gauge", help, labels, [(each.labels, each.handshake) for each in each_peer])
+
+
+def _cluster(part: wire.StatusCluster) -> Iterator[str]:
+    """This node's part in a cluster that is kept in a store."""
+    connected = part.state in ("connected", "guarded")
+    measured: tuple[tuple[str, Literal["counter", "gauge"], str, float], ...] = (
+        ("connected", "gauge", "1 while the store is followed.", connected),
+        ("revision", "gauge", "Of the store, as far as it is known here.", part.revision),
+        ("nodes", "gauge", "Nodes of the cluster that are known here, this one too.", part.nodes),
+        ("events_total", "counter", "Changes that were read.", part.events),
+        ("resyncs_total", "counter", "Listings of all that the store has.", part.resyncs),
+        ("stale_seconds", "gauge", "Since anything was heard of the store.", part.stale_secs),
+        ("publish_window_seconds", "gauge", "How long news of names are gathered.", part.publish_window_ms / 1000),
+    )
+    for name, kind, help, value in measured:
+        yield from family(f"overlayd_cluster_{name}", kind, help, (), [((), value)])
 
 
 async def _in_slices(parts: Iterator[str]) -> AsyncIterator[str]:

@@ -1,0 +1,394 @@
+"""This node's part in a cluster that is kept in a store: the owner of all the rest of this room.
+
+Owns: the order of joining, following and telling, what is tried again and when, and what status and doctor say.  Must
+not know: HTTP, the form of records, what requests of a person do (`requests`).
+
+Nothing here is waited for by a request of an orchestrator, of CNI or Docker.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Literal
+
+from overlayd import wire
+from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.resources import NODE as NODE_LOCK
+from overlayd.daemon.cluster.etcd import Etcd
+from overlayd.daemon.cluster.following import Following
+from overlayd.daemon.cluster.following import News as Message
+from overlayd.daemon.cluster.janitor import Janitor
+from overlayd.daemon.cluster.joining import Conflict, Copied, Joining, Refused, Waiting
+from overlayd.daemon.cluster.news import News
+from overlayd.daemon.cluster.publishing import PORT, Place, Publishing
+from overlayd.daemon.cluster.settings import Settings
+from overlayd.daemon.nat.session import Nat
+from overlayd.daemon.tasks import KeepUp
+from overlayd.errors import OverlaydError, RequestError, StateError
+from overlayd.model import blocks, joining, membership, overlay
+from overlayd.model.cluster_records import WATCHED, Config
+from overlayd.model.findings import Finding
+from overlayd.model.rows import Change, Membership, Overlay, Service
+from overlayd.model.state import Draft
+from overlayd.proto.store import Quiet, Witness
+from overlayd.proto.store_answers import Entry
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[wire.Request], Awaitable[wire.Response | bytes]]
+
+# Our own constants, seconds.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before joining is tried again
+WAIT_FOR_INIT = 5.0
+MOST_FAULTS = 20  # that the doctor names
+
+
+class Cluster:
+    """run: does a request as if a client had sent it; stop: ends the daemon."""
+
+    def __init__(
+        self, node: Node, nat: Nat, settings: Settings, *, etcd: Etcd, place: Place, stop: Callable[[], None]
+    ) -> None:
+        self.refusal = ""  # why the daemon ends
+        self.conflict = ""
+        self.error = ""  # of joining
+        self.joined = asyncio.Event()  # we have a block, and the overlay is set up with it
+        self.settings = settings
+        self.node = node
+        self._stop = stop
+        self._since = time.time()
+        self._state = ""
+        self._confirm = asyncio.Event()  # is wanted
+        self._confirmed = asyncio.Event()  # at least once
+        self.etcd = etcd
+        self.publishing = Publishing(
+            node,
+            self.etcd,
+            settings,
+            nat,
+            place=place,
+            measured_rate=self._measured_rate,
+            conflicting=self._conflicting,
+        )
+        self.joining = Joining(node, self.etcd, settings, self.publishing.content, place.machine)
+        self.following: Following | None = None
+        self.news: News | None = None
+        self._machine = place.machine
+        self._run: Run | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._pulse: asyncio.Task[None] | None = None
+        self._full = False  # our services have no room left
+
+    @asynccontextmanager
+    async def running(self, run: Run, keep_up: KeepUp) -> AsyncIterator[None]:
+        """Join, follow and tell, until the block ends.  StateError: this data directory is of another cluster."""
+        self._run = run
+        instance = f"{random.SystemRandom().getrandbits(128):032x}"
+
+        def begin(draft: Draft) -> None:
+            joining.begin(draft, self.settings.cluster, self.settings.node, instance, self._machine)
+
+        try:
+            await self.node.change(begin, exclusive=[NODE_LOCK])
+        except RequestError as error:
+            raise StateError(str(error)) from error
+        self._task = keep_up(self._live)
+        try:
+            with self.node.subscribe(self._follow):
+                yield
+        finally:
+            self._task.cancel()
+            self.etcd.close()
+
+    @property
+    def membership(self) -> Membership:
+        return self.node.state.table(Membership)[""]
+
+    @property
+    def settled(self) -> bool:
+        """Whether this node may count as ready: it has its block, from the journal or from the store."""
+        return self.joined.is_set()
+
+    # --- the course ---------------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        await self.publishing.look()
+        if self.membership.blocks:
+            await self._set_up()
+        else:
+            await self._until_confirmed()
+        news = self.news = News(self.node, self._own_record, self._configured, self._list_anew)
+        known = self.membership
+        witness = Witness(*known.witness) if known.witness is not None else None
+        following = self.following = Following(self.etcd, WATCHED, known.revision, witness, self._told)
+        following.session.rate = known.rate
+        self._confirm.set()
+        async with self.publishing.following():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(following.run())
+                    group.create_task(news.run())
+                    group.create_task(self._keep_confirmed())
+                    group.create_task(self._watch_over())
+                    # Before the store agrees that we are who we think we are, it hears nothing of us.
+                    await self._confirmed.wait()
+                    group.create_task(self.publishing.keep_record(self.joining))
+                    group.create_task(self.publishing.keep_names())
+                    group.create_task(self.publishing.keep_presence())
+                    group.create_task(Janitor(self.node, self.etcd, news, self.publishing).run())
+            except BaseExceptionGroup as bugs:
+                raise bugs.exceptions[0] from bugs
+
+    async def _keep_confirmed(self) -> None:
+        """Whenever the store may have another idea of us than the journal, see to it."""
+        while True:
+            await self._confirm.wait()
+            self._confirm.clear()
+            await self._until_confirmed()
+            self.publishing.tell_again()
+
+    async def _until_confirmed(self) -> None:
+        """Be a member, or end: by the store's answers, however long these take."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self.joining.confirm()
+            except Refused as error:
+                if isinstance(error, Copied) and self._run is not None:
+                    await self._run(wire.TeardownGlobalOverlay())
+                self._refuse(str(error))
+                await asyncio.Event().wait()  # the daemon ends
+            except Waiting as error:
+                self._tell(str(error))
+                await asyncio.sleep(WAIT_FOR_INIT * random.uniform(0.5, 1))
+            except Conflict as error:
+                self._conflicting(str(error))
+                await self._confirm.wait()
+                self._confirm.clear()
+            except OverlaydError as error:
+                self._tell(str(error))
+                await asyncio.sleep(pause * random.random())
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                break
+        self.conflict = self.error = ""
+        self._confirmed.set()
+        await self._set_up()
+        if self.news is not None and self.news.foreign:  # until a person accepted what is ours now
+            self.news.foreign = False
+            self._list_anew()
+        if self.news is not None:
+            self.news.registry.claim_for_ourselves(self.membership.blocks)
+            self.news.look()
+
+    async def _set_up(self) -> None:
+        """Bring the overlay up with what our block gives, unless it is."""
+        known = self.membership
+        assert known.cidr is not None and self._run is not None
+        carved = blocks.carve(known.blocks[0], known.service_share)
+        if not self.node.state.node.node_id:
+            number = blocks.node_number(known.node)
+            await self.node.change(lambda draft: overlay.set_node_id(draft, number), exclusive=[NODE_LOCK])
+        around = self.node.state.get(Overlay)
+        while around is None or not around.up or (around.cluster, around.slice) != (known.cidr, carved.slice):
+            answer = await self._run(
+                wire.SetupGlobalOverlay(
+                    deployment=around.deployment if around is not None else known.cluster,
+                    instance_id=around.instance_id if around is not None else known.node,
+                    cluster_cidr=str(known.cidr),
+                    slice_cidr=str(carved.slice),
+                    wg_port=around.wg_port if around is not None else PORT,
+                )
+            )
+            if not isinstance(answer, wire.Err):
+                break
+            self._tell(f"the overlay cannot be set up with {carved.slice}: {answer.message}")
+            await asyncio.sleep(LONGEST_PAUSE * random.uniform(0.5, 1))
+        self.joined.set()
+
+    async def _watch_over(self) -> None:
+        """What changes by itself: whether we are behind a NAT, and whether our services have room."""
+        while True:
+            await asyncio.sleep(1)
+            news, following = self.news, self.following
+            if news is None or following is None:
+                continue
+            following.session.nodes = len(news.registry)
+            if self.publishing.behind_nat != news.registry.own_nat:
+                news.registry.own_nat = self.publishing.behind_nat
+                news.look()
+            if self._full and not self.conflict:
+                await self._extend()
+
+    def _follow(self, change: Change) -> None:
+        if any(table == Service.table for table, _ in change):
+            self._full = not membership.has_room(self.node.state)
+
+    async def _extend(self) -> None:
+        try:
+            block = await self.joining.extend()
+        except (OverlaydError, Refused) as error:
+            self._tell(f"no further block: {error}")
+            await asyncio.sleep(LONGEST_PAUSE * random.uniform(0.5, 1))
+            return
+        log.info("cluster %s: %s is ours as well, for services", self.membership.cluster, block)
+        self._full = not membership.has_room(self.node.state)
+        if self.news is not None:
+            self.news.registry.claim_for_ourselves(self.membership.blocks)
+            self.news.look()
+
+    # --- what is heard ------------------------------------------------------------------------------------------------
+
+    def _told(self, message: Message) -> None:
+        assert self.news is not None
+        if isinstance(message, Quiet):
+            self._pulse = asyncio.get_running_loop().create_task(self.publishing.pulse(self.news.pulse))
+        else:
+            self.news.tell(message)
+
+    def _own_record(self, entry: Entry | None) -> None:
+        known = self.joining.record
+        if entry is None or known is None or (entry.modified > known.modified and entry.value != known.value):
+            self._confirm.set()
+        elif entry.modified >= known.modified:
+            self.joining.record = entry
+
+    def _configured(self, config: Config | None) -> None:
+        if config is None:
+            self._confirm.set()
+            return
+        if self.following is not None:
+            self.following.session.rate = config.rate
+        known = self.membership
+        if (config.node_ttl_secs, config.rate, config.zone) != (known.node_ttl, known.rate, known.zone):
+            self._confirm.set()
+
+    def _list_anew(self) -> None:
+        if self.following is not None:
+            self.following.list_anew()
+
+    def _measured_rate(self) -> float:
+        if self.following is None:
+            return 0.0
+        return self.following.session.measured_rate(asyncio.get_running_loop().time())
+
+    def _conflicting(self, why: str) -> None:
+        if why != self.conflict:
+            log.error("cluster %s: %s", self.settings.cluster, why)
+        self.conflict = why
+
+    def _refuse(self, why: str) -> None:
+        log.error("cluster %s: %s", self.settings.cluster, why)
+        self.refusal = why
+        self._stop()
+
+    def _tell(self, why: str) -> None:
+        if why != self.error:
+            log.warning("cluster %s: %s", self.settings.cluster, why)
+        self.error = why
+
+    # --- what a person asks for ---------------------------------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """We are no member any more, and do nothing of one until the next start."""
+        if self._task is not None:
+            self._task.cancel()
+        self.news = self.following = None
+        self.conflict, self.error = "", "this node has left the cluster: the next start with --etcd joins it again"
+        await self.node.change(joining.forget, everything=True)
+
+    def look_again(self) -> None:
+        """Confirm anew: a person has changed something."""
+        self.conflict = ""
+        self._confirm.set()
+
+    def require_attachable(self) -> None:
+        """RequestError while our block is another's: no address of it is handed out."""
+        if self.conflict:
+            raise RequestError(
+                f"no address is handed out while this node's place in the cluster is in doubt: {self.conflict}"
+            )
+
+    # --- what is shown ------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> Literal["connected", "syncing", "disconnected", "conflict", "guarded"]:
+        if self.conflict:
+            return "conflict"
+        if self.following is None:
+            return "disconnected"
+        if self.news is not None and self.news.guarded and self.following.session.state == "connected":
+            return "guarded"
+        return self.following.session.state
+
+    def status(self) -> wire.StatusCluster:
+        settings = self.settings
+        known = self.node.state.get(Membership) or Membership(cluster=settings.cluster, node=settings.node, instance="")
+        state = self.state
+        if state != self._state:
+            self._state, self._since = state, time.time()
+        session = self.following.session if self.following is not None else None
+        now = asyncio.get_running_loop().time()
+        error = self.conflict or self.error or (str(session.error) if session is not None and session.error else "")
+        if not error and self.news is not None:
+            error = self.news.problem
+        return wire.StatusCluster(
+            name=known.cluster,
+            node=known.node,
+            state=state,
+            since=int(self._since),
+            revision=session.revision if session is not None else known.revision,
+            nodes=(len(self.news.registry) if self.news is not None else 0) + bool(known.blocks),
+            block=str(known.blocks[0]) if known.blocks else None,
+            blocks=tuple(map(str, known.blocks[1:])),
+            cluster_cidr=str(known.cidr) if known.cidr is not None else None,
+            endpoint=self.etcd.servers[session.endpoint].url if session is not None else None,
+            error=error or None,
+            events=session.changes_seen if session is not None else 0,
+            resyncs=session.resyncs if session is not None else 0,
+            stale_secs=int(now - session.heard) if session is not None and session.heard else 0,
+            publish_window_ms=round(self.publishing.window.length * 1000),
+            skipped_records=len(self.news.registry.faults) if self.news is not None else 0,
+            windowed=session.windowed if session is not None else False,
+        )
+
+    def findings(self) -> list[Finding]:
+        """For the doctor."""
+        found: list[Finding] = []
+        what = f"cluster {self.settings.cluster}"
+        if self.conflict:
+            symptom = "containers that are here stay connected, and no new ones are attached"
+            found.append(
+                Finding("cluster-conflict", "error", what, f"disagrees: {self.conflict}", symptom, "see there")
+            )
+        session = self.following.session if self.following is not None else None
+        if session is None or session.state == "disconnected":
+            why = self.error or (str(session.error) if session is not None and session.error else "not yet connected")
+            symptom = "what is here goes on; news of other nodes, and of this one to them, wait"
+            remedy = "see to the store (--etcd), or to the way there"
+            found.append(Finding("cluster-disconnected", "warning", what, f"is not followed: {why}", symptom, remedy))
+        if self.news is not None and self.news.guarded:
+            lacking = len(self.news.registry.withheld)
+            problem = (
+                "has another cluster of that name in the store"
+                if self.news.foreign
+                else (f"lacks {lacking} nodes in the store that were known here")
+            )
+            remedy = "put the store's backup back, wait for the nodes, or accept it (overlayctl cluster accept)"
+            found.append(Finding("cluster-guarded", "error", what, problem, "they stay peers of this node", remedy))
+        if self.news is not None:
+            found += [
+                Finding(
+                    "cluster-record", "warning", f"record {key}", f"is not believed: {why}", "", "repair or remove it"
+                )
+                for key, why in list(self.news.registry.faults.items())[:20]
+            ]
+        if self.publishing.failure:
+            problem = f"is not told of this node: {self.publishing.failure}"
+            found.append(
+                Finding("cluster-untold", "warning", what, problem, "", "see to the store, or to our role in it")
+            )
+        return found

@@ -1,0 +1,195 @@
+"""A connection to a server of HTTP: TCP, TLS or a Unix socket.
+
+Owns: the socket from connect to close, deadlines, and how soon a dead one is noticed.  Must not know: what is asked
+(`etcd`), or what HTTP looks like (`proto.http`).
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from overlayd.errors import ProtocolError
+from overlayd.proto.http import LARGEST_LINE, Body, Client, End, Head, Lines
+from overlayd.proto.store_answers import Unavailable
+
+# From the specification (cluster.md): TCP keepalive after 15 s, every 5 s, three times; nothing acknowledged for 20 s.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+_USER_TIMEOUT_MS = 20_000
+
+CHUNK = 256 * 1024  # bytes read at once, our own
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class Server(NamedTuple):
+    """Where a server listens.  path: of a Unix socket, then there is no host; url: as it was written."""
+
+    url: str
+    host: str
+    port: int
+    tls: bool
+    path: str = ""
+
+
+class Files(NamedTuple):
+    """Of TLS: who may have signed the server's certificate, empty for those that the host trusts; our own certificate
+    and its key.
+    """
+
+    authority: str = ""
+    certificate: str = ""
+    key: str = ""
+
+
+class Answer(NamedTuple):
+    """status: of HTTP."""
+
+    status: int
+    body: bytes
+
+
+class BadStatus(Exception):
+    """A stream was refused."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        super().__init__(f"HTTP status {answer.status}")
+
+
+def read_url(text: str, default_port: int) -> Server:
+    """`http://HOST[:PORT]`, `https://HOST[:PORT]` or `unix:PATH`.  ValueError says what is wrong with it."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        path = path.removeprefix("//") if path.startswith("///") else path
+        if not path.startswith("/"):
+            raise ValueError(f"{text}: a Unix socket is written unix:/PATH")
+        return Server(text, "", 0, False, path)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{text}: write http://HOST:PORT, https://HOST:PORT or unix:/PATH")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+        raise ValueError(f"{text}: nothing may stand behind HOST:PORT, and no user before it (--etcd-user)")
+    return Server(text, parts.hostname, parts.port or default_port, parts.scheme == "https")
+
+
+class Connection:
+    """An open connection; `Connection.open` makes one."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._client = Client(host)
+        self.reusable = True
+
+    @classmethod
+    async def open(cls, server: Server, files: Files) -> "Connection":
+        """Unavailable: nobody listens there, or TLS refuses who does."""
+        try:
+            if server.path:
+                reader, writer = await asyncio.open_unix_connection(server.path)
+                return cls(reader, writer, "localhost")
+            context = await asyncio.to_thread(_tls, files) if server.tls else None
+            sock = await _connect(server)
+            try:
+                name = server.host if server.tls else None
+                reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=name)
+            except BaseException:
+                sock.close()
+                raise
+        except (OSError, ssl.SSLError) as error:
+            raise Unavailable(f"{server.url}: {_words(error)}") from error
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        return cls(reader, writer, f"{host}:{server.port}")
+
+    async def post(self, path: str, body: bytes, headers: Headers = ()) -> Answer:
+        """A request and its answer.  Unavailable: the connection broke; whether the request was done is not known."""
+        self.reusable = False
+        status, parts, size = 0, list[bytes](), 0
+        async for event in self._exchange(path, body, headers):
+            if isinstance(event, Head):
+                status = event.status
+            elif isinstance(event, Body):
+                parts.append(event.data)
+                size += len(event.data)
+                if size > LARGEST_LINE:
+                    raise ProtocolError(f"an answer of more than {LARGEST_LINE} bytes")
+            else:
+                self.reusable = event.reusable
+        return Answer(status, b"".join(parts))
+
+    async def lines(self, path: str, body: bytes, headers: Headers = ()) -> AsyncGenerator[bytes]:
+        """A request whose answer is a stream: its lines, until the server ends it.  BadStatus: it is none."""
+        self.reusable = False
+        lines, status, refused = Lines(), 0, list[bytes]()
+        async for event in self._exchange(path, body, headers):
+            if isinstance(event, Head):
+                status = event.status
+            elif isinstance(event, Body) and status == 200:
+                for line in lines.feed(event.data):
+                    yield line
+            elif isinstance(event, Body):
+                refused.append(event.data)
+        if status != 200:
+            raise BadStatus(Answer(status, b"".join(refused)))
+
+    async def _exchange(self, path: str, body: bytes, headers: Headers) -> AsyncGenerator[Head | Body | End]:
+        try:
+            self._writer.write(self._client.post(path, body, headers))
+            await self._writer.drain()
+            while True:
+                data = await self._reader.read(CHUNK)
+                for event in self._client.receive(data):
+                    yield event
+                    if isinstance(event, End):
+                        return
+                if not data:
+                    raise Unavailable("the server closed the connection")
+        except (OSError, ssl.SSLError) as error:
+            raise Unavailable(_words(error)) from error
+
+    def close(self) -> None:
+        """At once; whatever was asked is not waited for."""
+        self.reusable = False
+        self._writer.transport.abort()
+
+
+async def _connect(server: Server) -> socket.socket:
+    """A connected socket, to the first of the host's addresses that takes it."""
+    loop = asyncio.get_running_loop()
+    failure: OSError = OSError("the name has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
+
+
+def _tls(files: Files) -> ssl.SSLContext:
+    """Read anew for each connection, so that a renewed certificate counts from the next one on."""
+    context = ssl.create_default_context(cafile=files.authority or None)
+    if files.certificate:
+        context.load_cert_chain(files.certificate, files.key or None)
+    return context
+
+
+def _words(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
+    return error.strerror or str(error) or type(error).__name__
