@@ -15,7 +15,8 @@ BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificat
 DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn \
   iperf3
-TEST_PACKAGES := $(DEMO_PACKAGES) dnsperf iperf3 strace systemd iptables crun busybox-static coturn bind9-dnsutils dnsmasq-base \
+CLUSTER_PACKAGES := $(DEMO_PACKAGES) bind9-dnsutils etcd-server etcd-client
+TEST_PACKAGES := $(CLUSTER_PACKAGES) dnsperf iperf3 strace systemd iptables crun busybox-static coturn dnsmasq-base \
   procps e2fsprogs conntrack openssl musl-tools unbound-host bind9-utils
 IMAGE_PACKAGES := buildah debootstrap
 
@@ -42,6 +43,10 @@ help: ## show this list
 .PHONY: demo
 demo: demo-packages build ## two nodes, two containers, one encrypted overlay, in namespaces of this machine (root)
 	@PYTHONPATH=tests $(PYTHON) -m lab.demo
+
+.PHONY: demo-cluster
+demo-cluster: cluster-packages build ## three members of etcd, five nodes that find each other by it, no orchestrator (root)
+	@PYTHONPATH=tests $(PYTHON) -m lab.demo_cluster
 
 # Two processes: each test makes its own namespaces.  A file is one process's, since its tests share what it set up; in
 # the order of the folders, in which the file that works longest, of the crash trials, begins early.
@@ -174,7 +179,15 @@ clean: ## remove everything that was built, the virtual environment too
 root:
 	@if ((EUID)); then echo 'make: this target makes network namespaces and must run as root' >&2; exit 1; fi
 
-.PHONY: build-packages demo-packages bench-packages test-packages
+# Debian starts a service with its package; ours are started by the laboratory alone.
+define stop_service
+if [[ " $${missing[*]} " == *" $(1) "* ]]; then \
+  echo '$(2): the tests run their own, so the one that the package has just started is stopped and stays off'; \
+  service $(2) stop || true; update-rc.d $(2) disable; \
+fi
+endef
+
+.PHONY: build-packages demo-packages bench-packages cluster-packages test-packages
 build-packages:
 	@if ((EUID == 0)) && command -v apt-get > /dev/null; then $(call install,$(BUILD_PACKAGES)); fi
 demo-packages: root
@@ -182,11 +195,9 @@ demo-packages: root
 bench-packages: root
 	@$(call install,$(BENCH_PACKAGES))
 test-packages: root
-	@$(call install,$(TEST_PACKAGES)); \
-	if [[ " $${missing[*]} " == *" coturn "* ]]; then \
-	  echo 'coturn: the tests run their own, so the one that the package has just started is stopped and stays off'; \
-	  service coturn stop || true; update-rc.d coturn disable; \
-	fi
+	@$(call install,$(TEST_PACKAGES)); $(call stop_service,coturn,coturn); $(call stop_service,etcd-server,etcd)
+cluster-packages: root
+	@$(call install,$(CLUSTER_PACKAGES)); $(call stop_service,etcd-server,etcd)
 
 # The first python3 in PATH that is new enough and can make virtual environments, else Debian's own.
 .venv/created: | build-packages

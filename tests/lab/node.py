@@ -27,6 +27,7 @@ CONTROL = [sys.executable, "-c", "from overlayd.cli import control; control()"]
 # found by the next one.  /run comes last: /etc/resolv.conf may be a link into the host's.
 ENTER = """
 mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/resolv.conf" /etc/resolv.conf && mount --bind "$1/run" /run &&
+{ [ ! -e "$1/machine-id" ] || mount --bind "$1/machine-id" /etc/machine-id; } &&
 shift && exec "$@"
 """
 
@@ -58,6 +59,7 @@ class Node:
         self.log = directory / "overlayd.log"
         self.hosts = directory / "hosts"
         self.resolv_conf = directory / "resolv.conf"
+        self.machine_id = directory / "machine-id"  # the host's, unless it is written
         self.program = DAEMON
         self.daemon: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []

@@ -1,0 +1,82 @@
+"""Many nodes at once on a real etcd: the room's own code, without a kernel."""
+
+import asyncio
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from lab.patience import until, until_async
+from sim.node import Journal, NoNat, SimNode
+
+from overlayd.daemon.cluster.cluster import Cluster
+from overlayd.daemon.cluster.connection import Files, read_url
+from overlayd.daemon.cluster.etcd import Etcd
+from overlayd.daemon.cluster.publishing import Place
+from overlayd.daemon.cluster.settings import Settings
+from overlayd.model.rows import Change, Membership
+
+BLOCKS = 64
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[str]:
+    """An etcd of this host, on a socket of its own."""
+    client, peer = "unix://client:0", "unix://peer:0"
+    argv = ["etcd", "--data-dir", "data", "--listen-client-urls", client, "--advertise-client-urls", client]
+    argv += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=tmp_path)
+    try:
+        until((tmp_path / "client:0").exists, (tmp_path / "log").read_text)
+        yield f"unix:{tmp_path / 'client:0'}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Joined:
+    """A node that is on its way into the cluster."""
+
+    def __init__(self, name: str, url: str) -> None:
+        self.node = SimNode(name, Journal(), self._changed, lambda _: False)
+        settings = Settings(
+            (read_url(url, 2379),), "many", name, "/overlayd/many/", Files(), None, ip_network("10.200.0.0/18"), 24, ""
+        )
+        self.etcd = Etcd(settings.servers, name, settings.prefix, settings.files, None)
+        self.cluster = Cluster(
+            self.node,  # type: ignore[arg-type]
+            NoNat(),  # type: ignore[arg-type]
+            settings,
+            etcd=self.etcd,
+            place=Place("machine", "boot"),
+            stop=lambda: None,
+        )
+
+    def _changed(self, now: Change, before: Change) -> None:
+        pass
+
+
+async def test_as_many_nodes_as_there_are_blocks_join_at_once_and_the_next_one_is_told(endpoint: str) -> None:
+    nodes = [Joined(f"n{number}", endpoint) for number in range(BLOCKS)]
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(60):
+        lives = [loop.create_task(_live(each)) for each in nodes]
+        await until_async(lambda: all(each.cluster.joined.is_set() for each in nodes))
+        held = Counter(each.node.state.table(Membership)[""].blocks[0] for each in nodes)
+        assert len(held) == BLOCKS
+        await until_async(lambda: all(len(each.node.state.peers("")) == BLOCKS - 1 for each in nodes))
+        late = Joined("late", endpoint)
+        lives.append(loop.create_task(_live(late)))
+        await until_async(lambda: "address space exhausted: 64 blocks, 64 used" in (late.cluster.status().error or ""))
+    for life in lives:
+        life.cancel()
+    await asyncio.gather(*lives, return_exceptions=True)
+
+
+async def _live(joined: Joined) -> None:
+    loop = asyncio.get_running_loop()
+    async with joined.cluster.running(joined.node.answer, lambda work: loop.create_task(work())):
+        await asyncio.Event().wait()

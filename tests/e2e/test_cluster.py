@@ -1,0 +1,289 @@
+"""A cluster without an orchestrator: real daemons, a real etcd of three members."""
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+from lab import DaemonExited, Lab, Ping, Refused, ping
+from lab.cluster import CLUSTER
+from lab.etcd import Etcd
+from lab.patience import until
+from lab.sites import Site, sites
+
+
+class Cluster:
+    """Three members of etcd, and three nodes with a container each."""
+
+    def __init__(self, lab: Lab, etcd: Etcd) -> None:
+        self.lab = lab
+        self.etcd = etcd
+        self.sites = sites(lab, etcd, ["alpha", "beta", "gamma"])
+        for site in self.sites:
+            site.serve()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Lab() as lab, Etcd(lab, 3) as etcd:
+        yield Cluster(lab, etcd)
+
+
+def test_containers_of_all_nodes_reach_each_other_by_address_and_name(cluster: Cluster) -> None:
+    for one, other in itertools.permutations(cluster.sites, 2):
+        ping(one.container, other.address, count=2)
+        until(lambda one=one, other=other: one.resolve(f"{other.node.name}-web") == other.address, "no name")
+    blocks = {site.part["block"] for site in cluster.sites}
+    assert len(blocks) == 3
+    for site in cluster.sites:
+        assert json.loads(site.node.overlayctl("cluster", "check", "-o", "json")) == []
+        shown = json.loads(site.node.overlayctl("cluster", "nodes", "-o", "json"))
+        assert [each["name"] for each in shown] == ["alpha", "beta", "gamma"]
+        assert all(each["present"] for each in shown)
+
+
+def test_a_name_that_goes_is_gone_everywhere(cluster: Cluster) -> None:
+    alpha, beta, _ = cluster.sites
+    alpha.request("register_dns", name="both", ip=alpha.address)
+    beta.request("register_dns", name="both", ip=beta.address)
+    both = {alpha.address, beta.address}
+    until(lambda: {*beta.resolve("both").split()} == both, lambda: beta.resolve("both"))
+    alpha.request("unregister_dns", name="both")
+    until(lambda: beta.resolve("both") == beta.address, lambda: beta.resolve("both"))
+    beta.request("unregister_dns", name="both")
+    until(lambda: not alpha.resolve("both"), lambda: alpha.resolve("both"))
+
+
+def test_what_the_cluster_owns_an_orchestrator_does_not_change(cluster: Cluster) -> None:
+    alpha, beta, _ = cluster.sites
+    key = beta.status["public_key"]
+    with pytest.raises(Refused, match="node beta of cluster prod"):
+        alpha.request("remove_peer", pubkey=key)
+    with pytest.raises(Refused, match="node beta of cluster prod"):
+        alpha.request("add_peer", public_key=key, endpoint="", allowed_ips="", persistent_keepalive_secs=0)
+    same = {"deployment": "prod", "instance_id": "alpha", "cluster_cidr": CLUSTER, "wg_port": 51820}
+    with pytest.raises(Refused, match="slice comes from cluster prod"):
+        alpha.request("setup_global_overlay", **same, slice_cidr="10.200.1.0/24")
+    alpha.request("setup_global_overlay", **same, slice_cidr=alpha.status["slice_cidr"])
+    with pytest.raises(Refused, match="not in this node's part"):
+        alpha.request("setup_service_overlay", service="else", mode="auto", subnet=beta.part["block"])
+
+
+def test_nothing_stops_when_members_and_then_all_of_etcd_are_killed(cluster: Cluster) -> None:
+    alpha, beta, gamma = cluster.sites
+    running = Ping(alpha.container, beta.address)
+    running.wait_for(20)
+    for member in cluster.etcd.members:
+        member.kill()
+        alpha.attach().kill()
+        running.wait_for(20)
+    before = beta.device_peers()
+    alpha.state("disconnected")
+    gamma.node.stop()
+    gamma.start()  # the network of yesterday
+    assert gamma.status["peer_count"] == 2
+    ping(gamma.container, alpha.address, count=2)
+    assert gamma.resolve("alpha-web") == alpha.address
+    gamma.attach("web").kill()
+    assert "cluster-disconnected" in [each["code"] for each in alpha.request("doctor")["findings"]]
+    with pytest.raises(Refused, match="the store of cluster prod"):
+        alpha.request("cluster_check")
+    running.wait_for(20)
+    assert running.stop() == []
+    cluster.etcd.start()
+    for site in cluster.sites:
+        site.state("connected")
+    assert beta.device_peers() == before
+
+
+def test_attach_takes_no_longer_while_etcd_is_silent(cluster: Cluster) -> None:
+    """Its members are there, and do not answer: a request that waited for one would take seconds."""
+    alpha = cluster.sites[0]
+
+    def attach() -> float:
+        began = time.monotonic()
+        container = alpha.attach()
+        took = time.monotonic() - began
+        alpha.request("detach_container", handle=container.handle)
+        container.kill()
+        return took
+
+    answering: list[float] = []
+    silent: list[float] = []
+    for _ in range(5):
+        answering.append(attach())
+        cluster.etcd.stop()
+        try:
+            silent.append(attach())
+        finally:
+            cluster.etcd.go_on()
+    assert min(silent) < 5 * min(answering)
+    alpha.state("connected")
+
+
+def test_history_that_was_compacted_meanwhile_is_listed_and_no_peer_flaps(cluster: Cluster) -> None:
+    alpha, beta, _ = cluster.sites
+    before, resyncs = alpha.device_peers(), alpha.part["resyncs"]
+    cut = "add table inet cut; add chain inet cut out { type filter hook output priority 0; }; "
+    cut += "add rule inet cut out tcp dport 2379 reject with tcp reset; "
+    cut += "add chain inet cut in { type filter hook input priority 0; }; add rule inet cut in tcp sport 2379 drop"
+    alpha.node.run(["nft", cut])
+    ping(alpha.container, beta.address, count=2)
+    beta.request("register_dns", name="late", ip=beta.address)
+    until(lambda: "late" in cluster.etcd.ctl("get", "--prefix", "/overlayd/prod/s/name/beta"), "no name in the store")
+    for number in range(3):
+        cluster.etcd.ctl("put", "unrelated", str(number))
+    revision = json.loads(cluster.etcd.ctl("get", "unrelated", "-w", "json"))["header"]["revision"]
+    cluster.etcd.ctl("compact", str(revision))
+    alpha.state("disconnected")
+    alpha.node.run(["nft", "delete", "table", "inet", "cut"])
+    until(lambda: alpha.resolve("late") == beta.address, alpha.node.log_tail)
+    assert alpha.part["resyncs"] > resyncs
+    assert alpha.device_peers() == before
+
+
+def test_an_etcd_that_lost_everything_and_then_went_back_removes_nobody(cluster: Cluster) -> None:
+    alpha, beta, _ = cluster.sites
+    before = alpha.device_peers()
+    member = cluster.etcd.members[0]
+    running = Ping(alpha.container, beta.address)
+    running.wait_for(10)
+    cluster.etcd.wipe()
+    guarded = until(
+        lambda: any("lacks" in site.node.log.read_text() for site in cluster.sites), "no node told that the store lacks"
+    )
+    assert guarded
+    for site in cluster.sites:
+        site.state("connected")
+        site.knows(2)
+    found = cluster.etcd.ctl("get", "--prefix", "--keys-only", "/overlayd/prod/").split()
+    assert sum("/b/" in key for key in found) == 3
+    assert sum("/s/node/" in key for key in found) == 3
+    assert running.stop() == []
+    assert alpha.device_peers() == before
+    assert member.process is not None
+
+
+def test_a_second_node_of_a_name_is_refused_and_told_who_has_it(cluster: Cluster) -> None:
+    alpha = cluster.sites[0]
+    other = Site(cluster.lab, cluster.etcd, "impostor")
+    options = [*cluster.etcd.options, "--cluster", "prod", "--node", "alpha"]
+    until(lambda: "lease" in cluster.etcd.ctl("get", "/overlayd/prod/p/alpha"), "alpha is not present")
+    code, log = other.node.try_daemon(other.node.daemon_argv(*options))
+    assert code == 78
+    assert "node alpha is registered by another installation (seen" in log
+    assert f"at {alpha.node.address}" in log
+    ping(alpha.container, cluster.sites[1].address, count=2)
+
+
+def test_a_copied_data_directory_is_refused_and_its_device_goes(cluster: Cluster) -> None:
+    alpha, beta, _ = cluster.sites
+    until(lambda: "lease" in cluster.etcd.ctl("get", "/overlayd/prod/p/alpha"), "alpha is not present")
+    twin = Site(cluster.lab, cluster.etcd, "twin")
+    twin.node.machine_id.write_text("0123456789abcdef0123456789abcdef\n")
+    shutil.copytree(alpha.node.data_dir, twin.node.data_dir)
+    argv = twin.node.daemon_argv(*cluster.etcd.options, "--cluster", "prod", "--node", "alpha")
+    code, log = twin.node.try_daemon(argv)
+    assert code == 78
+    assert "node alpha runs on another machine with a copy of this data directory (seen" in log
+    assert not twin.node.wireguard_pids()
+    ping(alpha.container, beta.address, count=2)
+
+
+def test_other_addresses_than_the_cluster_has_are_refused(cluster: Cluster) -> None:
+    other = Site(cluster.lab, cluster.etcd, "delta")
+    options = [*other.options, "--cluster-cidr", "10.201.0.0/16"]
+    code, log = other.node.try_daemon(other.node.daemon_argv(*options))
+    assert code == 78
+    assert "cluster prod has 10.200.0.0/16 in blocks of /24, not 10.201.0.0/16" in log
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--etcd", "http://192.0.2.1:2379"], "would send keys, names and passwords in the clear"),
+        (["--etcd", "ftp://192.0.2.1"], "write http://HOST:PORT"),
+        (["--etcd", "https://192.0.2.1", "--node", "No_Name"], "is no name of lower-case letters"),
+        (["--etcd", "https://192.0.2.1", "--cluster-cidr", "10.0.0.0/24"], "block_prefix 24 does not divide"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_touched(
+    cluster: Cluster, options: list[str], told: str
+) -> None:
+    node = cluster.sites[0].node
+    argv = [*node.program, "--data-dir", "/nonexistent", "--socket", "/nonexistent/s", "--cluster", "prod", *options]
+    code, log = node.try_daemon(argv)
+    assert (code, told in log) == (78, True), log
+
+
+def test_a_node_that_is_killed_goes_when_the_cluster_wants_that_and_its_block_is_used_last(cluster: Cluster) -> None:
+    alpha, beta, gamma = cluster.sites
+    alpha.node.overlayctl("cluster", "set", "node_ttl_secs=4")
+    block, peers = gamma.part["block"], alpha.device_peers()
+    with pytest.raises(Refused, match="node gamma lives"):
+        alpha.request("cluster_remove_node", node="gamma")
+    gamma.node.kill()
+    # As if its lease had run out, which takes a minute.
+    lease = json.loads(json.loads(_value(cluster.etcd, "/overlayd/prod/p/gamma")))["lease"]
+    cluster.etcd.ctl("lease", "revoke", f"{int(lease):x}")
+    alpha.knows(1)
+    beta.knows(1)
+    assert len(alpha.device_peers()) == len(peers) - 1
+    assert not alpha.resolve("gamma-web")
+    assert '"freed"' in cluster.etcd.ctl("get", f"/overlayd/prod/b/{block.replace('/', '-')}")
+    alpha.node.overlayctl("cluster", "set", "node_ttl_secs=0")
+    gamma.start()  # its block is free: it takes that again
+    gamma.join()
+    alpha.knows(2)
+    assert gamma.part["block"] == block
+    until(lambda: alpha.resolve("gamma-web"), "the name did not come back")
+
+
+def test_a_node_that_leaves_is_gone(cluster: Cluster) -> None:
+    alpha, beta, gamma = cluster.sites
+    with pytest.raises(Refused, match="still has service web"):
+        gamma.request("cluster_leave")
+    gamma.request("cluster_leave", force=True)
+    alpha.knows(1)
+    beta.knows(1)
+    assert gamma.status["peer_count"] == 0
+
+
+def _value(etcd: Etcd, key: str) -> str:
+    return json.dumps(etcd.ctl("get", "--print-value-only", key).strip())
+
+
+def test_a_daemon_without_etcd_imports_nothing_of_it(lab: Lab) -> None:
+    node = lab.node("alone")
+    node.start()
+    maps = node.run(["sh", "-c", "ls /proc"])
+    assert maps
+    code = "import sys; import overlayd.daemon.main; print([m for m in sys.modules if 'h11' in m or 'cluster.' in m])"
+    assert node.run([node.program[0], "-c", code]).strip() in ("[]", "['overlayd.wire.cluster']")
+    node.stop()
+
+
+def test_waiting_for_a_cluster_to_be_made(lab: Lab) -> None:
+    with Etcd(lab, name="w") as etcd:
+        site = Site(lab, etcd, "first")
+        site.start()
+        until(lambda: "waiting for cluster init" in site.part.get("error", ""), lambda: site.part)
+        site.node.overlayctl("cluster", "init", "10.210.0.0/16", "--block-prefix", "25", "--service-share", "0")
+        site.join()
+        assert site.part["block"].endswith("/25")
+        assert site.status["slice_cidr"] == site.part["block"]
+        with pytest.raises(Refused, match="made already"):
+            site.request("cluster_init", cluster_cidr="10.210.0.0/16")
+        site.node.stop()
+
+
+def test_daemon_exits_when_the_directory_is_of_another_cluster(lab: Lab) -> None:
+    with Etcd(lab, name="d") as etcd:
+        site = Site(lab, etcd, "mover")
+        site.start("--cluster-cidr", "10.210.0.0/16")
+        site.join()
+        site.node.stop()
+        with pytest.raises(DaemonExited, match="this node is in cluster prod, not test"):
+            site.node.start(*etcd.options, "--cluster", "test", "--node", "mover")

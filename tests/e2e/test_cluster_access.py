@@ -1,0 +1,107 @@
+"""Who we are to etcd: TLS with certificates that are renewed, users whose tokens expire, roles that forbid."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import Lab, run
+from lab.etcd import Etcd
+from lab.patience import until
+from lab.sites import Site
+
+OPENSSL = "openssl"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as lab:
+        yield lab
+
+
+def certify(directory: Path, name: str, ca: Path | None, address: str = "127.0.0.1") -> Path:
+    """Make NAME.pem and NAME.key, signed by the authority `ca`, or an authority when that is none."""
+    key, request, certificate = (directory / f"{name}.{end}" for end in ("key", "csr", "pem"))
+    subject = ["-subj", f"/CN={name}", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    if ca is None:
+        run([OPENSSL, "req", "-x509", *subject, "-keyout", str(key), "-out", str(certificate), "-days", "2"])
+        return certificate
+    names = directory / f"{name}.ext"
+    names.write_text(f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n")
+    run([OPENSSL, "req", *subject, "-keyout", str(key), "-out", str(request)])
+    sign = ["-CA", str(ca), "-CAkey", str(ca.with_suffix(".key")), "-CAcreateserial", "-extfile", str(names)]
+    run([OPENSSL, "x509", "-req", "-in", str(request), *sign, "-out", str(certificate), "-days", "2"])
+    return certificate
+
+
+def test_certificates_are_read_anew_for_each_connection(lab: Lab) -> None:
+    directory = lab.directory / "tls"
+    directory.mkdir()
+    ca, stranger = certify(directory, "ca", None), certify(directory, "stranger-ca", None)
+    etcd = Etcd(lab, scheme="https", name="t")
+    member = etcd.members[0]
+    server = certify(directory, "server", ca, str(member.node.address))
+    client = certify(directory, "client", ca)
+    member.options += ["--client-cert-auth", "--trusted-ca-file", str(ca), "--cert-file", str(server)]
+    member.options += ["--key-file", str(server.with_suffix(".key"))]
+    etcd.ctl_options = ["--cacert", str(ca), "--cert", str(client), "--key", str(client.with_suffix(".key"))]
+    ours = directory / "ours.pem"
+    ours.write_text(client.read_text() + client.with_suffix(".key").read_text())
+    with etcd:
+        site = Site(lab, etcd, "alpha", ["--etcd-ca", str(ca), "--etcd-cert", str(ours)])
+        site.start("--cluster-cidr", "10.200.0.0/16")
+        site.join()
+        site.state("connected")
+        # A certificate of nobody whom etcd trusts: the stream that is open goes on, the next connection is refused.
+        other = certify(directory, "other", stranger)
+        ours.write_text(other.read_text() + other.with_suffix(".key").read_text())
+        member.kill()
+        site.state("disconnected")
+        etcd.start()
+        until(lambda: "TLS" in site.part.get("error", "") or "closed" in site.part.get("error", ""), lambda: site.part)
+        renewed = certify(directory, "renewed", ca)
+        ours.write_text(renewed.read_text() + renewed.with_suffix(".key").read_text())
+        site.state("connected")
+        # An etcd that is not the one we trust.
+        site.node.stop()
+        site.node.start(*site.options, "--etcd-ca", str(stranger))
+        until(lambda: "TLS" in site.part.get("error", ""), lambda: site.part)
+        site.node.stop()
+
+
+def test_a_user_whose_token_expires_and_one_who_may_not(lab: Lab) -> None:
+    directory = lab.directory / "users"
+    directory.mkdir()
+    private, public = directory / "jwt.key", directory / "jwt.pub"
+    run([OPENSSL, "genrsa", "-out", str(private), "2048"])
+    run([OPENSSL, "rsa", "-in", str(private), "-pubout", "-out", str(public)])
+    token = f"jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=3s"
+    with Etcd(lab, options=["--auth-token", token], name="u") as etcd:
+        etcd.ctl("user", "add", "root:r")
+        etcd.ctl("user", "grant-role", "root", "root")
+        etcd.ctl("role", "add", "overlayd")
+        etcd.ctl("role", "grant-permission", "overlayd", "--prefix=true", "readwrite", "/overlayd/prod/")
+        etcd.ctl("user", "add", "node:secret")
+        etcd.ctl("user", "grant-role", "node", "overlayd")
+        etcd.ctl("auth", "enable")
+        password = directory / "password"
+        password.write_text("wrong\n")
+        user = ["--etcd-user", "node", "--etcd-password-file", str(password)]
+        site = Site(lab, etcd, "beta", user)
+        site.start("--cluster-cidr", "10.200.0.0/16")
+        until(lambda: "authentication failed" in site.part.get("error", ""), lambda: site.part)
+        password.write_text("secret\n")
+        site.join()
+        site.state("connected")
+        for number in range(4):  # longer than a token lives
+            site.request("register_dns", name=f"n{number}", ip="10.200.0.9")
+            until(
+                lambda number=number: f"n{number}" in etcd.ctl("--user", "root:r", "get", "/overlayd/prod/s/name/beta"),
+                site.node.log_tail,
+            )
+            time.sleep(1)
+        assert site.part["state"] == "connected"
+        forbidden = Site(lab, etcd, "gamma", user)
+        forbidden.options[forbidden.options.index("prod")] = "other"
+        forbidden.start("--cluster-cidr", "10.200.0.0/16")
+        until(lambda: "permission denied" in forbidden.part.get("error", ""), lambda: forbidden.part)

@@ -1,0 +1,117 @@
+"""An etcd of one or several members, each in a node's namespace, as Debian packages it.
+
+Owns: the members' processes and data.  Must not know: what is kept in it.
+"""
+
+import signal
+import subprocess
+from collections.abc import Sequence
+
+from lab.lab import Lab
+from lab.node import Node
+from lab.patience import until
+from lab.processes import environment
+
+CLIENTS, MEMBERS = 2379, 2380
+
+
+class EtcdMember:
+    """options: further ones of etcd.  scheme: of the clients' URL."""
+
+    def __init__(self, node: Node, options: Sequence[str] = (), scheme: str = "http") -> None:
+        self.node = node
+        self.options = list(options)
+        self.url = f"{scheme}://{node.address}:{CLIENTS}"
+        self.peer_url = f"http://{node.address}:{MEMBERS}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, initial: str, state: str = "new") -> None:
+        argv = ["etcd", "--name", self.node.name, "--data-dir", str(self.node.data_dir)]
+        argv += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url]
+        argv += ["--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url]
+        argv += ["--initial-cluster", initial, "--initial-cluster-state", state, *self.options]
+        with self.node.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.node.command(argv), stdout=log, stderr=log, env=environment(self.node.prefix)
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        """To etcd itself, which is a grandchild of ours or our child by now."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+class Etcd:
+    """A context manager: members NAME1, NAME2, ... start with the block, and end with it.  options: of each member;
+    ctl_options: of etcdctl.
+    """
+
+    def __init__(
+        self, lab: Lab, members: int = 1, options: Sequence[str] = (), *, scheme: str = "http", name: str = "m"
+    ) -> None:
+        self.ctl_options: list[str] = []
+        self.members = [EtcdMember(lab.node(f"{name}{number + 1}"), options, scheme) for number in range(members)]
+
+    def __enter__(self) -> "Etcd":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def urls(self) -> str:
+        """All of them, as `--etcd` takes them."""
+        return ",".join(member.url for member in self.members)
+
+    @property
+    def options(self) -> list[str]:
+        """Those of the daemon."""
+        return ["--etcd", self.urls, "--etcd-insecure"]
+
+    def start(self) -> None:
+        """Start those that do not run, and wait until they agree."""
+        initial = ",".join(f"{each.node.name}={each.peer_url}" for each in self.members)
+        for member in self.members:
+            if member.process is None:
+                member.start(initial)
+        until(self.is_healthy, "etcd is not healthy")
+
+    def is_healthy(self) -> bool:
+        try:
+            self.ctl("put", "health", "x")
+        except Exception:
+            return False
+        return True
+
+    def kill(self) -> None:
+        for member in self.members:
+            member.kill()
+
+    def stop(self) -> None:
+        """SIGSTOP: they are there, and do not answer."""
+        for member in self.members:
+            member.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        for member in self.members:
+            member.signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Lose everything, and start empty."""
+        self.kill()
+        for member in self.members:
+            member.node.run(["rm", "-rf", member.node.data_dir])
+        self.start()
+
+    def ctl(self, *arguments: str) -> str:
+        """What etcdctl prints, asked on the first living member."""
+        member = next(each for each in self.members if each.process is not None)
+        argv = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", member.url, "--command-timeout=2s", *self.ctl_options]
+        return member.node.run([*argv, *arguments])
