@@ -20,8 +20,10 @@ def answers_before_it_is_durable() -> None:
     """The journal is written, but nobody waits for it."""
     commit = node.Node._commit
 
-    async def hurried(self: node.Node, change: Change) -> None:
+    async def hurried(self: node.Node, change: Change, then: Callable[[], None] | None = None) -> None:
         _pending.add(asyncio.create_task(commit(self, change)))
+        if then is not None:
+            then()
 
     node.Node._commit = hurried  # type: ignore[method-assign]
 

@@ -32,7 +32,7 @@ refused commit back: a disk that refuses to forget cannot be made to.
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -59,6 +59,7 @@ class _Commit:
     change: log.Change
     body: bytes
     done: asyncio.Future[None]
+    then: Callable[[], None] | None
 
 
 class Journal:
@@ -99,17 +100,22 @@ class Journal:
             os.close(lock)
             raise
 
-    def commit(self, change: Mapping[log.Row, bytes | None]) -> asyncio.Future[None]:
+    def commit(
+        self, change: Mapping[log.Row, bytes | None], then: Callable[[], None] | None = None
+    ) -> asyncio.Future[None]:
         """Keep `change` (None removes the row), after every change committed before it and all or nothing.
 
         Resolves when the change is durable, with StateError when it was refused and undone.  Commits that arrive while
         others are being synced share the next sync, and its fate; a refusal does not stop the commits queued behind it,
         so a caller whose next change builds on this one awaits it.  Cancelling the future takes nothing back.
         Raises ValueError for a value that is not JSON: see `log.encode_change`.
+
+        then: called by the thread that has made the change durable, before the future resolves; it neither waits nor
+        raises.
         """
         if self._closing:
             raise StateError(f"{self._path} is closed")
-        commit = _Commit(dict(change), log.encode_change(change), asyncio.get_running_loop().create_future())
+        commit = _Commit(dict(change), log.encode_change(change), asyncio.get_running_loop().create_future(), then)
         self._queue.put(commit)
         return commit.done
 
@@ -118,7 +124,7 @@ class Journal:
         that fails.
         """
         if not self._closing:
-            commit = _Commit({}, b"", asyncio.get_running_loop().create_future())
+            commit = _Commit({}, b"", asyncio.get_running_loop().create_future(), None)
             self._queue.put(commit)
             await commit.done
 
@@ -141,6 +147,10 @@ class Journal:
         while (first := self._queue.get()) is not None:
             batch, more = self._gather(first)
             refused = self._write(batch)
+            if refused is None:
+                for commit in batch:
+                    if commit.then is not None:
+                        commit.then()
             batch[0].done.get_loop().call_soon_threadsafe(_settle, batch, refused)
             if not more:
                 break

@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overlayd.daemon.change.apply import HalfDone
+from overlayd.daemon.change.apply import HalfDone, one_by_one
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.errors import MechanismError, RequestError
@@ -50,6 +50,9 @@ class MapKernel:
                 assert step.want.key not in things
                 things[step.want.key] = step.want
         self.things = things
+
+    def apply_together(self, changes):
+        return one_by_one(self.apply, changes)
 
     def undo(self, done):
         assert not done

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overlayd.daemon.change.apply import HalfDone
+from overlayd.daemon.change.apply import HalfDone, one_by_one
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import attachment_locks, service_lock
@@ -44,6 +44,9 @@ class Hesitant:
             if self.refuses:
                 raise HalfDone(MechanismError("delete", "doomed veths", ENOMEM), [])
         self.take(steps)
+
+    def apply_together(self, changes):
+        return one_by_one(self.apply, changes)
 
     def take(self, steps) -> None:
         for step in steps:
@@ -245,7 +248,7 @@ async def test_what_the_disk_would_not_take_back_goes_with_the_next_change(tmp_p
     await again.close()
 
 
-def refused_commit(journal: Journal, change: object) -> asyncio.Future[None]:
+def refused_commit(journal: Journal, change: object, then: object = None) -> asyncio.Future[None]:
     refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     refusal.set_exception(StateError("no space left on device"))
     return refusal

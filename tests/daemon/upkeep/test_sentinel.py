@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayd.daemon.change.apply import one_by_one
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import Tasks
@@ -43,6 +44,9 @@ class MapKernel:
 
     def apply(self, steps) -> None:
         self.repair(steps)
+
+    def apply_together(self, changes):
+        return one_by_one(self.apply, changes)
 
     def repair(self, steps):
         if self.refuses:
