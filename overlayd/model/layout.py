@@ -41,6 +41,8 @@ from overlayd.model.subnets import first_usable
 
 Layout = dict[Hashable, Object]
 
+_ANYWHERE = {4: frozenset({ip_network("0.0.0.0/0")}), 6: frozenset({ip_network("::/0")})}
+
 
 class Selected(NamedTuple):
     """Where NAT traversal found a peer, or looks for it.  keepalive: seconds, where its endpoint was given without."""
@@ -308,16 +310,15 @@ def _on_device(attachment: Attachment, service: Service | None, device: str) -> 
 
 
 def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: Facts) -> Veth:
-    anywhere = ip_network("0.0.0.0/0" if service.subnet.version == 4 else "::/0")
     return Veth(
         name=veth_name(attachment.pid, "s"),
         netns=netns,
         interface="eth0",
         service=service.name,
         bridge=service.bridge,
-        address=ip_interface(f"{attachment.address}/{service.subnet.prefixlen}"),
+        address=ip_interface((attachment.address.packed, service.subnet.prefixlen)),
         gateway=first_usable(service.subnet),
-        routes=frozenset({anywhere}),
+        routes=_ANYWHERE[service.subnet.version],
         mac=mac(attachment.address),
         mtu=facts.mtu,
     )
