@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 # Our own constants, seconds.
 GATHER = 0.01  # from an event until it is read, with those that follow: the last may show that all is well
 SETTLE = 0.002  # from its reading until a look
-SETTLE_EGRESS = 0.1  # after one about the way out: a default route is replaced in two steps
+# After one about the way out, for a default route is replaced in two steps; or about what we are changing ourselves.
+SETTLE_LONG = 0.1
 AUDIT = 300.0  # between two looks at everything
 RESTS = 4  # a part that was looked at rests so many times as long as that took
 
@@ -135,10 +136,10 @@ class Sentinel:
             self._stop_listening()
             self._ended = True
 
-    def suspect(self, part: Part, cause: str, who: str = "") -> None:
+    def suspect(self, part: Part, cause: str, who: str = "", *, changing: bool = False) -> None:
         """Look at a part soon.  See `suspects.Verdicts`."""
         now = asyncio.get_running_loop().time()
-        settled = now + (SETTLE_EGRESS if part == EGRESS else SETTLE)
+        settled = now + (SETTLE_LONG if part == EGRESS or changing else SETTLE)
         self._schedule(part, max(settled, self._rested.get(part, 0.0)), cause, who)
 
     def acquit(self, part: Part, cause: str) -> None:
@@ -176,7 +177,11 @@ class Sentinel:
         try:
             for event in self._monitor.read(source):
                 self._judge.judge(event)
-            self._ready.modify(source, select.EPOLLIN | select.EPOLLONESHOT)
+            if self._monitor.behind:
+                # At once: what was read may have been undone by what was not.
+                self._readings[source] = asyncio.get_running_loop().call_later(0, self._read, source)
+            else:
+                self._ready.modify(source, select.EPOLLIN | select.EPOLLONESHOT)
         except Exception as error:  # raised by `watch`, which waits for what is being repaired
             self._failure = error
             self._woken.set()

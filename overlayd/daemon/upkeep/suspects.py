@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.resources import service_lock
 from overlayd.linux import bridge as bridges
 from overlayd.linux import bridge_options, egress, veth
 from overlayd.linux import rtnetlink as rt
@@ -57,9 +58,11 @@ SURROUNDINGS = Part("surroundings")  # the networks that the host reaches withou
 
 
 class Verdicts(Protocol):
-    """Where judgements go.  cause: tells the causes of one suspicion apart; who: who did it, where that is known."""
+    """Where judgements go.  cause: tells the causes of one suspicion apart; who: who did it, where that is known.
+    changing: a request is about to change it: what comes of that may acquit it.
+    """
 
-    def suspect(self, part: Part, cause: str, who: str = "") -> None: ...
+    def suspect(self, part: Part, cause: str, who: str = "", *, changing: bool = False) -> None: ...
 
     def acquit(self, part: Part, cause: str) -> None: ...
 
@@ -121,7 +124,12 @@ class Judge:
         elif not gone and part.kind == "service" and self._is_as_wanted(found, part.name):
             self._verdicts.acquit(part, found.name)
         else:
-            self._verdicts.suspect(part, found.name)
+            self._verdicts.suspect(part, found.name, changing=self._is_changing(part, found))
+
+    def _is_changing(self, part: Part, found: rt.Link) -> bool:
+        """Whether a request that makes or changes a link of a service is under way."""
+        pid = _pid(found)
+        return not self._node.is_settled(attachments.container(pid) if pid else service_lock(part.name))
 
     def _judge_port(self, found: rt.Link) -> None:
         part = self._parts.get(found.ifindex)
@@ -129,7 +137,7 @@ class Judge:
             return
         cause = f"port {found.name}"
         if bridge_options.port_faults(found):
-            self._verdicts.suspect(part, cause)
+            self._verdicts.suspect(part, cause, changing=self._is_changing(part, found))
         else:
             self._verdicts.acquit(part, cause)
 
