@@ -1,12 +1,13 @@
 """Noticing that a container died.
 
-Owns: one pidfd a process that was attached, on the event loop, and when to try again.  Must not know: what is
-reclaimed, or how.
+Owns: one pidfd a process that was attached, all behind one descriptor on the event loop, and when to try again.  Must
+not know: what is reclaimed, or how.
 """
 
 import asyncio
 import logging
 import os
+import select
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from errno import ESRCH
@@ -39,7 +40,10 @@ class DeathWatch:
         self._reclaim = reclaim
         self._spawn = spawn
         self._descriptors: dict[str, dict[Netns, int]] = {}
+        self._watched: dict[int, tuple[str, Netns]] = {}  # by descriptor
+        self._ends = select.epoll()  # a system call for each that comes or goes, where the loop would need four
         self._retries: dict[str, asyncio.TimerHandle] = {}
+        asyncio.get_running_loop().add_reader(self._ends, self._some_ended)
 
     @asynccontextmanager
     async def running(self, node: Node) -> AsyncIterator[None]:
@@ -72,7 +76,12 @@ class DeathWatch:
             loop.call_soon(self._ended, handle, process)  # gone before we looked
             return
         self._descriptors.setdefault(handle, {})[process] = descriptor
-        loop.add_reader(descriptor, self._ended, handle, process)
+        self._watched[descriptor] = (handle, process)
+        self._ends.register(descriptor, select.EPOLLIN)
+
+    def _some_ended(self) -> None:
+        for descriptor, _ in self._ends.poll(0):
+            self._ended(*self._watched[descriptor])
 
     def _ended(self, handle: str, process: Netns) -> None:
         self._close(handle, process)
@@ -101,7 +110,8 @@ class DeathWatch:
         watched = self._descriptors.get(handle, {})
         descriptor = watched.pop(process, None)
         if descriptor is not None:
-            asyncio.get_running_loop().remove_reader(descriptor)
+            del self._watched[descriptor]
+            self._ends.unregister(descriptor)
             os.close(descriptor)
         if not watched:
             self._descriptors.pop(handle, None)
@@ -109,3 +119,5 @@ class DeathWatch:
     def close(self) -> None:
         for handle in [*self._descriptors, *self._retries]:
             self.forget(handle)
+        asyncio.get_running_loop().remove_reader(self._ends)
+        self._ends.close()
