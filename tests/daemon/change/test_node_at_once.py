@@ -17,7 +17,7 @@ from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import attachment_locks, service_lock
 from overlayd.daemon.upkeep.reclaim import detach
-from overlayd.errors import MechanismError, OverlaydError, RequestError, StateError
+from overlayd.errors import Exhausted, MechanismError, OverlaydError, RequestError, StateError
 from overlayd.model import attachments, overlay, services
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import Facts, layout
@@ -159,7 +159,7 @@ async def test_the_last_address_passes_on_when_it_is_free_and_not_before(tmp_pat
         kernel.allowed.set()
         outcomes = await asyncio.gather(gone, coming, return_exceptions=True)
         if refuses:
-            assert [type(outcome) for outcome in outcomes] == [MechanismError, RequestError]
+            assert [type(outcome) for outcome in outcomes] == [MechanismError, Exhausted]
             assert "no free address" in str(outcomes[1])
         else:
             assert outcomes[1].address == address
