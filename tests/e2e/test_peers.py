@@ -66,7 +66,7 @@ def connections(member: Member) -> int:
 
 @contextlib.contextmanager
 def events(member: Member) -> Iterator[Callable[[], list[dict[str, object]]]]:
-    """What `overlayctl events` prints meanwhile."""
+    """What `overlayctl events` prints meanwhile, but for the changes that were asked for."""
     printed = member.node.log.with_name("events")
     before = connections(member)
     with printed.open("wb") as into:
@@ -78,7 +78,9 @@ def events(member: Member) -> Iterator[Callable[[], list[dict[str, object]]]]:
         )
     try:
         until(lambda: connections(member) > before)  # what was before it subscribed is not told
-        yield lambda: [json.loads(line) for line in printed.read_text().splitlines()]
+        yield lambda: [
+            event for event in map(json.loads, printed.read_text().splitlines()) if event["event"] != "changed"
+        ]
     finally:
         printer.terminate()
         printer.wait(10)
