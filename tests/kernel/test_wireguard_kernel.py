@@ -18,7 +18,7 @@ from overlayd.model.traversal import HOLD
 pytest.register_assert_rewrite("wireguard_cases")
 from wireguard_cases import DeviceCases, Namespaces, a_peer, bound, endpoint, networks  # noqa: E402
 
-pytestmark = pytest.mark.skipif(bool(Kernel.missing()), reason=f"needs {Kernel.missing()}")
+pytestmark = pytest.mark.skipif(bool(Kernel().missing()), reason=f"needs {Kernel().missing()}")
 
 
 class TestKernel(DeviceCases):
