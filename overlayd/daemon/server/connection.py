@@ -337,19 +337,19 @@ class Connection(asyncio.BufferedProtocol):
         self._working -= size
         self._account()
         seconds = time.monotonic() - began
+        if self._order.done(number):  # else the client was told that it is not waited for
+            self._answer(to, response)
+            self._release()
+            self._flush()
+            if not self._reading:
+                self._server.queue(self)
+        # The client need not wait for what is written of its request.
         if not isinstance(response, bytes):  # which a change is never answered by
             if not self._program:
                 self._program = audit.program_of(self.credentials)
             audit.tell(self.credentials, self._program, request, response, seconds)
         if seconds > self._limits.slow:
             log.warning("slow request: %s took %.1f s (%s)%s", _op(request), seconds, self.credentials, _trace(to))
-        if not self._order.done(number):  # the client was told that it is not waited for
-            return
-        self._answer(to, response)
-        self._release()
-        self._flush()
-        if not self._reading:
-            self._server.queue(self)
 
     def _steer(self) -> None:
         """Read only what can be served next."""
