@@ -7,7 +7,7 @@ Owns: how each is looked at, in this process and without the daemon.  Must not k
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -34,6 +34,10 @@ _IFF_UP = 1  # linux/if.h
 _ANSWER = 5.0  # seconds that wireguard-go has for its answer
 _TRIES = 2  # of a ping through a tunnel: the first may go before the handshake
 _UNREACHABLE = 7  # linux/rtnetlink.h, RTN_UNREACHABLE
+
+# What stands for the outside as such when a route is asked for, and is never sent to: addresses for documentation (RFC
+# 5737, RFC 3849), to which only a default route leads.
+_SOMEWHERE: Mapping[int, Address] = {4: ip_address("198.51.100.1"), 6: ip_address("2001:db8::1")}
 
 __all__ = ["Hop", "Known", "Member", "Peer", "explain_way", "known_of_journal"]
 
@@ -93,7 +97,9 @@ def _member(row: rows.Attachment) -> Member:
 def _look(known: Known, source: End, target: End) -> Seen:
     """Everything that the decision needs.  Pings come first: they wake a session that sleeps."""
     answers, refused = _pings(known, source, target)
-    address = target.address
+    address = (
+        _SOMEWHERE[known.cluster.version] if (target.kind, target.address) == ("outside", None) else target.address
+    )
     host = _namespace(None, address)
     scope = target.peer.scope if target.peer is not None else GLOBAL
     name = known.devices.get(scope, ("", ""))[0]

@@ -107,7 +107,7 @@ def asked(alpha: Member) -> None:
 def is_mapped(alpha: Member, address: str) -> None:
     (seen,) = until(lambda: alpha.candidates("server-reflexive"))
     assert seen["address"] == f"{address}:{PORT}"
-    assert alpha.request("doctor").get("findings", []) == []
+    assert alpha.findings() == []
 
 
 @pytest.mark.skipif(MINIUPNPD is None, reason="miniupnpd is not here, and its package would serve the host's network")
@@ -137,10 +137,10 @@ def test_why_there_is_none_is_told_and_nobody_is_asked_who_was_not_to_be(lab: La
             until(alpha.candidates)
         assert not [packet for packet in silent.packets() if packet.destination == INSIDE.ip]
         asked(alpha)
-        (finding,) = until(lambda: alpha.request("doctor").get("findings"))
+        (finding,) = until(alpha.findings)
         assert (finding["code"], finding["severity"]) == ("port-unmapped", "warning")
         assert f"the router at {INSIDE.ip}: " in finding["problem"] and "does not allow that" in finding["problem"]
         assert "no port mapping" in alpha.node.log.read_text()
         assert alpha.candidates("server-reflexive") == []
     alpha.set_up({"stun_servers": ["none"]})
-    assert alpha.request("doctor").get("findings", []) == []
+    assert alpha.findings() == []

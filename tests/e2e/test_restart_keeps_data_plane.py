@@ -31,6 +31,7 @@ def test_a_restart_under_a_running_ping_loses_nothing(pair: Pair, number: signal
     assert len(lost) <= len(lost_by_the_link), f"echoes {lost} lost in the tunnel, {lost_by_the_link} beside it"
 
     after = alpha.request("status")
+    assert after.pop("started_at_unix") >= status.pop("started_at_unix")
     for peer in (*status["peers"], *after["peers"]):
         peer.pop("last_handshake_unix_secs")
     assert after == status
