@@ -136,6 +136,8 @@ class Connection:
             raise BadStatus(Answer(status, b"".join(refused)))
 
     async def _exchange(self, path: str, body: bytes, headers: Headers) -> AsyncGenerator[Head | Body | End]:
+        if self.is_closed:  # uvloop's own error would be no OSError
+            raise Unavailable("the server closed the connection")
         try:
             self._writer.write(self._client.post(path, body, headers))
             await self._writer.drain()
@@ -149,6 +151,11 @@ class Connection:
                     raise Unavailable("the server closed the connection")
         except (OSError, ssl.SSLError) as error:
             raise Unavailable(_words(error)) from error
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has hung up, or we have."""
+        return self._writer.transport.is_closing() or self._reader.at_eof()
 
     def close(self) -> None:
         """At once; whatever was asked is not waited for."""

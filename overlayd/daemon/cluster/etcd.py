@@ -170,6 +170,9 @@ class Etcd:
 
     async def _try(self, endpoint: int, call: Call, headers: Headers) -> bytes:
         connection = self._idle.pop(endpoint, None)
+        if connection is not None and connection.is_closed:
+            connection.close()
+            connection = None
         kept = connection is not None
         try:
             if connection is None:
