@@ -32,7 +32,11 @@ ACTIONS = (
                 default="1",
                 help="1: half of a node's first block is for services; 0: nothing is (default: %(default)s)",
             ),
-            option("--zone", metavar="ZONE", help="the zone of one-label names (default: overlay.local)"),
+            option(
+                "--zone",
+                metavar="ZONE",
+                help="the zone of one-label names, which every node serves by --dns-zone (default: overlay.local)",
+            ),
             option(
                 "--node-ttl",
                 type=duration,

@@ -29,7 +29,7 @@ from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
 from overlayd.model.peers import called
 from overlayd.model.plan import plan
-from overlayd.model.rows import Attachment, Edge, Peer, Service
+from overlayd.model.rows import Attachment, Edge, Membership, Peer, Service
 from overlayd.model.silent_peers import SilentPeer, silent_peers
 
 INTERVAL = 1.0  # our own: seconds between two counts of what is followed
@@ -76,18 +76,8 @@ class Doctor:
                 raise each
         assert isinstance(looked, tuple)
         drifted, dead = looked
-        found = [
-            *self._silent(),
-            *drifted,
-            *dead,
-            *self._host.findings,
-            *self._names(),
-            *await self._peers(),
-            *self._unanswered(),
-        ]
-        found += await self._journal()
-        found += [*self._conflicts.findings(), *self._surroundings.findings, *self._cluster()]
-        return ordered([*found, *self._edges(), *self._unisolated(), *self._traversal(), *self._node_itself()])
+        found = [*drifted, *dead, *self._followed(), *await self._peers(), *self._unanswered(), *await self._journal()]
+        return ordered([*found, *self._unisolated(), *self._node_itself()])
 
     @asynccontextmanager
     async def counting(self, told: Callable[[int], None], keep_up: KeepUp) -> AsyncIterator[None]:
@@ -105,8 +95,12 @@ class Doctor:
             task.cancel()
 
     def known(self) -> int:
-        """How many findings, hints apart, there are without a look at the kernel: what is followed all the time."""
-        followed = (
+        """How many findings, hints apart, there are without a look at the kernel."""
+        return sum(each.severity != "hint" for each in self._followed()) + self._health.count("silent")
+
+    def _followed(self) -> list[Finding]:
+        """What is followed all the time."""
+        return [
             *self._silent(),
             *self._host.findings,
             *self._names(),
@@ -115,8 +109,17 @@ class Doctor:
             *self._edges(),
             *self._traversal(),
             *self._cluster(),
-        )
-        return sum(each.severity != "hint" for each in followed) + self._health.count("silent")
+            *self._zone(),
+        ]
+
+    def _zone(self) -> list[Finding]:
+        member, served = self._node.state.get(Membership), self._nameserver.zone
+        if member is None or member.zone in ("", served):
+            return []
+        problem = f"has the zone {member.zone}, and the name server of this node has {served}"
+        symptom = "names with their zone resolve on some of the nodes only"
+        remedy = f"start overlayd on every node with --dns-zone {member.zone}, or: overlayctl cluster set zone={served}"
+        return [Finding("cluster-zone", "warning", f"cluster {member.cluster}", problem, symptom, remedy)]
 
     async def _journal(self) -> list[Finding]:
         if not (problem := await self._node.check_journal()):

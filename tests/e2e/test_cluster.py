@@ -135,8 +135,7 @@ def test_history_that_was_compacted_meanwhile_is_listed_and_no_peer_flaps(cluste
     until(lambda: "late" in cluster.etcd.ctl("get", "--prefix", "/overlayd/prod/s/name/beta"), "no name in the store")
     for number in range(3):
         cluster.etcd.ctl("put", "unrelated", str(number))
-    revision = json.loads(cluster.etcd.ctl("get", "unrelated", "-w", "json"))["header"]["revision"]
-    cluster.etcd.ctl("compact", str(revision))
+    cluster.etcd.compact()
     alpha.state("disconnected")
     alpha.node.run(["nft", "delete", "table", "inet", "cut"])
     until(lambda: alpha.resolve("late") == beta.address, alpha.node.log_tail)
@@ -164,6 +163,21 @@ def test_an_etcd_that_lost_everything_and_then_went_back_removes_nobody(cluster:
     assert running.stop() == []
     assert alpha.device_peers() == before
     assert member.process is not None
+
+
+def test_a_zone_that_a_node_does_not_serve_is_named(cluster: Cluster) -> None:
+    alpha, beta, _ = cluster.sites
+
+    def told(site: Site) -> list[str]:
+        findings = site.request("doctor")["findings"]
+        return [each["problem"] for each in findings if each["code"] == "cluster-zone"]
+
+    alpha.request("cluster_set", key="zone", value="corp.example")
+    for site in (alpha, beta):
+        (problem,) = until(lambda site=site: told(site))
+        assert problem == "has the zone corp.example, and the name server of this node has overlay.local"
+    alpha.request("cluster_set", key="zone", value="overlay.local")
+    until(lambda: not told(beta))
 
 
 def test_a_second_node_of_a_name_is_refused_and_told_who_has_it(cluster: Cluster) -> None:

@@ -3,14 +3,16 @@
 Owns: the members' processes and data.  Must not know: what is kept in it.
 """
 
+import json
 import signal
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 
 from lab.lab import Lab
 from lab.node import Node
 from lab.patience import until
-from lab.processes import environment
+from lab.processes import CommandFailed, environment
 
 CLIENTS, MEMBERS = 2379, 2380
 
@@ -110,8 +112,22 @@ class Etcd:
             member.node.run(["rm", "-rf", member.node.data_dir])
         self.start()
 
-    def ctl(self, *arguments: str) -> str:
-        """What etcdctl prints, asked on the first living member."""
-        member = next(each for each in self.members if each.process is not None)
+    def compact(self) -> None:
+        """Forget the history, on every member: one that lags would still tell of it."""
+        revision = json.loads(self.ctl("get", "health", "-w", "json"))["header"]["revision"]
+        self.ctl("compact", str(revision))
+        for member in self.members:
+            until(partial(self._has_forgotten, member, revision - 1), f"{member.node.name} remembers")
+
+    def _has_forgotten(self, member: EtcdMember, revision: int) -> bool:
+        try:
+            self.ctl("get", "health", f"--rev={revision}", "--consistency=s", member=member)
+        except CommandFailed as error:
+            return "has been compacted" in str(error)
+        return False
+
+    def ctl(self, *arguments: str, member: EtcdMember | None = None) -> str:
+        """What etcdctl prints, asked on a member: the first living one."""
+        member = member or next(each for each in self.members if each.process is not None)
         argv = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", member.url, "--command-timeout=2s", *self.ctl_options]
         return member.node.run([*argv, *arguments])
