@@ -300,7 +300,6 @@ class Member(Row, frozen=True, kw_only=True, omit_defaults=True):
     instance: str
     node_id: int
     public_key: bytes
-    next_key: bytes = b""
     endpoint: str = ""
     candidates: tuple[tuple[str, str, int], ...] = ()
     nat: bool = False
