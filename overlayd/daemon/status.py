@@ -82,6 +82,7 @@ class StatusView:
         for (table, key), row in change.items():
             if table == Overlay.table:
                 self._overlay = cast(Overlay | None, row)
+                self._list_devices()
             elif table == Service.table:
                 service = cast(Service | None, row)
                 _put(self._services, key, service)
@@ -89,6 +90,7 @@ class StatusView:
                 _put(
                     self._dedicated_devices, key, service.device if service is not None and service.dedicated else None
                 )
+                self._list_devices()
             elif table == Peer.table:
                 self._take(*peer_of(key), cast(Peer | None, row))
             elif table == NodeRow.table:
@@ -96,6 +98,8 @@ class StatusView:
             else:
                 continue
             self._encoded = b""
+
+    def _list_devices(self) -> None:
         up = [self._overlay.interface] if self._overlay is not None and self._overlay.up else []
         self._devices = [*up, *(device for _, device in sorted(self._dedicated_devices.items()))]
 
