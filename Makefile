@@ -108,20 +108,12 @@ test-wireguard-go: test-packages build ## the tests of devices with Debian 12's,
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)
 	@OVERLAYD_SOAK=1 $(PYTHON) -m pytest -s tests/e2e/test_soak.py
 
-# miniupnpd is unpacked and not installed: its package would serve the host's network.
 .PHONY: nat-matrix
 nat-matrix: test-packages build ## every kind of NAT against every other, and lost paths, with times (root; ten minutes)
-	@mkdir -p build/clients/miniupnpd
-	@cd build/clients/miniupnpd && [[ -e usr/sbin/miniupnpd ]] || \
-	  { apt-get download -q miniupnpd-nftables && dpkg -x miniupnpd-nftables_*.deb .; }
 	@OVERLAYD_NAT_MATRIX=1 $(PYTHON) -m pytest -s tests/e2e/test_nat_matrix.py tests/e2e/test_port_mapping.py
 
-# systemd-resolved is unpacked and not installed: its package makes itself the host's resolver.
 .PHONY: resolvers
 resolvers: test-packages build ## C libraries, Go, unbound and systemd-resolved in containers, before bad upstreams (root; minutes)
-	@mkdir -p build/clients/resolved
-	@cd build/clients/resolved && [[ -e lib/systemd/systemd-resolved || -e usr/lib/systemd/systemd-resolved ]] || \
-	  { apt-get download -q systemd-resolved && dpkg -x systemd-resolved_*.deb .; }
 	@OVERLAYD_LOOKUPS=5 $(PYTHON) -m pytest -rs tests/e2e/test_resolvers.py
 
 .PHONY: crash
@@ -188,15 +180,26 @@ if [[ " $${missing[*]} " == *" $(1) "* ]]; then \
 fi
 endef
 
+# $(call unpack,PACKAGE,DIRECTORY): below build/clients, where tests find it.  Installed, miniupnpd would serve the host's
+# network, and systemd-resolved make itself the host's resolver.
+define unpack
+if [[ ! -e build/clients/$(2)/usr ]]; then \
+  mkdir -p build/clients/$(2) && cd build/clients/$(2) && echo 'unpacking: $(1)'; \
+  { apt-get download -q $(1) || { apt-get update -q && apt-get download -q $(1); }; } && dpkg -x $(1)_*.deb .; \
+fi
+endef
+
 .PHONY: build-packages demo-packages bench-packages cluster-packages test-packages
 build-packages:
 	@if ((EUID == 0)) && command -v apt-get > /dev/null; then $(call install,$(BUILD_PACKAGES)); fi
 demo-packages: root
 	@$(call install,$(DEMO_PACKAGES))
 bench-packages: root
-	@$(call install,$(BENCH_PACKAGES))
+	@$(call install,$(BENCH_PACKAGES)); $(call stop_service,coturn,coturn); $(call stop_service,unbound,unbound)
 test-packages: root
 	@$(call install,$(TEST_PACKAGES)); $(call stop_service,coturn,coturn); $(call stop_service,etcd-server,etcd)
+	@$(call unpack,miniupnpd-nftables,miniupnpd)
+	@$(call unpack,systemd-resolved,resolved)
 cluster-packages: root
 	@$(call install,$(CLUSTER_PACKAGES)); $(call stop_service,etcd-server,etcd)
 
