@@ -4,9 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from golden_meanings import KEY_A
 from hypothesis import given
 from hypothesis import strategies as st
-from test_wire import KEY_A, compact, load
+from test_wire import compact, load
 
 from overlayd import wire
 from overlayd.wire import values

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +15,8 @@ import pytest
 from canned import KEY, PRIVATE, Canned, ctl
 
 from overlayd import __version__, cli, wire
-from overlayd.cli import arguments, commands, inspection, tables
+from overlayd.cli import tables
 from overlayd.cli.call import UsageError, parse_request
-from overlayd.daemon.config import parser as daemon_parser
-from overlayd.inspect import picture
 
 STATUS = wire.Status(
     interface="zl-prod-i-g",
@@ -408,145 +405,3 @@ def test_a_hung_daemon_exits_69(canned: Canned, capsys: pytest.CaptureFixture[st
     finally:
         release.set()
     assert capsys.readouterr().err == "overlayctl: no answer to status within 0.1 s\n"
-
-
-def test_help_teaches_and_is_quick_to_start() -> None:
-    code = (
-        "import sys; from overlayd.cli import run\n"
-        "try: run(['--help'])\n"
-        "except SystemExit: print('slow:', {'asyncio', 'msgspec', 'uvloop'} & set(sys.modules))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "examples:" in out
-    assert "exit status:" in out
-    assert "slow: set()" in out
-
-
-def test_the_version_is_printed_by_both_commands_alike(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.run(["--version"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out == f"overlayctl {__version__}\n"
-
-
-def test_every_command_on_the_line_is_done_by_something_and_nothing_else_is() -> None:
-    words = {each.word for each in arguments.COMMANDS if not each.actions}
-    words |= {f"{each.word} {action.word}" for each in arguments.COMMANDS for action in each.actions}
-    assert words == commands.COMMANDS.keys()
-
-
-def test_the_sections_on_the_line_are_those_of_a_picture() -> None:
-    assert arguments.SECTIONS == picture.SECTIONS == tuple(inspection._HEADERS)
-
-
-def test_only_inspect_waits_for_pyroute2() -> None:
-    code = (
-        "import sys; from overlayd.cli import run\n"
-        "assert run(['--socket', '/nonexistent', 'status']) == 69\n"
-        "print('slow:', {'pyroute2', 'nacl', 'uvloop'} & set(sys.modules))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "slow: set()\n"
-
-
-@pytest.mark.parametrize("words", [["call"], ["inspect", "nonsense"], ["edge", "mint"], []])
-def test_what_is_missing_or_unknown_on_the_line_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.run(words)
-    assert caught.value.code == 2
-    missing = {"call": "OP", "inspect": "'nonsense' is none of links, addresses"}
-    expected = "NAME" if words == ["edge", "mint"] else missing.get("".join(words[:1]), "COMMAND")
-    assert expected in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "meant"),
-    [
-        (["stauts"], "status"),
-        (["dns", "flsuh"], "flush"),
-        (["status", "--sokcet", "x"], "--socket"),
-        (["completion", "bsh"], "bash"),
-        (["peers", "-o", "jsno"], "json"),
-    ],
-)
-def test_what_was_perhaps_meant(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.run(words)
-    assert caught.value.code == 2
-    assert f"did you mean {meant}" in capsys.readouterr().err
-
-
-def test_options_of_every_command_before_it_or_after_it(canned: Canned) -> None:
-    canned.answer = lambda request: STATUS
-    path = ["--socket", str(canned.path)]
-    for words in ([*path, "status"], ["status", *path], ["status", "--timeout", "9", *path]):
-        assert cli.run(words) == 0
-    assert cli.run(["--socket", "/nonexistent", "status", *path]) == 0, "the later one counts"
-    assert arguments.parser().parse_args(["--timeout", "9", "dns", "list"]).timeout == 9
-    assert arguments.parser().parse_args(["dns", "list", "--timeout", "9"]).timeout == 9
-    assert arguments.parser().parse_args(["dns"]).timeout == arguments.DEFAULT_TIMEOUT
-
-
-@pytest.mark.parametrize("words", [["--help"], ["call", "--list"], ["--version"], ["man"], ["completion", "bash"]])
-def test_nobody_reads_what_is_printed(words: list[str]) -> None:
-    for command in (f"{' '.join(words)} | true", f"{' '.join(words)} >&-", f"{' '.join(words)} >&- 2>&-"):
-        code = f"'{sys.executable}' -c 'import time; time.sleep(0.2); from overlayd.cli import control; control()'"
-        done = subprocess.run(["sh", "-c", f"{code} {command}"], capture_output=True, text=True, check=False)
-        assert done.stderr == ""
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_names_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    for each in arguments.COMMANDS:
-        assert each.word in script
-        for action in each.actions:
-            assert action.word in script
-
-
-def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-
-    def complete(*words: str) -> list[str]:
-        line = " ".join(f"'{word}'" for word in ("overlayctl", *words))
-        ask = f'COMP_WORDS=({line}); COMP_CWORD={len(words)}; _overlayctl; printf "%s\\n" "${{COMPREPLY[@]}}"'
-        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
-        assert done.stderr == ""
-        return done.stdout.split()
-
-    assert complete("sta") == ["status"]
-    assert complete("edge", "") == ["mint", "list", "revoke", "--socket", "--timeout", "--help"]
-    assert complete("edge", "mint", "--al") == ["--allow"]
-    assert complete("edge", "mint", "laptop", "--al") == ["--allow"]
-    assert complete("--socket=/x", "status", "--w") == ["--wait"]
-    assert complete("completion", "f") == ["fish"]
-    assert complete("nonsense", "") == []
-
-
-@pytest.mark.parametrize("page", ["overlayctl", "overlayd"])
-def test_manual_pages_are_right_roff(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["man", page]) == 0
-    roff = capsys.readouterr().out
-    assert roff.startswith(f".TH {page.upper()} {1 if page == 'overlayctl' else 8} ")
-    parser = arguments.parser() if page == "overlayctl" else daemon_parser()
-    for action in parser._actions:
-        for option in action.option_strings:
-            assert option.replace("-", "\\-") in roff
-    if shutil.which("groff"):
-        done = subprocess.run(["groff", "-man", "-ww", "-z"], input=roff, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    every = [[each.word] for each in arguments.COMMANDS]
-    every += [[each.word, action.word] for each in arguments.COMMANDS for action in each.actions]
-    assert len(every) >= 12
-    for words in every:
-        with pytest.raises(SystemExit) as caught:
-            cli.run([*words, "--help"])
-        assert caught.value.code == 0
-    out = capsys.readouterr().out
-    assert "handle.pid=71" in out
-    assert "Reading the journal and the connections takes root" in out

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from lab import Lab, Node, Ping, Refused
-from lab.cluster import PORT, Member
+from lab.cluster import PORT, Member, join_by_candidates
 from lab.patience import until
 from lab.turn import CREDENTIAL, USERNAME, coturn
 from lab.turn import PORT as STUN_PORT
@@ -41,15 +41,7 @@ class Two:
 
     def __init__(self, lab: Lab, alpha: Member, beta: Member) -> None:
         self.members = (alpha, beta)
-        for member, other in ((alpha, beta), (beta, alpha)):
-            member.introduce_by_candidates(other)
-        self.containers = (lab.container(), lab.container())
-        self.addresses = []
-        for member, container in zip(self.members, self.containers, strict=True):
-            member.set_up_service("web")
-            self.addresses.append(member.attach(container, "web"))
-        alpha.announce(beta, self.addresses[0])
-        beta.announce(alpha, self.addresses[1])
+        self.containers, self.addresses = join_by_candidates(lab, alpha, beta)
 
     def wait_for(self, *types: str) -> None:
         """Until both reach each other, in a way of these types."""

@@ -16,14 +16,7 @@ from overlayd import __version__
 
 def test_names_lists_and_wg_of_two_nodes(pair: Pair) -> None:
     alpha, beta = pair.alpha, pair.beta
-    alpha.request(
-        "add_peer",
-        public_key=beta.public_key,
-        endpoint=beta.node.endpoint(51820),
-        allowed_ips=beta.slice,
-        persistent_keepalive_secs=0,
-        name="beta",
-    )
+    alpha.introduce(beta, name="beta")
     alpha.request("setup_service_overlay", service="vault", mode="dedicated")
     ping(alpha.node, str(pair.beta.slice.replace(".0/24", ".1")))
     until(lambda: "answers" in alpha.node.overlayctl("peers", "--filter", "beta"))

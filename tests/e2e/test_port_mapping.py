@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab, Ping, netns
-from lab.cluster import PORT, Member
+from lab.cluster import PORT, Member, join_by_candidates
 from lab.nat_kinds import PUBLIC, behave, mapping_ports
 from lab.natbox import INSIDE, NatBox
 from lab.patience import until
@@ -77,14 +77,7 @@ def is_reached(lab: Lab, alpha: Member, *way: str) -> None:
     beta = Member(lab, 2, "beta", behind=box)
     beta.start()
     beta.set_up({"stun_servers": ["none"]})
-    containers, addresses = [], []
-    for member, other in ((alpha, beta), (beta, alpha)):
-        member.introduce_by_candidates(other)
-        member.set_up_service("web")
-        containers.append(lab.container())
-        addresses.append(member.attach(containers[-1], "web"))
-    alpha.announce(beta, addresses[0])
-    beta.announce(alpha, addresses[1])
+    containers, addresses = join_by_candidates(lab, alpha, beta)
     passing = Ping(containers[1], addresses[0])
     try:
         passing.wait_for(5)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from lab import Lab, Node, Ping
-from lab.cluster import Member
+from lab.cluster import Member, join_by_candidates
 from lab.nat_kinds import forget, pass_no_datagrams
 from lab.patience import until
 from lab.turn import CREDENTIAL, PORT, TLS_PORT, USERNAME, Certificate, coturn, make_certificate
@@ -74,14 +74,7 @@ def set_up(member: Member, *turn: dict[str, str]) -> None:
 @contextmanager
 def joined(lab: Lab, alpha: Member, beta: Member) -> Iterator[Ping]:
     """Let both know each other, and echoes flow between a container of each."""
-    containers, addresses = [], []
-    for member, other in ((alpha, beta), (beta, alpha)):
-        member.introduce_by_candidates(other)
-        member.set_up_service("web")
-        containers.append(lab.container())
-        addresses.append(member.attach(containers[-1], "web"))
-    alpha.announce(beta, addresses[0])
-    beta.announce(alpha, addresses[1])
+    containers, addresses = join_by_candidates(lab, alpha, beta)
     passing = Ping(containers[0], addresses[1])
     try:
         passing.wait_for(5)

@@ -184,26 +184,18 @@ def _name_elsewhere(place: Place) -> None:
     place.undo.callback(back)
 
 
+def _withdraw(place: Place, at: Member, of: Member, address: str) -> None:
+    """Have a node know no more that a container of another one is there."""
+    subnet = of.subnet_of(address)
+    place.ask(at, "remove_allowed_ip", lambda: of.announce(at, address), pubkey=of.public_key, cidr=subnet)
+
+
 def _missing_there(place: Place) -> None:
-    subnet = place.alpha.subnet_of(place.pair.web_address)
-    place.ask(
-        place.beta,
-        "remove_allowed_ip",
-        lambda: place.alpha.announce(place.beta, place.pair.web_address),
-        pubkey=place.alpha.public_key,
-        cidr=subnet,
-    )
+    _withdraw(place, place.beta, place.alpha, place.pair.web_address)
 
 
 def _missing_here(place: Place) -> None:
-    subnet = place.beta.subnet_of(place.pair.db_address)
-    place.ask(
-        place.alpha,
-        "remove_allowed_ip",
-        lambda: place.beta.announce(place.alpha, place.pair.db_address),
-        pubkey=place.beta.public_key,
-        cidr=subnet,
-    )
+    _withdraw(place, place.alpha, place.beta, place.pair.db_address)
 
 
 def _detached_there(place: Place) -> None:
@@ -374,14 +366,7 @@ def test_a_planted_fault_is_named(place: Place, name: str) -> None:
 @pytest.mark.parametrize("number", range(7))
 def test_nothing_is_named_on_healthy_ways(place: Place, number: int) -> None:
     web, beta = str(place.pair.web.pid), place.beta
-    place.alpha.request(
-        "add_peer",
-        public_key=beta.public_key,
-        endpoint=beta.node.endpoint(51820),
-        allowed_ips=beta.slice,
-        persistent_keepalive_secs=0,
-        name="beta",
-    )
+    place.alpha.introduce(beta, name="beta")
     ways = [
         (web, place.pair.db_address),
         (web, "db"),

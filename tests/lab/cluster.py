@@ -68,14 +68,15 @@ class Member:
             **({"nat": nat} if nat is not None else {}),
         )
 
-    def introduce(self, other: "Member") -> None:
-        """Make the other node a peer of this one."""
+    def introduce(self, other: "Member", **more: Any) -> None:
+        """Make the other node a peer of this one.  more: other keys of the request."""
         self.request(
             "add_peer",
             public_key=other.public_key,
             endpoint=other.node.endpoint(PORT),
             allowed_ips=other.slice,
             persistent_keepalive_secs=0,
+            **more,
         )
 
     def findings(self) -> list[dict[str, Any]]:
@@ -126,6 +127,20 @@ class Member:
         subnet = self.subnet_of(address)
         other.request("add_allowed_ip", pubkey=self.public_key, cidr=subnet)
         return subnet
+
+
+def join_by_candidates(lab: Lab, alpha: Member, beta: Member) -> tuple[list[Container], list[str]]:
+    """Let two nodes know each other by their candidates only, with a container of service web on each.  Returns the
+    containers, and their addresses.
+    """
+    containers, addresses = [lab.container(), lab.container()], []
+    for member, other, container in ((alpha, beta, containers[0]), (beta, alpha, containers[1])):
+        member.introduce_by_candidates(other)
+        member.set_up_service("web")
+        addresses.append(member.attach(container, "web"))
+    alpha.announce(beta, addresses[0])
+    beta.announce(alpha, addresses[1])
+    return containers, addresses
 
 
 class Pair:

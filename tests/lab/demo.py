@@ -4,16 +4,13 @@ Owns: the story and how it reads.  Must not know: how nodes are made (`lab.lab`)
 orchestrator sends, over the daemon's socket; the tables at the end are what `overlayctl status` prints.
 """
 
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from lab import Lab, netns, ping, transfer
+from lab import Lab, ping, transfer
 from lab.cluster import CLUSTER, PORT, Member
-from lab.lab import OUTSIDE, Terminated
+from lab.lab import OUTSIDE
+from lab.story import Story, tell
 from lab.traffic import MARKER
 
 MEGABYTES = 32
@@ -31,29 +28,16 @@ class Side:
         self.address = ""  # of the container
 
 
-class Demo:
+class Demo(Story):
     """The story, a method a step; every claim it prints was checked before."""
 
     def __init__(self, lab: Lab) -> None:
+        super().__init__(STEPS)
         self.lab = lab
-        self.steps = 0
-
-    @contextmanager
-    def step(self, title: str) -> Iterator[None]:
-        """Print the title, let the work print its facts, then say how long it took."""
-        self.steps += 1
-        print(f"\n[{self.steps}/{STEPS}] {title}", flush=True)
-        began = time.monotonic()
-        yield
-        self.fact(f"({time.monotonic() - began:.2f} s)")
-
-    def fact(self, text: str) -> None:
-        """One line, or some, below the step."""
-        for line in text.splitlines():
-            print(f"      {line}".rstrip(), flush=True)
 
     def run(self) -> None:
         """All of it, in order."""
+        print("overlayd demo: two nodes, a container on each, one encrypted overlay between them")
         self.build()
         self.start_daemons()
         self.set_up_overlay()
@@ -140,23 +124,5 @@ class Demo:
                 self.fact(f"{side.node.name}: container detached, daemon asked to shut down, exit code {code}")
 
 
-def main() -> int:
-    """Run the demo; return the exit code."""
-    if os.geteuid():
-        print("the demo makes network namespaces and must run as root", file=sys.stderr)
-        return 1
-    print("overlayd demo: two nodes, a container on each, one encrypted overlay between them")
-    began = time.monotonic()
-    try:
-        with Lab() as lab:
-            Demo(lab).run()
-    except KeyboardInterrupt as interrupt:
-        print("\ninterrupted; namespaces, processes and files of the demo are removed", file=sys.stderr)
-        return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
-    assert not netns.named(lab.prefix), "namespaces are left behind"
-    print(f"\nAll checks held; nothing is left behind. {time.monotonic() - began:.1f} s in all.")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell(lambda lab: Demo(lab).run()))

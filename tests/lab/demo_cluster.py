@@ -5,45 +5,26 @@ orchestrator in it: nobody tells a node of another.
 """
 
 import itertools
-import os
-import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
-from lab import Lab, Ping, netns, ping
+from lab import Lab, Ping, ping
 from lab.etcd import Etcd
-from lab.lab import Terminated
 from lab.patience import until
 from lab.sites import Site, sites
+from lab.story import Story, tell
 
 NAMES = ("alpha", "beta", "gamma", "delta", "epsilon")
 STEPS = 8
 
 
-class Demo:
+class Demo(Story):
     """The story, a method a step; every claim it prints was checked before."""
 
     def __init__(self, lab: Lab) -> None:
+        super().__init__(STEPS)
         self.lab = lab
-        self.steps = 0
         self.sites: list[Site] = []
-
-    @contextmanager
-    def step(self, title: str) -> Iterator[None]:
-        """Print the title, let the work print its facts, then say how long it took."""
-        self.steps += 1
-        print(f"\n[{self.steps}/{STEPS}] {title}", flush=True)
-        began = time.monotonic()
-        yield
-        self.fact(f"({time.monotonic() - began:.2f} s)")
-
-    def fact(self, text: str) -> None:
-        """One line, or some, below the step."""
-        for line in text.splitlines():
-            print(f"      {line}".rstrip(), flush=True)
 
     def run(self) -> None:
         """All of it, in order."""
@@ -127,22 +108,5 @@ class Demo:
             self.fact(self.sites[0].node.overlayctl("cluster", "nodes"))
 
 
-def main() -> int:
-    """Run the story; returns the exit code."""
-    if os.geteuid():
-        print("the demo makes network namespaces and must run as root", file=sys.stderr)
-        return 1
-    began = time.monotonic()
-    try:
-        with Lab() as lab:
-            Demo(lab).run()
-    except KeyboardInterrupt as interrupt:
-        print("\ninterrupted; namespaces, processes and files of the demo are removed", file=sys.stderr)
-        return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
-    assert not netns.named(lab.prefix), "namespaces are left behind"
-    print(f"\nAll checks held; nothing is left behind. {time.monotonic() - began:.1f} s in all.")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell(lambda lab: Demo(lab).run()))

@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
-from test_veth import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, service_leg
+from veth_legs import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, service_leg
 
 from overlayd.linux import bridge, device, netns, veth
 from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_host, observe_veth

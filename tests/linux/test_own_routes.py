@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_veth import EVERYTHING, VERSIONS, global_leg, make_bridge, make_node, refusal, service_leg
+from veth_legs import EVERYTHING, VERSIONS, global_leg, make_bridge, make_node, refusal, service_leg
 
 from overlayd import fault
 from overlayd.linux import veth

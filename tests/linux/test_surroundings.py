@@ -2,7 +2,7 @@
 
 from ipaddress import ip_interface
 
-from test_veth import make_bridge, service_leg
+from veth_legs import make_bridge, service_leg
 
 from overlayd.linux import device, neighbours, veth
 from overlayd.linux.surroundings import host_networks

@@ -2,91 +2,18 @@
 
 import errno
 import json
-import os
-import socket
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 import pytest
+from veth_legs import BRIDGE, NODE, VERSIONS, global_leg, make_bridge, make_node, refusal, service_leg, udp, udp_inside
 
 from overlayd import fault
-from overlayd.errors import MechanismError
-from overlayd.linux import bridge, netns, veth
+from overlayd.linux import bridge, veth
 from overlayd.linux.observe import observe, observe_veth
-from overlayd.model.objects import GROUP_VETH, Bridge, Veth
-
-BRIDGE = {4: "10.9.0.1/24", 6: "fd09::1/112"}
-NODE = {4: "10.200.0.1/16", 6: "fd0a::1/64"}
-EVERYTHING = {4: "0.0.0.0/0", 6: "::/0"}
-VERSIONS = pytest.mark.parametrize("version", [4, 6])
-
-
-def make_bridge(version=4):
-    bridge.create(Bridge("web", "zl-web-b", ip_interface(BRIDGE[version]), 1340))
-
-
-def service_leg(box, number=5, version=4):
-    """The veth of a container on the bridge of service web."""
-    gateway = ip_interface(BRIDGE[version])
-    return Veth(
-        name=f"veth-{box.pid}-s",
-        netns=box.netns,
-        interface="eth0",
-        service="web",
-        bridge="zl-web-b",
-        address=ip_interface(f"{gateway.ip + number}/{gateway.network.prefixlen}"),
-        gateway=gateway.ip,
-        routes=frozenset({ip_network(EVERYTHING[version])}),
-        mac=bytes([2, 0, 0, 0, number >> 8, number & 255]),
-        mtu=1340,
-    )
-
-
-def global_leg(box, version=4):
-    """The veth of a container in the global overlay; the gateway is an address of another link of the host."""
-    node = ip_interface(NODE[version])
-    return Veth(
-        name=f"veth-{box.pid}-g",
-        netns=box.netns,
-        interface="eth1",
-        service=None,
-        bridge=None,
-        address=ip_interface(node.ip + 9),
-        gateway=node.ip,
-        routes=frozenset({node.network}),
-        mac=bytes([2, 0, 0, 0, 1, 9]),
-        mtu=1340,
-    )
-
-
-def make_node(shell, version=4):
-    shell(f"ip link add node0 type bridge; ip link set node0 up; ip address add {NODE[version]} dev node0 nodad")
-
-
-def refusal(wanted):
-    with pytest.raises(MechanismError) as raised:
-        veth.create(wanted)
-    return raised.value
-
-
-def udp(version, bound):
-    found = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
-    # Less than a second: that is when an unanswered address resolution is tried again.
-    found.settimeout(0.5)
-    found.bind((str(bound), 5000))
-    return found
-
-
-def udp_inside(box, version, bound):
-    descriptor = netns.open_namespace(box.netns)
-    try:
-        with netns.entered(descriptor):
-            return udp(version, bound)
-    finally:
-        os.close(descriptor)
+from overlayd.model.objects import GROUP_VETH
 
 
 @VERSIONS
@@ -356,19 +283,6 @@ def test_a_host_end_deleted_in_the_middle(host, container, shell, monkeypatch, m
     assert host() == before
 
 
-def test_several_at_once_of_which_one_is_refused(host, container):
-    make_bridge()
-    boxes = [container() for _ in range(4)]
-    wanted = [service_leg(box, number) for number, box in enumerate(boxes, 5)]
-    boxes[1].kill()
-    wanted[2] = replace(wanted[2], bridge="zl-none-b")
-    outcomes = veth.create_all(wanted)
-    assert [getattr(each, "errno", each) for each in outcomes] == [None, errno.ESRCH, errno.ENODEV, None]
-    assert observe_veth(wanted[0].name, boxes[0].netns) == wanted[0]
-    assert observe_veth(wanted[3].name, boxes[3].netns) == wanted[3]
-    assert observe_veth(wanted[1].name, boxes[1].netns) is None
-
-
 def test_a_missing_bridge(host, container):
     box = container()
     before = host()
@@ -470,33 +384,3 @@ def test_no_descriptor_stays_open(host, container):
 
 def descriptors():
     return sorted(Path("/proc/self/fd").iterdir())
-
-
-def test_a_hundred_are_deleted_at_once_and_nothing_else(host, container, shell):
-    make_bridge()
-    box, other = container(), container()
-    before = host()
-    names = [f"veth-{number}-s" for number in range(100)]
-    shell("; ".join(f"ip link add {name} group {GROUP_VETH} type veth peer name p{name[5:]}" for name in names))
-    kept = service_leg(other)
-    veth.create(kept)
-    veth.create(service_leg(box, 6))
-    veth.delete([*names, f"veth-{box.pid}-s", "veth-none-s", "zl-web-b", "lo"])
-    assert observe_veth(kept.name, other.netns) == kept
-    veth.delete([kept.name])
-    assert host() == before
-    veth.delete([*names, kept.name])
-    veth.delete([])
-    assert host() == before
-
-
-def test_threads_attach_and_delete_at_the_same_time(host, container):
-    make_bridge()
-    before = host()
-    boxes = [container() for _ in range(12)]
-    legs = [service_leg(box, number) for number, box in enumerate(boxes, 5)]
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(veth.create, legs))
-        assert [observe_veth(leg.name, leg.netns) for leg in legs] == legs
-        list(pool.map(veth.delete, [[leg.name for leg in legs[start : start + 3]] for start in range(0, 12, 3)]))
-    assert host() == before
