@@ -56,7 +56,7 @@ test: test-packages lint ## lint, types and every test (root)
 	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The tests of the half without I/O: no root, no network, nothing installed but .venv.
-PURE := tests/model tests/proto tests/fast tests/fuzz/test_envelope_fuzz.py $(wildcard tests/test_*.py)
+PURE := tests/model tests/proto tests/fast tests/fuzz/test_envelope_fuzz.py tests/fuzz/test_cni_fuzz.py $(wildcard tests/test_*.py)
 
 .PHONY: test-pure
 test-pure: build ## the tests of the half without I/O (no root; seconds)
