@@ -75,7 +75,7 @@ REPORT = ../../$(PYTHON) -m coverage report
 .PHONY: coverage
 coverage: build ## what the tests of the half without I/O run of it, Cython too; fails below 100 %, 97 % of model
 	@rm -rf $(COVERAGE) && mkdir -p $(COVERAGE)
-	@cp -r overlayd tests deploy constraints.txt pyproject.toml setup.cfg README.md LICENSE $(COVERAGE)
+	@tar -c --exclude=./{build,.venv,.git,.cache} . | tar -x -C $(COVERAGE)
 	@cd $(COVERAGE) && rm -f overlayd/*/*.so overlayd/*/*.c && sed -i '1i # cython: linetrace=True' overlayd/*/*.pyx
 	@cd $(COVERAGE) && CFLAGS='-O1 -DCYTHON_TRACE_NOGIL=1' ../../$(PYTHON) -W ignore -c 'from setuptools import setup; setup()' --quiet build_ext
 	@cd $(COVERAGE) && ../../$(PYTHON) -m coverage run -m pytest $(PURE) -k 'not when_the_list_is_made'

@@ -186,6 +186,18 @@ def test_an_answer_too_large_is_answered_as_an_error() -> None:
         assert "too large" in err.message
 
 
+@pytest.mark.parametrize("many", [0, 1, 3])
+def test_peers_that_are_encoded_already_are_put_in_as_if_they_were_not(many: int) -> None:
+    peers = tuple(wire.StatusPeer(f"key{number}", "", "10.0.0.0/24", number) for number in range(many))
+    encoded = wire.encode_with_peers(
+        wire.Status(peer_count=many, service_count=0), [wire.encode_part(peer) for peer in peers]
+    )
+    assert decode_response(wire.encode_spliced(3, encoded)) == (
+        3,
+        wire.Status(peer_count=many, service_count=0, peers=peers),
+    )
+
+
 def test_the_largest_body_passes() -> None:
     room = wire.MAX_BODY - (len(wire.encode_response(1, wire.Err(""))) - 4)
     assert len(wire.encode_response(1, wire.Err("x" * room))) == 4 + wire.MAX_BODY

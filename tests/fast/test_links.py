@@ -83,3 +83,8 @@ def test_a_message_without_a_head() -> None:
 def test_a_number_of_less_than_four_bytes(kind: int) -> None:
     with pytest.raises(ProtocolError, match="number is cut short"):
         told(bytes(16) + attribute(kind, b"\1\2"))
+
+
+def test_the_last_attribute_may_lack_its_padding() -> None:
+    body = bytes(16) + text(3, "zl-br0")  # seven bytes of value, and one of padding
+    assert told(body[:-1]) == told(body) == link_attributes(body)

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from overlayd.errors import ProtocolError
 from overlayd.proto import etcd
 from overlayd.proto.store_answers import (
+    Ahead,
     AuthFailed,
     Change,
     Changes,
@@ -86,6 +88,22 @@ def test_leases() -> None:
         etcd.read_lease(f'{{{HEADER},"ID":"123","TTL":"-1"}}'.encode())
 
 
+@pytest.mark.parametrize(
+    "call, path",
+    [(etcd.lease_keepalive, "keepalive"), (etcd.lease_revoke, "revoke"), (etcd.lease_time_to_live, "timetolive")],
+)
+def test_a_lease_is_named_by_its_number(call: Callable[[int], etcd.Call], path: str) -> None:
+    assert call(12).path == f"/v3/lease/{path}"
+    assert sent(call(12)) == {"ID": 12}
+
+
+def test_a_token_is_asked_for_and_found() -> None:
+    assert sent(etcd.authenticate("alpha", "secret")) == {"name": "alpha", "password": "secret"}
+    assert etcd.read_token(f'{{{HEADER},"token":"t.9"}}'.encode()) == "t.9"
+    with pytest.raises(ProtocolError, match="no token"):
+        etcd.read_token(f"{{{HEADER}}}".encode())
+
+
 def test_the_lines_of_a_watch() -> None:
     assert sent(etcd.watch("/o/", 8))["create_request"]["start_revision"] == 8
     assert etcd.read_watch_line(f'{{"result":{{{HEADER},"created":true}}}}'.encode()) == [Watching(7)]
@@ -124,6 +142,7 @@ def test_a_stream_that_has_ended_says_so(line: str, error: type[Exception]) -> N
         (429, '{"message":"etcdserver: mvcc: database space exceeded","code":8}', NoSpace),
         (400, '{"message":"etcdserver: request is too large","code":3}', TooLarge),
         (400, '{"message":"etcdserver: mvcc: required revision has been compacted","code":11}', Compacted),
+        (400, '{"message":"etcdserver: mvcc: required revision is a future revision","code":11}', Ahead),
         (401, '{"message":"etcdserver: invalid auth token","code":16}', AuthFailed),
         (400, '{"message":"etcdserver: authentication failed, invalid user ID or password","code":3}', AuthFailed),
         (400, '{"message":"etcdserver: user name is empty","code":3}', AuthFailed),

@@ -318,6 +318,60 @@ def test_answers_to_older_questions_are_passed_over() -> None:
     assert session.page(second.number, Page((), 9), 1.0) != []
 
 
+def test_an_answer_that_does_not_come_is_a_failure_and_the_next_endpoint_is_asked() -> None:
+    session = Session(MEMBERS, lambda: 0.5)
+    assert isinstance(session.tick(0.0)[-1], List)
+    assert session.tick(store.PATIENCE / 2) == []
+    session.tick(store.PATIENCE)
+    assert isinstance(session.error, Unavailable)
+    assert "no answer within" in str(session.error)
+    again = session.tick(session.due)[-1]
+    assert isinstance(again, List)
+    assert again.endpoint == 1
+
+
+def test_changes_of_a_stream_that_was_given_up_are_passed_over() -> None:
+    world, session = opened()
+    assert world.stream is not None
+    old = world.stream[0].number
+    session.failed(old, Unavailable("x"), world.now)
+    late = Changes((Change("a", None, 9),), 9)
+    assert session.message(old, late, world.now) == []
+    assert session.revision < 9
+
+
+def test_progress_and_changes_that_are_known_already_tell_nothing() -> None:
+    world, session = opened()
+    assert world.stream is not None
+    number, known = world.stream[0].number, session.revision
+    assert session.message(number, Changes((Change("a", None, known),), known), world.now) == []
+    assert session.message(number, Changes((), known + 5), world.now) == []
+    assert session.revision == known + 5
+
+
+def test_a_follower_that_lost_count_has_all_of_it_listed() -> None:
+    world, session = opened()
+    session.list_anew()
+    (asked,) = [each for each in session.tick(world.now) if isinstance(each, List)]
+    (snapshot, _) = session.page(asked.number, Page((Entry("a", b"0", 2, 2),), session.revision), world.now)
+    assert isinstance(snapshot, Snapshot)
+    assert [entry.key for entry in snapshot.entries] == ["a"]
+    assert not snapshot.restored
+    assert session.resyncs == 2
+
+
+def test_a_stream_that_opens_behind_what_is_known_is_looked_for_elsewhere() -> None:
+    world, session = opened()
+    assert world.stream is not None
+    session.failed(world.stream[0].number, Unavailable("x"), world.now)
+    asked = [each for each in session.tick(session.due) if isinstance(each, Verify | Watch)][-1]
+    while not isinstance(asked, Watch):
+        asked = session.page(asked.number, Page((), session.revision), session.due)[-1]  # type: ignore[assignment]
+    behind = session.message(asked.number, Watching(session.revision - 1), session.due)
+    assert not any(isinstance(each, Snapshot) for each in behind)
+    assert session.state != "connected"
+
+
 def test_the_first_choice_is_taken_again_after_a_while() -> None:
     world = World(3)
     world.put("a", b"0")
