@@ -23,8 +23,8 @@ class EtcdMember:
     def __init__(self, node: Node, options: Sequence[str] = (), scheme: str = "http") -> None:
         self.node = node
         self.options = list(options)
-        self.url = f"{scheme}://{node.address}:{CLIENTS}"
-        self.peer_url = f"http://{node.address}:{MEMBERS}"
+        self.url = f"{scheme}://{node.endpoint(CLIENTS)}"
+        self.peer_url = f"http://{node.endpoint(MEMBERS)}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, initial: str, state: str = "new") -> None:

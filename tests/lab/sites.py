@@ -80,8 +80,9 @@ class Site:
 
     def resolve(self, name: str) -> str:
         """What the container's name server says."""
-        gateway = json.loads(self.container.run(["ip", "-j", "route", "show", "default"]))[0]["gateway"]
-        return self.container.run(["dig", "+short", "+tries=1", "+time=2", f"@{gateway}", name]).strip()
+        version, kind = ("-6", "AAAA") if ":" in self.address else ("-4", "A")
+        gateway = json.loads(self.container.run(["ip", "-j", version, "route", "show", "default"]))[0]["gateway"]
+        return self.container.run(["dig", "+short", "+tries=1", "+time=2", f"@{gateway}", name, kind]).strip()
 
     def device_peers(self) -> list[str]:
         """The peers of the device, by key and allowed IPs, without what traffic changes."""
@@ -89,11 +90,13 @@ class Site:
         return sorted(self.node.run(["wg", "show", interface, "allowed-ips"]).splitlines())
 
 
-def sites(lab: Lab, etcd: Etcd, names: Sequence[str]) -> list[Site]:
-    """Nodes that are started together, the first of which makes the cluster; each has joined, and knows the others."""
+def sites(lab: Lab, etcd: Etcd, names: Sequence[str], making: Sequence[str] = ("--cluster-cidr", CLUSTER)) -> list[Site]:
+    """Nodes that are started together, the first of which makes the cluster (with the options `making`); each has
+    joined, and knows the others.
+    """
     made = [Site(lab, etcd, name) for name in names]
     for number, each in enumerate(made):
-        each.start(*(["--cluster-cidr", CLUSTER] if not number else []))
+        each.start(*(making if not number else ()))
     for each in made:
         each.join()
     for each in made:
