@@ -89,7 +89,7 @@ def attach_guest(draft: Draft, spec: AttachSpec, id: str, private_key: bytes, pu
     if present is not None:
         attachment = _again(draft, present, spec)
     else:
-        pool = spec.service if draft.state.pool(spec.service) else GLOBAL
+        pool = spec.service if draft.state.pools(spec.service) else GLOBAL
         address = ipam.allocate(draft, pool, guest(id))
         attachment = Attachment(
             handle=guest(id), service=spec.service, address=address, private_key=private_key, public_key=public_key

@@ -8,7 +8,7 @@ so that nodes that join at once seldom meet, and goes on from there; one that no
 freed, and of those the one that was freed longest ago comes first.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Literal, NamedTuple
 
@@ -96,13 +96,13 @@ def carve(block: Network, service_share: int) -> Carved:
     return Carved(lower, upper)
 
 
-def service_ranges(blocks: Iterable[Network], service_share: int) -> Iterator[Network]:
-    """Where a node's services get their subnets: a half of its first block, and all of the others."""
-    for place, block in enumerate(blocks):
-        if place:
-            yield block
-        elif (half := carve(block, service_share).services) is not None:
-            yield half
+def service_ranges(blocks: Sequence[Network], service_share: int) -> list[Network]:
+    """Where a node's services get their subnets: a half of its first block, and all of the others, where addresses of
+    the node may be as well.  Nowhere without a share.
+    """
+    first, *further = blocks
+    half = carve(first, service_share).services
+    return [half, *further] if half is not None else []
 
 
 def standing(register: Register, block: Network, instance: str) -> Standing:

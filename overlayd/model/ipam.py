@@ -8,7 +8,7 @@ An address that is given back leaves the names that were registered for it (`rec
 from overlayd.errors import Exhausted, NotSetUp
 from overlayd.model import records
 from overlayd.model.objects import GLOBAL, Address
-from overlayd.model.rows import Lease, Overlay, Service
+from overlayd.model.rows import Lease, Membership, Overlay, Service
 from overlayd.model.state import Draft, NotYet
 
 REQUEST = (
@@ -20,18 +20,21 @@ def allocate(draft: Draft, pool: str, holder: str) -> Address:
     """Lease an address of a pool (a service, or GLOBAL for the node's own) to `holder`.  RequestError when there is
     none left; NotYet when one is about to be released.
     """
-    addresses = draft.state.pool(pool)
-    if addresses is None:
+    pools = draft.state.pools(pool)
+    if not pools:
         raise NotSetUp("global overlay not set up: send setup_global_overlay first")
     leaving = {row.address: row.pool for row in draft.departing(Lease) if row.holder}
     taken = {row.address for row in draft.rows.values() if isinstance(row, Lease) and row.holder}
-    address = addresses.choose(taken | leaving.keys())
+    address = next((found for each in pools if (found := each.choose(taken | leaving.keys())) is not None), None)
     if address is None:
         refusal = NotYet if pool in leaving.values() else Exhausted
         where = f"service {pool}" if pool != GLOBAL else "this node's slice"
+        networks, held = ", ".join(str(each.network) for each in pools), sum(each.held for each in pools)
+        joined = pool == GLOBAL and draft.get(Membership) is not None
         raise refusal(
-            f"no free address in {where}: all of {addresses.network} is taken, {addresses.held} held; "
+            f"no free address in {where}: all of {networks} is taken, {held} held; "
             "detach containers or release addresses that are no longer used"
+            + (", or try again when the node has claimed another block (overlayctl cluster status)" if joined else "")
         )
     draft.put(Lease(address=address, pool=pool, holder=holder))
     return address
@@ -41,7 +44,7 @@ def allocate_ip(draft: Draft, service: str) -> Address:
     """allocate_ip: from the service's subnet, or from the node's pool for an empty name.  RequestError, too, for a
     service that is not set up here.
     """
-    if service and draft.state.pool(GLOBAL) is not None and draft.get(Service, service) is None:
+    if service and draft.state.pools(GLOBAL) and draft.get(Service, service) is None:
         raise NotSetUp(
             f"service {service} is not set up on this node: send setup_service_overlay first, or leave the name empty "
             "for an address from the node's slice"

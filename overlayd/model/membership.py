@@ -50,14 +50,19 @@ def service_ranges(draft: Draft) -> list[Network] | None:
     known = draft.get(Membership)
     if known is None or not known.blocks:
         return None
-    return list(blocks.service_ranges(known.blocks, known.service_share))
+    return blocks.service_ranges(known.blocks, known.service_share)
 
 
-def has_room(state: State) -> bool:
-    """Whether another service would find a subnet in this node's blocks."""
+def lacking(state: State) -> str:
+    """What this node's blocks have no room left for, in words; empty while there is room for all."""
     draft = Draft(state)
-    around = draft.get(Overlay)
+    around, known = draft.get(Overlay), draft.get(Membership)
     ranges = service_ranges(draft)
-    if around is None or ranges is None:
-        return True
-    return services.find_subnet(draft, around, ranges, "", ()) is not None
+    if around is None or known is None or ranges is None:
+        return ""
+    full = []
+    if all(pool.held == pool.size for pool in state.pools(GLOBAL)):
+        full.append("addresses")
+    if known.service_share and services.find_subnet(draft, around, ranges, "", ()) is None:
+        full.append("services")
+    return " and ".join(full)

@@ -48,6 +48,12 @@ class Pool:
         """How many addresses have a holder."""
         return len(self._held)
 
+    def is_inhabited(self, network: Network) -> bool:
+        """Whether an address of a network has a holder."""
+        if len(self._held) < network.num_addresses:
+            return any(address in network for address in self._held)
+        return any(address in self._held for address in network)
+
     def reserve(self, address: Address) -> None:
         """Never hand this one out: the gateway's, the node's."""
         index = int(address) - self._base

@@ -12,7 +12,7 @@ from overlayd.model import attachments, ipam, overlay, records, subnets
 from overlayd.model.names import bridge_name, dedicated_name, require_legal, require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Address, Network
 from overlayd.model.overlaps import HostNetwork, occupant
-from overlayd.model.rows import Attachment, Overlay, Service
+from overlayd.model.rows import Attachment, Lease, Overlay, Service
 from overlayd.model.state import Draft, State
 
 # Our own constant, from the contract: dedicated devices listen on one of this many ports above the global one.
@@ -134,19 +134,25 @@ def _taken(draft: Draft, around: Overlay, slot: Network, host: Sequence[HostNetw
     for service in (*draft.all(Service), *draft.departing(Service)):
         if service.subnet.version == slot.version and service.subnet.overlaps(slot):
             return service.subnet
-    if around.slice is not None:
-        if around.slice.overlaps(slot):
-            return around.slice
-    elif _inhabited(state, slot):
+    if around.slice is not None and around.slice.overlaps(slot):
+        return around.slice
+    if (around.slice is None or len(state.pools(GLOBAL)) > 1) and _inhabited(draft, slot):
         return slot
     lived_in = occupant(slot, around.cluster, host)
     return lived_in.network if lived_in is not None else _routed_elsewhere(state, around, slot)
 
 
-def _inhabited(state: State, slot: Network) -> bool:
-    """Without a slice the node's own addresses come from the whole cluster CIDR."""
-    held = (lease.address for lease in state.leases(GLOBAL).values() if lease.holder)
-    return state.node_address in slot or any(address in slot for address in held)
+def _inhabited(draft: Draft, slot: Network) -> bool:
+    """Without a slice the node's own addresses come from the whole cluster CIDR; in a cluster of a store also from
+    further blocks.
+    """
+    state = draft.state
+    leaving = (lease.address for lease in draft.departing(Lease) if lease.holder and lease.pool == GLOBAL)
+    return (
+        state.node_address in slot
+        or any(pool.is_inhabited(slot) for pool in state.pools(GLOBAL))
+        or any(address in slot for address in leaving)
+    )
 
 
 def _routed_elsewhere(state: State, around: Overlay, slot: Network) -> Network | None:

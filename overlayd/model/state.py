@@ -25,6 +25,7 @@ from overlayd.model.rows import (
     Attachment,
     Change,
     Lease,
+    Membership,
     Node,
     Overlay,
     Peer,
@@ -51,7 +52,7 @@ class State:
         self._tables: dict[str, dict[str, Row]] = {kind.table: {} for kind in ROWS}
         self._leases: dict[str, dict[Address, Lease]] = {}
         self._leased: dict[bytes, Lease] = {}  # by the bytes of the address
-        self._pools: dict[str, Pool] = {}
+        self._pools: dict[str, tuple[Pool, ...]] = {}
         self._peers: dict[str, dict[bytes, Peer]] = {}
         self._allowed: dict[str, AllowedIPs[bytes]] = {}
         self._claimed: dict[tuple[str, Network], list[bytes]] = {}  # by whom else than the owner in `_allowed`
@@ -117,6 +118,7 @@ class State:
                 own[overlay.slice] = "this node's own slice"
             elif overlay is not None:
                 own[ip_network(first_usable(overlay.cluster))] = "this node's own address"
+            own |= dict.fromkeys(further_blocks(self.get(Membership)), "this node's own block")
             for network, name in own.items():
                 self._own.insert(network.network_address.packed, network.prefixlen, name)
         return self._own
@@ -160,14 +162,16 @@ class State:
     def leases(self, pool: str) -> dict[Address, Lease]:
         return self._leases.get(pool, {})
 
-    def pool(self, name: str) -> Pool | None:
-        """The addresses of a service, or of the node (GLOBAL); None when there is no such subnet here."""
-        pool = self._pools.get(name)
-        if pool is None:
-            pool = self._build_pool(name)
-            if pool is not None:
-                self._pools[name] = pool
-        return pool
+    def pools(self, name: str) -> tuple[Pool, ...]:
+        """The addresses of a service, or of the node (GLOBAL): of the node's slice first, and then of its further
+        blocks.  Empty when there is no such subnet here.
+        """
+        pools = self._pools.get(name)
+        if pools is None:
+            pools = self._build_pools(name)
+            if pools:
+                self._pools[name] = pools
+        return pools
 
     def apply(self, change: Change) -> Change:
         """Put and remove rows.  Returns the change that takes this one back."""
@@ -197,6 +201,9 @@ class State:
             case Overlay() | Service():
                 self._pools.clear()
                 self._own = None
+            case Membership() if further_blocks(old) != further_blocks(new):
+                self._pools.clear()
+                self._own = None
 
     def _index_lease(self, old: Lease | None, new: Lease | None) -> None:
         for lease in (old, new):
@@ -215,7 +222,8 @@ class State:
                 if moved:
                     del self._pools[lease.pool]
                 else:
-                    self._pools[lease.pool].update(lease.address, new)
+                    for pool in self._pools[lease.pool]:
+                        pool.update(lease.address, new)
 
     def _index_peer(self, old: Peer | None, new: Peer | None) -> None:
         if old:
@@ -285,23 +293,31 @@ class State:
             if new is not None:
                 self._names.setdefault(address, {})[new.name] = None
 
-    def _build_pool(self, name: str) -> Pool | None:
+    def _build_pools(self, name: str) -> tuple[Pool, ...]:
         overlay = self.get(Overlay)
         if name != GLOBAL:
             service = self.get(Service, name)
             if service is None:
-                return None
-            pool = Pool(service.subnet, [])
-            pool.reserve(first_usable(service.subnet))
+                return ()
+            pools: tuple[Pool, ...] = (Pool(service.subnet, []),)
+            pools[0].reserve(first_usable(service.subnet))
         elif overlay is None:
-            return None
+            return ()
         else:
             subnets = [service.subnet for service in self.table(Service).values()]
-            pool = Pool(overlay.slice or overlay.cluster, subnets)
-            pool.reserve(first_usable(overlay.slice or overlay.cluster))
+            own = overlay.slice or overlay.cluster
+            further = further_blocks(self.get(Membership))
+            pools = tuple(Pool(network, subnets) for network in (own, *further))
+            pools[0].reserve(first_usable(own))
         for lease in self.leases(name).values():
-            pool.update(lease.address, lease)
-        return pool
+            for pool in pools:
+                pool.update(lease.address, lease)
+        return pools
+
+
+def further_blocks(membership: Row | None) -> tuple[Network, ...]:
+    """The blocks of a cluster that this node claimed when the first one was full, for addresses and for services."""
+    return membership.blocks[1:] if isinstance(membership, Membership) else ()
 
 
 class Draft:

@@ -90,7 +90,9 @@ class Site:
         return sorted(self.node.run(["wg", "show", interface, "allowed-ips"]).splitlines())
 
 
-def sites(lab: Lab, etcd: Etcd, names: Sequence[str], making: Sequence[str] = ("--cluster-cidr", CLUSTER)) -> list[Site]:
+def sites(
+    lab: Lab, etcd: Etcd, names: Sequence[str], making: Sequence[str] = ("--cluster-cidr", CLUSTER)
+) -> list[Site]:
     """Nodes that are started together, the first of which makes the cluster (with the options `making`); each has
     joined, and knows the others.
     """

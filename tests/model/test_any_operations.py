@@ -191,8 +191,8 @@ class Operations(RuleBasedStateMachine):
         assert dump(fresh) == dump(self.state)
         assert layout(fresh, FACTS) == layout(self.state, FACTS)
         for pool in [GLOBAL, *SERVICES]:
-            old, new = self.state.pool(pool), fresh.pool(pool)
-            assert (old and (old.choose(), old.held)) == (new and (new.choose(), new.held))
+            old, new = self.state.pools(pool), fresh.pools(pool)
+            assert [(each.choose(), each.held) for each in old] == [(each.choose(), each.held) for each in new]
         self.state = fresh
 
     @invariant()

@@ -4,10 +4,10 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from overlayd.errors import RequestError
-from overlayd.model import joining, membership, overlay, peers, services
+from overlayd.errors import Exhausted, RequestError
+from overlayd.model import ipam, joining, membership, overlay, peers, services
 from overlayd.model.cluster_records import Config
-from overlayd.model.objects import GLOBAL
+from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Change, Member, MemberNames, Membership, Node, Peer, Record, decode, encode
 from overlayd.model.state import Draft, State
 from overlayd.model.zone import Zone
@@ -95,17 +95,55 @@ def test_services_get_their_subnets_from_the_blocks_and_from_nowhere_else() -> N
         state.apply(draft.rows)
         return str(made.subnet)
 
-    assert membership.has_room(state)
+    assert membership.lacking(state) == ""
     assert {set_up("a"), set_up("b")} == {"10.200.4.128/26", "10.200.4.192/26"}
-    assert not membership.has_room(state)
+    assert membership.lacking(state) == "services"
     with pytest.raises(RequestError, match="claimed another block"):
         set_up("c")
     with pytest.raises(RequestError, match="not in this node's part"):
         set_up("c", "10.200.9.0/26")
     decide(state, lambda draft: joining.hold(draft, [ip_network("10.200.4.0/24"), ip_network("10.200.9.0/24")]))
-    assert membership.has_room(state)
+    assert membership.lacking(state) == ""
     assert set_up("c").startswith("10.200.9.")
     assert membership.holders(state) == ["service a", "service b", "service c"]
+
+
+def test_a_further_block_is_for_addresses_and_services_whichever_takes_a_part_of_it_first() -> None:
+    state = member()
+    decide(state, lambda draft: joining.hold(draft, [ip_network("10.200.4.0/24")]))
+
+    def allocate() -> str:
+        draft = Draft(state)
+        address = ipam.allocate_ip(draft, "")
+        state.apply(draft.rows)
+        return str(address)
+
+    first = [allocate() for _ in range(125)]
+    assert (first[0], first[-1]) == ("10.200.4.2", "10.200.4.126")
+    assert membership.lacking(state) == "addresses"
+    with pytest.raises(Exhausted, match="claimed another block"):
+        allocate()
+    decide(state, lambda draft: joining.hold(draft, [ip_network("10.200.4.0/24"), ip_network("10.200.9.0/24")]))
+    assert membership.lacking(state) == ""
+    assert allocate() == "10.200.9.1"
+
+    def set_up(name: str) -> Network:
+        draft = Draft(state)
+        ranges = membership.service_ranges(draft)
+        made = services.setup_service(draft, name, subnet=None, dedicated_key=None, ranges=ranges)
+        state.apply(draft.rows)
+        return made.subnet
+
+    subnets = [set_up(name) for name in "abcde"]
+    assert ip_network("10.200.9.0/26") not in subnets
+    with pytest.raises(RequestError, match="no free subnet"):
+        set_up("f")
+    assert [allocate() for _ in range(62)][-1] == "10.200.9.63"
+    assert membership.lacking(state) == "addresses and services"
+    decide(state, lambda draft: ipam.release(draft, ip_address("10.200.9.7"), ipam.REQUEST))
+    assert membership.lacking(state) == "services"
+    assert allocate() == "10.200.9.7"
+    assert str(state.own_networks().covering(ip_address("10.200.9.200").packed, 32)[0][2]) == "this node's own block"
 
 
 def test_a_setup_with_another_range_is_refused_and_with_ours_it_is_not() -> None:

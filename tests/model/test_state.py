@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from overlayd.model.objects import GLOBAL, Netns
-from overlayd.model.rows import ROWS, Attachment, Lease, Node, Overlay, Peer, Service
+from overlayd.model.rows import ROWS, Attachment, Lease, Membership, Node, Overlay, Peer, Service
 from overlayd.model.state import Draft, State
 
 ME = Node(private_key=b"k" * 32)
@@ -48,7 +48,11 @@ OVERLAYS = [
     Overlay(deployment="d", instance_id="i", interface="g", cluster=ip_network("10.8.0.0/15"), wg_port=1, up=up)
     for up in (True, False)
 ]
-ALL = [*PEERS, *LEASES, *ATTACHMENTS, *SERVICES, *OVERLAYS]
+MEMBERSHIPS = [
+    Membership(cluster="prod", node="me", instance="i", blocks=tuple(map(ip_network, blocks)))
+    for blocks in ((), ("10.8.0.0/24",), ("10.8.0.0/24", "10.9.0.0/29"))
+]
+ALL = [*PEERS, *LEASES, *ATTACHMENTS, *SERVICES, *OVERLAYS, *MEMBERSHIPS]
 
 KINDS = {kind.table: kind for kind in ROWS}
 CHANGES = st.lists(
@@ -62,7 +66,7 @@ CHANGES = st.lists(
 def shown(state: State) -> dict[str, object]:
     """What all questions are answered with."""
     tables = {kind.table: dict(state.table(kind)) for kind in ROWS}
-    pools = {scope: state.pool(scope) for scope in SCOPES}
+    pools = {scope: state.pools(scope) for scope in SCOPES}
     return {
         "tables": tables,
         "overlay": state.overlay,
@@ -79,7 +83,7 @@ def shown(state: State) -> dict[str, object]:
         "processes": {pid: state.of_process(pid) for pid in range(60)},
         "guests": {n: state.guest(bytes([n]) * 32) for n in range(4)},
         "leases": {scope: dict(state.leases(scope)) for scope in SCOPES},
-        "next": {scope: pool and (pool.held, pool.choose()) for scope, pool in pools.items()},
+        "next": {scope: [(each.held, each.choose()) for each in found] for scope, found in pools.items()},
     }
 
 

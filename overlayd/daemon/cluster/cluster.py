@@ -20,6 +20,7 @@ from overlayd.daemon.change.resources import NODE as NODE_LOCK
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.following import Following
 from overlayd.daemon.cluster.following import News as Message
+from overlayd.daemon.cluster.growth import Growth
 from overlayd.daemon.cluster.janitor import Janitor
 from overlayd.daemon.cluster.joining import Conflict, Copied, Joining, Refused, Waiting
 from overlayd.daemon.cluster.news import News
@@ -28,10 +29,10 @@ from overlayd.daemon.cluster.settings import Settings
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.tasks import KeepUp
 from overlayd.errors import OverlaydError, RequestError, StateError
-from overlayd.model import blocks, joining, membership, overlay
+from overlayd.model import blocks, joining, overlay
 from overlayd.model.cluster_records import WATCHED, Config
 from overlayd.model.findings import Finding
-from overlayd.model.rows import Change, Membership, Overlay, Service
+from overlayd.model.rows import Membership, Overlay
 from overlayd.model.state import Draft
 from overlayd.proto.store import Quiet, Witness
 from overlayd.proto.store_answers import Entry
@@ -74,13 +75,13 @@ class Cluster:
             conflicting=self._conflicting,
         )
         self.joining = Joining(node, self.etcd, settings, self.publishing.content, place.machine)
+        self.growth = Growth(node, self.joining, lambda: bool(self.conflict), self._grown)
         self.following: Following | None = None
         self.news: News | None = None
         self._machine = place.machine
         self._run: Run | None = None
         self._task: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
-        self._full = False  # our services have no room left
 
     @asynccontextmanager
     async def running(self, run: Run, keep_up: KeepUp) -> AsyncIterator[None]:
@@ -97,7 +98,7 @@ class Cluster:
             raise StateError(str(error)) from error
         self._task = keep_up(self._live)
         try:
-            with self.node.subscribe(self._follow):
+            with self.node.subscribe(self.growth.follow):
                 yield
         finally:
             self._task.cancel()
@@ -133,6 +134,7 @@ class Cluster:
                     group.create_task(news.run())
                     group.create_task(self._keep_confirmed())
                     group.create_task(self._watch_over())
+                    group.create_task(self.growth.run())
                     # Before the store agrees that we are who we think we are, it hears nothing of us.
                     await self._confirmed.wait()
                     group.create_task(self.publishing.keep_record(self.joining))
@@ -170,11 +172,14 @@ class Cluster:
                 self._confirm.clear()
             except OverlaydError as error:
                 self._tell(str(error))
+                self.growth.failure = str(error) if isinstance(error, blocks.Exhausted) else ""
                 await asyncio.sleep(pause * random.random())
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
                 break
         self.conflict = self.error = ""
+        if not self.growth.lacking:
+            self.growth.failure = ""
         self._confirmed.set()
         await self._set_up()
         if self.news is not None and self.news.foreign:  # until a person accepted what is ours now
@@ -210,7 +215,7 @@ class Cluster:
         self.joined.set()
 
     async def _watch_over(self) -> None:
-        """What changes by itself: whether we are behind a NAT, and whether our services have room."""
+        """What changes by itself: whether we are behind a NAT."""
         while True:
             await asyncio.sleep(1)
             news, following = self.news, self.following
@@ -220,22 +225,9 @@ class Cluster:
             if self.publishing.behind_nat != news.registry.own_nat:
                 news.registry.own_nat = self.publishing.behind_nat
                 news.look()
-            if self._full and not self.conflict:
-                await self._extend()
 
-    def _follow(self, change: Change) -> None:
-        if any(table == Service.table for table, _ in change):
-            self._full = not membership.has_room(self.node.state)
-
-    async def _extend(self) -> None:
-        try:
-            block = await self.joining.extend()
-        except (OverlaydError, Refused) as error:
-            self._tell(f"no further block: {error}")
-            await asyncio.sleep(LONGEST_PAUSE * random.uniform(0.5, 1))
-            return
-        log.info("cluster %s: %s is ours as well, for services", self.membership.cluster, block)
-        self._full = not membership.has_room(self.node.state)
+    def _grown(self) -> None:
+        """We have one more block."""
         if self.news is not None:
             self.news.registry.claim_for_ourselves(self.membership.blocks)
             self.news.look()
@@ -334,7 +326,7 @@ class Cluster:
         now = asyncio.get_running_loop().time()
         error = self.conflict or self.error or (str(session.error) if session is not None and session.error else "")
         if not error and self.news is not None:
-            error = self.news.problem
+            error = self.news.problem or self.growth.failure
         return wire.StatusCluster(
             name=known.cluster,
             node=known.node,
@@ -365,7 +357,7 @@ class Cluster:
                 Finding("cluster-conflict", "error", what, f"disagrees: {self.conflict}", symptom, "see there")
             )
         session = self.following.session if self.following is not None else None
-        if session is None or session.state == "disconnected":
+        if session.state == "disconnected" if session is not None else not self.growth.failure:
             why = self.error or (str(session.error) if session is not None and session.error else "not yet connected")
             symptom = "what is here goes on; news of other nodes, and of this one to them, wait"
             remedy = "see to the store (--etcd), or to the way there"
@@ -386,6 +378,7 @@ class Cluster:
                 )
                 for key, why in list(self.news.registry.faults.items())[:20]
             ]
+        found += self.growth.findings()
         if self.publishing.failure:
             problem = f"is not told of this node: {self.publishing.failure}"
             found.append(

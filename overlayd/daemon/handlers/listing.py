@@ -34,7 +34,6 @@ async def _services(daemon: Daemon) -> tuple[wire.ListedService, ...]:
     members = Counter([each.service async for each in _in_slices(state.table(Attachment).values())])
 
     def row(service: Service) -> wire.ListedService:
-        pool = state.pool(service.name)
         return wire.ListedService(
             service=service.name,
             mode=service.mode,
@@ -43,7 +42,7 @@ async def _services(daemon: Daemon) -> tuple[wire.ListedService, ...]:
             bridge=service.bridge,
             device=service.device or None,
             members=members[service.name],
-            held=pool.held if pool is not None else 0,
+            held=sum(pool.held for pool in state.pools(service.name)),
             since_unix=service.since or None,
         )
 
@@ -75,14 +74,14 @@ async def _containers(daemon: Daemon) -> tuple[wire.ListedContainer, ...]:
 async def _pools(daemon: Daemon) -> tuple[wire.ListedPool, ...]:
     state = daemon.node.state
 
-    def row(name: str) -> wire.ListedPool | None:
-        pool = state.pool(name)
-        if pool is None:
-            return None
-        return wire.ListedPool(service=name or None, subnet=str(pool.network), size=pool.size, held=pool.held)
+    def row(name: str) -> tuple[wire.ListedPool, ...]:
+        return tuple(
+            wire.ListedPool(service=name or None, subnet=str(pool.network), size=pool.size, held=pool.held)
+            for pool in state.pools(name)
+        )
 
     rows = await _rows(row, [GLOBAL, *state.table(Service)])
-    return tuple(each for each in rows if each is not None)
+    return tuple(pool for each in rows for pool in each)
 
 
 async def _addresses(daemon: Daemon) -> tuple[wire.ListedAddress, ...]:

@@ -96,11 +96,15 @@ class Collection:
         kinds = Counter(each.handle.partition(":")[0] for each in state.table(Attachment).values())
         samples = [((kind,), kinds[kind]) for kind in ("pid", "guest", "host")]
         yield from family("overlayd_attachments", "gauge", "Who is attached.", ("kind",), samples)
-        pools = [(name, pool) for name in (GLOBAL, *state.table(Service)) if (pool := state.pool(name)) is not None]
+        pools = [(name, state.pools(name)) for name in (GLOBAL, *state.table(Service)) if state.pools(name)]
         help = "Addresses that can have a holder, by service; empty: the node's own."
-        yield from family("overlayd_pool_addresses", "gauge", help, ("pool",), [((n,), p.size) for n, p in pools])
+        yield from family(
+            "overlayd_pool_addresses", "gauge", help, ("pool",), [((n,), sum(p.size for p in ps)) for n, ps in pools]
+        )
         help = "Addresses that have a holder."
-        yield from family("overlayd_pool_held", "gauge", help, ("pool",), [((n,), p.held) for n, p in pools])
+        yield from family(
+            "overlayd_pool_held", "gauge", help, ("pool",), [((n,), sum(p.held for p in ps)) for n, ps in pools]
+        )
 
     def _dns(self) -> Iterator[str]:
         cache = self._nameserver.cache

@@ -4,7 +4,7 @@ Owns: what is in conflict now, and the words for it in log and doctor.  Must not
 (`model.conflicts`), or how a device hears of its end (`sentinel`).
 
 A request that changes a peer has its layout at once.  What ends or begins a conflict from the other side (a service, an
-address, the slice) is heard of here, and makes the peers of that scope suspect.
+address, the slice, a block) is heard of here, and makes the peers of that scope suspect.
 """
 
 import logging
@@ -19,7 +19,8 @@ from overlayd.model.conflicts import withheld
 from overlayd.model.findings import Finding
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.peers import called
-from overlayd.model.rows import Change, Lease, Overlay, Peer, Service, peer_of
+from overlayd.model.rows import Change, Lease, Membership, Overlay, Peer, Service, peer_of
+from overlayd.model.state import further_blocks
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,10 @@ class Conflicts:
                     affected |= dict.fromkeys(announcers(row.subnet))
                 elif isinstance(row, Overlay) and row.slice is not None:
                     affected |= dict.fromkeys(announcers(row.slice))
+            elif isinstance(row, Membership):
+                own = own or bool(further_blocks(row))
+                for block in further_blocks(row):
+                    affected |= dict.fromkeys(announcers(block))
         if own:
             affected |= dict.fromkeys(self._held)
         changed = {(Peer.table, key) for key in self._judge(affected)} - change.keys()
