@@ -1,4 +1,4 @@
-# How to run the image, and why each flag: docs/operations.md.  To pin what it is built on:
+# How to run the image, and why each flag: docs/install.md.  To pin what it is built on:
 #   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:... --build-arg GO=golang:1.24-bookworm@sha256:... .
 ARG BASE=python:3.11-slim-bookworm
 ARG GO=golang:1.24-bookworm

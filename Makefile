@@ -104,6 +104,10 @@ test-wireguard-go: test-packages build ## the tests of devices with Debian 12's,
 	    $(WIREGUARD_GO)/$$version/wireguard-go $(PYTHON) -m pytest -n 3 --dist loadfile $(DEVICE_TESTS) < /dev/null; \
 	done
 
+.PHONY: deb
+deb: build ## dist/overlayd_VERSION_ARCH.deb, of the checkout and the tested versions of what it needs
+	@$(PYTHON) deploy/deb/build
+
 .PHONY: soak
 soak: test-packages build ## a ruleset flushed, and a daemon restarted, again and again under traffic (root; two minutes)
 	@OVERLAYD_SOAK=1 $(PYTHON) -m pytest -s tests/e2e/test_soak.py
@@ -181,11 +185,21 @@ fi
 endef
 
 # $(call unpack,PACKAGE,DIRECTORY): below build/clients, where tests find it.  Installed, miniupnpd would serve the host's
-# network, and systemd-resolved make itself the host's resolver.
+# network, systemd-resolved make itself the host's resolver, NetworkManager take its links, and Prometheus start.
 define unpack
 if [[ ! -e build/clients/$(2)/usr ]]; then \
   mkdir -p build/clients/$(2) && cd build/clients/$(2) && echo 'unpacking: $(1)'; \
   { apt-get download -q $(1) || { apt-get update -q && apt-get download -q $(1); }; } && dpkg -x $(1)_*.deb .; \
+fi
+endef
+
+# $(call unpack_all,PACKAGES,DIRECTORY): the same, with whatever of that which they need is not installed.
+define unpack_all
+if [[ ! -e build/clients/$(2)/usr ]]; then \
+  mkdir -p build/clients/$(2)/partial && echo 'unpacking: $(1), and what they need' && \
+  get=(apt-get install -q -y --no-install-recommends --download-only -o "Dir::Cache::archives=$$PWD/build/clients/$(2)") && \
+  { "$${get[@]}" $(1) || { apt-get update -q && "$${get[@]}" $(1); }; } && \
+  for package in build/clients/$(2)/*.deb; do dpkg -x "$$package" build/clients/$(2); done; \
 fi
 endef
 
@@ -200,6 +214,8 @@ test-packages: root
 	@$(call install,$(TEST_PACKAGES)); $(call stop_service,coturn,coturn); $(call stop_service,etcd-server,etcd)
 	@$(call unpack,miniupnpd-nftables,miniupnpd)
 	@$(call unpack,systemd-resolved,resolved)
+	@$(call unpack,prometheus,prometheus)
+	@$(call unpack_all,network-manager dbus-daemon,networkmanager)
 cluster-packages: root
 	@$(call install,$(CLUSTER_PACKAGES)); $(call stop_service,etcd-server,etcd)
 

@@ -1,30 +1,16 @@
 """What Prometheus is told, who may be asked for health and readiness, and the line of each change."""
 
 import json
-import socket
 import time
 
 import pytest
 from exposition_text import parse
 from lab import Lab, Refused, ping
 from lab.cluster import Member
+from lab.http import get
 from lab.patience import until
 
 from overlayd import __version__
-
-
-def get(member: Member, place: str, target: str, method: str = "GET") -> tuple[int, str]:
-    """The status and the body of an answer.  place: a path, or a port on the node's loopback."""
-    link = socket.socket(socket.AF_UNIX) if place.startswith("/") else member.node.open_socket()
-    with link:
-        link.settimeout(20)
-        link.connect(place if place.startswith("/") else ("127.0.0.1", int(place)))
-        link.sendall(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        data = b""
-        while piece := link.recv(1 << 16):
-            data += piece
-    head, _, body = data.partition(b"\r\n\r\n")
-    return int(head.split()[1]), body.decode()
 
 
 @pytest.mark.parametrize("each_peer", [False, True])
@@ -34,11 +20,11 @@ def test_a_scrape_tells_what_there_is(each_peer: bool) -> None:
         place = str(alpha.node.data_dir.parent / "metrics.sock") if each_peer else "9586"
         alpha.start("--metrics", place, *(["--metrics-peers"] if each_peer else []))
         beta.start()
-        assert get(alpha, place, "/healthz") == (200, "ok\n")
-        assert get(alpha, place, "/readyz")[0] == 503
+        assert get(alpha.node, place, "/healthz") == (200, "ok\n")
+        assert get(alpha.node, place, "/readyz")[0] == 503
         for member in (alpha, beta):
             member.set_up()
-        assert get(alpha, place, "/readyz") == (200, "ready\n")
+        assert get(alpha.node, place, "/readyz") == (200, "ready\n")
         alpha.introduce(beta)
         beta.introduce(alpha)
         alpha.set_up_service("web")
@@ -49,7 +35,7 @@ def test_a_scrape_tells_what_there_is(each_peer: bool) -> None:
         alpha.node.run(["ip", "link", "del", alpha.request("list", what="services")["services"][0]["bridge"]])
 
         def samples() -> dict[tuple[str, ...], float]:
-            status, text = get(alpha, place, "/metrics")
+            status, text = get(alpha.node, place, "/metrics")
             assert status == 200
             return {(name, *labels.values()): number for name, labels, number in parse(text)}
 
@@ -76,11 +62,11 @@ def test_a_scrape_tells_what_there_is(each_peer: bool) -> None:
         else:
             assert own == [("wireguard_received_bytes_total", device)]
             assert found[own[0]] > 0
-        assert get(alpha, place, "/nothing")[0] == 404
-        assert get(alpha, place, "/metrics", "POST")[0] == 405
-        assert get(alpha, place, "/healthz", "HEAD") == (200, "")
-        assert get(alpha, place, "no request")[0] == 400
-        assert get(alpha, place, "/" + "x" * 9000)[0] == 400
+        assert get(alpha.node, place, "/nothing")[0] == 404
+        assert get(alpha.node, place, "/metrics", "POST")[0] == 405
+        assert get(alpha.node, place, "/healthz", "HEAD") == (200, "")
+        assert get(alpha.node, place, "no request")[0] == 400
+        assert get(alpha.node, place, "/" + "x" * 9000)[0] == 400
 
 
 def test_every_change_is_one_line_with_who_asked_for_it() -> None:

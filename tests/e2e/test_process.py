@@ -17,7 +17,7 @@ from lab.patience import until
 
 from overlayd.linux import capability
 
-MANUAL = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+MANUAL = Path(__file__).resolve().parents[2] / "docs" / "install.md"
 
 SETUP = {"deployment": "lab", "instance_id": "a", "cluster_cidr": CLUSTER, "wg_port": PORT}
 

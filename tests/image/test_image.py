@@ -1,4 +1,4 @@
-"""The image of the Dockerfile, run as docs/operations.md says: start, status, an overlay, a container, a clean stop."""
+"""The image of the Dockerfile, run as docs/install.md says: start, status, an overlay, a container, a clean stop."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from lab import netns
 from lab.crun import ENTER
 
 HERE = Path(__file__).parent
-MANUAL = HERE.parents[1] / "docs/operations.md"
+MANUAL = HERE.parents[1] / "docs/install.md"
 DEVICES = [{"path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 0o666, "uid": 0, "gid": 0}]
 CURRENT = "0.0.20250522"  # the wireguard-go that the Dockerfile builds
 DATA_DIR = "var/lib/overlayd"

@@ -1,0 +1,78 @@
+"""The Debian package: built of the checkout, installed and removed by dpkg in a copy of this machine's root."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab.processes import ROOT, run
+
+from overlayd import __version__
+
+BUILD = ROOT / "deploy" / "deb" / "build"
+
+# $1: where to mount.  What is written goes to memory, and with the namespace.
+COPY_OF_ROOT = """
+mount -t tmpfs tmpfs "$1" && mkdir "$1/new" "$1/work" "$1/root" &&
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/new,workdir=$1/work" "$1/root" &&
+mount -t proc proc "$1/root/proc" && mount -t tmpfs tmpfs "$1/root/run" &&
+cp "$2" "$1/root/run/overlayd.deb" && root=$1/root && shift 2 &&
+exec chroot "$root" env PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def package() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run([sys.executable, BUILD, directory], capture_output=True, text=True, check=False)
+        if "make .venv with" in done.stderr:
+            pytest.skip(done.stderr)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (made,) = Path(directory).glob("*.deb")
+        yield made
+
+
+def inside(package: Path, script: str) -> str:
+    """What a shell script prints that runs in a copy of this machine's root, with the package at /run/overlayd.deb."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = ["unshare", "--mount", "--", "sh", "-euc", COPY_OF_ROOT, "sh", directory, str(package)]
+        return run([*copy, "sh", "-euc", script])
+
+
+def test_its_description(package: Path) -> None:
+    shown = run(["dpkg-deb", "--field", package])
+    assert f"\nVersion: {__version__}\n" in shown
+    major, minor = sys.version_info[:2]
+    assert f"python3 (>= {major}.{minor}), python3 (<< {major}.{minor + 1})" in shown
+    names = re.findall(r" \./(\S+)$", run(["dpkg-deb", "--contents", package]), re.MULTILINE)
+    assert {"usr/sbin/overlayd", "usr/bin/overlayctl", "usr/lib/systemd/system/overlayd.service"} <= {*names}
+    assert not [each for each in names if "__pycache__" in each or each.endswith((".pyx", ".c"))]
+
+
+def test_it_is_installed_runs_and_leaves_nothing_but_the_state(package: Path) -> None:
+    shown = inside(
+        package,
+        """
+        groupdel overlayd 2> /dev/null || true
+        list() { find /etc /opt /usr /var -xdev -name __pycache__ -prune -o -print | sort; }
+        list > /run/before
+        dpkg --install /run/overlayd.deb > /dev/null
+        PYTHONPATH=/nowhere /usr/sbin/overlayd --version
+        overlayctl version --socket /nowhere || true
+        getent group overlayd
+        systemd-analyze verify overlayd.service
+        test -e /usr/lib/overlayd/overlayd/daemon/__pycache__
+        mkdir /var/lib/overlayd
+        dpkg --install /run/overlayd.deb > /dev/null
+        dpkg --purge overlayd
+        list > /run/after
+        echo left:
+        comm -13 /run/before /run/after | grep -v '^/var/lib/dpkg'
+        """,
+    )
+    assert f"overlayd {__version__}\n" in shown
+    assert re.search("^overlayd:x:", shown, re.MULTILINE)
+    assert shown.partition("left:\n")[2].split() == ["/var/lib/overlayd"]
