@@ -5,11 +5,14 @@ not know: the form of records (`cluster_records`), the journal, the store's prot
 
 Of two records that claim one block, or one key, the older has it: whoever writes a record, by mistake or by intent,
 takes nothing from another node.  And what of a listing would remove many nodes at once is withheld until somebody
-accepts it, or the nodes return: it is more likely that the store was lost than that the nodes were.
+accepts it, or the nodes return: it is more likely that the store was lost than that the nodes were.  So is what a store
+that went back to a backup has of nodes that are known: each tells of itself anew.
 """
 
 from collections.abc import Iterable
 from itertools import islice
+
+from msgspec.structs import replace
 
 from overlayd.model import blocks
 from overlayd.model.cluster_records import NAMES, NODE, BadRecord, read_names, read_node
@@ -26,7 +29,8 @@ class Registry:
     """The nodes beside `own`, and what `take` has not yet told of them.
 
     own_blocks: which nobody else can have here.  own_nat: whether this node is behind a NAT.  faults: by the key of the
-    record, what is not believed of it.  withheld: nodes that a listing lacks, and that stay for now.
+    record, what is not believed of it.  withheld: nodes that a listing lacks, and that stay for now; outdated: keys of
+    records that are older in a restored store than what is known here, which stays as well.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Registry:
         self.own_blocks: frozenset[Network] = frozenset()
         self.faults: dict[str, str] = {}
         self.withheld: set[str] = set()
+        self.outdated: set[str] = set()
         self._own_key = own_key
         self._own_nat = False
         self._cidr = cidr
@@ -86,13 +91,15 @@ class Registry:
         for block in changed:
             self._touched |= dict.fromkeys(self._claims.get(block, ()))
 
-    def put(self, key: str, value: bytes, created: int) -> None:
-        """A record was put.  created: the store's revision at which its key came."""
+    def put(self, key: str, value: bytes, created: int, *, restored: bool = False) -> None:
+        """A record was put.  created: the store's revision at which its key came.  restored: it is of a backup that was
+        put back, and may be older than what is known.
+        """
         try:
             if key.startswith(NODE):
-                self._put_node(key.removeprefix(NODE), value, created)
+                self._put_node(key.removeprefix(NODE), value, created, restored)
             elif key.startswith(NAMES):
-                self._put_names(key.removeprefix(NAMES), value)
+                self._put_names(key.removeprefix(NAMES), value, restored)
         except BadRecord as error:
             self.faults[key] = str(error)
         else:
@@ -101,25 +108,30 @@ class Registry:
     def remove(self, key: str) -> None:
         """A record was removed, by somebody's decision."""
         self.faults.pop(key, None)
+        self.outdated.discard(key)
         if key.startswith(NODE):
             self._displace(key.removeprefix(NODE))
         elif key.startswith(NAMES):
             self._drop_part(key.removeprefix(NAMES))
 
-    def complete(self, listed: Iterable[str], *, keep: bool) -> None:
-        """These are the keys of all records that there are, each of which was put.  keep: nothing goes that is not
-        among them, however few that is.
+    def complete(self, listed: Iterable[str], *, keep: bool, restored: bool = False) -> None:
+        """These are the keys of all records that there are, each of which was put.  keep: no node goes that is not
+        among them, however few these are; restored: no names either.
         """
         keys = set(listed)
+        lacking = self.outdated - keys
+        self.outdated &= keys
         for key in self.faults.keys() - keys:
             del self.faults[key]
         gone = {name for name in self._members if NODE + name not in keys}
         many = len(self._members) >= GUARDED_FROM and len(gone) * 2 > len(self._members)
-        self.withheld = gone if keep or many else set()
+        self.withheld = gone if keep or many else gone & self.withheld
         for name in gone - self.withheld:
             self._displace(name)
         for part in [part for part in self._parts if NAMES + part not in keys]:
-            if part.partition("/")[0] not in self.withheld:
+            if restored or NAMES + part in lacking:
+                self.outdated.add(NAMES + part)
+            elif part.partition("/")[0] not in self.withheld:
                 self._drop_part(part)
 
     @property
@@ -128,8 +140,9 @@ class Registry:
         return bool(self._touched or self._changed)
 
     def accept(self) -> list[str]:
-        """What was withheld goes.  Returns the names of these nodes."""
+        """What was withheld goes; of what is outdated the next listing tells.  Returns the names of these nodes."""
         going = sorted(self.withheld)
+        self.outdated.clear()
         for name in going:
             self._displace(name)
             for part in [part for part in self._parts if part.partition("/")[0] == name]:
@@ -154,10 +167,18 @@ class Registry:
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
-    def _put_node(self, name: str, value: bytes, created: int) -> None:
+    def _put_node(self, name: str, value: bytes, created: int, restored: bool) -> None:
         if name == self.own:
             return
         member = read_node(name, value, created)
+        known = self._members.get(name)
+        if restored and known is not None and replace(known, created=created) != member:
+            self.outdated.add(NODE + name)
+            return
+        if restored and known is None:  # it was removed since, and what it had may be another's by now
+            newest = max((each.created for each in self._members.values()), default=0)
+            member = replace(member, created=max(created, newest + 1))
+        self.outdated.discard(NODE + name)
         if name not in self._members and len(self._members) >= MOST_NODES:
             raise BadRecord(f"there are {MOST_NODES} nodes already, as many as a cluster may have")
         self.withheld.discard(name)
@@ -243,10 +264,19 @@ class Registry:
 
     # --- names --------------------------------------------------------------------------------------------------------
 
-    def _put_names(self, part: str, value: bytes) -> None:
-        if part.partition("/")[0] == self.own:
+    def _put_names(self, part: str, value: bytes, restored: bool) -> None:
+        node = part.partition("/")[0]
+        if node == self.own:
             return
         row = read_names(part, value)
+        if restored and part in self._parts and row != self._parts[part]:
+            self.outdated.add(NAMES + part)
+            return
+        if not restored:  # it has told of all its names, each part anew
+            for key in [key for key in self.outdated if key.removeprefix(NAMES).partition("/")[0] == node]:
+                self.outdated.remove(key)
+                if key != NAMES + part:
+                    self._drop_part(key.removeprefix(NAMES))
         if row != self._parts.get(part):
             self._parts[part] = row
             self._changed[row.id] = row

@@ -46,6 +46,7 @@ REST, REST_SPREAD = 2.0, 3.0  # how long a stream stays closed in a storm
 PATIENCE = 30.0  # with an answer; whoever makes the connections has a shorter one
 LINGER = 0.5  # how long a stream is open in a storm: what it was behind comes at once
 STEADY = 10.0  # a stream that lived so long was none that fails at once
+DELIVERY = 10.0  # until a stream brings what was written
 
 
 class Witness(NamedTuple):
@@ -155,6 +156,8 @@ class Session:
         self._opened = 0.0
         self._quiet_due = 0.0
         self._home_due = 0.0
+        self._owed = 0  # the revision of a change that the stream has not brought
+        self._owed_due = 0.0
         self._recent: deque[tuple[float, int]] = deque()  # changes by the time when they came
 
     def tick(self, now: float) -> list[Output]:
@@ -225,6 +228,14 @@ class Session:
             return self._look_elsewhere(now)
         return self._lose(error, now)
 
+    def written(self, revision: int, now: float) -> None:
+        """What is followed was changed at this revision, by us for one: a stream that does not bring that is dead, as
+        one of a member that was stopped is, whose host keeps the connection up.
+        """
+        if self._phase == "streaming" and revision > self.revision and self._owed <= self.revision:
+            self._owed, self._owed_due = revision, now + DELIVERY
+            self._set_stream_due(now)
+
     def measured_rate(self, now: float) -> float:
         """Changes a second, of late."""
         while self._recent and self._recent[0][0] <= now - RATE_OVER:
@@ -288,7 +299,7 @@ class Session:
     def _opened_at(self, revision: int, now: float) -> list[Output]:
         if revision < self.revision:
             return self._look_elsewhere(now)
-        self._behind = 0
+        self._behind = self._owed = 0
         self._phase = "streaming"
         self._opened = now
         self.error = None
@@ -308,6 +319,8 @@ class Session:
             self.windowed = False
         if now >= self.heard + SILENCE:
             return self._lose(Unavailable(f"nothing was heard for {SILENCE:g} s"), now)
+        if self._owed > self.revision and now >= self._owed_due:
+            return self._lose(Unavailable(f"the stream did not bring a change within {DELIVERY:g} s"), now)
         outputs: list[Output] = []
         if self._home_due and now >= self._home_due:
             self.endpoint, self._home_due = 0, 0.0
@@ -320,6 +333,8 @@ class Session:
 
     def _set_stream_due(self, now: float) -> None:
         self.due = min(self.heard + SILENCE, max(self._quiet_due, now))
+        if self._owed > self.revision:
+            self.due = min(self.due, max(self._owed_due, now))
         if self._home_due:
             self.due = min(self.due, max(self._home_due, now))
         if self.windowed:

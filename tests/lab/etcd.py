@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from lab.lab import Lab
 from lab.node import Node
@@ -79,10 +80,9 @@ class Etcd:
 
     def start(self) -> None:
         """Start those that do not run, and wait until they agree."""
-        initial = ",".join(f"{each.node.name}={each.peer_url}" for each in self.members)
         for member in self.members:
             if member.process is None:
-                member.start(initial)
+                member.start(self._initial)
         until(self.is_healthy, "etcd is not healthy")
 
     def is_healthy(self) -> bool:
@@ -111,6 +111,28 @@ class Etcd:
         for member in self.members:
             member.node.run(["rm", "-rf", member.node.data_dir])
         self.start()
+
+    def back_up(self) -> Path:
+        """A snapshot of what it has."""
+        member = self.members[0]
+        path = member.node.data_dir.with_name("backup")
+        path.unlink(missing_ok=True)
+        self.ctl("snapshot", "save", str(path), member=member)
+        return path
+
+    def restore(self, backup: Path) -> None:
+        """Every member begins anew with a snapshot."""
+        self.kill()
+        for member in self.members:
+            member.node.run(["rm", "-rf", member.node.data_dir])
+            argv = ["env", "ETCDCTL_API=3", "etcdctl", "snapshot", "restore", str(backup), "--name", member.node.name]
+            argv += ["--data-dir", str(member.node.data_dir), "--initial-cluster", self._initial]
+            member.node.run([*argv, "--initial-advertise-peer-urls", member.peer_url])
+        self.start()
+
+    @property
+    def _initial(self) -> str:
+        return ",".join(f"{each.node.name}={each.peer_url}" for each in self.members)
 
     def compact(self) -> None:
         """Forget the history, on every member: one that lags would still tell of it."""

@@ -139,6 +139,49 @@ def test_what_is_withheld_ends_by_return_by_removal_or_by_acceptance() -> None:
     assert not [row for row in rows.rows.values() if isinstance(row, MemberNames)]
 
 
+def test_what_a_restored_store_has_of_known_nodes_waits_until_they_tell_it_anew() -> None:
+    told, rows = registry(), Rows()
+    told.put("s/node/a", record(1, 1, blocks=["10.200.11.0/24"]), 5)
+    told.put("s/node/b", record(2, 2), 6)
+    told.put("s/name/a", b'{"web": ["10.200.1.9"]}', 5)
+    told.put("s/name/b", b'{"db": ["10.200.2.9"]}', 6)
+    rows.take(told)
+    before = dict(rows.rows)
+
+    def list_backup() -> None:
+        """Of before a had its further block and its name, and c was removed, whose block is b's by now."""
+        told.put("s/node/a", record(1, 1), 5, restored=True)
+        told.put("s/node/b", record(2, 2), 6, restored=True)
+        told.put("s/node/c", record(3, 2), 2, restored=True)
+        told.put("s/name/b", b"{}", 6, restored=True)
+        told.complete(["s/node/a", "s/node/b", "s/node/c", "s/name/b"], keep=True, restored=True)
+        rows.take(told)
+
+    list_backup()
+    assert {id: row for id, row in rows.rows.items() if id in before} == before
+    assert told.outdated == {"s/node/a", "s/name/a", "s/name/b"}
+    assert rows.peers()[key(3)].listed == ()
+    # A listing that comes later is of the same backup, but for what was put since.
+    told.put("s/node/a", record(1, 1, blocks=["10.200.12.0/24"]), 5)
+    told.put("s/node/b", record(2, 2), 6, restored=True)
+    told.put("s/node/c", record(3, 2), 2, restored=True)
+    told.put("s/name/b", b"{}", 6, restored=True)
+    told.complete(["s/node/a", "s/node/b", "s/node/c", "s/name/b"], keep=False)
+    rows.take(told)
+    assert rows.peers()[key(1)].listed == (ip_network("10.200.1.0/24"), ip_network("10.200.12.0/24"))
+    assert told.outdated == {"s/name/a", "s/name/b"}
+    told.put("s/name/a", b'{"new": ["10.200.1.9"]}', 5)
+    told.remove("s/name/b")
+    rows.take(told)
+    names = {row.part: set(row.names) for row in rows.rows.values() if isinstance(row, MemberNames)}
+    assert names == {"a": {"new"}}
+    assert not told.outdated
+    list_backup()
+    assert told.outdated
+    told.accept()
+    assert not told.outdated
+
+
 def test_a_key_that_changed_leaves_in_the_same_change() -> None:
     found, _rows = filled(2)
     found.put(NODE + "n0", record(99, 0), 1)

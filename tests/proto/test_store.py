@@ -251,6 +251,24 @@ def test_a_silent_stream_is_given_up_after_100_seconds_and_tried_before() -> Non
     assert world.opened[-1] > 90
 
 
+def test_a_stream_that_does_not_bring_what_was_written_is_given_up_after_10_seconds() -> None:
+    world, session = opened()
+    world.mute = True
+    world.put("b", b"1")
+    session.written(world.revision, world.now)
+    world.step(8)
+    assert len(world.opened) == 1
+    world.step(4)
+    assert len(world.opened) == 2
+    world.mute = False
+    world.step(1)
+    assert world.known["b"] == b"1"
+    world.put("b", b"2")
+    session.written(world.revision, world.now)
+    world.step(12)
+    assert len(world.opened) == 2
+
+
 def test_a_pulse_keeps_an_idle_stream() -> None:
     world, _session = opened()
     world.step(400)

@@ -40,7 +40,9 @@ class Journal:
 
 
 class NoNat:
-    """Nothing is found out of NATs."""
+    """Nothing is found out of NATs, and nobody is cut off."""
+
+    is_cut_off = False
 
     def candidates(self) -> list[Any]:
         return []

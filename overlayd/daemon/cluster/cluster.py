@@ -73,6 +73,7 @@ class Cluster:
             place=place,
             measured_rate=self._measured_rate,
             conflicting=self._conflicting,
+            written=self._written,
         )
         self.joining = Joining(node, self.etcd, settings, self.publishing.content, place.machine)
         self.growth = Growth(node, self.joining, lambda: bool(self.conflict), self._grown)
@@ -159,6 +160,9 @@ class Cluster:
             try:
                 await self.joining.confirm()
             except Refused as error:
+                if self._confirmed.is_set() and not isinstance(error, Copied):  # what is at work here goes on
+                    await self._in_conflict(error)
+                    continue
                 if isinstance(error, Copied) and self._run is not None:
                     await self._run(wire.TeardownGlobalOverlay())
                 self._refuse(str(error))
@@ -167,9 +171,7 @@ class Cluster:
                 self._tell(str(error))
                 await asyncio.sleep(WAIT_FOR_INIT * random.uniform(0.5, 1))
             except Conflict as error:
-                self._conflicting(str(error))
-                await self._confirm.wait()
-                self._confirm.clear()
+                await self._in_conflict(error)
             except OverlaydError as error:
                 self._tell(str(error))
                 self.growth.failure = str(error) if isinstance(error, blocks.Exhausted) else ""
@@ -188,6 +190,12 @@ class Cluster:
         if self.news is not None:
             self.news.registry.claim_for_ourselves(self.membership.blocks)
             self.news.look()
+
+    async def _in_conflict(self, error: OverlaydError) -> None:
+        """Until something has changed."""
+        self._conflicting(str(error))
+        await self._confirm.wait()
+        self._confirm.clear()
 
     async def _set_up(self) -> None:
         """Bring the overlay up with what our block gives, unless it is."""
@@ -261,6 +269,10 @@ class Cluster:
     def _list_anew(self) -> None:
         if self.following is not None:
             self.following.list_anew()
+
+    def _written(self, revision: int) -> None:
+        if self.following is not None:
+            self.following.written(revision)
 
     def _measured_rate(self) -> float:
         if self.following is None:
@@ -363,14 +375,14 @@ class Cluster:
             remedy = "see to the store (--etcd), or to the way there"
             found.append(Finding("cluster-disconnected", "warning", what, f"is not followed: {why}", symptom, remedy))
         if self.news is not None and self.news.guarded:
-            lacking = len(self.news.registry.withheld)
+            lacking, older = len(self.news.registry.withheld), len(self.news.registry.outdated)
             problem = (
                 "has another cluster of that name in the store"
                 if self.news.foreign
-                else (f"lacks {lacking} nodes in the store that were known here")
+                else f"lacks {lacking} nodes in the store that were known here, and has {older} records that are older"
             )
             remedy = "put the store's backup back, wait for the nodes, or accept it (overlayctl cluster accept)"
-            found.append(Finding("cluster-guarded", "error", what, problem, "they stay peers of this node", remedy))
+            found.append(Finding("cluster-guarded", "error", what, problem, "what was known here stays", remedy))
         if self.news is not None:
             found += [
                 Finding(

@@ -55,6 +55,11 @@ class Following:
         self.session.list_anew()
         self._woken.set()
 
+    def written(self, revision: int) -> None:
+        """What is followed was changed at this revision: the stream has to bring it."""
+        self.session.written(revision, asyncio.get_running_loop().time())
+        self._woken.set()
+
     def _do(self, outputs: Iterable[Output]) -> None:
         for output in outputs:
             match output:

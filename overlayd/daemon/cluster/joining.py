@@ -112,14 +112,14 @@ class Joining:
         await self._require_name(self.record)
         register = await self._register()
         known = self.membership
-        if not known.blocks:
-            mine = blocks.held_by(register, known.instance)
-            if mine:
-                log.info("cluster %s: %s is ours from before", known.cluster, ", ".join(map(str, mine)))
-                await self._hold(mine)
-            else:
-                await self._claim_one(register, ())
-                return
+        # Of a claim whose answer was lost, or that a journal was put back from before.
+        ours = [each for each in blocks.held_by(register, known.instance) if each not in known.blocks]
+        if ours:
+            log.info("cluster %s: %s is ours from before", known.cluster, ", ".join(map(str, ours)))
+            await self._hold([*known.blocks, *ours])
+        elif not known.blocks:
+            await self._claim_one(register, ())
+            return
         await self._keep(register)
 
     async def extend(self) -> Network:

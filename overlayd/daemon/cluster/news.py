@@ -56,6 +56,7 @@ class News:
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._revision = 0
+        self._restored_at = 0  # what was put up to this revision is of a backup, and nobody has accepted that
         self._witness: Witness | None = None
         state, known = node.state, node.state.table(Membership)[""]
         assert known.cidr is not None
@@ -72,7 +73,7 @@ class News:
 
     @property
     def guarded(self) -> bool:
-        return self.foreign or bool(self.registry.withheld)
+        return self.foreign or bool(self.registry.withheld or self.registry.outdated)
 
     def tell(self, message: Message) -> None:
         """There are news."""
@@ -106,6 +107,8 @@ class News:
     def accept(self) -> list[str]:
         """What was withheld goes, by a person's decision."""
         going = self.registry.accept()
+        self._restored_at = 0
+        self._list_anew()
         self._arrived.set()
         return going
 
@@ -122,11 +125,22 @@ class News:
                 known.cluster,
             )
             return
+        if snapshot.restored:
+            self._restored_at = snapshot.revision
         for number, entry in enumerate(snapshot.entries):
             self._read(entry.key, entry)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-        self.registry.complete(entries, keep=CONFIG not in entries or snapshot.restored)
+        keep = CONFIG not in entries or snapshot.restored
+        self.registry.complete(entries, keep=keep, restored=snapshot.restored)
+        if self.registry.outdated:
+            log.error(
+                "cluster %s: the store has older records of %d keys than are known here, its revision went back: was a "
+                "backup put back?  They stay until their nodes put them anew, or until somebody accepts the store's "
+                "(overlayctl cluster accept)",
+                known.cluster,
+                len(self.registry.outdated),
+            )
         if self.registry.withheld:
             log.error(
                 "cluster %s: the store lacks %d of the %d other nodes that are known here%s: they stay until they "
@@ -138,7 +152,7 @@ class News:
             )
         if CONFIG not in entries:
             self._config(None)
-        if NODE + self.registry.own not in entries:
+        if NODE + self.registry.own not in entries or snapshot.restored:
             self._own_record(None)
         self._revision, self._witness = snapshot.revision, snapshot.witness
         fault.point("cluster:listed")
@@ -164,7 +178,8 @@ class News:
             self.registry.remove(key)
         else:
             known = self.registry.faults.get(key)
-            self.registry.put(key, entry.value, entry.created)
+            restored = entry.modified <= self._restored_at
+            self.registry.put(key, entry.value, entry.created, restored=restored)
             fault_now = self.registry.faults.get(key)
             if fault_now is not None and fault_now != known:
                 log.warning("cluster: %s is skipped: %s", key, fault_now)

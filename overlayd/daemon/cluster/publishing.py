@@ -29,7 +29,7 @@ from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import Address, Network
 from overlayd.model.publication import NamesWindow, RecordPace
 from overlayd.model.rows import Change, Member, Membership, Record
-from overlayd.proto.store_answers import LeaseGone
+from overlayd.proto.store_answers import LeaseGone, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ class Place(NamedTuple):
 
 
 class Publishing:
-    """measured_rate: changes a second that all nodes make of late.  conflicting: is told that our record is another's.
+    """measured_rate: changes a second that all nodes make of late.  conflicting: is told that our record is another's;
+    written: of a change of what all nodes follow, with its revision.
     behind_nat: whether peers reach us only by what STUN servers see, or a relay.
     """
 
@@ -66,6 +67,7 @@ class Publishing:
         place: "Place",
         measured_rate: Callable[[], float],
         conflicting: Callable[[str], None],
+        written: Callable[[int], None],
     ) -> None:
         self.window = NamesWindow()
         self.failure = ""  # of the last try to tell anything
@@ -76,6 +78,7 @@ class Publishing:
         self._place = place
         self._measured_rate = measured_rate
         self._conflicting = conflicting
+        self._written = written
         self._pace = RecordPace()
         self._way_out: Address | None = None
         self._lease = 0
@@ -165,7 +168,7 @@ class Publishing:
             if known is None or joining.record is None:
                 continue
             content = self.content(known.blocks)
-            if not self._pace.due(content, loop.time()):
+            if not self._pace.due(content, loop.time(), urgent=self._nat.is_cut_off):
                 continue
             try:
                 await joining.publish()
@@ -218,7 +221,7 @@ class Publishing:
         put = [(key, value, 0) for key, value in wanted.items() if self._names.get(key) != value]
         gone = [(key, False) for key in self._names if key not in wanted]
         if put or gone:
-            await self._etcd.transact((), put, gone)
+            self._written((await self._etcd.transact((), put, gone)).revision)
             fault.point("cluster:published")
         self._names = wanted
 
@@ -264,10 +267,18 @@ class Publishing:
         """Put the pulse, another one each time, unless somebody else just did.  modified: when it was put last, as far
         as we know.
         """
-        try:
-            await self._etcd.transact([(PULSE, modified)], [(PULSE, b"%016x" % random.getrandbits(64), 0)])
-        except OverlaydError as error:
-            self._failed("the pulse is not told", error)
+        for last in (False, True):
+            try:
+                done = await self._etcd.transact([(PULSE, modified)], [(PULSE, b"%016x" % random.getrandbits(64), 0)])
+            except Unavailable as error:  # the next try asks another member
+                if last:
+                    self._failed("the pulse is not told", error)
+            except OverlaydError as error:
+                self._failed("the pulse is not told", error)
+                return
+            else:
+                self._written(done.revision if done.done else max((each.modified for each in done.found), default=0))
+                return
 
     async def disappear(self) -> None:
         """We leave, and say so."""

@@ -74,6 +74,11 @@ class Nat(Listener):
         self._setting: tuple[wire.NatConfig, int] | None = None
         self._session: Session | None = None
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether peers do not answer, and none does."""
+        return self._health.count("silent") > 0 and not self._health.count("answers")
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Do what the configuration says, and follow it, until the block ends."""
