@@ -26,6 +26,7 @@ from pyroute2 import IPRoute
 from smoke import make_runner
 
 from overlayd.linux import bridge, link, netns, veth
+from overlayd.model.names import pid_of
 from overlayd.model.objects import Bridge, Veth
 
 _CLONE_NEWNET = 0x40000000
@@ -75,7 +76,7 @@ class Pyroute2:
         one_queue = {"num_tx_queues": 1, "num_rx_queues": 1}
         peer = {
             "ifname": "eth0",
-            "net_ns_pid": wanted.netns.pid,
+            "net_ns_pid": pid_of(wanted.name),
             "mtu": 1340,
             "address": wanted.mac.hex(":"),
             **one_queue,
@@ -103,12 +104,12 @@ class IpBatch:
         self.batch(
             [],
             f"link add {wanted.name} mtu 1340 numtxqueues 1 numrxqueues 1 type veth"
-            f" peer name eth0 netns {wanted.netns.pid} mtu 1340 address {wanted.mac.hex(':')}"
+            f" peer name eth0 netns {pid_of(wanted.name)} mtu 1340 address {wanted.mac.hex(':')}"
             " numtxqueues 1 numrxqueues 1\n"
             f"link set {wanted.name} master {BRIDGE.name} up\n",
         )
         self.batch(
-            ["nsenter", f"--net=/proc/{wanted.netns.pid}/ns/net"],
+            ["nsenter", f"--net=/proc/{pid_of(wanted.name)}/ns/net"],
             "link set lo up\nlink set eth0 up\n"
             f"address add {wanted.address} dev eth0\nroute add default via {wanted.gateway}\n",
         )
@@ -127,10 +128,10 @@ class Engine:
         self.engine = engine(directory)
 
     def attach(self, wanted: Veth) -> None:
-        self.engine.attach(wanted.netns.pid)
+        self.engine.attach(pid_of(wanted.name))
 
     def detach(self, wanted: Veth) -> None:
-        self.engine.detach(wanted.netns.pid)
+        self.engine.detach(pid_of(wanted.name))
 
 
 class Tool(Protocol):

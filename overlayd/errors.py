@@ -42,6 +42,30 @@ class Exhausted(RequestError):
     code = "exhausted"
 
 
+class AddressUnavailable(RequestError):
+    """The address that was asked for is somebody's, or not one that can be given."""
+
+    code = "address_unavailable"
+
+
+class NamespaceGone(RequestError):
+    """There is no network namespace where the request says."""
+
+    code = "namespace_gone"
+
+
+class OwnNamespace(RequestError):
+    """The network namespace is the host's own, which is no container's."""
+
+    code = "own_namespace"
+
+
+class InterfaceExists(RequestError):
+    """The namespace has an interface of that name already."""
+
+    code = "interface_exists"
+
+
 class MechanismError(OverlaydError):
     """The kernel, or a program that acts for it, refused an operation.
 

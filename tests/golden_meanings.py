@@ -59,6 +59,17 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
             dns_domain="svc.local",
         ),
     ),
+    "attach_container_netns": (
+        7,
+        wire.AttachContainer(
+            wire.LinuxNetns(id="5f2c", path="/run/netns/cni-7d", ifname="net1"),
+            "web",
+            False,
+            ip="10.200.7.9",
+            mac="02:00:00:00:00:01",
+            default_route=False,
+        ),
+    ),
     "attach_container_windows": (7, wire.AttachContainer(wire.WindowsContainer("5f2c", "10.200.7.9"), "wéb", False)),
     "detach_container": (7, wire.DetachContainer(wire.HostShared("node-exporter"))),
     "add_peer": (7, wire.AddPeer(KEY_A, "192.0.2.7:51820", "10.200.1.0/24,fd00::/120", 25)),
@@ -136,6 +147,17 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
     "ip": (7, wire.Ip("10.200.7.5")),
     "attached": (7, wire.Attached("10.200.7.5")),
     "attached_service": (7, wire.Attached("10.200.40.66", None, "10.200.40.64/26", "10.200.40.65", 26)),
+    "attached_netns": (
+        7,
+        wire.Attached(
+            "10.200.7.9",
+            None,
+            "10.200.7.0/24",
+            "10.200.7.1",
+            24,
+            wire.Interface(name="net1", mac="02:00:00:00:00:01", mtu=1340, host_name="zl-c0123456789"),
+        ),
+    ),
     "attached_windows": (7, wire.Attached("10.200.7.5", "0a1b2c3d-0000-4000-8000-000000000001")),
     "guest_config": (7, wire.GuestConfig("10.200.7.5", 16, PRIVATE, KEY_B, 51820, (PEER,))),
     "guest_config_dns": (

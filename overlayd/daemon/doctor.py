@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from overlayd import keys
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.presence import lives
 from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
@@ -21,7 +22,7 @@ from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
-from overlayd.linux import capability, forwarding, neighbours, netns
+from overlayd.linux import capability, forwarding, neighbours
 from overlayd.model import drift, wireguard_go
 from overlayd.model.crowding import crowded
 from overlayd.model.findings import Finding, ordered
@@ -156,10 +157,10 @@ class Doctor:
     def _dead(self) -> list[Finding]:
         found = []
         for attachment in self._node.state.table(Attachment).values():
-            if attachment.netns is None:
+            if attachment.namespace is None:
                 continue
             try:
-                if any(map(netns.is_alive, attachment.processes)):
+                if lives(attachment):
                     continue
                 problem = f"has ended, and still holds {attachment.address}"
             except MechanismError as error:

@@ -194,7 +194,8 @@ async def _serve(
         await enter(host.running(tasks.keep_up))
         surroundings = Surroundings(node)
         await enter(surroundings.running())
-        sentinel = Sentinel(node, monitor, host.look, surroundings)
+        deaths = await enter(DeathWatch(partial(reclaim, node), tasks.spawn).running(node))
+        sentinel = Sentinel(node, monitor, host.look, surroundings, deaths.lost)
         await enter(sentinel.running(tasks.keep_up))
         conflicts = Conflicts(node, sentinel.suspect)
         await enter(conflicts.running())
@@ -211,7 +212,6 @@ async def _serve(
             at_node_address=config.dns_node_address,
         )
         await enter(nameserver.running())
-        await enter(DeathWatch(partial(reclaim, node), tasks.spawn).running(node))
         await enter(Expiry(node, tasks.spawn).running())
         cluster = _in_cluster(config, node, nat, boot, stopping.set)
         status = StatusView(node, health, _about(node), cluster.status if cluster is not None else None)

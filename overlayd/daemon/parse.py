@@ -42,6 +42,13 @@ def networks(text: str, field: str, most: int) -> tuple[Network, ...]:
     return tuple(network(part, field) for part in text.split(",") if part.strip())
 
 
+def mac(text: str, field: str) -> bytes:
+    """The MAC of an interface: six bytes in hexadecimal, with colons or hyphens."""
+    if re.fullmatch("[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}", text) is None:
+        raise InvalidValue(f"request.{field}: {quoted(text)} is not a MAC like 02:00:00:00:00:01")
+    return bytes.fromhex(text.replace(":", "").replace("-", ""))
+
+
 def key(text: str, field: str) -> bytes:
     """A WireGuard key: 32 bytes in base64."""
     try:

@@ -24,7 +24,6 @@ from overlayd.inspect.ping import is_refused, ping
 from overlayd.model import ends, rows
 from overlayd.model.ends import End, Hop, Known, Member, Peer
 from overlayd.model.layout import mac
-from overlayd.model.names import veth_name
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.path import Device, DevicePeer, Link, Namespace, Seen, Way, explain
 from overlayd.model.subnets import first_usable
@@ -82,15 +81,15 @@ def known_of_journal(directory: Path) -> Known | None:
 
 
 def _member(row: rows.Attachment) -> Member:
-    own = row.netns is not None
+    own = row.namespace is not None
     return Member(
         row.handle,
         row.service,
         row.address,
         row.global_address,
         row.isolation_network,
-        veth_name(row.pid, "s") if own else "",
-        mac(row.address).hex(":") if own else "",
+        row.host_end() if own else "",
+        (row.mac or mac(row.address)).hex(":") if own else "",
     )
 
 

@@ -8,6 +8,7 @@ with what the kernel refused.
 
 import errno
 import socket
+from collections.abc import Iterable
 from ipaddress import ip_interface
 
 from overlayd.linux import forwarding, sysctl
@@ -18,12 +19,14 @@ from overlayd.linux.link import (
     change_addresses,
     find_link,
     ignore_routers,
+    is_wide,
     link_index,
     rename,
+    route_request,
 )
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Route, device_alias
-from overlayd.proto.netlink import text, u32
+from overlayd.model.objects import GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Interface, Route, device_alias
+from overlayd.proto.netlink import NLM_F_CREATE, text, u32
 
 
 def configure(device: Device) -> None:
@@ -47,7 +50,20 @@ def redress(have: Device, want: Device) -> None:
         rename(have.name, want.name)
     with Netlink() as netlink:
         index = _mark(netlink, want)
-        change_addresses(netlink, index, want.addresses, have.addresses - want.addresses)
+        outdated = have.addresses - want.addresses
+        _keep_ways(netlink, index, outdated, want)
+        # Of IPv6 the kernel has an address once, with one prefix: it goes before it comes with another.
+        own = {address.ip for address in want.addresses if address.version == 6}
+        change_addresses(netlink, index, (), [address for address in outdated if address.ip in own])
+        change_addresses(netlink, index, want.addresses, outdated)
+
+
+def _keep_ways(netlink: Netlink, index: int, outdated: Iterable[Interface], want: Device) -> None:
+    """Where an address loses its prefix, a route of ours to that network comes before the kernel's goes."""
+    flags = NLM_F_CREATE  # beside the kernel's, which neither EXCL nor REPLACE would leave
+    narrowed = [each for each in outdated if is_wide(each) and ip_interface(each.ip) in want.addresses]
+    requests = [route_request(index, each.network, source=each.ip, flags=flags) for each in narrowed]
+    netlink.transact([request._replace(tolerated=(errno.EEXIST,)) for request in requests])
 
 
 def create_route(route: Route) -> None:
@@ -55,7 +71,7 @@ def create_route(route: Route) -> None:
     host has a route there that is not ours.
     """
     with Netlink() as netlink:
-        routes.add(netlink, link_index(route.device), route.destination)
+        routes.add(netlink, link_index(route.device), route.destination, route.source)
 
 
 def change_route(_have: Route, want: Route) -> None:

@@ -134,11 +134,18 @@ def address_request(index: int, interface: Interface, scope: int = rt.RT_SCOPE_U
     return Request("add address", str(interface), rt.RTM_NEWADDR, flags, rt.address_body(index, interface, scope))
 
 
-def route_request(index: int, destination: Network, gateway: Address | None = None, *, flags: int) -> Request:
+def route_request(
+    index: int,
+    destination: Network,
+    gateway: Address | None = None,
+    *,
+    source: Address | None = None,
+    flags: int,
+) -> Request:
     """Add one route of ours through the link.  flags: NLM_F_EXCL to refuse, or NLM_F_REPLACE to replace, what leads to
     the same destination; with NLM_F_CREATE.
     """
-    body = rt.route_body(index, destination, ROUTE_PROTOCOL, gateway)
+    body = rt.route_body(index, destination, ROUTE_PROTOCOL, gateway, source)
     return Request("add route", str(destination), rt.RTM_NEWROUTE, flags, body)
 
 

@@ -1,26 +1,35 @@
 """Network namespaces: which one a process lives in, whether it still does, and a netlink socket inside it.
 
-Owns: /proc/PID/stat and /proc/PID/ns/net, setns(2) and the way back.  Must not know: what is configured inside.
+Owns: /proc/PID/stat and /proc/PID/ns/net, the files of namespaces, setns(2) and the way back.  Must not know: what is
+configured inside.
 
 A namespace is identified by its inode and by a process, itself identified by pid and start time, so that a reused pid
-is never taken for the old process.  Sources: proc(5), namespaces(7), setns(2), pidfd_open(2).
+is never taken for the old process; or by its file, of which the cookie tells that an inode is not a later one.  Of
+such a one we keep no descriptor, which would keep it alive: its file is opened anew, where that is in sight, or whoever
+has it lends a descriptor for as long as it is needed.  Sources: proc(5), namespaces(7), setns(2), pidfd_open(2),
+ioctl_ns(2), linux/nsfs.h.
 """
 
 import ctypes
 import errno
+import fcntl
 import logging
 import os
+import socket
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import Netns
+from overlayd.model.objects import Netns, NetnsPath
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
+_NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _INIT = 1  # the pid of init, which is no container and not always to be looked at
 _OWN = "/proc/thread-self/ns/net"  # not /proc/self: threads may be in different namespaces
 
@@ -29,6 +38,9 @@ _STAT = 4096  # bytes, more than /proc/PID/stat has
 _log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+_lent: dict[int, list[int]] = {}  # descriptors, by the identity of the namespace that they are of
+_lending = Lock()
 
 
 def identify(pid: int) -> Netns:
@@ -45,6 +57,79 @@ def identify(pid: int) -> Netns:
     if _started(pid) != started:
         raise _gone(pid, "exited meanwhile")
     return Netns(pid, started, inode)
+
+
+def open_file(path: str) -> int:
+    """A descriptor of a namespace's file, which the caller closes.  MechanismError: it cannot be opened."""
+    try:
+        # Whoever names a pipe does not make us wait for who writes into it.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise MechanismError("open network namespace", path, error.errno or 0) from error
+
+
+def identify_file(descriptor: int, path: str) -> NetnsPath:
+    """The namespace that a descriptor is of.  path: what it is to be known by.
+
+    MechanismError with errno EINVAL: it is of something else, or of the namespace that the calling thread is in.
+    """
+    try:
+        kind = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != _CLONE_NEWNET:
+        raise MechanismError("identify", path, errno.EINVAL, "it is no network namespace")
+    found = os.fstat(descriptor)
+    if found.st_ino == own_inode():
+        raise MechanismError("identify", path, errno.EINVAL, "it is the host's own network namespace")
+    return NetnsPath(path, found.st_dev, found.st_ino, _cookie(descriptor))
+
+
+def _cookie(descriptor: int) -> int:
+    """SO_NETNS_COOKIE of a namespace; 0 before Linux 5.14."""
+    with entered(descriptor), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+        except OSError:
+            return 0
+
+
+@contextmanager
+def lent(namespace: NetnsPath, descriptor: int) -> Iterator[None]:
+    """Inside the `with` that namespace is entered by this descriptor, whether its file is in sight or not."""
+    key = namespace.identity
+    with _lending:
+        _lent.setdefault(key, []).append(descriptor)
+    try:
+        yield
+    finally:
+        with _lending:
+            _lent[key].remove(descriptor)
+            if not _lent[key]:
+                del _lent[key]
+
+
+def leads_to(namespace: NetnsPath) -> bool:
+    """Whether that very namespace is in sight, by its file or a descriptor that somebody lends."""
+    try:
+        os.close(_open_file_of(namespace))
+    except MechanismError:
+        return False
+    return True
+
+
+def _open_file_of(namespace: NetnsPath) -> int:
+    with _lending:
+        if descriptors := _lent.get(namespace.identity):
+            return os.dup(descriptors[-1])
+    descriptor = open_file(namespace.path)
+    try:
+        if identify_file(descriptor, namespace.path) == namespace:
+            return descriptor
+        raise MechanismError("open network namespace", namespace.path, errno.ESRCH, "another one is there now")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def process_of(pid: int) -> int:
@@ -68,13 +153,15 @@ def process_of(pid: int) -> int:
     return pid
 
 
-def open_namespace(netns: Netns) -> int:
+def open_namespace(netns: Netns | NetnsPath) -> int:
     """A descriptor of the namespace, which the caller closes; it keeps the namespace alive.
 
     Raises MechanismError with errno ESRCH when that very process is gone or has left that namespace, EACCES or EPERM
     when we may not enter it, EINVAL when it is the namespace that the calling thread is in: a container never shares
-    it.
+    it.  Of a file: with ESRCH when it leads to another namespace, ENOENT or others when it is not in sight.
     """
+    if isinstance(netns, NetnsPath):
+        return _open_file_of(netns)
     try:
         descriptor = os.open(f"/proc/{netns.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -136,9 +223,11 @@ def inhabited(ids: Collection[int]) -> frozenset[int]:
     return frozenset(found.intersection(ids))
 
 
-def ensure_running(netns: Netns) -> None:
-    """Raise MechanismError, errno ESRCH, unless that very process still runs; in which namespace is not looked at."""
-    if _started(netns.pid) != netns.started:
+def ensure_running(netns: Netns | NetnsPath) -> None:
+    """Raise MechanismError, errno ESRCH, unless that very process still runs; in which namespace is not looked at.  A
+    namespace by its file needs no process.
+    """
+    if isinstance(netns, Netns) and _started(netns.pid) != netns.started:
         raise _gone(netns.pid, "the pid now belongs to another process")
 
 

@@ -9,38 +9,45 @@ differs, and is repaired or made anew.
 """
 
 import logging
-import os
-import socket
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
-from overlayd.errors import MechanismError
 from overlayd.linux import bridge as bridges
-from overlayd.linux import bridge_options, forwarding, netns, sysctl, veth
+from overlayd.linux import bridge_options, forwarding, sysctl, veth
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, is_wide, read_link
 from overlayd.linux.netlink import Netlink
+from overlayd.linux.view import (
+    NO_NAMESPACE,
+    Hop,
+    View,
+    look_inside,
+    read_addresses,
+    read_forwarding,
+    read_host,
+    read_links,
+    read_routes,
+)
 from overlayd.model.objects import (
-    FENCE_METRIC,
     GLOBAL,
     GROUP_BRIDGE,
     GROUP_DEVICE,
     GROUP_DOOMED,
     GROUP_VETH,
-    ROUTE_PROTOCOL,
     Address,
     Alias,
     Bridge,
     Fence,
     Interface,
     Netns,
-    Network,
+    NetnsPath,
     Proxy,
     Route,
     Veth,
     label_of_alias,
+    label_of_veth,
     scope_of_alias,
 )
 
@@ -49,7 +56,6 @@ _log = logging.getLogger(__name__)
 # Our own: stand for what a broken object does not have.
 _NO_ADDRESS = IPv4Interface("0.0.0.0/0")
 _NO_GATEWAY = IPv4Address("0.0.0.0")
-_NO_NAMESPACE = Netns(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ class NamedBridge:
 Observed = Bridge | Veth | Route | Fence | Proxy | Alias | DeviceLink
 
 
-def observe(veths: Iterable[Veth], others: Mapping[str, Netns] | None = None) -> dict[Hashable, Observed]:
+def observe(veths: Iterable[Veth], others: Mapping[str, Netns | NetnsPath] | None = None) -> dict[Hashable, Observed]:
     """Everything with our mark in the namespace of the calling thread, by key.
 
     veths: those that should be there; one whose inner end is not in its namespace, or was never configured, is
@@ -100,19 +106,22 @@ def observe(veths: Iterable[Veth], others: Mapping[str, Netns] | None = None) ->
     MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
-        host = _read_host(netlink)
+        host = read_host(netlink)
     found = _without_veths(host)
     wanted = {each.name: each for each in veths}
-    by_namespace: defaultdict[Netns, list[rt.Link]] = defaultdict(list)
+    by_namespace: defaultdict[Netns | NetnsPath, list[rt.Link]] = defaultdict(list)
     for link in host.links.values():
         if link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED):
-            expected = wanted[link.name].netns if link.name in wanted else (others or {}).get(link.name, _NO_NAMESPACE)
+            expected = wanted[link.name].netns if link.name in wanted else (others or {}).get(link.name, NO_NAMESPACE)
             by_namespace[expected].append(link)
     for namespace, links in by_namespace.items():
-        inside = _look_inside(namespace)
+        inside = look_inside(namespace)
         for link in links:
-            seen = _veth(link, namespace, host, inside)
             want = wanted.get(link.name)
+            if want is not None and inside is None and isinstance(namespace, NetnsPath):
+                found.append(_outer_end(link, want, host))  # as it lives, but is out of sight, it is believed
+                continue
+            seen = _veth(link, namespace, host, inside)
             found.append(seen if want is None or inside is None else _as_left(seen, want, link, host, inside))
     return {thing.key: thing for thing in found}
 
@@ -122,7 +131,7 @@ def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
     to be as wanted.  What a container does to its own end is its own affair.
     """
     with Netlink() as netlink:
-        host = _read_host(netlink)
+        host = read_host(netlink)
     found = _without_veths(host)
     wanted = {each.name: each for each in veths}
     for link in host.links.values():
@@ -130,14 +139,14 @@ def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
             if link.name in wanted:
                 found.append(_outer_end(link, wanted[link.name], host))
             elif link.group in (GROUP_VETH, GROUP_DOOMED):
-                found.append(_veth(link, _NO_NAMESPACE, host, None))
+                found.append(_veth(link, NO_NAMESPACE, host, None))
     return {thing.key: thing for thing in found}
 
 
 def all_links() -> list[rt.Link]:
     """Every link of the namespace, whoever made it."""
     with Netlink() as netlink:
-        return list(_read_links(netlink).values())
+        return list(read_links(netlink).values())
 
 
 def observe_bridge(name: str) -> Bridge | None:
@@ -149,33 +158,33 @@ def observe_bridge(name: str) -> Bridge | None:
         service = None if link is None else _scope(link, "bridge")
         if link is None or service is None or link.group != GROUP_BRIDGE:
             return None
-        addresses, _ = _read_addresses(netlink, link.ifindex)
+        addresses, _ = read_addresses(netlink, link.ifindex)
         return _bridge(link, service, addresses[link.ifindex], None)
 
 
-def observe_veth(name: str, namespace: Netns) -> Veth | None:
+def observe_veth(name: str, namespace: Netns | NetnsPath) -> Veth | None:
     """The veth with that host end, its inner end looked for in `namespace`; None when there is no host end of ours."""
     with Netlink() as netlink:
         link = find_link(netlink, name)
         if link is None or not veth.is_ours(link):
             return None
         links = {link.ifindex: link}
-        routes: set[_Route] = set()
+        routes: set[Hop] = set()
         forwarding_entries: frozenset[tuple[int, bytes]] = frozenset()
         if link.master:
             links[link.master] = read_link(netlink, link.master)
-            forwarding_entries = _read_forwarding(netlink)
+            forwarding_entries = read_forwarding(netlink)
         else:
-            routes = _read_routes(netlink)
-        addresses, near = _read_addresses(netlink, link.master or link.ifindex)
-    host = _View(links, addresses, routes, near, forwarding=forwarding_entries)
-    return _veth(link, namespace, host, _look_inside(namespace))
+            routes, _ = read_routes(netlink)
+        addresses, near = read_addresses(netlink, link.master or link.ifindex)
+    host = View(links, addresses, routes, near=near, forwarding=forwarding_entries)
+    return _veth(link, namespace, host, look_inside(namespace))
 
 
 def bridges_named(prefix: str, suffix: str) -> list[NamedBridge]:
     """All bridges one of whose names starts with `prefix` and ends with `suffix`, ours or not."""
     with Netlink() as netlink:
-        links = _read_links(netlink)
+        links = read_links(netlink)
     ports: defaultdict[int, list[rt.Link]] = defaultdict(list)
     with_carrier = set()
     for link in links.values():
@@ -198,30 +207,7 @@ def bridges_named(prefix: str, suffix: str) -> list[NamedBridge]:
     ]
 
 
-_Addresses = defaultdict[int, list[Interface]]  # by link index, IPv6 link-local ones left out
-_Route = tuple[int, Network, Address | None]  # link index, destination, gateway
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What one namespace shows: links by index, addresses, and the routes and neighbour proxies of our protocol.
-
-    near: addresses of link scope.  connected: the routes that the kernel made of addresses, by link index and network.
-    fences: where our unreachable routes are.  forwarding: static entries of the bridges' forwarding databases, by port
-    and MAC.
-    """
-
-    links: dict[int, rt.Link]
-    addresses: _Addresses
-    routes: set[_Route]
-    near: frozenset[tuple[int, Address]] = frozenset()  # link index, address
-    proxies: frozenset[tuple[int, Address]] = frozenset()  # link index, address
-    connected: frozenset[tuple[int, Network]] = frozenset()
-    forwarding: frozenset[tuple[int, bytes]] = frozenset()
-    fences: frozenset[Network] = frozenset()
-
-
-def _without_veths(host: _View) -> list[Observed]:
+def _without_veths(host: View) -> list[Observed]:
     found: list[Observed] = []
     for link in host.links.values():
         addresses = host.addresses[link.ifindex]
@@ -235,96 +221,12 @@ def _without_veths(host: _View) -> list[Observed]:
     return found
 
 
-def _read_host(netlink: Netlink) -> _View:
-    connected = frozenset((index, destination) for index, destination, _ in _read_routes(netlink, rt.RTPROT_KERNEL))
-    return replace(
-        _read(netlink),
-        proxies=_read_proxies(netlink),
-        connected=connected,
-        fences=_read_fences(netlink),
-        forwarding=_read_forwarding(netlink),
-    )
-
-
-def _read(netlink: Netlink) -> _View:
-    links = _read_links(netlink)
-    addresses, near = _read_addresses(netlink)
-    return _View(links, addresses, _read_routes(netlink), near)
-
-
-def _read_links(netlink: Netlink) -> dict[int, rt.Link]:
-    links = map(rt.parse_link, netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()))
-    return {link.ifindex: link for link in links}
-
-
-def _read_addresses(netlink: Netlink, index: int = 0) -> tuple[_Addresses, frozenset[tuple[int, Address]]]:
-    """The addresses of all links, or of one; and those of link scope."""
-    found: _Addresses = defaultdict(list)
-    near = set()
-    for address in map(rt.parse_address, netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter(index))):
-        if address is not None and address.scope == rt.RT_SCOPE_UNIVERSE:
-            found[address.ifindex].append(address.interface)
-        elif address is not None and address.scope == rt.RT_SCOPE_LINK:
-            near.add((address.ifindex, address.interface.ip))
-    return found, frozenset(near)
-
-
-def _read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL) -> set[_Route]:
-    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol))
-    return {
-        (index, route.destination, route.gateway)
-        for route in map(rt.parse_route, bodies)
-        if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == protocol
-        for index, _flags in route.hops
-    }
-
-
-def _read_fences(netlink: Netlink) -> frozenset[Network]:
-    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL, rt.RTN_UNREACHABLE))
-    return frozenset(
-        route.destination
-        for route in map(rt.parse_route, bodies)
-        if route is not None and route.table == rt.RT_TABLE_MAIN and route.metric == FENCE_METRIC
-    )
-
-
-def _read_forwarding(netlink: Netlink) -> frozenset[tuple[int, bytes]]:
-    bodies = netlink.dump("list forwarding entries", rt.RTM_GETNEIGH, rt.forwarding_filter())
-    return frozenset(entry for entry in map(rt.parse_forwarding, bodies) if entry is not None)
-
-
-def _read_proxies(netlink: Netlink) -> frozenset[tuple[int, Address]]:
-    families = (socket.AF_INET, socket.AF_INET6)
-    bodies = (
-        body for each in families for body in netlink.dump("list proxies", rt.RTM_GETNEIGH, rt.proxy_filter(each))
-    )
-    return frozenset(
-        (index, address) for index, address, protocol in map(rt.parse_proxy, bodies) if protocol == ROUTE_PROTOCOL
-    )
-
-
-def _look_inside(namespace: Netns) -> _View | None:
-    """What the namespace shows, None when it cannot be looked at: its process has exited, or we may not."""
-    if namespace == _NO_NAMESPACE:
-        return None
-    try:
-        descriptor = netns.open_namespace(namespace)
-        try:
-            with netns.socket_in(descriptor) as netlink:
-                return _read(netlink)
-        finally:
-            os.close(descriptor)
-    except MechanismError as error:
-        _log.warning("a container's end of its veth cannot be seen: %s", error)
-        return None
-
-
 def _scope(link: rt.Link, kind: str) -> str | None:
     """The scope in the alias of a bridge or device of ours, None when it has no such alias."""
     return scope_of_alias(link.alias, kind)
 
 
-def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: _View | None) -> Bridge:
+def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: View | None) -> Bridge:
     """host: where its connected routes are looked for, None to believe that they are there."""
     faults = []
     if link.kind != "bridge":
@@ -341,9 +243,12 @@ def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: _View
     return Bridge(service, link.name, address, link.mtu, ", ".join(faults))
 
 
-def _device(link: rt.Link, scope: str, addresses: list[Interface], host: _View) -> Iterable[DeviceLink | Alias]:
-    """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix."""
-    aliases = {address for address in addresses if scope == GLOBAL and not is_wide(address)}
+def _device(link: rt.Link, scope: str, addresses: list[Interface], host: View) -> Iterable[DeviceLink | Alias]:
+    """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix, or is
+    the source of a route through it.
+    """
+    own = {source for (index, _), source in host.sources.items() if index == link.ifindex}
+    aliases = {each for each in addresses if scope == GLOBAL and not is_wide(each) and each.ip not in own}
     faults = [*_down(link), *_lost_routes(link, addresses, host), *_parameter(link), *_heeds_routers(link)]
     label = label_of_alias(link.alias)
     yield DeviceLink(scope, link.name, link.mtu, frozenset(addresses) - aliases, ", ".join(faults), label)
@@ -375,7 +280,7 @@ def _heeds_routers(link: rt.Link) -> list[str]:
     return ["it takes router advertisements or redirects"] if heeds else []
 
 
-def _lost_routes(link: rt.Link, addresses: Iterable[Interface], host: _View | None) -> list[str]:
+def _lost_routes(link: rt.Link, addresses: Iterable[Interface], host: View | None) -> list[str]:
     """The networks of the addresses whose routes, which came with the addresses, are no longer there."""
     if host is None:
         return []
@@ -383,15 +288,15 @@ def _lost_routes(link: rt.Link, addresses: Iterable[Interface], host: _View | No
     return [f"its route to {network} is gone" for network in wide if (link.ifindex, network) not in host.connected]
 
 
-def _routes(host: _View) -> Iterable[Route]:
+def _routes(host: View) -> Iterable[Route]:
     for index, destination, _gateway in host.routes:
         link = host.links.get(index)
         scope = None if link is None or link.group != GROUP_DEVICE else _scope(link, "device")
         if link is not None and scope is not None:
-            yield Route(scope, link.name, destination)
+            yield Route(scope, link.name, destination, host.sources.get((index, destination)))
 
 
-def _proxies(host: _View) -> Iterable[Proxy]:
+def _proxies(host: View) -> Iterable[Proxy]:
     for index, address in host.proxies:
         link = host.links.get(index)
         service = None if link is None or link.group != GROUP_BRIDGE else _scope(link, "bridge")
@@ -399,7 +304,7 @@ def _proxies(host: _View) -> Iterable[Proxy]:
             yield Proxy(service, link.name, address)
 
 
-def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
+def _outer_end(link: rt.Link, want: Veth, host: View) -> Veth:
     bridge = host.links.get(link.master)
     service = None if bridge is None else _scope(bridge, "bridge")
     faults = [*_down(link), *_other_group(link), *_other_mac(link, veth.host_mac(want.mac))]
@@ -415,21 +320,22 @@ def _outer_end(link: rt.Link, want: Veth, host: _View) -> Veth:
         bridge=None if bridge is None else bridge.name,
         mtu=link.mtu,
         fault=", ".join(faults),
+        label=label_of_veth(link.alias),
     )
 
 
-def _lost_host_route(link: rt.Link, address: Interface, host: _View) -> list[str]:
+def _lost_host_route(link: rt.Link, address: Interface, host: View) -> list[str]:
     there = (link.ifindex, ip_network(address.ip), None) in host.routes
     return [] if there else [f"the route to {address.ip} is gone"]
 
 
-def _lost_address(link: rt.Link, gateway: Address, host: _View) -> list[str]:
+def _lost_address(link: rt.Link, gateway: Address, host: View) -> list[str]:
     """Without it a host end on no bridge passes no reverse path filter."""
     there = gateway.version == 6 or (link.ifindex, gateway) in host.near
     return [] if there else [f"its own address {gateway} is gone"]
 
 
-def _port(link: rt.Link, mac: bytes, bridge: rt.Link, host: _View) -> list[str]:
+def _port(link: rt.Link, mac: bytes, bridge: rt.Link, host: View) -> list[str]:
     """A locked port passes no frame from a MAC that its bridge has not been told of."""
     if _scope(bridge, "bridge") is None:
         return [f"it is on {bridge.name}, which is no bridge of ours"]
@@ -438,7 +344,7 @@ def _port(link: rt.Link, mac: bytes, bridge: rt.Link, host: _View) -> list[str]:
     return [*bridge_options.port_faults(link), *untold]
 
 
-def _as_left(seen: Veth, want: Veth, link: rt.Link, host: _View, inside: _View) -> Veth:
+def _as_left(seen: Veth, want: Veth, link: rt.Link, host: View, inside: View) -> Veth:
     """A veth whose container may have made of its end what it likes."""
     inner = inside.links.get(link.peer)
     if not seen.mac or inner is None or veth.is_blank(inner, inside.addresses[inner.ifindex]):
@@ -449,7 +355,7 @@ def _as_left(seen: Veth, want: Veth, link: rt.Link, host: _View, inside: _View) 
     return replace(outer, routes=seen.routes, gateway=seen.gateway)
 
 
-def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) -> Veth:
+def _veth(link: rt.Link, namespace: Netns | NetnsPath, host: View, inside: View | None) -> Veth:
     bridge = host.links.get(link.master)
     name = None if bridge is None else bridge.name
     service = None if bridge is None else _scope(bridge, "bridge")
@@ -457,7 +363,18 @@ def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) ->
     if inside is None or inner is None or inner.peer != link.ifindex:
         fault = "its other end is not in the container" if inside is not None else "its other end cannot be seen"
         return Veth(
-            link.name, namespace, "", service, name, _NO_ADDRESS, _NO_GATEWAY, frozenset(), b"", link.mtu, fault
+            name=link.name,
+            netns=namespace,
+            interface="",
+            service=service,
+            bridge=name,
+            address=_NO_ADDRESS,
+            gateway=_NO_GATEWAY,
+            routes=frozenset(),
+            mac=b"",
+            mtu=link.mtu,
+            fault=fault,
+            label=label_of_veth(link.alias),
         )
 
     addresses = inside.addresses[inner.ifindex]
@@ -497,4 +414,5 @@ def _veth(link: rt.Link, namespace: Netns, host: _View, inside: _View | None) ->
         mac=inner.mac,
         mtu=inner.mtu,
         fault=", ".join(faults),
+        label=label_of_veth(link.alias),
     )

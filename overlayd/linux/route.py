@@ -16,20 +16,23 @@ from overlayd.model.objects import ROUTE_PROTOCOL, Address, Network
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
 
 
-def add(netlink: Netlink, index: int, destination: Network) -> None:
-    """Lead a destination through the link of that index.  One of ours to the same destination is replaced.
+def add(netlink: Netlink, index: int, destination: Network, source: Address | None = None) -> None:
+    """Lead a destination through the link of that index.  One of ours to the same destination is replaced.  source:
+    that the host sends from by it.
 
     Raises MechanismError with errno EEXIST, and the route in the detail, when the host has a route to exactly this
     destination that is not ours: it stays, whatever its metric.  Costs one look-up.
     """
-    present = matching(netlink, destination.network_address)
+    # Of IPv6 the first address is one that routers share (RFC 4291 section 2.6.1), and may be an address of ours.
+    first, last = destination.network_address, destination.broadcast_address
+    present = matching(netlink, first if destination.version == 4 else last)
     exact = present is not None and present.destination == destination and present.table == rt.RT_TABLE_MAIN
     if present is not None and exact and present.protocol != ROUTE_PROTOCOL:
         raise _taken(destination, describe(present))
     # Ours is replaced without a moment in which there is none.
     flags = NLM_F_CREATE | (NLM_F_REPLACE if exact else NLM_F_EXCL)
     try:
-        netlink.transact([route_request(index, destination, flags=flags)])
+        netlink.transact([route_request(index, destination, source=source, flags=flags)])
     except MechanismError as error:
         if error.errno != errno.EEXIST:
             raise

@@ -222,9 +222,11 @@ def link_filter() -> bytes:
     return link_body(u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))
 
 
-def route_body(index: int, destination: Network, protocol: int, gateway: Address | None = None) -> bytes:
+def route_body(
+    index: int, destination: Network, protocol: int, gateway: Address | None = None, source: Address | None = None
+) -> bytes:
     """Body of an RTM_*ROUTE message for a unicast route in the main table: through `gateway`, else on-link.  index: of
-    the link, 0 = any.
+    the link, 0 = any.  source: that the kernel prefers, None for what it chooses.
     """
     scope = RT_SCOPE_LINK if gateway is None and destination.version == 4 else RT_SCOPE_UNIVERSE
     body = _ROUTE.pack(family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0)
@@ -234,6 +236,8 @@ def route_body(index: int, destination: Network, protocol: int, gateway: Address
         body += attribute(RTA_DST, destination.network_address.packed)
     if gateway is not None:
         body += attribute(RTA_GATEWAY, gateway.packed)
+    if source is not None:
+        body += attribute(RTA_PREFSRC, source.packed)
     return body
 
 
@@ -386,6 +390,13 @@ def parse_port(body: memoryview) -> Link:
 def namespace_id_body(descriptor: int) -> bytes:
     """The body of an RTM_GETNSID message that asks for the id which the namespace of `descriptor` has in ours."""
     return bytes(_RTGENMSG) + u32(NETNSA_FD, descriptor)
+
+
+def known_namespace_body(number: int) -> bytes:
+    """The body of an RTM_GETNSID message that asks whether a namespace with that id in ours is still there: errno
+    ENOENT once nobody holds it, before its links are gone.
+    """
+    return bytes(_RTGENMSG) + u32(NETNSA_NSID, number)
 
 
 def parse_namespace_id(body: memoryview) -> int:

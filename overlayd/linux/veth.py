@@ -10,7 +10,6 @@ grace period; the rest is one message on the host and one batch inside.
 import errno
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_interface, ip_network
@@ -36,21 +35,29 @@ from overlayd.linux.link import (
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.linux.script import Script, run
 from overlayd.linux.syscalls import LATER
-from overlayd.model.objects import ALIAS, GROUP_DOOMED, GROUP_VETH, ROUTE_PROTOCOL, Address, Netns, Network, Veth
+from overlayd.model.names import is_host_end, pid_of
+from overlayd.model.objects import (
+    GROUP_DOOMED,
+    GROUP_VETH,
+    ROUTE_PROTOCOL,
+    Address,
+    Netns,
+    NetnsPath,
+    Network,
+    Veth,
+    label_of_veth,
+    veth_alias,
+)
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
 
 _log = logging.getLogger(__name__)
 
-# Our own.  A name that only our host ends have (the naming rule of the overlay).
-_OUR_NAME = re.compile(r"veth-(\d+)-[sg]")
-# Our own: the alias of a host end whose container has routes of its own set aside.
-_SET_ASIDE = f"{ALIAS} veth: the container's own routes are set aside"
 # net/bridge/br_private.h, BR_MAX_PORTS: port numbers have ten bits, and 0 is none.
 MOST_PORTS = 1023
 # A container needs no parallel queues, and each costs time to make: without this the kernel makes one for every CPU.
 _ONE_QUEUE = u32(rt.IFLA_NUM_TX_QUEUES, 1) + u32(rt.IFLA_NUM_RX_QUEUES, 1)
 
-_NOWHERE: Mapping[str, Netns] = MappingProxyType({})
+_NOWHERE: Mapping[str, Netns | NetnsPath] = MappingProxyType({})
 
 _PORT_SETTINGS = bridge_options.port_settings()
 
@@ -84,6 +91,10 @@ def create_all(veths: Sequence[Veth]) -> list[Exception | None]:
             except Exception as error:
                 outcomes.append(error)
     return outcomes
+
+
+class Taken(MechanismError):
+    """The namespace has an interface of the wanted name already, which is not ours to replace."""
 
 
 class _Birth(NamedTuple):
@@ -160,10 +171,13 @@ def change(have: Veth, want: Veth) -> None:
         delete([have.name], {have.name: have.netns})
         create(want)
         return
-    descriptor = netns.open_namespace(want.netns)
-    try:
+    with ExitStack() as opened:
+        descriptor = _open_to_change(have, want, opened)
         with Netlink() as host:
-            body = rt.link_body(text(rt.IFLA_IFNAME, want.name), *_outer_settings(want), up=True, ethernet=True)
+            settings = _outer_settings(want)
+            if have.label != want.label:  # whether routes are set aside is not known: who gives them back will see
+                settings.append(text(rt.IFLA_IFALIAS, veth_alias(want.label, aside=True)))
+            body = rt.link_body(text(rt.IFLA_IFNAME, want.name), *settings, up=True, ethernet=True)
             if want.bridge is None:
                 body += u32(rt.IFLA_MASTER, 0)
             script = Script()
@@ -174,15 +188,39 @@ def change(have: Veth, want: Veth) -> None:
             link = find_link(host, want.name)
             if link is None:
                 raise MechanismError("configure veth", want.name, errno.ENODEV)
-            up = _change_inner(host, have, want, descriptor, link.peer)
+            up = descriptor < 0 or _change_inner(host, have, want, descriptor, link.peer)
             if want.bridge is not None:
                 host.transact([_forward_request(want.name)])
             _configure_outer(host, want, ready=up)
-    finally:
-        os.close(descriptor)
 
 
-def delete(names: Iterable[str], namespaces: Mapping[str, Netns] = _NOWHERE) -> None:
+def _open_to_change(have: Veth, want: Veth, opened: ExitStack) -> int:
+    """A descriptor of the container's namespace; -1 when that is out of sight, and nothing is to be changed there."""
+    try:
+        descriptor = netns.open_namespace(want.netns)
+    except MechanismError:
+        inside = [(each.address, each.gateway, each.routes, each.mtu) for each in (have, want)]
+        if isinstance(want.netns, Netns) or inside[0] != inside[1]:
+            raise
+        return -1
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+def exists(name: str) -> bool:
+    """Whether there is a veth of that name, with its other end in a namespace that somebody still holds.
+
+    One that nobody holds any more goes with all its links some time later.
+    """
+    with Netlink() as netlink:
+        link = find_link(netlink, name)
+        if link is None or link.kind != "veth" or link.peer_namespace == rt.NO_NAMESPACE_ID:
+            return False
+        body = rt.known_namespace_body(link.peer_namespace)
+        return bool(netlink.transact([Request("look up namespace of", name, rt.RTM_GETNSID, 0, body, (errno.ENOENT,))]))
+
+
+def delete(names: Iterable[str], namespaces: Mapping[str, Netns | NetnsPath] = _NOWHERE) -> None:
     """Delete the pairs whose host ends have these names; what is absent, or is not ours, is left alone.  A container
     gets its own routes back before.
 
@@ -193,7 +231,7 @@ def delete(names: Iterable[str], namespaces: Mapping[str, Netns] = _NOWHERE) -> 
         found = (find_link(host, name) for name in names)
         ours = [link for link in found if link is not None and is_ours(link)]
         for link in ours:
-            if link.alias == _SET_ASIDE:
+            if link.alias == veth_alias(label_of_veth(link.alias), aside=True):
                 _put_back_routes(link, namespaces.get(link.name))
         if len(ours) == 1:
             host.transact([delete_request(ours[0].name)])
@@ -214,7 +252,7 @@ def host_mac(mac: bytes) -> bytes:
 
 def is_ours(link: rt.Link) -> bool:
     """Whether the link is the host end of a veth of ours, by its group or, had it lost that, by its name."""
-    return is_marked(link) or (link.kind == "veth" and _OUR_NAME.fullmatch(link.name) is not None)
+    return is_marked(link) or (link.kind == "veth" and is_host_end(link.name))
 
 
 def is_marked(link: rt.Link) -> bool:
@@ -259,7 +297,9 @@ def _make_room(host: Netlink, veth: Veth, error: MechanismError) -> None:
         return
     taken = "the host has a link of that name without our mark: delete or rename it"
     if leftover is None:
-        taken = f"the namespace of process {veth.netns.pid} already has an interface {veth.interface}"
+        where = f"the namespace of process {veth.netns.pid}" if isinstance(veth.netns, Netns) else veth.netns.path
+        present = f"{where} already has an interface {veth.interface}"
+        raise Taken("create veth", veth.name, errno.EEXIST, present) from error
     raise MechanismError("create veth", veth.name, errno.EEXIST, taken) from error
 
 
@@ -290,6 +330,8 @@ def _secure(script: Script, veth: Veth) -> None:
         body = rt.forwarding_body(LATER, veth.mac)
         flags = NLM_F_CREATE | NLM_F_REPLACE
         requests.append(Request("add forwarding entry", veth.name, rt.RTM_NEWNEIGH, flags, body))
+    if veth.label:
+        settings.append(text(rt.IFLA_IFALIAS, veth_alias(veth.label, aside=False)))
     body = rt.link_body(*settings, index=LATER)
     # RTM_SETLINK would pass over the options of a port.
     script.transact([*requests, Request("secure veth", veth.name, rt.RTM_NEWLINK, 0, body)])
@@ -323,7 +365,7 @@ def _clear_the_way(host: Netlink, inner: Netlink, veth: Veth) -> None:
     destinations = _destinations(veth)
     found = own_routes.in_the_way(inner, destinations)
     if found or own_routes.are_aside(inner, destinations):
-        body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), text(rt.IFLA_IFALIAS, _SET_ASIDE))
+        body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), text(rt.IFLA_IFALIAS, veth_alias(veth.label, aside=True)))
         host.transact([Request("mark veth", veth.name, rt.RTM_SETLINK, 0, body)])
         fault.point("veth:marked")
         own_routes.set_aside(inner, found)
@@ -371,10 +413,11 @@ def _delete_old_routes(inner: Netlink, index: int, wanted: frozenset[Network]) -
     inner.transact([Request("delete route", str(to), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,)) for to, body in old])
 
 
-def _put_back_routes(link: rt.Link, namespace: Netns | None) -> None:
+def _put_back_routes(link: rt.Link, namespace: Netns | NetnsPath | None) -> None:
     """namespace: where the inner end is; None, or of pid 0, when only the name of the host end tells."""
     try:
-        known = namespace if namespace is not None and namespace.pid else netns.identify(_pid(link.name))
+        told = isinstance(namespace, NetnsPath) or (namespace is not None and namespace.pid)
+        known = namespace if namespace is not None and told else netns.identify(pid_of(link.name))
         descriptor = netns.open_namespace(known)
     except MechanismError as error:
         if error.errno != errno.ESRCH:  # else the namespace has most likely gone with its process
@@ -388,12 +431,6 @@ def _put_back_routes(link: rt.Link, namespace: Netns | None) -> None:
         _log.warning("the container of %s does not get its own routes back: %s", link.name, error)
     finally:
         os.close(descriptor)
-
-
-def _pid(name: str) -> int:
-    """The pid in the name of a host end; 0 when it has none."""
-    match = _OUR_NAME.fullmatch(name)
-    return int(match[1]) if match else 0
 
 
 def _configure_outer(host: Netlink, veth: Veth, *, ready: bool = True) -> None:

@@ -24,6 +24,7 @@ from overlayd.model.objects import (
     DevicePeer,
     Element,
     Fence,
+    Netns,
     Network,
     Object,
     Veth,
@@ -170,7 +171,13 @@ def _attachments(
         service = services.get(veth.service or "")
         leg = veths.get(name.removesuffix("s") + "g")
         address = _address(veth, service.subnet.network_address) if service is not None else None
-        if not pid.isdecimal() or service is None or address is None or address not in service.subnet:
+        if (
+            not isinstance(veth.netns, Netns)
+            or not pid.isdecimal()
+            or service is None
+            or address is None
+            or address not in service.subnet
+        ):
             result.lost.append(f"{name}: its container has ended, or is on no bridge of a service")
             continue
         handle = attachments.container(int(pid))

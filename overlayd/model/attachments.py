@@ -1,29 +1,49 @@
 """Containers and guests: who is attached where, with which addresses.
 
 Owns: Attachment and Isolation rows.  Must not know: veths, namespaces beyond their identity, key generation.
+
+A container is attached by a process of it, once, with all its interfaces; or by its network namespace, as often as it
+shall have interfaces, each under the id of who asked and the interface's name.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from overlayd.errors import NotSetUp, RequestError
-from overlayd.model import ipam, overlay
-from overlayd.model.objects import GLOBAL, Address, Netns
+from overlayd.errors import InvalidValue, NotSetUp, RequestError
+from overlayd.model import ipam, overlay, records
+from overlayd.model.names import LONGEST, namespace_veth_name, require_printable
+from overlayd.model.objects import GLOBAL, Address, Netns, NetnsPath
 from overlayd.model.rows import Attachment, Isolation, Peer, Service
 from overlayd.model.state import Draft, State
+
+LONGEST_ID = 200  # bytes: so that an id and all that belongs to it have room in a link's alias
+
+MAC_LENGTH = 6
+OWN_MACS = b"\x02\x6f"  # what the MACs begin with that follow from addresses
 
 ADOPTED = "adopted"  # what the names begin with that an adoption could not tell
 
 
 @dataclass(frozen=True, slots=True)
 class AttachSpec:
-    """What an attach asks for, beside its handle.  now: Unix seconds."""
+    """What an attach asks for, beside its handle.  now: Unix seconds.
+
+    ip: the address that it shall be, None for any.  mac: of the container's interface, empty for the one that follows
+    from the address.  default_route: its traffic to the outside goes through us.  network: see the row.  names: that
+    shall stand for the address, until it is given back.
+    """
 
     service: str
     join_global: bool = False
+    ip: Address | None = None
+    mac: bytes = b""
+    default_route: bool = True
+    network: str = ""
+    names: tuple[str, ...] = ()
     ephemeral: bool = False
     isolation_network: str = ""
     dns_server: Address | None = None
@@ -31,8 +51,20 @@ class AttachSpec:
     now: int = 0
 
 
+class Place(NamedTuple):
+    """An interface of a network namespace.  id: of the container, as whoever attaches it calls it."""
+
+    id: str
+    interface: str
+    file: NetnsPath
+
+
 def container(pid: int) -> str:
     return f"pid:{pid}"
+
+
+def namespace(id: str, interface: str) -> str:
+    return f"netns:{id}/{interface}"
 
 
 def guest(id: str) -> str:
@@ -70,13 +102,51 @@ def attach_container(
     return _attach(draft, service, spec, container(netns.pid), netns=netns, boot_id=boot_id)
 
 
+def attach_namespace(
+    draft: Draft, spec: AttachSpec, place: Place, boot_id: str, lives: Callable[[Attachment], bool]
+) -> Attachment:
+    """Attach an interface of a namespace to a service.  The same again is what is there; what was attached in another
+    namespace under the same id, which must be dead, is given up before.  lives: whether an attachment's interface is
+    there.
+    """
+    id, interface, file = place
+    handle = namespace(id, interface)
+    service = service_of(draft, spec.service)
+    present = draft.get(Attachment, handle)
+    if present is not None and lives(present):
+        if present.file is None or present.file.identity not in (0, file.identity):
+            raise RequestError(
+                f"{handle} is attached with {present.address}, in another network namespace that still lives: detach "
+                "that one first"
+            )
+        found = replace(_again(draft, present, spec), file=file)  # it may be in sight by another path now
+        draft.put(found)
+        return found
+    if present is not None:
+        detach(draft, present)
+    link = namespace_veth_name(id, interface, "s")
+    other = draft.state.of_link(link)
+    if other is not None and other.handle != handle:
+        raise RequestError(f"{handle}: its link would be {link}, which is that of {other.handle}: use another id")
+    return _attach(draft, service, spec, handle, file=file, interface=interface, boot_id=boot_id)
+
+
+def require_interface(name: str) -> None:
+    """InvalidValue when Linux takes no interface of that name (dev_valid_name() in net/core/dev.c), or we cannot."""
+    require_printable(name, "handle.ifname", LONGEST)
+    if not name or name in (".", "..") or any(each in "/:%" or each.isspace() for each in name):
+        raise InvalidValue(f"request.handle.ifname: {name!a} is no name for an interface")
+    if name == "lo":
+        raise InvalidValue("request.handle.ifname: lo is the loopback interface of every namespace")
+
+
 def attach_host(draft: Draft, spec: AttachSpec, id: str) -> Attachment:
     """A container that shares the host's network: an address of the node's pool."""
     overlay.require(draft)
     present = draft.get(Attachment, host(id))
     if present is not None:
         return _again(draft, present, spec)
-    address = ipam.allocate(draft, GLOBAL, host(id))
+    address = _address(draft, spec, GLOBAL, host(id))
     return _put(draft, spec, Attachment(handle=host(id), service=spec.service, address=address))
 
 
@@ -90,7 +160,7 @@ def attach_guest(draft: Draft, spec: AttachSpec, id: str, private_key: bytes, pu
         attachment = _again(draft, present, spec)
     else:
         pool = spec.service if draft.state.pools(spec.service) else GLOBAL
-        address = ipam.allocate(draft, pool, guest(id))
+        address = _address(draft, spec, pool, guest(id))
         attachment = Attachment(
             handle=guest(id), service=spec.service, address=address, private_key=private_key, public_key=public_key
         )
@@ -183,8 +253,9 @@ def _again(draft: Draft, present: Attachment, spec: AttachSpec) -> Attachment:
             f"already attached to service {present.service} with {present.address}: "
             f"detach it before attaching to {spec.service}"
         )
-    if (present.global_address is not None) != spec.join_global and present.netns is not None:
-        now = "with" if present.global_address is not None else "without"
+    joined = present.joined or present.global_address is not None
+    if joined != spec.join_global and present.namespace is not None:
+        now = "with" if joined else "without"
         raise RequestError(
             f"already attached to service {present.service} {now} join_global: detach it first to change that"
         )
@@ -193,21 +264,65 @@ def _again(draft: Draft, present: Attachment, spec: AttachSpec) -> Attachment:
     if present.isolation_network != spec.isolation_network:
         now = present.isolation_network or "none"
         raise RequestError(f"already attached with isolation network {now}: detach it first to change that")
+    for field, asked, has in (("ip", spec.ip, present.address), ("mac", spec.mac, present.mac)):
+        if asked and asked != has:
+            raise RequestError(f"already attached with {present.address}: detach it first to give it another {field}")
+    if present.namespace is not None and present.default_route != spec.default_route:
+        now = "with" if present.default_route else "without"
+        raise RequestError(f"already attached {now} a default route: detach it first to change that")
     return present
 
 
-def _attach(draft: Draft, service: Service, spec: AttachSpec, handle: str, *, netns: Netns, boot_id: str) -> Attachment:
-    address = ipam.allocate(draft, service.name, handle)
-    global_address = ipam.allocate(draft, GLOBAL, handle) if spec.join_global else None
+def _attach(
+    draft: Draft,
+    service: Service,
+    spec: AttachSpec,
+    handle: str,
+    *,
+    netns: Netns | None = None,
+    file: NetnsPath | None = None,
+    interface: str = "",
+    boot_id: str,
+) -> Attachment:
+    if spec.mac:
+        _require_mac(draft, service, spec.mac)
+    address = _address(draft, spec, service.name, handle)
+    # An address of the slice is one of the global overlay already.
+    twofold = spec.join_global and draft.state.pool_of(service.name) != GLOBAL
     attachment = Attachment(
         handle=handle,
         service=service.name,
         address=address,
         netns=netns,
+        file=file,
+        interface=interface,
         boot_id=boot_id,
-        global_address=global_address,
+        global_address=ipam.allocate(draft, GLOBAL, handle) if twofold else None,
+        joined=spec.join_global and not twofold,
+        mac=spec.mac,
+        default_route=spec.default_route,
+        network=spec.network,
     )
     return _put(draft, spec, attachment)
+
+
+def _address(draft: Draft, spec: AttachSpec, pool: str, handle: str) -> Address:
+    if spec.ip is None:
+        return ipam.allocate(draft, pool, handle)
+    ipam.claim(draft, pool, spec.ip, handle)
+    return spec.ip
+
+
+def _require_mac(draft: Draft, service: Service, mac: bytes) -> None:
+    """A bridge knows each container by its MAC, and we make others of it (`layout.mac`, `veth.host_mac`)."""
+    text = mac.hex(":")
+    if len(mac) != MAC_LENGTH or mac[0] & 1 or not any(mac):
+        raise InvalidValue(f"request.mac: {text} is not the MAC of one interface, like 02:00:00:00:00:01")
+    if mac[0] == 0xFE or mac[1] == OWN_MACS[1]:
+        raise InvalidValue(f"request.mac: {text} is of those that overlayd gives itself (fe:..., and 6f second)")
+    for other in draft.all(Attachment):
+        if other.service == service.name and other.mac[1:] == mac[1:]:
+            raise InvalidValue(f"request.mac: {text} is too much like that of {other.handle}, {other.mac.hex(':')}")
 
 
 def _name_network(draft: Draft, present: Attachment, name: str) -> Attachment:
@@ -244,4 +359,6 @@ def _put(draft: Draft, spec: AttachSpec, attachment: Attachment) -> Attachment:
         since=spec.now,
     )
     draft.put(attachment)
+    for name in spec.names:
+        records.register(draft, name, attachment.address)
     return attachment

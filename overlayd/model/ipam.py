@@ -5,7 +5,7 @@ Owns: leases.  Must not know: what a holder does with an address.
 An address that is given back leaves the names that were registered for it (`records`).
 """
 
-from overlayd.errors import Exhausted, NotSetUp
+from overlayd.errors import AddressUnavailable, Exhausted, NotSetUp
 from overlayd.model import records
 from overlayd.model.objects import GLOBAL, Address
 from overlayd.model.rows import Lease, Membership, Overlay, Service
@@ -27,7 +27,7 @@ def allocate(draft: Draft, pool: str, holder: str) -> Address:
     taken = {row.address for row in draft.rows.values() if isinstance(row, Lease) and row.holder}
     address = next((found for each in pools if (found := each.choose(taken | leaving.keys())) is not None), None)
     if address is None:
-        refusal = NotYet if pool in leaving.values() else Exhausted
+        refusal = NotYet if draft.state.pool_of(pool) in leaving.values() else Exhausted
         where = f"service {pool}" if pool != GLOBAL else "this node's slice"
         networks, held = ", ".join(str(each.network) for each in pools), sum(each.held for each in pools)
         joined = pool == GLOBAL and draft.get(Membership) is not None
@@ -36,8 +36,27 @@ def allocate(draft: Draft, pool: str, holder: str) -> Address:
             "detach containers or release addresses that are no longer used"
             + (", or try again when the node has claimed another block (overlayctl cluster status)" if joined else "")
         )
-    draft.put(Lease(address=address, pool=pool, holder=holder))
+    draft.put(Lease(address=address, pool=draft.state.pool_of(pool), holder=holder))
     return address
+
+
+def claim(draft: Draft, pool: str, address: Address, holder: str) -> None:
+    """Lease this very address of a pool to `holder`.  AddressUnavailable names who has it; NotYet when it is about to
+    be released.
+    """
+    pools = draft.state.pools(pool)
+    if not pools:
+        raise NotSetUp("global overlay not set up: send setup_global_overlay first")
+    if (present := holder_of(draft, address)) != "":
+        raise AddressUnavailable(f"request.ip: {address} is held by {present}: ask for another one, or for none")
+    if not any(each.can_give(address) for each in pools):
+        raise AddressUnavailable(
+            f"request.ip: {address} is not one of {', '.join(str(each.network) for each in pools)} that a container of "
+            f"{f'service {pool}' if pool != GLOBAL else 'this node'} can have"
+        )
+    if any(row.address == address and row.holder for row in draft.departing(Lease)):
+        raise NotYet(f"request.ip: {address} is being released")
+    draft.put(Lease(address=address, pool=draft.state.pool_of(pool), holder=holder))
 
 
 def allocate_ip(draft: Draft, service: str) -> Address:

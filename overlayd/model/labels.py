@@ -1,6 +1,7 @@
-"""What the link of the global device says of the overlay that nothing else in the kernel tells.
+"""What our links say of the overlay, and of containers, that nothing else in the kernel tells.
 
-Owns: the label, and its reading.  Must not know: how it is put on a link (`linux.device`), or who asks (`adoption`).
+Owns: the labels, and their reading.  Must not know: how one is put on a link (`linux.device`, `linux.veth`), or who
+asks (`adoption`).
 """
 
 from ipaddress import ip_network
@@ -8,8 +9,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from overlayd.model.objects import GLOBAL, LONGEST_ALIAS, Network, device_alias
-from overlayd.model.rows import Overlay
+from overlayd.model.objects import GLOBAL, LONGEST_ALIAS, Network, device_alias, veth_alias
+from overlayd.model.rows import Attachment, Overlay
 
 
 class Labelled(NamedTuple):
@@ -37,3 +38,34 @@ def parse(text: str) -> Labelled | None:
         return Labelled(deployment, instance_id, ip_network(slice) if slice else None, node_id)
     except (msgspec.DecodeError, ValueError, TypeError):
         return None
+
+
+class LabelledContainer(NamedTuple):
+    """A container that is attached by its namespace, with one of its interfaces."""
+
+    network: str
+    handle: str
+    interface: str
+
+
+def container(attachment: Attachment) -> str:
+    """A JSON array of these, without the network if the link has no room for all; empty for other attachments."""
+    if attachment.file is None:
+        return ""
+    for network in (attachment.network, ""):
+        said = [network, attachment.handle, attachment.interface]
+        text = msgspec.json.encode(said).decode()
+        if len(veth_alias(text, aside=True).encode()) <= LONGEST_ALIAS:
+            return text
+    return ""
+
+
+def parse_container(text: str) -> LabelledContainer | None:
+    """What `container` wrote; None for anything else."""
+    try:
+        network, handle, interface = msgspec.json.decode(text, type=tuple[str, str, str])
+    except (msgspec.DecodeError, ValueError):
+        return None
+    kind, _, rest = handle.partition(":")
+    fits = kind == "netns" and interface and rest.endswith(f"/{interface}")
+    return LabelledContainer(network, handle, interface) if fits else None

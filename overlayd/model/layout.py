@@ -16,8 +16,9 @@ from itertools import chain
 from typing import NamedTuple
 
 from overlayd.model import conflicts, edges, ruleset
-from overlayd.model.labels import label
-from overlayd.model.names import veth_name
+from overlayd.model.attachments import OWN_MACS
+from overlayd.model.labels import container, label
+from overlayd.model.names import LONGEST
 from overlayd.model.objects import (
     GLOBAL,
     Address,
@@ -28,6 +29,7 @@ from overlayd.model.objects import (
     Element,
     Fence,
     Netns,
+    NetnsPath,
     Network,
     Object,
     Proxy,
@@ -182,15 +184,19 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
     if (host := state.get(Host)) is not None:
         yield from ruleset.host(host.closed, host.bridged)
     if overlay.up and facts.devices:
+        # The bridge of the slice carries the node's address with a prefix; the device then carries it without.
+        wide = state.slice_service is None
         yield Device(
             scope=GLOBAL,
             name=overlay.interface,
             private_key=state.node.private_key,
             listen_port=overlay.wg_port,
             mtu=facts.mtu,
-            addresses=frozenset({ip_interface(f"{node}/{overlay.cluster.prefixlen}")}),
+            addresses=frozenset({ip_interface(f"{node}/{overlay.cluster.prefixlen}") if wide else ip_interface(node)}),
             label=label(overlay, state.node.node_id),
         )
+        if not wide:
+            yield Route(scope=GLOBAL, device=overlay.interface, destination=overlay.cluster, source=node)
 
 
 def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
@@ -222,9 +228,14 @@ def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object
     """What hangs on a service's device and bridge: not guests that were there before it, with the node's addresses."""
     for peer in state.peers(service.name).values():
         yield from _peer(state, facts, peer)
+    own = service is state.slice_service
     for attachment in state.table(Attachment).values():
-        if attachment.service == service.name and attachment.address in service.subnet:
+        here = attachment.address in service.subnet and (own or attachment.service == service.name)
+        if here or (own and attachment.global_address is not None):
             yield from _attachment(state, facts, attachment)
+    if own:
+        for edge in state.table(Edge).values():
+            yield from _edge(state, facts, edge)
 
 
 def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
@@ -266,28 +277,30 @@ def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[
     number = state.get(Isolation, attachment.isolation_network)
     network = number.number if number else None
     service = state.get(Service, attachment.service)
-    if attachment.netns is None:
+    namespace = attachment.namespace
+    if namespace is None:
         yield from ruleset.member(attachment.address, network)
         if state.overlay and facts.devices:
-            yield from _on_device(attachment, service, state.overlay.interface)
+            yield from _on_device(state, attachment, service, state.overlay.interface)
         return
     overlay = state.get(Overlay)
     node = state.node_address
     if service is None or overlay is None or node is None:
         return
-    leg = _service_leg(attachment, attachment.netns, service, facts)
+    leg = _service_leg(attachment, namespace, service, overlay, facts)
     yield from ruleset.member(attachment.address, network, leg.name)
     # What reaches the container through one of its interfaces may be answered through the other.
     sources = [address for address in (attachment.address, attachment.global_address) if address is not None]
     yield from ruleset.port(leg.name, leg.mac, sources)
     yield leg
     if attachment.global_address is not None:
-        yield from ruleset.leg(veth_name(attachment.pid, "g"), sources)
+        yield from ruleset.leg(attachment.host_end("g"), sources)
         yield from ruleset.member(attachment.global_address, network)
+        yield from _stand_in(state, attachment.global_address)
         yield Veth(
-            name=veth_name(attachment.pid, "g"),
-            netns=attachment.netns,
-            interface="eth1",
+            name=attachment.host_end("g"),
+            netns=namespace,
+            interface=second_interface(attachment),
             service=None,
             bridge=None,
             address=ip_interface(attachment.global_address),
@@ -295,32 +308,55 @@ def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[
             routes=frozenset({overlay.cluster}),
             mac=mac(attachment.global_address),
             mtu=facts.mtu,
+            label=container(attachment),
         )
 
 
-def _on_device(attachment: Attachment, service: Service | None, device: str) -> Iterator[Object]:
+def _stand_in(state: State, address: Address) -> Iterator[Proxy]:
+    """The bridge of the slice answers for an address of it that is not on that bridge."""
+    own = state.slice_service
+    if own is not None and address in own.subnet:
+        yield Proxy(service=own.name, bridge=own.bridge, address=address)
+
+
+def _on_device(state: State, attachment: Attachment, service: Service | None, device: str) -> Iterator[Object]:
     """A host_shared container's address, or the way to a guest: the global device's own route covers it, unless its
     address is of a subnet that is on-link elsewhere.
     """
+    yield from _stand_in(state, attachment.address)
     if not attachment.public_key:
         yield Alias(device=device, address=attachment.address)
+    elif state.slice_service is not None and attachment.address in state.slice_service.subnet:
+        yield Route(scope=GLOBAL, device=device, destination=ip_network(attachment.address))
     elif service is not None and attachment.address in service.subnet:
         yield Route(scope=GLOBAL, device=device, destination=ip_network(attachment.address))
         yield Proxy(service=service.name, bridge=service.bridge, address=attachment.address)
 
 
-def _service_leg(attachment: Attachment, netns: Netns, service: Service, facts: Facts) -> Veth:
+def second_interface(attachment: Attachment) -> str:
+    """The name of a container's interface to the global overlay, if it has one of its own."""
+    first = attachment.interface
+    return f"{first[: LONGEST - 2]}-g" if first else "eth1"
+
+
+def _service_leg(
+    attachment: Attachment, namespace: Netns | NetnsPath, service: Service, overlay: Overlay, facts: Facts
+) -> Veth:
+    routes = _ANYWHERE[service.subnet.version] if attachment.default_route else frozenset()
+    if attachment.joined:
+        routes |= {overlay.cluster}
     return Veth(
-        name=veth_name(attachment.pid, "s"),
-        netns=netns,
-        interface="eth0",
+        name=attachment.host_end(),
+        netns=namespace,
+        interface=attachment.interface or "eth0",
         service=service.name,
         bridge=service.bridge,
         address=ip_interface((attachment.address.packed, service.subnet.prefixlen)),
         gateway=first_usable(service.subnet),
-        routes=_ANYWHERE[service.subnet.version],
-        mac=mac(attachment.address),
+        routes=routes,
+        mac=attachment.mac or mac(attachment.address),
         mtu=facts.mtu,
+        label=container(attachment),
     )
 
 
@@ -335,6 +371,9 @@ def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
             keepalive=0,
             allowed_ips=frozenset({ip_network(edge.address)}),
         )
+        for proxy in _stand_in(state, edge.address):
+            yield proxy
+            yield Route(scope=GLOBAL, device=state.overlay.interface, destination=ip_network(edge.address))
 
 
 def endpoint_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
@@ -360,4 +399,4 @@ def mac(address: Address) -> bytes:
     """A locally administered MAC that follows from the address, so that a new attach does not outdate neighbour
     caches.
     """
-    return b"\x02\x6f" + address.packed[-4:]
+    return OWN_MACS + address.packed[-4:]

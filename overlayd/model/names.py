@@ -6,6 +6,7 @@ A name is `zl-` + parts joined by `-` (+ `-` + suffix) where the kernel has room
 hash stand for the parts; it is taken over parts and suffix and written in hexadecimal without zero padding.
 """
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
@@ -20,6 +21,13 @@ DEDICATED = "d"
 
 # Our own constant: a node has hundreds of services, and a name costs 10 microseconds to hash.
 CACHED = 4096
+
+Leg = Literal["s", "g"]  # of a container: to its service, to the global overlay
+LEGS: tuple[Leg, ...] = ("s", "g")
+
+_OF_PROCESS = re.compile(r"veth-(\d+)-[sg]")
+_OF_NAMESPACE = re.compile(r"zl-[cg][0-9a-f]{10}")
+_NAMESPACE_LEGS = {"s": "c", "g": "g"}
 
 _END = b"\xff"  # closes each hashed string; no byte of UTF-8
 _MASK = (1 << 64) - 1
@@ -45,9 +53,27 @@ def dedicated_name(deployment: str, instance_id: str, service: str) -> str:
     return _name((deployment, instance_id, service), DEDICATED)
 
 
-def veth_name(pid: int, leg: Literal["s", "g"]) -> str:
-    """The host end of a container's veth: "s" leads to its service, "g" to the global overlay."""
+def veth_name(pid: int, leg: Leg) -> str:
+    """The host end of the veth of a container that is attached by its process."""
     return f"veth-{pid}-{leg}"
+
+
+@lru_cache(CACHED)
+def namespace_veth_name(id: str, interface: str, leg: Leg) -> str:
+    """The host end of the veth of a container that is attached by its namespace, with that interface."""
+    digits = f"{siphash13(b''.join(string.encode() + _END for string in (id, interface))):016x}"
+    return f"{PREFIX}{_NAMESPACE_LEGS[leg]}{digits[:10]}"
+
+
+def is_host_end(link: str) -> bool:
+    """Whether a link is named like the host end of a container's veth."""
+    return _OF_PROCESS.fullmatch(link) is not None or _OF_NAMESPACE.fullmatch(link) is not None
+
+
+def pid_of(link: str) -> int:
+    """The process in the name of a host end; 0 when there is none."""
+    match = _OF_PROCESS.fullmatch(link)
+    return int(match[1]) if match else 0
 
 
 def require_legal(link: str, after: str) -> None:

@@ -98,6 +98,21 @@ def label_of_alias(alias: str) -> str:
     return alias[len(mark) :] if alias.startswith(mark) else ""
 
 
+def veth_alias(label: str, *, aside: bool) -> str:
+    """The alias of a container's host end.  aside: the container has routes of its own that are set aside for ours."""
+    if not label:
+        return f"{ALIAS} veth: the container's own routes are set aside" if aside else ""
+    return f"{ALIAS} {'aside' if aside else 'netns'} {label}"
+
+
+def label_of_veth(alias: str) -> str:
+    """The label in the alias of a host end, empty when there is none."""
+    for mark in (f"{ALIAS} netns ", f"{ALIAS} aside "):
+        if alias.startswith(mark):
+            return alias[len(mark) :]
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """A WireGuard device, its addresses and MTU, up; its peers are objects of their own.
@@ -169,6 +184,31 @@ class Netns:
     started: int
     inode: int
 
+    @property
+    def identity(self) -> int:
+        """What no other namespace has while its process lives."""
+        return self.inode
+
+
+@dataclass(frozen=True, slots=True)
+class NetnsPath:
+    """A network namespace by the file that stands for it (nsfs): container runtimes make one before there is a process.
+
+    path: of the file, as whoever attached it called it; we need not see it there.  device, inode: of the file.  cookie:
+    SO_NETNS_COOKIE (asm-generic/socket.h, Linux 5.14), which no other namespace of a boot has or had, unlike the inode;
+    0 where the kernel does not tell.
+    """
+
+    path: str
+    device: int
+    inode: int
+    cookie: int = 0
+
+    @property
+    def identity(self) -> int:
+        """What no other namespace has, or had in this boot where the kernel tells that."""
+        return self.cookie or self.inode
+
 
 @dataclass(frozen=True, slots=True)
 class Veth:
@@ -178,12 +218,13 @@ class Veth:
     service: the service whose bridge the host end is enslaved to; None means no bridge: then the host has a host
     route to the address through the veth.  bridge: that bridge's name now; it holds the port to the MAC of the inner
     end.  address: of the inner end, with its prefix.  gateway: next hop of `routes`, reached on-link through the inner
-    end.  mac: of the inner end, 6 bytes.
-    namespace: the inode of `netns`: by which of its processes it is found makes no difference.
+    end.  mac: of the inner end, 6 bytes.  label: what the host end says of a container that no process stands for
+    (`labels.container`).
+    namespace: the identity of `netns`: by which of its processes it is found makes no difference.
     """
 
     name: str
-    netns: Netns = field(compare=False)
+    netns: Netns | NetnsPath = field(compare=False)
     interface: str = field(compare=False)
     service: str | None
     bridge: str | None = field(compare=False)
@@ -193,10 +234,11 @@ class Veth:
     mac: bytes
     mtu: int
     fault: str = ""
+    label: str = ""
     namespace: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "namespace", self.netns.inode)
+        object.__setattr__(self, "namespace", self.netns.identity)
 
     @property
     def key(self) -> Hashable:
@@ -205,11 +247,14 @@ class Veth:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of ours in the main table of the host: `destination` through `device`, scope link."""
+    """A route of ours in the main table of the host: `destination` through `device`, scope link.  source: the address
+    of ours that the host sends from by it, None for what the kernel chooses.
+    """
 
     scope: str
     device: str = field(compare=False)
     destination: Network
+    source: Address | None = None
 
     @property
     def key(self) -> Hashable:

@@ -83,7 +83,7 @@ def setup_global(
     interface = device_name(deployment, instance_id)
     require_legal(interface, f"deployment {deployment!r} with instance_id {instance_id!r}")
     if old is not None and (old.cluster, old.slice) != (cluster, slice):
-        _readdress(draft, cluster, slice)
+        _readdress(draft, old, cluster, slice)
     overlay = Overlay(
         deployment=deployment,
         instance_id=instance_id,
@@ -92,6 +92,7 @@ def setup_global(
         slice=slice,
         wg_port=wg_port,
         nat=nat,
+        slice_service=old.slice_service if old is not None else "",
     )
     draft.put(overlay)
     for service in list(draft.all(Service)):
@@ -117,13 +118,17 @@ def _require_room(cluster: Network, slice: Network | None, host: Sequence[HostNe
             )
 
 
-def _readdress(draft: Draft, cluster: Network, slice: Network | None) -> None:
+def _readdress(draft: Draft, around: Overlay, cluster: Network, slice: Network | None) -> None:
     """Refuse a range that would orphan a live address; forget released addresses that fall outside the new one."""
     node = first_usable(slice or cluster)
     orphans: list[str] = []
     for service in draft.all(Service):
         if not _inside(service.subnet, cluster):
             orphans.append(f"{service.subnet} (service {service.name})")
+        elif around.slice_service == service.name and around.slice != slice:
+            orphans.append(f"{service.subnet} (service {service.name}, which has the slice)")
+        elif around.slice_service == service.name:
+            continue
         elif node in service.subnet:
             orphans.append(f"{service.subnet} (service {service.name}, would hold the node address {node})")
     for lease in list(draft.all(Lease)):

@@ -82,6 +82,12 @@ class Pool:
             self._released[address] = lease.released
             heappush(self._oldest, (lease.released, index))
 
+    def can_give(self, address: Address) -> bool:
+        """Whether an address is one of those that can have a holder."""
+        index = int(address) - self._base
+        inside = address.version == self.network.version and 0 <= index < self._used.size
+        return inside and index not in self._reserved
+
     def choose(self, taken: Container[Address] = ()) -> Address | None:
         """The next address to hand out that is not in `taken` (of the same draft), None when the pool is exhausted."""
         index = self._used.first_clear()

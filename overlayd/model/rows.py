@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from overlayd.errors import StateError
-from overlayd.model.objects import GLOBAL, Address, Netns, Network
+from overlayd.model.names import Leg, namespace_veth_name, veth_name
+from overlayd.model.objects import GLOBAL, Address, Netns, NetnsPath, Network
 
 RowId = tuple[str, str]  # (table, key)
 
@@ -53,7 +54,8 @@ class Node(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 class Overlay(Row, frozen=True, kw_only=True, omit_defaults=True):
     """The global overlay.  interface: the device's name.  nat: the request's NatConfig as it takes effect, None for
-    the built-in one.  up: False after a teardown, which keeps key, peers and allocations.
+    the built-in one.  up: False after a teardown, which keeps key, peers and allocations.  slice_service: the service
+    whose subnet the slice is; empty for none.
     """
 
     table: ClassVar[str] = "overlay"
@@ -65,6 +67,7 @@ class Overlay(Row, frozen=True, kw_only=True, omit_defaults=True):
     wg_port: int
     nat: dict[str, Any] | None = None
     up: bool = True
+    slice_service: str = ""
 
 
 class Service(Row, frozen=True, kw_only=True, omit_defaults=True):
@@ -166,10 +169,13 @@ class Lease(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Attachment(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """A container or guest.  handle: `pid:71`, `guest:vm1` or `host:x`.  netns: of a container, found through a process
-    that was attached; others: the processes of the same namespace that were attached too; boot_id: the boot they live
-    in. global_address: of its eth1.  private_key: of a guest, which this node makes.  since: when it was attached, Unix
-    seconds, 0 when that is not known.
+    """A container or guest.  handle: `pid:71`, `netns:ID/eth0`, `guest:vm1` or `host:x`.  netns: of a container, found
+    through a process that was attached; others: the processes of the same namespace that were attached too; file: of a
+    container that was attached by its namespace, with `interface` in it; boot_id: the boot they live in.
+    global_address: of its second interface.  joined: it was attached with join_global, and its one address does for
+    that.  mac: of its interface, if it asked for one.  default_route: its traffic to the outside goes through us too.
+    network: by what a container runtime knows what it is attached to.  private_key: of a guest, which this node makes.
+    since: when it was attached, Unix seconds, 0 when that is not known.
     """
 
     table: ClassVar[str] = "attachment"
@@ -187,20 +193,33 @@ class Attachment(Row, frozen=True, kw_only=True, omit_defaults=True):
     private_key: bytes = b""
     public_key: bytes = b""
     since: int = 0
+    file: NetnsPath | None = None
+    interface: str = ""
+    joined: bool = False
+    mac: bytes = b""
+    default_route: bool = True
+    network: str = ""
 
     @property
     def key(self) -> str:
         return self.handle
 
     @property
+    def namespace(self) -> Netns | NetnsPath | None:
+        """Where a container lives; None for a guest, and for who shares the host's network."""
+        return self.netns or self.file
+
+    @property
     def processes(self) -> tuple[Netns, ...]:
         """Those that are attached: the container has its network while one of them lives."""
         return () if self.netns is None else (self.netns, *self.others)
 
-    @property
-    def pid(self) -> int:
-        """Of a container: the process that was attached first, and gave its links their names."""
-        return int(self.handle.removeprefix("pid:"))
+    def host_end(self, leg: Leg = "s") -> str:
+        """The name of a container's link on the host: after the process that was attached first, or its namespace."""
+        kind, _, name = self.handle.partition(":")
+        if kind == "pid":
+            return veth_name(int(name), leg)
+        return namespace_veth_name(name.removesuffix(f"/{self.interface}"), self.interface, leg)
 
 
 class Isolation(Row, frozen=True, kw_only=True, omit_defaults=True):

@@ -33,7 +33,8 @@ def setup_service(
 ) -> Service:
     """Set a service up, or return it as it is.
 
-    subnet: exactly this one, None for the one its name and node give.  dedicated_key: the private key of a dedicated
+    subnet: exactly this one, None for the one its name and node give; the node's slice for a service whose containers
+    share the node's addresses, of which a node has one.  dedicated_key: the private key of a dedicated
     service's device, used if it is new; None for a service without one.  isolated: its containers are to come with an
     isolation network; a service without a device may change that.  port_is_free: whether no other program of the host
     has that UDP port.  host: what the host reaches without the overlay.  now: Unix seconds.  ranges: the parts of the
@@ -57,7 +58,9 @@ def setup_service(
     require_printable(name, "service", LONGEST_SCOPE)
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
-    if subnet is not None:
+    if subnet is not None and subnet == around.slice:
+        _check_slice(around, subnet, name, dedicated_key is not None, host)
+    elif subnet is not None:
         _check_wanted(draft, around, subnet, host, ranges)
     elif ranges is not None:
         subnet = find_subnet(draft, around, ranges, name, host)
@@ -79,10 +82,14 @@ def setup_service(
             private_key=dedicated_key,
             wg_port=_free_port(draft, around, port_is_free),
         )
+    if subnet == around.slice:
+        service = replace(service, lasting=True)
+        draft.put(replace(around, slice_service=name))
+    else:
+        for lease in list(draft.state.leases(GLOBAL).values()):
+            if lease.address in subnet:
+                draft.drop(lease)  # released long ago from the node's pool; the address is the service's from now on
     draft.put(service)
-    for lease in list(draft.state.leases(GLOBAL).values()):
-        if lease.address in subnet:
-            draft.drop(lease)  # released long ago from the node's pool; the address is the service's from now on
     return service
 
 
@@ -114,6 +121,9 @@ def teardown_service(draft: Draft, name: str) -> None:
     for peer in list(draft.state.peers(name).values()):
         draft.drop(peer)
     draft.drop(service)
+    around = draft.get(Overlay)
+    if around is not None and around.slice_service == name:
+        draft.put(replace(around, slice_service=""))
 
 
 def release_ip(draft: Draft, address: Address, *, closing: str = "") -> bool:
@@ -166,22 +176,40 @@ def _routed_elsewhere(state: State, around: Overlay, slot: Network) -> Network |
     return None
 
 
+def _check_slice(around: Overlay, slice: Network, name: str, dedicated: bool, host: Sequence[HostNetwork]) -> None:
+    if dedicated:
+        raise RequestError(
+            f"request.subnet: {slice} is this node's slice, and a dedicated service, whose device is its own, "
+            "cannot have it"
+        )
+    if around.slice_service:
+        raise RequestError(
+            f"request.subnet: {slice} is this node's slice, which service {around.slice_service} has already: "
+            f"tear that one down first to give it to {name}"
+        )
+    _require_place(around, slice, host)
+
+
+def _require_place(around: Overlay, subnet: Network, host: Sequence[HostNetwork]) -> None:
+    if subnet.num_addresses < 4:
+        raise RequestError(f"request.subnet: {subnet} has no room for a gateway and a container")
+    lived_in = occupant(subnet, around.cluster, host)
+    if lived_in is not None:
+        raise RequestError(f"request.subnet: {subnet} would cut this host off from the {lived_in}: choose another one")
+
+
 def _check_wanted(
     draft: Draft, around: Overlay, subnet: Network, host: Sequence[HostNetwork], ranges: Sequence[Network] | None
 ) -> None:
     if subnet.version != around.cluster.version or not subnet.subnet_of(around.cluster):  # type: ignore[arg-type]
         raise RequestError(f"request.subnet: {subnet} is not inside the cluster CIDR {around.cluster}")
-    if subnet.num_addresses < 4:
-        raise RequestError(f"request.subnet: {subnet} has no room for a gateway and a container")
+    _require_place(around, subnet, host)
     if ranges is not None and not any(
         subnet.version == each.version and subnet.subnet_of(each)  # type: ignore[arg-type]
         for each in ranges
     ):
         where = ", ".join(map(str, ranges)) or "none"
         raise RequestError(f"request.subnet: {subnet} is not in this node's part of the cluster for services ({where})")
-    lived_in = occupant(subnet, around.cluster, host)
-    if lived_in is not None:
-        raise RequestError(f"request.subnet: {subnet} would cut this host off from the {lived_in}: choose another one")
     taken = _taken(draft, around, subnet, host)
     if taken is not None:
         raise RequestError(f"request.subnet: {subnet} overlaps {taken}, which is in use")

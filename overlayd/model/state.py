@@ -18,6 +18,7 @@ from typing import TypeVar, cast
 
 from overlayd._fast.allowedips import AllowedIPs
 from overlayd.errors import RequestError
+from overlayd.model.names import LEGS, pid_of
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.pool import Pool
 from overlayd.model.rows import (
@@ -59,6 +60,7 @@ class State:
         self._endpoints: AllowedIPs[dict[str, None]] = AllowedIPs()  # the keys of the rows of who is at an address
         self._own: AllowedIPs[str] | None = None
         self._namespaces: dict[int, str] = {}
+        self._links: dict[str, str] = {}
         self._processes: dict[int, str] = {}
         self._guests: dict[bytes, str] = {}
         self._names: dict[Address, dict[str, None]] = {}
@@ -89,6 +91,19 @@ class State:
         """The first usable address of the slice, or of the cluster when there is no slice."""
         overlay = self.get(Overlay)
         return first_usable(overlay.slice or overlay.cluster) if overlay else None
+
+    @property
+    def slice_service(self) -> Service | None:
+        """The service whose containers have their addresses from the node's own slice."""
+        overlay = self.get(Overlay)
+        return self.get(Service, overlay.slice_service) if overlay is not None and overlay.slice_service else None
+
+    def pool_of(self, service: str) -> str:
+        """In whose pool the addresses of a service's containers count: the service's, or the node's (GLOBAL), of which
+        then only the slice is for them.
+        """
+        overlay = self.get(Overlay)
+        return GLOBAL if overlay is not None and overlay.slice_service == service else service
 
     def peers(self, scope: str) -> dict[bytes, Peer]:
         """The peers of a scope by public key."""
@@ -141,6 +156,12 @@ class State:
         handle = self._namespaces.get(inode)
         return self.get(Attachment, handle) if handle else None
 
+    def of_link(self, name: str) -> Attachment | None:
+        """The container's attachment whose host end has that name."""
+        pid = pid_of(name)
+        handle = f"pid:{pid}" if pid else self._links.get(name)
+        return self.get(Attachment, handle) if handle else None
+
     def of_process(self, pid: int) -> Attachment | None:
         """The attachment of a namespace that this process was attached in, and has not been detached from."""
         handle = self._processes.get(pid)
@@ -166,6 +187,8 @@ class State:
         """The addresses of a service, or of the node (GLOBAL): of the node's slice first, and then of its further
         blocks.  Empty when there is no such subnet here.
         """
+        if name and self.pool_of(name) == GLOBAL:
+            return self.pools(GLOBAL)[:1]
         pools = self._pools.get(name)
         if pools is None:
             pools = self._build_pools(name)
@@ -271,6 +294,13 @@ class State:
             del self._namespaces[old.netns.inode]
         if new and new.netns:
             self._namespaces[new.netns.inode] = new.handle
+        for attachment in (old, new):
+            if attachment and attachment.file:
+                for leg in LEGS:
+                    if attachment is new:
+                        self._links[attachment.host_end(leg)] = attachment.handle
+                    else:
+                        self._links.pop(attachment.host_end(leg), None)
         if old:
             for process in old.processes:
                 if self._processes.get(process.pid) == old.handle:
@@ -304,7 +334,8 @@ class State:
         elif overlay is None:
             return ()
         else:
-            subnets = [service.subnet for service in self.table(Service).values()]
+            shared = self.slice_service
+            subnets = [service.subnet for service in self.table(Service).values() if service is not shared]
             own = overlay.slice or overlay.cluster
             further = further_blocks(self.get(Membership))
             pools = tuple(Pool(network, subnets) for network in (own, *further))

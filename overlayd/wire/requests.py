@@ -65,7 +65,8 @@ class SetupServiceOverlay(_Request, frozen=True, tag="setup_service_overlay"):
     """Make a service's bridge, or its own device too.  -> bridge_name, or service_overlay for a dedicated one
 
     mode: auto means shared; isolated is the same bridge, whose containers come with an isolation_network.  subnet: use
-    exactly this CIDR (an addition to the contract); none: overlayd chooses.
+    exactly this CIDR (an addition to the contract); none: overlayd chooses.  The node's slice may be one service's: its
+    containers then have the node's own addresses, which every node of the cluster reaches.
     """
 
     service: Text
@@ -93,7 +94,12 @@ class ReleaseIp(_Request, frozen=True, tag="release_ip"):
 
 
 class AttachContainer(_Request, frozen=True, tag="attach_container"):
-    """Connect a container to a service.  -> attached, or guest_config for a guest_managed handle"""
+    """Connect a container to a service.  -> attached, or guest_config for a guest_managed handle
+
+    Additions: ip: the address that it shall have, of the service's subnet here.  mac: of its interface.  default_route:
+    what is for the outside goes through that interface too.  The latter two are of containers in a namespace of their
+    own.
+    """
 
     handle: Handle
     service: Text
@@ -102,6 +108,9 @@ class AttachContainer(_Request, frozen=True, tag="attach_container"):
     isolation_network: Text | None = None
     dns_server: Text | None = None
     dns_domain: Text | None = None
+    ip: Text | None = None
+    mac: Text | None = None
+    default_route: bool = True
 
 
 class DetachContainer(_Request, frozen=True, tag="detach_container"):

@@ -31,10 +31,20 @@ class Ip(_Response, frozen=True, tag="ip"):
     ip: str
 
 
+class Interface(Value, frozen=True, kw_only=True):
+    """An interface of a container.  mtu: bytes.  host_name: of the link that is its other end on the host."""
+
+    name: str
+    mac: str
+    mtu: U32
+    host_name: str
+
+
 class Attached(_Response, frozen=True, tag="attached"):
     """The container's address.  namespace_guid: Windows only.
 
     subnet, gateway, prefix_len: of its service on this node (additions); none for a container in the host's network.
+    interface: of a container that is attached by its namespace (an addition).
     """
 
     ip: str
@@ -42,6 +52,7 @@ class Attached(_Response, frozen=True, tag="attached"):
     subnet: str | None = None
     gateway: str | None = None
     prefix_len: U8 | None = None
+    interface: Interface | None = None
 
 
 class GuestConfig(Secret, frozen=True, tag_field="result", tag="guest_config"):

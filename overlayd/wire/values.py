@@ -55,6 +55,19 @@ class LinuxPid(Value, frozen=True, forbid_unknown_fields=True, tag_field="platfo
     pid: U32
 
 
+class LinuxNetns(Value, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="platform", tag="linux_netns"):
+    """An interface of a container, by its network namespace (an addition).
+
+    id: by which it is detached, with `ifname`; at most 200 bytes.  path: of the namespace's file, absolute; a detach
+    does without.  ifname: of the interface, 15 bytes at most; a namespace may have several of them, of different
+    services too.
+    """
+
+    id: Text
+    path: Text = ""
+    ifname: Text = "eth0"
+
+
 class WindowsContainer(Value, frozen=True, forbid_unknown_fields=True, tag_field="platform", tag="windows_container"):
     """A Windows container; refused on Linux."""
 
@@ -74,7 +87,7 @@ class HostShared(Value, frozen=True, forbid_unknown_fields=True, tag_field="plat
     id: Text
 
 
-Handle = LinuxPid | WindowsContainer | GuestManaged | HostShared
+Handle = LinuxPid | LinuxNetns | WindowsContainer | GuestManaged | HostShared
 
 
 class GlobalScope(Value, frozen=True, forbid_unknown_fields=True, tag_field="scope", tag="global"):

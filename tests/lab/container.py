@@ -46,6 +46,11 @@ class Container:
         """The handle of wire.md that names this container."""
         return {"platform": "linux_pid", "pid": self.pid}
 
+    def interface(self, ifname: str = "eth0", id: str = "") -> dict[str, object]:
+        """The handle that names one of its interfaces, by its namespace.  id: if not made of the process's number."""
+        id = id or f"c{self.pid}"
+        return {"platform": "linux_netns", "id": id, "path": str(self.namespace), "ifname": ifname}
+
     def command(self, argv: Sequence[str | Path]) -> list[str]:
         """The command line that runs `argv` in the container's network."""
         return ["nsenter", f"--net={self.namespace}", "--", *map(str, argv)]

@@ -15,7 +15,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import observe as links
 from overlayd.model.health import FRESH
 from overlayd.model.layout import Layout
-from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Netns, Proxy, Veth
+from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Netns, NetnsPath, Proxy, Veth
 from overlayd.model.plan import device_scope
 from overlayd.proto.wireguard import DeviceState
 
@@ -37,7 +37,7 @@ def audit(kernel: Kernel, want: Layout) -> Layout:
     return _links(kernel, want, links.observe_host(_veths(want))) | kernel.members()
 
 
-def survey(kernel: Kernel, namespaces: Mapping[str, Netns]) -> Layout:
+def survey(kernel: Kernel, namespaces: Mapping[str, Netns | NetnsPath]) -> Layout:
     """Everything that carries our mark, inside the containers too, whatever the state.  namespaces: in which the other
     ends of veths are looked for, by the names of their host ends.
     """

@@ -13,7 +13,7 @@ from socket import if_nametoindex
 from threading import Event, Lock
 
 from overlayd.linux import veth
-from overlayd.model.objects import Netns
+from overlayd.model.objects import Netns, NetnsPath
 
 # Our own constants.
 THREADS = 4  # deletions under way at once: their barriers overlap
@@ -24,7 +24,7 @@ class _Batch:
     """Links that are deleted together.  began: the deletion is under way; ended: it is over, with `error` or not."""
 
     def __init__(self) -> None:
-        self.namespaces: dict[str, Netns] = {}  # by the names of host ends
+        self.namespaces: dict[str, Netns | NetnsPath] = {}  # by the names of host ends
         self.began = False
         self.ended = Event()
         self.error: Exception | None = None
@@ -38,7 +38,7 @@ class Reaper:
         self._next = _Batch()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reaper")
 
-    def delete(self, mine: Mapping[str, Netns]) -> None:
+    def delete(self, mine: Mapping[str, Netns | NetnsPath]) -> None:
         """Return when no link of ours has one of these names any more.  MechanismError: the kernel refused.
 
         mine: where the container's ends are, by the names of the host ends.

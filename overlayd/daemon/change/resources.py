@@ -3,7 +3,7 @@
 Owns: one spelling for each resource, so that all who change it mean the same.  Must not know: who locks, or how.
 """
 
-from overlayd.model.objects import Netns
+from overlayd.model.objects import Netns, NetnsPath
 
 NODE = "node"  # who this node is: its number, and the key that the orchestrator takes for its
 
@@ -24,7 +24,7 @@ def namespace_lock(inode: int) -> str:
     return f"namespace {inode}"
 
 
-def attachment_locks(handle: str, namespace: Netns | None, isolation_network: str) -> list[str]:
+def attachment_locks(handle: str, namespace: Netns | NetnsPath | None, isolation_network: str) -> list[str]:
     """What an attach or a detach must have for itself."""
     locks = [handle, namespace_lock(namespace.inode)] if namespace is not None else [handle]
     return [*locks, f"isolation {isolation_network}"] if isolation_network else locks

@@ -1,24 +1,28 @@
 """Containers and guests.
 
-Owns: attach_container, detach_container.  Must not know: sockets and frames.
+Owns: attach_container, detach_container, and the same for whoever has a namespace and no request of the wire.  Must not
+know: sockets and frames.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from overlayd import keys, wire
 from overlayd.daemon import parse
+from overlayd.daemon.change.presence import has_link
 from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.daemon.upkeep.reclaim import detach
-from overlayd.errors import MechanismError, RequestError
-from overlayd.linux import netns
+from overlayd.errors import InterfaceExists, InvalidValue, MechanismError, NamespaceGone, OwnNamespace, RequestError
+from overlayd.linux import netns, veth
 from overlayd.model import attachments
-from overlayd.model.attachments import AttachSpec
+from overlayd.model.attachments import AttachSpec, Place
+from overlayd.model.layout import mac
 from overlayd.model.names import require_printable
-from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Netns
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Netns, NetnsPath
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
@@ -40,10 +44,19 @@ async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wir
         dns_server=parse.address(request.dns_server, "dns_server") if request.dns_server is not None else None,
         dns_domain=parse.dns_name(request.dns_domain, "dns_domain") if request.dns_domain else "",
         now=int(time.time()),
+        ip=parse.address(request.ip, "ip") if request.ip is not None else None,
+        mac=parse.mac(request.mac, "mac") if request.mac is not None else b"",
+        default_route=request.default_route,
     )
+    if (spec.mac or not spec.default_route) and not isinstance(request.handle, wire.LinuxPid | wire.LinuxNetns):
+        raise RequestError(
+            "request.mac and request.default_route are of containers in a network namespace of their own"
+        )
     match request.handle:
         case wire.LinuxPid(pid=pid):
             return await _attach_pid(daemon, spec, pid)
+        case wire.LinuxNetns() as handle:
+            return await _attach_path(daemon, spec, handle)
         case wire.WindowsContainer():
             raise RequestError("windows_container handles are only supported on Windows")
         case wire.GuestManaged(id=id):
@@ -70,14 +83,92 @@ async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Respon
         # Who was there before may be dead: then it is given up as well, with all that hangs on it.
         everything=present is not None and namespace not in present.processes,
     )
-    if service.isolated and not attachment.isolation_network:
-        log.warning("%s joins the isolated service %s without an isolation_network: not isolated", handle, service.name)
+    _tell_what_is_open(attachment, service)
     return wire.Attached(
         ip=str(attachment.address),
         subnet=str(service.subnet),
         gateway=str(first_usable(service.subnet)),
         prefix_len=service.subnet.prefixlen,
     )
+
+
+async def _attach_path(daemon: Daemon, spec: AttachSpec, handle: wire.LinuxNetns) -> wire.Attached:
+    if not handle.path.startswith("/"):
+        raise InvalidValue(f"request.handle.path: {parse.quoted(handle.path)} is no absolute path of a namespace")
+    try:
+        descriptor = await daemon.node.run(netns.open_file, handle.path)
+    except MechanismError as error:
+        raise NamespaceGone(f"cannot attach {attachments.namespace(handle.id, handle.ifname)}: {error}") from error
+    try:
+        return await attach_namespace(daemon, spec, handle, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def attach_namespace(
+    daemon: Daemon, spec: AttachSpec, container: wire.LinuxNetns, descriptor: int
+) -> wire.Attached:
+    """Attach an interface of a network namespace; the same again is answered as the first time.
+
+    descriptor: of the namespace, which stays open until this returns, and is kept by nobody.  The path is only what the
+    namespace is called; if it leads there for us too, links that are lost later are made again.
+
+    NamespaceGone, OwnNamespace: nobody's namespace, or the host's.  InterfaceExists: it has an interface of that name.
+    AddressUnavailable, Exhausted: no such address, or none at all.  NotSetUp: the service or the overlay is not.
+    InvalidValue, RequestError: another fault of the request.  MechanismError, StateError: of kernel or disk.
+    """
+    require_printable(_named(container.id), "handle.id", attachments.LONGEST_ID)
+    attachments.require_interface(container.ifname)
+    handle = attachments.namespace(container.id, container.ifname)
+    file = _file(handle, container.path, descriptor)
+    place = Place(container.id, container.ifname, file)
+
+    def decide(draft: Draft) -> tuple[Attachment, Service]:
+        attachment = attachments.attach_namespace(draft, spec, place, daemon.boot_id, has_link)
+        return attachment, attachments.service_of(draft, spec.service)
+
+    with netns.lent(file, descriptor):
+        try:
+            attachment, service = await _attach(
+                daemon,
+                spec,
+                decide,
+                attachment_locks(handle, file, spec.isolation_network),
+                # Who was there before may be dead: then it is given up as well, with all that hangs on it.
+                everything=daemon.node.state.get(Attachment, handle) is not None,
+            )
+        except veth.Taken as error:
+            raise InterfaceExists(f"cannot attach {handle}: {error.detail}") from error
+    _tell_what_is_open(attachment, service)
+    return wire.Attached(
+        ip=str(attachment.address),
+        subnet=str(service.subnet),
+        gateway=str(first_usable(service.subnet)),
+        prefix_len=service.subnet.prefixlen,
+        interface=wire.Interface(
+            name=container.ifname,
+            mac=(attachment.mac or mac(attachment.address)).hex(":"),
+            mtu=daemon.node.facts.mtu,
+            host_name=attachment.host_end(),
+        ),
+    )
+
+
+def _file(handle: str, path: str, descriptor: int) -> NetnsPath:
+    try:
+        return netns.identify_file(descriptor, path)
+    except MechanismError as error:
+        if os.fstat(descriptor).st_ino == netns.own_inode():
+            raise OwnNamespace(
+                f"cannot attach {handle}: {path} is the host's own network namespace; give the container one of its own"
+            ) from error
+        raise NamespaceGone(f"cannot attach {handle}: {error}") from error
+
+
+def _tell_what_is_open(attachment: Attachment, service: Service) -> None:
+    if service.isolated and not attachment.isolation_network:
+        what = f"{attachment.handle} joins the isolated service {service.name}"
+        log.warning("%s without an isolation_network: not isolated", what)
 
 
 async def _attach_host(daemon: Daemon, spec: AttachSpec, id: str) -> wire.Response:
@@ -165,6 +256,8 @@ async def detach_container(daemon: Daemon, request: wire.DetachContainer) -> wir
     match request.handle:
         case wire.LinuxPid(pid=pid):
             handle = attachments.container(netns.process_of(pid))
+        case wire.LinuxNetns(id=id, ifname=ifname):
+            handle = attachments.namespace(id, ifname)
         case wire.GuestManaged(id=id):
             handle = attachments.guest(id)
         case wire.HostShared(id=id):

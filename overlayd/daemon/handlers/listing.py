@@ -14,7 +14,6 @@ from overlayd import keys, wire
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.model.ipam import REQUEST
 from overlayd.model.layout import endpoint_text, mac
-from overlayd.model.names import veth_name
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Attachment, Isolation, Lease, Peer, Service
 from overlayd.model.subnets import first_usable
@@ -53,7 +52,7 @@ async def _containers(daemon: Daemon) -> tuple[wire.ListedContainer, ...]:
     state = daemon.node.state
 
     def row(attachment: Attachment) -> wire.ListedContainer:
-        own = attachment.netns is not None
+        own = attachment.namespace is not None
         second = attachment.global_address
         names = state.names_of(attachment.address) + (state.names_of(second) if second is not None else ())
         return wire.ListedContainer(
@@ -62,8 +61,8 @@ async def _containers(daemon: Daemon) -> tuple[wire.ListedContainer, ...]:
             ip=str(attachment.address),
             global_ip=str(second) if second is not None else None,
             isolation_network=attachment.isolation_network or None,
-            link=veth_name(attachment.pid, "s") if own else None,
-            mac=mac(attachment.address).hex(":") if own else None,
+            link=attachment.host_end() if own else None,
+            mac=(attachment.mac or mac(attachment.address)).hex(":") if own else None,
             names=tuple(dict.fromkeys(names)),
             since_unix=attachment.since or None,
         )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.presence import lives
 from overlayd.daemon.change.resources import NODE, RECORDS, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError
@@ -17,9 +18,9 @@ from overlayd.linux import link, netns, veth
 from overlayd.linux.observe import NamedBridge, bridges_named
 from overlayd.linux.wireguard.backend import udp_port_is_free
 from overlayd.model import ipam, membership, services
-from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name, veth_name
-from overlayd.model.objects import Address, Netns
-from overlayd.model.rows import Attachment, Lease, Service
+from overlayd.model.names import BRIDGE, PREFIX, is_bridge_name
+from overlayd.model.objects import Address, Network
+from overlayd.model.rows import Attachment, Lease, Overlay, Service
 from overlayd.model.state import Draft, State
 from overlayd.model.subnets import first_usable
 
@@ -50,6 +51,7 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
         ),
         exclusive=[service_lock(request.service), *(peers_locks(request.service) if dedicated else ())],
         shared=[NODE],  # its number says where the subnet is looked for
+        everything=subnet is not None and _is_slice(daemon.node.state, subnet),
         verify=[(Service.table, request.service)],
         prepare=daemon.surroundings.read if is_new else None,
     )
@@ -68,6 +70,12 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
         overlay_ip=str(first_usable(service.subnet)),
         subnet=str(service.subnet),
     )
+
+
+def _is_slice(state: State, subnet: Network) -> bool:
+    """Whether a service of that subnet shares the node's addresses: then all that has one hangs on it."""
+    overlay = state.get(Overlay)
+    return overlay is not None and overlay.slice == subnet
 
 
 async def teardown_service_overlay(daemon: Daemon, request: wire.TeardownServiceOverlay) -> wire.Response:
@@ -143,14 +151,14 @@ def _occupied(state: State, names: set[str]) -> set[str]:
     """Those of the services that a living container is attached to, whatever its links look like now, or a guest."""
     occupied: set[str] = set()
     for each in state.table(Attachment).values():
-        if each.service in names - occupied and (each.netns is None or any(map(_lives, each.processes))):
+        if each.service in names - occupied and (each.namespace is None or _lives(each)):
             occupied.add(each.service)
     return occupied
 
 
-def _lives(container: Netns) -> bool:
+def _lives(container: Attachment) -> bool:
     try:
-        return netns.is_alive(container)
+        return lives(container)
     except MechanismError as error:  # then it is spared
         log.warning("whether a container lives cannot be seen: %s", error)
         return True
@@ -159,7 +167,7 @@ def _lives(container: Netns) -> bool:
 def _remove_foreign(state: State, bridges: list[NamedBridge]) -> None:
     """Remove what we have no record of: of these bridges, and of the veths on them."""
     recorded = {service.bridge for service in state.table(Service).values()}
-    attached = {veth_name(it.pid, "s") for it in state.table(Attachment).values() if it.netns is not None}
+    attached = {it.host_end() for it in state.table(Attachment).values() if it.namespace is not None}
     for bridge in bridges:
         ports = [port for port in bridge.ports if port not in attached]
         veth.delete(ports)  # those with our mark go together, others one by one

@@ -69,6 +69,8 @@ def _subject(request: wire.Request) -> str:
         value = getattr(request, key, None)
         if isinstance(value, wire.LinuxPid):
             return f"pid:{value.pid}"
+        if isinstance(value, wire.LinuxNetns):
+            return f"netns:{value.id}/{value.ifname}"
         if isinstance(value, wire.GuestManaged | wire.HostShared):
             return f"{value.__struct_config__.tag}:{value.id}"
         if isinstance(value, str | int) and value != "":

@@ -2,6 +2,9 @@
 
 Owns: one pidfd a process that was attached, all behind one descriptor on the event loop, and when to try again.  Must
 not know: what is reclaimed, or how.
+
+Of a container that is attached by its namespace no process is known: it has died when its link is gone.  Whoever hears
+of that says so (`lost`).
 """
 
 import asyncio
@@ -11,7 +14,7 @@ import select
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
 from errno import ESRCH
-from typing import Any
+from typing import Any, Self
 
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import Spawn
@@ -46,12 +49,12 @@ class DeathWatch:
         asyncio.get_running_loop().add_reader(self._ends, self._some_ended)
 
     @asynccontextmanager
-    async def running(self, node: Node) -> AsyncIterator[None]:
+    async def running(self, node: Node) -> AsyncIterator[Self]:
         """Watch a node's containers, those that are there and those that come, until the block ends."""
         with node.subscribe(self.follow):
             try:
                 self.follow({row.id: row for row in node.state.table(Attachment).values()})
-                yield
+                yield self
             finally:
                 self.close()
 
@@ -64,6 +67,11 @@ class DeathWatch:
                 for process in processes:
                     if process not in self._descriptors.get(handle, ()):
                         self._watch(handle, process)
+
+    def lost(self, handle: str) -> None:
+        """The link of a container is gone: with its namespace, if that is gone."""
+        if handle not in self._retries:
+            self._spawn(self._bury(handle))
 
     def _watch(self, handle: str, process: Netns) -> None:
         loop = asyncio.get_running_loop()

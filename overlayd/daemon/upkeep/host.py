@@ -21,7 +21,6 @@ from overlayd.model.blockers import Traffic, blockers, unseen
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset
 from overlayd.model.layout import endpoint_address
-from overlayd.model.names import veth_name
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
 from overlayd.model.parameters import uplink_findings
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
@@ -120,9 +119,9 @@ class HostWatch:
         links = [Link(service.bridge, GROUP_BRIDGE) for service in services]
         links += [Link(service.device, GROUP_DEVICE) for service in dedicated]
         links += [
-            Link(veth_name(each.pid, "g"), GROUP_VETH)
+            Link(each.host_end("g"), GROUP_VETH)
             for each in attachments
-            if each.netns is not None and each.global_address is not None
+            if each.namespace is not None and each.global_address is not None
         ]
         ports = [service.wg_port for service in dedicated]
         if overlay.up:

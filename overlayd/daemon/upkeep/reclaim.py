@@ -7,6 +7,7 @@ import logging
 
 from overlayd.daemon.change.locks import EVERYTHING
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.presence import lives
 from overlayd.daemon.change.resources import RECORDS, attachment_locks, peers_locks, service_lock
 from overlayd.linux import netns
 from overlayd.model import attachments
@@ -25,7 +26,9 @@ async def detach(node: Node, handle: str, *, dead: bool = False) -> Attachment |
 
     def decide(draft: Draft) -> Attachment | None:
         found = _attached(draft.state, handle, dead)
-        if found is None or (dead and found.netns is None):
+        if found is None or (dead and found.namespace is None):
+            return None
+        if dead and found.file is not None and lives(found):
             return None
         leaving = () if dead else (handle,)
         keepers = attachments.leave(
@@ -41,7 +44,7 @@ async def detach(node: Node, handle: str, *, dead: bool = False) -> Attachment |
     if attachment is None or not node.is_settled(handle):
         # What there will be to take back, and so what to lock for it, is for somebody ahead of us to say.
         return await node.change(decide, everything=True)
-    locks = [handle, *attachment_locks(attachment.handle, attachment.netns, attachment.isolation_network)]
+    locks = [handle, *attachment_locks(attachment.handle, attachment.namespace, attachment.isolation_network)]
     if attachment.public_key:
         locks += peers_locks(GLOBAL)
     service = service_lock(attachment.service)

@@ -36,14 +36,13 @@ from overlayd.daemon.upkeep.suspects import (
     Part,
 )
 from overlayd.errors import MechanismError
-from overlayd.linux import egress, forwarding
+from overlayd.linux import egress, forwarding, netns
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.observe import all_links
 from overlayd.model import drift
 from overlayd.model.backoff import Backoff
 from overlayd.model.layout import Facts, Layout, elements, fences, layout, of_device, of_peers, of_service
-from overlayd.model.names import veth_name
-from overlayd.model.objects import Step
+from overlayd.model.objects import NetnsPath, Step, Veth
 from overlayd.model.pacing import Pacing, pace_key
 from overlayd.model.rows import Attachment, Host, Overlay, Service
 from overlayd.model.state import State
@@ -69,14 +68,20 @@ class _Suspicion:
 
 class Sentinel:
     """At work within `running`.  monitor: subscribed before the first reconciliation, so that nothing is missed in
-    between; closed at the end of the watch.
+    between; closed at the end of the watch.  lost: is told of each container whose link is gone.
     """
 
     def __init__(
-        self, node: Node, monitor: Monitor, host_changed: Callable[[], None], surroundings: Surroundings
+        self,
+        node: Node,
+        monitor: Monitor,
+        host_changed: Callable[[], None],
+        surroundings: Surroundings,
+        lost: Callable[[str], None] = lambda _handle: None,
     ) -> None:
         self.repairs: Counter[str] = Counter()  # what was put right, by kind
         self.repaired: Callable[[str], None] = lambda _name: None  # is told of each object that was put right
+        self.lost = lost
         self.failures: dict[Hashable, str] = {}  # what cannot be put back, by the object's key, and why
         self._node = node
         self._monitor = monitor
@@ -249,7 +254,8 @@ class Sentinel:
             return
         loop = asyncio.get_running_loop()
         of, look, exclusive = _way(part)
-        async with self._node.comparing(of, look, exclusive=exclusive) as steps:
+        async with self._node.comparing(of, look, exclusive=exclusive) as found:
+            steps = [step for step in found if not self._is_dead(step)]
             began = loop.time()
             due, again = self._pacing.split(steps, began)
             failures = await self._node.repair(due)
@@ -262,6 +268,16 @@ class Sentinel:
         retry = self._pacing.split([step for step, _ in failures], ended).again
         if later := [each for each in (again, retry) if each is not None]:
             self._schedule(part, min(later), "again", who)
+
+    def _is_dead(self, step: Step) -> bool:
+        """Whether a link is missing because its container's namespace is gone, of which is told."""
+        veth = step.want if step.have is None else None
+        if not isinstance(veth, Veth) or not isinstance(veth.netns, NetnsPath) or netns.leads_to(veth.netns):
+            return False
+        attachment = self._node.state.of_link(veth.name)
+        if attachment is not None:
+            self.lost(attachment.handle)
+        return True
 
     async def _repair_forwarding(self, who: str) -> None:
         loop = asyncio.get_running_loop()
@@ -343,9 +359,9 @@ def link_names(state: State) -> list[str]:
     names = [service.bridge for service in state.table(Service).values()]
     names += [service.device for service in state.table(Service).values() if service.dedicated]
     names += [
-        veth_name(each.netns.pid, "g")
+        each.host_end("g")
         for each in state.table(Attachment).values()
-        if each.netns is not None and each.global_address is not None
+        if each.namespace is not None and each.global_address is not None
     ]
     overlay = state.get(Overlay)
     return [*names, overlay.interface] if overlay is not None and overlay.up else names

@@ -8,7 +8,6 @@ with the event itself, so that our own work acquits itself; for the rest, lookin
 """
 
 import os
-import re
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
@@ -29,15 +28,13 @@ from overlayd.linux.monitor import (
     is_own_thread,
     process_name,
 )
-from overlayd.model import attachments
 from overlayd.model.layout import bridge, has_fence, layout
-from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth, scope_of_alias
-from overlayd.model.rows import Attachment, Service
+from overlayd.model.names import is_host_end
+from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth, label_of_veth, scope_of_alias
+from overlayd.model.rows import Service
 
 # linux/threads.h, PID_MAX_LIMIT.  A program's first netlink socket has its pid for a port, the others have higher ones.
 PID_MAX = 1 << 22
-
-_VETH = re.compile(r"veth-(\d+)-[sg]")
 
 
 class Part(NamedTuple):
@@ -59,12 +56,15 @@ SURROUNDINGS = Part("surroundings")  # the networks that the host reaches withou
 
 class Verdicts(Protocol):
     """Where judgements go.  cause: tells the causes of one suspicion apart; who: who did it, where that is known.
-    changing: a request is about to change it: what comes of that may acquit it.
+    changing: a request is about to change it: what comes of that may acquit it.  lost: the link of a container, by the
+    handle of its attachment, which may have gone with its namespace.
     """
 
     def suspect(self, part: Part, cause: str, who: str = "", *, changing: bool = False) -> None: ...
 
     def acquit(self, part: Part, cause: str) -> None: ...
+
+    def lost(self, handle: str) -> None: ...
 
 
 class Judge:
@@ -118,6 +118,9 @@ class Judge:
         if gone:
             self._parts.pop(found.ifindex, None)
             self._ways_out.discard(found.ifindex)
+            attachment = self._node.state.of_link(found.name)
+            if attachment is not None and attachment.file is not None:
+                self._verdicts.lost(attachment.handle)
         if part is None:
             if egress.can_be_uplink(found):
                 self._verdicts.suspect(EGRESS, "link")
@@ -128,8 +131,8 @@ class Judge:
 
     def _is_changing(self, part: Part, found: rt.Link) -> bool:
         """Whether a request that makes or changes a link of a service is under way."""
-        pid = _pid(found)
-        return not self._node.is_settled(attachments.container(pid) if pid else service_lock(part.name))
+        attachment = self._node.state.of_link(found.name)
+        return not self._node.is_settled(attachment.handle if attachment is not None else service_lock(part.name))
 
     def _judge_port(self, found: rt.Link) -> None:
         part = self._parts.get(found.ifindex)
@@ -169,8 +172,8 @@ class Judge:
     def _part_of(self, found: rt.Link) -> Part | None:
         """The part of the node that a link, by its name or its mark, belongs to; None when nothing wants it."""
         state = self._node.state
-        if pid := _pid(found):
-            attachment = state.get(Attachment, attachments.container(pid))
+        if is_host_end(found.name):
+            attachment = state.of_link(found.name)
             return Part("service", attachment.service) if attachment is not None else None
         # Nearly always the mark tells.
         service = state.get(Service, scope_of_alias(found.alias, "bridge") or "")
@@ -196,13 +199,15 @@ class Judge:
         state, facts = self._node.state, self._node.facts
         if not found.flags & rt.IFF_UP:
             return False
-        if pid := _pid(found):
-            thing = layout(state, facts, [(Attachment.table, attachments.container(pid))]).get(("veth", found.name))
+        attachment = state.of_link(found.name)
+        if attachment is not None:
+            thing = layout(state, facts, [attachment.id]).get(("veth", found.name))
             if not isinstance(thing, Veth):
                 return False
             master = Part("service", thing.service) if thing.service is not None else None
-            wanted = (master, thing.mtu, GROUP_VETH, veth.host_mac(thing.mac))
-            return (self._parts.get(found.master), found.mtu, found.group, found.mac) == wanted
+            wanted = (master, thing.mtu, GROUP_VETH, veth.host_mac(thing.mac), thing.label)
+            shown = (self._parts.get(found.master), found.mtu, found.group, found.mac, label_of_veth(found.alias))
+            return shown == wanted
         row = state.get(Service, service)
         if row is None or bridge_options.bridge_faults(found):
             return False
@@ -211,12 +216,6 @@ class Judge:
             (found.kind, found.mtu, found.group, found.mac, found.alias)
             == ("bridge", want.mtu, GROUP_BRIDGE, bridges.mac(want.address.ip), f"{ALIAS} bridge {service}")
         )
-
-
-def _pid(found: rt.Link) -> int:
-    """The pid in the name of a veth's host end; 0 for other links."""
-    match = _VETH.fullmatch(found.name)
-    return int(match[1]) if match else 0
 
 
 def _asker(port: int) -> str:

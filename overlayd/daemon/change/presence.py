@@ -1,0 +1,23 @@
+"""Whether an attached container is still there.
+
+Owns: what tells that.  Must not know: what is done about one that is gone (`daemon.upkeep.reclaim`).
+
+Of a container that is attached by its namespace no process is known.  Both ends of its link go with the namespace; and
+one that nobody holds any more, whose end may be a while off, the kernel no longer knows by its id.  A link that is gone
+alone is made again if we see the namespace; if we do not, there is nothing left of the container that we could serve.
+"""
+
+from overlayd.linux import netns, veth
+from overlayd.model.rows import Attachment
+
+
+def lives(attachment: Attachment) -> bool:
+    """Whether a container is there, or at least where it was.  MechanismError: we may not look."""
+    if attachment.file is not None:
+        return has_link(attachment) or netns.leads_to(attachment.file)
+    return any(map(netns.is_alive, attachment.processes))
+
+
+def has_link(attachment: Attachment) -> bool:
+    """Whether a container has its link, and somebody still holds the namespace in which that ends."""
+    return veth.exists(attachment.host_end())

@@ -1,0 +1,134 @@
+"""What one network namespace shows of links, and of what is on them.
+
+Owns: how each kind of thing is read, once, and all of it together.  Must not know: which of it is ours but by the
+protocol of routes, or what it means (`observe`).
+"""
+
+import logging
+import os
+import socket
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from overlayd.errors import MechanismError
+from overlayd.linux import netns
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.netlink import Netlink
+from overlayd.model.objects import FENCE_METRIC, ROUTE_PROTOCOL, Address, Interface, Netns, NetnsPath, Network
+
+_log = logging.getLogger(__name__)
+
+NO_NAMESPACE = Netns(0, 0, 0)  # our own: of which nothing is known
+
+
+Addresses = defaultdict[int, list[Interface]]  # by link index, IPv6 link-local ones left out
+Hop = tuple[int, Network, Address | None]  # of a route: link index, destination, gateway
+_Sources = dict[tuple[int, Network], Address]  # by link index and destination
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one namespace shows: links by index, addresses, and the routes and neighbour proxies of our protocol.
+
+    sources: of routes that name one.  near: addresses of link scope.  connected: the routes that the kernel made of
+    addresses, by link index and network.  fences: where our unreachable routes are.  forwarding: static entries of the
+    bridges' forwarding databases, by port and MAC.
+    """
+
+    links: dict[int, rt.Link]
+    addresses: Addresses
+    routes: set[Hop]
+    sources: _Sources = field(default_factory=dict)
+    near: frozenset[tuple[int, Address]] = frozenset()  # link index, address
+    proxies: frozenset[tuple[int, Address]] = frozenset()  # link index, address
+    connected: frozenset[tuple[int, Network]] = frozenset()
+    forwarding: frozenset[tuple[int, bytes]] = frozenset()
+    fences: frozenset[Network] = frozenset()
+
+
+def read_host(netlink: Netlink) -> View:
+    made_of_addresses, _ = read_routes(netlink, rt.RTPROT_KERNEL)
+    connected = frozenset((index, destination) for index, destination, _ in made_of_addresses)
+    return replace(
+        _read(netlink),
+        proxies=_read_proxies(netlink),
+        connected=connected,
+        fences=_read_fences(netlink),
+        forwarding=read_forwarding(netlink),
+    )
+
+
+def _read(netlink: Netlink) -> View:
+    links = read_links(netlink)
+    addresses, near = read_addresses(netlink)
+    routes, sources = read_routes(netlink)
+    return View(links, addresses, routes, sources, near)
+
+
+def read_links(netlink: Netlink) -> dict[int, rt.Link]:
+    links = map(rt.parse_link, netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()))
+    return {link.ifindex: link for link in links}
+
+
+def read_addresses(netlink: Netlink, index: int = 0) -> tuple[Addresses, frozenset[tuple[int, Address]]]:
+    """The addresses of all links, or of one; and those of link scope."""
+    found: Addresses = defaultdict(list)
+    near = set()
+    for address in map(rt.parse_address, netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter(index))):
+        if address is not None and address.scope == rt.RT_SCOPE_UNIVERSE:
+            found[address.ifindex].append(address.interface)
+        elif address is not None and address.scope == rt.RT_SCOPE_LINK:
+            near.add((address.ifindex, address.interface.ip))
+    return found, frozenset(near)
+
+
+def read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL) -> tuple[set[Hop], _Sources]:
+    found: set[Hop] = set()
+    sources: _Sources = {}
+    for route in map(rt.parse_route, netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol))):
+        if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == protocol:
+            for index, _flags in route.hops:
+                found.add((index, route.destination, route.gateway))
+                if route.source is not None:
+                    sources[index, route.destination] = route.source
+    return found, sources
+
+
+def _read_fences(netlink: Netlink) -> frozenset[Network]:
+    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL, rt.RTN_UNREACHABLE))
+    return frozenset(
+        route.destination
+        for route in map(rt.parse_route, bodies)
+        if route is not None and route.table == rt.RT_TABLE_MAIN and route.metric == FENCE_METRIC
+    )
+
+
+def read_forwarding(netlink: Netlink) -> frozenset[tuple[int, bytes]]:
+    bodies = netlink.dump("list forwarding entries", rt.RTM_GETNEIGH, rt.forwarding_filter())
+    return frozenset(entry for entry in map(rt.parse_forwarding, bodies) if entry is not None)
+
+
+def _read_proxies(netlink: Netlink) -> frozenset[tuple[int, Address]]:
+    families = (socket.AF_INET, socket.AF_INET6)
+    bodies = (
+        body for each in families for body in netlink.dump("list proxies", rt.RTM_GETNEIGH, rt.proxy_filter(each))
+    )
+    return frozenset(
+        (index, address) for index, address, protocol in map(rt.parse_proxy, bodies) if protocol == ROUTE_PROTOCOL
+    )
+
+
+def look_inside(namespace: Netns | NetnsPath) -> View | None:
+    """What the namespace shows, None when it cannot be looked at: its process has exited, or we may not."""
+    if namespace == NO_NAMESPACE:
+        return None
+    try:
+        descriptor = netns.open_namespace(namespace)
+        try:
+            with netns.socket_in(descriptor) as netlink:
+                return _read(netlink)
+        finally:
+            os.close(descriptor)
+    except MechanismError as error:
+        _log.warning("a container's end of its veth cannot be seen: %s", error)
+        return None
