@@ -131,6 +131,21 @@ def test_a_hundred_unknown_keys_are_told_shortly() -> None:
     assert len(told(frame({"op": "status"} | {f"k{n}": n for n in range(100)}))) == 8
 
 
+def test_a_known_key_is_known_however_it_is_written_and_however_often_it_comes() -> None:
+    again = b'{"frame":"request","id":1,"request":{"op":"unregister_dns","name":"a"%b}}'
+    assert told(again % b',"n\\u0061me":"b"') == []
+    body = again % (b',"n\\u0061me":"b"' * 500 + b',"x\\u0061":1')
+    assert told(body) == ["request.xa"]
+    assert wire.decode_request(body)[1] == wire.UnregisterDns("b")
+
+
+def test_a_list_that_is_too_long_is_named_also_beside_unknown_keys() -> None:
+    candidate = {"candidate_type": "host", "address": "a:1", "priority": 1, "x": 1}
+    asked = {"op": "add_peer", **PEER, "candidates": [candidate] * (values.MOST_CANDIDATES + 1), "y": 1}
+    with pytest.raises(wire.BadRequest, match=r"^request\.candidates: at most 64 items, got 65$"):
+        wire.decode_request(frame(asked))
+
+
 def test_a_client_takes_answers_of_a_newer_daemon() -> None:
     answer = {"result": "nat_status", "last_refresh": 1, "new": [1]}
     answer["candidates"] = [{"candidate_type": "host", "address": "a:1", "priority": 1, "foundation": "f"}]

@@ -6,3 +6,10 @@ def where_over(body: Buffer, most: int, longest: int) -> list[bytes] | None:
 
     A value counts one, and a list or an object one more than it holds.  Releases the GIL.
     """
+
+def next_keys(body: Buffer, start: int, most: int) -> tuple[list[bytes], int]:
+    """Up to `most` keys of the object that `body` is, as they stand in the text with their quotes, and where to look
+    for more; that is -1 when there are none.
+
+    start: 0, or what the last call returned.  `body` must be JSON.  Releases the GIL.
+    """

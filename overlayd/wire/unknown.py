@@ -3,20 +3,26 @@
 Owns: which they are, what they may have been meant to be, and the request without them.  Must not know: frames, or the
 messages by name; it reads their shapes from the classes.
 
-The typed decoder takes no unknown key, so whoever sends none pays nothing for this.
+The typed decoder takes no unknown key, so whoever sends none pays nothing for this.  However many there are, no object
+is made of more than MOST_TOLD of them.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import islice
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from msgspec import Raw, inspect
+from msgspec import UNSET, Meta, Raw, UnsetType, inspect
+
+from overlayd._fast.jsonscan import next_keys
 
 # Ours: enough to find the fault, and no more of a hostile client's.
 MOST_TOLD = 8
 LONGEST_KEY = 40  # characters of a key in a message
 LIKE = 0.6  # from 0 to 1: how like a known key must be to be called the nearest
 LONGEST_TAG = 256  # bytes, escapes included
+AT_ONCE = 64  # keys that are read before other threads may go on
 
 
 class UnknownKey(NamedTuple):
@@ -61,28 +67,53 @@ def without_unknown(
 def _known_part(value: Raw, expected: inspect.Type, path: str, found: list[UnknownKey]) -> object:
     first = bytes(memoryview(value)[:1])
     if first == b"{" and (types := _structs(expected)):
-        keys = msgspec.json.decode(value, type=dict[str, Raw])
-        shape = _chosen(keys, types)
-        return value if shape is None else _known_keys(keys, shape, path, found)
+        shape = _chosen(value, types)
+        return value if shape is None else _known_keys(value, shape, path, found)
     if first == b"[" and isinstance(expected, inspect.VarTupleType) and _structs(expected.item_type):
-        items = msgspec.json.decode(value, type=list[Raw])
+        try:
+            items = _items(expected.max_length).decode(value)
+        except msgspec.ValidationError:  # too many
+            return value
         return [_known_part(one, expected.item_type, f"{path}[{at}]", found) for at, one in enumerate(items)]
     return value
 
 
-def _known_keys(
-    keys: dict[str, Raw], shape: inspect.StructType, path: str, found: list[UnknownKey]
-) -> dict[str, object]:
+def _known_keys(value: Raw, shape: inspect.StructType, path: str, found: list[UnknownKey]) -> dict[str, object]:
     fields = {field.encode_name: field.type for field in shape.fields}
+    tag = () if shape.tag_field is None else (shape.tag_field,)
+    unknown = _unknown_keys(value, {*tag, *fields})
+    found += (UnknownKey(path, key, tuple(fields)) for key in islice(unknown, MOST_TOLD - len(found)))
     known: dict[str, object] = {}
-    for key, value in keys.items():
-        if key in fields:
-            known[key] = _known_part(value, fields[key], f"{path}.{key}", found)
-        elif key == shape.tag_field:
-            known[key] = value
-        elif len(found) < MOST_TOLD:
-            found.append(UnknownKey(path, key, tuple(fields)))
+    for key, part in _parts((*tag, *fields), value).items():
+        known[key] = _known_part(part, fields[key], f"{path}.{key}", found) if key in fields else part
     return known
+
+
+def _unknown_keys(value: Raw, known: set[str]) -> Iterator[str]:
+    """Each once for every time that an object has it, in their order."""
+    at = 0
+    while at >= 0:
+        keys, at = next_keys(value, at, AT_ONCE)
+        yield from (key for key in map(_text.decode, keys) if key not in known)
+
+
+def _parts(names: tuple[str, ...], value: Raw) -> dict[str, Raw]:
+    """What an object has of these keys; the others are passed over without making anything of them."""
+    parts = _those_of(names).decode(value)
+    return {name: part for name, part in zip(names, msgspec.structs.astuple(parts), strict=True) if part is not UNSET}
+
+
+@cache
+def _those_of(names: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+    fields = [(f"f{at}", Raw | UnsetType, UNSET) for at in range(len(names))]
+    return msgspec.json.Decoder(
+        msgspec.defstruct("Parts", fields, rename={f"f{at}": name for at, name in enumerate(names)})
+    )
+
+
+@cache
+def _items(most: int | None) -> msgspec.json.Decoder[list[Raw]]:
+    return msgspec.json.Decoder(Annotated[list[Raw], Meta(max_length=most)])
 
 
 def _structs(expected: inspect.Type) -> Sequence[inspect.StructType]:
@@ -91,13 +122,16 @@ def _structs(expected: inspect.Type) -> Sequence[inspect.StructType]:
     return [one for one in types if isinstance(one, inspect.StructType)]
 
 
-def _chosen(keys: dict[str, Raw], types: Sequence[inspect.StructType]) -> inspect.StructType | None:
+def _chosen(value: Raw, types: Sequence[inspect.StructType]) -> inspect.StructType | None:
     """The type that an object's tag names; None when it names none."""
     field = types[0].tag_field
     if field is None:
         return types[0]
-    tag = keys.get(field)
+    tag = _parts((field,), value).get(field)
     if tag is None or len(memoryview(tag)) > LONGEST_TAG:
         return None
     name = msgspec.json.decode(tag)
     return next((one for one in types if one.tag == name), None)
+
+
+_text = msgspec.json.Decoder(str)

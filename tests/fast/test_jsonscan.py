@@ -1,11 +1,11 @@
-"""How many values a JSON text has, beside a count that is slow and obvious."""
+"""How many values a JSON text has, and which keys, beside what is slow and obvious."""
 
 import json
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlayd._fast.jsonscan import where_over
+from overlayd._fast.jsonscan import next_keys, where_over
 
 texts = st.text(max_size=5) | st.sampled_from(['"', "\\", '\\"', "[{", ",,", ":"])
 values = st.recursive(
@@ -40,3 +40,26 @@ def test_the_path_leads_to_the_list() -> None:
 def test_whatever_comes_is_scanned(body: bytes, most: int) -> None:
     where_over(body, most, 1000)
     where_over(memoryview(b'{"a":[' * 20 + body), most, 3)
+    next_keys(body, 0, 5)
+
+
+@given(st.lists(st.tuples(texts, values), max_size=8), st.booleans(), st.integers(1, 9))
+def test_the_keys_of_an_object(members: list[tuple[str, object]], plain: bool, most: int) -> None:
+    """A key that stands there twice is told twice."""
+    parts = (
+        f"{json.dumps(key, ensure_ascii=plain)} : {json.dumps(value, ensure_ascii=plain)}" for key, value in members
+    )
+    body = f" {{ {' , '.join(parts)} }} ".encode()
+    found: list[str] = []
+    at = 0
+    while at >= 0:
+        keys, at = next_keys(body, at, most)
+        assert len(keys) == most or at == -1
+        found += map(json.loads, keys)
+    assert found == [key for key, _ in members]
+
+
+@given(st.text(st.sampled_from('ab"\\\n'), max_size=12), st.integers(0, 30))
+def test_a_text_is_too_long_by_its_bytes(text: str, longest: int) -> None:
+    body = json.dumps([text, "x"]).encode()
+    assert (where_over(body, 100, longest) is not None) == (max(len(json.dumps(text)) - 2, 1) > longest)
