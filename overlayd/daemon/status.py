@@ -20,7 +20,8 @@ from overlayd.model.rows import Change, Overlay, Peer, Service, peer_of
 from overlayd.model.rows import Node as NodeRow
 from overlayd.model.subnets import first_usable
 
-# Our own constant: peers that are described at once, some 6 us each.
+# Our own constant: peers that are described at once, some 6 us each; and twice as many allowed IPs of those that have
+# changed.
 AT_ONCE = 256
 
 K = TypeVar("K")
@@ -40,11 +41,12 @@ class About(NamedTuple):
 
 
 class _Shown(NamedTuple):
-    """A peer as it was shown, and what of."""
+    """A peer as it was shown, and what of.  allowed_ips: their text."""
 
     peer: Peer
     did: _Did
     encoded: bytes
+    allowed_ips: str
 
 
 class StatusView:
@@ -125,7 +127,7 @@ class StatusView:
         """The status response as JSON.  TakesLong: too many peers are to be described anew for doing it at once."""
         self._notice()
         if not self._encoded or self._cluster is not None:
-            if len(self._outdated) > AT_ONCE:
+            if self._is_long():
                 raise TakesLong
             for key in [*self._outdated]:
                 self._describe(key)
@@ -138,7 +140,7 @@ class StatusView:
         async with self._describing:
             slices = Slices()
             self._notice()
-            while len(self._outdated) > AT_ONCE:
+            while self._is_long():
                 for key in [*self._outdated]:
                     if key in self._outdated:
                         self._describe(key)
@@ -201,6 +203,18 @@ class StatusView:
             self._outdated |= dict.fromkeys(self._peers.get(GLOBAL, ()))
             self._encoded = b""
 
+    def _is_long(self) -> bool:
+        """Whether to describe the peers that are outdated takes too long for doing it at once."""
+        if len(self._outdated) > AT_ONCE:
+            return True
+        changed = (peer for key in self._outdated if (peer := self._changed(key)) is not None)
+        return sum(1 + len(peer.listed) + len(peer.added) for peer in changed) > 2 * AT_ONCE
+
+    def _changed(self, key: bytes) -> Peer | None:
+        """A peer whose text is not known, for its row is another one than was shown."""
+        peer, shown = self._peers[GLOBAL][key], self._shown.get(key)
+        return None if shown is not None and shown.peer is peer else peer
+
     def _describe(self, key: bytes) -> None:
         """Describe anew a peer that has changed, or may have done something."""
         del self._outdated[key]
@@ -209,8 +223,10 @@ class StatusView:
         heard = (activity.endpoint, activity.last_handshake) if activity and activity.last_handshake else (None, 0)
         did = (*heard, self._health.condition(GLOBAL, key))
         shown = self._shown.get(key)
-        if shown is None or shown.peer is not peer or shown.did != did:
-            self._shown[key] = _Shown(peer, did, wire.encode_part(_peer(peer, did)))
+        same = shown is not None and shown.peer is peer
+        if shown is None or not same or shown.did != did:
+            allowed_ips = shown.allowed_ips if shown is not None and same else _text(peer)
+            self._shown[key] = _Shown(peer, did, wire.encode_part(_peer(peer, did, allowed_ips)), allowed_ips)
 
     def _dedicated(self, service: Service) -> wire.DedicatedService:
         return wire.DedicatedService(
@@ -241,12 +257,16 @@ def _put(table: dict[K, V], key: K, value: V | None) -> None:
         table[key] = value
 
 
-def _peer(peer: Peer, did: _Did) -> wire.StatusPeer:
+def _text(peer: Peer) -> str:
+    return ",".join(map(str, dict.fromkeys((*peer.listed, *peer.added))))
+
+
+def _peer(peer: Peer, did: _Did, allowed_ips: str) -> wire.StatusPeer:
     roamed, last_handshake, condition = did
     return wire.StatusPeer(
         public_key=keys.text(peer.public_key),
         endpoint=endpoint_text(roamed) if roamed is not None else peer.endpoint,
-        allowed_ips=",".join(map(str, dict.fromkeys((*peer.listed, *peer.added)))),
+        allowed_ips=allowed_ips,
         last_handshake_unix_secs=last_handshake,
         health="silent" if condition == "silent" else "idle" if condition == "idle" and last_handshake else None,
         name=peer.name or None,

@@ -74,8 +74,8 @@ class AddressChanged(NamedTuple):
 
 
 class RouteChanged(NamedTuple):
-    """A route of our protocol, or a default route, was added or removed; or one to a link's network, IPv6 link-local
-    ones excepted, which the kernel had made of an address, was removed.  port: as of an address.
+    """A default route was added or removed; or one of our protocol, or to a link's network, IPv6 link-local ones
+    excepted, which the kernel had made of an address, was removed.  port: as of an address.
     """
 
     route: rt.KernelRoute
@@ -228,9 +228,9 @@ def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
 
 
 def _attach_filter(opened: socket.socket) -> None:
-    """Let through less: of routes the default ones and ours, since a router's full table must not wake us, and of
-    those that the kernel makes of addresses the end; of parameters those that were set, not those that a new link
-    starts with.
+    """Let through less: of routes the default ones, since a router's full table must not wake us, and the end of ours,
+    of which a peer may have a thousand, and of those that the kernel makes of addresses; of parameters those that were
+    set, not those that a new link starts with.
 
     A classic BPF program (linux/filter.h); it reads numbers of more than a byte in network byte order.
     """
@@ -241,18 +241,17 @@ def _attach_filter(opened: socket.socket) -> None:
     program = (
         (_LOAD_HALF, 0, 0, kind),
         (_JUMP_EQUAL, 4, 0, old),
-        (_JUMP_EQUAL, 7, 0, new),
-        (_JUMP_EQUAL, 0, 11, netconf),  # nor about a parameter: pass
+        (_JUMP_EQUAL, 8, 0, new),
+        (_JUMP_EQUAL, 0, 10, netconf),  # nor about a parameter: pass
         (_LOAD_WORD, 0, 0, length),
-        (_JUMP_EQUAL, 9, 8, one_parameter),
+        (_JUMP_EQUAL, 8, 7, one_parameter),
         (_LOAD_BYTE, 0, 0, protocol),  # of a route that was removed
         (_JUMP_EQUAL, 0, 2, rt.RTPROT_KERNEL),
         (_LOAD_BYTE, 0, 0, table),
-        (_JUMP_EQUAL, 5, 4, rt.RT_TABLE_MAIN),
-        (_LOAD_BYTE, 0, 0, destination_length),  # of any other route
-        (_JUMP_EQUAL, 3, 0, 0),
-        (_LOAD_BYTE, 0, 0, protocol),
-        (_JUMP_EQUAL, 1, 0, ROUTE_PROTOCOL),
+        (_JUMP_EQUAL, 4, 3, rt.RT_TABLE_MAIN),
+        (_JUMP_EQUAL, 3, 0, ROUTE_PROTOCOL),
+        (_LOAD_BYTE, 0, 0, destination_length),  # of any other one, and of one that was added
+        (_JUMP_EQUAL, 1, 0, 0),
         (_RETURN, 0, 0, 0),
         (_RETURN, 0, 0, 0xFFFFFFFF),
     )

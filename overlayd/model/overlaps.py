@@ -126,7 +126,7 @@ def _name(overlay: Overlay) -> str:
 
 
 def _overlapping(network: Network, host: Iterable[HostNetwork]) -> Iterator[HostNetwork]:
-    return (each for each in host if each.network.version == network.version and each.network.overlaps(network))
+    return (each for each in host if is_inside(network, each.network) or is_inside(each.network, network))
 
 
 def _within_cluster(other: HostNetwork, cluster: Network) -> bool:

@@ -48,8 +48,7 @@ def add_peer(
     at = numeric_endpoint(endpoint)
     if at is not None:
         _require_underlay(draft, endpoint, at[0])
-    for network in allowed_ips:
-        _require_way(draft, peer_key(scope, public_key), network, at[0] if at is not None else None, host)
+    _require_ways(draft, peer_key(scope, public_key), allowed_ips, at[0] if at is not None else None, host)
     _require_installable(draft, allowed_ips)
     old = draft.peer(scope, public_key)
     _require_few(allowed_ips, old.added if old else (), "allowed_ips")
@@ -99,7 +98,7 @@ def add_allowed_ip(
         return []
     _require_few(peer.listed, (*peer.added, network), "cidr")
     at = numeric_endpoint(peer.endpoint)
-    _require_way(draft, peer.key, network, at[0] if at is not None else resolved, host)
+    _require_ways(draft, peer.key, [network], at[0] if at is not None else resolved, host)
     _require_installable(draft, [network])
     moved = take_networks(draft, scope, [network], public_key)
     draft.put(replace(peer, added=(*peer.added, network)))
@@ -163,41 +162,46 @@ def _require_underlay(draft: Draft, endpoint: str, address: Address) -> None:
         )
 
 
-def _require_way(
-    draft: Draft, peer: str, network: Network, endpoint: Address | None, host: Sequence[HostNetwork]
+def _require_ways(
+    draft: Draft, peer: str, networks: Collection[Network], endpoint: Address | None, host: Sequence[HostNetwork]
 ) -> None:
     """RequestError when the route of an allowed IP would lead a tunnel into the overlay, cut the host off from a
     network of its own, or take a destination from another device: this host has one route to each.  peer: the key of
-    the row of who announces it; endpoint: where that is, if it is known.
+    the row of who announces them; endpoint: where that is, if it is known.
     """
-    scope = peer_of(peer)[1]
-    around = draft.get(Overlay)
-    if around is None or not has_route(scope, network, around.cluster):
+    scope, around = peer_of(peer)[1], draft.get(Overlay)
+    routed = [each for each in networks if around is not None and has_route(scope, each, around.cluster)]
+    if around is None or not routed:
         return
-    own = endpoint is not None and endpoint in network
-    other = draft.state.endpoint_in(network, other_than=peer)
-    if own or other is not None:
-        at = f"its own endpoint {endpoint}" if other is None else f"{other.endpoint}, the endpoint of a peer"
-        raise RequestError(
-            f"allowed IP {network} holds {at}: the tunnel would be led into itself; announce less, or give the peer "
-            "another endpoint"
-        )
     # Of its routes the kernel itself tells when ours is added: nobody hears of their coming and going.
-    lost = cuts_off(network, (each for each in host if each.kind != "route"))
-    if lost is not None:
-        raise RequestError(f"allowed IP {network} would cut this host off from the {lost}: announce less")
-    for other_scope in (GLOBAL, *(service.name for service in draft.all(Service) if service.dedicated)):
-        taken = other_scope != scope and has_route(other_scope, network, around.cluster)
-        if taken and draft.owner(other_scope, network) is not None:
-            where = f"the dedicated overlay of service {other_scope}" if other_scope else "the global overlay"
-            raise RequestError(f"allowed IP {network} leads to {where} already: remove it there first")
+    host = [each for each in host if each.kind != "route"]
+    scopes = (GLOBAL, *(service.name for service in draft.all(Service) if service.dedicated))
+    others = [each for each in scopes if each != scope]
+    for network in routed:
+        own = endpoint is not None and endpoint in network
+        other = draft.state.endpoint_in(network, other_than=peer)
+        if own or other is not None:
+            at = f"its own endpoint {endpoint}" if other is None else f"{other.endpoint}, the endpoint of a peer"
+            raise RequestError(
+                f"allowed IP {network} holds {at}: the tunnel would be led into itself; announce less, or give the "
+                "peer another endpoint"
+            )
+        lost = cuts_off(network, host)
+        if lost is not None:
+            raise RequestError(f"allowed IP {network} would cut this host off from the {lost}: announce less")
+        for other_scope in others:
+            taken = draft.owner(other_scope, network) is not None
+            if taken and has_route(other_scope, network, around.cluster):
+                where = f"the dedicated overlay of service {other_scope}" if other_scope else "the global overlay"
+                raise RequestError(f"allowed IP {network} leads to {where} already: remove it there first")
 
 
 def _require_installable(draft: Draft, networks: Collection[Network]) -> None:
     """RequestError when this node has all of the networks itself.  When it has some, the others are installed."""
-    held = {network: conflicts.holder(draft.state, network) for network in networks}
-    if held and all(held.values()):
-        named = ", ".join(f"{network} is {by}" for network, by in held.items())
+    if networks and all(conflicts.holder(draft.state, network) for network in networks):
+        named = ", ".join(
+            f"{network} is {conflicts.holder(draft.state, network)}" for network in dict.fromkeys(networks)
+        )
         raise RequestError(f"allowed IP {named}: no peer can have it; announce what is the peer's own")
 
 

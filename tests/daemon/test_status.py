@@ -59,6 +59,30 @@ async def test_many_peers_are_described_in_slices_and_changes_meanwhile_are_show
         health.generation += 1  # every peer may have done something
 
 
+async def test_a_peer_of_many_allowed_ips_is_described_in_slices_while_these_are_new() -> None:
+    overlay = Overlay(
+        deployment="d", instance_id="1", interface="zl-d-1-g", cluster=ip_network("10.0.0.0/8"), wg_port=1
+    )
+    networks = tuple(ip_network((number << 8, 24)) for number in range(1024))
+    wide = Peer(public_key=KEYS[0], listed=networks)
+    state = State([Node(private_key=b"k" * 32), overlay, wide])
+    heard = Activity((ip_address("192.0.2.1"), 1), 5, 0, 0)
+    health = SimpleNamespace(generation=0, activity=lambda _scope, _key: heard, condition=lambda _scope, _key: "fresh")
+    view = StatusView(
+        SimpleNamespace(state=state, facts=Facts(mtu=1420), kernel=SimpleNamespace(backend=None)), health, ABOUT
+    )
+    for listed in (networks, networks[1:]):
+        view.follow({wide.id: replace(wide, listed=listed)})
+        with pytest.raises(TakesLong):
+            view.encoded()
+        await view.described()
+        heard = heard._replace(last_handshake=heard.last_handshake + 1)
+        health.generation += 1
+        (shown,) = json.loads(view.encoded())["peers"]
+        assert shown["last_handshake_unix_secs"] == heard.last_handshake
+        assert shown["allowed_ips"] == ",".join(map(str, listed))
+
+
 @given(STEPS)
 def test_as_from_nothing(steps) -> None:
     overlay = Overlay(

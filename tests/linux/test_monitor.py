@@ -96,17 +96,16 @@ def test_of_the_routes_that_come_with_addresses_the_end(monitor, shell):
     ]
 
 
-def test_of_routes_only_ours_and_default_ones(monitor, shell):
+def test_of_routes_default_ones_and_the_end_of_ours(monitor, shell):
     shell("ip link add d0 type bridge; ip link set d0 up; ip address add 10.1.0.1/24 dev d0")
     heard(monitor)
     shell("ip route add 10.2.0.0/16 dev d0; ip route add 10.3.0.0/16 dev d0 proto 0x6f; ip route del 10.3.0.0/16")
-    shell("ip route add default via 10.1.0.2; ip -6 route add fd03::/64 dev d0 proto 0x6f")
+    shell("ip route add default via 10.1.0.2; ip -6 route add fd03::/64 dev d0 proto 0x6f; ip -6 route del fd03::/64")
     events = of(RouteChanged, heard(monitor))
     assert [(str(event.route.destination), event.gone) for event in events] == [
-        ("10.3.0.0/16", False),
         ("10.3.0.0/16", True),
         ("0.0.0.0/0", False),
-        ("fd03::/64", False),
+        ("fd03::/64", True),
     ]
 
 

@@ -5,6 +5,7 @@ Owns: setup and teardown of services, prune_orphan_bridges, allocate_ip, release
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from overlayd import keys, wire
@@ -25,6 +26,8 @@ from overlayd.model.state import Draft, State
 from overlayd.model.subnets import first_usable
 
 log = logging.getLogger(__name__)
+
+NAMES_AT_ONCE = 2048  # our own constant: some 0.1 ms
 
 
 async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverlay) -> wire.Response:
@@ -91,11 +94,13 @@ async def prune_orphan_bridges(daemon: Daemon, request: wire.PruneOrphanBridges)
     An orchestrator lists the services that it has stored, and prunes every few minutes: what it does not list may be a
     bridge that it had made for one job, whose containers run.
     """
-    node, live = daemon.node, set(request.live_bridge_names)
+    node = daemon.node
     orphans: dict[str, _Found] = {}
 
     def look() -> None:
-        unlisted = [found for found in _find_bridges(node.state) if live.isdisjoint(found.names)]
+        bridges = _find_bridges(node.state)
+        live = _listed(request.live_bridge_names, {name for found in bridges for name in found.names})
+        unlisted = [found for found in bridges if live.isdisjoint(found.names)]
         occupied = _occupied(node.state, {found.service for found in unlisted} - {""})
         # To look at every process is for those bridges alone that nothing else keeps.
         doubtful = [found for found in unlisted if found.service not in occupied and not found.bridge.carrier]
@@ -128,6 +133,12 @@ class _Found(NamedTuple):
     bridge: NamedBridge
     service: str
     names: set[str]
+
+
+def _listed(live: Sequence[str], present: set[str]) -> set[str]:
+    """Those of the present names that are listed.  In parts, for the interpreter is kept while one is compared."""
+    parts = (live[at : at + NAMES_AT_ONCE] for at in range(0, len(live), NAMES_AT_ONCE))
+    return set().union(*(present.intersection(part) for part in parts))
 
 
 def _find_bridges(state: State) -> list[_Found]:
