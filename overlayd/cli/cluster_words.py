@@ -35,7 +35,7 @@ ACTIONS = (
             option(
                 "--zone",
                 metavar="ZONE",
-                help="the zone of one-label names, which every node serves by --dns-zone (default: overlay.local)",
+                help="the zone of one-label names, which every node serves (default: overlay.local)",
             ),
             option(
                 "--node-ttl",

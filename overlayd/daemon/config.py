@@ -19,13 +19,13 @@ from overlayd.daemon.dns import upstreams
 from overlayd.daemon.dns.upstreams import Upstream
 from overlayd.errors import RequestError
 from overlayd.linux import sysctl
+from overlayd.model import zone
 from overlayd.proto.envelope import is_consumer_protocol
 
 DATA_DIR = "/var/lib/overlayd"
 SOCKET = "/run/overlayd/overlayd.sock"
 CONFIG_FILE = "/etc/overlayd/overlayd.toml"
 NAMESPACE_ID = "overlayd"
-DNS_ZONE = "overlay.local"
 ETCD_PREFIX = "overlayd"
 PAYLOAD_PROTOCOL = 0xF0DE  # of those that the envelope's family leaves to private use
 
@@ -59,7 +59,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     proc_sys: str = sysctl.DEFAULT_ROOT
     dns_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = upstreams.PORT
     dns_node_address: bool = False
-    dns_zone: str = DNS_ZONE
+    dns_zone: str | None = None
     dns_upstream: tuple[str, ...] = ()
     metrics: str = ""
     metrics_peers: bool = False
@@ -176,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     option(
         "--dns-zone",
         metavar="ZONE",
-        help=f"the zone of names that were registered as one label (default {DNS_ZONE})",
+        help=f"the zone of names that were registered as one label (default: the cluster's, or {zone.DEFAULT})",
     )
     option(
         "--dns-upstream",
@@ -279,7 +279,8 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         number = f"{config.payload_protocol:#06x}"
         raise ConfigError(f"payload-protocol: {number} is not in 0x7000-0x7eff or 0xf000-0xffff")
     try:
-        config = msgspec.structs.replace(config, dns_zone=parse.dns_name(config.dns_zone, "dns-zone"))
+        if config.dns_zone is not None:
+            config = msgspec.structs.replace(config, dns_zone=parse.dns_name(config.dns_zone, "dns-zone"))
     except RequestError as error:
         raise ConfigError(f"dns-zone: {config.dns_zone!r} is not a DNS name") from error
     try:

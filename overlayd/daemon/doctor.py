@@ -119,7 +119,7 @@ class Doctor:
             return []
         problem = f"has the zone {member.zone}, and the name server of this node has {served}"
         symptom = "names with their zone resolve on some of the nodes only"
-        remedy = f"start overlayd on every node with --dns-zone {member.zone}, or: overlayctl cluster set zone={served}"
+        remedy = f"start overlayd here without --dns-zone {served}, or: overlayctl cluster set zone={served}"
         return [Finding("cluster-zone", "warning", f"cluster {member.cluster}", problem, symptom, remedy)]
 
     async def _journal(self) -> list[Finding]:

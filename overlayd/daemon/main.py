@@ -205,7 +205,7 @@ async def _serve(
         await enter(nat.running())
         nameserver = Nameserver(
             node,
-            config.dns_zone,
+            config.dns_zone or "",
             config.dns_port,
             config.upstreams,
             tasks.spawn,

@@ -88,6 +88,8 @@ def read_config(value: bytes) -> Config:
     try:
         config = _CONFIG.decode(value)
         ip_network(config.cluster_cidr)
+        if config.zone and not _DNS_NAME.fullmatch(config.zone):
+            raise ValueError(f"zone {config.zone[:80]!r} is no DNS name in lower case")
     except (msgspec.MsgspecError, ValueError) as error:
         raise BadRecord(f"{CONFIG}: {error}") from error
     if config.format != FORMAT:

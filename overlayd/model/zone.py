@@ -8,7 +8,8 @@ Must not know: DNS messages (`_fast.nametable` writes them), sockets, or who ask
 A name may be registered here, and told of by other nodes of a cluster: then it has all of these addresses.
 
 A name that was registered as one label is also a name of the zone: `web` is `web.overlay.local` too, unless somebody
-registered that.  A change costs the names it touches.
+registered that.  A change costs the names it touches.  The zone is the one that this node was given, or that of its
+cluster, which may change.
 """
 
 from collections import Counter
@@ -17,22 +18,24 @@ from collections.abc import Iterable, Iterator
 from overlayd._fast.dnsquery import SECRET, wire_name
 from overlayd._fast.nametable import MAX_ADDRESSES, NameTable
 from overlayd.model.objects import GLOBAL, Address, Network
-from overlayd.model.rows import Attachment, Change, Isolation, MemberNames, Overlay, Record, Service
+from overlayd.model.rows import Attachment, Change, Isolation, MemberNames, Membership, Overlay, Record, Service
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
 NODE_GROUP = 0  # of the node's own addresses; isolation networks count from 1
+DEFAULT = "overlay.local"  # a zone that nobody chose
 OCTET, NIBBLE = 8, 4  # bits of a label of a reverse name, RFC 1035 section 3.5 and RFC 3596 section 2.5
 
 
 class Zone:
-    """The names of a node, kept up with its state.  table: what answers queries.  name: the zone of one-label names.
-    secret: for the table's cookies.
+    """The names of a node, kept up with its state.  table: what answers queries.  given: the zone of one-label names,
+    empty for that of the cluster; name: the zone that it is now.  secret: for the table's cookies.
     """
 
-    def __init__(self, state: State, name: str, secret: bytes = bytes(SECRET)) -> None:
+    def __init__(self, state: State, given: str = "", secret: bytes = bytes(SECRET)) -> None:
         self.table = NameTable(secret)
-        self.name = name
+        self._given = given
+        self.name = name = given or DEFAULT
         self._state = state
         self._registered: dict[str, tuple[Address, ...]] = {}
         self._told: dict[str, dict[str, tuple[Address, ...]]] = {}  # names that other nodes serve: by whom, "" for us
@@ -41,10 +44,10 @@ class Zone:
         self._own: dict[str, Address] = {}  # by scope
         self._of_member: dict[str, tuple[Address, ...]] = {}  # by the handle of the attachment
         self._domains: dict[str, str] = {}  # by the handle of the attachment
-        self._members = Counter([name])  # how many attachments have a domain; the zone itself counts as one
+        self._members: Counter[str] = Counter()  # how many attachments have a domain; the zone itself counts as one
         self._cluster: Network | None = None
-        self.table.add_zone(wire_name(name))
-        for kind in (Overlay, Service, Attachment, Record, MemberNames):
+        self._add_zone(name)
+        for kind in (Membership, Overlay, Service, Attachment, Record, MemberNames):
             self.follow({row.id: row for row in state.table(kind).values()})
 
     def follow(self, change: Change) -> None:
@@ -63,6 +66,8 @@ class Zone:
             elif table == Overlay.table:
                 self._set_cluster(row.cluster if isinstance(row, Overlay) else None)
                 self._set_own(GLOBAL, self._state.node_address if row is not None else None)
+            elif table == Membership.table and not self._given:
+                self._rename((row.zone if isinstance(row, Membership) else "") or DEFAULT)
 
     def names(self) -> Iterator[tuple[str, tuple[Address, ...]]]:
         """Every name that is registered here or told of, and its addresses."""
@@ -104,13 +109,28 @@ class Zone:
                 names[name] = None
             else:
                 del names[name]
-            self.table.set_pointers(
-                wire_name(touched.reverse_pointer),
-                tuple(wire_name(self._whole(each)) for each in names),
-                touched.packed,
-            )
+            self._point(touched)
             if not names:
                 del self._names_of[touched]
+
+    def _point(self, address: Address) -> None:
+        """The names of an address are what they are by now."""
+        names = tuple(wire_name(self._whole(each)) for each in self._names_of[address])
+        self.table.set_pointers(wire_name(address.reverse_pointer), names, address.packed)
+
+    def _rename(self, name: str) -> None:
+        """The zone has another name."""
+        if name == self.name:
+            return
+        labels = [each for each in self._registered if "." not in each]
+        aliases = [alias for each in labels for alias in self._aliases(each)]
+        old, self.name = self.name, name
+        self._add_zone(name)
+        self._remove_zone(old)
+        for alias in (*aliases, *(alias for each in labels for alias in self._aliases(each))):
+            self.table.set_addresses(wire_name(alias), tuple(each.packed for each in self._addresses(alias)))
+        for address in dict.fromkeys(address for each in labels for address in self._registered[each]):
+            self._point(address)
 
     def _addresses(self, name: str) -> tuple[Address, ...]:
         """The addresses of a name: its own, or those of the one label before the zone."""
@@ -152,13 +172,19 @@ class Zone:
         old = self._domains.pop(handle, "")
         if domain:
             self._domains[handle] = domain
-            self._members[domain] += 1
-            self.table.add_zone(wire_name(domain))
+            self._add_zone(domain)
         if old:
-            self._members[old] -= 1
-            if not self._members[old]:
-                del self._members[old]
-                self.table.remove_zone(wire_name(old))
+            self._remove_zone(old)
+
+    def _add_zone(self, name: str) -> None:
+        self._members[name] += 1
+        self.table.add_zone(wire_name(name))
+
+    def _remove_zone(self, name: str) -> None:
+        self._members[name] -= 1
+        if not self._members[name]:
+            del self._members[name]
+            self.table.remove_zone(wire_name(name))
 
     def _set_cluster(self, cluster: Network | None) -> None:
         old, self._cluster = self._cluster, cluster

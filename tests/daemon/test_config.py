@@ -83,7 +83,7 @@ def test_a_socket_path_too_long_for_the_kernel_is_refused():
 
 def test_the_name_server_is_on_unless_it_is_turned_off():
     settings = load()
-    assert (settings.dns_port, settings.dns_zone, settings.upstreams) == (53, "overlay.local", ())
+    assert (settings.dns_port, settings.dns_zone, settings.upstreams) == (53, None, ())
     assert load("--dns-port", "0").dns_port == 0
     assert load("--dns-zone", "Svc.Example.").dns_zone == "svc.example"
 

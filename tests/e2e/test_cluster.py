@@ -165,19 +165,32 @@ def test_an_etcd_that_lost_everything_and_then_went_back_removes_nobody(cluster:
     assert member.process is not None
 
 
-def test_a_zone_that_a_node_does_not_serve_is_named(cluster: Cluster) -> None:
+def test_every_node_serves_the_zone_of_the_cluster_and_one_that_was_given_another_is_named(cluster: Cluster) -> None:
     alpha, beta, _ = cluster.sites
 
     def told(site: Site) -> list[str]:
         findings = site.request("doctor")["findings"]
         return [each["problem"] for each in findings if each["code"] == "cluster-zone"]
 
-    alpha.request("cluster_set", key="zone", value="corp.example")
-    for site in (alpha, beta):
-        (problem,) = until(lambda site=site: told(site))
-        assert problem == "has the zone corp.example, and the name server of this node has overlay.local"
+    assert beta.resolve("alpha-web.overlay.local") == alpha.address
+    with pytest.raises(Refused, match="is no DNS name"):
+        alpha.request("cluster_set", key="zone", value="corp..example")
+    alpha.request("cluster_set", key="zone", value="Corp.Example.")
+    for site in cluster.sites:
+        until(lambda site=site: site.resolve("alpha-web.corp.example") == alpha.address, site.node.log_tail)
+        assert site.resolve("alpha-web") == alpha.address
+        assert not site.resolve("alpha-web.overlay.local")
+    beta.node.stop()
+    beta.start("--dns-zone", "other.example")
+    (problem,) = until(lambda: told(beta))
+    assert problem == "has the zone corp.example, and the name server of this node has other.example"
+    assert beta.resolve("alpha-web.other.example") == alpha.address
+    beta.node.stop()
+    beta.start()
+    assert beta.resolve("alpha-web.corp.example") == alpha.address
     alpha.request("cluster_set", key="zone", value="overlay.local")
-    until(lambda: not told(beta))
+    until(lambda: beta.resolve("alpha-web.overlay.local") == alpha.address, beta.node.log_tail)
+    assert not told(beta)
 
 
 def test_a_second_node_of_a_name_is_refused_and_told_who_has_it(cluster: Cluster) -> None:

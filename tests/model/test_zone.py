@@ -10,10 +10,10 @@ from msgspec.structs import replace
 from oracles_nametable import Oracle, wire
 
 from overlayd.model.objects import GLOBAL, Netns
-from overlayd.model.rows import Attachment, Isolation, Node, Overlay, Record, Service
+from overlayd.model.rows import Attachment, Isolation, Membership, Node, Overlay, Record, Service
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
-from overlayd.model.zone import Zone, reverse_zones, served_address
+from overlayd.model.zone import DEFAULT, Zone, reverse_zones, served_address
 
 ZONE = "overlay.local"
 NODE = Node(private_key=bytes(32))
@@ -54,6 +54,11 @@ CHANGES = st.lists(
         st.builds(
             lambda cluster: (overlay(cluster), True), st.sampled_from(["10.200.0.0/16", "10.200.0.0/23", "fd00::/61"])
         ),
+        st.builds(
+            lambda zone, there: (Membership(cluster="c", node="n", instance="i", zone=zone), there),
+            st.sampled_from(["", ZONE, "web", "db.local"]),
+            st.booleans(),
+        ),
     ),
     max_size=12,
 )
@@ -77,23 +82,23 @@ def name_of(text):
     return tuple(label.encode() for label in text.split("."))
 
 
-def expected(state, query):
+def expected(state, query, zone=ZONE):
     """Slow and obvious, from the rows of the end alone."""
     oracle = Oracle()
     records = {name: record.addresses for name, record in state.table(Record).items()}
-    whole = {name if "." in name else f"{name}.{ZONE}": addresses for name, addresses in records.items()}
+    whole = {name if "." in name else f"{name}.{zone}": addresses for name, addresses in records.items()}
     oracle.addresses = {
         name_of(name): tuple(address.packed for address in addresses) for name, addresses in (whole | records).items()
     }
     for name, address in [(name, address) for name, addresses in records.items() for address in addresses]:
-        target = wire(name_of(name if "." in name else f"{name}.{ZONE}"))
+        target = wire(name_of(name if "." in name else f"{name}.{zone}"))
         reverse = name_of(address.reverse_pointer)
         _, targets = oracle.pointers.get(reverse, (b"", ()))
         oracle.pointers[reverse] = address.packed, (*targets, target)
     domains = {row.dns_domain for row in state.table(Attachment).values()} - {""}
     overlay = state.get(Overlay)
     reverse_names = reverse_zones(overlay.cluster) if overlay else []
-    oracle.zones = {name_of(zone) for zone in (ZONE, *domains, *reverse_names)}
+    oracle.zones = {name_of(each) for each in (zone, *domains, *reverse_names)}
     return oracle.respond(query, True)
 
 
@@ -103,18 +108,22 @@ def unordered(response):
 
 
 @settings(max_examples=40, deadline=None)
-@given(CHANGES)
-def test_following_changes_comes_to_what_the_rows_say(changes):
+@given(CHANGES, st.sampled_from(["", ZONE]))
+def test_following_changes_comes_to_what_the_rows_say(changes, given):
+    """With the zone that the node was given, or else that of its cluster."""
     state = State([NODE])
-    zone = Zone(state, ZONE)
+    zone = Zone(state, given)
     for row, there in changes:
         change = {row.id: row if there else None}
         state.apply(change)
         zone.follow(change)
+    member = state.get(Membership)
+    name = given or (member.zone if member is not None else "") or DEFAULT
+    assert zone.name == Zone(state, given).name == name
     for query in ASKED:
-        response = unordered(expected(state, query))
+        response = unordered(expected(state, query, name))
         assert unordered(zone.table.respond(query, True)) == response
-        assert unordered(Zone(state, ZONE).table.respond(query, True)) == response
+        assert unordered(Zone(state, given).table.respond(query, True)) == response
 
 
 def answers(state, name, type="A", zone=ZONE):

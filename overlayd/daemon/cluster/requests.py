@@ -23,12 +23,17 @@ from overlayd.daemon.cluster.settings import Settings, machine_id
 from overlayd.daemon.nat.session import Nat
 from overlayd.errors import MechanismError, RequestError
 from overlayd.model import blocks, joining, membership
-from overlayd.model.cluster_records import NODE, PRESENCE, BadRecord, Config, read_node, rewritten
+from overlayd.model.cluster_records import NODE, PRESENCE, BadRecord, read_config, read_node, rewritten
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Member, MemberNames, Membership, Peer, Record
 from overlayd.proto.store_answers import StoreError
 
-SETTABLE: dict[str, Callable[[str], object]] = {"node_ttl_secs": int, "rate": float, "zone": str}
+
+def _zone(text: str) -> str:
+    return text.lower().removesuffix(".")
+
+
+SETTABLE: dict[str, Callable[[str], object]] = {"node_ttl_secs": int, "rate": float, "zone": _zone}
 
 
 async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
@@ -43,8 +48,13 @@ async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
         "node_ttl_secs": request.node_ttl_secs,
     }
     if request.zone:
-        settings["zone"] = request.zone
-    if not await cluster.joining.make(new_config(cidr, prefix, **settings)):
+        settings["zone"] = _zone(request.zone)
+    config = new_config(cidr, prefix, **settings)
+    try:
+        read_config(msgspec.json.encode(config))
+    except BadRecord as error:
+        raise RequestError(f"request: {error}") from error
+    if not await cluster.joining.make(config):
         raise RequestError(f"cluster {cluster.settings.cluster} is made already (overlayctl cluster status)")
     cluster.look_again()
     return wire.Ok()
@@ -102,8 +112,8 @@ async def set_value(cluster: Cluster, request: wire.SetCluster) -> wire.Response
     def change(before: bytes) -> bytes:
         now = rewritten(before, {request.key: value}, [request.key])
         try:
-            msgspec.json.decode(now, type=Config)
-        except msgspec.MsgspecError as error:
+            read_config(now)
+        except BadRecord as error:
             raise RequestError(f"request.value: {error}") from error
         return now
 

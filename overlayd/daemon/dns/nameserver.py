@@ -67,8 +67,8 @@ class Unserved(NamedTuple):
 
 
 class Nameserver:
-    """At work within `running`.  zone: of one-label names.  port: 0 for none at all.  given: the upstreams, none for
-    those of the host.  spawn: starts a task.  at_node_address: serve there, too.
+    """At work within `running`.  zone: of one-label names, empty for the cluster's.  port: 0 for none at all.  given:
+    the upstreams, none for those of the host.  spawn: starts a task.  at_node_address: serve there, too.
     """
 
     def __init__(
