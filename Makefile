@@ -133,7 +133,7 @@ lint: build ## ruff, mypy --strict, and the stubs of the extension modules again
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
-	@PYTHONPATH=. $(PYTHON) -m mypy.stubtest --concise --allowlist tests/stubtest-allowed overlayd._fast overlayd.linux.datagrams overlayd.linux.syscalls
+	@PYTHONPATH=. $(PYTHON) -m mypy.stubtest --concise --allowlist tests/stubtest-allowed overlayd._fast overlayd.linux.asking overlayd.linux.datagrams overlayd.linux.syscalls
 
 .PHONY: bench
 bench: bench-packages .venv/benched ## the benchmarks of bench/, one after the other

@@ -1,10 +1,11 @@
 """DNS queries answered a second, beside dnsmasq, aardvark-dns and unbound with the same names in the same run.
 
-    python bench/bench_dns.py [--names N] [--seconds S] [--rounds N]
+    python bench/bench_dns.py [--names N] [--seconds S] [--rounds N] [--misses N]
 
 The servers are in one namespace, on one core; dnsperf asks from another.  They take turns, and the median of the rounds
-counts.  Names of the outside are those of one more dnsmasq, which each server asks once, and then its cache.  unbound
-has no names of ours, and aardvark-dns has no cache; each takes part in the rest where it is installed.  Where dnsperf
+counts.  Names of the outside are those of one more dnsmasq, on the other core.  Each server asks it once, and then its
+cache; in the last case every name is a new one, so that each server asks it each time.  unbound has no names of ours,
+and aardvark-dns has no cache; each takes part in the rest where it is installed.  Where dnsperf or the dnsmasq outside
 is the slower end, the answers for a second of the server's processor time tell more than those for a second of the
 clock: both are printed, with their ratios.  Needs root, since the daemon is the real one, and the Debian packages
 dnsperf and dnsmasq-base.
@@ -38,6 +39,7 @@ ZONE = "overlay.local"
 DNSMASQ_PORT, UNBOUND_PORT, AARDVARK_PORT = 5300, 5301, 5302
 OUTSIDE = "127.0.0.9"  # the server that is asked for the names of the outside
 OUTER_ZONE = "outside.example"
+ENDLESS_ZONE = "endless.example"  # in it, every name has an address
 AARDVARK = shutil.which("aardvark-dns", path=f"{os.environ.get('PATH', '')}:/usr/lib/podman:/usr/libexec/podman")
 SERVER, LOAD = 0, 1  # processors
 TOGETHER = 500  # requests in one write
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=20 if SMOKE else 1000)
     parser.add_argument("--seconds", type=float, default=0.1 if SMOKE else 2.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=1 if SMOKE else 5)
+    parser.add_argument("--misses", type=int, default=100 if SMOKE else 80_000, help="new names for a measurement")
     args = parser.parse_args()
     for program, package in (("dnsperf", "dnsperf"), ("dnsmasq", "dnsmasq-base")):
         if shutil.which(program) is None:
@@ -154,10 +157,11 @@ def main() -> None:
         node = member.node
         register(member, names)
         node.resolv_conf.write_text(f"nameserver {OUTSIDE}\n")
-        outside = dnsmasq(node, names, OUTER_ZONE, OUTSIDE, 53, "--local-ttl=3600", "--neg-ttl=3600")
-        stack.enter_context(running(node, *outside))
+        ttls = ("--local-ttl=3600", "--neg-ttl=3600")
+        outside = dnsmasq(node, names, OUTER_ZONE, OUTSIDE, 53, *ttls, f"--address=/{ENDLESS_ZONE}/192.0.2.80")
+        pin(LOAD, stack.enter_context(running(node, *outside)))
         commands = {
-            "dnsmasq": dnsmasq(node, names, ZONE, "127.0.0.1", DNSMASQ_PORT, f"--server=/{OUTER_ZONE}/{OUTSIDE}"),
+            "dnsmasq": dnsmasq(node, names, ZONE, "127.0.0.1", DNSMASQ_PORT, f"--server={OUTSIDE}"),
             **({"unbound": unbound(node)} if shutil.which("unbound") else {}),
         }
         assert node.daemon is not None
@@ -173,17 +177,20 @@ def main() -> None:
             ("registered names", "svc", ZONE),
             ("names that are not there", "nope", ZONE),
             ("names of the outside, from the cache", "svc", OUTER_ZONE),
+            ("names of the outside, each for the first time", "new", ENDLESS_ZONE),
         ):
             queries = node.run_directory / "queries"
             queries.write_text("".join(f"{prefix}{number}.{zone} A\n" for number in range(args.names)))
             without = "unbound" if zone == ZONE else "aardvark"
             asked = [name for name in servers if name != without]
-            for name in asked if not SMOKE else ():
+            for name in asked if zone == OUTER_ZONE and not SMOKE else ():
                 ask(node, servers[name], queries, "-n", "1")  # each once, which fills the caches
             results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asked}
-            for _ in range(args.rounds):
+            for round in range(args.rounds):
                 for name in asked:
                     server = servers[name]
+                    if zone == ENDLESS_ZONE:
+                        queries.write_text("".join(f"r{round}-{n}.{zone} A\n" for n in range(args.misses)))
                     results[name].append(measure(node, server, queries, args.seconds))
             medians = [[statistics.median(each) for each in zip(*of, strict=True)] for of in results.values()]
             print(case)

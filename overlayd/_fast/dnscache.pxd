@@ -2,6 +2,8 @@ from libc.stdint cimport uint8_t
 
 from overlayd._fast.dnsquery cimport Question, Secret
 
+cdef Py_ssize_t write_key(uint8_t *key, const uint8_t *question, Question *q, const uint8_t *query) noexcept
+
 
 cdef class Answer:
     cdef readonly int code
@@ -29,7 +31,7 @@ cdef class Entry:
 
 cdef class Cache:
     cdef Secret secret
-    cdef dict entries  # key -> Entry, the oldest first
+    cdef object entries  # key -> Entry, the oldest first: an OrderedDict
     cdef readonly Py_ssize_t size
     cdef readonly unsigned long hits, misses
     cdef Py_ssize_t most, largest

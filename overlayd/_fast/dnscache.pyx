@@ -41,6 +41,8 @@ from overlayd._fast.dnsquery cimport (
     write32,
 )
 
+from collections import OrderedDict
+
 from overlayd.errors import ProtocolError
 
 # Protocol constants.
@@ -247,6 +249,7 @@ cdef class Answer:
 
 
 @cython.final
+@cython.no_gc
 cdef class Entry:
     def __cinit__(self, Answer answer, double stored):
         self.answer = answer
@@ -261,7 +264,7 @@ cdef inline Py_ssize_t size_of(bytes key, Answer answer):
 cdef class Cache:
     def __cinit__(self, Py_ssize_t most, Py_ssize_t largest, bytes secret=bytes(16)):
         self.secret = read_secret(secret)
-        self.entries = {}
+        self.entries = OrderedDict()  # whose first one is found however many have gone before it
         self.most = most
         self.largest = largest
 
@@ -283,8 +286,7 @@ cdef class Cache:
             entry = self.entries[first]
             if entry.used and now < entry.stored + entry.answer.lifetime:
                 entry.used = False  # it has another turn
-                del self.entries[first]
-                self.entries[first] = entry
+                self.entries.move_to_end(first)
             else:
                 self.drop(first, entry)
         self.entries[key] = Entry(answer, now)

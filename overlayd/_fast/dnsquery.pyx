@@ -79,8 +79,7 @@ cdef uint8_t *write32(uint8_t *p, unsigned int value) noexcept:
 cdef void lower_name(uint8_t *name, Py_ssize_t size) noexcept:
     cdef Py_ssize_t i
     for i in range(size):
-        if 65 <= name[i] <= 90:  # a label's length is never as high
-            name[i] |= 0x20
+        name[i] = lower(name[i])  # a label's length is never as high as a letter
 
 
 cdef Secret read_secret(bytes secret) except *:

@@ -1,28 +1,29 @@
 """One question to the upstream servers.
 
-Owns: its sockets, which server is asked when, and which servers have been silent of late.  Must not know: who asked us,
-or what is kept (`daemon.dns.forwarder`); what is in a message (`proto.dns`).
-
-Every question goes out from sockets of its own, one a server, so the kernel picks a random port for each, under a
-random id; and only what comes from that server to that port under that id with that question is an answer: RFC 5452.
+Owns: which server is asked when and how, and which servers have been silent of late.  Must not know: who asked us, or
+what is kept (`daemon.dns.forwarder`); sockets and ids (`daemon.dns.upstream_sockets`); what is in a message
+(`_fast.dnsforward`, `_fast.dnscache`).
 
 The servers are asked in their order, each question from the first one on, as resolv.conf(5) has it: the first may know
 names that the others do not.  A server that has been asked is listened to until the end, so that a slow one's answer
 counts.  One that refuses (SERVFAIL, REFUSED) is passed over for this question alone.
+
+Nearly every question is one datagram and its answer: it has no task and no timer, only a place among the deadlines.
 """
 
 import asyncio
 import logging
 import secrets
-import socket
-from collections.abc import Collection, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from overlayd._fast.dnscache import Answer
+from overlayd._fast.dnsforward import Query
+from overlayd.daemon.dns.deadlines import Deadlines
+from overlayd.daemon.dns.upstream_sockets import Port, UpstreamSockets
 from overlayd.daemon.dns.upstreams import Upstream
 from overlayd.errors import ProtocolError
 from overlayd.proto import dns
-from overlayd.proto.dns import Query
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,9 @@ class Silence:
         self._until: dict[Upstream, float] = {}
 
     def heard(self, server: Upstream) -> None:
-        self._missed.pop(server, None)
-        self._until.pop(server, None)
+        if self._missed:
+            self._missed.pop(server, None)
+            self._until.pop(server, None)
 
     def missed(self, server: Upstream, now: float) -> None:
         """It has not answered a question in time."""
@@ -57,8 +59,10 @@ class Silence:
     def is_silent(self, server: Upstream) -> bool:
         return server in self._until
 
-    def ordered(self, servers: Sequence[Upstream], now: float) -> list[Upstream]:
+    def ordered(self, servers: Sequence[Upstream], now: float) -> Sequence[Upstream]:
         """The servers in the order in which this question is for them."""
+        if not self._until:
+            return servers
         last = []
         for server in servers:
             until = self._until.get(server)
@@ -69,207 +73,289 @@ class Silence:
         return [server for server in servers if server not in last] + last
 
 
-async def ask(query: Query, servers: Sequence[Upstream], silence: Silence, *, stream: bool) -> Answer | None:
-    """The first answer that is more than a refusal, else a refusal, else None.
+class Means(NamedTuple):
+    """What all exchanges have together."""
+
+    sockets: UpstreamSockets
+    deadlines: Deadlines
+    silence: Silence
+
+
+class Exchange:
+    """A question to these servers.  `begin` asks, and `ended` hears once of what came of it: the first answer that is
+    more than a refusal, else a refusal, else None.
 
     What is truncated is fetched whole by a connection: it may well fit what the client takes, and there are C libraries
     that never ask by a connection themselves.  stream: truncated is not enough; else it is when that takes too long.
     """
-    exchange = _Exchange(query, silence, stream=stream)
-    try:
-        return await exchange.run(servers)
-    finally:
-        exchange.close()
 
+    __slots__ = (
+        "_asked",
+        "_attempts",
+        "_due",
+        "_end",
+        "_ended",
+        "_loop",
+        "_ordered",
+        "_servers",
+        "_tick",
+        "means",
+        "over",
+        "query",
+        "stream",
+    )
 
-class _Exchange:
-    def __init__(self, query: Query, silence: Silence, *, stream: bool) -> None:
-        self._query = query
-        self._silence = silence
-        self._stream = stream
+    def __init__(
+        self,
+        query: Query,
+        servers: Sequence[Upstream],
+        means: Means,
+        ended: Callable[[Answer | None], None],
+        *,
+        stream: bool,
+    ) -> None:
+        self.query = query
+        self.means = means
+        self.stream = stream
+        self.over = False
+        self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._sockets: dict[Upstream, tuple[socket.socket, int]] = {}  # with the id
-        self._streams: dict[Upstream, asyncio.Task[None]] = {}
-        self._truncated: dict[Upstream, tuple[Answer, asyncio.TimerHandle]] = {}  # that will do after a while
-        self._plain: set[Upstream] = set()  # those that do not know EDNS
-        self._unreachable: set[Upstream] = set()  # by datagrams
-        self._arrived: asyncio.Queue[tuple[Upstream, Answer | None]] = asyncio.Queue()
+        self._due = self._loop.time()
+        self._end = self._due + PATIENCE
+        self._servers = servers
+        self._ordered = means.silence.ordered(servers, self._due)
+        self._attempts = 0  # that were made
+        self._asked: dict[Upstream, _Trial] = {}
+        self._tick = 0  # of the deadline
+
+    def begin(self) -> None:
+        self._go_on(self._due)
+
+    def cancel(self) -> None:
+        """Nobody wants to know any more."""
+        if not self.over:
+            self._close(self._loop.time())
+
+    def arrived(self, trial: "_Trial", answer: Answer | None) -> None:
+        """A server has said its last word, None when it cannot be asked, or could not read the question."""
+        if self.over:
+            return
+        now = self._loop.time()
+        if answer is not None:
+            self.means.silence.heard(trial.server)
+            if answer.code not in dns.REFUSALS:
+                self._end_with(answer, now)
+                return
+        if not trial.over:
+            trial.over = True
+            trial.refusal = answer
+        self._due = now  # for the next one
+        self._go_on(now)
+
+    def _wake(self) -> None:
+        self._tick = 0
+        if not self.over:
+            self._go_on(self._loop.time())
+
+    def _set_deadline(self) -> None:
+        deadlines = self.means.deadlines
+        if self._tick:
+            deadlines.forget(self._tick, self._wake)
+        self._tick = deadlines.call_at(min(self._due, self._end), self._wake)
+
+    def _go_on(self, now: float) -> None:
+        """Ask those whose turn it is; the end when there is nobody left to wait for."""
+        while now < self._end and self._someone_left():
+            if now < self._due:
+                if self._only_silent_left():
+                    break
+                self._set_deadline()
+                return
+            server, by_stream, pause = _attempt(self._attempts, self._ordered, stream=self.stream)
+            self._attempts += 1
+            trial = self._asked.get(server)
+            if trial is None:
+                trial = self._asked[server] = _Trial(self, server, now)
+            if not trial.over:
+                self._due = now + pause
+                trial.ask(by_stream=by_stream)
+        trials = (self._asked.get(server) for server in self._servers)
+        self._end_with(next((trial.refusal for trial in trials if trial and trial.refusal), None), now)
+
+    def _someone_left(self) -> bool:
+        asked = self._asked
+        return len(asked) < len(self._servers) or any(not trial.over for trial in asked.values())
+
+    def _only_silent_left(self) -> bool:
+        """Whether there is a refusal, and nobody else to wait for who has answered of late."""
+        asked, silence = self._asked, self.means.silence
+        if not any(trial.refusal for trial in asked.values()):
+            return False
+        left = (server for server in self._servers if server not in asked or not asked[server].over)
+        return all(silence.is_silent(server) for server in left)
+
+    def _end_with(self, answer: Answer | None, now: float) -> None:
+        self._close(now)
+        self._ended(answer)
+
+    def _close(self, now: float) -> None:
+        self.over = True
+        if self._tick:
+            self.means.deadlines.forget(self._tick, self._wake)
+        for trial in self._asked.values():
+            if now - trial.since >= TRY and not trial.over and not trial.heard:
+                self.means.silence.missed(trial.server, now)
+            trial.close()
+        self._asked = {}  # they know us
+
+
+class _Trial:
+    """One server that is asked.  since: when it was asked first; over: it has said its last word, a refusal perhaps;
+    heard: that it is there.
+    """
+
+    __slots__ = (
+        "_edns",
+        "_exchange",
+        "_sent",
+        "_stream",
+        "_truncated",
+        "_unreachable",
+        "heard",
+        "over",
+        "refusal",
+        "server",
+        "since",
+    )
+
+    def __init__(self, exchange: Exchange, server: Upstream, since: float) -> None:
+        self.server = server
+        self.since = since
+        self.over = self.heard = False
+        self.refusal: Answer | None = None
+        self._exchange = exchange
+        self._edns = exchange.query.edns
+        self._sent: tuple[tuple[Port, int], ...] = ()
+        self._unreachable = False  # by datagrams
+        self._stream: asyncio.Task[None] | None = None
+        self._truncated: Answer | None = None  # that will do after a while
+
+    def ask(self, *, by_stream: bool) -> None:
+        """Send a datagram, the first one or one more, and ask by a connection, once."""
+        if by_stream:
+            self._ask_by_stream()
+        if not self._unreachable:
+            self._send()
 
     def close(self) -> None:
-        for asking, _ in self._sockets.values():
-            self._loop.remove_reader(asking)
-            asking.close()
-        for task in self._streams.values():
-            task.cancel()
-        for _, timer in self._truncated.values():
-            timer.cancel()
-
-    async def run(self, servers: Sequence[Upstream]) -> Answer | None:
-        began = self._loop.time()
-        end = due = began + 0.0
-        end += PATIENCE
-        ordered = self._silence.ordered(servers, began)
-        attempts = _attempts(ordered, stream=self._stream)
-        asked: dict[Upstream, float] = {}
-        over: dict[Upstream, Answer | None] = {}  # refusals, and servers that cannot be reached
-        try:
-            while len(over) < len(ordered) and (now := self._loop.time()) < end:
-                if now >= due:
-                    server, by_stream, pause = next(attempts)
-                    if server not in over:
-                        asked.setdefault(server, now)
-                        self._ask(server, by_stream=by_stream)
-                        due = now + pause
-                    continue
-                if self._only_silent_left(ordered, over):
-                    break
-                try:
-                    async with asyncio.timeout(min(due, end) - now):
-                        server, answer = await self._arrived.get()
-                except TimeoutError:
-                    continue
-                if answer is not None:
-                    self._silence.heard(server)
-                    if answer.code not in dns.REFUSALS:
-                        return answer
-                over.setdefault(server, answer)
-                due = self._loop.time()  # for the next one
-        finally:
-            now = self._loop.time()
-            for server, since in asked.items():
-                if server not in over and now - since >= TRY:
-                    self._silence.missed(server, now)
-        return next((over[server] for server in servers if over.get(server) is not None), None)
-
-    def _only_silent_left(self, servers: Collection[Upstream], over: dict[Upstream, Answer | None]) -> bool:
-        """Whether there is a refusal, and nobody else to wait for who has answered of late."""
-        left = [server for server in servers if server not in over]
-        return any(over.values()) and all(self._silence.is_silent(server) for server in left)
-
-    def _ask(self, server: Upstream, *, by_stream: bool) -> None:
-        if by_stream and server not in self._streams:
-            self._streams[server] = self._loop.create_task(self._ask_by_stream(server))
-        if server not in self._unreachable:
-            self._send(server)
+        self._forget()
+        if self._stream is not None:
+            self._stream.cancel()
 
     # --- Datagrams ---
 
-    def _send(self, server: Upstream) -> None:
-        """Send a datagram, the first one or one more."""
+    def _send(self) -> None:
+        exchange = self._exchange
         try:
-            if server not in self._sockets:
-                family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
-                asking = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-                self._sockets[server] = (asking, secrets.randbits(16))
-                asking.connect(tuple(server))  # hereafter the kernel drops what others send
-                self._loop.add_reader(asking, partial(self._readable, server))
-            asking, id = self._sockets[server]
-            asking.send(dns.for_upstream(self._query, id, edns=self._speaks_edns(server)))
-        except BlockingIOError:
-            log.debug("DNS upstream %s: a datagram is lost", server)
+            sent = exchange.means.sockets.ask(self.server, exchange.query, self, edns=self._edns)
         except OSError as error:
-            self._datagram_failed(server, error)
+            self.unreachable(error)
+        else:
+            self._sent += (sent,)
 
-    def _readable(self, server: Upstream) -> None:
-        asking, id = self._sockets[server]
-        try:
-            while True:
-                response = asking.recv(dns.MAX_MESSAGE)
-                if dns.answers(response, self._query, id) and self._take(server, response):
-                    return
-        except BlockingIOError:
+    def _forget(self) -> None:
+        """Take no more answers to what was sent so far."""
+        for port, id in self._sent:
+            self._exchange.means.sockets.forget(port, id)
+        self._sent = ()
+
+    def receive(self, response: bytes) -> None:
+        """A datagram that answers the question."""
+        exchange = self._exchange
+        if exchange.over or self.over:
             return
-        except OSError as error:
-            self._datagram_failed(server, error)
-
-    def _take(self, server: Upstream, response: bytes) -> bool:
-        """Take a datagram that answers the question; whether it was the last word."""
-        if self._speaks_edns(server) and dns.takes_no_edns(response):
-            self._plain.add(server)
-            asking, _ = self._sockets[server]
-            self._sockets[server] = (asking, secrets.randbits(16))
-            self._send(server)
-            return False
+        if self._edns and dns.takes_no_edns(response):
+            self._edns = False
+            self._forget()
+            self._send()
+            return
         try:
-            answer = _read(response, server)
+            answer = _read(response, self.server)
         except ProtocolError as error:
-            log.debug("DNS upstream %s: %s", server, error)
-            return False
-        if answer is not None and answer.truncated and answer.code not in dns.REFUSALS:
-            self._silence.heard(server)
-            if server not in self._streams:
-                self._streams[server] = self._loop.create_task(self._ask_by_stream(server))
-            if not self._stream and server not in self._truncated:
-                self._truncated[server] = answer, self._loop.call_later(AGAIN, self._give_truncated, server)
-            return False
-        self._arrived.put_nowait((server, answer))
-        return True
+            log.debug("DNS upstream %s: %s", self.server, error)
+            return
+        if answer is None or not answer.truncated or answer.code in dns.REFUSALS:
+            exchange.arrived(self, answer)
+            return
+        self.heard = True
+        exchange.means.silence.heard(self.server)
+        self._ask_by_stream()
+        if not exchange.stream and self._truncated is None:
+            self._truncated = answer
+            asyncio.get_running_loop().call_later(AGAIN, self._give_truncated)
 
-    def _give_truncated(self, server: Upstream) -> None:
+    def _give_truncated(self) -> None:
         """The whole answer is not to be had by a connection, or not soon."""
-        answer, timer = self._truncated[server]
-        timer.cancel()
-        self._arrived.put_nowait((server, answer))
+        if not self._exchange.over:
+            self._exchange.arrived(self, self._truncated)
 
-    def _datagram_failed(self, server: Upstream, error: OSError) -> None:
+    def unreachable(self, error: OSError) -> None:
         """Nobody listens there: perhaps for connections."""
-        log.debug("DNS upstream %s: %s", server, error)
-        if server not in self._unreachable:
-            self._unreachable.add(server)
-            if server in self._sockets:
-                self._loop.remove_reader(self._sockets[server][0])
-            if server not in self._streams:
-                self._streams[server] = self._loop.create_task(self._ask_by_stream(server))
-            elif self._streams[server].done():
-                self._arrived.put_nowait((server, None))
-
-    def _speaks_edns(self, server: Upstream) -> bool:
-        return self._query.edns and server not in self._plain
+        log.debug("DNS upstream %s: %s", self.server, error)
+        if self._unreachable or self._exchange.over:
+            return
+        self._unreachable = True
+        if self._stream is not None and self._stream.done():
+            # Not at once: an attempt is being made.
+            asyncio.get_running_loop().call_soon(self._exchange.arrived, self, None)
+        self._ask_by_stream()
 
     # --- Streams ---
 
-    async def _ask_by_stream(self, server: Upstream) -> None:
+    def _ask_by_stream(self) -> None:
+        if self._stream is None:
+            self._stream = asyncio.get_running_loop().create_task(self._exchange_by_stream())
+
+    async def _exchange_by_stream(self) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
-                reader, writer = await asyncio.open_connection(*server)
+                reader, writer = await asyncio.open_connection(*self.server)
                 try:
-                    response = await self._exchange_by_stream(server, reader, writer)
-                    if self._speaks_edns(server) and dns.takes_no_edns(response):
-                        self._plain.add(server)
-                        response = await self._exchange_by_stream(server, reader, writer)
+                    response = await self._ask_in_stream(reader, writer)
+                    if self._edns and dns.takes_no_edns(response):
+                        self._edns = False
+                        response = await self._ask_in_stream(reader, writer)
                 finally:
                     writer.close()
-            self._arrived.put_nowait((server, _read(response, server)))
+            answer = _read(response, self.server)
         except (OSError, TimeoutError, ProtocolError, EOFError) as error:
-            log.debug("DNS upstream %s by TCP: %s", server, error)
-            if server in self._truncated:
-                self._give_truncated(server)
-            elif self._stream or server in self._unreachable:
-                self._arrived.put_nowait((server, None))
+            log.debug("DNS upstream %s by TCP: %s", self.server, error)
+            if self._truncated is not None:
+                self._give_truncated()
+            elif self._exchange.stream or self._unreachable:
+                self._exchange.arrived(self, None)
+        else:
+            self._exchange.arrived(self, answer)
 
-    async def _exchange_by_stream(
-        self, server: Upstream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bytes:
-        id = secrets.randbits(16)
-        writer.write(dns.frame(dns.for_upstream(self._query, id, edns=self._speaks_edns(server))))
+    async def _ask_in_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        query, id = self._exchange.query, secrets.randbits(16)
+        writer.write(dns.frame(query.for_upstream(id, edns=self._edns)))
         response = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
-        if not dns.answers(response, self._query, id):
+        if not query.answered_by(response, id):
             raise ProtocolError("a response to another question")
         return response
 
 
-def _attempts(servers: Sequence[Upstream], *, stream: bool) -> Iterator[tuple[Upstream, bool, float]]:
-    """Whom to ask, whether by a connection as well, and how long to wait before the next attempt.  Without end.
+def _attempt(number: int, servers: Sequence[Upstream], *, stream: bool) -> tuple[Upstream, bool, float]:
+    """Whom to ask in this attempt, from 0, whether by a connection as well, and how long to wait before the next one.
 
     A lost datagram is sent again before the next server is asked.  Connections come early for a client that came by
     one, and late for the others: where datagrams are dropped they are the only way.
     """
-    for server in servers:
-        yield server, False, AGAIN
-        yield server, stream, TRY - AGAIN
-    while True:
-        for server in servers:
-            yield server, True, TRY
+    if number < 2 * len(servers):
+        server = servers[number >> 1]
+        return (server, stream, TRY - AGAIN) if number & 1 else (server, False, AGAIN)
+    return servers[number % len(servers)], True, TRY
 
 
 def _read(response: bytes, server: Upstream) -> Answer | None:

@@ -9,27 +9,25 @@ All of it may be lost at any time: a client asks again.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
-from overlayd._fast.dnscache import Answer, Cache, key_of
-from overlayd.daemon.dns import exchange
-from overlayd.daemon.dns.exchange import Silence
+from overlayd._fast.dnscache import Answer, Cache
+from overlayd._fast.dnsforward import Query
+from overlayd.daemon.dns.deadlines import Deadlines
+from overlayd.daemon.dns.exchange import Exchange, Means, Silence
 from overlayd.daemon.dns.loops import Loops
+from overlayd.daemon.dns.upstream_sockets import UpstreamSockets
 from overlayd.daemon.dns.upstreams import Upstream
-from overlayd.daemon.tasks import Spawn
 from overlayd.errors import ProtocolError
 from overlayd.model.shares import Shares
 from overlayd.proto import dns
-from overlayd.proto.dns import Query
 
 log = logging.getLogger(__name__)
 
 # Our own constants.
 IN_FLIGHT = 1024  # queries that wait
-STARTED = 8  # questions that go out before the loop looks at its other work: 50 us each
 STALE_AFTER = 1.8  # seconds for an upstream, then an answer whose time is over will do: RFC 8767 section 5
 REFRESH = "refresh"  # the way in of questions that nobody waits for
 
@@ -44,45 +42,47 @@ class Origin(NamedTuple):
 Deliver = Callable[[bytes, Origin], None]
 
 
-@dataclass(eq=False, slots=True)
 class _Waiting:
-    """A client's query.  deliver: takes the response."""
+    """A client's query.  client: its packed address; deliver: takes the response."""
 
-    message: bytes
-    client: bytes
-    stream: bool
-    deliver: Deliver
-    asked: "_Asked"
+    __slots__ = ("asked", "client", "deliver", "message", "stream")
+
+    def __init__(self, message: bytes, client: bytes, deliver: Deliver, asked: "_Asked", *, stream: bool) -> None:
+        self.message = message
+        self.client = client
+        self.deliver = deliver
+        self.asked = asked
+        self.stream = stream
 
 
-@dataclass(eq=False, slots=True)
 class _Asked:
-    """A question in flight, and who waits for its answer.  edns, stream: as its clients came."""
+    """A question in flight, and who waits for its answer.  id: what its clients have in common."""
 
-    key: bytes
-    query: Query
-    stream: bool
-    waiting: dict[_Waiting, None] = field(default_factory=dict)
-    task: asyncio.Task[None] | None = None
-    stale: Answer | None = None  # what all are given from now on
+    __slots__ = ("exchange", "id", "query", "stale", "stream", "waiting")
 
-    @property
-    def id(self) -> tuple[bytes, bool, bool]:
-        return self.key, self.query.edns, self.stream
+    def __init__(self, id: "_Id", query: Query, *, stream: bool) -> None:
+        self.id = id
+        self.query = query
+        self.stream = stream
+        self.waiting: dict[_Waiting, None] = {}
+        self.exchange: Exchange | None = None
+        self.stale: Answer | None = None  # what all are given from now on
+
+
+_Id = tuple[bytes, bool, bool]  # key of the query, whether it has an OPT record, whether it came by a stream
 
 
 class Forwarder:
-    """servers: those to ask now, the first one first.  spawn: starts a task."""
+    """servers: those to ask now, the first one first.  `follow_servers` is to be called before `forward`."""
 
-    def __init__(self, servers: Callable[[], Sequence[Upstream]], cache: Cache, spawn: Spawn) -> None:
+    def __init__(self, servers: Callable[[], Sequence[Upstream]], cache: Cache) -> None:
         self.loops = Loops()
         self._servers = servers
         self._last: Sequence[Upstream] = ()  # those whose answers the cache has
         self._cache = cache
-        self._spawn = spawn
-        self._silence = Silence()
-        self._asked: dict[tuple[bytes, bool, bool], _Asked] = {}
-        self._queue: deque[_Asked] = deque()  # those that are yet to go out
+        self._loop = asyncio.get_running_loop()
+        self._means = Means(UpstreamSockets(), Deadlines(), Silence())
+        self._asked: dict[_Id, _Asked] = {}
         self._shares: Shares[_Waiting] = Shares(IN_FLIGHT)
 
     def forward(
@@ -100,29 +100,33 @@ class Forwarder:
         ingress: where it came in; client: its packed address.  When too many wait, one gives way, by `model.shares`.
         stream: it came by TCP, so the response may be long.
         """
-        key = key_of(message)
         try:
-            query = dns.read_query(message)
+            query = Query(message)
         except ProtocolError as error:
             log.debug("not forwarded: %s", error)
-            key = b""
-        if not key:
             deliver(b"", Origin())
             return
-        asked = self._asked.get((key, query.edns, stream)) or _Asked(key, query, stream)
-        waiting = _Waiting(message, client, stream, deliver, asked)
-        if self.loops.is_mark(query.name):
+        id = query.key, query.edns, stream
+        asked = self._asked.get(id)
+        is_new = asked is None
+        if asked is None:
+            asked = _Asked(id, query, stream=stream)
+        waiting = _Waiting(message, client, deliver, asked, stream=stream)
+        if self.loops.is_mark(query):
             self._give(waiting, Answer.failure(dns.OTHER, "this node asked that itself"))
             return
         if asked.stale is not None:
             self._give(waiting, asked.stale, stale=True)
             return
         asked.waiting[waiting] = None
-        self._start(asked)
+        if is_new:
+            self._asked[id] = asked
         displaced = self._shares.add(waiting, ingress, client)
         if displaced is not None:
             self._leave(displaced)
             self._give(displaced, Answer.failure(dns.OTHER, "too many queries wait for their answers"))
+        if is_new and asked.waiting:
+            self._begin(asked)
 
     def refresh(self, message: bytes) -> None:
         """Ask anew for what the cache has, for nobody.  Left out when the places are taken."""
@@ -135,35 +139,25 @@ class Forwarder:
         if servers != self._last:
             self._last = servers
             self._cache.clear()
+            self._means.sockets.keep(servers)
 
     def upstreams(self) -> list[tuple[Upstream, str]]:
         """The servers as they are now, in their order, each with "ok", "silent" or "loop"."""
         return [
-            (server, "loop" if server in self.loops.looping else "silent" if self._silence.is_silent(server) else "ok")
+            (
+                server,
+                "loop" if server in self.loops.looping else "silent" if self._means.silence.is_silent(server) else "ok",
+            )
             for server in self._servers()
         ]
 
     def close(self) -> None:
         """Forget what is in flight."""
-        self._queue.clear()
         for asked in self._asked.values():
-            if asked.task is not None:
-                asked.task.cancel()
-
-    def _start(self, asked: _Asked) -> None:
-        if asked.id not in self._asked:
-            self._asked[asked.id] = asked
-            self._queue.append(asked)
-            if len(self._queue) == 1:
-                asyncio.get_running_loop().call_soon(self._send_some)
-
-    def _send_some(self) -> None:
-        for _ in range(min(STARTED, len(self._queue))):
-            asked = self._queue.popleft()
-            if asked.waiting:
-                asked.task = self._spawn(self._carry_out(asked))
-        if self._queue:
-            asyncio.get_running_loop().call_soon(self._send_some)
+            if asked.exchange is not None:
+                asked.exchange.cancel()
+        self._means.deadlines.close()
+        self._means.sockets.close()
 
     def _leave(self, waiting: _Waiting) -> None:
         """One that waited does no more; what nobody waits for is not asked on."""
@@ -171,36 +165,45 @@ class Forwarder:
         del asked.waiting[waiting]
         if not asked.waiting:
             del self._asked[asked.id]
-            if asked.task is not None:
-                asked.task.cancel()
+            if asked.exchange is not None:
+                asked.exchange.cancel()
 
-    async def _carry_out(self, asked: _Asked) -> None:
-        loop = asyncio.get_running_loop()
-        self.follow_servers()
+    def _begin(self, asked: _Asked) -> None:
+        """Ask."""
         servers = self._last
-        asking = [server for server in servers if server not in self.loops.looping]
-        self.loops.check(servers)
-        stale = self._cache.stale(asked.key, loop.time())
-        late = None
+        asking = servers
+        if self.loops.looping:
+            asking = [server for server in servers if server not in self.loops.looping]
+        now = self._loop.time()
+        self.loops.check(servers, now)
+        stale = self._cache.stale(asked.query.key, now)
         if stale is not None and asking:
-            silent = all(self._silence.is_silent(server) for server in asking)
-            late = loop.call_later(0.0 if silent else STALE_AFTER, self._give_stale, asked, stale)
-        try:
-            answer = await exchange.ask(asked.query, asking, self._silence, stream=asked.stream)
-        finally:
-            if late is not None:
-                late.cancel()
-            if self._asked.get(asked.id) is asked:
-                del self._asked[asked.id]
+            silent = all(self._means.silence.is_silent(server) for server in asking)
+            self._loop.call_later(0.0 if silent else STALE_AFTER, self._give_stale, asked, stale)
+        ended = partial(self._end, asked, servers, asking)
+        asked.exchange = Exchange(asked.query, asking, self._means, ended, stream=asked.stream)
+        asked.exchange.begin()
+
+    def _end(
+        self, asked: _Asked, servers: Sequence[Upstream], asking: Sequence[Upstream], answer: Answer | None
+    ) -> None:
+        """The exchange has ended."""
+        asked.exchange = None
+        if self._asked.get(asked.id) is asked:
+            del self._asked[asked.id]
+        now = self._loop.time()
         if answer is not None and servers is self._last:
-            self._cache.put(asked.key, answer, loop.time())
-        if answer is None and stale is not None:
-            self._give_stale(asked, stale)
-        self._give_all(asked, answer or _failure(servers, asking))
+            self._cache.put(asked.query.key, answer, now)
+        stale = self._cache.stale(asked.query.key, now) if answer is None else None
+        if stale is not None:
+            self._give_all(asked, stale, stale=True)
+        else:
+            self._give_all(asked, answer or _failure(servers, asking))
 
     def _give_stale(self, asked: _Asked, stale: Answer) -> None:
-        asked.stale = stale
-        self._give_all(asked, stale, stale=True)
+        if asked.exchange is not None:
+            asked.stale = stale
+            self._give_all(asked, stale, stale=True)
 
     def _give_all(self, asked: _Asked, answer: Answer, *, stale: bool = False) -> None:
         waiting, asked.waiting = asked.waiting, {}
@@ -214,7 +217,7 @@ class Forwarder:
 
 
 def _failure(servers: Sequence[Upstream], asked: Sequence[Upstream]) -> Answer:
-    """Why there is no answer."""
+    """Why there is no answer.  asked: of these servers."""
     if not servers:
         return Answer.failure(dns.OTHER, "this node knows no server to forward to")
     if not asked:

@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Sequence
 
+from overlayd._fast.dnsforward import Query
 from overlayd._fast.dnsquery import wire_name
 from overlayd.daemon.dns.upstreams import Upstream
 from overlayd.proto import dns
@@ -37,23 +38,21 @@ class Loops:
         self._marked: dict[Upstream, float] = {}
         self._marks: dict[bytes, Upstream] = {}  # by wire name
 
-    def check(self, servers: Sequence[Upstream]) -> None:
+    def check(self, servers: Sequence[Upstream], now: float) -> None:
         """Mark those servers whose turn it is."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
         for server in servers:
             if now - self._marked.get(server, -PERIOD) >= PERIOD:
                 self._marked[server] = now
                 name = wire_name(secrets.token_hex(8))[:-1] + _BELOW
                 self._marks[name] = server
-                loop.call_later(RETURN, self._over, name)
+                asyncio.get_running_loop().call_later(RETURN, self._over, name)
                 _send(server, name)
 
-    def is_mark(self, name: bytes) -> bool:
+    def is_mark(self, query: Query) -> bool:
         """Whether a query is for one of our marks, which tells that its server loops."""
-        if not name.endswith(_BELOW):
+        if _BELOW not in query.key:
             return False
-        server = self._marks.pop(name, None)
+        server = self._marks.pop(query.name, None)
         if server is not None and server not in self.looping:
             self.looping.add(server)
             log.warning(
@@ -71,11 +70,10 @@ class Loops:
 
 
 def _send(server: Upstream, name: bytes) -> None:
-    query = dns.Query(name + _TXT_IN, dns.RECURSIVE)
     family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
     with (
         contextlib.suppress(OSError),  # it cannot be reached, so it does not loop
         socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as asking,
     ):
         asking.connect(tuple(server))
-        asking.send(dns.for_upstream(query, secrets.randbits(16), edns=False))
+        asking.send(dns.query(name + _TXT_IN, secrets.randbits(16)))

@@ -82,7 +82,7 @@ class Nameserver:
         secret = secrets.token_bytes(SECRET)
         self._zone = Zone(node.state, zone, secret)
         self.cache = Cache(CACHED, CACHED_BYTES, secret)
-        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), self.cache, spawn)
+        self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), self.cache)
         self._spawn = spawn
         self._datagrams = Datagrams(self._zone.table, self.cache)
         self._streams = Streams(self._zone.table, self.cache, self._forwarder)

@@ -57,8 +57,7 @@ async def query_dns(daemon: Daemon, request: wire.QueryDns) -> wire.Response:
         question, type = dns_text.question(request.name, request.type)
     except ValueError as error:
         raise RequestError(f"request: {error}") from None
-    asked = dns.Query(question, dns.RECURSIVE, edns=True)
-    response, source, server = await daemon.nameserver.ask(dns.for_upstream(asked, 0, edns=True))
+    response, source, server = await daemon.nameserver.ask(dns.query(question, 0, edns=True))
     try:
         read = dns_text.read(response)
     except ProtocolError as error:

@@ -11,7 +11,7 @@ import pytest
 from upstream_server import answer, serving
 
 from overlayd._fast.dnscache import Cache, key_of
-from overlayd.daemon.dns import exchange, loops
+from overlayd.daemon.dns import exchange, loops, upstream_sockets
 from overlayd.daemon.dns import forwarder as module
 from overlayd.daemon.dns.forwarder import Forwarder
 from overlayd.daemon.dns.upstreams import Upstream
@@ -23,7 +23,7 @@ def quick(monkeypatch):
     for name in ("AGAIN", "TRY", "PATIENCE", "SILENT"):
         monkeypatch.setattr(exchange, name, getattr(exchange, name) / 5)
     monkeypatch.setattr(module, "STALE_AFTER", module.STALE_AFTER / 5)
-    monkeypatch.setattr(loops.Loops, "check", lambda self, servers: None)
+    monkeypatch.setattr(loops.Loops, "check", lambda self, servers, now: None)
 
 
 @pytest.fixture
@@ -38,8 +38,20 @@ def dead():
 CLIENT = bytes([10, 200, 1, 9])
 
 
+made = []
+
+
 def forwarding(servers, cache=None):
-    return Forwarder(servers, Cache(0, 0) if cache is None else cache, asyncio.ensure_future)
+    made.append(Forwarder(servers, Cache(0, 0) if cache is None else cache))
+    return made[-1]
+
+
+@pytest.fixture(autouse=True)
+async def closed():
+    """Every forwarder, after its test, within the test's loop."""
+    yield
+    while made:
+        made.pop().close()
 
 
 def query(name="www.example.org", **options):
@@ -49,6 +61,7 @@ def query(name="www.example.org", **options):
 def forward(forwarder, message, ingress="web", client=CLIENT, *, stream=False):
     """The response, in the future."""
     delivered = asyncio.get_running_loop().create_future()
+    forwarder.follow_servers()
     forwarder.forward(message, ingress, client, lambda response, origin: delivered.set_result(response), stream=stream)
     return delivered
 
@@ -63,10 +76,28 @@ async def ask(forwarder, message=None, *, stream=False):
 async def test_an_answer_comes_back_as_it_was():
     async with serving() as server:
         forwarder = forwarding(lambda: [server.upstream])
-        for _ in range(8):
+        for _ in range(40):
             assert (await ask(forwarder)).answer[0][0].address == "192.0.2.80"
         ports, ids = {port for _, port in server.asked}, {sent[:2] for sent, _ in server.asked}
-        assert len(ports) > 4 and len(ids) > 4, "a socket and an id of its own"
+        assert 4 < len(ports) <= upstream_sockets.SOCKETS and len(ids) > 30, "by chance"
+
+
+async def at_rest(forwarder):
+    """Nothing is in flight any more."""
+    while forwarder._asked:  # noqa: ASYNC110 -- nobody is told
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("limit", ["LIFETIME", "QUERIES"])
+async def test_no_socket_is_used_for_long_and_none_is_closed_that_waits_for_an_answer(monkeypatch, limit):
+    monkeypatch.setattr(upstream_sockets, limit, {"LIFETIME": 0.0, "QUERIES": 1}[limit])
+    async with serving(slow(0.05)) as server:
+        forwarder = forwarding(lambda: [server.upstream])
+        names = [query(f"n{number}.example.org") for number in range(40)]
+        for response in await asyncio.gather(*(ask(forwarder, name) for name in names)):
+            assert response.answer
+        assert len({port for _, port in server.asked}) == 40
+        assert len(forwarder._means.sockets._open) <= upstream_sockets.SOCKETS
 
 
 def refusing(asked):
@@ -295,7 +326,7 @@ async def test_forged_clients_of_one_service_do_not_take_the_places_of_another(m
                 assert dns.message.from_wire(await forward(forwarder, message, ingress)).answer
         displaced = [dns.message.from_wire(each.result()) for each in flood if each.done()]
         assert len(displaced) >= 84 and all("too many" in each.options[0].text for each in displaced)
-        assert len({sent for sent, _ in server.asked if b"nobody" in sent}) <= 16
+        assert len(forwarder._asked) <= 16
         await asyncio.wait(flood)
         assert not forwarder._asked and not len(forwarder._shares)
 
@@ -308,10 +339,10 @@ async def test_clients_that_ask_the_same_share_one_question():
         ]
         for response in await asyncio.gather(*asking):
             assert response.answer
-        assert len({port for _, port in server.asked}) == 1
+        assert len(server.asked) == 1
         differing = [query(want_dnssec=True), query(use_edns=-1)]
         await asyncio.gather(*(ask(forwarder, message) for message in differing))
-        assert len({port for _, port in server.asked}) == 3
+        assert len(server.asked) == 3
 
 
 # --- What is kept ---
@@ -361,11 +392,11 @@ async def test_a_stale_answer_is_better_than_none():
             assert response.answer[0].ttl == 30 and response.options[0].code == 3
             assert module.STALE_AFTER * 0.9 < loop.time() - began < exchange.PATIENCE
             assert (await ask(forwarder)).answer, "who comes later does not wait again"
-            await asyncio.wait([asked.task for asked in forwarder._asked.values()])
+            await at_rest(forwarder)
         began = loop.time()
         assert (await ask(forwarder)).answer and loop.time() - began < module.STALE_AFTER
         server.by_datagram = lambda asked: [answer(asked)]
-        await asyncio.wait([asked.task for asked in forwarder._asked.values()])
+        await at_rest(forwarder)
         assert (await ask(forwarder)).answer[0].ttl == 60
 
 
@@ -387,6 +418,7 @@ async def test_what_is_refreshed_is_asked_for_nobody(monkeypatch):
     cache = Cache(10, 10_000)
     async with serving() as server:
         forwarder = forwarding(lambda: (server.upstream,), cache)
+        forwarder.follow_servers()
         forwarder.refresh(query().to_wire())
         while not len(cache):  # noqa: ASYNC110 -- nobody is told
             await asyncio.sleep(0.01)
@@ -408,7 +440,9 @@ async def test_a_server_that_forwards_to_us_is_named_and_not_asked(monkeypatch, 
 
     def looping(asked):
         def send(server, client):
-            forwarder.forward(asked, "web", CLIENT, lambda said: server.transport.sendto(said, client), stream=False)
+            forwarder.forward(
+                asked, "web", CLIENT, lambda said, origin: server.transport.sendto(said, client), stream=False
+            )
 
         return send
 

@@ -23,16 +23,17 @@ async def listening(servers=list, admitted="127.0.0.0/8"):
     table = NameTable()
     table.set_addresses(wire_name("web"), (bytes([10, 200, 1, 5]),))
     cache = Cache(10, 100_000)
-    async with asyncio.TaskGroup() as tasks:
-        streams = Streams(table, cache, Forwarder(servers, cache, tasks.create_task))
-        streams.admitted = ip_network(admitted)
-        server = await asyncio.get_running_loop().create_server(streams.connect, "127.0.0.1", 0)
-        streams.port = server.sockets[0].getsockname()[1]
-        try:
-            yield streams
-        finally:
-            server.close()
-            streams.close()
+    forwarder = Forwarder(servers, cache)
+    streams = Streams(table, cache, forwarder)
+    streams.admitted = ip_network(admitted)
+    server = await asyncio.get_running_loop().create_server(streams.connect, "127.0.0.1", 0)
+    streams.port = server.sockets[0].getsockname()[1]
+    try:
+        yield streams
+    finally:
+        server.close()
+        streams.close()
+        forwarder.close()
 
 
 class Client:
