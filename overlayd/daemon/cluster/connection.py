@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from overlayd.daemon.tls import client_context
 from overlayd.errors import ProtocolError
 from overlayd.proto.http import LARGEST_LINE, Body, Client, End, Head, Lines
 from overlayd.proto.store_answers import Unavailable
@@ -190,7 +191,7 @@ async def _connect(server: Server) -> socket.socket:
 
 def _tls(files: Files) -> ssl.SSLContext:
     """Read anew for each connection, so that a renewed certificate counts from the next one on."""
-    context = ssl.create_default_context(cafile=files.authority or None)
+    context = client_context(files.authority)
     if files.certificate:
         context.load_cert_chain(files.certificate, files.key or None)
     return context

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Protocol, cast
 
 from overlayd.daemon.nat.loopback import AT_ONCE, DATAGRAM, enlarge_buffers
+from overlayd.daemon.tls import client_context
 from overlayd.errors import ProtocolError
 from overlayd.model.candidates import Endpoint
 from overlayd.proto import turn_stream
@@ -186,7 +187,7 @@ def words(error: Exception) -> str:
 def _context(ca_file: str) -> ssl.SSLContext:
     """OSError: the file cannot be read, or has no certificate."""
     try:
-        return ssl.create_default_context(cafile=ca_file or None)
+        return client_context(ca_file)
     except ssl.SSLError:
         raise OSError(f"ca_file {ca_file} has no certificate in PEM") from None
     except OSError as error:
