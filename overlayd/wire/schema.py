@@ -3,6 +3,7 @@
 Owns: how the classes become one document.  Must not know: the messages by name.
 """
 
+import inspect
 from typing import Any, get_args
 
 import msgspec
@@ -62,14 +63,16 @@ def _tag(component: dict[str, Any], key: str, value: str) -> None:
 
 
 def _bounded(value: Any) -> Any:
-    """With the upper bound of u64, which the classes check themselves; and open to keys that a later version adds, as
-    every reader of the contract has to be.
+    """With the upper bound of u64, which the classes check themselves; open to keys that a later version adds, as every
+    reader of the contract has to be; and descriptions without the indentation that Python before 3.13 leaves in them.
     """
     if isinstance(value, list):
         return [_bounded(each) for each in value]
     if not isinstance(value, dict):
         return value
     made = {key: _bounded(each) for key, each in value.items() if key != "additionalProperties"}
+    if isinstance(described := made.get("description"), str):
+        made["description"] = inspect.cleandoc(described)
     if made.get("title") == "u64":
         made["maximum"] = U64_MAX
     return made
