@@ -35,6 +35,12 @@ def nodes(request: pytest.FixtureRequest) -> Iterator[Pair]:
         yield Pair(lab, request.param)
 
 
+def configured(member: Member, interface: str) -> list[list[str]]:
+    """The device's lines, a peer's allowed IPs in one order."""
+    lines = member.node.run(["wg", "showconf", interface]).splitlines()
+    return [sorted(re.split(" = |, ", line)) for line in lines]
+
+
 def served_by(member: Member) -> set[str]:
     """What runs behind the devices of a node."""
     return {str(Path(f"/proc/{pid}/exe").readlink()) for pid in member.node.wireguard_pids()}
@@ -52,7 +58,7 @@ def test_a_newer_program_waits_for_a_renewal_that_keeps_the_sessions(nodes: Pair
     }
     ping(nodes.web, nodes.db_address)
     interface = alpha.request("status")["interface"]
-    configuration = alpha.node.run(["wg", "showconf", interface])
+    configuration = configured(alpha, interface)
     traffic = Ping(nodes.db, nodes.web_address)
     try:
         traffic.wait_for(20)
@@ -66,7 +72,7 @@ def test_a_newer_program_waits_for_a_renewal_that_keeps_the_sessions(nodes: Pair
     assert (renewed[0]["sessions"], renewed[0]["answered"]) == (1, 1), renewed
     # What is lost is what was sent until the peer's handshake, 10 ms apart, and what waited for the process to end.
     assert len(lost) * 10 <= renewed[0]["restored_ms"] + 1000 * FACTOR, (len(lost), renewed)
-    assert alpha.node.run(["wg", "showconf", interface]) == configuration, "no peer is kept awake that may sleep"
+    assert configured(alpha, interface) == configuration, "no peer is kept awake that may sleep"
     assert _without_indexes(alpha.node.footprint()) == _without_indexes(before)
     ping(nodes.web, nodes.db_address)
     assert alpha.request("renew_devices", force=False)["devices"] == [], "there is nothing newer"

@@ -366,6 +366,7 @@ async def test_a_file_system_that_turns_read_only_refuses_commits_and_keeps_the_
                     await made.commit({("t", "refused"): b"0"})
     finally:
         subprocess.run(["umount", disk], check=True)
+    assert subprocess.run(["e2fsck", "-p", image], capture_output=True, check=False).returncode in (0, 1)  # 1: mended
     subprocess.run(["mount", "-o", "loop", image, disk], check=True)
     try:
         await write(disk / "data", B)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -194,7 +195,8 @@ async def test_a_path_that_carries_no_answers_is_given_up_before_its_session(
     await looking.shake(KEY, tx_bytes=500)
     assert len(looking.tasks) == begun
     await until_read(looking, lambda: len(looking.tasks) > begun)
-    await until(lambda: looking.device.told[-2:] == [(RELAYED, 0), (RELAYED, KEEPALIVE)]), "silently, then with a word"
+    silently_then_with_a_word = ((RELAYED, 0), (RELAYED, KEEPALIVE))
+    await until(lambda: silently_then_with_a_word in pairwise(looking.device.told))
     await looking.shake(KEY, rx_bytes=900)
     await until(lambda: not looking.running())
     assert looking.node.facts.selected[f"{KEY.hex()}/", GIVEN].endpoint == numeric_endpoint(RELAYED)
