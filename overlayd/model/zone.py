@@ -14,6 +14,7 @@ cluster, which may change.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
 
 from overlayd._fast.dnsquery import SECRET, wire_name
 from overlayd._fast.nametable import MAX_ADDRESSES, NameTable
@@ -22,6 +23,7 @@ from overlayd.model.rows import Attachment, Change, Isolation, MemberNames, Memb
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
+LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))  # RFC 6303: their reverse names concern nobody else
 NODE_GROUP = 0  # of the node's own addresses; isolation networks count from 1
 DEFAULT = "overlay.local"  # a zone that nobody chose
 OCTET, NIBBLE = 8, 4  # bits of a label of a reverse name, RFC 1035 section 3.5 and RFC 3596 section 2.5
@@ -47,6 +49,8 @@ class Zone:
         self._members: Counter[str] = Counter()  # how many attachments have a domain; the zone itself counts as one
         self._cluster: Network | None = None
         self._add_zone(name)
+        for address in LOOPBACK:
+            self.table.set_pointers(wire_name(address.reverse_pointer), (wire_name("localhost"),), address.packed)
         for kind in (Membership, Overlay, Service, Attachment, Record, MemberNames):
             self.follow({row.id: row for row in state.table(kind).values()})
 

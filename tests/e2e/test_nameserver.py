@@ -3,10 +3,13 @@
 import re
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
+import dns.message
+import dns.rrset
 import pytest
 from lab import Container, Lab, Node, Refused
 from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
@@ -220,6 +223,37 @@ def test_cookies_are_answered_by_everybody_alike(place: Place) -> None:
     for name in ("web", "www.example.org", "nope"):
         said = dig(place.web, place.gateway, name, "A", "+cookie=0102030405060708").text
         assert re.search(r"COOKIE: 0102030405060708[0-9a-f]{16} \(good\)", said)
+
+
+@pytest.mark.parametrize("where", ["container", "ipv6"])
+def test_an_upstream_may_be_in_the_overlay_or_be_reached_by_ipv6(place: Place, where: str) -> None:
+    conf = place.alpha.node.resolv_conf
+    before = conf.read_text()
+    if where == "container":
+        address, opened = str(place.pair.db_address), place.pair.db.open_socket(kind=socket.SOCK_DGRAM)
+    else:
+        address, opened = "::1", place.alpha.node.open_socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with opened:
+        opened.bind((address, 53))
+        opened.settimeout(10)
+        conf.write_text(f"nameserver {address}\n")
+        asking = threading.Thread(target=answer_one, args=(opened, f"{where}.example.org."))
+        asking.start()
+        assert dig(place.web, place.gateway, f"{where}.example.org").records == ["192.0.2.81"]
+        asking.join()
+    conf.write_text(before)
+
+
+def answer_one(opened: socket.socket, name: str) -> None:
+    """Be a server for one name, once."""
+    while True:
+        asked, client = opened.recvfrom(2000)
+        query = dns.message.from_wire(asked)
+        if str(query.question[0].name) == name:
+            response = dns.message.make_response(query)
+            response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", "192.0.2.81"))
+            opened.sendto(response.to_wire(), client)
+            return
 
 
 def test_the_hosts_servers_are_read_again_when_they_change(place: Place) -> None:

@@ -217,6 +217,9 @@ def test_reverse_names_of_the_cluster_stay_here():
     assert answers(state, "9.9.201.10.in-addr.arpa", "PTR") == "NXDOMAIN"
     assert answers(state, "9.9.202.10.in-addr.arpa", "PTR") == "forward"
     assert answers(state, "10.in-addr.arpa", "PTR") == "forward"
+    assert answers(state, "1.0.0.127.in-addr.arpa", "PTR") == ["localhost."]
+    assert answers(state, ip_address("::1").reverse_pointer, "PTR") == ["localhost."]
+    assert answers(state, "2.0.0.127.in-addr.arpa", "PTR") == "forward"
 
 
 @pytest.mark.parametrize(

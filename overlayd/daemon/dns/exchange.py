@@ -28,10 +28,11 @@ from overlayd.proto import dns
 log = logging.getLogger(__name__)
 
 # Our own constants, in seconds but for MISSED.
+RESTART = 1.0  # until servers are asked again where nobody listens: they may be starting anew
 AGAIN = 0.75  # until a datagram is sent once more, since it may have been lost
 TRY = 1.5  # until the next server is asked as well
 PATIENCE = 4.5  # for all; C libraries ask again after 5
-SILENT = 5.0  # for which a server that does not answer is asked last
+SILENT = 5.0  # for which a server that does not answer is asked last, and one that refuses connections has none
 MISSED = 3  # questions in a row that it has not answered
 
 
@@ -43,8 +44,11 @@ class Silence:
     def __init__(self) -> None:
         self._missed: dict[Upstream, int] = {}
         self._until: dict[Upstream, float] = {}
+        self._refusing: dict[Upstream, float] = {}  # nobody listens there, and until when that is believed
 
     def heard(self, server: Upstream) -> None:
+        if self._refusing:
+            self._refusing.pop(server, None)
         if self._missed:
             self._missed.pop(server, None)
             self._until.pop(server, None)
@@ -56,8 +60,23 @@ class Silence:
             log.debug("DNS upstream %s does not answer", server)
             self._until[server] = now + SILENT
 
+    def refused(self, server: Upstream, now: float) -> None:
+        """It takes neither datagrams nor connections."""
+        self._refusing[server] = now + SILENT
+
+    def is_refusing(self, server: Upstream, now: float) -> bool:
+        return self._refusing.get(server, now) > now
+
     def is_silent(self, server: Upstream) -> bool:
         return server in self._until
+
+    def is_dead(self, server: Upstream, now: float) -> bool:
+        """Whether there is little hope for an answer."""
+        return self.is_silent(server) or self.is_refusing(server, now)
+
+    def has_missed(self, server: Upstream) -> bool:
+        """Whether it has not answered the last question, at least."""
+        return server in self._missed
 
     def ordered(self, servers: Sequence[Upstream], now: float) -> Sequence[Upstream]:
         """The servers in the order in which this question is for them."""
@@ -92,6 +111,7 @@ class Exchange:
     __slots__ = (
         "_asked",
         "_attempts",
+        "_begun_anew",
         "_due",
         "_end",
         "_ended",
@@ -125,6 +145,7 @@ class Exchange:
         self._servers = servers
         self._ordered = means.silence.ordered(servers, self._due)
         self._attempts = 0  # that were made
+        self._begun_anew = False
         self._asked: dict[Upstream, _Trial] = {}
         self._tick = 0  # of the deadline
 
@@ -179,8 +200,19 @@ class Exchange:
             if not trial.over:
                 self._due = now + pause
                 trial.ask(by_stream=by_stream)
+        if now < self._end and not self._begun_anew and all(trial.refused for trial in self._asked.values()):
+            self._begin_anew(now)
+            return
         trials = (self._asked.get(server) for server in self._servers)
         self._end_with(next((trial.refusal for trial in trials if trial and trial.refusal), None), now)
+
+    def _begin_anew(self, now: float) -> None:
+        """Nobody listens anywhere, which may be over in a moment."""
+        self._begun_anew = True
+        self._attempts = 0
+        self._asked = {}
+        self._due = now + RESTART
+        self._set_deadline()
 
     def _someone_left(self) -> bool:
         asked = self._asked
@@ -211,7 +243,7 @@ class Exchange:
 
 class _Trial:
     """One server that is asked.  since: when it was asked first; over: it has said its last word, a refusal perhaps;
-    heard: that it is there.
+    heard: that it is there; refused: nobody listens there.
     """
 
     __slots__ = (
@@ -224,6 +256,7 @@ class _Trial:
         "heard",
         "over",
         "refusal",
+        "refused",
         "server",
         "since",
     )
@@ -231,7 +264,7 @@ class _Trial:
     def __init__(self, exchange: Exchange, server: Upstream, since: float) -> None:
         self.server = server
         self.since = since
-        self.over = self.heard = False
+        self.over = self.heard = self.refused = False
         self.refusal: Answer | None = None
         self._exchange = exchange
         self._edns = exchange.query.edns
@@ -305,10 +338,13 @@ class _Trial:
         if self._unreachable or self._exchange.over:
             return
         self._unreachable = True
-        if self._stream is not None and self._stream.done():
-            # Not at once: an attempt is being made.
-            asyncio.get_running_loop().call_soon(self._exchange.arrived, self, None)
-        self._ask_by_stream()
+        self._forget()
+        loop, silence = asyncio.get_running_loop(), self._exchange.means.silence
+        self.refused = isinstance(error, ConnectionRefusedError) and silence.is_refusing(self.server, loop.time())
+        if self.refused or (self._stream is not None and self._stream.done()):
+            loop.call_soon(self._exchange.arrived, self, None)  # not at once: an attempt is being made
+        else:
+            self._ask_by_stream()
 
     # --- Streams ---
 
@@ -333,6 +369,9 @@ class _Trial:
             if self._truncated is not None:
                 self._give_truncated()
             elif self._exchange.stream or self._unreachable:
+                self.refused = self._unreachable and isinstance(error, ConnectionRefusedError)
+                if self.refused:
+                    self._exchange.means.silence.refused(self.server, asyncio.get_running_loop().time())
                 self._exchange.arrived(self, None)
         else:
             self._exchange.arrived(self, answer)

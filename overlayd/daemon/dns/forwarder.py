@@ -143,13 +143,12 @@ class Forwarder:
 
     def upstreams(self) -> list[tuple[Upstream, str]]:
         """The servers as they are now, in their order, each with "ok", "silent" or "loop"."""
-        return [
-            (
-                server,
-                "loop" if server in self.loops.looping else "silent" if self._means.silence.is_silent(server) else "ok",
-            )
-            for server in self._servers()
-        ]
+        return [(server, self._state_of(server)) for server in self._servers()]
+
+    def _state_of(self, server: Upstream) -> str:
+        if server in self.loops.looping:
+            return "loop"
+        return "silent" if self._means.silence.is_dead(server, self._loop.time()) else "ok"
 
     def close(self) -> None:
         """Forget what is in flight."""
@@ -175,11 +174,12 @@ class Forwarder:
         if self.loops.looping:
             asking = [server for server in servers if server not in self.loops.looping]
         now = self._loop.time()
-        self.loops.check(servers, now)
+        silence = self._means.silence
+        self.loops.check(servers, now, silence.has_missed)
         stale = self._cache.stale(asked.query.key, now)
         if stale is not None and asking:
-            silent = all(self._means.silence.is_silent(server) for server in asking)
-            self._loop.call_later(0.0 if silent else STALE_AFTER, self._give_stale, asked, stale)
+            dead = all(silence.is_dead(server, now) for server in asking)
+            self._loop.call_later(0.0 if dead else STALE_AFTER, self._give_stale, asked, stale)
         ended = partial(self._end, asked, servers, asking)
         asked.exchange = Exchange(asked.query, asking, self._means, ended, stream=asked.stream)
         asked.exchange.begin()

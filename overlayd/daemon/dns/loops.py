@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from overlayd._fast.dnsforward import Query
 from overlayd._fast.dnsquery import wire_name
@@ -38,10 +38,12 @@ class Loops:
         self._marked: dict[Upstream, float] = {}
         self._marks: dict[bytes, Upstream] = {}  # by wire name
 
-    def check(self, servers: Sequence[Upstream], now: float) -> None:
-        """Mark those servers whose turn it is."""
+    def check(self, servers: Sequence[Upstream], now: float, has_missed: Callable[[Upstream], bool]) -> None:
+        """Mark those servers whose turn it is.  has_missed: whether one owes us an answer, as one that loops does; then
+        it is its turn as soon as the mark before has had its time.
+        """
         for server in servers:
-            if now - self._marked.get(server, -PERIOD) >= PERIOD:
+            if now - self._marked.get(server, -PERIOD) >= (RETURN if has_missed(server) else PERIOD):
                 self._marked[server] = now
                 name = wire_name(secrets.token_hex(8))[:-1] + _BELOW
                 self._marks[name] = server

@@ -133,7 +133,7 @@ class UpstreamSockets:
             for asker, response in answers:
                 asker.receive(response)
             if failure:
-                error = OSError(failure, os.strerror(failure))
+                error = OSError(failure, os.strerror(failure))  # its subclass for that number
                 port.left = 0
                 for asker in port.asking.owners():
                     asker.unreachable(error)

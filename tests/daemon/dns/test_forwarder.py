@@ -20,10 +20,10 @@ from overlayd.daemon.dns.upstreams import Upstream
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A fifth of the times, and no marks but in the tests of loops."""
-    for name in ("AGAIN", "TRY", "PATIENCE", "SILENT"):
+    for name in ("RESTART", "AGAIN", "TRY", "PATIENCE", "SILENT"):
         monkeypatch.setattr(exchange, name, getattr(exchange, name) / 5)
     monkeypatch.setattr(module, "STALE_AFTER", module.STALE_AFTER / 5)
-    monkeypatch.setattr(loops.Loops, "check", lambda self, servers, now: None)
+    monkeypatch.setattr(loops.Loops, "check", lambda self, *_: None)
 
 
 @pytest.fixture
@@ -233,6 +233,32 @@ async def test_nobody_answers(dead, silent):
         assert response.rcode() == dns.rcode.SERVFAIL
         (error,) = response.options
         assert error.code == 22 and error.text.startswith("no answer from 127.0.0.1")
+
+
+async def test_servers_that_are_started_anew_are_waited_for(dead):
+    """As a plain forwarder's clients ask again; but once, and not for what is stale."""
+    forwarder = forwarding(lambda: [dead])
+    asking = asyncio.ensure_future(ask(forwarder))
+    while forwarder.upstreams() != [(dead, "silent")]:  # noqa: ASYNC110 -- nobody is told
+        await asyncio.sleep(0.005)
+    assert not asking.done()
+    async with serving(port=dead.port):
+        assert (await asking).answer and forwarder.upstreams() == [(dead, "ok")]
+
+
+async def test_a_server_where_nobody_listens_is_tried_by_datagram_alone_for_a_while(dead, monkeypatch):
+    async with serving() as good:
+        connected = []
+        connect = asyncio.open_connection
+        monkeypatch.setattr(asyncio, "open_connection", lambda *to: connected.append(to) or connect(*to))
+        forwarder = forwarding(lambda: [dead, good.upstream])
+        for number in range(5):
+            assert (await ask(forwarder, query(f"n{number}.example.org"))).answer
+        assert connected == [tuple(dead)] and len(good.asked) == 5
+        async with serving(port=dead.port) as back:
+            assert (await ask(forwarder)).answer and len(back.asked) == 1, "the first again, at once"
+        await asyncio.sleep(exchange.SILENT)
+        assert (await ask(forwarder)).answer and connected == 2 * [tuple(dead)]
 
 
 async def test_there_is_nobody_to_ask():
@@ -460,6 +486,29 @@ async def test_a_server_that_forwards_to_us_is_named_and_not_asked(monkeypatch, 
             assert (await ask(forwarder)).answer
             await asyncio.sleep(0.05)
         assert caplog.text.count("forwards to this node, so") == 1
+
+
+async def test_a_server_that_begins_to_loop_is_found_when_it_owes_an_answer(monkeypatch, caplog):
+    monkeypatch.undo()
+    monkeypatch.setattr(loops, "RETURN", 0.2)
+    for name in ("AGAIN", "TRY", "PATIENCE"):
+        monkeypatch.setattr(exchange, name, getattr(exchange, name) / 10)
+
+    def looping(asked):
+        def send(server, client):
+            deliver = lambda said, origin: server.transport.sendto(said, client)  # noqa: E731
+            forwarder.forward(asked, "web", CLIENT, deliver, stream=False)
+
+        return send
+
+    async with serving() as server:
+        forwarder = forwarding(lambda: [server.upstream])
+        assert (await ask(forwarder)).answer
+        server.by_datagram = looping
+        await asyncio.sleep(loops.RETURN)
+        for name in ("one", "two"):
+            assert (await ask(forwarder, query(f"{name}.example.org"))).rcode() == dns.rcode.SERVFAIL
+        assert f"DNS upstream {server.upstream} forwards to this node" in caplog.text
 
 
 async def test_what_is_no_query_is_not_forwarded():

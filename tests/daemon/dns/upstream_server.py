@@ -62,11 +62,11 @@ class Server(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def serving(
-    by_datagram: Answer = lambda query: [answer(query)], by_stream: Answer = lambda query: []
+    by_datagram: Answer = lambda query: [answer(query)], by_stream: Answer = lambda query: [], *, port: int = 0
 ) -> AsyncIterator[Server]:
-    """A server on a port of its own, UDP and TCP."""
+    """A server on a port, by default one of its own, UDP and TCP."""
     server = Server(by_datagram, by_stream)
-    streams = await asyncio.start_server(server.connected, "127.0.0.1", 0)
+    streams = await asyncio.start_server(server.connected, "127.0.0.1", port)
     port = streams.sockets[0].getsockname()[1]
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: server, local_addr=("127.0.0.1", port)
