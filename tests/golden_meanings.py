@@ -451,6 +451,12 @@ RESPONSES: dict[str, tuple[int, wire.Response]] = {
 EVENTS: dict[str, wire.Event] = {
     "peer_health_changed": wire.PeerHealthChanged(KEY_A, False),
     "changed": wire.Changed("container", "pid:71", "removed"),
+    "finding_changed": wire.Changed(
+        "finding",
+        "the relay",
+        "raised",
+        wire.Finding("the relay", "does not run", "free its port", "relay-down", "error"),
+    ),
     "nat_endpoint_changed": wire.NatEndpointChanged(KEY_A, "[2001:db8::7]:51820"),
 }
 # Spellings that no golden request has because we would write them differently.

@@ -251,6 +251,8 @@ def event(event: wire.Event, *, now: float) -> str:
             return f"{time} {pubkey} {'healthy' if healthy else 'unhealthy'}"
         case wire.NatEndpointChanged(pubkey=pubkey, endpoint=endpoint):
             return f"{time} {pubkey} endpoint {endpoint}"
+        case wire.Changed(what=what, finding=wire.Finding() as found):
+            return printable(f"{time} finding {what} {found.code}: {found.object} {found.problem}; {found.remedy}")
         case wire.Changed(kind=kind, object=object, what=what):
             return printable(f"{time} {kind} {object} {what}".replace("  ", " "))
 

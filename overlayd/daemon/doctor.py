@@ -5,7 +5,7 @@ Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothi
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from overlayd import keys
@@ -64,6 +64,7 @@ class Doctor:
         self._nat = nat
         self._no_wireguard = no_wireguard
         self._cluster = cluster
+        self.found: Callable[[Finding, bool], None] = lambda _finding, _raised: None  # is told of what comes and goes
 
     async def examine(self) -> list[Finding]:
         """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
@@ -82,11 +83,17 @@ class Doctor:
 
     @asynccontextmanager
     async def counting(self, told: Callable[[int], None], keep_up: KeepUp) -> AsyncIterator[None]:
-        """Tell every second how many findings are known, until the block ends."""
+        """Tell every second how many findings are known, and `found` of each that comes or goes, until the end."""
 
         async def count() -> None:
+            known: dict[tuple[str, str], Finding] = {}
             while True:
-                told(self.known())
+                followed = {(each.code, each.object): each for each in self._followed()}
+                told(self._count(followed.values()))
+                for id in followed.keys() ^ known.keys():
+                    raised = id in followed
+                    self.found(followed[id] if raised else known[id], raised)
+                known = followed
                 await asyncio.sleep(INTERVAL)
 
         task = keep_up(count)
@@ -97,7 +104,10 @@ class Doctor:
 
     def known(self) -> int:
         """How many findings, hints apart, there are without a look at the kernel."""
-        return sum(each.severity != "hint" for each in self._followed()) + self._health.count("silent")
+        return self._count(self._followed())
+
+    def _count(self, followed: Iterable[Finding]) -> int:
+        return sum(each.severity != "hint" for each in followed) + self._health.count("silent")
 
     def _followed(self) -> list[Finding]:
         """What is followed all the time."""

@@ -41,7 +41,7 @@ from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.server import identity, listener
 from overlayd.daemon.server.acceptor import Quotas
 from overlayd.daemon.server.server import Server
-from overlayd.daemon.server.watchers import told
+from overlayd.daemon.server.watchers import tell_finding, told
 from overlayd.daemon.status import About, StatusView
 from overlayd.daemon.tasks import Tasks
 from overlayd.daemon.teardown import remove_everything
@@ -234,7 +234,7 @@ async def _serve(
             node, status, health, nat, doctor, nameserver, surroundings, boot, resolver.ask_again, stopping.set, cluster
         )
         server = Server(Handlers(daemon), admission, requests.spawn, _multiplexer(config, me), quotas=_quotas(config))
-        stack.enter_context(_publishing(node, health, sentinel, server))
+        stack.enter_context(_publishing(node, health, sentinel, doctor, server))
         await enter(_measuring(config, daemon, server.handlers, sentinel, tasks))
         await enter(server.serving(bound, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
@@ -262,6 +262,7 @@ async def _measuring(
 
     requests = Requests()
     handlers.observe(requests.record)
+    daemon.node.time_syncs(requests.syncs.observe)
     watch = tasks.keep_up(requests.watch_loop)
     collection = Collection(requests, daemon, sentinel, started=time.time(), each_peer=config.metrics_peers)
     endpoint = Endpoint(lambda: collection.text(time.time()), daemon.status.unready, tasks.spawn)
@@ -273,8 +274,9 @@ async def _measuring(
 
 
 @contextmanager
-def _publishing(node: Node, health: Health, sentinel: Sentinel, server: Server) -> Iterator[None]:
+def _publishing(node: Node, health: Health, sentinel: Sentinel, doctor: Doctor, server: Server) -> Iterator[None]:
     """Let clients hear of what happens, until the block ends."""
+    doctor.found = partial(tell_finding, server)
     with health.subscribe(_Onward(sentinel, server)), told(node, server) as sentinel.repaired:
         yield
 

@@ -418,12 +418,14 @@ class NatEndpointChanged(_Event, frozen=True, tag="nat_endpoint_changed"):
 class Changed(_Event, frozen=True, tag="changed"):
     """Something of this node was set or removed, or was put right after somebody changed it (an addition, for those who
     asked to `watch`).  object: the handle of a container, the name of a service, the name itself, that of an edge peer,
-    a peer's public key; of a repair what was put right.
+    a peer's public key; of a repair what was put right; of a finding what it is about.  finding: what the doctor would
+    say of that, raised or cleared; of a peer that falls silent `peer_health_changed` tells.
     """
 
-    kind: Literal["overlay", "service", "container", "peer", "name", "edge", "repair"]
+    kind: Literal["overlay", "service", "container", "peer", "name", "edge", "repair", "finding"]
     object: str
-    what: Literal["set", "removed", "repaired"]
+    what: Literal["set", "removed", "repaired", "raised", "cleared"]
+    finding: Finding | None = None
 
 
 Event = PeerHealthChanged | NatEndpointChanged | Changed

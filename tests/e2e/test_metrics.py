@@ -53,6 +53,8 @@ def test_a_scrape_tells_what_there_is(each_peer: bool) -> None:
         assert found["overlayd_peer_paths", "direct"] == 1
         assert found["overlayd_handshake_age_seconds_count",] == 1
         assert found["overlayd_journal_syncs_total",] > 0
+        # Those from before the switch is on are not timed.
+        assert 0 < found["overlayd_journal_sync_duration_seconds_count",] <= found["overlayd_journal_syncs_total",]
         device = alpha.request("status")["interface"]
         own = [key for key in found if key[0] == "wireguard_received_bytes_total"]
         if each_peer:

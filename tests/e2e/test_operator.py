@@ -4,6 +4,7 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 from lab import Lab, ping
 from lab.cluster import Member, Pair
@@ -121,3 +122,24 @@ def test_events_of_who_watches_and_of_nobody_else(pair: Pair) -> None:
             assert each in heard()
         bystander.request("status")
         assert not [each for each in bystander.events if each["event"] == "changed"]
+
+
+def test_findings_are_events_when_they_come_and_go(pair: Pair) -> None:
+    alpha = pair.alpha
+    with alpha.node.connect() as watcher:
+        watcher.further.add("changed")
+        watcher.request("watch")
+
+        def heard(what: str) -> list[dict[str, Any]]:
+            watcher.request("status")
+            found = [each for each in watcher.events if each.get("kind") == "finding" and each["what"] == what]
+            return [each["finding"] for each in found]
+
+        alpha.node.run(["ip", "link", "add", "lan", "type", "bridge"])
+        alpha.node.run(["ip", "address", "add", "10.200.77.1/24", "dev", "lan"])
+        alpha.node.run(["ip", "link", "set", "lan", "up"])
+        until(lambda: [each["code"] for each in heard("raised")] == ["network-overlap"], alpha.node.log_tail)
+        assert heard("raised") == [each for each in alpha.findings() if each["code"] == "network-overlap"]
+        assert heard("cleared") == []
+        alpha.node.run(["ip", "link", "del", "lan"])
+        until(lambda: heard("cleared") == heard("raised"), alpha.node.log_tail)

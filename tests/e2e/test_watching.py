@@ -62,6 +62,9 @@ AMISS = {
     'overlayd_loop_lag_seconds_bucket{instance="a", le="0.25"}': "0x60",
     'overlayd_loop_lag_seconds_bucket{instance="a", le="0.5"}': "0+10x60",
     'overlayd_loop_lag_seconds_bucket{instance="a", le="+Inf"}': "0+10x60",
+    'overlayd_journal_sync_duration_seconds_bucket{instance="a", le="0.5"}': "0x60",
+    'overlayd_journal_sync_duration_seconds_bucket{instance="a", le="1"}': "0+10x60",
+    'overlayd_journal_sync_duration_seconds_bucket{instance="a", le="+Inf"}': "0+10x60",
     'overlayd_cluster_connected{instance="a"}': "0x60",
 }
 WELL = {
@@ -78,6 +81,8 @@ WELL = {
     'overlayd_repairs_total{instance="b", kind="bridge"}': "3x60",
     'overlayd_loop_lag_seconds_bucket{instance="b", le="0.25"}': "0+10x60",
     'overlayd_loop_lag_seconds_bucket{instance="b", le="+Inf"}': "0+10x60",
+    'overlayd_journal_sync_duration_seconds_bucket{instance="b", le="0.5"}': "0+10x60",
+    'overlayd_journal_sync_duration_seconds_bucket{instance="b", le="+Inf"}': "0+10x60",
     'overlayd_cluster_connected{instance="b"}': "1x60",
 }
 

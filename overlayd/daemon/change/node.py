@@ -98,6 +98,10 @@ class Node:
         """How many times commits were synced to the disk."""
         return self._journal.syncs
 
+    def time_syncs(self, observe: Callable[[float], None]) -> None:
+        """From now on tell, on the journal's thread, how many seconds each of them takes."""
+        self._journal.synced = observe
+
     def is_settled(self, *resources: str) -> bool:
         """Whether what the state says of these resources will still be so when a change that asks for them now has its
         turn.

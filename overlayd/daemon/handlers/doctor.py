@@ -10,10 +10,11 @@ from overlayd.model.findings import Finding
 
 async def examine(daemon: Daemon, request: wire.Doctor) -> wire.Response:
     findings = await daemon.doctor.examine()
-    return wire.Diagnosis(tuple(map(_as_sent, findings)))
+    return wire.Diagnosis(tuple(map(as_sent, findings)))
 
 
-def _as_sent(finding: Finding) -> wire.Finding:
+def as_sent(finding: Finding) -> wire.Finding:
+    """A finding in the words of the protocol."""
     return wire.Finding(
         object=finding.object,
         problem=finding.problem,

@@ -76,6 +76,8 @@ class Collection:
         yield from histograms("overlayd_loop_lag_seconds", help, (), {(): requests.lag})
         help = "Batches of commits that were synced to the disk."
         yield from family("overlayd_journal_syncs_total", "counter", help, (), [((), node.syncs)])
+        help = "From a batch's first byte to its being on the disk."
+        yield from histograms("overlayd_journal_sync_duration_seconds", help, (), {(): requests.syncs})
         help = "Rows that the disk refused to take, and that are still to be written."
         yield from family("overlayd_journal_owed_rows", "gauge", help, (), [((), node.owed)])
         help = "What was put right that somebody had changed."

@@ -1,4 +1,4 @@
-"""How many requests there were, how they ended, and how long they took; and how late the loop is.
+"""How many requests there were, how they ended, and how long they took; how late the loop and how slow the disk is.
 
 Owns: the counts.  Must not know: what a request does, or who reads the counts.
 """
@@ -14,12 +14,13 @@ BEAT = 0.5  # seconds between two looks at how late the loop is
 
 
 class Requests:
-    """ended: by op and result.  seconds: by op.  lag: of the loop."""
+    """ended: by op and result.  seconds: by op.  lag: of the loop.  syncs: of the journal to the disk."""
 
     def __init__(self) -> None:
         self.ended: Counter[tuple[str, str]] = Counter()
         self.seconds: dict[tuple[str, ...], Histogram] = {}
         self.lag = Histogram(BOUNDS)
+        self.syncs = Histogram(BOUNDS)
 
     def record(self, op: str, result: str, seconds: float) -> None:
         """A request has been answered."""

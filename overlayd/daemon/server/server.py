@@ -84,7 +84,7 @@ class Server:
         peer.
         """
         if isinstance(event, wire.Changed):
-            about = f"{event.kind} {event.object} {event.what}"
+            about = f"{event.kind} {event.object} {event.finding.code if event.finding is not None else event.what}"
             listening = [each for each in self.connections if each.watches]
         else:
             about, listening = event.pubkey, list(self.connections)

@@ -1,6 +1,6 @@
 """Telling those who watch what has changed.
 
-Owns: from rows to `changed` events.  Must not know: sockets, or who watches.
+Owns: from rows and findings to `changed` events.  Must not know: sockets, or who watches.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +9,9 @@ from typing import Literal
 
 from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.handlers.doctor import as_sent
 from overlayd.daemon.server.server import Server
+from overlayd.model.findings import Finding
 from overlayd.model.rows import Attachment, Change, Edge, Overlay, Peer, Record, Service, peer_of
 
 Kind = Literal["overlay", "service", "container", "peer", "name", "edge", "repair"]
@@ -22,6 +24,13 @@ KINDS: dict[str, Kind] = {
     Record.table: "name",
     Edge.table: "edge",
 }
+
+
+def tell_finding(server: Server, finding: Finding, raised: bool) -> None:
+    """Tell the watchers that a finding was raised, or cleared."""
+    if server.is_watched:
+        what: Literal["raised", "cleared"] = "raised" if raised else "cleared"
+        server.publish(wire.Changed("finding", finding.object, what, as_sent(finding)))
 
 
 @contextmanager
