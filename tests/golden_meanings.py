@@ -126,6 +126,8 @@ REQUESTS: dict[str, tuple[int, wire.Request]] = {
     "cluster_rejoin": (7, wire.RejoinCluster()),
     "cluster_accept": (7, wire.AcceptCluster()),
     "cluster_check": (7, wire.CheckCluster()),
+    "rotate_key": (7, wire.RotateKey()),
+    "rotate_key_soon": (7, wire.RotateKey(after_secs=5, force=True)),
     "add_peer_named": (7, wire.AddPeer(KEY_A, "192.0.2.7:51820", "10.200.1.0/24", 0, name="node-7")),
     "list": (0, wire.ListThings("containers")),
     "renew_devices": (7, wire.RenewDevices()),

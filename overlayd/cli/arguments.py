@@ -301,6 +301,21 @@ COMMANDS = (
         ),
     ),
     Command(
+        "rotate-key",
+        "Give this node of a cluster another key, while its tunnels live.",
+        (
+            _option(
+                "--after",
+                type=_duration,
+                metavar="TIME",
+                help="until it is used, so that all nodes know it by then: 90s, 5m (default: 60s)",
+            ),
+            _option(
+                "--force", action="store_true", help="though guests, edge peers or other peers know the present one"
+            ),
+        ),
+    ),
+    Command(
         "cluster",
         "See and change the cluster that this node is in without an orchestrator.",
         epilog=cluster_words.EPILOG,

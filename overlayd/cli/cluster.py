@@ -114,6 +114,8 @@ def status(cluster: wire.StatusCluster, *, now: float) -> str:
         ("revision", f"{cluster.revision}, heard of {tables.span(cluster.stale_secs)} ago"),
         ("changes", f"{cluster.events} since the start, {cluster.resyncs} listings"),
     ]
+    if cluster.rotation:
+        facts.append(("rotation", cluster.rotation))
     if cluster.windowed:
         facts.append(("reading", "in windows: the cluster changes much"))
     if cluster.skipped_records:

@@ -361,6 +361,11 @@ async def _edge_revoke(args: Namespace) -> None:
         await client.revoke_edge_peer(args.name)
 
 
+async def _rotate_key(args: Namespace) -> None:
+    async with _client(args) as client:
+        await client.rotate_key(after_secs=args.after, force=args.force)
+
+
 async def _cluster(args: Namespace) -> int | None:
     async with _client(args) as client:
         return await cluster.ACTIONS[args.command.removeprefix("cluster ")](client, args)
@@ -397,6 +402,7 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "edge mint": _edge_mint,
     "edge list": _edge_list,
     "edge revoke": _edge_revoke,
+    "rotate-key": _rotate_key,
     **{f"cluster {action}": _cluster for action in cluster.ACTIONS},
 }
 

@@ -54,6 +54,10 @@ class ClusterCalls:
     async def cluster_accept(self) -> None:
         await self._ask(wire.AcceptCluster(), wire.Ok)
 
+    async def rotate_key(self, *, after_secs: int | None = None, force: bool = False) -> None:
+        """Give the node another key, while its tunnels live."""
+        await self._ask(wire.RotateKey(after_secs=after_secs, force=force), wire.Ok)
+
     async def cluster_check(self) -> tuple[str, ...]:
         """What differs between the store, the journal and the device, a sentence each."""
         return (await self._ask(wire.CheckCluster(), wire.ClusterDifferences)).differences

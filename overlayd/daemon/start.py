@@ -104,7 +104,7 @@ def _refuse_strangers(node: LiveNode) -> None:
     except MechanismError as error:
         log.warning("start: %s; it is not known whether the device is of this state", error)
         return
-    if key and key != node.state.node.private_key:
+    if key and key not in (node.state.node.private_key, node.state.node.former_key):
         raise StateError(
             f"device {devices[0]} on this host has the public key {keys.text(keys.public(key))}, this state's is "
             f"{keys.text(keys.public(node.state.node.private_key))}: wrong --data-dir, or another node's? To remove "
@@ -124,7 +124,7 @@ def _is_half_made(node: LiveNode, thing: Bridge | Veth | DeviceLink) -> bool:
     except MechanismError as error:
         log.warning("start: %s; it is not known whether the device is of this state", error)
         return False
-    return not any(key) or key == own.private_key
+    return not any(key) or key in (own.private_key, own.former_key)
 
 
 async def _adopt(node: LiveNode, boot: str) -> None:

@@ -51,6 +51,7 @@ class _Node(msgspec.Struct, kw_only=True, omit_defaults=True):
     instance: str
     id: Annotated[int, Meta(ge=0, le=2**32 - 1)]
     key: str
+    next_key: str = ""
     endpoint: str = ""
     candidates: Annotated[list[_Candidate], Meta(max_length=MOST_CANDIDATES)] = []
     nat: bool = False
@@ -107,6 +108,7 @@ def read_node(name: str, value: bytes, created: int) -> Member:
         record = _NODE_RECORD.decode(value)
         networks = tuple(dict.fromkeys(ip_network(each) for each in (record.block, *record.blocks)))
         public_key = _key(record.key, "key")
+        next_key = _key(record.next_key, "next_key") if record.next_key else b""
     except (msgspec.MsgspecError, ValueError) as error:
         raise BadRecord(str(error)) from error
     if record.endpoint and not is_endpoint(record.endpoint):
@@ -124,6 +126,7 @@ def read_node(name: str, value: bytes, created: int) -> Member:
         nat=record.nat,
         blocks=networks,
         version=record.version[:64],
+        next_key=next_key,
         created=created,
     )
 
@@ -135,6 +138,7 @@ def write_node(member: Member, before: bytes = b"") -> bytes:
         instance=member.instance,
         id=member.node_id,
         key=keys.text(member.public_key),
+        next_key=keys.text(member.next_key) if member.next_key else "",
         endpoint=member.endpoint,
         candidates=[_Candidate(*each) for each in member.candidates],
         nat=member.nat,

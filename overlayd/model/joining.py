@@ -75,10 +75,12 @@ def follow(draft: Draft, change: Change, revision: int, witness: tuple[str, int,
     what moved, in words, for the log.
     """
     moved: list[str] = []
+    added: dict[str, tuple[Network, ...]] = {}  # by an orchestrator, to peers that have another key now
     for (table, key), row in change.items():
         if row is None and table == Peer.table:
             public_key, scope = peer_of(key)
             if (peer := draft.peer(scope, public_key)) is not None and peer.member:
+                added[peer.member] = peer.added
                 draft.drop(peer)
         elif row is None:
             old = draft.get(Member if table == Member.table else MemberNames, key)
@@ -86,7 +88,7 @@ def follow(draft: Draft, change: Change, revision: int, witness: tuple[str, int,
                 draft.drop(old)
     for row in change.values():
         if isinstance(row, Peer):
-            moved += _put_peer(draft, row)
+            moved += _put_peer(draft, row, added.get(row.member, ()))
         elif row is not None:
             draft.put(row)
     known = draft.get(Membership)
@@ -95,11 +97,11 @@ def follow(draft: Draft, change: Change, revision: int, witness: tuple[str, int,
     return moved
 
 
-def _put_peer(draft: Draft, peer: Peer) -> list[str]:
-    """What an orchestrator added to it stays."""
+def _put_peer(draft: Draft, peer: Peer, before: tuple[Network, ...]) -> list[str]:
+    """What an orchestrator added to it stays.  before: to the peer that it was with another key."""
     old = draft.peer(peer.scope, peer.public_key)
     moved = peers.take_networks(draft, peer.scope, peer.listed, peer.public_key)
-    draft.put(replace(peer, added=old.added) if old is not None else peer)
+    draft.put(replace(peer, added=(*before, *(old.added if old is not None else ()))))
     return moved
 
 

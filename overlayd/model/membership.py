@@ -8,7 +8,7 @@ from overlayd import keys
 from overlayd.errors import RequestError
 from overlayd.model import blocks, services
 from overlayd.model.objects import GLOBAL, Network
-from overlayd.model.rows import Attachment, Lease, Membership, Overlay, Service
+from overlayd.model.rows import Attachment, Edge, Lease, Membership, Overlay, Service
 from overlayd.model.state import Draft, State
 
 
@@ -18,6 +18,17 @@ def holders(state: State) -> list[str]:
     found += [lease.holder for lease in state.table(Lease).values() if lease.holder]
     found += [each.handle for each in state.table(Attachment).values() if each.global_address is None]
     return list(dict.fromkeys(found))
+
+
+def knowing_our_key(state: State) -> list[str]:
+    """Who has this node's key from elsewhere than the cluster, in words."""
+    found = [f"guest {each.handle}" for each in state.table(Attachment).values() if each.public_key]
+    found += [f"edge peer {name}" for name in state.table(Edge)]
+    return found + [
+        f"peer {each.name or keys.text(each.public_key)}"
+        for each in state.peers(GLOBAL).values()
+        if not each.member and state.guest(each.public_key) is None
+    ]
 
 
 def require_own_range(draft: Draft, cluster: Network, slice: Network | None) -> None:

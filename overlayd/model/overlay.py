@@ -29,6 +29,25 @@ def announce_key(draft: Draft, public_key: bytes) -> None:
     draft.put(replace(draft.state.node, announced_key=public_key))
 
 
+def prepare_key(draft: Draft, private_key: bytes) -> None:
+    """Remember the key that this node is to have; to be on disk before anybody hears of it.  One that waits already is
+    kept.
+    """
+    if not draft.state.node.next_key:
+        draft.put(replace(draft.state.node, next_key=private_key))
+
+
+def turn_key(draft: Draft) -> None:
+    """This node has the key that was prepared."""
+    node = draft.state.node
+    draft.put(replace(node, private_key=node.next_key, next_key=b"", former_key=node.private_key))
+
+
+def forget_former_key(draft: Draft) -> None:
+    """The device has the new one."""
+    draft.put(replace(draft.state.node, former_key=b""))
+
+
 def require(draft: Draft) -> Overlay:
     """The global overlay; RequestError when it is not set up."""
     overlay = draft.get(Overlay)

@@ -55,7 +55,10 @@ class Registry:
         self._block_prefix = block_prefix
         self._members: dict[str, Member] = {}
         self._parts: dict[str, MemberNames] = {}
-        self._peers = {peer.member: peer for peer in peers if peer.member}
+        self._peers: dict[str, tuple[Peer, ...]] = {}
+        for peer in peers:
+            if peer.member:
+                self._peers[peer.member] = (*self._peers.get(peer.member, ()), peer)
         self._claims: dict[Network | bytes, dict[str, int]] = {}  # who wants it, and since which revision
         self._touched: dict[str, None] = {}
         self._changed: dict[RowId, Row | None] = {}
@@ -156,13 +159,14 @@ class Registry:
         change, self._changed = self._changed, {}
         for name in list(islice(self._touched, most)):
             del self._touched[name]
-            old, new = self._peers.pop(name, None), self._peer(name)
-            if old is not None and (new is None or new.public_key != old.public_key):
-                change.setdefault(old.id, None)
-            if new is not None:
+            old, new = self._peers.pop(name, ()), self._peers_of(name)
+            if new:
                 self._peers[name] = new
-                if new != old:
-                    change[new.id] = new
+            there = {peer.id for peer in new}
+            for peer in old:
+                if peer.id not in there:
+                    change.setdefault(peer.id, None)
+            change |= {peer.id: peer for peer in new if peer not in old}
         return change
 
     # --- nodes --------------------------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ class Registry:
 
     def _place(self, member: Member) -> None:
         self._members[member.name] = member
-        for thing in (member.public_key, *member.blocks):
+        for thing in _claimed(member):
             self._claim(thing)[member.name] = member.created
         self._touched[member.name] = None
 
@@ -198,7 +202,7 @@ class Registry:
         member = self._members.pop(name, None)
         if member is None:
             return
-        for thing in (member.public_key, *member.blocks):
+        for thing in _claimed(member):
             claims = self._claim(thing)
             claims.pop(name, None)
             if not claims:
@@ -216,17 +220,26 @@ class Registry:
         claims = self._claims[thing]
         return min(claims, key=lambda name: (claims[name], name)) if len(claims) > 1 else next(iter(claims))
 
-    def _peer(self, name: str) -> Peer | None:
+    def _peers_of(self, name: str) -> tuple[Peer, ...]:
+        """The peer that a member is; and the one that it will be soon, so that its first handshake is answered."""
         member = self._members.get(name)
         if member is None:
-            return None
+            return ()
         faults: list[str] = []
         peer = self._believed(member, faults)
+        soon = member.next_key
+        if soon and soon != member.public_key and (soon == self._own_key or self._owner(soon) != name):
+            faults.append("its next key is another node's: not expected")
+            soon = b""
         if faults:
             self.faults[NODE + name] = "; ".join(faults)
         else:
             self.faults.pop(NODE + name, None)
-        return peer
+        if peer is None:
+            return ()
+        if not soon or soon == member.public_key:
+            return (peer,)
+        return (peer, replace(peer, public_key=soon, keepalive=0, listed=(), candidates=(), name=f"{name} (next key)"))
 
     def _believed(self, member: Member, faults: list[str]) -> Peer | None:
         """The peer that a member is, and what is not believed of it."""
@@ -262,6 +275,14 @@ class Registry:
             member=member.name,
         )
 
+    def turn(self, own_key: bytes) -> None:
+        """This node's key is this one, perhaps another than before."""
+        if own_key == self._own_key:
+            return
+        for key in (self._own_key, own_key):
+            self._touched |= dict.fromkeys(self._claims.get(key, ()))
+        self._own_key = own_key
+
     # --- names --------------------------------------------------------------------------------------------------------
 
     def _put_names(self, part: str, value: bytes, restored: bool) -> None:
@@ -285,3 +306,9 @@ class Registry:
         row = self._parts.pop(part, None)
         if row is not None:
             self._changed[row.id] = None
+
+
+def _claimed(member: Member) -> tuple[Network | bytes, ...]:
+    """What nobody else may have."""
+    soon = (member.next_key,) if member.next_key else ()
+    return (*dict.fromkeys((member.public_key, *soon)), *member.blocks)

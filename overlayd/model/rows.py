@@ -42,14 +42,17 @@ Change = Mapping[RowId, Row | None]
 
 
 class Node(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """Who this node is.  private_key: X25519, 32 bytes, made once.  announced_key: what the orchestrator takes our
-    public key for.
+    """Who this node is.  private_key: X25519, 32 bytes.  announced_key: what the orchestrator takes our public key for.
+    next_key: the private key that takes its place when the other nodes know it, empty when there is none; former_key:
+    the one before, until the device has the new one.
     """
 
     table: ClassVar[str] = "node"
     private_key: bytes
     node_id: int = 0
     announced_key: bytes = b""
+    next_key: bytes = b""
+    former_key: bytes = b""
 
 
 class Overlay(Row, frozen=True, kw_only=True, omit_defaults=True):
@@ -310,8 +313,8 @@ class Membership(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Member(Row, frozen=True, kw_only=True, omit_defaults=True):
-    """Another node of the cluster, as its record in the store has it.  created: the store's revision at which that
-    came, so that of two who claim one thing the older is known.
+    """Another node of the cluster, as its record in the store has it.  next_key: the public key that it will have soon.
+    created: the store's revision at which the record came, so that of two who claim one thing the older is known.
     """
 
     table: ClassVar[str] = "member"
@@ -324,6 +327,7 @@ class Member(Row, frozen=True, kw_only=True, omit_defaults=True):
     nat: bool = False
     blocks: tuple[Network, ...]
     version: str = ""
+    next_key: bytes = b""
     created: int
 
     @property

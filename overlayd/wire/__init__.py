@@ -22,6 +22,7 @@ from overlayd.wire.cluster import (
     ListNodes,
     RejoinCluster,
     RemoveNode,
+    RotateKey,
     SetCluster,
     StatusCluster,
 )
@@ -235,6 +236,7 @@ __all__ = [
     "Request",
     "Response",
     "RevokeEdgePeer",
+    "RotateKey",
     "Scope",
     "ServiceOverlay",
     "ServiceScope",

@@ -62,6 +62,17 @@ class AcceptCluster(_Request, frozen=True, tag="cluster_accept"):
     """Accept that the store lacks nodes that were known here, or that the cluster was made anew."""
 
 
+class RotateKey(_Request, frozen=True, kw_only=True, tag="rotate_key"):
+    """Give this node another key, while its tunnels live; the answer comes when it is prepared.
+
+    after_secs: seconds from when the other nodes are told to when it is used, none for 60.  force: though guests, edge
+    peers or peers of an orchestrator know this node by its present key, and have to be told the new one.
+    """
+
+    after_secs: U32 | None = None
+    force: bool = False
+
+
 class CheckCluster(_Request, frozen=True, tag="cluster_check"):
     """Compare the store, the journal and the device.  -> cluster_differences"""
 
@@ -102,7 +113,7 @@ class StatusCluster(Value, frozen=True, kw_only=True):
     """This node's part in its cluster.  state: "connected" to the store; "syncing", "disconnected"; "conflict": its
     block or name is another's in the store; "guarded": nodes that the store lacks are kept.  since: Unix seconds.
     revision: of the store, as far as it is known here.  events, resyncs: since the start; stale_secs: since anything
-    was heard; publish_window_ms: how long news of names are gathered.
+    was heard; publish_window_ms: how long news of names are gathered; rotation: what another key waits for.
     """
 
     name: str
@@ -122,9 +133,18 @@ class StatusCluster(Value, frozen=True, kw_only=True):
     publish_window_ms: U32 = 0
     skipped_records: U32 = 0
     windowed: bool = False
+    rotation: str | None = None
 
 
 ClusterRequest = (
-    InitCluster | ListNodes | SetCluster | LeaveCluster | RemoveNode | RejoinCluster | AcceptCluster | CheckCluster
+    InitCluster
+    | ListNodes
+    | SetCluster
+    | LeaveCluster
+    | RemoveNode
+    | RejoinCluster
+    | AcceptCluster
+    | RotateKey
+    | CheckCluster
 )
 ClusterResponse = ClusterNodes | ClusterDifferences

@@ -436,6 +436,7 @@ async def test_one_method_a_request(path: str) -> None:
             (c.cluster_remove_node("n"), wire.RemoveNode("n"), wire.Ok(), None),
             (c.cluster_rejoin(), wire.RejoinCluster(), wire.Ok(), None),
             (c.cluster_accept(), wire.AcceptCluster(), wire.Ok(), None),
+            (c.rotate_key(after_secs=5), wire.RotateKey(after_secs=5), wire.Ok(), None),
             (c.cluster_check(), wire.CheckCluster(), wire.ClusterDifferences(("d",)), ("d",)),
         ]
         for call, request, answer, value in table:

@@ -193,6 +193,46 @@ def test_a_key_that_changed_leaves_in_the_same_change() -> None:
     assert peer.listed == (ip_network("10.200.0.0/24"),)
 
 
+def test_the_next_key_of_a_node_is_a_peer_without_allowed_ips_until_it_is_its_key() -> None:
+    told, rows = registry(), Rows()
+    soon = b64encode(key(9)).decode()
+    told.put("s/node/a", record(1, 1, next_key=soon), 5)
+    rows.take(told)
+    block = ip_network("10.200.1.0/24")
+    assert {peer.public_key: peer.listed for peer in rows.peers().values()} == {key(1): (block,), key(9): ()}
+    assert {peer.member for peer in rows.peers().values()} == {"a"}
+    again = registry(
+        members=[row for row in rows.rows.values() if isinstance(row, Member)], peers=list(rows.peers().values())
+    )
+    assert not again.take()
+    # Nobody else gets a key that was announced, and none that is another's can be announced.
+    told.put("s/node/b", record(9, 2), 6)
+    told.put("s/node/c", record(3, 3, next_key=b64encode(key(1)).decode()), 7)
+    rows.take(told)
+    assert rows.peers()[key(9)].member == "a"
+    assert rows.peers()[key(3)].listed == (ip_network("10.200.3.0/24"),)
+    assert told.faults.keys() == {"s/node/b", "s/node/c"}
+    told.put("s/node/a", record(9, 1), 5)
+    rows.take(told)
+    assert (rows.peers()[key(1)].member, rows.peers()[key(1)].listed) == ("c", ())  # nobody else has it any more
+    assert rows.peers()[key(9)].listed == (block,)
+    assert told.faults.keys() == {"s/node/b"}
+
+
+def test_a_node_that_turns_its_key_believes_those_that_have_neither() -> None:
+    told, rows = registry(), Rows()
+    told.put("s/node/a", b"", 1)
+    told.put("s/node/b", record(2, 2), 2)
+    rows.take(told)
+    told.turn(key(2))
+    rows.take(told)
+    assert not rows.peers()
+    assert "this node's own" in told.faults["s/node/b"]
+    told.turn(OWN)
+    rows.take(told)
+    assert set(rows.peers()) == {key(2)}
+
+
 def test_two_nodes_that_swap_their_keys() -> None:
     found, rows = filled(2)
     found.put(NODE + "n0", record(2, 0), 1)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
-from overlayd import wire
+from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import NODE as NODE_LOCK
 from overlayd.daemon.cluster.etcd import Etcd
@@ -25,6 +25,7 @@ from overlayd.daemon.cluster.janitor import Janitor
 from overlayd.daemon.cluster.joining import Conflict, Copied, Joining, Refused, Waiting
 from overlayd.daemon.cluster.news import News
 from overlayd.daemon.cluster.publishing import PORT, Place, Publishing
+from overlayd.daemon.cluster.rotation import Rotation
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.tasks import KeepUp
@@ -77,6 +78,7 @@ class Cluster:
         )
         self.joining = Joining(node, self.etcd, settings, self.publishing.content, place.machine)
         self.growth = Growth(node, self.joining, lambda: bool(self.conflict), self._grown)
+        self.rotation = Rotation(node, self.joining)
         self.following: Following | None = None
         self.news: News | None = None
         self._machine = place.machine
@@ -139,6 +141,7 @@ class Cluster:
                     # Before the store agrees that we are who we think we are, it hears nothing of us.
                     await self._confirmed.wait()
                     group.create_task(self.publishing.keep_record(self.joining))
+                    group.create_task(self.rotation.run())
                     group.create_task(self.publishing.keep_names())
                     group.create_task(self.publishing.keep_presence())
                     group.create_task(Janitor(self.node, self.etcd, news, self.publishing).run())
@@ -230,6 +233,7 @@ class Cluster:
             if news is None or following is None:
                 continue
             following.session.nodes = len(news.registry)
+            news.registry.turn(keys.public(self.node.state.node.private_key))
             if self.publishing.behind_nat != news.registry.own_nat:
                 news.registry.own_nat = self.publishing.behind_nat
                 news.look()
@@ -357,6 +361,7 @@ class Cluster:
             publish_window_ms=round(self.publishing.window.length * 1000),
             skipped_records=len(self.news.registry.faults) if self.news is not None else 0,
             windowed=session.windowed if session is not None else False,
+            rotation=self.rotation.stage or None,
         )
 
     def findings(self) -> list[Finding]:

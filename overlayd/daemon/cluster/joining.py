@@ -13,8 +13,9 @@ import random
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import replace
 
-from overlayd import fault
+from overlayd import fault, keys
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import NODE as NODE_LOCK
 from overlayd.daemon.cluster.etcd import Etcd
@@ -131,11 +132,24 @@ class Joining:
         await self._require_name(self.record)
         return await self._claim_one(await self._register(), known.blocks)
 
-    async def publish(self) -> None:
-        """Put our record as it is to be.  Conflict: it is another's by now."""
-        known = self.membership
-        value = write_node(self._content(known.blocks), self.record.value if self.record else b"")
-        await self._put_record(value, [])
+    async def publish(self, *, turned: bool = False) -> None:
+        """Put our record as it is to be, unless it is there.  turned: with our next key in the place of ours.
+
+        Conflict: it is another's by now.
+        """
+        value = self._record_with(self.membership.blocks, turned=turned)
+        if self.record is None or self.record.value != value:
+            await self._put_record(value, [])
+
+    async def read_record(self) -> None:
+        """Look at our record in the store: what was put may have been put, though no answer came."""
+        self.record = await self._one(NODE + self._settings.node)
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether our record has the next key already, which the device is to get."""
+        soon = self._node.state.node.next_key
+        return bool(soon) and self.record is not None and _key_of(self.record) == keys.public(soon)
 
     async def set_config(self, change: Callable[[bytes], bytes]) -> None:
         """Rewrite the cluster's configuration.  change: the value as it is to what it is to be."""
@@ -237,7 +251,7 @@ class Joining:
         for attempt in range(MOST_TRIES):
             block = blocks.choose(name, known.cidr, known.block_prefix, register)
             freed = register.get(block)
-            value = write_node(self._content((*held, block)), self.record.value if self.record else b"")
+            value = self._record_with((*held, block))
             record = self.record.modified if self.record is not None else 0
             key = BLOCK + block_key(block)
             outcome = await self._etcd.transact(
@@ -279,7 +293,7 @@ class Joining:
                 )
             if whose != "ours":
                 missing.append(block)
-        value = write_node(self._content(known.blocks), self.record.value if self.record else b"")
+        value = self._record_with(known.blocks)
         same = [(BLOCK + block_key(block), register[block].modified if block in register else 0) for block in missing]
         if not missing and self.record is not None and self.record.value == value:
             return
@@ -308,6 +322,13 @@ class Joining:
             raise Conflict(f"node {name} was registered by another installation ({await self._seen(name)})")
         raise Unavailable("our record or block was written meanwhile")
 
+    def _record_with(self, held: tuple[Network, ...], *, turned: bool = False) -> bytes:
+        """Our record, with these blocks.  turned: with the next key as ours; one that is turned does not turn back."""
+        content = self._content(held)
+        if turned or self.is_turned:
+            content = replace(content, public_key=content.next_key, next_key=b"")
+        return write_node(content, self.record.value if self.record is not None else b"")
+
     async def _hold(self, held: list[Network]) -> None:
         await self._node.change(lambda draft: joining.hold(draft, held), exclusive=[NODE_LOCK])
 
@@ -326,6 +347,14 @@ def _instance_of(name: str, record: Entry) -> str:
         return read_node(name, record.value, record.created).instance
     except BadRecord:
         return ""
+
+
+def _key_of(record: Entry) -> bytes:
+    """The key in our record; empty when it cannot be read."""
+    try:
+        return read_node(record.key.removeprefix(NODE), record.value, record.created).public_key
+    except BadRecord:
+        return b""
 
 
 def _config_of(known: Membership) -> Config | None:

@@ -97,6 +97,7 @@ class Publishing:
             instance=known.instance,
             node_id=node_number(known.node),
             public_key=keys.public(state.node.private_key),
+            next_key=keys.public(state.node.next_key) if state.node.next_key else b"",
             endpoint=self._endpoint(candidates),
             candidates=candidates,
             nat=bool(candidates),

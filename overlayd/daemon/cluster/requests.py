@@ -175,6 +175,19 @@ async def accept(cluster: Cluster, request: wire.AcceptCluster) -> wire.Response
     return wire.Ok()
 
 
+async def rotate_key(cluster: Cluster, request: wire.RotateKey) -> wire.Response:
+    knowing = membership.knowing_our_key(cluster.node.state)
+    if knowing and not request.force:
+        raise RequestError(
+            f"this node's key is known to {_some(knowing)}, which do not hear of another one: rotate by --force, and "
+            "give them the new one (overlayctl status) as soon as it is used"
+        )
+    if not cluster.membership.blocks:
+        raise RequestError("this node has not joined the cluster yet: nobody knows its key")
+    await cluster.rotation.begin(request.after_secs)
+    return wire.Ok()
+
+
 async def check(cluster: Cluster, request: wire.CheckCluster) -> wire.Response:
     """etcd with the journal, and the journal with the device."""
     state, known = cluster.node.state, cluster.membership
@@ -231,6 +244,7 @@ _ANSWERS: dict[type[wire.ClusterRequest], Callable[[Cluster, Any], Awaitable[wir
     wire.RemoveNode: remove_node,
     wire.RejoinCluster: rejoin,
     wire.AcceptCluster: accept,
+    wire.RotateKey: rotate_key,
     wire.CheckCluster: check,
 }
 

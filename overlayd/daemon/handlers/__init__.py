@@ -161,6 +161,7 @@ HANDLERS: dict[type[wire.Request], Slow] = {
     wire.SetCluster: cluster.ask,
     wire.LeaveCluster: cluster.ask,
     wire.RemoveNode: cluster.ask,
+    wire.RotateKey: cluster.ask,
     wire.RejoinCluster: cluster.ask,
     wire.AcceptCluster: cluster.ask,
     wire.CheckCluster: cluster.ask,

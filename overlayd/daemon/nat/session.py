@@ -34,6 +34,7 @@ from overlayd.model.health import Condition
 from overlayd.model.layout import endpoint_address, endpoint_text
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Change, Overlay, Peer
+from overlayd.model.rows import Node as NodeRow
 from overlayd.model.traversal import Way
 from overlayd.proto.wireguard import Activity
 
@@ -71,7 +72,7 @@ class Nat(Listener):
         self._lookups = lookups
         self._spawn = spawn
         self._keep_up = keep_up
-        self._setting: tuple[wire.NatConfig, int] | None = None
+        self._setting: tuple[wire.NatConfig, int, bytes] | None = None  # with our key, by which peers check ways
         self._session: Session | None = None
 
     @property
@@ -96,7 +97,7 @@ class Nat(Listener):
     def follow(self, change: Change) -> None:
         """Follow the configuration, and the peers."""
         self._nodes.follow(change)
-        if (Overlay.table, "") in change:
+        if (Overlay.table, "") in change or (NodeRow.table, "") in change:
             self._configure()
         if self._session is not None:
             self._session.traversal.follow(change)
@@ -167,7 +168,7 @@ class Nat(Listener):
         setting = None
         if overlay is not None and self._node.facts.devices:
             config = msgspec.structs.replace(config_of(overlay), relay_server=None)
-            setting = (config, overlay.wg_port) if config.enabled else None
+            setting = (config, overlay.wg_port, self._node.state.node.private_key) if config.enabled else None
         if setting == self._setting:
             return
         self._setting = setting
@@ -175,7 +176,7 @@ class Nat(Listener):
         if setting is not None:
             if self.lacking:
                 log.warning("missing capability %s: it is not found out where this node is seen from", self.lacking)
-            config, wg_port = setting
+            config, wg_port, _ = setting
             self._session = Session(
                 self._node,
                 self._health,
