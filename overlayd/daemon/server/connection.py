@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 # Our own constants.
 BYTES_OF_A_MESSAGE = 1024  # a turn costs as many messages as were served, or as so many bytes make up
 GATHER = 64 * 1024  # bytes of answers that are gathered before they are handed to the transport
+LONG = 1024  # bytes of a piece, on the average, from which on pieces are not joined
 LONGEST_TRACE = 128  # characters of a client's trace strings in our log; a traceparent has 55 (W3C Trace Context)
 
 # What a client is told of its requests when the daemon stops.
@@ -417,11 +418,14 @@ class Connection(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         if not self._out:
             return
-        gathered = b"".join(self._out)
-        self._out.clear()
+        pieces, self._out = self._out, []
+        # Many small ones are sooner copied than told apart by the kernel; long answers are as good as they are.
+        joined = len(pieces) == 1 or self._out_bytes < LONG * len(pieces)
         self._out_bytes = 0
-        if self._open:
-            self._transport.write(gathered)
+        if self._open and joined:
+            self._transport.write(b"".join(pieces))
+        elif self._open:
+            self._transport.writelines(pieces)
 
     # --- The end ---
 
