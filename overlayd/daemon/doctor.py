@@ -12,7 +12,6 @@ from overlayd import keys
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.presence import lives
-from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
@@ -76,9 +75,8 @@ class Doctor:
         for each in (refused, looked):
             if isinstance(each, BaseException):
                 raise each
-        assert isinstance(looked, tuple)
-        drifted, dead = looked
-        found = [*drifted, *dead, *self._followed(), *await self._peers(), *self._unanswered(), *await self._journal()]
+        assert isinstance(looked, list)
+        found = [*looked, *self._followed(), *self._unanswered(), *await self._journal()]
         return ordered([*found, *self._unisolated(), *self._node_itself()])
 
     @asynccontextmanager
@@ -139,8 +137,8 @@ class Doctor:
         remedy = "find out who did that, and keep other programs out of the data directory"
         return [Finding("journal-displaced", "warning", "the journal", f"was disturbed: {problem}", symptom, remedy)]
 
-    def _look(self) -> tuple[list[Finding], list[Finding]]:
-        """In a worker thread: what differs in the kernel, and who died."""
+    def _look(self) -> list[Finding]:
+        """In a worker thread: what differs in the kernel, who died, and which peers have no address."""
         node = self._node
         want = layout(node.state, node.facts)
         steps = plan(inspect.audit(node.kernel, want), want)
@@ -162,7 +160,7 @@ class Doctor:
             versions = [(device, backend.version(device)) for device in self._health.devices().values()]
             found += wireguard_go.findings(versions, backend.installed())
         found += crowded((each.version, each.entries, each.limit) for each in neighbours.tables())
-        return found, self._dead()
+        return [*found, *self._dead(), *self._unresolved()]
 
     def _dead(self) -> list[Finding]:
         found = []
@@ -209,11 +207,10 @@ class Doctor:
             for upstream in sorted(server.looping)
         ]
 
-    async def _peers(self) -> list[Finding]:
-        state, facts, slices = self._node.state, self._node.facts, Slices()
+    def _unresolved(self) -> list[Finding]:
+        state, facts = self._node.state, self._node.facts
         found = []
-        for peer in [*state.table(Peer).values()]:
-            await slices.pause()
+        for peer in state.table(Peer).values():
             if not peer.endpoint or endpoint_address(peer, facts) is not None:
                 continue
             problem = f"cannot be reached: {peer.endpoint} does not resolve to an address outside of the overlay"

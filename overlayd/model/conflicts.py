@@ -25,17 +25,22 @@ def holder(state: State, network: Network) -> str:
 
 
 def withheld(state: State, peer: Peer) -> dict[Network, str]:
-    """The allowed IPs of a peer that are not installed, each with its holder.  A guest has its own address."""
-    if peer.scope == GLOBAL and state.guest(peer.public_key) is not None:
-        return {}
-    held = ((network, holder(state, network)) for network in peer.allowed_ips)
-    return {network: by for network, by in held if by}
+    """The allowed IPs of a peer that are not installed, each with its holder."""
+    return _held(state, peer, peer.allowed_ips)
 
 
 def installed(state: State, peer: Peer) -> frozenset[Network]:
     """The allowed IPs of a peer that its device gets."""
-    conflicting = withheld(state, peer)
-    return peer.allowed_ips - conflicting.keys() if conflicting else peer.allowed_ips
+    announced = peer.allowed_ips
+    conflicting = _held(state, peer, announced)
+    return announced - conflicting.keys() if conflicting else announced
+
+
+def _held(state: State, peer: Peer, announced: frozenset[Network]) -> dict[Network, str]:
+    """A guest has its own address."""
+    if peer.scope == GLOBAL and state.guest(peer.public_key) is not None:
+        return {}
+    return {network: by for network in announced if (by := holder(state, network))}
 
 
 def _words(holder: str) -> str:

@@ -255,7 +255,7 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
     for network in allowed_ips:
         if has_route(peer.scope, network, overlay.cluster):
             yield from _way(peer.scope, device, network, overlay.cluster)
-    selected = facts.selected.get((peer.key, peer.endpoint))
+    selected = _selected(peer, facts)
     yield DevicePeer(
         scope=peer.scope,
         device=device,
@@ -378,8 +378,12 @@ def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
 
 def endpoint_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:
     """Where a peer's device was told to send: what traversal selected, else what is configured."""
-    selected = facts.selected.get((peer.key, peer.endpoint))
+    selected = _selected(peer, facts)
     return selected.endpoint if selected else configured_address(peer, facts)
+
+
+def _selected(peer: Peer, facts: Facts) -> Selected | None:
+    return facts.selected.get((peer.key, peer.endpoint)) if facts.selected else None
 
 
 def configured_address(peer: Peer, facts: Facts) -> tuple[Address, int] | None:

@@ -79,6 +79,13 @@ NFT_TABLE = "overlayd"
 GLOBAL = ""  # the scope of the global overlay; every other scope is the name of a service with a dedicated device
 
 
+def prefix(network: Network) -> tuple[int, int, int]:
+    """Stands for a network in keys: of those a network itself, whose hash is computed anew each time, is the slowest
+    part.
+    """
+    return network.version, int(network.network_address), network.prefixlen
+
+
 def device_alias(scope: str, label: str = "") -> str:
     """The alias of a device's link."""
     return f"{ALIAS} node {label}" if label and scope == GLOBAL else f"{ALIAS} device {scope}"
@@ -258,7 +265,7 @@ class Route:
 
     @property
     def key(self) -> Hashable:
-        return ("route", self.destination)
+        return ("route", *prefix(self.destination))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +278,7 @@ class Fence:
 
     @property
     def key(self) -> Hashable:
-        return ("fence", self.destination)
+        return ("fence", *prefix(self.destination))
 
 
 @dataclass(frozen=True, slots=True)

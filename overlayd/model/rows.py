@@ -131,7 +131,7 @@ class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def allowed_ips(self) -> frozenset[Network]:
-        return frozenset(self.listed) | frozenset(self.added)
+        return frozenset(self.listed + self.added)
 
 
 @lru_cache(_ENDPOINTS_REMEMBERED)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import KeepUp
@@ -20,7 +21,7 @@ from overlayd.linux.nft import Nft
 from overlayd.model.blockers import Traffic, blockers, unseen
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset
-from overlayd.model.layout import endpoint_address
+from overlayd.model.layout import Facts, endpoint_address
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
 from overlayd.model.parameters import uplink_findings
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
@@ -80,7 +81,8 @@ class HostWatch:
         try:
             way = await self._node.run(egress.physical_egress)
             traffic = self._traffic(way)
-            found = tuple(await self._node.run(self._look, traffic, way)) if traffic is not None else ()
+            peers, facts = [*self._node.state.table(Peer).values()], self._node.facts
+            found = tuple(await self._node.run(self._look, traffic, peers, facts, way)) if traffic is not None else ()
         except MechanismError as error:
             log.error("looking for what is in the overlay's way: %s", error)
             return
@@ -92,8 +94,9 @@ class HostWatch:
             log.info("no longer in the overlay's way: %s %s", finding.object, finding.problem)
         self.findings = found
 
-    def _look(self, traffic: Traffic, way: egress.Egress | None) -> list[Finding]:
-        """In a worker thread: a large ruleset takes long to judge, too."""
+    def _look(self, traffic: Traffic, peers: Iterable[Peer], facts: Facts, way: egress.Egress | None) -> list[Finding]:
+        """In a worker thread: a large ruleset takes long to judge, too, and so do many peers."""
+        traffic = replace(traffic, underlay=_underlay(peers, facts) or traffic.underlay)
         rulesets: list[Ruleset] = [self._nft.chains()]
         found: list[Finding] = []
         for family in iptables.families():
@@ -108,7 +111,7 @@ class HostWatch:
         return blockers(rulesets, traffic) + found
 
     def _traffic(self, way: egress.Egress | None) -> Traffic | None:
-        """What of ours meets the host's firewall; None while nothing is set up."""
+        """What of ours meets the host's firewall, but for what peers add to it; None while nothing is set up."""
         state, facts = self._node.state, self._node.facts
         overlay = state.get(Overlay)
         if overlay is None:
@@ -127,16 +130,20 @@ class HostWatch:
         if overlay.up:
             links.append(Link(overlay.interface, GROUP_DEVICE))
             ports.insert(0, overlay.wg_port)
-        endpoints = (endpoint_address(peer, facts) for peer in state.table(Peer).values())
-        underlay = {endpoint[0].version for endpoint in endpoints if endpoint is not None}
         return Traffic(
             cluster=overlay.cluster,
             links=tuple(links),
             way_out=way.interface if way is not None else "",
-            underlay=frozenset(underlay or {way.address.version if way is not None else 4}),
+            underlay=frozenset({way.address.version if way is not None else 4}),
             wireguard=tuple(ports) if facts.devices else (),
             dns=self._dns_port,
         )
+
+
+def _underlay(peers: Iterable[Peer], facts: Facts) -> frozenset[int]:
+    """The IP versions that peers are reached by."""
+    endpoints = (endpoint_address(peer, facts) for peer in peers)
+    return frozenset(endpoint[0].version for endpoint in endpoints if endpoint is not None)
 
 
 def _is_parameter(finding: Finding) -> bool:
