@@ -8,7 +8,7 @@ with what the kernel refused.
 
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import ip_interface
 
 from overlayd.linux import forwarding, sysctl
@@ -16,6 +16,7 @@ from overlayd.linux import route as routes
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
     addresses,
+    await_own,
     change_addresses,
     find_link,
     ignore_routers,
@@ -39,7 +40,7 @@ def configure(device: Device) -> None:
         carried = addresses(netlink, index)
         versions = {address.version for address in device.addresses}
         foreign = {address for address in carried if address.version in versions and not address.is_link_local}
-        change_addresses(netlink, index, device.addresses, foreign - device.addresses)
+        _carry(netlink, index, device.addresses, foreign - device.addresses)
 
 
 def redress(have: Device, want: Device) -> None:
@@ -55,7 +56,14 @@ def redress(have: Device, want: Device) -> None:
         # Of IPv6 the kernel has an address once, with one prefix: it goes before it comes with another.
         own = {address.ip for address in want.addresses if address.version == 6}
         change_addresses(netlink, index, (), [address for address in outdated if address.ip in own])
-        change_addresses(netlink, index, want.addresses, outdated)
+        _carry(netlink, index, want.addresses, outdated)
+
+
+def _carry(netlink: Netlink, index: int, add: Collection[Interface], remove: Collection[Interface]) -> None:
+    """As `change_addresses`; then the added ones are the host's own."""
+    change_addresses(netlink, index, add, remove)
+    for each in add:
+        await_own(netlink, each)
 
 
 def _keep_ways(netlink: Netlink, index: int, outdated: Iterable[Interface], want: Device) -> None:
@@ -92,7 +100,7 @@ def delete_route(route: Route) -> None:
 def create_alias(alias: Alias) -> None:
     """Add the address to its device; errno ENODEV when the device is missing."""
     with Netlink() as netlink:
-        change_addresses(netlink, link_index(alias.device), {ip_interface(alias.address)}, ())
+        _carry(netlink, link_index(alias.device), {ip_interface(alias.address)}, ())
 
 
 def delete_alias(alias: Alias) -> None:

@@ -24,6 +24,9 @@ from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nest
 _READY_TIMEOUT = 1.0
 _READY_INTERVAL = 0.0002
 
+# What the kernel says of an address that no route leads to, or one that leads nowhere.
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
+
 # The parameters of net/ipv6/conf that let what somebody sends become a route of the host.
 IGNORED = ("accept_ra", "accept_redirects")
 
@@ -208,6 +211,22 @@ def await_answering(netlink: Netlink, index: int, address: Interface) -> None:
         return group in map(rt.parse_group, netlink.dump("list groups", rt.RTM_GETMULTICAST, asked))
 
     _await(joined, str(address), "the link does not answer for it")
+
+
+def await_own(netlink: Netlink, address: Interface) -> None:
+    """Wait until the host takes what is for a new IPv6 address of a link without neighbours; IPv4 it does at once.
+
+    A kernel worker makes the route for that (table local) some time after the address was added; what comes before is
+    led where the rest of the network is, or is unreachable.
+    """
+    if address.version == 4:
+        return
+    asked = [Request("look up route", str(address.ip), rt.RTM_GETROUTE, 0, rt.lookup_body(address.ip), _NO_WAY)]
+
+    def taken() -> bool:
+        return any(map(rt.is_local, netlink.transact(asked)))
+
+    _await(taken, str(address), "the host does not take it for its own")
 
 
 def solicited_group(address: Interface) -> IPv6Address:

@@ -10,6 +10,8 @@ from links_shown import carried, shown, wg
 
 from overlayd.errors import MechanismError
 from overlayd.linux import bridge, device
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import Alias, Proxy, Route
 
 
@@ -25,6 +27,23 @@ def test_a_device_is_dressed_with_exactly_its_addresses(host, shell, tun):
     before = host()
     device.configure(wg("10.2.0.1/16", "fd02::1/64"))
     assert host() == before
+
+
+def test_an_ipv6_address_is_the_hosts_own_at_once(host, tun):
+    """Nobody's packets to it go astray after the answer."""
+    tun("zl-x-g")
+    have = wg("fd02::1:1/64")
+    device.configure(have)
+    with Netlink() as netlink:
+        for number in range(2, 40):
+            want = wg(f"fd02::1:{number}/64")
+            device.redress(have, want)
+            device.create_alias(Alias("zl-x-g", ip_address(f"fd02::2:{number}")))
+            for address in (f"fd02::1:{number}", f"fd02::2:{number}"):
+                asked = Request("look up", address, rt.RTM_GETROUTE, 0, rt.lookup_body(ip_address(address)))
+                (found,) = netlink.transact([asked])
+                assert rt.is_local(found), address
+            have = want
 
 
 def test_a_family_that_the_device_does_not_use_is_left_alone(host, shell, tun):
