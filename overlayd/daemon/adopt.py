@@ -4,19 +4,18 @@ Owns: reading what the host carries, for `model.adoption`.  Must not know: what 
 threads.
 """
 
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.inspect import survey
 from overlayd.errors import MechanismError
-from overlayd.linux import netns
-from overlayd.linux.observe import observe_host
+from overlayd.linux import netns, veth
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.observe import all_links
 from overlayd.model.adoption import Adoption, adopt
-from overlayd.model.objects import Netns, Veth
-
-_HOST_END = re.compile(r"veth-(\d+)-[sg]")  # model.names.veth_name
+from overlayd.model.names import pid_of
+from overlayd.model.objects import Netns, NetnsPath
 
 
 def read(kernel: Kernel, boot_id: str, key: bytes) -> Adoption:
@@ -24,16 +23,20 @@ def read(kernel: Kernel, boot_id: str, key: bytes) -> Adoption:
 
     StateError when the host does not tell enough, MechanismError when the kernel refuses a look.
     """
-    seen = observe_host([]).values()
-    return adopt(survey(kernel, _namespaces(thing.name for thing in seen if isinstance(thing, Veth))), boot_id, key)
+    return adopt(survey(kernel, _namespaces(filter(veth.is_marked, all_links()))), boot_id, key)
 
 
-def _namespaces(host_ends: Iterable[str]) -> dict[str, Netns]:
-    """Where the processes live that the host ends are named after; of one that does not, nobody knows the other end."""
-    found = {}
-    for name in host_ends:
-        match = _HOST_END.fullmatch(name)
-        if match is not None:
+def _namespaces(host_ends: Iterable[rt.Link]) -> dict[str, Netns | NetnsPath]:
+    """Where the processes live that the host ends are named after, and the files of the namespaces of others; of what
+    is out of sight nobody knows the other end.
+    """
+    found: dict[str, Netns | NetnsPath] = {}
+    others: dict[str, int] = {}
+    for link in host_ends:
+        if pid := pid_of(link.name):
             with suppress(MechanismError):
-                found[name] = netns.identify(int(match[1]))
-    return found
+                found[link.name] = netns.identify(pid)
+        else:
+            others[link.name] = link.peer_namespace
+    files = netns.find(set(others.values())) if others else {}
+    return found | {name: files[number] for name, number in others.items() if number in files}

@@ -19,6 +19,7 @@ import socket
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -32,6 +33,8 @@ _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _INIT = 1  # the pid of init, which is no container and not always to be looked at
 _OWN = "/proc/thread-self/ns/net"  # not /proc/self: threads may be in different namespaces
+
+_FILES = ("/run/netns", "/run/docker/netns")  # where ip-netns(8), CNI runtimes and Docker keep theirs
 
 _STAT = 4096  # bytes, more than /proc/PID/stat has
 
@@ -215,12 +218,39 @@ def inhabited(ids: Collection[int]) -> frozenset[int]:
                 return frozenset(ids)
             try:
                 seen.add(os.fstat(descriptor).st_ino)
-                body = rt.namespace_id_body(descriptor)
-                request = Request("identify network namespace of", f"process {pid}", rt.RTM_GETNSID, 0, body)
-                found.update(map(rt.parse_namespace_id, netlink.transact([request])))
+                found.add(_id(netlink, descriptor, f"process {pid}"))
             finally:
                 os.close(descriptor)
     return frozenset(found.intersection(ids))
+
+
+def find(ids: Collection[int]) -> dict[int, NetnsPath]:
+    """The network namespaces with these ids, in the calling thread's, that are in sight: by the files that runtimes
+    make, or by a process.  Looks at every process of the machine.
+    """
+    found: dict[int, NetnsPath] = {}
+    with Netlink() as netlink:
+        for path in chain(*(Path(each).glob("*") for each in _FILES), Path("/proc").glob("[0-9]*/ns/net")):
+            try:
+                descriptor = open_file(str(path))
+            except MechanismError:
+                continue  # it has gone, or it is not for us
+            try:
+                number = _id(netlink, descriptor, str(path))
+                if number in ids and number not in found:
+                    found[number] = identify_file(descriptor, str(path))
+            except MechanismError as error:
+                _log.debug("passed over: %s", error)
+            finally:
+                os.close(descriptor)
+    return found
+
+
+def _id(netlink: Netlink, descriptor: int, whose: str) -> int:
+    """The id that the calling thread's namespace has for that of a descriptor."""
+    body = rt.namespace_id_body(descriptor)
+    request = Request("identify network namespace of", whose, rt.RTM_GETNSID, 0, body)
+    return rt.parse_namespace_id(netlink.transact([request])[0])
 
 
 def ensure_running(netns: Netns | NetnsPath) -> None:

@@ -117,7 +117,7 @@ def _prepared(veth: Veth, opened: ExitStack) -> _Birth | Exception:
         script.transact([_pair_request(veth, descriptor)])
         born = script.length
         script.point("veth:born")
-        _secure(script, veth)
+        _secure(script, veth, *([text(rt.IFLA_IFALIAS, veth_alias(veth.label, aside=False))] if veth.label else []))
         script.enter(descriptor)
         script.find(veth.interface)
         inside = script.length
@@ -174,10 +174,7 @@ def change(have: Veth, want: Veth) -> None:
     with ExitStack() as opened:
         descriptor = _open_to_change(have, want, opened)
         with Netlink() as host:
-            settings = _outer_settings(want)
-            if have.label != want.label:  # whether routes are set aside is not known: who gives them back will see
-                settings.append(text(rt.IFLA_IFALIAS, veth_alias(want.label, aside=True)))
-            body = rt.link_body(text(rt.IFLA_IFNAME, want.name), *settings, up=True, ethernet=True)
+            body = rt.link_body(text(rt.IFLA_IFNAME, want.name), *_outer_settings(want), up=True, ethernet=True)
             if want.bridge is None:
                 body += u32(rt.IFLA_MASTER, 0)
             script = Script()
@@ -189,6 +186,8 @@ def change(have: Veth, want: Veth) -> None:
             if link is None:
                 raise MechanismError("configure veth", want.name, errno.ENODEV)
             up = descriptor < 0 or _change_inner(host, have, want, descriptor, link.peer)
+            if have.label != want.label:
+                _mark(host, want, aside=descriptor < 0 or _has_routes_aside(want, descriptor))
             if want.bridge is not None:
                 host.transact([_forward_request(want.name)])
             _configure_outer(host, want, ready=up)
@@ -314,8 +313,8 @@ def _outer_settings(veth: Veth) -> list[bytes]:
     return settings
 
 
-def _secure(script: Script, veth: Veth) -> None:
-    """Hold the container to what it was given, before it can send.
+def _secure(script: Script, veth: Veth, *more: bytes) -> None:
+    """Hold the container to what it was given, before it can send.  more: settings of the host end.
 
     A locked port (Linux 5.18) takes frames from the one MAC that its bridge has been told of; so neither our rules nor
     what the bridge learns decide about it.
@@ -323,15 +322,13 @@ def _secure(script: Script, veth: Veth) -> None:
     for parameter in IGNORED:
         script.set_parameter(f"ipv6/conf/{veth.name}/{parameter}", "0", (errno.EROFS, errno.EACCES, errno.ENOENT))
     script.find(veth.name)
-    settings = [forwarding.NO_REDIRECTS]
+    settings = [forwarding.NO_REDIRECTS, *more]
     requests = []
     if veth.bridge is not None:
         settings.append(_PORT_SETTINGS)
         body = rt.forwarding_body(LATER, veth.mac)
         flags = NLM_F_CREATE | NLM_F_REPLACE
         requests.append(Request("add forwarding entry", veth.name, rt.RTM_NEWNEIGH, flags, body))
-    if veth.label:
-        settings.append(text(rt.IFLA_IFALIAS, veth_alias(veth.label, aside=False)))
     body = rt.link_body(*settings, index=LATER)
     # RTM_SETLINK would pass over the options of a port.
     script.transact([*requests, Request("secure veth", veth.name, rt.RTM_NEWLINK, 0, body)])
@@ -352,7 +349,8 @@ def _configure_inner(script: Script, veth: Veth, name: str, flags: int) -> None:
         requests.append(_neighbour(LATER, veth.gateway, host_mac(veth.mac)))
         requests.append(route_request(LATER, ip_network(veth.gateway), flags=flags))
     requests += [route_request(LATER, each, veth.gateway, flags=flags) for each in veth.routes]
-    script.transact(requests)
+    # Of several interfaces of a namespace the first one has the default route.
+    script.transact(requests, (errno.EEXIST,) if veth.label else ())
     if veth.address.version == 6:
         script.await_ready(name)
         script.await_answering(veth.address)
@@ -365,10 +363,20 @@ def _clear_the_way(host: Netlink, inner: Netlink, veth: Veth) -> None:
     destinations = _destinations(veth)
     found = own_routes.in_the_way(inner, destinations)
     if found or own_routes.are_aside(inner, destinations):
-        body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), text(rt.IFLA_IFALIAS, veth_alias(veth.label, aside=True)))
-        host.transact([Request("mark veth", veth.name, rt.RTM_SETLINK, 0, body)])
+        _mark(host, veth, aside=True)
         fault.point("veth:marked")
         own_routes.set_aside(inner, found)
+
+
+def _mark(host: Netlink, veth: Veth, *, aside: bool) -> None:
+    alias = text(rt.IFLA_IFALIAS, veth_alias(veth.label, aside=aside))
+    body = rt.link_body(text(rt.IFLA_IFNAME, veth.name), alias)
+    host.transact([Request("mark veth", veth.name, rt.RTM_SETLINK, 0, body)])
+
+
+def _has_routes_aside(veth: Veth, descriptor: int) -> bool:
+    with netns.socket_in(descriptor) as inner:
+        return own_routes.are_aside(inner, _destinations(veth))
 
 
 def _destinations(veth: Veth) -> frozenset[Network]:
@@ -414,10 +422,10 @@ def _delete_old_routes(inner: Netlink, index: int, wanted: frozenset[Network]) -
 
 
 def _put_back_routes(link: rt.Link, namespace: Netns | NetnsPath | None) -> None:
-    """namespace: where the inner end is; None, or of pid 0, when only the name of the host end tells."""
+    """namespace: where the inner end is; None, or of pid 0, when only the host end tells."""
     try:
         told = isinstance(namespace, NetnsPath) or (namespace is not None and namespace.pid)
-        known = namespace if namespace is not None and told else netns.identify(pid_of(link.name))
+        known = namespace if namespace is not None and told else _namespace_of(link)
         descriptor = netns.open_namespace(known)
     except MechanismError as error:
         if error.errno != errno.ESRCH:  # else the namespace has most likely gone with its process
@@ -431,6 +439,18 @@ def _put_back_routes(link: rt.Link, namespace: Netns | NetnsPath | None) -> None
         _log.warning("the container of %s does not get its own routes back: %s", link.name, error)
     finally:
         os.close(descriptor)
+
+
+def _namespace_of(link: rt.Link) -> Netns | NetnsPath:
+    """Where the inner end is, by the process that the host end is named after, or else by a look at all that is in
+    sight.  MechanismError, errno ESRCH: nowhere.
+    """
+    if pid := pid_of(link.name):
+        return netns.identify(pid)
+    found = netns.find({link.peer_namespace}).get(link.peer_namespace)
+    if found is None:
+        raise MechanismError("find network namespace of", link.name, errno.ESRCH)
+    return found
 
 
 def _configure_outer(host: Netlink, veth: Veth, *, ready: bool = True) -> None:

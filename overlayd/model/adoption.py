@@ -8,13 +8,16 @@ What is not kept here is removed by the start that follows, as everything that n
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
+
+from msgspec.structs import replace
 
 from overlayd import keys
 from overlayd.errors import StateError
 from overlayd.model import attachments, labels, ruleset
 from overlayd.model.attachments import ADOPTED
-from overlayd.model.layout import Layout, endpoint_text
+from overlayd.model.layout import Layout, endpoint_text, mac
+from overlayd.model.names import PREFIX, pid_of
 from overlayd.model.objects import (
     GLOBAL,
     Address,
@@ -25,12 +28,16 @@ from overlayd.model.objects import (
     Element,
     Fence,
     Netns,
+    NetnsPath,
     Network,
     Object,
+    Route,
     Veth,
 )
 from overlayd.model.rows import Attachment, Host, Isolation, Lease, Node, Overlay, Peer, Row, Service
 from overlayd.model.subnets import first_usable
+
+NOT_SEEN = NetnsPath("", 0, 0)  # a namespace that is there, since its links are, but whose file is out of sight
 
 
 @dataclass
@@ -63,6 +70,8 @@ def adopt(found: Layout, boot_id: str, key: bytes) -> Adoption:
         if not any(device.private_key):
             raise StateError(f"device {device.name} does not tell its key now: try again, or end what serves it")
     overlay = _overlay(result, devices.get(GLOBAL), found.values(), key)
+    overlay = _with_slice_service(overlay, bridges.values(), found.values())
+    result.put(overlay)
     result.put(_host(found, boot_id))
     services = list(_services(result, bridges.values(), devices, overlay.cluster))
     result.put(*services)
@@ -79,8 +88,11 @@ def _overlay(result: Adoption, device: Device | None, things: Collection[Object]
     address: Address | None
     own = next((each for each in device.addresses if each.network.num_addresses > 1), None) if device else None
     known = labels.parse(device.label) if device is not None else None
+    way = _way_to_the_cluster(things)
     if own is not None:
         cluster, address = own.network, own.ip
+    elif way is not None:
+        cluster, address = way.destination, way.source
     else:
         fences = _cluster_first(things)
         if not fences:
@@ -108,8 +120,23 @@ def _overlay(result: Adoption, device: Device | None, things: Collection[Object]
         up=device is not None and (own is not None or known is not None),
     )
     private_key = device.private_key if device is not None else key
-    result.put(Node(private_key=private_key, node_id=known.node_id if known is not None else 0), overlay)
+    result.put(Node(private_key=private_key, node_id=known.node_id if known is not None else 0))
     return overlay
+
+
+def _way_to_the_cluster(things: Iterable[Object]) -> Route | None:
+    """The route that stands in for the prefix of the global device, where the bridge of the slice has that."""
+    routes = (each for each in things if isinstance(each, Route) and each.scope == GLOBAL)
+    return next((each for each in routes if each.source is not None), None)
+
+
+def _with_slice_service(overlay: Overlay, bridges: Iterable[Bridge], things: Iterable[Object]) -> Overlay:
+    """The service whose bridge has the node's address has its slice."""
+    way = _way_to_the_cluster(things)
+    shared = next((each for each in bridges if way is not None and each.address.ip == way.source), None)
+    if shared is None:
+        return overlay
+    return replace(overlay, slice=shared.address.network, slice_service=shared.service)
 
 
 def _host(found: Layout, boot_id: str) -> Host:
@@ -164,45 +191,66 @@ def _attachments(
     result: Adoption, services: dict[str, Service], veths: dict[str, Veth], found: Layout, boot_id: str
 ) -> None:
     numbers: dict[str, int] = {}
+    shared = next((each.slice_service for each in result.rows if isinstance(each, Overlay)), "")
+    senders = _senders(found.values())
     for name, veth in veths.items():
-        if not name.endswith("-s"):
+        who = _who(veth)
+        if who is None:
             continue
-        pid = name.removeprefix("veth-").removesuffix("-s")
+        leg = veths.get(who.host_end("g")) if who.handle else None
         service = services.get(veth.service or "")
-        leg = veths.get(name.removesuffix("s") + "g")
         address = _address(veth, service.subnet.network_address) if service is not None else None
-        if (
-            not isinstance(veth.netns, Netns)
-            or not pid.isdecimal()
-            or service is None
-            or address is None
-            or address not in service.subnet
-        ):
+        joined = _address(leg, leg.gateway) if leg is not None else None
+        if service is not None and who.file is not None:  # its MAC may be any, and its end out of sight
+            address = next((each for each in senders.get(name, ()) if each in service.subnet), None)
+            joined = next((each for each in senders.get(name, ()) if leg is not None and each != address), None)
+        if not who.handle or service is None or address is None or address not in service.subnet:
             result.lost.append(f"{name}: its container has ended, or is on no bridge of a service")
             continue
-        handle = attachments.container(int(pid))
-        joined = _address(leg, leg.gateway) if leg is not None else None
         number = _network_number(found, address)
         if number:
             numbers[f"{ADOPTED}-{number}"] = number
             result.lost.append(
-                f"the name of the isolation network of {handle}: it is {ADOPTED}-{number} until the attach is repeated"
+                f"the name of the isolation network of {who.handle}: it is {ADOPTED}-{number} until the attach is "
+                "repeated"
             )
-        result.put(
-            Attachment(
-                handle=handle,
-                service=service.name,
-                address=address,
-                netns=veth.netns,
-                boot_id=boot_id,
-                global_address=joined,
-                isolation_network=f"{ADOPTED}-{number}" if number else "",
-            ),
-            Lease(address=address, pool=service.name, holder=handle),
+        attachment = replace(
+            who,
+            service=service.name,
+            address=address,
+            boot_id=boot_id,
+            global_address=joined,
+            mac=who.mac if who.mac != mac(address) else b"",
+            isolation_network=f"{ADOPTED}-{number}" if number else "",
         )
+        pool = GLOBAL if service.name == shared else service.name
+        result.put(attachment, Lease(address=address, pool=pool, holder=who.handle))
         if joined is not None:
-            result.put(Lease(address=joined, pool=GLOBAL, holder=handle))
+            result.put(Lease(address=joined, pool=GLOBAL, holder=who.handle))
     result.put(*(Isolation(name=name, number=number) for name, number in numbers.items()))
+
+
+def _who(veth: Veth) -> Attachment | None:
+    """Whose first link this is, as far as that tells; None for a second one."""
+    unknown = Attachment(handle="", service="", address=veth.address.ip)
+    if pid_of(veth.name) and isinstance(veth.netns, Netns):
+        who = replace(unknown, handle=attachments.container(pid_of(veth.name)), netns=veth.netns)
+        return who if who.host_end() == veth.name else None
+    told = labels.parse_container(veth.label)
+    if told is None:
+        return unknown if veth.name.startswith(f"{PREFIX}c") else None
+    where = veth.netns if isinstance(veth.netns, NetnsPath) else NOT_SEEN
+    who = replace(
+        unknown,
+        handle=told.handle,
+        file=where,
+        interface=told.interface,
+        network=told.network,
+        mac=veth.mac,
+        default_route=not veth.mac or any(not each.prefixlen for each in veth.routes),
+        joined=any(each.prefixlen for each in veth.routes),
+    )
+    return who if who.host_end() == veth.name else None
 
 
 def _address(veth: Veth, near: Address) -> Address | None:
@@ -210,6 +258,17 @@ def _address(veth: Veth, near: Address) -> Address | None:
     (`layout.mac`), and the others are those of an address `near` it.  None when the container's end is not there.
     """
     return type(near)(near.packed[:-4] + veth.mac[2:]) if veth.mac else None
+
+
+def _senders(things: Iterable[Object]) -> dict[str, list[Address]]:
+    """What containers may send from, by the names of their host ends (`ruleset.port`)."""
+    found: dict[str, list[Address]] = {}
+    for each in things:
+        if isinstance(each, Element) and each.set in ("port4", "port6"):
+            name, _mac, address = each.member.split(" . ")
+            value = IPv4Address(address) if each.set == "port4" else IPv6Address(int(address, 0))
+            found.setdefault(name.strip('"'), []).append(value)
+    return found
 
 
 def _network_number(found: Layout, address: Address) -> int:

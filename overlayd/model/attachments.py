@@ -51,6 +51,10 @@ class AttachSpec:
     now: int = 0
 
 
+class StillThere(RequestError):
+    """What was attached under this id before is in another namespace, which lives."""
+
+
 class Place(NamedTuple):
     """An interface of a network namespace.  id: of the container, as whoever attaches it calls it."""
 
@@ -115,7 +119,7 @@ def attach_namespace(
     present = draft.get(Attachment, handle)
     if present is not None and lives(present):
         if present.file is None or present.file.identity not in (0, file.identity):
-            raise RequestError(
+            raise StillThere(
                 f"{handle} is attached with {present.address}, in another network namespace that still lives: detach "
                 "that one first"
             )
@@ -128,7 +132,21 @@ def attach_namespace(
     other = draft.state.of_link(link)
     if other is not None and other.handle != handle:
         raise RequestError(f"{handle}: its link would be {link}, which is that of {other.handle}: use another id")
+    if spec.join_global and draft.state.pool_of(service.name) != GLOBAL:
+        _require_alone(draft, handle, file)
     return _attach(draft, service, spec, handle, file=file, interface=interface, boot_id=boot_id)
+
+
+def _require_alone(draft: Draft, handle: str, file: NetnsPath) -> None:
+    """RequestError when a namespace has joined the global overlay already: its way there is one."""
+    for other in draft.all(Attachment):
+        here = other.file is not None and other.file.identity == file.identity
+        here = here or (other.netns is not None and other.netns.inode == file.inode)
+        if here and other.global_address is not None and other.handle != handle:
+            raise RequestError(
+                f"{other.handle}, in the same network namespace, has joined the global overlay with "
+                f"{other.global_address}: attach {handle} without join_global"
+            )
 
 
 def require_interface(name: str) -> None:

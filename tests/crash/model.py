@@ -10,11 +10,21 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from crash.model_peers import Peers, inside
-from crash.model_state import GLOBAL, NODE_POOL, WIREGUARD_GO, Network, Refused, host_network, made_for
+from crash.model_state import (
+    GLOBAL,
+    NODE_POOL,
+    WIREGUARD_GO,
+    Network,
+    Refused,
+    container_of,
+    host_network,
+    made_for,
+)
 
 Step = dict[str, Any]
 
 SLOT = {4: 26, 6: 120}  # prefix length of a service's subnet, in clusters of at least sixteen
+MTU = 1440  # of an uplink of 1500 without IPv6, less WireGuard's headers over IPv4
 DEDICATED_PORTS = 256  # above the global one
 
 
@@ -38,8 +48,8 @@ class Model(Peers):
 
     def _die(self, pid: int) -> None:
         self.containers.discard(pid)
-        if f"pid:{pid}" in self.attachments:
-            self._detach(f"pid:{pid}")
+        for handle in [each for each in self.attachments if container_of(each) == pid]:
+            self._detach(handle)
 
     _orphan = _die
 
@@ -54,7 +64,7 @@ class Model(Peers):
         self.boots += 1
         self.containers.clear()
         for handle in list(self.attachments):
-            if handle.startswith("pid:"):
+            if container_of(handle):
                 self._detach(handle)
         self._made_anew(*self._devices(), *self.services.values())
 
@@ -115,6 +125,7 @@ class Model(Peers):
             "slice": slice_cidr,
             "wg_port": wg_port,
             "up": True,
+            "slice_service": old.get("slice_service", ""),
             **_named(name, old if renamed else {}),
         }
         for service_name, service in self.services.items():
@@ -124,9 +135,10 @@ class Model(Peers):
         return {"result": "bridge_name", "name": name}
 
     def _readdress(self, cluster: Network, own: Network) -> None:
-        for service in self.services.values():
+        for name, service in self.services.items():
             subnet = ip_network(service["subnet"])
-            if not inside(subnet, cluster) or own[1] in subnet:
+            shared = name == self.overlay["slice_service"]
+            if not inside(subnet, cluster) or (subnet != own if shared else own[1] in subnet):
                 raise Refused
         for address, lease in list(self.leases.items()):
             outside = lease["pool"] == NODE_POOL and ip_address(address) not in own
@@ -152,15 +164,20 @@ class Model(Peers):
                 raise Refused
             present |= {"left": False, "isolated": mode == "isolated"}
         else:
-            if subnet and self._taken(ip_network(subnet)):
+            shared = bool(subnet) and subnet == self.overlay["slice"]
+            if shared and (mode == "dedicated" or self.overlay["slice_service"]):
+                raise Refused
+            if subnet and not shared and self._taken(ip_network(subnet)):
                 raise Refused
             chosen = subnet or self._choose_subnet(service)
             device = {**_named(f"{stem}-d", {}), "wg_port": self._choose_port()} if mode == "dedicated" else {}
-            flags = {"lasting": False, "left": False, "isolated": mode == "isolated"}
+            flags = {"lasting": shared, "left": False, "isolated": mode == "isolated"}
             self.services[service] = {"subnet": chosen, "device": device, **flags, **_named(f"{stem}-b", {})}
             for address, lease in list(self.leases.items()):
-                if lease["pool"] == NODE_POOL and ip_address(address) in ip_network(chosen):
+                if not shared and lease["pool"] == NODE_POOL and ip_address(address) in ip_network(chosen):
                     del self.leases[address]
+            if shared:
+                self.overlay["slice_service"] = service
         return self._service_answer(f"{stem}-b", self.services[service])
 
     def _service_answer(self, name: str, service: dict[str, Any]) -> dict[str, Any]:
@@ -222,6 +239,8 @@ class Model(Peers):
     def _drop_service(self, service: str) -> None:
         if self.services.pop(service, None):
             self._drop_peers(service)
+            if self.overlay["slice_service"] == service:
+                self.overlay["slice_service"] = ""
             for address, lease in list(self.leases.items()):
                 if lease["pool"] == service:
                     self._withdraw(address)
@@ -239,7 +258,7 @@ class Model(Peers):
     def _allocate_ip(self, service: str, join_global: bool) -> dict[str, Any]:
         if service and service not in self.services:
             raise Refused
-        return {"result": "ip", "ip": self._lease(service or NODE_POOL, "request")}
+        return {"result": "ip", "ip": self._lease(self.pool_of(service or NODE_POOL), "request")}
 
     def _release_ip(self, ip: str) -> None:
         if self.leases.get(ip, {}).get("holder") == "request":
@@ -255,26 +274,40 @@ class Model(Peers):
         handle: dict[str, Any],
         service: str,
         join_global: bool,
+        *,
         ephemeral: bool = False,
         isolation_network: str = "",
+        ip: str = "",
+        default_route: bool = True,
     ) -> dict[str, Any]:
-        name, contained = _handle(handle), handle["platform"] == "linux_pid"
-        if contained and (handle["pid"] not in self.containers or service not in self.services):
+        name = _handle(handle)
+        contained = bool(container_of(name))
+        if contained and (container_of(name) not in self.containers or service not in self.services):
             raise Refused
         self._require()
         present = self.attachments.get(name)
         if present:
             if (present["service"], present["isolation"]) != (service, isolation_network):
                 raise Refused
-            if contained and bool(present["global"]) != join_global:
+            if contained and bool(present["global"] or present["joined"]) != join_global:
+                raise Refused
+            if contained and present["default"] != default_route:
                 raise Refused
             return self._attached(name, present)
         hosted = handle["platform"] == "host_shared"
-        address = self._lease(NODE_POOL if hosted or service not in self.services else service, name)
+        fellows = [
+            it for other, it in self.attachments.items() if contained and container_of(other) == container_of(name)
+        ]
+        if join_global and self.pool_of(service) and any(fellow["global"] for fellow in fellows):
+            raise Refused
+        pool = self.pool_of(NODE_POOL if hosted or service not in self.services else service)
+        address = self._claim(pool, ip, name) if ip else self._lease(pool, name)
         attachment = self.attachments[name] = {
             "service": service,
             "address": address,
-            "global": self._lease(NODE_POOL, name) if contained and join_global else "",
+            "global": self._lease(NODE_POOL, name) if contained and join_global and pool else "",
+            "joined": contained and join_global and not pool,
+            "default": default_route,
             "isolation": isolation_network,
             "ephemeral": ephemeral,
         }
@@ -287,7 +320,11 @@ class Model(Peers):
 
     def _attached(self, handle: str, attachment: dict[str, Any]) -> dict[str, Any]:
         if not handle.startswith("guest:"):
-            known = _subnet(self.services[attachment["service"]]) if handle.startswith("pid:") else {}
+            known = _subnet(self.services[attachment["service"]]) if container_of(handle) else {}
+            if handle.startswith("netns:"):
+                name = handle.partition("/")[2]
+                shown = {"name": name, "mac": mac(attachment["address"]), "mtu": MTU, "host_name": "(link)"}
+                known["interface"] = shown
             return {"result": "attached", "ip": attachment["address"], **known}
         own = {"endpoint": "", "keepalive": 0, "listed": [host_network(attachment["address"])], "added": []}
         self.peers.setdefault((GLOBAL, made_for(handle)), own)
@@ -342,6 +379,11 @@ class Model(Peers):
             self.records.pop(name, None)
 
 
+def mac(address: str) -> str:
+    """That of the container's end, which follows from its address."""
+    return (b"\2\x6f" + ip_address(address).packed[-4:]).hex(":")
+
+
 def _subnet(service: dict[str, Any]) -> dict[str, Any]:
     """What an answer tells of a service's subnet."""
     subnet = ip_network(service["subnet"])
@@ -359,6 +401,8 @@ def _named(name: str, old: dict[str, Any]) -> dict[str, Any]:
 
 def _handle(handle: dict[str, Any]) -> str:
     """How holders of addresses and rows are named after it."""
+    if handle["platform"] == "linux_netns":
+        return f"netns:{handle['id']}/{handle['ifname']}"
     prefix = {"linux_pid": "pid", "guest_managed": "guest", "host_shared": "host"}[handle["platform"]]
     return f"{prefix}:{handle.get('pid', handle.get('id'))}"
 

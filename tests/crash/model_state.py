@@ -25,7 +25,7 @@ class State:
 
     containers: the processes that live, attached or not.  services: `device` is empty but for a dedicated one.  peers:
     by scope and key; a key that the daemon made is named by `made_for`.  attachments: by handle
-    ("pid:71", "guest:vm", "host:vm").
+    ("pid:71", "netns:c71/net0", "guest:vm", "host:vm").
     """
 
     def __init__(self) -> None:
@@ -78,8 +78,21 @@ class State:
     def _pool(self, pool: str) -> tuple[Network, list[Network]]:
         if pool:
             return ip_network(self.services[pool]["subnet"]), []
-        subnets = [ip_network(service["subnet"]) for service in self.services.values()]
+        shared = self.overlay.get("slice_service")
+        subnets = [ip_network(service["subnet"]) for name, service in self.services.items() if name != shared]
         return ip_network(self.overlay["slice"] or self.overlay["cluster"]), subnets
+
+    def pool_of(self, service: str) -> str:
+        """Whose pool a service's containers have their addresses from."""
+        return NODE_POOL if service == self.overlay.get("slice_service") else service
+
+    def _claim(self, pool: str, address: str, holder: str) -> str:
+        lease = self.leases.get(address, {"holder": ""})
+        if lease["holder"] or ip_address(address) not in self._pool(pool)[0]:
+            raise Refused
+        self.leases.pop(address, None)
+        self.leases[address] = {"pool": pool, "holder": holder}
+        return address
 
     def _release(self, address: str) -> None:
         self.releases += 1
@@ -93,6 +106,12 @@ class State:
                 addresses.remove(address)
                 if not addresses:
                     del self.records[name]
+
+
+def container_of(handle: str) -> int:
+    """The container that a handle names; 0 for a guest or one in the host's network."""
+    kind, _, name = handle.partition(":")
+    return int(name.partition("/")[0].removeprefix("c")) if kind in ("pid", "netns") else 0
 
 
 def made_for(holder: str) -> str:

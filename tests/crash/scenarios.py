@@ -76,6 +76,19 @@ def detach(pid: int = FIRST) -> Step:
     return step("detach_container", handle=_handle(pid))
 
 
+def enter(pid: int = SECOND, name: str = "w", ifname: str = "net0", **keys: Any) -> Step:
+    """Attach an interface of a container's namespace."""
+    return attach(pid, name, **{"handle": interface(pid, ifname), **keys})
+
+
+def leave(pid: int = SECOND, ifname: str = "net0") -> Step:
+    return step("detach_container", handle=interface(pid, ifname))
+
+
+def interface(pid: int, ifname: str = "net0") -> dict[str, Any]:
+    return {"platform": "linux_netns", "id": f"c{pid}", "path": f"/proc/{pid}/ns/net", "ifname": ifname}
+
+
 def peer(key: str = A, allowed_ips: str = "10.200.7.0/24", **keys: Any) -> Step:
     usual = {"endpoint": "192.0.2.1:51820", "persistent_keepalive_secs": 0}
     return step("add_peer", **{"public_key": key, "allowed_ips": allowed_ips, **usual, **keys})
@@ -120,6 +133,9 @@ BUSY = (
     container(SECOND),
     attach(SECOND, "v", isolation_network="red"),
 )
+ENTERED = (*SERVED, container(SECOND), enter())
+SLICE = service("s", subnet="10.200.1.0/24")
+SLICED = (*UP, service(), SLICE, container(), container(SECOND), guest(name="w"), guest("host_shared"), EDGE)
 SIXES = overlay(cluster_cidr="fd00:1::/64", slice_cidr="fd00:1::1:0/112")
 
 SCENARIOS = {
@@ -174,6 +190,36 @@ SCENARIOS = {
         Scenario("detach the last ephemeral", (*SERVED, attach(ephemeral=True)), detach()),
         Scenario("detach the last isolated", (*SERVED, attach(isolation_network="red")), detach()),
         Scenario("detach one of a network", BUSY, detach()),
+        Scenario("interface", (*SERVED, container(SECOND)), enter()),
+        Scenario("interface again", ENTERED, enter()),
+        Scenario("interface in place of a container's way out", SERVED, enter(FIRST)),
+        Scenario("interface with join_global", (*SERVED, container(SECOND)), enter(join_global=True)),
+        Scenario("interface isolated", (*SERVED, container(SECOND)), enter(isolation_network="red")),
+        Scenario("interface of a given address", (*SERVED, container(SECOND)), enter(ip="10.200.16.99")),
+        Scenario("interface without a default route", SERVED, enter(FIRST, default_route=False)),
+        Scenario("interface second", (*ENTERED, service("v")), enter(SECOND, "v", "net1", default_route=False)),
+        Scenario("interface over IPv6", (SIXES, service(), container(SECOND)), enter(join_global=True)),
+        Scenario("interface leaves", ENTERED, leave()),
+        Scenario("interface leaves that has the container's way out", (*SERVED, enter(FIRST)), leave(FIRST)),
+        Scenario("interface leaves with join_global", (*SERVED, container(SECOND), enter(join_global=True)), leave()),
+        Scenario("interface restart", ENTERED, step("!restart")),
+        Scenario("interface reboot", ENTERED, step("!reboot")),
+        Scenario("interface dies", ENTERED, step("!die", pid=SECOND)),
+        Scenario("interface dies unseen", ENTERED, step("!orphan", pid=SECOND)),
+        Scenario("interface is replaced unseen", ENTERED, step("!replace", pid=SECOND)),
+        Scenario("interface of a teardown", ENTERED, step("!teardown")),
+        Scenario("slice of a service", (*SLICED[:2], *SLICED[3:]), SLICE),
+        Scenario("slice again", SLICED, SLICE),
+        Scenario("slice of IPv6", (SIXES,), service("s", subnet="fd00:1::1:0/112")),
+        Scenario("slice attach", SLICED, attach(name="s")),
+        Scenario("slice interface", SLICED, enter(SECOND, "s", join_global=True)),
+        Scenario("slice beside join_global", SLICED, attach(join_global=True)),
+        Scenario("slice guest", SLICED[:5], guest(name="s")),
+        Scenario("slice down", (*SLICED, enter(SECOND, "s")), step("teardown_service_overlay", service="s")),
+        Scenario("slice and overlay down", SLICED, step("teardown_global_overlay")),
+        Scenario("slice of another instance", SLICED, overlay(instance_id="2")),
+        Scenario("slice restart", (*SLICED, enter(SECOND, "s")), step("!restart")),
+        Scenario("slice reboot", (*SLICED, enter(SECOND, "s")), step("!reboot")),
         Scenario("peer first", UP, peer()),
         Scenario("peer of a name", UP, peer(endpoint="nobody.invalid:51820")),
         Scenario("peer again", (*UP, peer()), peer()),

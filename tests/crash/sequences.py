@@ -13,7 +13,7 @@ from crash.cell import Cell, inside
 from crash.damage import DAMAGES, DISPLACEMENTS
 from crash.model import Model
 from crash.planted import BUGS
-from crash.scenarios import KEYS, Step, attach, detach, overlay, peer, service, step
+from crash.scenarios import KEYS, Step, attach, detach, enter, leave, overlay, peer, service, step
 from crash.shown import seen
 from crash.shown import view as shown
 from crash.together import Answer, Sent, explanations, overtakes
@@ -24,7 +24,9 @@ LENGTH = 50
 TOGETHER = 0.3  # how often several requests at once come before a step
 MOST_TOGETHER = 5  # the search for their order grows with the factorial
 CONTAINERS = range(30001, 30007)
-SERVICES = ("v", "w", "x", "d", "e")
+NAMESPACES = range(30007, 30010)  # containers that are attached by their namespace
+SERVICES = ("v", "w", "x", "d", "e", "s")
+SLICE = "s"  # for the most part the service of the slice
 DEDICATED = ("d", "e")  # for the most part
 GUESTS = ("guest_managed", "host_shared")
 IDS = ("i", "j")  # of guests and of edge peers
@@ -148,7 +150,7 @@ class _Sequence:
 
     def _revive(self) -> None:
         """Containers start while no daemon runs, some with the process number of one that died."""
-        for pid in CONTAINERS:
+        for pid in (*CONTAINERS, *NAMESPACES):
             if pid not in self.cell.containers:
                 self.cell.start_container(pid)
                 self.model.containers.add(pid)
@@ -170,9 +172,12 @@ class _Sequence:
         random, model = self.random, self.model
         down = not model.overlay or not model.overlay["up"]
         pid, key = random.choice(CONTAINERS), random.choice(sorted(KEYS))
+        inside, ifname = random.choice(NAMESPACES), random.choice(("net0", "net1"))
+        mortal = random.choice((pid, inside))
         name = random.choice([*SERVICES, *model.services, *model.services])
         network, id = random.choice(NETWORKS), random.choice(IDS)
         modes = ("auto", *["dedicated"] * 3) if name in DEDICATED else ("auto", "shared", "isolated")
+        subnet = {"subnet": "10.200.1.0/24"} if name == SLICE and random.random() < 0.8 else {}
         guest = {"platform": random.choice(GUESTS), "id": id}
         scope: dict[str, Any] = {}
         if random.random() < 0.4:
@@ -183,12 +188,14 @@ class _Sequence:
             (60 if down else 6, lambda: overlay(instance_id=random.choice("12"), wg_port=random.choice(PORTS))),
             (1, lambda: step("teardown_global_overlay")),
             (1, lambda: step("shutdown")),
-            (10, lambda: service(name, mode=random.choice(modes))),
+            (10, lambda: service(name, mode=random.choice(modes), **subnet)),
             (2, lambda: step("teardown_service_overlay", service=name)),
             (4, lambda: step("allocate_ip", service=random.choice((*SERVICES, "")), join_global=False)),
             (4, lambda: step("release_ip", ip=random.choice([*model.leases, "10.200.3.3"]))),
             (20, lambda: attach(pid, name, **self._options())),
             (10, lambda: detach(pid)),
+            (10, lambda: enter(inside, name, ifname, default_route=ifname == "net0", **self._options())),
+            (5, lambda: leave(inside, ifname)),
             (5, lambda: attach(pid, name, **{**self._options(), "handle": guest})),
             (3, lambda: step("detach_container", handle=guest)),
             (9, lambda: peer(key, random.choice((network, f"{network},10.200.9.0/24")), **scope)),
@@ -209,8 +216,8 @@ class _Sequence:
         ]
         if not down:
             made.append((1, lambda: step("!stranger")))
-        if pid in self.cell.containers:
-            made += [(2, lambda: step("!die", pid=pid)), (2, lambda: step("!orphan", pid=pid))]
+        if mortal in self.cell.containers:
+            made += [(2, lambda: step("!die", pid=mortal)), (2, lambda: step("!orphan", pid=mortal))]
         weights, choices = zip(*made, strict=True)
         chosen: Step = random.choices(choices, weights)[0]()
         return chosen

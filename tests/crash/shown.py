@@ -10,9 +10,9 @@ from ipaddress import collapse_addresses, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from crash.model import Model
+from crash.model import MTU, Model, mac
 from crash.model_peers import inside
-from crash.model_state import GLOBAL, WIREGUARD_GO, Network, host_network, made_for
+from crash.model_state import GLOBAL, WIREGUARD_GO, Network, container_of, host_network, made_for
 
 View = dict[str, dict[str, Any]]
 
@@ -22,7 +22,6 @@ MARK = "overlayd veth: the container's own routes are set aside"
 FORWARDS = (("ipv4", "forwarding", "1"), ("ipv4", "rp_filter", "2"))
 IGNORES_ROUTERS = (("ipv6", "accept_ra", "0"), ("ipv6", "accept_redirects", "0"))
 FOREIGN_LINKS = ("link lo", "link uplink", "link cable", "link own0", "link own1")
-MTU = 1440  # of an uplink of 1500 without IPv6, less WireGuard's headers over IPv4
 
 
 # The versions of IP whose packets inside a bridge this machine's kernel shows to packet filters, as it does from birth.
@@ -61,7 +60,8 @@ def _devices(model: Model) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if _up(model):
         prefix = ip_network(model.overlay["cluster"]).prefixlen
-        found[GLOBAL] = {**model.overlay, "own address": f"{model.node_address}/{prefix}", "key": "(own)"}
+        own = f"{model.node_address}/{prefix}" if not _slice_service(model) else host_network(model.node_address)
+        found[GLOBAL] = {**model.overlay, "own address": own, "key": "(own)"}
     for name, service in model.services.items():
         if service["device"]:
             address = host_network(str(ip_network(service["subnet"])[1]))
@@ -69,8 +69,22 @@ def _devices(model: Model) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _slice_service(model: Model) -> str:
+    return str(model.overlay.get("slice_service", ""))
+
+
+def _beside_the_slice(model: Model, address: str) -> dict[str, Any]:
+    """What is there for an address of the slice that is not on the slice's bridge."""
+    name = _slice_service(model)
+    return {f"proxy {address} {model.services[name]['name']}": {}} if name else {}
+
+
 def _host(model: Model) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    if _slice_service(model) and _up(model):
+        found |= _routes(model.overlay["name"], [model.overlay["cluster"]], prefsrc=model.node_address)
+        for edge in model.edges.values():
+            found |= _routes(model.overlay["name"], [edge["address"]]) | _beside_the_slice(model, edge["address"])
     if _is_fenced(model):
         found |= _fences([model.overlay["cluster"]])
     for scope, device in _devices(model).items():
@@ -91,15 +105,23 @@ def _host(model: Model) -> dict[str, Any]:
     for handle, attachment in model.attachments.items():
         kind, _, id = handle.partition(":")
         service = model.services.get(attachment["service"], {})
-        if kind == "pid":
-            mark = MARK if _is_set_aside(model, int(id)) else ""
+        if container_of(handle):
+            mark = MARK if kind == "pid" else f"overlayd aside {_container_label(handle)}"
+            if not _is_set_aside(model, container_of(handle), handle):
+                mark = "" if kind == "pid" else f"overlayd netns {_container_label(handle)}"
             found |= _link({"name": f"veth-{id}-s"}, "veth", 3, mark, master=service["name"], locked=True)
-            found[f"MAC {_mac(attachment['address'])} veth-{id}-s"] = {}
+            found[f"MAC {mac(attachment['address'])} veth-{id}-s"] = {}
             if attachment["global"]:
                 # So that a strictly filtering host takes what comes from there; IPv6 knows no such filter.
                 asked = [host_network(model.node_address)] if ip_network(attachment["global"]).version == 4 else []
-                found |= _link({"name": f"veth-{id}-g"}, "veth", 3, "", *asked)
+                second = "" if kind == "pid" else f"overlayd netns {_container_label(handle)}"
+                found |= _link({"name": f"veth-{id}-g"}, "veth", 3, second, *asked)
                 found |= _routes(f"veth-{id}-g", [attachment["global"]])
+                found |= _beside_the_slice(model, attachment["global"])
+        elif _up(model) and model.leases[attachment["address"]]["pool"] == "":
+            found |= _beside_the_slice(model, attachment["address"])
+            if kind == "guest" and _slice_service(model):
+                found |= _routes(model.overlay["name"], [attachment["address"]])
         elif kind == "guest" and _up(model) and model.leases[attachment["address"]]["pool"]:
             found |= _routes(model.overlay["name"], [attachment["address"]])
             found[f"proxy {attachment['address']} {service['name']}"] = {}
@@ -112,25 +134,40 @@ def _label(model: Model) -> str:
     return json.dumps([*told, model.node_id], separators=(",", ":"))
 
 
-def _is_set_aside(model: Model, pid: int) -> bool:
-    """Whether a container's own way out is set aside for ours."""
-    attachment = model.attachments.get(f"pid:{pid}")
-    return pid % 2 == 1 and attachment is not None and ip_address(attachment["address"]).version == 4
+def _container_label(handle: str) -> str:
+    """What a link says of a container that is attached by its namespace."""
+    return json.dumps(["", handle, handle.partition("/")[2]], separators=(",", ":"))
+
+
+def _is_set_aside(model: Model, pid: int, handle: str = "") -> bool:
+    """Whether a container's own way out is set aside for ours.  handle: of which of its attachments, empty for any."""
+    return pid % 2 == 1 and any(
+        each["default"] and ip_address(each["address"]).version == 4
+        for name, each in model.attachments.items()
+        if container_of(name) == pid and handle in ("", name)
+    )
 
 
 def _inside(model: Model, pid: int) -> dict[str, Any]:
-    attachment = model.attachments.get(f"pid:{pid}")
     table = SET_ASIDE if _is_set_aside(model, pid) else "main"
-    way_out = {f"route default own0 {table}": {}} if pid % 2 else {}
-    if not attachment:
-        return way_out
+    found: dict[str, Any] = {f"route default own0 {table}": {}} if pid % 2 else {}
+    for handle, attachment in model.attachments.items():
+        if container_of(handle) == pid:
+            own = handle.partition("/")[2]
+            found |= _interfaces(model, attachment, *((own, f"{own}-g") if own else ("eth0", "eth1")))
+    return found
+
+
+def _interfaces(model: Model, attachment: dict[str, Any], first: str, second: str) -> dict[str, Any]:
     subnet = ip_network(model.services[attachment["service"]]["subnet"])
-    found = _link({"name": "eth0"}, "veth", 0, "", f"{attachment['address']}/{subnet.prefixlen}")
-    found |= way_out | _routes("eth0", ["default"], gateway=str(subnet[1]))
+    found = _link({"name": first}, "veth", 0, "", f"{attachment['address']}/{subnet.prefixlen}")
+    routes = ["default"] if attachment["default"] else []
+    routes += [model.overlay["cluster"]] if attachment["joined"] else []
+    found |= _routes(first, routes, gateway=str(subnet[1]))
     if attachment["global"]:
-        found |= _link({"name": "eth1"}, "veth", 0, "", host_network(attachment["global"]))
-        found |= _routes("eth1", [model.node_address])
-        found |= _routes("eth1", [model.overlay["cluster"]], gateway=model.node_address)
+        found |= _link({"name": second}, "veth", 0, "", host_network(attachment["global"]))
+        found |= _routes(second, [model.node_address])
+        found |= _routes(second, [model.overlay["cluster"]], gateway=model.node_address)
     return found
 
 
@@ -168,16 +205,16 @@ def _elements(model: Model) -> dict[str, Any]:
     version = cluster.version
     addresses, ports, sources, legs = [], [], [], []
     for handle, attachment in model.attachments.items():
-        if handle.startswith("pid:"):
-            veth, own = f"veth-{handle.removeprefix('pid:')}", attachment["address"]
+        if container_of(handle):
+            veth, own = f"veth-{handle.partition(':')[2]}", attachment["address"]
             both = [ip for ip in (own, attachment["global"]) if ip]
             # nftables lists an IPv6 address here as the number that it is
-            sources += [[f"{veth}-s", _mac(own), ip if version == 4 else f"{int(ip_address(ip)):#x}"] for ip in both]
+            sources += [[f"{veth}-s", mac(own), ip if version == 4 else f"{int(ip_address(ip)):#x}"] for ip in both]
             legs += [[f"{veth}-g", ip] for ip in both if attachment["global"]]
         if attachment["isolation"]:
             number = f"0:{model.isolation[attachment['isolation']]:x}"
-            if handle.startswith("pid:"):
-                ports.append((number, f"veth-{handle.removeprefix('pid:')}-s"))
+            if container_of(handle):
+                ports.append((number, f"veth-{handle.partition(':')[2]}-s"))
             addresses += [(number, ip) for ip in (attachment["address"], attachment["global"]) if ip]
     grants = [
         {"concat": [edge["address"], {"prefix": {"addr": str(each.network_address), "len": each.prefixlen}}]}
@@ -188,7 +225,7 @@ def _elements(model: Model) -> dict[str, Any]:
         "inet overlayd closed": ["ipv4", "ipv6"],  # a cell forwards nothing before it has an overlay
         "inet overlayd bridged": [f"ipv{each}" for each in BRIDGED],
         f"inet overlayd cluster{version}": [prefix],
-        f"inet overlayd node{version}": [model.node_address, *gateways],
+        f"inet overlayd node{version}": sorted({model.node_address, *gateways}),
         f"inet overlayd network{version}": [[address, number] for number, address in addresses],
         f"inet overlayd member{version}": [{"concat": list(pair)} for pair in addresses],
         f"inet overlayd edge{version}": [edge["address"] for edge in model.edges.values()],
@@ -215,7 +252,8 @@ def _rows(model: Model) -> dict[str, Any]:
     if model.overlay:
         row = _row(**{key: model.overlay[key] for key in ("deployment", "instance_id", "cluster", "slice", "wg_port")})
         down = {} if model.overlay["up"] else {"up": False}
-        rows["overlay "] = row | {"interface": model.overlay["name"]} | down
+        shared = _row(slice_service=_slice_service(model))
+        rows["overlay "] = row | {"interface": model.overlay["name"]} | down | shared
         rows["host "] = _row(boot_id="(boot)", closed=[4, 6], bridged=BRIDGED)
     for name, service in model.services.items():
         device, bridge = service["device"], service["name"]
@@ -238,10 +276,15 @@ def _rows(model: Model) -> dict[str, Any]:
             global_address=attachment["global"],
             isolation_network=attachment["isolation"],
             netns=int(id) if kind == "pid" else 0,
-            boot_id=f"00000000-0000-4000-8000-{model.boots:012}" if kind == "pid" else "",
+            file=f"/proc/{container_of(handle)}/ns/net" if kind == "netns" else "",
+            interface=id.partition("/")[2] if kind == "netns" else "",
+            joined=attachment["joined"],
+            boot_id=f"00000000-0000-4000-8000-{model.boots:012}" if container_of(handle) else "",
             private_key="(made)" if kind == "guest" else "",
             public_key=made_for(handle) if kind == "guest" else "",
         )
+        if not attachment["default"]:
+            rows[f"attachment {handle}"]["default_route"] = False
     for name, edge in model.edges.items():
         grants = {"allowed": edge["allowed"]} | ({"services": edge["services"]} if edge["services"] else {})
         row = _row(name=name, address=edge["address"], public_key=made_for(f"edge:{name}"))
@@ -359,11 +402,6 @@ def _fences(destinations: Iterable[str]) -> dict[str, Any]:
 def _is_inside(network: str, cluster: str) -> bool:
     inner, outer = ip_network(network), ip_network(cluster)
     return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
-
-
-def _mac(address: str) -> str:
-    """That of the container's end, which follows from its address."""
-    return (b"\2\x6f" + ip_address(address).packed[-4:]).hex(":")
 
 
 def _routes(device: str, destinations: Iterable[str], **gateway: str) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def _reclaimed(cell: Cell, pid: int) -> bool:
 
     def is_free() -> bool:
         names = {name for _, name in socket.if_nameindex()}
-        return f"attachment pid:{pid}" not in rows(cell) and f"veth-{pid}-s" not in names
+        holds = any(row.startswith((f"attachment pid:{pid}", f"attachment netns:c{pid}/")) for row in rows(cell))
+        return not holds and f"veth-{pid}-s" not in names
 
     # Answered when nothing else is under way.
     return cell.until(is_free) and cell.request("teardown_service_overlay", service="unknown") is not None

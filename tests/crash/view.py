@@ -31,6 +31,7 @@ PROXIES = "ip -j neigh show proxy && ip -j -6 neigh show proxy"
 FORWARDING_DATABASES = "bridge -j fdb show"
 
 _KEY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=")  # base64 of 32 bytes
+_HOST_END = re.compile(r"zl-([cg])[0-9a-f]{10}")  # of a container that is attached by its namespace
 _TIME = re.compile(r'("(?:minted|expires|minted_at_unix|expires_at_unix|down_ms)":) [0-9]+')
 _RECORD = struct.Struct("<4sIIQQ")  # of the journal: marker, checksum, length, sequence, floor
 _HEADER_BYTES = 32
@@ -61,14 +62,15 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
         name: shown for name, shown in view["wireguard"].items() if f"link {name.partition(' ')[2]}" in view["host"]
     }
     links = [name.removeprefix("link ") for name in view["host"] if name.startswith(("link zl-", "link veth-"))]
-    view["forwarding"] = _forwarding(link for link in links if link.startswith("zl-")) | _routers(links)
+    forwarding = (link for link in links if link.startswith("zl-") and not _HOST_END.fullmatch(link))
+    view["forwarding"] = _forwarding(forwarding) | _routers(links)
     for pid, shown in containers.items():
         view[f"container {pid}"] = {name: it for name, it in _network(_finish(shown)).items() if " lo" not in name}
     own = view["status"]["public_key"]
     view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
     cell.identity = own
-    blanked: View = blank(view, known_keys, {own: "(own)"} | _made_keys(view))
-    for part in ("wireguard", "status"):  # the order was that of keys
+    blanked: View = blank(view, known_keys, {own: "(own)"} | _made_keys(view) | _host_ends(view))
+    for part in ("wireguard", "status", "elements"):  # the order was that of keys, and of names
         blanked[part] = {
             name: sorted(it, key=json.dumps) if isinstance(it, list) else it for name, it in blanked[part].items()
         }
@@ -85,6 +87,17 @@ def _made_keys(view: View) -> dict[str, str]:
         elif id.startswith("edge "):
             names[row["public_key"]] = f"(of edge:{row['name']})"
     return names
+
+
+def _host_ends(view: View) -> dict[str, str]:
+    """What the links are called that have a hash for a name, by what they say of themselves."""
+    found = {}
+    for name, link in view["host"].items():
+        end = _HOST_END.fullmatch(name.removeprefix("link "))
+        if end is not None and "[" in link.get("ifalias", ""):
+            _network, handle, _interface = json.loads(link["ifalias"][link["ifalias"].index("[") :])
+            found[end[0]] = f"veth-{handle.removeprefix('netns:')}-{end[1].replace('c', 's')}"
+    return found
 
 
 def remains(cell: Cell) -> list[str]:
@@ -108,6 +121,7 @@ def blank(shown: Any, known_keys: frozenset[str], names: dict[str, str] | None =
     """`shown` without the times at which the daemon did something, and with `names` for the keys that it made."""
     words = (names or {}) | {key: key for key in known_keys}
     text = _KEY.sub(lambda match: words.get(match[0], "(made)"), json.dumps(shown))
+    text = _HOST_END.sub(lambda match: words.get(match[0], "(link)"), text)
     return json.loads(_TIME.sub(r"\1 0", text))
 
 
@@ -265,6 +279,8 @@ def _rows(data: bytes) -> dict[str, Any]:
         row.pop("since", None)
         if row.get("netns"):
             row["netns"] = row["netns"]["pid"]
+        if row.get("file"):
+            row["file"] = row["file"]["path"]
     released = sorted((row["pool"], row["released"]) for row in rows.values() if "released" in row)
     for row in rows.values():
         if "released" in row:  # only the order within the pool matters

@@ -5,9 +5,9 @@ from ipaddress import ip_network
 from typing import Any, TypeVar
 
 from overlayd.model import attachments, overlay, rows, services
-from overlayd.model.attachments import AttachSpec
+from overlayd.model.attachments import AttachSpec, Place
 from overlayd.model.layout import Facts
-from overlayd.model.objects import Netns, Network
+from overlayd.model.objects import Netns, NetnsPath, Network
 from overlayd.model.overlaps import HostNetwork
 from overlayd.model.rows import Attachment, Change, Node, Overlay, Row, RowId, Service
 from overlayd.model.state import Draft, State
@@ -67,6 +67,24 @@ def attach(state: State, pid: int, service: str = "web", **spec: Any) -> Attachm
     namespace = Netns(pid=pid, started=pid * 7, inode=pid + 1000)
     return change(
         state, lambda draft: attachments.attach_container(draft, AttachSpec(service=service, **spec), namespace, "boot")
+    )[0]
+
+
+def enter(
+    state: State,
+    id: str,
+    ifname: str = "eth0",
+    service: str = "web",
+    *,
+    cookie: int = 1,
+    alive: bool = True,
+    **spec: Any,
+) -> Attachment:
+    """Attach an interface of a namespace.  alive: whether what was attached under that id before lives."""
+    place = Place(id, ifname, NetnsPath(f"/run/netns/{id}", 4, 1000 + cookie, cookie))
+    asked = AttachSpec(service=service, **spec)
+    return change(
+        state, lambda draft: attachments.attach_namespace(draft, asked, place, "boot", lambda _attachment: alive)
     )[0]
 
 

@@ -5,7 +5,7 @@ from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import pytest
-from decisions import FACTS, KEYS, OWN, attach, change, ready, serve
+from decisions import FACTS, KEYS, OWN, attach, change, enter, ready, serve
 from msgspec import structs
 
 from overlayd.errors import StateError
@@ -13,7 +13,7 @@ from overlayd.model import attachments, edges, labels, peers
 from overlayd.model.adoption import Adoption, adopt
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import Layout, layout
-from overlayd.model.objects import GLOBAL, Bridge, Device, DevicePeer, Fence, Veth
+from overlayd.model.objects import GLOBAL, Bridge, Device, DevicePeer, Fence, Netns, Veth
 from overlayd.model.rows import Attachment, Edge, Host, Isolation, Lease, Node, Overlay, Service
 from overlayd.model.state import State
 
@@ -56,6 +56,47 @@ def test_the_state_wants_what_is_there(options: dict[str, Any]) -> None:
     assert overlay is not None and anew.get(Overlay) == structs.replace(overlay, nat={"enabled": False})
     assert anew.node == state.node
     assert [line for line in adoption.lost if "NAT" not in line and "allocate_ip" not in line] == []
+
+
+@pytest.mark.parametrize("options", [{}, SIX], ids=["IPv4", "IPv6"])
+def test_interfaces_and_the_service_of_the_slice(options: dict[str, Any]) -> None:
+    state = ready(**options)
+    overlay = state.get(Overlay)
+    assert overlay is not None
+    serve(state, "pods", subnet=overlay.slice)
+    enter(state, "a")
+    enter(state, "b", join_global=True, network="blue")
+    enter(state, "c", "net1", mac=b"\x06\0\0\0\0\1", default_route=False)
+    enter(state, "d", service="pods", join_global=True, cookie=2)
+    attach(state, 71, "pods")
+    attach(state, 72, join_global=True)
+    found = layout(state, FACTS)
+    anew, adoption = adopted(found)
+    assert layout(anew, FACTS) == found
+    assert anew.table(Attachment).keys() == state.table(Attachment).keys()
+    assert {row.handle: row.network for row in anew.table(Attachment).values() if row.network} == {
+        "netns:b/eth0": "blue"
+    }
+    assert anew.table(Lease) == state.table(Lease)
+    assert anew.get(Overlay) == structs.replace(overlay, nat={"enabled": False}, slice_service="pods")
+    assert [line for line in adoption.lost if "NAT" not in line and "allocate_ip" not in line] == []
+
+
+def test_an_interface_out_of_sight_is_kept_by_what_its_link_says() -> None:
+    state = ready()
+    before = enter(state, "a", join_global=True)
+    found = {
+        key: replace(it, netns=Netns(0, 0, 0), mac=b"", routes=frozenset()) if isinstance(it, Veth) else it
+        for key, it in layout(state, FACTS).items()
+    }
+    anew, adoption = adopted(found)
+    kept = anew.get(Attachment, "netns:a/eth0")
+    assert kept is not None
+    assert (kept.address, kept.global_address) == (before.address, before.global_address)
+    assert not [line for line in adoption.lost if "a/eth0" in line]
+    assert enter(anew, "a", join_global=True, cookie=7).file != kept.file, "who attaches it again says where it is"
+    mute = {key: replace(it, label="") if isinstance(it, Veth) else it for key, it in found.items()}
+    assert any("its container has ended" in line for line in adopted(mute)[1].lost)
 
 
 def test_isolated_containers_stay_apart() -> None:

@@ -20,11 +20,12 @@ def peers_locks(scope: str) -> list[str]:
     return [f"peers {scope}", "routes"]
 
 
-def namespace_lock(inode: int) -> str:
-    return f"namespace {inode}"
+def namespace_lock(namespace: Netns | NetnsPath) -> str:
+    """Of a container that is attached by its namespace we know the path before we look there."""
+    return f"namespace {namespace.path if isinstance(namespace, NetnsPath) else namespace.inode}"
 
 
 def attachment_locks(handle: str, namespace: Netns | NetnsPath | None, isolation_network: str) -> list[str]:
     """What an attach or a detach must have for itself."""
-    locks = [handle, namespace_lock(namespace.inode)] if namespace is not None else [handle]
+    locks = [handle, namespace_lock(namespace)] if namespace is not None else [handle]
     return [*locks, f"isolation {isolation_network}"] if isolation_network else locks

@@ -4,10 +4,12 @@ Owns: attach_container, detach_container, and the same for whoever has a namespa
 know: sockets and frames.
 """
 
+import asyncio
 import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TypeVar
 
 from overlayd import keys, wire
@@ -30,6 +32,11 @@ from overlayd.model.subnets import first_usable
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Our own: how often, and after how many seconds, we look whether another namespace is at its end: the kernel gives one
+# up some milliseconds after its last process has ended.
+LAST_LOOKS, BETWEEN_LOOKS = 20, 0.005
+LONGEST_PATH = 1024  # bytes, our own: of the file of a namespace
 
 
 async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wire.Response:
@@ -56,7 +63,7 @@ async def attach_container(daemon: Daemon, request: wire.AttachContainer) -> wir
         case wire.LinuxPid(pid=pid):
             return await _attach_pid(daemon, spec, pid)
         case wire.LinuxNetns() as handle:
-            return await _attach_path(daemon, spec, handle)
+            return await attach_namespace(daemon, spec, handle)
         case wire.WindowsContainer():
             raise RequestError("windows_container handles are only supported on Windows")
         case wire.GuestManaged(id=id):
@@ -92,53 +99,34 @@ async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Respon
     )
 
 
-async def _attach_path(daemon: Daemon, spec: AttachSpec, handle: wire.LinuxNetns) -> wire.Attached:
-    if not handle.path.startswith("/"):
-        raise InvalidValue(f"request.handle.path: {parse.quoted(handle.path)} is no absolute path of a namespace")
-    try:
-        descriptor = await daemon.node.run(netns.open_file, handle.path)
-    except MechanismError as error:
-        raise NamespaceGone(f"cannot attach {attachments.namespace(handle.id, handle.ifname)}: {error}") from error
-    try:
-        return await attach_namespace(daemon, spec, handle, descriptor)
-    finally:
-        os.close(descriptor)
-
-
 async def attach_namespace(
-    daemon: Daemon, spec: AttachSpec, container: wire.LinuxNetns, descriptor: int
+    daemon: Daemon, spec: AttachSpec, container: wire.LinuxNetns, descriptor: int | None = None
 ) -> wire.Attached:
     """Attach an interface of a network namespace; the same again is answered as the first time.
 
-    descriptor: of the namespace, which stays open until this returns, and is kept by nobody.  The path is only what the
-    namespace is called; if it leads there for us too, links that are lost later are made again.
+    descriptor: of the namespace, which stays open until this returns, and is kept by nobody; None: it is opened by its
+    path.  Beside a descriptor the path is only what the namespace is called; if it leads there for us too, links that
+    are lost later are made again.
 
     NamespaceGone, OwnNamespace: nobody's namespace, or the host's.  InterfaceExists: it has an interface of that name.
     AddressUnavailable, Exhausted: no such address, or none at all.  NotSetUp: the service or the overlay is not.
     InvalidValue, RequestError: another fault of the request.  MechanismError, StateError: of kernel or disk.
     """
     require_printable(_named(container.id), "handle.id", attachments.LONGEST_ID)
+    require_printable(container.path, "handle.path", LONGEST_PATH)
     attachments.require_interface(container.ifname)
-    handle = attachments.namespace(container.id, container.ifname)
-    file = _file(handle, container.path, descriptor)
-    place = Place(container.id, container.ifname, file)
-
-    def decide(draft: Draft) -> tuple[Attachment, Service]:
-        attachment = attachments.attach_namespace(draft, spec, place, daemon.boot_id, has_link)
-        return attachment, attachments.service_of(draft, spec.service)
-
-    with netns.lent(file, descriptor):
+    if descriptor is None and not container.path.startswith("/"):
+        raise InvalidValue(f"request.handle.path: {parse.quoted(container.path)} is no absolute path of a namespace")
+    looks = LAST_LOOKS
+    while True:
         try:
-            attachment, service = await _attach(
-                daemon,
-                spec,
-                decide,
-                attachment_locks(handle, file, spec.isolation_network),
-                # Who was there before may be dead: then it is given up as well, with all that hangs on it.
-                everything=daemon.node.state.get(Attachment, handle) is not None,
-            )
-        except veth.Taken as error:
-            raise InterfaceExists(f"cannot attach {handle}: {error.detail}") from error
+            with ExitStack() as opened:
+                attachment, service = await _attach_place(daemon, spec, container, descriptor, opened)
+                break
+        except attachments.StillThere:
+            if not (looks := looks - 1):
+                raise
+        await asyncio.sleep(BETWEEN_LOOKS)
     _tell_what_is_open(attachment, service)
     return wire.Attached(
         ip=str(attachment.address),
@@ -154,15 +142,50 @@ async def attach_namespace(
     )
 
 
-def _file(handle: str, path: str, descriptor: int) -> NetnsPath:
+async def _attach_place(
+    daemon: Daemon, spec: AttachSpec, container: wire.LinuxNetns, descriptor: int | None, opened: ExitStack
+) -> tuple[Attachment, Service]:
+    """opened: what lives as long as the namespace has to be in sight."""
+    handle = attachments.namespace(container.id, container.ifname)
+    places: list[Place] = []
+
+    def look() -> None:
+        file = _open(handle, container.path, descriptor, opened)
+        places.append(Place(container.id, container.ifname, file))
+
+    def decide(draft: Draft) -> tuple[Attachment, Service]:
+        attachment = attachments.attach_namespace(draft, spec, places[-1], daemon.boot_id, has_link)
+        return attachment, attachments.service_of(draft, spec.service)
+
     try:
-        return netns.identify_file(descriptor, path)
-    except MechanismError as error:
+        return await _attach(
+            daemon,
+            spec,
+            decide,
+            attachment_locks(handle, NetnsPath(container.path, 0, 0), spec.isolation_network),
+            # Who was there before may be dead: then it is given up as well, with all that hangs on it.
+            everything=daemon.node.state.get(Attachment, handle) is not None,
+            prepare=look,
+        )
+    except veth.Taken as error:
+        raise InterfaceExists(f"cannot attach {handle}: {error.detail}") from error
+
+
+def _open(handle: str, path: str, descriptor: int | None, opened: ExitStack) -> NetnsPath:
+    """Have a namespace in sight until `opened` is closed.  In a worker thread: whose path it is may let us wait."""
+    try:
+        if descriptor is None:
+            descriptor = netns.open_file(path)
+            opened.callback(os.close, descriptor)
         if os.fstat(descriptor).st_ino == netns.own_inode():
             raise OwnNamespace(
                 f"cannot attach {handle}: {path} is the host's own network namespace; give the container one of its own"
-            ) from error
+            )
+        file = netns.identify_file(descriptor, path)
+    except MechanismError as error:
         raise NamespaceGone(f"cannot attach {handle}: {error}") from error
+    opened.enter_context(netns.lent(file, descriptor))
+    return file
 
 
 def _tell_what_is_open(attachment: Attachment, service: Service) -> None:
