@@ -283,7 +283,7 @@ class Doctor:
                 f"has no port of its router: {self._nat.unmapped}",
                 "nodes find it by STUN, hole punching and relays alone",
             )
-            remedy = "allow PCP or NAT-PMP on the router, or set up the overlay without nat.port_mapping"
+            remedy = "allow PCP, NAT-PMP or UPnP on the router, or set up the overlay without nat.port_mapping"
             found.append(Finding("port-unmapped", "warning", "this node", problem, symptom, remedy))
         if self._nat.failure:
             remedy = "repair that, or set up the overlay with other nat.turn_servers; it is tried again every minute"

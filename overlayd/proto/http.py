@@ -44,18 +44,14 @@ class Client:
 
     def post(self, path: str, body: bytes, headers: tuple[tuple[str, str], ...] = ()) -> bytes:
         """The bytes of a POST request of JSON.  Only after `End` of the one before, if that was reusable."""
+        return self.request("POST", path, body, (("Content-Type", "application/json"), *headers))
+
+    def request(self, method: str, path: str, body: bytes = b"", headers: tuple[tuple[str, str], ...] = ()) -> bytes:
+        """The bytes of any request, under the same condition.  headers: beside the host and the length."""
         if self._connection.our_state is h11.DONE:
             self._connection.start_next_cycle()
-        head = h11.Request(
-            method="POST",
-            target=path,
-            headers=[
-                ("Host", self._host),
-                ("Content-Type", "application/json"),
-                ("Content-Length", str(len(body))),
-                *headers,
-            ],
-        )
+        length = (("Content-Length", str(len(body))),) if body else ()
+        head = h11.Request(method=method, target=path, headers=[("Host", self._host), *length, *headers])
         send = self._connection.send
         parts = (send(head), send(h11.Data(data=body)), send(h11.EndOfMessage()))
         return b"".join(part for part in parts if part)

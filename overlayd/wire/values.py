@@ -160,7 +160,7 @@ class RelayServer(Secret, frozen=True, forbid_unknown_fields=True):
 
 class NatConfig(Value, frozen=True, forbid_unknown_fields=True):
     """NAT traversal; the defaults are the built-in configuration, and so is what is empty or 0.  stun_servers: of one
-    "none" alone nobody is asked.  port_mapping (an addition): ask the router for a port, by PCP or NAT-PMP.
+    "none" alone nobody is asked.  port_mapping (an addition): ask the router for a port, by PCP, NAT-PMP or UPnP.
     """
 
     enabled: bool = True

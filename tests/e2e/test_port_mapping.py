@@ -104,10 +104,11 @@ def is_mapped(alpha: Member, address: str) -> None:
 
 
 @pytest.mark.skipif(MINIUPNPD is None, reason="miniupnpd is not here, and its package would serve the host's network")
-def test_a_port_by_pcp_of_miniupnpd(lab: Lab) -> None:
+@pytest.mark.parametrize("upnp", [False, True], ids=["PCP", "UPnP"])
+def test_a_port_of_miniupnpd(lab: Lab, upnp: bool) -> None:
     alpha, box = start(lab)
     assert MINIUPNPD is not None
-    with mapping_ports(box, MINIUPNPD, lab.directory):
+    with mapping_ports(box, MINIUPNPD, lab.directory, upnp=upnp):
         asked(alpha)
         is_mapped(alpha, PUBLIC)
         is_reached(lab, alpha, PUBLIC, "via", str(box.address))

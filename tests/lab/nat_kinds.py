@@ -71,7 +71,8 @@ def forget(box: NatBox) -> None:
 
 PUBLIC = "11.0.0.5"  # miniupnpd takes none that is reserved; nothing of the laboratory leaves it
 _MAPPING_TABLES = """
-add rule ip filter input iifname inside udp dport 5351 accept
+add rule ip filter input iifname inside udp dport { 5351, 1900 } accept
+add rule ip filter input iifname inside tcp dport 5000 accept
 table inet filter {
   chain miniupnpd { }
 }
@@ -87,9 +88,9 @@ table inet nat {
 
 
 @contextmanager
-def mapping_ports(box: NatBox, program: str, directory: Path) -> Iterator[None]:
-    """Let a NAT, of a kind of `behave`, map ports of PUBLIC for who asks.  program: miniupnpd, which maps none of an
-    address that is private.
+def mapping_ports(box: NatBox, program: str, directory: Path, *, upnp: bool = False) -> Iterator[None]:
+    """Let a NAT, of a kind of `behave`, map ports of PUBLIC for who asks by PCP and NAT-PMP, or by UPnP.  program:
+    miniupnpd, which maps none of an address that is private.
     """
     run(["ip", "-n", box.netns, "address", "add", f"{PUBLIC}/32", "dev", "uplink"])
     run(["ip", "netns", "exec", box.netns, "nft", "-f", "-"], stdin=_MAPPING_TABLES)
@@ -97,8 +98,9 @@ def mapping_ports(box: NatBox, program: str, directory: Path) -> Iterator[None]:
     lines = [
         "ext_ifname=uplink",
         "listening_ip=inside",
-        "enable_upnp=no",
-        "enable_natpmp=yes",
+        f"enable_upnp={'yes' if upnp else 'no'}",
+        f"enable_natpmp={'no' if upnp else 'yes'}",
+        "http_port=5000",
         f"ext_ip={PUBLIC}",
     ]
     lines += ["secure_mode=yes", "upnp_table_name=filter", "upnp_nat_table_name=nat", "upnp_forward_chain=miniupnpd"]
@@ -120,7 +122,8 @@ def mapping_ports(box: NatBox, program: str, directory: Path) -> Iterator[None]:
         ]
         process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
         try:
-            until(lambda: ":5351" in run(["ip", "netns", "exec", box.netns, "ss", "-Hlnu"]))
+            port = ":1900" if upnp else ":5351"
+            until(lambda: port in run(["ip", "netns", "exec", box.netns, "ss", "-Hlnu"]))
             yield
         finally:
             process.terminate()

@@ -1,9 +1,11 @@
 """A port of the router before this node that leads to WireGuard's: one more server-reflexive candidate.
 
-Owns: the router, when it is asked, and what it gave.  Must not know: what is in a message (`proto.port_mapping`).
+Owns: the router, when it is asked, and what it gave.  Must not know: what is in a message (`proto.port_mapping`), UPnP
+(`daemon.nat.upnp`).
 
-PCP is tried first, then NAT-PMP.  The mapping is renewed long before its time, since a router that was restarted has
-forgotten it; and left to end by itself, since the tunnels through it outlive this daemon.
+PCP is tried first, then NAT-PMP, then UPnP; from then on first that which gave the mapping.  It is renewed long before
+its time, since a router that was restarted has forgotten it; and left to end by itself, since the tunnels through it
+outlive this daemon.
 """
 
 import asyncio
@@ -45,6 +47,7 @@ class PortMapping:
         self._node = node
         self._port = wg_port
         self._nonce = secrets.token_bytes(proto.NONCE_SIZE)
+        self._last_way = ""  # that gave a mapping
 
     async def watch(self) -> None:
         """Keep the mapping, for ever."""
@@ -77,17 +80,41 @@ class PortMapping:
                 socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             ) as asking:
                 asking.connect((str(router), proto.PORT))
-                answer = await self._ask_by_pcp(asking)
-                if not isinstance(answer, Mapping):
-                    other = await self._ask_by_nat_pmp(asking)
-                    answer = other if isinstance(other, Mapping) else Refusal(_both(answer, other))
+                own = ip_address(asking.getsockname()[0])
+                assert isinstance(own, IPv4Address)
+                answer = await self._ask_router(router, own, asking)
         except OSError as error:
             answer = Refusal(error.strerror or str(error))
         return answer if isinstance(answer, Mapping) else Refusal(f"the router at {router}: {answer.reason}")
 
-    async def _ask_by_pcp(self, asking: socket.socket) -> Mapping | Refusal:
-        own = ip_address(asking.getsockname()[0])
-        assert isinstance(own, IPv4Address)
+    async def _ask_router(self, router: IPv4Address, own: IPv4Address, asking: socket.socket) -> Mapping | Refusal:
+        """The first mapping that is had by one of the protocols, else what it said in each."""
+        ways = {
+            "PCP": lambda: self._ask_by_pcp(own, asking),
+            "NAT-PMP": lambda: self._ask_by_nat_pmp(asking),
+            "UPnP": lambda: self._ask_by_upnp(router, own),
+        }
+        refusals: dict[str, str] = {}
+        for name in sorted(ways, key=lambda name: name != self._last_way):  # the others in their order
+            try:
+                answer = await ways[name]()
+            except OSError as error:
+                answer = Refusal(error.strerror or str(error))
+            if isinstance(answer, Mapping):
+                self._last_way = name
+                return answer
+            refusals[name] = answer.reason
+        reasons = dict.fromkeys(refusals.values())
+        return Refusal(
+            "; ".join(f"{reason} ({', '.join(n for n, r in refusals.items() if r == reason)})" for reason in reasons)
+        )
+
+    async def _ask_by_upnp(self, router: IPv4Address, own: IPv4Address) -> Mapping | Refusal:
+        from overlayd.daemon.nat import upnp  # noqa: PLC0415 - most nodes need none of it
+
+        return await upnp.ask(router, own, self._port, LIFETIME)
+
+    async def _ask_by_pcp(self, own: IPv4Address, asking: socket.socket) -> Mapping | Refusal:
         request = proto.pcp_request(own, self._port, LIFETIME, self._nonce)
         answer = await _exchange(asking, [request], lambda data: proto.read_pcp(data, self._port, self._nonce))
         return answer or Refusal("no answer")
@@ -124,9 +151,3 @@ async def _exchange(
                         if (answer := read(await loop.sock_recv(asking, _LARGEST))) is not None:
                             return answer
     return None
-
-
-def _both(by_pcp: Refusal, by_nat_pmp: Refusal) -> str:
-    if by_pcp == by_nat_pmp:
-        return by_pcp.reason
-    return f"{by_pcp.reason} (PCP), {by_nat_pmp.reason} (NAT-PMP)"
