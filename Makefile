@@ -104,6 +104,12 @@ test-wireguard-go: test-packages build ## the tests of devices with Debian 12's,
 	    $(WIREGUARD_GO)/$$version/wireguard-go $(PYTHON) -m pytest -n 3 --dist loadfile $(DEVICE_TESTS) < /dev/null; \
 	done
 
+.PHONY: test-web
+test-web: test-packages build ## the page of overlayctl web in a headless Chromium (root; 100 MB once, then seconds)
+	@$(call install,fonts-dejavu-core)
+	@$(call unpack_all,chromium-headless-shell,chromium)
+	@$(PYTHON) -m pytest tests/web
+
 .PHONY: deb
 deb: build ## dist/overlayd_VERSION_ARCH.deb, of the checkout and the tested versions of what it needs
 	@$(PYTHON) deploy/deb/build

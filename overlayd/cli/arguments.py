@@ -230,6 +230,19 @@ COMMANDS = (
         _INSPECT_EPILOG,
     ),
     Command(
+        "web",
+        "Serve a page for a browser on this machine: the node, its peers, services, findings and events, and why.",
+        (
+            _option(
+                "--port",
+                type=_count,
+                default=9587,
+                metavar="N",
+                help="the port at 127.0.0.1, 0 for any that is free (default: %(default)s)",
+            ),
+        ),
+    ),
+    Command(
         "why",
         "Walk a packet's way from one end to another, and name the first hop that fails, with its remedy.",
         (

@@ -269,6 +269,15 @@ async def _inspect(args: Namespace) -> int:
     return EXIT_FINDINGS if found.differences else 0
 
 
+async def _web(args: Namespace) -> None:
+    from overlayd.cli import web  # noqa: PLC0415 - it imports pyroute2
+
+    try:
+        await web.serve(lambda: _client(args), args.port)
+    except OSError as error:
+        raise UsageError(f"port {args.port}: {error.strerror or error}; --port 0 takes one that is free") from None
+
+
 async def _why(args: Namespace) -> int:
     from overlayd.cli import why  # noqa: PLC0415 - it imports pyroute2
 
@@ -391,6 +400,7 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "call": _call,
     "doctor": _doctor,
     "inspect": _inspect,
+    "web": _web,
     "why": _why,
     "ping": _ping,
     "bundle": _bundle,
