@@ -14,7 +14,7 @@ from overlayd.model.path import Device, DevicePeer, Link, Namespace, Seen, Way, 
 
 NOW = 1_000_000.0
 GATEWAY, DEVICE, BRIDGE = ip_address("10.0.9.1"), "zl-d-g", "zl-d-web-b"
-OWN, THEIRS = "A" * 43 + "=", "B" * 43 + "="
+OWN, THEIRS, ANOTHER = ("%s=" % (letter * 43) for letter in "ABC")
 WEB = Member("pid:7", "web", ip_address("10.0.9.2"), None, "", "veth-7-s", "02:6f:0a:00:09:02")
 NEAR = Member("pid:8", "web", ip_address("10.0.9.3"), None, "", "veth-8-s", "02:6f:0a:00:09:03")
 PEER = Peer("beta", THEIRS, "", "192.0.2.2:51820", (ip_network("10.0.2.0/24"), ip_network("10.0.40.0/26")))
@@ -70,12 +70,14 @@ def broken(seen: Seen, source: str = "7", target: str = "db", known: Known = KNO
 
 @dataclass
 class Case:
-    """source, host, device, session: what of them is otherwise.  seen: of the rest."""
+    """source, eth0, links, session, device: what of them is otherwise, None for a link that is gone.  seen: of the
+    rest.  silent: the pings without an answer.  expected: what the broken hop says, empty when none is broken.
+    """
 
     expected: str
     source: dict[str, Any] | None = None
     eth0: dict[str, Any] | None = None
-    links: dict[str, Link] | None = None
+    links: dict[str, Link | None] | None = None
     session: dict[str, Any] | None = None
     device: dict[str, Any] | None = None
     seen: dict[str, Any] | None = None
@@ -88,7 +90,8 @@ class Case:
         source = source._replace(**(self.source or {}))
         session = SESSION._replace(**(self.session or {}))
         device = Device(OWN, 51820, {THEIRS: session})._replace(**(self.device or {}))
-        host = HOST._replace(links={**HOST.links, **(self.links or {})})
+        links = {**HOST.links, **(self.links or {})}
+        host = HOST._replace(links={name: link for name, link in links.items() if link is not None})
         answers = {**SEEN.answers, **dict.fromkeys(self.silent)}
         seen = SEEN._replace(source=source, device=device, host=host, answers=answers)
         return seen._replace(**(self.seen or {}))
@@ -104,12 +107,20 @@ CASES = {
     "another gateway": Case("the gateway is 10.0.9.1", source={"way": Way("eth0", "10.0.9.77")}),
     "another link": Case("not through eth0", source={"way": Way("wg7")}),
     "process gone": Case("cannot be looked at", source={"problem": "No such file or directory"}),
+    "process not to be seen": Case("", source={"problem": "Permission denied"}),
+    "port gone": Case("veth-7-s is missing", links={"veth-7-s": None}),
+    "port of no bridge": Case("is on no bridge, not of zl-d-web-b", links={"veth-7-s": Link(True, 1420, "", "")}),
     "port down": Case("veth-7-s is down", links={"veth-7-s": Link(False, 1420, "", BRIDGE)}),
     "port elsewhere": Case("is a port of br0", links={"veth-7-s": Link(True, 1420, "", "br0")}),
     "bridge down": Case("bridge zl-d-web-b is down", links={BRIDGE: Link(False, 1420, "", "")}),
+    "bridge gone": Case("bridge zl-d-web-b is missing", links={BRIDGE: None}),
+    "bridge without gateway": Case("lacks the gateway's address", seen={"host": HOST._replace(addresses={})}),
+    "device gone": Case("device zl-d-g is missing", links={DEVICE: None}),
     "device down": Case("device zl-d-g is down", links={DEVICE: Link(False, 1420, "", "")}),
     "device of large MTU": Case("device zl-d-g has an MTU", links={DEVICE: Link(True, 1500, "", "")}),
     "device silent": Case("does not tell its peers", device={"problem": "timed out"}),
+    "device not to be seen": Case("", device={"problem": "Permission denied"}),
+    "device not looked at": Case("device zl-d-g does not tell its peers: was not looked at", seen={"device": None}),
     "device's key": Case("and this node's is", device={"public_key": THEIRS}),
     "forwarding": Case("forwarding is off", seen={"forwards": False}),
     "address taken": Case("another has taken it", seen={"neighbours": {(BRIDGE, "10.0.9.2"): "02:00:00:00:00:09"}}),
@@ -117,6 +128,10 @@ CASES = {
     "foreign route": Case("through uplink, not zl-d-g", seen={"host": HOST._replace(way=Way("uplink"))}),
     "peer off the device": Case("is not on the device", device={"peers": {}}),
     "allowed IP off the device": Case("though they should", session={"allowed_ips": ()}),
+    "allowed IP at another": Case(
+        "lost 10.0.40.2 to CCCC",
+        device={"peers": {THEIRS: SESSION, ANOTHER: SESSION._replace(allowed_ips=(ip_network("10.0.40.2/32"),))}},
+    ),
     "endpoint": Case("endpoint of beta is not known", session={"endpoint": None}),
     "no underlay": Case("cannot be sent to", seen={"underlay": Way(problem="Network is unreachable")}),
     "refused": Case("nobody is at its port", session={"last_handshake": 0}, seen={"refused": True}),
@@ -130,7 +145,9 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_first_hop_that_is_wrong_is_named(name: str) -> None:
-    assert CASES[name].expected in broken(CASES[name].applied())
+    said = broken(CASES[name].applied())
+    assert CASES[name].expected in said
+    assert bool(said) == bool(CASES[name].expected)
 
 
 def test_a_right_way_has_no_broken_hop() -> None:
@@ -140,9 +157,76 @@ def test_a_right_way_has_no_broken_hop() -> None:
     )
 
 
+def near(**answers: float | None) -> Seen:
+    """To a container of the same bridge."""
+    host = HOST._replace(way=Way(BRIDGE))
+    return SEEN._replace(target=inside(NEAR), host=host, answers={**SEEN.answers, **answers})
+
+
+def test_what_cannot_be_known_is_told_and_is_no_fault() -> None:
+    def last(seen: Seen, target: str, known: Known = KNOWN) -> str:
+        assert broken(seen, target=target, known=known) == ""
+        unknown = [
+            each
+            for each in explain(known, ends.find(known, "7"), ends.find(known, target), seen, NOW)
+            if each.state == "unknown"
+        ]
+        return f"{unknown[-1].where} {unknown[-1].what}"
+
+    silent: dict[str, float | None] = {"target": None, "target from here": None}
+    assert last(near(**silent), "8") == "10.0.9.3 answers no ping; it may filter them"
+    assert "of this host neither" in last(SEEN._replace(answers={**SEEN.answers, **silent}), "198.51.100.1")
+    assert "was not tried" in last(SEEN._replace(answers={}), "outside")
+    linkless = KNOWN._replace(members=(WEB._replace(link=""), NEAR))
+    assert "no link on this host" in last(SEEN, "db", linkless)
+
+
+def test_a_ping_that_only_this_node_gets_answered() -> None:
+    assert "not that container" in broken(near(target=None), target="8")
+    outside = SEEN._replace(answers={**SEEN.answers, "target": None})
+    assert "answers this host, but not the container" in broken(outside, target="198.51.100.1")
+    no_way = SEEN._replace(host=HOST._replace(way=Way(problem="Network is unreachable")))
+    assert "way out of this host there is none" in broken(no_way, target="outside")
+
+
+def test_a_node_that_has_no_device() -> None:
+    assert "device there is none" in broken(SEEN, known=KNOWN._replace(devices={}))
+
+
+def test_a_service_that_is_not_known_any_more_is_asked_nothing() -> None:
+    known = KNOWN._replace(services={})
+    seen = near()._replace(source=inside(WEB)._replace(way=Way("eth0")), target=inside(NEAR)._replace(way=Way("eth0")))
+    assert broken(seen, target="8", known=known) == ""
+
+
+def test_who_is_meant() -> None:
+    second = WEB._replace(global_address=ip_address("10.0.1.9"))
+    host_peer = Peer("", ANOTHER, "", "", (ip_network("10.0.3.1/32"),))
+    bare = Peer("bare", ANOTHER, "", "", ())
+    known = KNOWN._replace(members=(second, NEAR), peers=(PEER, host_peer))
+    assert ends.find(known, "10.0.1.9").member == ends.find(known, "pid:7").member == second
+    assert ends.find(known, str(GATEWAY)).kind == ends.find(known, "10.0.1.1").kind == "node"
+    assert ends.find(known, "10.0.40.2").peer == ends.find(known, "BBBB...").peer == PEER
+    assert ends.find(known, "CCCC").address == ip_address("10.0.3.1"), "a peer of one address is at it"
+    assert ends.find(KNOWN._replace(peers=(bare,)), "bare").address is None
+    assert ends.find(known, "BBB").kind == "nobody", "too short to be the beginning of a key"
+
+
+def test_a_name_of_a_service_that_leads_into_another_one() -> None:
+    other = Service("db", ip_network("10.0.8.0/26"), ip_address("10.0.8.1"), "zl-d-db-b", "")
+    known = KNOWN._replace(
+        services={**KNOWN.services, "db": other, "web": KNOWN.services["web"]},
+        names={"db": (WEB.address,), "web": (NEAR.address,)},
+    )
+    assert "which is in service web" in broken(near(), target="db.overlay.local", known=known)
+    assert broken(near(), target="web", known=known) == ""
+
+
 def test_isolation_and_names_and_those_that_nobody_has() -> None:
     blue = KNOWN._replace(members=(WEB._replace(network="blue"), NEAR))
     assert "pid:7 is in the isolation network blue, pid:8 in none" in broken(SEEN, target="8", known=blue)
+    both = KNOWN._replace(members=(WEB._replace(network="blue"), NEAR._replace(network="blue")))
+    assert broken(near(), target="8", known=both) == broken(SEEN, target="outside", known=both) == ""
     assert "ends at this node" in broken(SEEN, known=blue)
     assert "lost stands for 10.0.77.7, which nobody has" in broken(SEEN, target="lost")
     assert "no peer has 10.0.77.8" in broken(SEEN, target="10.0.77.8")
