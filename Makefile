@@ -48,12 +48,12 @@ demo: demo-packages build ## two nodes, two containers, one encrypted overlay, i
 demo-cluster: cluster-packages build ## three members of etcd, five nodes that find each other by it, no orchestrator (root)
 	@PYTHONPATH=tests $(PYTHON) -m lab.demo_cluster
 
-# Three processes, for tests wait half of their time: each test makes its own namespaces.  A file is one process's, since
+# Four processes, for tests wait half of their time: each test makes its own namespaces.  A file is one process's, since
 # its tests share what it set up; in the order of the folders, in which the file that works longest, of the crash trials,
 # begins early.
 .PHONY: test
 test: test-packages lint ## lint, types and every test (root)
-	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # The tests of the half without I/O: no root, no network, nothing installed but .venv.
 PURE := tests/model tests/proto tests/fast tests/fuzz/test_envelope_fuzz.py tests/fuzz/test_cni_fuzz.py $(wildcard tests/test_*.py)
@@ -101,7 +101,7 @@ test-wireguard-go: test-packages build ## the tests of devices with Debian 12's,
 	@tests/wireguard-go/get-versions $(WIREGUARD_GO) | while read -r version; do \
 	  echo "== $$version: $$($(WIREGUARD_GO)/$$version/wireguard-go --version | head -n 1)"; \
 	  unshare --mount -- sh -c 'mount --bind "$$0" "$$(command -v wireguard-go)" && exec "$$@"' \
-	    $(WIREGUARD_GO)/$$version/wireguard-go $(PYTHON) -m pytest -n 3 --dist loadfile $(DEVICE_TESTS) < /dev/null; \
+	    $(WIREGUARD_GO)/$$version/wireguard-go $(PYTHON) -m pytest -n 4 --dist loadfile $(DEVICE_TESTS) < /dev/null; \
 	done
 
 .PHONY: test-web
