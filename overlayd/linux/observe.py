@@ -10,7 +10,7 @@ differs, and is repaired or made anew.
 
 import logging
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 
@@ -29,6 +29,7 @@ from overlayd.linux.view import (
     read_host,
     read_links,
     read_routes,
+    read_service,
 )
 from overlayd.model.objects import (
     GLOBAL,
@@ -131,7 +132,21 @@ def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
     to be as wanted.  What a container does to its own end is its own affair.
     """
     with Netlink() as netlink:
-        host = read_host(netlink)
+        return _from_outside(read_host(netlink), veths)
+
+
+def observe_service(bridge: str, veths: Collection[Veth]) -> dict[Hashable, Observed] | None:
+    """As `observe_host`, of what is on the bridge of that name or alternative name, and of these host ends; None when
+    there is no such link.
+    """
+    with Netlink() as netlink:
+        link = find_link(netlink, bridge)
+        if link is None:
+            return None
+        return _from_outside(read_service(netlink, link, {each.name for each in veths}), veths)
+
+
+def _from_outside(host: View, veths: Iterable[Veth]) -> dict[Hashable, Observed]:
     found = _without_veths(host)
     wanted = {each.name: each for each in veths}
     for link in host.links.values():

@@ -87,7 +87,7 @@ NETCONFA_IFINDEX_ALL = -1
 # linux/if_addr.h, linux/neighbour.h
 IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
-NDA_DST, NDA_LLADDR, NDA_PROTOCOL = 1, 2, 12
+NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER, NDA_PROTOCOL = 1, 2, 8, 9, 12
 NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
 NTF_MASTER, NTF_PROXY = 0x04, 0x08
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
@@ -199,9 +199,12 @@ def address_filter(index: int = 0, kind: int = socket.AF_UNSPEC) -> bytes:
     return _ADDRESS.pack(kind, 0, 0, 0, index)
 
 
-def route_filter(protocol: int = RTPROT_UNSPEC, kind: int = RTN_UNICAST) -> bytes:
-    """Body of a dump of the main table's routes of one kind (RTN_*): of one protocol, or of all."""
-    return _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, kind, 0)
+def route_filter(protocol: int = RTPROT_UNSPEC, kind: int = RTN_UNICAST, index: int = 0) -> bytes:
+    """Body of a dump of the main table's routes of one kind (RTN_*): of one protocol, or of all; through one link, or
+    any.
+    """
+    body = _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, kind, 0)
+    return body + u32(RTA_OIF, index) if index else body
 
 
 def table_filter(table: int) -> bytes:
@@ -217,9 +220,10 @@ def lookup_body(address: Address, flags: int = 0) -> bytes:
     return head + attribute(RTA_DST, address.packed)
 
 
-def link_filter() -> bytes:
-    """Body of a dump of all links, without their counters, which are most of the bytes."""
-    return link_body(u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))
+def link_filter(master: int = 0) -> bytes:
+    """Body of a dump of all links, or of those on one, without their counters, which are most of the bytes."""
+    skip = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    return link_body(skip, u32(IFLA_MASTER, master)) if master else link_body(skip)
 
 
 def route_body(
@@ -295,9 +299,10 @@ def forwarding_body(port: int, mac: bytes) -> bytes:
     return _NEIGHBOUR.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0) + attribute(NDA_LLADDR, mac)
 
 
-def forwarding_filter() -> bytes:
-    """Body of a dump of all forwarding databases."""
-    return _NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+def forwarding_filter(bridge: int = 0) -> bytes:
+    """Body of a dump of all forwarding databases, or of one bridge's."""
+    body = _NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+    return body + u32(NDA_MASTER, bridge) if bridge else body
 
 
 def parse_forwarding(body: memoryview) -> tuple[int, bytes] | None:
@@ -319,9 +324,10 @@ def proxy_body(index: int, address: Address, protocol: int) -> bytes:
     )
 
 
-def proxy_filter(kind: int) -> bytes:
-    """Body of a dump of the proxies of a family (AF_INET, AF_INET6)."""
-    return _NEIGHBOUR.pack(kind, 0, 0, NTF_PROXY, 0)
+def proxy_filter(kind: int, index: int = 0) -> bytes:
+    """Body of a dump of the proxies of a family (AF_INET, AF_INET6), on one link or all."""
+    body = _NEIGHBOUR.pack(kind, 0, 0, NTF_PROXY, 0)
+    return body + u32(NDA_IFINDEX, index) if index else body
 
 
 def parse_proxy(body: memoryview) -> tuple[int, Address, int]:

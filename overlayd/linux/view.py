@@ -8,11 +8,13 @@ import logging
 import os
 import socket
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from overlayd.errors import MechanismError
 from overlayd.linux import netns
 from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import find_link, read_link
 from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import FENCE_METRIC, ROUTE_PROTOCOL, Address, Interface, Netns, NetnsPath, Network
 
@@ -58,6 +60,45 @@ def read_host(netlink: Netlink) -> View:
     )
 
 
+def read_service(netlink: Netlink, bridge: rt.Link, ends: Collection[str]) -> View:
+    """As `read_host`, of one bridge, its ports, and the host ends of these names that are elsewhere: it costs what the
+    service has, whatever else is on the host.
+    """
+    links = {bridge.ifindex: bridge} | read_links(netlink, bridge.ifindex)
+    strays = _read_strays(netlink, set(ends) - {link.name for link in links.values()})
+    addresses: Addresses = defaultdict(list)
+    view = View(links | strays, addresses, set())
+    for index in (bridge.ifindex, *strays):
+        view = _with_addresses(netlink, view, index)
+    return replace(
+        view,
+        proxies=_read_proxies(netlink, bridge.ifindex),
+        forwarding=read_forwarding(netlink, bridge.ifindex),
+    )
+
+
+def _read_strays(netlink: Netlink, names: Collection[str]) -> dict[int, rt.Link]:
+    """The links of these names, and those that they are on."""
+    found = [link for name in sorted(names) if (link := find_link(netlink, name)) is not None]
+    links = {link.ifindex: link for link in found}
+    return links | {link.master: read_link(netlink, link.master) for link in found if link.master}
+
+
+def _with_addresses(netlink: Netlink, view: View, index: int) -> View:
+    """And what is on one more link: its addresses and routes."""
+    addresses, near = read_addresses(netlink, index)
+    routes, _ = read_routes(netlink, index=index)
+    kernels, _ = read_routes(netlink, rt.RTPROT_KERNEL, index)
+    connected = ((at, destination) for at, destination, _ in kernels)
+    return replace(
+        view,
+        addresses=defaultdict(list, view.addresses | addresses),
+        near=view.near | near,
+        routes=view.routes | routes,
+        connected=view.connected.union(connected),
+    )
+
+
 def _read(netlink: Netlink) -> View:
     links = read_links(netlink)
     addresses, near = read_addresses(netlink)
@@ -65,8 +106,9 @@ def _read(netlink: Netlink) -> View:
     return View(links, addresses, routes, sources, near)
 
 
-def read_links(netlink: Netlink) -> dict[int, rt.Link]:
-    links = map(rt.parse_link, netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()))
+def read_links(netlink: Netlink, master: int = 0) -> dict[int, rt.Link]:
+    """All links, or those on one."""
+    links = map(rt.parse_link, netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter(master)))
     return {link.ifindex: link for link in links}
 
 
@@ -82,15 +124,17 @@ def read_addresses(netlink: Netlink, index: int = 0) -> tuple[Addresses, frozens
     return found, frozenset(near)
 
 
-def read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL) -> tuple[set[Hop], _Sources]:
+def read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL, index: int = 0) -> tuple[set[Hop], _Sources]:
+    """The routes of a protocol, through all links or one."""
     found: set[Hop] = set()
     sources: _Sources = {}
-    for route in map(rt.parse_route, netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol))):
+    asked = rt.route_filter(protocol, index=index)
+    for route in map(rt.parse_route, netlink.dump("list routes", rt.RTM_GETROUTE, asked)):
         if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == protocol:
-            for index, _flags in route.hops:
-                found.add((index, route.destination, route.gateway))
+            for hop, _flags in route.hops:
+                found.add((hop, route.destination, route.gateway))
                 if route.source is not None:
-                    sources[index, route.destination] = route.source
+                    sources[hop, route.destination] = route.source
     return found, sources
 
 
@@ -103,15 +147,17 @@ def _read_fences(netlink: Netlink) -> frozenset[Network]:
     )
 
 
-def read_forwarding(netlink: Netlink) -> frozenset[tuple[int, bytes]]:
-    bodies = netlink.dump("list forwarding entries", rt.RTM_GETNEIGH, rt.forwarding_filter())
+def read_forwarding(netlink: Netlink, bridge: int = 0) -> frozenset[tuple[int, bytes]]:
+    bodies = netlink.dump("list forwarding entries", rt.RTM_GETNEIGH, rt.forwarding_filter(bridge))
     return frozenset(entry for entry in map(rt.parse_forwarding, bodies) if entry is not None)
 
 
-def _read_proxies(netlink: Netlink) -> frozenset[tuple[int, Address]]:
+def _read_proxies(netlink: Netlink, index: int = 0) -> frozenset[tuple[int, Address]]:
     families = (socket.AF_INET, socket.AF_INET6)
     bodies = (
-        body for each in families for body in netlink.dump("list proxies", rt.RTM_GETNEIGH, rt.proxy_filter(each))
+        body
+        for each in families
+        for body in netlink.dump("list proxies", rt.RTM_GETNEIGH, rt.proxy_filter(each, index))
     )
     return frozenset(
         (index, address) for index, address, protocol in map(rt.parse_proxy, bodies) if protocol == ROUTE_PROTOCOL

@@ -10,8 +10,26 @@ import pytest
 from veth_legs import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, service_leg
 
 from overlayd.linux import bridge, device, netns, veth
-from overlayd.linux.observe import DeviceLink, bridges_named, observe, observe_bridge, observe_host, observe_veth
-from overlayd.model.objects import GROUP_DEVICE, GROUP_DOOMED, LONGEST_SCOPE, Alias, Bridge, Device, Proxy, Route
+from overlayd.linux.observe import (
+    DeviceLink,
+    bridges_named,
+    observe,
+    observe_bridge,
+    observe_host,
+    observe_service,
+    observe_veth,
+)
+from overlayd.model.objects import (
+    GROUP_BRIDGE,
+    GROUP_DEVICE,
+    GROUP_DOOMED,
+    LONGEST_SCOPE,
+    Alias,
+    Bridge,
+    Device,
+    Proxy,
+    Route,
+)
 
 
 def wg(name, scope, *addresses):
@@ -55,6 +73,45 @@ def test_everything_comes_back_as_it_was_made(host, container, shell, version):
     assert observe_bridge("zl-foreign-b") is None
     assert observe_bridge("nope") is None
     assert observe_veth("veth-1-x", boxes[0].netns) is None
+
+
+@VERSIONS
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "true",
+        "ip link set {name} nomaster",
+        "ip link set {name} master zl-other-b",
+        "ip link set {name} down mtu 1300",
+        "ip link delete {name}",
+        "bridge link set dev {name} learning on; bridge fdb del {mac} dev {name} master",
+        "ip link set zl-web-b alias other",
+        "ip address flush dev zl-web-b",
+        "ip route flush dev zl-web-b; ip -6 route flush dev zl-web-b",
+        "ip route flush proto 111; ip -6 route flush proto 111",
+        "ip address flush dev {leg}",
+        "ip neigh flush proxy; ip -6 neigh flush proxy",
+    ],
+)
+def test_a_service_by_itself_shows_what_it_shows_among_all(host, container, shell, version, damage):
+    make_bridge(version)
+    make_node(shell, version)
+    shell(f"ip link add zl-other-b type bridge; ip link set zl-other-b up group {GROUP_BRIDGE}")
+    shell("ip link set zl-other-b alias 'overlayd bridge other'; ip link add p type veth peer name q master zl-other-b")
+    proxy = Proxy("web", "zl-web-b", ip_address({4: "10.1.0.77", 6: "fd01::77"}[version]))
+    bridge.create_proxy(proxy)
+    boxes = [container(), container()]
+    legs = [service_leg(boxes[0], 5, version), service_leg(boxes[1], 6, version), global_leg(boxes[1], version)]
+    for leg in legs:
+        veth.create(leg)
+    shell(damage.format(name=legs[0].name, leg=legs[2].name, mac=legs[0].mac.hex(":")))
+    among = observe_host(legs)
+    alone = observe_service("zl-web-b", legs)
+    wanted = [("bridge", "web"), proxy.key, *(leg.key for leg in legs)]
+    assert {key: among[key] for key in wanted if key in among} == {key: alone[key] for key in wanted if key in alone}
+    assert damage != "true" or all(among[leg.key] == leg for leg in legs)
+    assert alone.keys() <= {*wanted, ("bridge", "other")}  # which an end of it may have been moved to
+    assert observe_service("zl-nope-b", legs) is None
 
 
 def test_nothing_is_nothing(host):

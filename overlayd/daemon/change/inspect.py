@@ -48,7 +48,20 @@ def look(kernel: Kernel, want: Layout) -> Layout:
     """Of the links, addresses and routes in `want` those that are there, as they are seen from the host; the peers, key
     and port of a device that lives are believed.
     """
-    seen = links.observe_host(_veths(want))
+    return _wanted(kernel, want, links.observe_host(_veths(want)))
+
+
+def service(kernel: Kernel, want: Layout) -> Layout:
+    """As `look`, of the bridge in `want` and what hangs on it: it costs what the service has, whatever else is on the
+    host, unless the bridge has lost its name.
+    """
+    bridge = next((thing for thing in want.values() if isinstance(thing, Bridge)), None)
+    seen = links.observe_service(bridge.name, _veths(want)) if bridge is not None else None
+    return look(kernel, want) if seen is None else _wanted(kernel, want, seen)
+
+
+def _wanted(kernel: Kernel, want: Layout, seen: Mapping[Hashable, links.Observed]) -> Layout:
+    """What is seen of what is wanted."""
     alive: set[str] = set()
     found: Layout = {}
     for thing in want.values():

@@ -374,7 +374,7 @@ def _way(part: Part) -> Way:
     """What belongs to a part, how it is looked at, and what nobody may change meanwhile (None: anything)."""
     match part.kind:
         case "service":
-            return partial(of_service, name=part.name), inspect.look, [service_lock(part.name)]
+            return partial(of_service, name=part.name), inspect.service, [service_lock(part.name)]
         case "device":
             return partial(of_device, scope=part.name), inspect.look, None
         case "peers":
