@@ -126,6 +126,15 @@ nat-matrix: test-packages build ## every kind of NAT against every other, and lo
 resolvers: test-packages build ## C libraries, Go, unbound and systemd-resolved in containers, before bad upstreams (root; minutes)
 	@OVERLAYD_LOOKUPS=5 $(PYTHON) -m pytest -rs tests/e2e/test_resolvers.py
 
+.PHONY: cluster-sim
+cluster-sim: build ## 200 simulated nodes of a cluster on 2,000 faults, and 300 bad days of small ones (minutes)
+	@PYTHONPATH=tests $(PYTHON) -m sim.world --long 200 2000
+	@PYTHONPATH=tests $(PYTHON) -m sim.world 0 300
+
+.PHONY: cluster-outage
+cluster-outage: test-packages build ## etcd away for five minutes under ping, attaches and restarts (root; six minutes)
+	@OVERLAYD_OUTAGE=300 $(PYTHON) -m pytest -s tests/e2e/test_cluster_outage.py
+
 .PHONY: crash
 crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)
 	@PYTHONPATH=tests $(PYTHON) -m crash

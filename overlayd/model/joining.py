@@ -69,10 +69,11 @@ def require(draft: Draft) -> Membership:
     return known
 
 
-def follow(draft: Draft, change: Change, revision: int, witness: tuple[str, int, int] | None) -> list[str]:
+def follow(
+    draft: Draft, change: Change, revision: int, witness: tuple[str, int, int] | None, restored_at: int = 0
+) -> list[str]:
     """Take over news: the rows that `registry` gives for them, and the store's revision that they lead to, 0 for
-    none, with the newest key of then.  Returns
-    what moved, in words, for the log.
+    none, with the newest key of then; restored_at: as of `Membership`.  Returns what moved, in words, for the log.
     """
     moved: list[str] = []
     added: dict[str, tuple[Network, ...]] = {}  # by an orchestrator, to peers that have another key now
@@ -93,7 +94,9 @@ def follow(draft: Draft, change: Change, revision: int, witness: tuple[str, int,
             draft.put(row)
     known = draft.get(Membership)
     if known is not None and revision:
-        draft.put(replace(known, revision=revision, witness=witness))
+        known = replace(known, revision=revision, witness=witness)
+    if known is not None:
+        draft.put(replace(known, restored_at=restored_at))
     return moved
 
 
@@ -107,7 +110,7 @@ def _put_peer(draft: Draft, peer: Peer, before: tuple[Network, ...]) -> list[str
 
 def forget_id(draft: Draft) -> None:
     """The cluster of our name is another by now, and a person accepts that."""
-    draft.put(replace(require(draft), cluster_id="", revision=0, witness=None))
+    draft.put(replace(require(draft), cluster_id="", revision=0, witness=None, restored_at=0))
 
 
 def forget(draft: Draft) -> None:

@@ -9,7 +9,7 @@ accepts it, or the nodes return: it is more likely that the store was lost than 
 that went back to a backup has of nodes that are known: each tells of itself anew.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from msgspec.structs import replace
@@ -117,6 +117,14 @@ class Registry:
         elif key.startswith(NAMES):
             self._drop_part(key.removeprefix(NAMES))
 
+    def is_of_another_history(self, created: Mapping[str, int], revision: int) -> bool:
+        """Whether a listing tells of another past than the one that is known: of a store that was lost and filled anew
+        while this node was away.  created: of the nodes in it; revision: up to which the past is known.
+        """
+        anew = [at for name, at in created.items() if name in self._members and self._members[name].created != at]
+        most = len(self._members) >= GUARDED_FROM and len(anew) * 2 > len(self._members)
+        return most or any(at <= revision for at in anew)
+
     def complete(self, listed: Iterable[str], *, keep: bool, restored: bool = False) -> None:
         """These are the keys of all records that there are, each of which was put.  keep: no node goes that is not
         among them, however few these are; restored: no names either.
@@ -176,12 +184,13 @@ class Registry:
             return
         member = read_node(name, value, created)
         known = self._members.get(name)
-        if restored and known is not None and replace(known, created=created) != member:
+        if known is not None:
+            is_old = replace(known, created=created) != member
+        else:  # it was removed since, and what it had may be another's by now
+            is_old = any(each in self._claims or each in self.own_blocks for each in _claimed(member))
+        if restored and is_old:
             self.outdated.add(NODE + name)
             return
-        if restored and known is None:  # it was removed since, and what it had may be another's by now
-            newest = max((each.created for each in self._members.values()), default=0)
-            member = replace(member, created=max(created, newest + 1))
         self.outdated.discard(NODE + name)
         if name not in self._members and len(self._members) >= MOST_NODES:
             raise BadRecord(f"there are {MOST_NODES} nodes already, as many as a cluster may have")

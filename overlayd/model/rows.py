@@ -291,8 +291,9 @@ class Membership(Row, frozen=True, kw_only=True, omit_defaults=True):
     """This node's place in a cluster that is kept in a store.  cluster: its name; cluster_id: of its making, empty
     until it is known.  node: our name in it; instance: of our data directory, so that a name has one holder; machine:
     of the host that it is on.  blocks: of the cluster CIDR that are ours, the first one first.  revision: of the store,
-    up to which the rows of members are known; witness: the newest key of then (`proto.store`).  The rest is as the
-    cluster was made.
+    up to which the rows of members are known; witness: the newest key of then (`proto.store`).  restored_at: what the
+    store has up to this revision is of a backup that was put back, and not all of it is accepted; 0 when there is no
+    such doubt.  The rest is as the cluster was made.
     """
 
     table: ClassVar[str] = "membership"
@@ -310,6 +311,7 @@ class Membership(Row, frozen=True, kw_only=True, omit_defaults=True):
     blocks: tuple[Network, ...] = ()
     revision: int = 0
     witness: tuple[str, int, int] | None = None
+    restored_at: int = 0
 
 
 class Member(Row, frozen=True, kw_only=True, omit_defaults=True):

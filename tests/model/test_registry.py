@@ -122,6 +122,18 @@ def test_a_listing_that_lacks_most_nodes_removes_none(known: int, lacking: int, 
     assert len(rows.peers()) == (known if guarded else known - lacking)
 
 
+def test_nodes_that_came_at_another_time_than_is_known_are_of_another_history() -> None:
+    found, _ = filled(12)
+    known = {f"n{number}": found.member(f"n{number}").created for number in range(12)}  # type: ignore[union-attr]
+    newest = max(known.values())
+    assert not found.is_of_another_history(known, newest)
+    assert not found.is_of_another_history({"new": newest + 1}, newest)
+    anew = {name: newest + 1 + at for name, at in list(known.items())[:6]}
+    assert not found.is_of_another_history(known | anew, newest), "removed, and registered anew"
+    assert found.is_of_another_history(known | {name: newest + 1 + at for name, at in known.items()}, newest)
+    assert found.is_of_another_history(known | {"n3": known["n3"] + 1}, newest)
+
+
 def test_what_is_withheld_ends_by_return_by_removal_or_by_acceptance() -> None:
     found, rows = filled(4)
     found.put("s/name/n2", b'{"web": ["10.200.2.9"]}', 1)
@@ -159,8 +171,7 @@ def test_what_a_restored_store_has_of_known_nodes_waits_until_they_tell_it_anew(
 
     list_backup()
     assert {id: row for id, row in rows.rows.items() if id in before} == before
-    assert told.outdated == {"s/node/a", "s/name/a", "s/name/b"}
-    assert rows.peers()[key(3)].listed == ()
+    assert told.outdated == {"s/node/a", "s/node/c", "s/name/a", "s/name/b"}
     # A listing that comes later is of the same backup, but for what was put since.
     told.put("s/node/a", record(1, 1, blocks=["10.200.12.0/24"]), 5)
     told.put("s/node/b", record(2, 2), 6, restored=True)
@@ -169,9 +180,10 @@ def test_what_a_restored_store_has_of_known_nodes_waits_until_they_tell_it_anew(
     told.complete(["s/node/a", "s/node/b", "s/node/c", "s/name/b"], keep=False)
     rows.take(told)
     assert rows.peers()[key(1)].listed == (ip_network("10.200.1.0/24"), ip_network("10.200.12.0/24"))
-    assert told.outdated == {"s/name/a", "s/name/b"}
+    assert told.outdated == {"s/node/c", "s/name/a", "s/name/b"}
     told.put("s/name/a", b'{"new": ["10.200.1.9"]}', 5)
     told.remove("s/name/b")
+    told.put("s/node/c", record(3, 3), 60)
     rows.take(told)
     names = {row.part: set(row.names) for row in rows.rows.values() if isinstance(row, MemberNames)}
     assert names == {"a": {"new"}}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sim.world import PLANTED, bad_day, shrunk, violations
+from sim.world import PLANTED, bad_day, long_day, shrunk, violations
 
 DAYS = 60
 
@@ -13,6 +13,12 @@ def test_what_must_hold_holds_on_bad_days(first: int) -> None:
         nodes, faults = bad_day(seed)
         found = violations(seed, nodes, faults)
         assert not found, (seed, nodes, shrunk(seed, nodes, faults), found)
+
+
+@pytest.mark.parametrize("seed", [2, 6])
+def test_what_must_hold_holds_in_a_larger_cluster(seed: int) -> None:
+    """`make cluster-sim` has 200 nodes and 2,000 faults."""
+    assert not violations(seed, 30, long_day(seed, 30, 80))
 
 
 @pytest.mark.parametrize("planted", PLANTED)

@@ -5,6 +5,7 @@ invariants see something.  Must not know: how a node works.
 """
 
 import asyncio
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from sim.node import Crash, Journal, NoNat, SimNode, current
 
 CIDR = ip_network("10.200.0.0/16")
 SETTLE = 150.0  # seconds after the last fault
+FEW = 8  # nodes of an ordinary day
 PLANTED = ("lease", "unjournalled", "empty")
 POINTS = ("cluster:claimed", "cluster:journaled", "cluster:applied", "cluster:listed", "cluster:published")
 
@@ -71,6 +73,8 @@ class World:
         self.random = random.Random(seed)
         self.hosts = [Host(f"n{number}", number) for number in range(nodes)]
         self.faults = sorted(faults)
+        self.crowding = max(1.0, nodes / FEW)  # names change so much less often that the cluster has as many to tell
+        self.block_prefix = 20 if nodes <= FEW else 26
         self.planted = planted
         self.etcd = ModelEtcd()
         self.removed: set[str] = set()
@@ -114,7 +118,7 @@ class World:
         host.ended.clear()
         host.node = SimNode(host.name, host.journal, lambda now, old: self._changed(host, now, old), self._forgetful)
         host.link = Link(self.etcd, host.name)
-        settings = Settings((), "sim", host.name, "", Files(), None, CIDR, 20, "")
+        settings = Settings((), "sim", host.name, "", Files(), None, CIDR, self.block_prefix, "")
         place = Place(f"machine{host.number}", "boot")
         host.cluster = cluster = Cluster(
             host.node,  # type: ignore[arg-type]
@@ -157,7 +161,7 @@ class World:
         """Containers come and go, and their names with them."""
         assert host.node is not None
         while True:
-            await asyncio.sleep(self.random.uniform(5, 40))
+            await asyncio.sleep(self.random.uniform(5, 40) * self.crowding)
             name = f"{host.name}-{self.random.randrange(3)}"
             address = CIDR[self.random.randrange(1, 60000)]
             await host.node.change(lambda draft, name=name, address=address: records.register(draft, name, address))
@@ -353,7 +357,16 @@ def bad_day(seed: int) -> tuple[int, list[Fault]]:
         Fault(chance.uniform(0, 150), chance.choice(KINDS), chance.randrange(64), chance.choice((1.0, 20.0, 70.0)))
         for _ in range(chance.randrange(1, 8))
     ]
-    return chance.randrange(2, 8), faults
+    return chance.randrange(2, FEW), faults
+
+
+def long_day(seed: int, nodes: int, steps: int) -> list[Fault]:
+    """So many faults of a large cluster, one every two seconds."""
+    chance = random.Random(seed)
+    return [
+        Fault(chance.uniform(0, 2.0 * steps), chance.choice(KINDS), chance.randrange(nodes), chance.choice((1.0, 20.0)))
+        for _ in range(steps)
+    ]
 
 
 def violations(seed: int, nodes: int, faults: list[Fault], planted: str = "") -> list[str]:
@@ -376,7 +389,13 @@ def shrunk(seed: int, nodes: int, faults: list[Fault], planted: str = "") -> lis
 
 
 def main() -> int:
-    """`python -m sim.world FIRST COUNT`: many days, by hand."""
+    """`python -m sim.world FIRST COUNT`: many days; `--long NODES STEPS`: one of a large cluster."""
+    logging.disable()
+    if sys.argv[1] == "--long":
+        nodes, steps = int(sys.argv[2]), int(sys.argv[3])
+        found = violations(1, nodes, long_day(1, nodes, steps))
+        print(*found or [f"{nodes} nodes: {steps} faults hold"], sep="\n  ")
+        return bool(found)
     first, count = int(sys.argv[1]), int(sys.argv[2])
     for seed in range(first, first + count):
         nodes, faults = bad_day(seed)

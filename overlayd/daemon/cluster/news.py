@@ -56,9 +56,10 @@ class News:
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._revision = 0
-        self._restored_at = 0  # what was put up to this revision is of a backup, and nobody has accepted that
+        self._restored_at: int  # what was put up to this revision is of a backup, and not all of it is accepted
         self._witness: Witness | None = None
         state, known = node.state, node.state.table(Membership)[""]
+        self._restored_at = known.restored_at
         assert known.cidr is not None
         self.registry = Registry(
             known.node,
@@ -101,6 +102,8 @@ class News:
                         following = self._waiting.popleft()
                         assert isinstance(following, Delta)
                         gathered += self._read_delta(following)
+                if not self.guarded:
+                    self._restored_at = 0
                 await self._take_over()
             await self._take_over()
 
@@ -125,14 +128,15 @@ class News:
                 known.cluster,
             )
             return
-        if snapshot.restored:
+        created = {key.removeprefix(NODE): entry.created for key, entry in entries.items() if key.startswith(NODE)}
+        if snapshot.restored or self.registry.is_of_another_history(created, known.revision):
             self._restored_at = snapshot.revision
         for number, entry in enumerate(snapshot.entries):
             self._read(entry.key, entry)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-        keep = CONFIG not in entries or snapshot.restored
-        self.registry.complete(entries, keep=keep, restored=snapshot.restored)
+        restored = bool(self._restored_at)
+        self.registry.complete(entries, keep=CONFIG not in entries or restored, restored=restored)
         if self.registry.outdated:
             log.error(
                 "cluster %s: the store has older records of %d keys than are known here, its revision went back: was a "
@@ -205,7 +209,7 @@ class News:
         while True:
             change = self.registry.take(BATCH)
             whole = not self.registry.pending
-            if not change and whole:
+            if not change and whole and self._restored_at == self._node.state.table(Membership)[""].restored_at:
                 return
             revision = self._revision if whole and not self.guarded else 0
             await self._commit(change, revision)
@@ -218,7 +222,7 @@ class News:
         while True:
             try:
                 moved = await self._node.change_together(
-                    lambda draft: joining.follow(draft, change, revision, witness),
+                    lambda draft: joining.follow(draft, change, revision, witness, self._restored_at),
                     [*peers_locks(GLOBAL), RECORDS],
                 )
             except OverlaydError as error:

@@ -1,0 +1,143 @@
+"""A cluster on an etcd with 5,000 registered nodes beside three real daemons: memory, start, and how soon a change is
+everywhere.
+
+etcd has three members.  The registered nodes are records; followers are streams of what a daemon's own stream is made
+of.  A burst is read once by followers that keep their streams open, and once by those that read in windows, as daemons
+do.
+
+    python bench/bench_cluster.py           (root: makes network namespaces; etcd)
+"""
+
+import re
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from lab import Lab  # noqa: E402
+from lab.etcd import Etcd  # noqa: E402
+from lab.patience import until  # noqa: E402
+from lab.registered import Registered  # noqa: E402
+from lab.sites import Site, sites  # noqa: E402
+from smoke import SMOKE  # noqa: E402
+
+NODES, FOLLOWERS, BURST_FOLLOWERS, BURST, RUNS = (20, 5, 5, 30, 1) if SMOKE else (5_000, 5_000, 500, 500, 5)
+RATE = 10  # of the cluster, changes a second
+TICKS = 100  # of /proc/PID/stat, a second
+PATIENCE = 300.0  # seconds
+
+
+def told(what: str, value: str) -> None:
+    print(f"{what:<72}{value:>14}", flush=True)
+
+
+def rss(pid: int) -> float:
+    """MiB."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def processor(*pids: int) -> float:
+    """Seconds that processes have had the processor."""
+    return (
+        sum(sum(map(int, Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[11:13])) for pid in pids) / TICKS
+    )
+
+
+def pid_of(site: Site) -> int:
+    assert site.node.daemon is not None
+    return site.node.daemon.pid
+
+
+def members(etcd: Etcd) -> list[int]:
+    return [each.process.pid for each in etcd.members if each.process is not None]
+
+
+def on_devices(nodes: list[Site], answer: dict[str, Any]) -> None:
+    """Wait until the last change that `Registered` told of is on all nodes' devices."""
+    line = f"{answer['key']}\t{answer['endpoint']}"
+    for site in nodes:
+        until(partial(_shows, site, site.status["interface"], line), site.node.log_tail, seconds=PATIENCE)
+
+
+def _shows(site: Site, device: str, line: str) -> bool:
+    return line in site.node.run(["wg", "show", device, "endpoints"])
+
+
+def knows_all(site: Site) -> bool:
+    return bool(site.status["peer_count"] == NODES + 2)
+
+
+def main() -> None:
+    with Lab() as lab, Etcd(lab, 3) as etcd:
+        nodes = sites(lab, etcd, ["alpha", "beta", "gamma"], ["--cluster-cidr", "10.0.0.0/8"])
+        time.sleep(0 if SMOKE else 3)
+        told("memory of a daemon, three nodes", f"{rss(pid_of(nodes[0])):.0f} MiB")
+        with Registered(etcd.members[0].node, etcd.urls, "prod") as registered:
+            join(etcd, nodes, registered)
+            restart(nodes[2])
+            change(etcd, nodes, registered)
+            burst(etcd, nodes, registered)
+
+
+def join(etcd: Etcd, nodes: list[Site], registered: Registered) -> None:
+    before, used = time.monotonic(), processor(*map(pid_of, nodes))
+    took = registered.ask("register", NODES)["seconds"]
+    for site in nodes:
+        until(partial(knows_all, site), site.node.log_tail, seconds=PATIENCE)
+    everywhere = time.monotonic() - before
+    told(f"{NODES:,} nodes registered at once", f"{took:.1f} s")
+    told("all are peers of the three daemons' devices after", f"{everywhere:.1f} s")
+    told("processor time of a daemon for that", f"{(processor(*map(pid_of, nodes)) - used) / 3:.1f} s")
+    told(f"memory of a daemon, {NODES:,} nodes", f"{rss(pid_of(nodes[0])):.0f} MiB")
+    told("memory of a member of etcd", f"{max(map(rss, members(etcd))):.0f} MiB")
+
+
+def restart(site: Site) -> None:
+    taken = []
+    for _ in range(RUNS):
+        site.node.stop()
+        began = time.monotonic()
+        site.start()
+        taken.append(time.monotonic() - began)
+    told("start of a daemon to ready, with these peers", f"{statistics.median(taken):.2f} s")
+    site.state("connected")
+
+
+def change(etcd: Etcd, nodes: list[Site], registered: Registered) -> None:
+    opened = registered.ask("follow", FOLLOWERS, 1e9)["seconds"]
+    told(f"{FOLLOWERS:,} followers opened", f"{opened:.1f} s")
+    told("memory of a member of etcd, with its part of them", f"{max(map(rss, members(etcd))):.0f} MiB")
+    streams, devices, used = [], [], []
+    for number in range(RUNS):
+        before, began = processor(*members(etcd)), time.monotonic()
+        answer = registered.ask("change", 1, number)
+        streams.append(answer["seconds"])
+        on_devices(nodes, answer)
+        devices.append(time.monotonic() - began)
+        used.append(processor(*members(etcd)) - before)
+    told("a change is known to all followers after", f"{statistics.median(streams):.2f} s")
+    told("and on the three daemons' devices after", f"{statistics.median(devices):.2f} s")
+    told("processor time of etcd's three members for it", f"{statistics.median(used):.2f} s")
+
+
+def burst(etcd: Etcd, nodes: list[Site], registered: Registered) -> None:
+    for what, rate in (("streams that stay open", 1e9), ("windows", RATE)):
+        registered.ask("follow", BURST_FOLLOWERS, rate)
+        before, began = processor(*members(etcd)), time.monotonic()
+        answer = registered.ask("change", BURST, 0)
+        used = processor(*members(etcd)) - before
+        told(f"{BURST:,} changes in a burst, {BURST_FOLLOWERS:,} followers, {what}", f"{answer['seconds']:.1f} s")
+        told("processor time of etcd's three members for it", f"{used:.1f} s")
+        on_devices(nodes, answer)
+        told("on the three daemons' devices after", f"{time.monotonic() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
