@@ -10,12 +10,14 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON := .venv/bin/python
 
-# Debian packages: to build, to run the daemon and the laboratory of the demo, and to run the tests on top of that.
+# Debian packages: to build, to run the daemon and follow the quick start, to run the laboratory of the demo on top of
+# that, and to run the tests.
 BUILD_PACKAGES := python3 python3-dev python3-venv build-essential ca-certificates
-DEMO_PACKAGES := $(BUILD_PACKAGES) iproute2 iputils-ping nftables tcpdump util-linux wireguard-go wireguard-tools
+RUN_PACKAGES := iproute2 iputils-ping nftables util-linux wireguard-go wireguard-tools bind9-dnsutils
+DEMO_PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) tcpdump
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn \
   iperf3
-CLUSTER_PACKAGES := $(DEMO_PACKAGES) bind9-dnsutils etcd-server etcd-client
+CLUSTER_PACKAGES := $(DEMO_PACKAGES) etcd-server etcd-client
 TEST_PACKAGES := $(CLUSTER_PACKAGES) dnsperf iperf3 strace systemd iptables crun busybox-static coturn dnsmasq-base \
   procps e2fsprogs conntrack openssl musl-tools unbound-host bind9-utils
 IMAGE_PACKAGES := buildah debootstrap
@@ -66,6 +68,15 @@ test-pure: build ## the tests of the half without I/O (no root; seconds)
 test-debian: root ## demo and test in a fresh root of SUITE, such as SUITE=bookworm (default: trixie; root, git)
 	@$(call install,debootstrap git)
 	@tests/debian/run-in-debian $(or $(SUITE),trixie) demo test
+
+.PHONY: quick-start
+quick-start: run-packages build ## the README's quick start, pasted into the terminals of two nodes (root)
+	@$(PYTHON) -m pytest tests/e2e/test_quick_start.py
+
+.PHONY: stranger
+stranger: root ## the same in a fresh Debian, with the time that it took (root, git)
+	@$(call install,debootstrap git)
+	@time tests/debian/run-in-debian $(or $(SUITE),trixie) quick-start
 
 # A copy whose extension modules tell which of their lines run.  Tracing allocates objects where the module does not, so
 # the garbage collector may run in the middle of a listing, which one test has it do at its end.
@@ -218,9 +229,11 @@ if [[ ! -e build/clients/$(2)/usr ]]; then \
 fi
 endef
 
-.PHONY: build-packages demo-packages bench-packages cluster-packages test-packages
+.PHONY: build-packages run-packages demo-packages bench-packages cluster-packages test-packages
 build-packages:
 	@if ((EUID == 0)) && command -v apt-get > /dev/null; then $(call install,$(BUILD_PACKAGES)); fi
+run-packages: root
+	@$(call install,$(RUN_PACKAGES))
 demo-packages: root
 	@$(call install,$(DEMO_PACKAGES))
 bench-packages: root
