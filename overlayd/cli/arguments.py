@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from overlayd import __version__
-from overlayd.cli import cluster_words
+from overlayd.cli import cluster_words, cni_words
 from overlayd.cli.words import Command, Option
 from overlayd.cli.words import duration as _duration
 from overlayd.cli.words import option as _option
@@ -333,6 +333,12 @@ COMMANDS = (
         "See and change the cluster that this node is in without an orchestrator.",
         epilog=cluster_words.EPILOG,
         actions=cluster_words.ACTIONS,
+    ),
+    Command(
+        "cni",
+        "Let container runtimes use the overlay: containerd, CRI-O, podman, nomad, Kubernetes.",
+        epilog=cni_words.EPILOG,
+        actions=cni_words.ACTIONS,
     ),
     Command(
         "edge",

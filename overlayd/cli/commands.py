@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from overlayd import __version__
-from overlayd.cli import cluster, completion, lists, tables, top, wgshow
+from overlayd.cli import cluster, cni, completion, lists, tables, top, wgshow
 from overlayd.cli.arguments import EXIT_ERR, EXIT_FINDINGS, EXIT_UNAVAILABLE
 from overlayd.cli.call import UsageError, list_requests, parse_request
 from overlayd.cli.columns import Paper, printable
@@ -414,6 +414,7 @@ COMMANDS: dict[str, Callable[[Namespace], Awaitable[int | None]]] = {
     "edge revoke": _edge_revoke,
     "rotate-key": _rotate_key,
     **{f"cluster {action}": _cluster for action in cluster.ACTIONS},
+    **{f"cni {action}": do for action, do in cni.ACTIONS.items()},
 }
 
 

@@ -24,6 +24,7 @@ from overlayd.proto.envelope import is_consumer_protocol
 
 DATA_DIR = "/var/lib/overlayd"
 SOCKET = "/run/overlayd/overlayd.sock"
+CNI_SOCKET = "cni.sock"
 CONFIG_FILE = "/etc/overlayd/overlayd.toml"
 NAMESPACE_ID = "overlayd"
 ETCD_PREFIX = "overlayd"
@@ -45,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     data_dir: str = DATA_DIR
     socket: str = SOCKET
     socket_group: str | None = None
+    cni_socket: str = ""
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
     wireguard: WireGuard = "auto"
@@ -76,6 +78,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     etcd_user: str = ""
     etcd_password_file: str = ""
     etcd_insecure: bool = False
+
+    @property
+    def cni_path(self) -> str:
+        """The socket of the CNI shim, empty for none."""
+        if self.cni_socket == "none":
+            return ""
+        return self.cni_socket or str(Path(self.socket).with_name(CNI_SOCKET))
 
     @property
     def upstreams(self) -> tuple[Upstream, ...]:
@@ -114,6 +123,12 @@ def parser() -> argparse.ArgumentParser:
         "--socket-group",
         metavar="GROUP",
         help="group that may use the socket, beside root and the daemon's own user (default: overlayd, if it exists)",
+    )
+    option(
+        "--cni-socket",
+        metavar="PATH",
+        help="where the CNI shim of container runtimes connects, root alone; none: nowhere "
+        f"(default: {CNI_SOCKET} beside --socket)",
     )
     option("--config", metavar="FILE", help=f"configuration file (default {CONFIG_FILE}, if it exists)")
     option("--log-format", choices=get_args(LogFormat), help="how a line of the log is written (default text)")
@@ -294,8 +309,9 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         raise ConfigError(f"wireguard-go: not an absolute path: {config.wireguard_go}")
     if config.no_probe and config.identity_file:
         raise ConfigError("identity-file: of no use with no-probe, since nobody could check it")
-    if len(os.fsencode(config.socket)) > 107:  # sun_path of struct sockaddr_un, less its NUL
-        raise ConfigError(f"socket: the path is longer than the 107 bytes a Unix socket may have: {config.socket}")
+    for setting, path in (("socket", config.socket), ("cni-socket", config.cni_path)):
+        if len(os.fsencode(path)) > 107:  # sun_path of struct sockaddr_un, less its NUL
+            raise ConfigError(f"{setting}: the path is longer than the 107 bytes a Unix socket may have: {path}")
     return config
 
 

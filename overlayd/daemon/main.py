@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import uvloop
 
@@ -27,6 +27,7 @@ from overlayd.daemon.change.claim import InUse as DirectoryInUse
 from overlayd.daemon.change.claim import claimed
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.cni.serving import Runtimes
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.doctor import Doctor
@@ -79,6 +80,13 @@ PATIENCE = 10.0
 # Our own constant: seconds that a thread may keep the interpreter while another one waits for it.  With CPython's 5 ms
 # an answer, which takes the interpreter several times, waits for each worker thread that computes several times that.
 SWITCH_INTERVAL = 0.0005
+
+
+class Bound(NamedTuple):
+    """The sockets, before anybody is served.  clients: of orchestrators; shims: of runtimes, None for none."""
+
+    clients: socket.socket
+    shims: socket.socket | None
 
 
 def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
@@ -143,7 +151,10 @@ def _claim_and_run(
     journal = Journal.open(directory, salvage=options.salvage_journal)
     _claim_namespace(claims)
     admission = listener.Admission(config.socket_group)
-    bound = claims.enter_context(listener.served(config.socket, admission.gid))
+    bound = Bound(
+        claims.enter_context(listener.served(config.socket, admission.gid)),
+        claims.enter_context(listener.served(config.cni_path, None, 0o600)) if config.cni_path else None,
+    )
     return uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt))
 
 
@@ -158,7 +169,7 @@ async def _serve(
     config: Config,
     journal: Journal,
     admission: listener.Admission,
-    bound: socket.socket,
+    bound: Bound,
     fresh: float,
     *,
     repetition: logs.Repetition,
@@ -169,10 +180,7 @@ async def _serve(
     Every part is a context on one stack.  So whatever fails, and wherever, the parts end in the reverse order of their
     start, each of them.
     """
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = _told_to_stop()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         stack.push_async_callback(journal.close)
@@ -184,7 +192,9 @@ async def _serve(
         stack.push_async_callback(node.close)
         boot = start.boot_id()
         # It reads the whole executable: beside the start, not after it.
-        identifying = loop.run_in_executor(None, identity.current, config.namespace_id, config.socket)
+        identifying = asyncio.get_running_loop().run_in_executor(
+            None, identity.current, config.namespace_id, config.socket
+        )
         await start.resume(node, boot, adopting=adopting)
         me = await identifying
         tasks = await enter(Tasks())
@@ -216,7 +226,6 @@ async def _serve(
         cluster = _in_cluster(config, node, nat, boot, stopping.set)
         status = StatusView(node, health, _about(node), cluster.status if cluster is not None else None)
         stack.enter_context(node.subscribe(status.follow))
-        stack.enter_context(node.subscribe(partial(grants.tell_lost, node)))
         doctor = Doctor(
             node,
             sentinel,
@@ -235,12 +244,22 @@ async def _serve(
         )
         server = Server(Handlers(daemon), admission, requests.spawn, _multiplexer(config, me), quotas=_quotas(config))
         stack.enter_context(_publishing(node, health, sentinel, doctor, server))
-        await enter(_measuring(config, daemon, server.handlers, sentinel, tasks))
-        await enter(server.serving(bound, PATIENCE))
+        runtimes = Runtimes(daemon, config.cni_path)
+        await enter(_measuring(config, daemon, (server.handlers, runtimes), sentinel, tasks))
+        await enter(runtimes.serving(bound.shims, sentinel, requests.spawn, PATIENCE))
+        await enter(server.serving(bound.clients, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
         await enter(cluster.running(server.handlers.run, tasks.keep_up) if cluster is not None else nullcontext())
         await _run(config.socket, stopping, repetition, cluster)
         return BAD_CONFIG if cluster is not None and cluster.refusal else 0
+
+
+def _told_to_stop() -> asyncio.Event:
+    """Set by the signals that end the daemon."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping
 
 
 def _about(node: Node) -> About:
@@ -250,7 +269,7 @@ def _about(node: Node) -> About:
 
 @asynccontextmanager
 async def _measuring(
-    config: Config, daemon: Daemon, handlers: Handlers, sentinel: Sentinel, tasks: Tasks
+    config: Config, daemon: Daemon, answering: Sequence[Handlers | Runtimes], sentinel: Sentinel, tasks: Tasks
 ) -> AsyncIterator[None]:
     """Serve metrics until the block ends, if that is wanted."""
     if not config.metrics:
@@ -261,7 +280,8 @@ async def _measuring(
     from overlayd.daemon.metrics.requests import Requests  # noqa: PLC0415
 
     requests = Requests()
-    handlers.observe(requests.record)
+    for each in answering:
+        each.observe(requests.record)
     daemon.node.time_syncs(requests.syncs.observe)
     watch = tasks.keep_up(requests.watch_loop)
     collection = Collection(requests, daemon, sentinel, started=time.time(), each_peer=config.metrics_peers)
@@ -277,7 +297,8 @@ async def _measuring(
 def _publishing(node: Node, health: Health, sentinel: Sentinel, doctor: Doctor, server: Server) -> Iterator[None]:
     """Let clients hear of what happens, until the block ends."""
     doctor.found = partial(tell_finding, server)
-    with health.subscribe(_Onward(sentinel, server)), told(node, server) as sentinel.repaired:
+    lost = node.subscribe(partial(grants.tell_lost, node))
+    with lost, health.subscribe(_Onward(sentinel, server)), told(node, server) as sentinel.repaired:
         yield
 
 

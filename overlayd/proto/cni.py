@@ -25,6 +25,7 @@ INCOMPATIBLE_VERSION = 1
 UNSUPPORTED_FIELD = 2
 UNKNOWN_CONTAINER = 3
 INVALID_ENVIRONMENT = 4
+IO_FAILURE = 5
 NOT_DECODED = 6
 INVALID_CONFIG = 7
 TRY_AGAIN = 11
@@ -34,7 +35,7 @@ KERNEL = 100
 NO_ADDRESS = 101
 NAME_TAKEN = 102
 
-LONGEST_ID = 1024  # characters, ours: a container's id has 64
+LONGEST_ID = 200  # characters, ours, as of every attachment: a container's id has 64
 LONGEST_IFNAME = 15  # bytes: IFNAMSIZ of linux/if.h, less its NUL
 LONGEST_QUOTED = 60  # characters, ours
 

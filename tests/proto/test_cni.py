@@ -83,7 +83,7 @@ def test_what_no_shim_sends(body: bytes) -> None:
         ({"container_id": ""}, "CNI_CONTAINERID: '' is not the id of a container"),
         ({"container_id": "../x"}, "CNI_CONTAINERID: '../x' is not"),
         ({"container_id": "a\n"}, r"CNI_CONTAINERID: 'a\n' is not"),
-        ({"container_id": "a" * 1025}, "CNI_CONTAINERID: "),
+        ({"container_id": "a" * 201}, "CNI_CONTAINERID: "),
         ({"ifname": ""}, "CNI_IFNAME: '' is not the name of an interface"),
         ({"ifname": "a" * 16}, "CNI_IFNAME: "),
         ({"ifname": "é" * 8}, "CNI_IFNAME: "),
@@ -102,7 +102,7 @@ def test_an_environment_that_cannot_be(given: dict[str, str], message: str) -> N
 
 
 def test_an_environment_that_can_be() -> None:
-    cni.require_call(environment(container_id="a" * 1024, ifname="a" * 15), "0.3.0")
+    cni.require_call(environment(container_id="a" * 200, ifname="a" * 15), "0.3.0")
     cni.require_call(environment("DEL", netns=""), "")
     cni.require_call(environment("STATUS", container_id="", ifname="", netns=""), "1.1.0")
 

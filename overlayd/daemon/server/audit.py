@@ -5,6 +5,7 @@ Owns: the line and its fields.  Must not know: what a request does.
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from overlayd import wire
 from overlayd.daemon.server.listener import Credentials
@@ -39,22 +40,37 @@ def tell(client: Credentials, program: str, request: wire.Request, response: wir
     """Log a change, also one that was refused."""
     if isinstance(request, _READS) or not log.isEnabledFor(logging.INFO):
         return
-    op, object = str(request.__struct_config__.tag), _subject(request)
+    op, result = str(request.__struct_config__.tag), str(response.__struct_config__.tag)
     refusal = response.message if isinstance(response, wire.Err) else ""
-    milliseconds = round(seconds * 1000, 1)
+    write(client, program, Told(op, _subject(request), result, refusal, seconds))
+
+
+class Told(NamedTuple):
+    """What a line tells.  refusal: why it was not done, empty when it was."""
+
+    op: str
+    object: str
+    result: str
+    refusal: str
+    seconds: float
+
+
+def write(client: Credentials, program: str, told: Told) -> None:
+    """Log what somebody asked for."""
+    milliseconds = round(told.seconds * 1000, 1)
     log.info(
         "%s %s: %s in %s ms (%s %s)",
-        op,
-        object,
-        f"refused, {refusal}" if refusal else "done",
+        told.op,
+        told.object,
+        f"refused, {told.refusal}" if told.refusal else "done",
         milliseconds,
         client,
         program,
         extra={
             "fields": {
-                "op": op,
-                "object": object,
-                "result": str(response.__struct_config__.tag),
+                "op": told.op,
+                "object": told.object,
+                "result": told.result,
                 "ms": milliseconds,
                 "pid": client.pid,
                 "uid": client.uid,

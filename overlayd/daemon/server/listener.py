@@ -91,9 +91,9 @@ class Admission:
         return self._gid in os.getgrouplist(user.pw_name, user.pw_gid)
 
 
-def bind(path: str, gid: int | None) -> socket.socket:
-    """The listening socket, mode 0660, of the group `gid`, in a directory that all may enter.  InUse: somebody answers
-    on the path.  A stale socket is replaced; StateError: something else is there.
+def bind(path: str, gid: int | None, mode: int = 0o660) -> socket.socket:
+    """The listening socket, of that mode and the group `gid`, in a directory that all may enter.  InUse: somebody
+    answers on the path.  A stale socket is replaced; StateError: something else is there.
     """
     _refuse_if_answered(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -105,7 +105,7 @@ def bind(path: str, gid: int | None) -> socket.socket:
         listener.bind(path)
         if gid is not None:
             os.chown(path, -1, gid)
-        Path(path).chmod(0o660)
+        Path(path).chmod(mode)
     except OSError as error:
         listener.close()
         raise MechanismError("bind socket", path, error.errno or 0) from error
@@ -115,9 +115,9 @@ def bind(path: str, gid: int | None) -> socket.socket:
 
 
 @contextmanager
-def served(path: str, gid: int | None) -> Iterator[socket.socket]:
+def served(path: str, gid: int | None, mode: int = 0o660) -> Iterator[socket.socket]:
     """The listening socket of `bind`.  At the end its file goes, unless the path is a successor's by then."""
-    with bind(path, gid) as listener:
+    with bind(path, gid, mode) as listener:
         file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # held, so that no other file gets its number
         try:
             yield listener

@@ -1,0 +1,71 @@
+"""DELs that the CNI shim left while no daemon took them.
+
+Owns: their directory, beside the socket.  Must not know: what a DEL does.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from overlayd.errors import ProtocolError
+from overlayd.proto import cni
+from overlayd.proto.cni import Answer, Call
+
+log = logging.getLogger(__name__)
+
+# Our own constants.
+AT_ONCE = 256  # DELs that are done at the same time
+ABANDONED = 60.0  # seconds after which a file that a shim has not finished is nobody's
+
+
+class DeleteQueue:
+    """The directory.  A file in it is called `<container id>.<ifname>`, and holds a shim's request."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def open(self) -> None:
+        """Make the directory, so that shims can leave DELs."""
+        with suppress(FileExistsError):
+            self._directory.mkdir(0o700, parents=True)
+
+    def forget(self, container_id: str, ifname: str) -> None:
+        """A DEL of that interface has been done since, or an ADD made it anew."""
+        with suppress(FileNotFoundError):
+            (self._directory / f"{container_id}.{ifname}").unlink()
+
+    async def work_off(self, do: Callable[[Call], Awaitable[Answer]]) -> None:
+        """Do all that were left.  One that fails stays for the next start, unless its interface is made anew."""
+        began, calls = time.monotonic(), self._calls()
+        number = failed = 0
+        while several := list(islice(calls, AT_ONCE)):
+            answers = await asyncio.gather(*(do(call) for call in several))
+            number += len(several)
+            failed += sum(answer.exit != 0 for answer in answers)
+        if number:
+            took = time.monotonic() - began
+            log.info("%d DELs were left while no daemon ran: done in %.2f s, %d failed", number, took, failed)
+
+    def _calls(self) -> Iterator[Call]:
+        for entry in os.scandir(self._directory):
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                if time.time() - entry.stat().st_mtime > ABANDONED:
+                    path.unlink(missing_ok=True)
+                continue
+            try:
+                call = cni.decode(path.read_bytes())
+            except (ProtocolError, OSError) as error:
+                log.error("%s is no DEL of the CNI shim, and is removed: %s", path, error)
+                path.unlink(missing_ok=True)
+                continue
+            if call.cni.command != "DEL" or f"{call.cni.container_id}.{call.cni.ifname}" != entry.name:
+                log.error("%s is no DEL of what it is called after, and is removed", path)
+                path.unlink(missing_ok=True)
+                continue
+            yield call
