@@ -51,10 +51,12 @@ exit status:
 
 _CALL_EPILOG = """\
 Values are read as the request's key wants them: text as it is, numbers, true or false, lists as a,b,c or JSON, objects
-as JSON or by dotted keys.  These two are the same:
+as JSON or by dotted keys.  The first two are the same, the third one is of a container without a process:
 
   overlayctl call attach_container handle.platform=linux_pid handle.pid=71 service=web join_global=false
   overlayctl call attach_container handle='{"platform":"linux_pid","pid":71}' service=web join_global=false
+  overlayctl call attach_container handle.platform=linux_netns handle.id=db handle.path=/run/netns/db service=web \
+      join_global=false
 
 The answer is printed as JSON.
 """
@@ -67,9 +69,10 @@ in the data directory.  Reading the journal and the connections takes root; the 
 """
 
 _WHY_EPILOG = """\
-Each end is a container (pid:71, 71, guest:ID, host:ID), an address, a registered name, a peer by its name or the
-beginning of its key, `node` for this one, or `outside`.  A container's namespace, links, routes and devices are looked
-at by overlayctl itself, which takes root; what another node does is told by what comes back from it.  Pings are sent.
+Each end is a container (pid:71, 71, netns:ID/eth0, guest:ID, host:ID), an address, a registered name, a peer by its
+name or the beginning of its key, `node` for this one, or `outside`.  A container's namespace, links, routes and devices
+are looked at by overlayctl itself, which takes root; what another node does is told by what comes back from it.  Pings
+are sent.
 
   overlayctl why 71 db                               from the container of process 71 to what is called db
   overlayctl why web outside

@@ -221,12 +221,13 @@ def _fullness(each: Pool) -> Tone:
 def _kind(handle: str) -> str:
     """What kind of holder or member a handle names, for a count."""
     word = handle.partition(":")[0]
-    return {"pid": "in a namespace", "guest": "guest", "host": "on the host's network"}.get(word, word)
+    kinds = {"guest": "guest", "host": "on the host's network"} | dict.fromkeys(("pid", "netns"), "in a namespace")
+    return kinds.get(word, word)
 
 
 def holders(rows: Iterable[wire.ListedAddress]) -> dict[str | None, Counter[str]]:
     """How many addresses of each pool are held by what."""
-    kinds = {"pid": "containers", "guest": "guests", "host": "host-shared", "edge": "edge peers"}
+    kinds = {"pid": "containers", "netns": "containers", "guest": "guests", "host": "host-shared", "edge": "edge peers"}
     found: dict[str | None, Counter[str]] = {}
     for each in rows:
         word = each.holder.partition(":")[0]

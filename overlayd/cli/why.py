@@ -56,6 +56,8 @@ async def known(client: OverlayClient) -> Known | None:
                 each.isolation_network or "",
                 each.link or "",
                 each.mac or "",
+                each.interface or "eth0",
+                each.namespace or "",
             )
             for each in containers
         ),

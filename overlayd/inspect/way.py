@@ -90,6 +90,8 @@ def _member(row: rows.Attachment) -> Member:
         row.isolation_network,
         row.host_end() if own else "",
         (row.mac or mac(row.address)).hex(":") if own else "",
+        row.interface or "eth0",
+        row.file.path if row.file is not None else "",
     )
 
 
@@ -156,6 +158,8 @@ def _quietly(address: Address, namespace: str | None) -> float | None:
 def _file(end: End) -> str | None:
     """The file of the namespace that an end lives in; None for ours."""
     kind, _, pid = end.member.handle.partition(":") if end.member is not None else ("", "", "")
+    if kind == "netns" and end.member is not None:
+        return end.member.file or "(unknown)"
     return f"/proc/{pid}/ns/net" if kind == "pid" else None
 
 

@@ -24,8 +24,8 @@ class Hop(NamedTuple):
 
 
 class Member(NamedTuple):
-    """Who is attached: see `rows.Attachment`.  link: the host end of its veth, mac: of its eth0, both empty of others
-    than containers.
+    """Who is attached: see `rows.Attachment`.  link: the host end of its veth, mac: of its interface, file: of the
+    namespace in which that is; all empty of others than containers.
     """
 
     handle: str
@@ -35,6 +35,14 @@ class Member(NamedTuple):
     network: str
     link: str
     mac: str
+    interface: str = "eth0"
+    file: str = ""
+
+    @property
+    def enter(self) -> str:
+        """How a person runs a program in its namespace."""
+        kind, _, pid = self.handle.partition(":")
+        return f"nsenter -t {pid} -n" if kind == "pid" else f"nsenter --net={self.file}"
 
 
 class Service(NamedTuple):

@@ -83,6 +83,15 @@ def of_service(state: State, facts: Facts, name: str) -> Layout:
     return {key: thing for key, thing in objects.items() if isinstance(thing, Bridge | Veth | Proxy)}
 
 
+def of_container(state: State, facts: Facts, attachment: RowId) -> Layout:
+    """What an attachment implies, and the bridge and the device that its packets go through."""
+    row = state.get(Attachment, attachment[1])
+    service = state.get(Service, row.service) if row is not None else None
+    objects = layout(state, facts, [attachment])
+    needed = chain(_overlay(state, facts), _service(state, facts, service) if service is not None else ())
+    return objects | {thing.key: thing for thing in needed if isinstance(thing, Bridge | Device)}
+
+
 def of_device(state: State, facts: Facts, scope: str) -> Layout:
     """The device of a scope with its peers, and the routes and aliases on it."""
     objects = layout(state, facts)
@@ -119,6 +128,15 @@ def has_fence(state: State, network: Network) -> bool:
         return True
     packed, length = network.network_address.packed, network.prefixlen
     return any(state.allowed_ips(scope).exact(packed, length) is not None for scope in state.scopes())
+
+
+def has_way(state: State, network: Network) -> bool:
+    """Whether the global device should have a route to exactly this network that none of its peers announces; cheap."""
+    overlay, own = state.overlay, state.slice_service
+    if overlay is None or own is None:
+        return False
+    lease = state.lease(network.network_address.packed) if network.num_addresses == 1 else None
+    return network == overlay.cluster or (lease is not None and lease.holder.startswith(edges.holder("")))
 
 
 def elements(state: State, facts: Facts) -> Layout:

@@ -129,26 +129,25 @@ def _inside(known: Known, member: Member, shown: Namespace | None, seen: Seen, *
         remedy = "its process has ended: detach it, and attach the next one" if gone else "run overlayctl as root"
         yield Hop(name, f"cannot be looked at: {problem}", "broken" if gone else "unknown", remedy)
         return
-    eth0 = shown.links.get("eth0")
-    addresses = [ip_interface(each) for each in shown.addresses.get("eth0", ())]
+    interface = f"{member.interface} of {name}"
+    eth0 = shown.links.get(member.interface)
+    addresses = [ip_interface(each) for each in shown.addresses.get(member.interface, ())]
     if eth0 is None:
         others = ", ".join(each for each in shown.links if each != "lo") or "only lo"
-        yield Hop(f"eth0 of {name}", f"is missing; there is {others}", "broken", detach)
+        yield Hop(interface, f"is missing; there is {others}", "broken", detach)
     elif not eth0.up:
-        yield Hop(f"eth0 of {name}", "is down", "broken", f"nsenter -t {name[4:]} -n ip link set eth0 up")
+        yield Hop(interface, "is down", "broken", f"{member.enter} ip link set {member.interface} up")
     elif member.mac and eth0.mac != member.mac:
         problem = f"has the MAC {eth0.mac}, and its port of the bridge takes {member.mac} only"
-        yield Hop(
-            f"eth0 of {name}", problem, "broken", f"nsenter -t {name[4:]} -n ip link set eth0 address {member.mac}"
-        )
+        yield Hop(interface, problem, "broken", f"{member.enter} ip link set {member.interface} address {member.mac}")
     elif not any(each.ip == member.address for each in addresses):
         has = ", ".join(str(each) for each in addresses if not each.is_link_local) or "none"
-        yield Hop(f"eth0 of {name}", f"lacks its address {member.address}; it has {has}", "broken", detach)
+        yield Hop(interface, f"lacks its address {member.address}; it has {has}", "broken", detach)
     elif known.mtu and eth0.mtu > known.mtu:
         problem = f"has an MTU of {eth0.mtu}, and tunnels carry {known.mtu}: large packets are lost"
-        yield Hop(f"eth0 of {name}", problem, "broken", f"nsenter -t {name[4:]} -n ip link set eth0 mtu {known.mtu}")
+        yield Hop(interface, problem, "broken", f"{member.enter} ip link set {member.interface} mtu {known.mtu}")
     else:
-        yield Hop(f"eth0 of {name}", f"is up, with {member.address}, MTU {eth0.mtu}")
+        yield Hop(interface, f"is up, with {member.address}, MTU {eth0.mtu}")
     yield _route_inside(known, member, shown.way, sends=sends)
     yield from _port(known, member, seen)
 
@@ -156,14 +155,14 @@ def _inside(known: Known, member: Member, shown: Namespace | None, seen: Seen, *
 def _route_inside(known: Known, member: Member, way: Way, *, sends: bool) -> Hop:
     service = known.services.get(member.service)
     gateway = str(service.gateway) if service is not None else "its gateway"
-    where, pid = f"routes of {member.handle}", member.handle[4:]
-    repair = f"nsenter -t {pid} -n ip route replace default via {gateway} dev eth0"
+    where, own = f"routes of {member.handle}", member.interface
+    repair = f"{member.enter} ip route replace default via {gateway} dev {own}"
     aim = "to the other end" if sends else "back"
     if way.problem:
         return Hop(where, f"have no way {aim}: {way.problem}", "broken", repair)
-    if way.link not in ("eth0", "eth1", "lo"):
-        return Hop(where, f"lead {way.link}, not through eth0 {aim}", "broken", repair)
-    if way.via and way.via != gateway and way.link == "eth0":
+    if way.link not in (own, "eth1", f"{own[:13]}-g", "lo"):
+        return Hop(where, f"lead {way.link}, not through {own} {aim}", "broken", repair)
+    if way.via and way.via != gateway and way.link == own:
         return Hop(where, f"lead {aim} via {way.via}, and the gateway is {gateway}", "broken", repair)
     return Hop(where, f"lead {aim} through {way.link}" + (f" via {way.via}" if way.via else ""))
 

@@ -34,7 +34,9 @@ def plan(have: Mapping[Hashable, Object], want: Mapping[Hashable, Object]) -> li
     """The steps from `have` to `want`: removals first (they free names, addresses and ports), then creations and
     changes.
 
-    A removed device takes its peers, routes and aliases along: their steps say so.
+    A removed device takes its peers, routes and aliases along: their steps say so.  Where the node's address changes
+    its prefix on the device, because a bridge has or had it with one, the bridge is there meanwhile, and so is the
+    route in place of the prefix: the node never is without.
     """
     removed = [Step(thing, None) for key, thing in have.items() if key not in want]
     dead = {step.have.scope for step in removed if isinstance(step.have, Device)}
@@ -42,7 +44,25 @@ def plan(have: Mapping[Hashable, Object], want: Mapping[Hashable, Object]) -> li
     changed = [Step(have.get(key), thing) for key, thing in want.items() if have.get(key) != thing]
     removed.sort(key=_rank, reverse=True)
     changed.sort(key=_rank)
-    return removed + changed
+    swaps = [step for step in changed if _swaps_prefix(step)]
+    if not swaps:
+        return removed + changed
+    before = [step for step in changed if isinstance(step.want, Bridge)]
+    changed = [*before, *(step for step in changed if step not in before)]
+    last = [step for step in removed if isinstance(step.have, Bridge) or _is_stand_in(step.have)]
+    return [*(step for step in removed if step not in last), *changed, *last]
+
+
+def _swaps_prefix(step: Step) -> bool:
+    """Whether a device keeps its addresses, with other prefixes."""
+    have, want = step.have, step.want
+    if not isinstance(have, Device) or not isinstance(want, Device) or have.addresses == want.addresses:
+        return False
+    return {address.ip for address in have.addresses} == {address.ip for address in want.addresses}
+
+
+def _is_stand_in(thing: Object | None) -> bool:
+    return isinstance(thing, Route) and thing.source is not None
 
 
 def _rank(step: Step) -> int:

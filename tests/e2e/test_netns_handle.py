@@ -1,13 +1,14 @@
 """Containers that are attached by their network namespace, one interface at a time."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab import Container, Lab, Node, Refused, ping
+from lab import CommandFailed, Container, Lab, Node, Refused, ping
 from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
 from lab.frames import request_frame
 from lab.patience import until
@@ -143,6 +144,88 @@ def test_one_out_of_sight_lives_by_its_link(both: Pair) -> None:
         finally:
             keeper.kill()
     assert not alpha.findings()
+
+
+def test_what_cannot_be_repaired_is_told(both: Pair) -> None:
+    """The MTU of an interface follows the way out, and a namespace out of sight cannot be told of it."""
+    lab, alpha = both.lab, both.alpha
+    container = lab.container()
+    with subprocess.Popen(container.command(["sleep", "infinity"])) as keeper:
+        try:
+            until(lambda: Path(f"/proc/{keeper.pid}/comm").read_text() == "sleep\n", "it has not begun")
+            answer = attach(alpha, container.interface(id="hidden"))
+            link = answer["interface"]["host_name"]
+            container.kill()
+            inside = ["nsenter", f"--net=/proc/{keeper.pid}/ns/net", "--"]
+            alpha.node.run(["ip", "link", "set", "uplink", "mtu", "1400"])
+            until(lambda: [each for each in alpha.findings() if each["object"] == link], "nobody tells")
+            found = next(each for each in alpha.findings() if each["object"] == link)
+            assert "has mtu" in found["problem"]
+            path = str(container.namespace)
+            assert path in found["remedy"], "why it cannot be put right"
+            alpha.node.run([*inside, "ip", "link", "set", "eth0", "mtu", str(answer["interface"]["mtu"] - 100)])
+            # Whoever attaches it again has the namespace, and so all is put right.
+            handle = {**container.interface(id="hidden"), "path": f"/proc/{keeper.pid}/ns/net"}
+            assert attach(alpha, handle)["ip"] == answer["ip"]
+            until(lambda: not alpha.findings(), lambda: str(alpha.findings()))
+        finally:
+            keeper.kill()
+            alpha.node.run(["ip", "link", "set", "uplink", "mtu", "1500"])
+    until(lambda: alpha.request("status")["mtu"] == answer["interface"]["mtu"], "the MTU does not come back")
+    until(lambda: answer["ip"] not in held(alpha), "the dead keep their address")
+
+
+def test_a_lost_state_is_made_anew_with_the_namespaces(both: Pair) -> None:
+    lab, alpha = both.lab, both.alpha
+    plain, own, joined = (lab.container() for _ in range(3))
+    answers = [
+        attach(alpha, plain.interface()),
+        attach(alpha, own.interface("net1"), mac="06:00:00:00:07:01", default_route=False),
+        attach(alpha, joined.interface(), join_global=True),
+    ]
+    before = alpha.node.footprint()
+    alpha.node.kill()
+    shutil.rmtree(alpha.node.data_dir)
+    alpha.start("--adopt")
+    assert alpha.node.footprint() == before
+    log = alpha.node.log_tail(20)
+    assert not [line for line in log.splitlines() if "not adopted" in line and "netns:" in line]
+    alpha.set_up()
+    assert attach(alpha, plain.interface()) == answers[0]
+    assert attach(alpha, own.interface("net1"), mac="06:00:00:00:07:01", default_route=False) == answers[1]
+    assert attach(alpha, joined.interface(), join_global=True) == answers[2]
+    alpha.introduce(both.beta)
+    ping(both.db, answers[0]["ip"])
+    assert alpha.node.footprint() == before
+
+
+def test_why_tells_of_its_interface(both: Pair) -> None:
+    alpha, container = both.alpha, both.lab.container()
+    attach(alpha, container.interface("net0", "pod"))
+    told = alpha.node.overlayctl("why", "netns:pod/net0", both.web_address)
+    assert "net0 of netns:pod/net0" in told
+    container.run(["ip", "link", "set", "net0", "down"])
+    with pytest.raises(CommandFailed) as failed:
+        alpha.node.overlayctl("why", "netns:pod/net0", both.web_address)
+    assert f"nsenter --net={container.namespace} ip link set net0 up" in str(failed.value)
+
+
+def test_teardown_removes_its_links(both: Pair) -> None:
+    alpha, container = both.alpha, both.lab.container()
+    container.run(["ip", "link", "add", "own0", "type", "bridge"])
+    container.run(["ip", "address", "add", "192.0.2.2/24", "dev", "own0"])
+    container.run(["ip", "link", "set", "own0", "up"])
+    container.run(["ip", "route", "add", "default", "via", "192.0.2.1"])
+    own = container.run(["ip", "route"])
+    answer = attach(alpha, container.interface("net0"))
+    alpha.node.kill()
+    code, said = alpha.node.try_daemon([*alpha.node.program, "--teardown"])
+    assert code == 0, said
+    assert answer["interface"]["host_name"] not in links(alpha.node)
+    assert container.run(["ip", "route"]) == own
+    alpha.start()
+    until(lambda: "net0" in links(container), "the next daemon does not make it again")
+    alpha.introduce(both.beta)
 
 
 def test_several_interfaces_of_one_namespace(both: Pair) -> None:

@@ -11,6 +11,7 @@ from overlayd.model import attachments, edges, ipam, services
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.layout import layout
 from overlayd.model.objects import GLOBAL, Bridge, Device, Proxy, Route, Veth
+from overlayd.model.plan import plan
 from overlayd.model.rows import Attachment, Lease, Overlay
 from overlayd.model.state import State
 
@@ -45,6 +46,19 @@ def test_the_bridge_has_the_nodes_address_and_the_device_has_it_alone(options: d
     change(state, lambda draft: services.teardown_service(draft, "pods"))
     assert layout(state, FACTS) == before
     assert not [lease for lease in state.table(Lease).values() if lease.holder]
+
+
+def test_the_node_is_never_without_its_address_and_its_way() -> None:
+    """While the device changes the prefix, the bridge has the address, and after it the route goes."""
+    state = ready()
+    before = layout(state, FACTS)
+    serve(state, "pods", subnet=SLICE)
+    after = layout(state, FACTS)
+    for have, want in ((before, after), (after, before)):
+        kinds = [type(step.want or step.have) for step in plan(have, want)]
+        bridge, device, route = kinds.index(Bridge), kinds.index(Device), kinds.index(Route)
+        assert (bridge < device) == (want is after)
+        assert device < route
 
 
 def test_one_such_service_a_node() -> None:

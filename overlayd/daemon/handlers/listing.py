@@ -63,6 +63,9 @@ async def _containers(daemon: Daemon) -> tuple[wire.ListedContainer, ...]:
             isolation_network=attachment.isolation_network or None,
             link=attachment.host_end() if own else None,
             mac=(attachment.mac or mac(attachment.address)).hex(":") if own else None,
+            interface=attachment.interface or None,
+            namespace=attachment.file.path if attachment.file is not None else None,
+            network=attachment.network or None,
             names=tuple(dict.fromkeys(names)),
             since_unix=attachment.since or None,
         )

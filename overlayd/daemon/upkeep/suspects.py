@@ -28,7 +28,7 @@ from overlayd.linux.monitor import (
     is_own_thread,
     process_name,
 )
-from overlayd.model.layout import bridge, has_fence, layout
+from overlayd.model.layout import bridge, has_fence, has_way, layout
 from overlayd.model.names import is_host_end
 from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth, label_of_veth, scope_of_alias
 from overlayd.model.rows import Service
@@ -157,6 +157,7 @@ class Judge:
                 continue
             owners = self._node.state.allowed_ips(part.name)
             removed = owners.exact(destination.network_address.packed, destination.prefixlen) is None
+            removed = removed and not (part.name == GLOBAL and has_way(self._node.state, destination))
             if part.kind != "device" or not removed or route.protocol == rt.RTPROT_KERNEL:
                 self._verdicts.suspect(part, str(destination), _asker(port))
 
