@@ -34,7 +34,7 @@ class PortsInMemory:
         self.open: set[int] = set()
         self._numbers = count(49152)
 
-    def take(self, client: SocketAddress, even: bool) -> int | None:
+    def take(self, client: SocketAddress, version: int, even: bool) -> int | None:
         if len(self.open) >= self.free:
             return None
         number = next(number for number in self._numbers if not (even and number % 2))
@@ -49,7 +49,7 @@ def server(ports: PortsInMemory | None = None, **changes: Any) -> RelayServer:
     ports = ports or PortsInMemory()
     settings: dict[str, Any] = {
         "credential": CREDENTIAL,
-        "external": EXTERNAL,
+        "external": [EXTERNAL],
         "max_sessions": 100,
         "nonce_key": bytes(32),
         "new_id": ids(),

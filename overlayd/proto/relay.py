@@ -9,7 +9,7 @@ itself.  What was asked once costs nothing later: ChannelData is relayed by two 
 """
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -32,6 +32,7 @@ REALM = "overlayd"
 
 # Our own constants.
 LONGEST_LIFETIME = 3600  # seconds that a session may ask for at once (RFC 8656 7.2 recommends it)
+FAMILIES = {4: IPV4_FAMILY, 6: IPV6_FAMILY}  # by IP version
 NONCE_LIFETIME = 600  # seconds: how long a recorded request can be played back
 MOST_PERMISSIONS = 1024  # of a session, and as many channels: what a client can make us remember
 
@@ -40,7 +41,7 @@ SocketAddress = tuple[str, int]
 
 
 class ToPeer(NamedTuple):
-    """What is to leave from the relayed port `port` to `peer`."""
+    """What is to leave from the relayed port `port` to `peer`, of the same IP version."""
 
     port: int
     peer: SocketAddress
@@ -49,16 +50,17 @@ class ToPeer(NamedTuple):
 
 @dataclass(slots=True)
 class Channel:
-    """head: the number as it is on the wire.  until: seconds."""
+    """head: the number as it is on the wire.  port: the relayed one.  until: seconds."""
 
     head: bytes
     peer: SocketAddress
+    port: int
     until: float
 
 
 @dataclass(slots=True)
 class Session:
-    """An allocation: what `client` gets at the relayed port `port`.
+    """An allocation: what `client` gets at the relayed ports, of which there is one for each IP version that it has.
 
     transaction_id: of the request that made it.  until: when it ends, seconds.  permissions: by the peer's address,
     until when.  channels, by_peer: the same channels, by their heads and by their peers.
@@ -66,7 +68,7 @@ class Session:
 
     client: SocketAddress
     username: str
-    port: int
+    ports: dict[int, int]
     transaction_id: bytes
     until: float
     permissions: dict[str, float] = field(default_factory=dict)
@@ -84,11 +86,12 @@ class _Refusal(Exception):
 
 
 class RelayServer:
-    """credential: the shared secret, not empty.  external: the address that relayed ports are reached at.
+    """credential: the shared secret, not empty.  external: the addresses that relayed ports are reached at, one of each
+    IP version that is relayed; a client may have a port of both (RFC 8656 7.2).
     nonce_key: 32 random bytes.  new_id: gives 12 random bytes.  refusal: says why nothing is relayed to an address,
     empty when it is (`RelayPeers`).
-    open_port: opens a relayed port of the external address's family for a client, an even one if it says so, and gives
-    its number, None when there is none to be had; close_port closes it.
+    open_port: opens a relayed port of an IP version for a client, an even one if it says so, and gives its number,
+    which no other one of either version has; None when there is none to be had.  close_port closes it.
 
     forged: requests by somebody who does not know the credential, counted.
     """
@@ -96,13 +99,13 @@ class RelayServer:
     def __init__(
         self,
         credential: str,
-        external: Address,
+        external: Iterable[Address],
         max_sessions: int,
         *,
         nonce_key: bytes,
         new_id: Callable[[], bytes],
         refusal: Callable[[Address], str],
-        open_port: Callable[[SocketAddress, bool], int | None],
+        open_port: Callable[[SocketAddress, int, bool], int | None],
         close_port: Callable[[int], None],
     ) -> None:
         if not credential:
@@ -110,8 +113,8 @@ class RelayServer:
         self.sessions: dict[SocketAddress, Session] = {}
         self.by_port: dict[int, Session] = {}
         self.forged = 0
-        self._credential, self._external, self._max_sessions = credential, external, max_sessions
-        self._external_text = str(external)
+        self.external: dict[int, Address] = {address.version: address for address in external}
+        self._credential, self._max_sessions = credential, max_sessions
         self._nonce_key, self._new_id = nonce_key, new_id
         self._refusal, self._open_port, self._close_port = refusal, open_port, close_port
         self._handlers = {
@@ -131,7 +134,7 @@ class RelayServer:
             end = 4 + int.from_bytes(datagram[2:4])
             if end > len(datagram) or now >= channel.until:
                 return None
-            return ToPeer(session.port, channel.peer, datagram[4:end])  # a copy costs less than a memoryview
+            return ToPeer(channel.port, channel.peer, datagram[4:end])  # a copy costs less than a memoryview
         try:
             message = stun.decode(datagram)
         except ProtocolError:
@@ -159,10 +162,11 @@ class RelayServer:
         peer, data = message.get(stun.XOR_PEER_ADDRESS), message.get(stun.DATA)
         if session is None or peer is None or data is None or message.unknown():
             return None
+        port = session.ports.get(peer[0].version)
         address = _socket_address(peer)
-        if now >= session.permissions.get(address[0], 0.0) or not self._is_deliverable(peer):
+        if port is None or now >= session.permissions.get(address[0], 0.0) or not self._is_deliverable(peer):
             return None
-        return ToPeer(session.port, address, data)
+        return ToPeer(port, address, data)
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
@@ -181,13 +185,23 @@ class RelayServer:
             self._end(session)
 
     def _end(self, session: Session) -> None:
-        del self.sessions[session.client], self.by_port[session.port]
-        # The port may be somebody else's soon, even another program's.
-        gone = (self._external_text, session.port)
+        del self.sessions[session.client]
+        for version in list(session.ports):
+            self._close(session, version)
+
+    def _close(self, session: Session, version: int) -> None:
+        """Take a session's relayed port of an IP version back, which may be somebody else's soon, even another
+        program's.
+        """
+        port = session.ports.pop(version)
+        del self.by_port[port]
+        gone = (str(self.external[version]), port)
         for other in self.sessions.values():
             if (channel := other.by_peer.pop(gone, None)) is not None:
                 del other.channels[channel.head]
-        self._close_port(session.port)
+        for channel in [channel for channel in session.channels.values() if channel.port == port]:
+            del session.channels[channel.head], session.by_peer[channel.peer]
+        self._close_port(port)
 
     def has_client_at(self, address: Address) -> bool:
         """Whether somebody relays from an address."""
@@ -252,7 +266,11 @@ class RelayServer:
             session = self._new_session(client, request, now)
         elif session.transaction_id != request.transaction_id:  # else the first answer was lost
             raise _Refusal(437, "Allocation Mismatch: there is one for this address and port")
-        response = response.add(stun.XOR_RELAYED_ADDRESS, (self._external, session.port))
+        for version, port in session.ports.items():
+            response = response.add(stun.XOR_RELAYED_ADDRESS, (self.external[version], port))
+        if request.get(stun.ADDITIONAL_ADDRESS_FAMILY) is not None:
+            for version in FAMILIES.keys() - session.ports.keys():
+                response = response.add(stun.ADDRESS_ERROR_CODE, (FAMILIES[version], self._missing(version)))
         response = response.add(stun.LIFETIME, round(session.until - now))
         return response.add(stun.XOR_MAPPED_ADDRESS, _endpoint(client))
 
@@ -262,26 +280,58 @@ class RelayServer:
             raise _Refusal(400, "Bad Request: REQUESTED-TRANSPORT is missing")
         if transport != UDP:
             raise _Refusal(442, "Unsupported Transport Protocol: UDP only")
-        family = request.get(stun.REQUESTED_ADDRESS_FAMILY) or IPV4_FAMILY
-        if family != (IPV4_FAMILY if self._external.version == 4 else IPV6_FAMILY):
-            raise _Refusal(440, f"Address Family not Supported: IPv{self._external.version} only")
+        versions = self._wanted(request)
+        if not versions & self.external.keys():
+            raise _Refusal(440, f"Address Family not Supported: {self._versions()} only")
         if len(self.sessions) >= self._max_sessions:
             raise _Refusal(508, f"Insufficient Capacity: {self._max_sessions} sessions")
         pair = request.get(stun.EVEN_PORT)
         if pair:
             raise _Refusal(508, "Insufficient Capacity: ports are not reserved")
-        port = self._open_port(client, pair is not None)
-        if port is None:
+        ports = {
+            version: self._open_port(client, version, pair is not None) for version in versions & self.external.keys()
+        }
+        opened = {version: port for version, port in sorted(ports.items()) if port is not None}
+        if not opened:
             raise _Refusal(508, "Insufficient Capacity: no port is left")
         username = request.get(stun.USERNAME) or ""
-        session = Session(client, username, port, request.transaction_id, now + _lifetime(request))
-        self.sessions[client] = self.by_port[port] = session
+        session = Session(client, username, opened, request.transaction_id, now + _lifetime(request))
+        self.sessions[client] = session
+        self.by_port.update(dict.fromkeys(opened.values(), session))
         return session
+
+    def _wanted(self, request: Message) -> set[int]:
+        """The IP versions of the addresses that a client asks for (RFC 8656 7.2)."""
+        family, additional = request.get(stun.REQUESTED_ADDRESS_FAMILY), request.get(stun.ADDITIONAL_ADDRESS_FAMILY)
+        pair = request.get(stun.EVEN_PORT)
+        if additional is None:
+            return {version for version, number in FAMILIES.items() if number == (family or IPV4_FAMILY)}
+        if family is not None or additional != IPV6_FAMILY or pair:
+            raise _Refusal(
+                400, "Bad Request: ADDITIONAL-ADDRESS-FAMILY asks for IPv6 beside IPv4, and nothing else does"
+            )
+        return set(FAMILIES)
+
+    def _missing(self, version: int) -> Failure:
+        """Why a session has no address of an IP version that it was to have."""
+        if version in self.external:
+            return Failure(508, "Insufficient Capacity: no port is left")
+        return Failure(440, f"Address Family not Supported: {self._versions()} only")
+
+    def _versions(self) -> str:
+        return " and ".join(f"IPv{version}" for version in sorted(self.external))
 
     def _refresh(self, client: SocketAddress, request: Message, response: Message, now: float) -> Message:
         session = self._session(client, request, now)
+        family = request.get(stun.REQUESTED_ADDRESS_FAMILY)
+        named = [version for version in session.ports if family in (None, FAMILIES[version])]
+        if not named:
+            raise _Refusal(443, "Peer Address Family Mismatch: there is no such address")
         if request.get(stun.LIFETIME) == 0:
-            self._end(session)
+            if len(named) == len(session.ports):
+                self._end(session)
+            else:
+                self._close(session, *named)
             return response.add(stun.LIFETIME, 0)
         lifetime = _lifetime(request)
         session.until = now + lifetime
@@ -293,7 +343,7 @@ class RelayServer:
         if not peers:
             raise _Refusal(400, "Bad Request: XOR-PEER-ADDRESS is missing")
         for peer in peers:
-            self._check(peer[0])
+            self._check(session, peer[0])
         self._permit(session, {str(peer[0]) for peer in peers}, now)
         return response
 
@@ -302,7 +352,7 @@ class RelayServer:
         number, peer = request.get(stun.CHANNEL_NUMBER), request.get(stun.XOR_PEER_ADDRESS)
         if number is None or number not in OLD_CHANNELS or peer is None:
             raise _Refusal(400, "Bad Request: it takes a CHANNEL-NUMBER from 0x4000 to 0x7FFF and XOR-PEER-ADDRESS")
-        self._check(peer[0])
+        self._check(session, peer[0])
         if not self._is_deliverable(peer):
             raise _Refusal(403, "Forbidden: no relayed port")
         head, address = number.to_bytes(2), _socket_address(peer)
@@ -315,7 +365,8 @@ class RelayServer:
         if head not in session.channels and len(session.channels) >= MOST_PERMISSIONS:
             raise _Refusal(508, f"Insufficient Capacity: {MOST_PERMISSIONS} channels")
         self._permit(session, {address[0]}, now)
-        session.channels[head] = session.by_peer[address] = Channel(head, address, now + CHANNEL_LIFETIME)
+        channel = Channel(head, address, session.ports[peer[0].version], now + CHANNEL_LIFETIME)
+        session.channels[head] = session.by_peer[address] = channel
         return response
 
     # --- what a session may -------------------------------------------------------------------------------------------
@@ -344,18 +395,22 @@ class RelayServer:
                 raise _Refusal(508, f"Insufficient Capacity: {MOST_PERMISSIONS} permissions")
         permissions.update(dict.fromkeys(addresses, now + PERMISSION_LIFETIME))
 
-    def _check(self, address: Address) -> None:
-        """Raises what forbids to relay to an address.  Our own external one is fine: a peer may use this relay too."""
-        if address.version != self._external.version:
+    def _check(self, session: Session, address: Address) -> None:
+        """Raises what forbids to relay to an address.  Our own external ones are fine: a peer may relay here, too."""
+        if address.version not in session.ports:
             raise _Refusal(443, "Peer Address Family Mismatch")
-        if address == self._external:
+        if address == self.external[address.version]:
             return
         if refusal := self._refusal(address):
             raise _Refusal(403, f"Forbidden: {refusal}")
 
     def _is_deliverable(self, peer: Endpoint) -> bool:
-        """Whether a peer is none of this host's programs: at our external address only relayed ports are peers."""
-        return peer[1] > 0 and (peer[0] != self._external or peer[1] in self.by_port)
+        """Whether a peer is none of this host's programs: at our external addresses only relayed ports are peers."""
+        address, port = peer
+        if address != self.external.get(address.version):
+            return port > 0
+        session = self.by_port.get(port)
+        return session is not None and session.ports.get(address.version) == port
 
 
 def _lifetime(request: Message) -> int:

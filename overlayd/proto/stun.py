@@ -319,6 +319,15 @@ def _write_failure(failure: Failure, _: bytes) -> bytes:
     return bytes((0, 0, failure.code // 100, failure.code % 100)) + failure.reason.encode()
 
 
+def _read_family_failure(value: bytes, transaction_id: bytes) -> tuple[int, Failure]:
+    return value[0] if value else 0, _read_failure(value, transaction_id)
+
+
+def _write_family_failure(of: tuple[int, Failure], transaction_id: bytes) -> bytes:
+    family, failure = of
+    return bytes((family,)) + _write_failure(failure, transaction_id)[1:]
+
+
 def _read_types(value: bytes, _: bytes) -> tuple[int, ...]:
     if len(value) % 2:
         raise ProtocolError(f"STUN UNKNOWN-ATTRIBUTES of {len(value)} bytes")
@@ -348,5 +357,7 @@ XOR_PEER_ADDRESS = _address(0x0012, "XOR-PEER-ADDRESS", masked=True)
 DATA = _opaque_value(0x0013, "DATA")
 XOR_RELAYED_ADDRESS = _address(0x0016, "XOR-RELAYED-ADDRESS", masked=True)
 REQUESTED_ADDRESS_FAMILY = _number(0x0017, "REQUESTED-ADDRESS-FAMILY", 1, reserved=3)  # 1: IPv4, 2: IPv6
+ADDITIONAL_ADDRESS_FAMILY = _number(0x8000, "ADDITIONAL-ADDRESS-FAMILY", 1, reserved=3)  # 2: IPv6 as well
+ADDRESS_ERROR_CODE = Attribute(0x8001, "ADDRESS-ERROR-CODE", _read_family_failure, _write_family_failure)
 EVEN_PORT = _number(0x0018, "EVEN-PORT", 1)  # 0x80: the next port is to be reserved
 REQUESTED_TRANSPORT = _number(0x0019, "REQUESTED-TRANSPORT", 1, reserved=3)  # an IP protocol number

@@ -59,10 +59,11 @@ _MAY_PASS = {0, 437, 438, 486, 500, 508}
 
 
 class Allocated(NamedTuple):
-    """We can be reached at `relayed`; the server sees us as `mapped`."""
+    """We can be reached at `relayed`, and at `also` if both were asked for; the server sees us as `mapped`."""
 
     relayed: Endpoint
     mapped: Endpoint
+    also: Endpoint | None = None
 
 
 class Received(NamedTuple):
@@ -128,7 +129,8 @@ class _Peer:
 
 
 class TurnClient:
-    """family: 4 or 6, of the relayed address.  stream: the messages go through a TCP or TLS connection, which loses
+    """family: 4 or 6, of the relayed address.  both: let it be IPv4, and another one of IPv6 if the server gives it, or
+    that alone.  stream: the messages go through a TCP or TLS connection, which loses
     none.
     """
 
@@ -140,6 +142,7 @@ class TurnClient:
         now: float,
         *,
         family: int = 4,
+        both: bool = False,
         stream: bool = False,
     ) -> None:
         self.relayed: Endpoint | None = None
@@ -161,7 +164,9 @@ class TurnClient:
         self._timer_ids = count()
         self._last_sent = now
         self._allocation: _Fields = ((stun.REQUESTED_TRANSPORT, UDP),)
-        if family == 6:
+        if both:
+            self._allocation += ((stun.ADDITIONAL_ADDRESS_FAMILY, IPV6_FAMILY),)
+        elif family == 6:
             self._allocation += ((stun.REQUESTED_ADDRESS_FAMILY, IPV6_FAMILY),)
         self._allocate(now)
 
@@ -330,12 +335,14 @@ class TurnClient:
 
     def _allocated(self, answer: Message | Failure, now: float) -> None:
         if isinstance(answer, Message):
-            relayed, mapped = answer.get(stun.XOR_RELAYED_ADDRESS), answer.get(stun.XOR_MAPPED_ADDRESS)
-            if relayed is None or mapped is None:
+            mapped = answer.get(stun.XOR_MAPPED_ADDRESS)
+            given = {at[0].version: at for at in answer.all(stun.XOR_RELAYED_ADDRESS)}
+            if not given or mapped is None:
                 answer = Failure(0, "an allocation without its addresses")
             else:
-                self.relayed = relayed
-                self._events.append(Allocated(relayed, mapped))
+                first, *others = (given[version] for version in sorted(given))
+                self.relayed = first
+                self._events.append(Allocated(first, mapped, others[0] if others else None))
                 self._refresh_later(answer, now)
                 self._at(now + KEEPALIVE, self._keep_mapping)
                 return

@@ -142,9 +142,9 @@ class TurnServer(Secret, frozen=True, forbid_unknown_fields=True):
 
 class RelayServer(Secret, frozen=True, forbid_unknown_fields=True):
     """The relay that this node offers to others.  listen_port, max_sessions: 0 means the built-in number.
-    external_addr: empty means the address that this node reaches the outside from.  denied_peers, allowed_peers
-    (additions): CIDRs that it does not relay to, which count first, and those that it relays to though they are private
-    or behind its host.
+    external_addr: empty means the address that this node reaches the outside from; one of IPv4 and one of IPv6 with a
+    comma between them (an addition) let it relay for both.  denied_peers, allowed_peers (additions): CIDRs that it does
+    not relay to, which count first, and those that it relays to though they are private or behind its host.
     """
 
     listen_port: U16 = 0

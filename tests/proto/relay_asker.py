@@ -79,7 +79,7 @@ class Asker:
         answer = self.ask(stun.ALLOCATE, UDP)
         relayed = answer.get(stun.XOR_RELAYED_ADDRESS)
         assert relayed is not None
-        assert relayed[0] == self.relay._external
+        assert relayed[0] == self.relay.external[relayed[0].version]
         assert answer.get(stun.XOR_MAPPED_ADDRESS) == (ip_address(self.client[0]), self.client[1])
         assert answer.get(stun.LIFETIME) == 600
         return relayed[1]

@@ -126,11 +126,63 @@ def test_what_an_allocate_must_say(fields: tuple[tuple[Attribute[Any], Any], ...
 
 
 def test_an_ipv6_relay_relays_ipv6() -> None:
-    asker = Asker(server(external=ip_address("2001:db8::1")), ("2001:db8::7", 4))
+    asker = Asker(server(external=[ip_address("2001:db8::1")]), ("2001:db8::7", 4))
     assert asker.refused(stun.ALLOCATE, UDP) == 440, "without a family it is IPv4 that is asked for"
     assert asker.refused(stun.ALLOCATE, UDP, (stun.REQUESTED_ADDRESS_FAMILY, 2)) == 0
     assert asker.refused(stun.CREATE_PERMISSION, TO_PEER) == 443
     assert asker.refused(stun.CREATE_PERMISSION, (stun.XOR_PEER_ADDRESS, (ip_address("2001:db8::9"), 1))) == 0
+
+
+BOTH: tuple[Attribute[Any], Any] = (stun.ADDITIONAL_ADDRESS_FAMILY, 2)
+EXTERNAL6 = ip_address("2001:db8::1")
+PEER6 = (ip_address("2001:db8::9"), 51820)
+
+
+def test_one_session_may_have_an_address_of_each_ip_version() -> None:
+    ports = PortsInMemory()
+    asker = Asker(server(external=[EXTERNAL6, EXTERNAL], open_port=ports.take, close_port=ports.give_back))
+    four, six = asker.ask(stun.ALLOCATE, UDP, BOTH).all(stun.XOR_RELAYED_ADDRESS)
+    assert (four[0], six[0]) == (EXTERNAL, EXTERNAL6) and ports.open == {four[1], six[1]}
+    assert len(asker.relay.sessions) == 1
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER, (stun.XOR_PEER_ADDRESS, PEER6)) == 0
+    for number, (own, peer) in enumerate(((four, PEER), (six, PEER6)), 0x4000):
+        address = (str(peer[0]), peer[1])
+        send = Message(stun.SEND, Kind.INDICATION, bytes(12)).add(stun.XOR_PEER_ADDRESS, peer).add(stun.DATA, b"out")
+        assert asker.data(stun.encode(send)) == ToPeer(own[1], address, b"out")
+        assert asker.refused(stun.CHANNEL_BIND, (stun.CHANNEL_NUMBER, number), (stun.XOR_PEER_ADDRESS, peer)) == 0
+        assert asker.data(number.to_bytes(2) + b"\0\3out") == ToPeer(own[1], address, b"out")
+        assert asker.heard(address) == number.to_bytes(2) + b"\0\4data"
+    # One of them is given back, with its channels.
+    refresh = (stun.REQUESTED_ADDRESS_FAMILY, 1)
+    assert asker.ask(stun.REFRESH, refresh, (stun.LIFETIME, 0)).get(stun.LIFETIME) == 0
+    assert ports.open == {six[1]} and set(asker.relay.by_port) == {six[1]}
+    assert asker.data(b"\x40\x00\0\3out") is None and asker.data(b"\x40\x01\0\3out") is not None
+    assert asker.refused(stun.CREATE_PERMISSION, TO_PEER) == 443 == asker.refused(stun.REFRESH, refresh)
+    asker.ask(stun.REFRESH, (stun.LIFETIME, 0))
+    assert not ports.open and not asker.relay.sessions and not asker.relay.by_port
+
+
+@pytest.mark.parametrize(("external", "missing"), [(EXTERNAL, (2, 440)), (EXTERNAL6, (1, 440))])
+def test_who_asks_for_both_is_told_which_there_is_not(external: Any, missing: tuple[int, int]) -> None:
+    asker = Asker(server(external=[external]))
+    answer = asker.ask(stun.ALLOCATE, UDP, BOTH)
+    ((address, _),) = answer.all(stun.XOR_RELAYED_ADDRESS)
+    ((family, failure),) = answer.all(stun.ADDRESS_ERROR_CODE)
+    assert address == external and (family, failure.code) == missing
+
+
+def test_the_last_port_is_given_alone_and_both_are_asked_for_in_one_way() -> None:
+    ports = PortsInMemory(1)
+    asker = Asker(server(external=[EXTERNAL, EXTERNAL6], open_port=ports.take, close_port=ports.give_back))
+    for wrong in (
+        (UDP, BOTH, (stun.REQUESTED_ADDRESS_FAMILY, 1)),
+        (UDP, (stun.ADDITIONAL_ADDRESS_FAMILY, 1)),
+        (UDP, BOTH, (stun.EVEN_PORT, 0x80)),
+    ):
+        assert asker.refused(stun.ALLOCATE, *wrong) == 400
+    answer = asker.ask(stun.ALLOCATE, UDP, BOTH)
+    ((family, failure),) = answer.all(stun.ADDRESS_ERROR_CODE)
+    assert len(list(answer.all(stun.XOR_RELAYED_ADDRESS))) == 1 and failure.code == 508 and family in (1, 2)
 
 
 def test_unknown_attributes_are_named() -> None:
@@ -181,7 +233,7 @@ def test_an_even_port_can_be_had_but_no_pair() -> None:
     odd = Asker(relay, (CLIENT[0], 2))
     assert odd.refused(stun.ALLOCATE, UDP, (stun.EVEN_PORT, 0x80)) == 508
     assert odd.refused(stun.ALLOCATE, UDP, (stun.EVEN_PORT, 0)) == 0
-    assert relay.sessions[odd.client].port % 2 == 0
+    assert relay.sessions[odd.client].ports[4] % 2 == 0
 
 
 @pytest.mark.parametrize(("asked", "given"), [(None, 600), (1, 600), (600, 600), (1800, 1800), (1 << 31, 3600)])
@@ -246,7 +298,7 @@ def test_this_host_and_its_links_are_never_relayed_to(text: str) -> None:
     ],
 )
 def test_nor_by_way_of_ipv6(text: str) -> None:
-    asker = Asker(server(external=ip_address("2001:db8::1")))
+    asker = Asker(server(external=[ip_address("2001:db8::1")]))
     asker.ask(stun.ALLOCATE, UDP, (stun.REQUESTED_ADDRESS_FAMILY, 2))
     assert permission(asker, text) == (403, 403)
 
@@ -296,7 +348,7 @@ def test_a_permission_is_for_an_address_and_five_minutes() -> None:
     assert (message.get(stun.XOR_PEER_ADDRESS), message.get(stun.DATA)) == ((PEER[0], 1234), b"data")
     assert asker.heard(("192.0.2.10", 51820)) is None
     send = Message(stun.SEND, Kind.INDICATION, bytes(12)).add(stun.XOR_PEER_ADDRESS, PEER).add(stun.DATA, b"out")
-    port = asker.relay.sessions[CLIENT].port
+    port = asker.relay.sessions[CLIENT].ports[4]
     assert asker.data(stun.encode(send)) == ToPeer(port, PEER_ADDRESS, b"out")
     asker.now = 300
     assert asker.heard() is None

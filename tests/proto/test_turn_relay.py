@@ -5,13 +5,15 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from turn_network import CLIENT, CREDENTIAL, EXTERNAL, PEER, PEER_ADDRESS, Network, ids
+from turn_network import CLIENT, CREDENTIAL, EXTERNAL, PEER, PEER_ADDRESS, Network, ids, server
 
 from overlayd.proto import stun
 from overlayd.proto.stun import Kind, Message
 from overlayd.proto.turn import Allocated, Expired, Failed, Received, Refused, TurnClient
+from overlayd.proto.wireguard import Address
 
 HOUR = 3600
+EXTERNAL6 = ip_address("2001:db8::1")
 
 
 def payloads(network: Network) -> list[bytes]:
@@ -33,6 +35,27 @@ def test_data_goes_both_ways() -> None:
     network.peer_sends(b"to client")
     network.run(0.1)
     assert network.events[1:] == [Received(PEER, b"to client")]
+
+
+@pytest.mark.parametrize("given", [[EXTERNAL, EXTERNAL6], [EXTERNAL], [EXTERNAL6]], ids=["both", "IPv4", "IPv6"])
+def test_an_address_of_each_ip_version_is_asked_for_at_once(given: list[Address]) -> None:
+    network = Network()
+    network.relay = server(external=given)
+    network.client = TurnClient("node-1", CREDENTIAL, ids(), network.now, both=True)
+    network.run(0.5)
+    (event,) = network.events
+    assert isinstance(event, Allocated)
+    assert [at[0] for at in (event.relayed, event.also) if at] == given
+    for at in filter(None, (event.relayed, event.also)):
+        peer = (ip_address("192.0.2.9" if at[0].version == 4 else "2001:db8::9"), 7)
+        network.client.send(peer, b"out", network.now)
+        network.run(0.1)
+        assert network.at_peer.pop() == (at[1], (str(peer[0]), 7), b"out")
+    network.run(HOUR)
+    assert network.events == [event] and len(network.relay.sessions) == 1, "refreshed together"
+    network.client.release(network.now)
+    network.run(1)
+    assert not network.relay.by_port
 
 
 def test_a_channel_costs_four_bytes() -> None:

@@ -5,12 +5,14 @@ server (`turn_connection`), how it travels (`turn_transport`), where WireGuard f
 when a peer is relayed (`traversal`).
 
 All servers are asked at once, at an address of each IP version, and the first that gives an allocation has us: a dead
-one costs nothing.  Those of connections begin a little later, since tunnels in datagrams are better.
+one costs nothing.  Those of connections begin a little later, since tunnels in datagrams are better.  An allocation of
+IPv4 is asked to be one of IPv6 as well (RFC 8656, section 7.1); only where it is none there is one for each.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from overlayd import wire
@@ -33,6 +35,7 @@ VERSIONS = (4, 6)
 PAUSE = 60.0  # before servers are asked again that refuse: somebody may have repaired it
 FIRST_PAUSE = 1.0  # before those are asked again that do not answer, doubling up to PAUSE
 UNSUPPORTED_PAUSE = 3600.0  # before servers are asked again of which none relays for an IP version
+BOTH = 2.0  # for an allocation of both IP versions, before one of IPv6 is asked for
 HEAD_START = 1.0  # of datagrams before connections: one may be lost, and is sent again after half of it
 
 UNSUPPORTED = 440  # RFC 8656, section 18.5: address family not supported
@@ -59,6 +62,7 @@ class Allocation:
         self._lookups = lookups
         self._heard = heard
         self._held: dict[int, TurnConnection] = {}  # by IP version
+        self._first_tried = asyncio.Event()  # whether it is known what came of asking for both
         self._failures: dict[int, list[str]] = {}  # why there is none, by IP version
         self._complained = ""
         self._told: set[str] = set()  # of servers that fail while another one has us
@@ -117,12 +121,12 @@ class Allocation:
 
     def doubt(self) -> None:
         """Find out whether the allocations are still there."""
-        for connection in list(self._held.values()):
+        for connection in set(self._held.values()):
             connection.doubt()
 
     def _relayed(self, version: int) -> Endpoint | None:
         connection = self._held.get(version)
-        return connection.relayed if connection is not None else None
+        return connection.relayed.get(version) if connection is not None else None
 
     def _all_permitted(self) -> frozenset[Endpoint]:
         return frozenset[Endpoint]().union(*self._permitted.values())
@@ -131,22 +135,45 @@ class Allocation:
         """Keep an allocation of one IP version, for ever."""
         silent = 0  # times in a row that no server answered
         while True:
+            if version == VERSIONS[0]:
+                self._first_tried.clear()
+            else:
+                await self._have_both(version)
             first, failed = await _race([self._ask(server, version) for server in self._servers])
             if first is None:
                 self._failures[version] = [each.failure.reason for each in failed]
+                self._first_tried.set()
                 self._settle()
                 silent = silent + 1 if all(each.failure.code == 0 for each in failed) else 0
                 await asyncio.sleep(_pause(failed, silent))
                 continue
             silent = 0
             self._tell(failed)
-            self._hold(version, first)
+            versions = [each for each in first.relayed if each == version or each not in self._held]
+            for each in versions:
+                self._hold(each, first)
+            self._first_tried.set()
             try:
                 over = await first.over
                 log.warning("TURN server %s has ended the allocation: %s", first.name, over.failure)
             finally:
-                self._held.pop(version, None)
+                for each in versions:
+                    self._held.pop(each, None)
                 first.close()
+
+    async def _have_both(self, version: int) -> None:
+        """Wait as long as an allocation of the other IP version is one of this as well, or may become one."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BOTH):
+                    await self._first_tried.wait()
+            held = self._held.get(version)
+            if held is None:
+                return
+            await asyncio.wait((held.over,))
+            self._first_tried.clear()
+            if self._held.get(version) is held:
+                del self._held[version]
 
     async def _ask(self, server: wire.TurnServer, version: int) -> _Asked:
         """Ask one server, at its preferred address of each IP version.  The failure names the server."""
@@ -179,9 +206,11 @@ class Allocation:
         except asyncio.CancelledError:
             connection.close()
             raise
-        if isinstance(answer, Allocated):
+        if isinstance(answer, Allocated) and version in connection.relayed:
             return connection
         connection.close()
+        if isinstance(answer, Allocated):  # of the other IP version alone, which is asked for by itself
+            return Failed(Failure(UNSUPPORTED, f"the server does not relay for IPv{version}"), None)
         return answer if isinstance(answer, Failed) else Failed(answer.failure, None)
 
     def _hold(self, version: int, connection: TurnConnection) -> None:
@@ -189,8 +218,7 @@ class Allocation:
         self._failures.pop(version, None)
         self._complained = ""
         self.settled.set()
-        if connection.relayed is not None:
-            log.info("reached through a relay at %s", endpoint_text(connection.relayed))
+        log.info("reached through a relay at %s", endpoint_text(connection.relayed[version]))
         for endpoint in self._all_permitted():
             if endpoint[0].version == version:
                 connection.permit(endpoint)

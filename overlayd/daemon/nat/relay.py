@@ -68,8 +68,10 @@ class Relay:
         if not config.listen_port:
             raise RequestError(f"{field}.listen_port: 0 is no port that nodes could be told of, 3478 is usual")
         field = f"{field}.external_addr"
-        text = config.external_addr
-        self._external = _external_address(text, field) if text else _own_address(field)
+        texts = [each.strip() for each in config.external_addr.split(",")] if config.external_addr else []
+        self._external = [_external_address(text, field) for text in texts] or [_own_address(field)]
+        if len({address.version for address in self._external}) < len(self._external):
+            raise RequestError(f"{field}: at most one address of IPv4 and one of IPv6")
         self._port = config.listen_port
         self._rules = {
             "refused": tuple(refused),
@@ -77,9 +79,9 @@ class Relay:
             "allowed": _networks(config.allowed_peers, "allowed_peers"),
         }
         self._is_known = is_known
-        self._link: int | None = None  # that has the external address
-        self._bind_to = ""
-        self._listener: socket.socket | None = None
+        self._links: set[int] = set()  # that have the external addresses
+        self._bind_to: dict[int, str] = {}  # by IP version
+        self._listeners: dict[int, socket.socket] = {}  # the same
         self._ports: dict[int, socket.socket] = {}
         self._dropped, self._reported, self._report_at = 0, (0, 0), 0.0
         self._sweeping: asyncio.TimerHandle | None = None
@@ -95,34 +97,44 @@ class Relay:
         )
 
     def start(self) -> None:
-        """Listen.  The external address is used itself where this host has it, else, behind a NAT, every address.
+        """Listen.  An external address is used itself where this host has it, else, behind a NAT, every address of its
+        IP version.
 
         Raises MechanismError when the port cannot be had.
         """
         self._loop = asyncio.get_running_loop()
         self._netlink = Netlink()
         try:
-            self._link, beside = attachment(self._netlink, self._external) or (None, [])
+            attached = [found for address in self._external if (found := attachment(self._netlink, address))]
+            self._links = {link for link, _ in attached}
+            beside = [network for _, networks in attached for network in networks]
             self._peers = RelayPeers(**self._rules, is_known=self._is_node, hop=self._hop, beside=beside)
-            self._listener = self._listen()
+            for address in self._external:
+                self._listeners[address.version] = self._listen(address)
         except MechanismError:
-            self._netlink.close()
+            self._close_sockets()
             raise
-        self._loop.add_reader(self._listener.fileno(), self._from_clients, self._listener)
+        for listener in self._listeners.values():
+            self._loop.add_reader(listener.fileno(), self._from_clients, listener)
         self._sweep()
-        log.info("relaying on port %d for %s", self._port, self._external)
+        log.info("relaying on port %d for %s", self._port, " and ".join(map(str, self._external)))
 
     def close(self) -> None:
         """End every session and close every socket.  Idempotent."""
-        if self._listener is None:
+        if not self._listeners:
             return
         self.server.close()
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
-        self._listener = None
-        self._netlink.close()
+        for listener in self._listeners.values():
+            self._loop.remove_reader(listener.fileno())
+        self._close_sockets()
         if self._sweeping is not None:
             self._sweeping.cancel()
+
+    def _close_sockets(self) -> None:
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+        self._netlink.close()
 
     def _refusal(self, address: Address) -> str:
         return self._peers.refusal(address)
@@ -136,7 +148,7 @@ class Relay:
         link = next_link(self._netlink, address)
         if link is None:
             return "none"
-        if link == self._link or any(link == next_link(self._netlink, outside) for outside in OUTSIDE):
+        if link in self._links or any(link == next_link(self._netlink, outside) for outside in OUTSIDE):
             return "uplink"
         return "inside"
 
@@ -161,9 +173,10 @@ class Relay:
 
     def _from_peers(self, port: socket.socket, number: int) -> None:
         now = self._loop.time()
-        listener, session = self._listener, self.server.by_port.get(number)
-        if listener is None or session is None:
+        session = self.server.by_port.get(number)
+        if session is None:
             return
+        listener = self._listeners[_version(session.client)]
         handle = self.server.peer_datagram
         for _ in range(BATCH):
             try:
@@ -183,11 +196,11 @@ class Relay:
 
     # --- sockets ------------------------------------------------------------------------------------------------------
 
-    def _listen(self) -> socket.socket:
-        for host in (str(self._external), ""):
+    def _listen(self, address: Address) -> socket.socket:
+        for host in (str(address), ""):
             try:
-                self._bind_to = host
-                return self._bind(self._port, LISTEN_BUFFER)
+                self._bind_to[address.version] = host
+                return self._bind(address.version, self._port, LISTEN_BUFFER)
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL and host:
                     continue
@@ -197,27 +210,29 @@ class Relay:
                 ) from None
         raise AssertionError("the wildcard address is always available")
 
-    def _bind(self, port: int, buffer: int) -> socket.socket:
-        bound = socket.socket(socket.AF_INET if self._external.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
+    def _bind(self, version: int, port: int, buffer: int) -> socket.socket:
+        bound = socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
         try:
-            if self._external.version == 6:
+            if version == 6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
             with contextlib.suppress(PermissionError):  # then it is what net.core.rmem_max leaves of it
                 bound.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, buffer)
             bound.setblocking(False)
-            bound.bind((self._bind_to, port))
+            bound.bind((self._bind_to[version], port))
         except OSError:
             bound.close()
             raise
         return bound
 
-    def _open_port(self, client: SocketAddress, even: bool) -> int | None:
+    def _open_port(self, client: SocketAddress, version: int, even: bool) -> int | None:
         """A relayed port for a client, at random so that nobody can guess it (RFC 8656 21.2)."""
         for _ in range(PORT_TRIES):
             number = secrets.choice(RELAYED_PORTS[:: 2 if even else 1])
+            if number in self._ports:
+                continue  # of the other IP version
             try:
-                port = self._bind(number, PORT_BUFFER)
+                port = self._bind(version, number, PORT_BUFFER)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     continue
@@ -225,7 +240,7 @@ class Relay:
                 return None
             self._ports[number] = port
             self._loop.add_reader(port.fileno(), self._from_peers, port, number)
-            log.info("relay: port %d is relayed for %s port %d", number, *client)
+            log.info("relay: IPv%d port %d is relayed for %s port %d", version, number, *client)
             return number
         log.error("relay: no port for %s: %d random ones are all in use", client[0], PORT_TRIES)
         return None
@@ -249,6 +264,10 @@ class Relay:
         dropped, forged = (new - old for new, old in zip(counted, self._reported, strict=True))
         log.warning("relay: %d datagrams could not be sent on, %d requests had a wrong credential", dropped, forged)
         self._reported, self._report_at = counted, now + REPORT
+
+
+def _version(address: SocketAddress) -> int:
+    return 6 if ":" in address[0] else 4
 
 
 def _own_address(field: str) -> Address:

@@ -24,10 +24,11 @@ _GONE = (437, 400)
 
 
 class TurnConnection:
-    """relayed: where we are reached through it, None before and after.  first: done when the server has given an
-    allocation or a reason for none.  over: done when there is none any more.
+    """relayed: where we are reached through it, by IP version, empty before and after.  first: done when the server has
+    given an allocation or a reason for none.  over: done when there is none any more.
 
-    transport: to the server, closed with this.  login: what it is asked with.  family: 4 or 6, of the relayed address.
+    transport: to the server, closed with this.  login: what it is asked with.  family: 4 or 6, of the relayed address;
+    with that of 4 one of 6 is asked for as well.
     received: called with what peers sent.  refused: called with each peer to whom it does not relay.
     """
 
@@ -41,7 +42,7 @@ class TurnConnection:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.name = login.addr
-        self.relayed: Endpoint | None = None
+        self.relayed: dict[int, Endpoint] = {}
         self.first: asyncio.Future[Allocated | Failed | Expired] = loop.create_future()
         self.over: asyncio.Future[Failed | Expired] = loop.create_future()
         self._received, self._refused = received, refused
@@ -56,6 +57,7 @@ class TurnConnection:
             lambda: os.urandom(TRANSACTION_ID_SIZE),
             loop.time(),
             family=family,
+            both=family == 4,
             stream=transport.stream,
         )
         transport.start(self._hear, self._lose)
@@ -71,7 +73,7 @@ class TurnConnection:
         if self._timer is not None:
             self._timer.cancel()
         self._transport.close()
-        self.relayed = None
+        self.relayed = {}
 
     def permit(self, peer: Endpoint) -> None:
         """Let a peer reach us."""
@@ -130,8 +132,9 @@ class TurnConnection:
                 match event:
                     case Received(peer, data):
                         self._received(data, peer)
-                    case Allocated(relayed):
-                        self.relayed, self._since = relayed, loop.time()
+                    case Allocated(relayed, _, also):
+                        self.relayed = {each[0].version: each for each in (relayed, also) if each is not None}
+                        self._since = loop.time()
                         if not self.first.done():
                             self.first.set_result(event)
                     case Refused(_, failure) if failure.code in _GONE and loop.time() > self._since + SETTLED:
@@ -152,7 +155,7 @@ class TurnConnection:
         self._flush()
 
     def _end(self, event: Failed | Expired) -> None:
-        self.relayed = None
+        self.relayed = {}
         for future in (self.first, self.over):
             if not future.done():
                 future.set_result(event)

@@ -35,6 +35,8 @@ def config(
     (config(port=0), "listen_port"),
     (config(address="relay.example.org:3478"), "external_addr: 'relay.example.org'"),
     (config(address="192.0.2.1.5"), "external_addr"),
+    (config(address="192.0.2.1,192.0.2.2"), "at most one address of IPv4 and one of IPv6"),
+    (config(address="192.0.2.1,"), "external_addr"),
 ])  # fmt: skip
 def test_a_configuration_that_cannot_work_is_refused(broken: RelayServer, says: str) -> None:
     with pytest.raises(RequestError, match=says):
@@ -48,9 +50,15 @@ def test_a_configuration_that_cannot_work_is_refused(broken: RelayServer, says: 
     ("2001:db8::1", "2001:db8::1"),
     ("2001:db8::1:3478", "2001:db8::1:3478"),
     ("[2001:db8::1]", "2001:db8::1"),
+    ("192.0.2.1:3478, [2001:db8::1]:3478", "192.0.2.1 2001:db8::1"),
+    ("2001:db8::1,192.0.2.1", "2001:db8::1 192.0.2.1"),
 ])  # fmt: skip
 def test_the_forms_of_an_external_address(text: str, address: str) -> None:
-    assert Relay(config(address=text), []).server._external == ip_address(address)
+    assert external(text) == address.split()
+
+
+def external(text: str) -> list[str]:
+    return [str(address) for address in Relay(config(address=text), []).server.external.values()]
 
 
 def test_without_an_external_address_it_is_the_one_that_packets_to_the_outside_carry(
@@ -62,9 +70,9 @@ def test_without_an_external_address_it_is_the_one_that_packets_to_the_outside_c
         return ip_address(ways[str(somewhere)]) if str(somewhere) in ways else None
 
     monkeypatch.setattr("overlayd.daemon.nat.relay.source_towards", look_up)
-    assert Relay(config(address=""), []).server._external == ip_address("2001:db8:7::5")
+    assert external("") == ["2001:db8:7::5"]
     ways["192.0.2.1"] = "203.0.113.5"
-    assert Relay(config(address=""), []).server._external == ip_address("203.0.113.5")
+    assert external("") == ["203.0.113.5"]
     ways.clear()
     with pytest.raises(RequestError, match=r"external_addr: this host has no route to the outside"):
         Relay(config(address=""), [])
