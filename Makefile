@@ -18,7 +18,8 @@ DEMO_PACKAGES := $(BUILD_PACKAGES) $(RUN_PACKAGES) tcpdump
 BENCH_PACKAGES := $(DEMO_PACKAGES) dnsmasq-base dnsperf unbound containernetworking-plugins netavark aardvark-dns coturn \
   iperf3
 CLUSTER_PACKAGES := $(DEMO_PACKAGES) etcd-server etcd-client
-TEST_PACKAGES := $(CLUSTER_PACKAGES) dnsperf iperf3 strace systemd iptables crun busybox-static coturn dnsmasq-base \
+CNI_PACKAGES := $(DEMO_PACKAGES) containernetworking-plugins busybox-static iptables
+TEST_PACKAGES := $(CLUSTER_PACKAGES) $(CNI_PACKAGES) dnsperf iperf3 strace systemd crun coturn dnsmasq-base \
   procps e2fsprogs conntrack openssl musl-tools unbound-host bind9-utils
 IMAGE_PACKAGES := buildah debootstrap
 
@@ -45,6 +46,10 @@ help: ## show this list
 .PHONY: demo
 demo: demo-packages build ## two nodes, two containers, one encrypted overlay, in namespaces of this machine (root)
 	@PYTHONPATH=tests $(PYTHON) -m lab.demo
+
+.PHONY: demo-cni
+demo-cni: cni-packages build ## two nodes with containerd on each, whose containers are on the overlay by CNI (root)
+	@PYTHONPATH=tests $(PYTHON) -m lab.demo_cni
 
 .PHONY: demo-cluster
 demo-cluster: cluster-packages build ## three members of etcd, five nodes that find each other by it, no orchestrator (root)
@@ -150,6 +155,18 @@ cluster-outage: test-packages build ## etcd away for five minutes under ping, at
 crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)
 	@PYTHONPATH=tests $(PYTHON) -m crash
 
+.PHONY: cni-cycles
+cni-cycles: test-packages build ## 10,000 containers by CNI, shims, daemon and namespaces killed at random (root; ten minutes)
+	@OVERLAYD_CNI_CYCLES=10000 $(PYTHON) -m pytest --timeout 3600 tests/e2e/test_cni_cycles.py
+
+# Where Go is: what talks CNI and CRI to a runtime by hand.  Their tests are skipped without.
+.PHONY: cni-tools
+cni-tools: ## cnitool and crictl, by Go's module proxy, for the tests of container runtimes
+	@mkdir -p build/clients/go/crictl.d && export GOBIN="$$PWD/build/clients/go" && \
+	  go install github.com/containernetworking/cni/cnitool@v1.2.3 && cd build/clients/go/crictl.d && \
+	  { [[ -e go.mod ]] || go mod init overlayd.test/crictl; } && go get sigs.k8s.io/cri-tools/cmd/crictl@v1.34.0 && \
+	  go build -o .. sigs.k8s.io/cri-tools/cmd/crictl
+
 .PHONY: hostile
 hostile: test-packages build ## damaged frames, envelopes and DNS, floods, few descriptors, kills under load (root; minutes)
 	@OVERLAYD_HOSTILE=50 OVERLAYD_HOSTILE_SECONDS=180 $(PYTHON) -m pytest -s tests/fuzz tests/e2e/test_descriptors.py
@@ -229,7 +246,12 @@ if [[ ! -e build/clients/$(2)/usr ]]; then \
 fi
 endef
 
-.PHONY: build-packages run-packages demo-packages bench-packages cluster-packages test-packages
+# Container runtimes, with what they need: installed, they would start on the host.
+define unpack_runtimes
+$(call unpack_all,containerd runc,containerd); $(call unpack_all,podman conmon runc,podman)
+endef
+
+.PHONY: build-packages run-packages demo-packages bench-packages cluster-packages cni-packages test-packages
 build-packages:
 	@if ((EUID == 0)) && command -v apt-get > /dev/null; then $(call install,$(BUILD_PACKAGES)); fi
 run-packages: root
@@ -243,7 +265,11 @@ test-packages: root
 	@$(call unpack,miniupnpd-nftables,miniupnpd)
 	@$(call unpack,systemd-resolved,resolved)
 	@$(call unpack,prometheus,prometheus)
+	@$(unpack_runtimes)
 	@$(call unpack_all,network-manager dbus-daemon,networkmanager)
+cni-packages: root
+	@$(call install,$(CNI_PACKAGES))
+	@$(unpack_runtimes)
 cluster-packages: root
 	@$(call install,$(CLUSTER_PACKAGES)); $(call stop_service,etcd-server,etcd)
 
