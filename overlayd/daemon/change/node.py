@@ -29,6 +29,8 @@ from overlayd.model.state import Draft, NotYet, State
 
 T = TypeVar("T")
 
+Encoded = dict[RowId, bytes | None]  # None for rows that go
+
 log = logging.getLogger(__name__)
 
 # Kernel work in flight at once.  Deletions of links wait most of their time and share one barrier, so more threads
@@ -54,13 +56,14 @@ FACTS = "facts"  # the resource that stands for `Node.facts`
 class Transition:
     """A change that is in the state, but not on disk or in the kernel yet.
 
-    change, inverse: the rows as they become, and as they were.  have, want: the objects of these rows before and after.
-    verify: `have` is looked up in the kernel rather than believed.  everything: everything is held, so that the state
-    stands still and what takes long may be done beside the loop.
+    change, inverse: the rows as they become, and as they were.  encoded: the first, for the journal.  have, want: the
+    objects of these rows before and after.  verify: `have` is looked up in the kernel rather than believed.
+    everything: everything is held, so that the state stands still and what takes long may be done beside the loop.
     """
 
     change: Change
     inverse: Change
+    encoded: Encoded
     have: Layout
     want: Layout
     verify: bool
@@ -172,7 +175,7 @@ class Node:
             decide(draft)
             inverse = self.state.apply(draft.rows)
             try:
-                await self._commit(draft.rows)
+                await self._commit(_encoded(draft.rows))
             except StateError as error:
                 if not at_any_price:
                     self.state.apply(inverse)
@@ -328,10 +331,15 @@ class Node:
                 await slices.pause()
                 # Now, while the state shows this change and no later one: what those bring about is their own affair.
                 want = await self._layout(touched, everything) if taken else {}
+                # Before another change is decided, which may not come to the disk sooner.
+                encoded: Encoded = {}
+                for id, row in change.items():
+                    encoded |= _encoded({id: row})
+                    await slices.pause()
             except BaseException:
                 self.state.apply(inverse)
                 raise
-        return Transition(change, inverse, have, want, bool(verify), everything) if taken else None
+        return Transition(change, inverse, encoded, have, want, bool(verify), everything) if taken else None
 
     async def _layout(self, touched: Collection[RowId], everything: bool) -> Layout:
         """The objects of these rows as the state is now: put together beside the loop if that stands still, for they
@@ -369,7 +377,7 @@ class Node:
         """Returns the kernel's part if it has been put on a lane, by the thread that made the change durable."""
         work = None if transition.verify or transition.everything else self._work(transition)
         try:
-            await self._commit(transition.change, work.begin if work is not None else None)
+            await self._commit(transition.encoded, work.begin if work is not None else None)
         except BaseException:
             self.state.apply(transition.inverse)
             raise
@@ -420,7 +428,7 @@ class Node:
     async def _take_back(self, inverse: Change) -> None:
         self.state.apply(inverse)
         try:
-            await self._commit(inverse)
+            await self._commit(_encoded(inverse))
         except StateError as error:
             self._owe(inverse, error)
 
@@ -428,16 +436,15 @@ class Node:
         self._owed |= change
         log.error("%d rows could not be written, they will be with the next change: %s", len(change), error)
 
-    async def _commit(self, change: Change, then: Callable[[], None] | None = None) -> None:
+    async def _commit(self, encoded: Encoded, then: Callable[[], None] | None = None) -> None:
         """A commit cannot be stopped: whoever is cancelled waits for its end, and is cancelled then.  then: see
         `Journal.commit`.
         """
-        rows = {**self._owed, **change}
+        rows = _encoded(self._owed) | encoded
         if not rows and then is not None:
             then()
         if rows:
-            encoded = {id: encode(row) if row is not None else None for id, row in rows.items()}
-            done = self._journal.commit(encoded, then)
+            done = self._journal.commit(rows, then)
             try:
                 await asyncio.wait([done])
             except asyncio.CancelledError:
@@ -471,6 +478,11 @@ class _Work:
         """Any thread may call."""
         fault.point("node:journaled")
         self._lane.put(self.steps, self.done)
+
+
+def _encoded(change: Change) -> Encoded:
+    """Some 4 us for each allowed IP."""
+    return {id: encode(row) if row is not None else None for id, row in change.items()}
 
 
 async def _end(done: asyncio.Future[None], steps: Sequence[Step]) -> None:
