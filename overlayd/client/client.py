@@ -281,7 +281,7 @@ class OverlayClient(ClusterCalls):
     @overload
     async def attach_container(
         self,
-        handle: wire.LinuxPid | wire.WindowsContainer | wire.HostShared,
+        handle: wire.LinuxPid | wire.LinuxNetns | wire.WindowsContainer | wire.HostShared,
         service: str,
         *,
         join_global: bool,
@@ -289,6 +289,9 @@ class OverlayClient(ClusterCalls):
         isolation_network: str | None = None,
         dns_server: str | None = None,
         dns_domain: str | None = None,
+        ip: str | None = None,
+        mac: str | None = None,
+        default_route: bool = True,
     ) -> str: ...
 
     async def attach_container(
@@ -301,10 +304,22 @@ class OverlayClient(ClusterCalls):
         isolation_network: str | None = None,
         dns_server: str | None = None,
         dns_domain: str | None = None,
+        ip: str | None = None,
+        mac: str | None = None,
+        default_route: bool = True,
     ) -> str | wire.GuestConfig:
         """Returns the container's address; for a guest all that it needs to run its own WireGuard."""
         request = wire.AttachContainer(
-            handle, service, join_global, ephemeral, isolation_network, dns_server, dns_domain
+            handle,
+            service,
+            join_global,
+            ephemeral,
+            isolation_network,
+            dns_server,
+            dns_domain,
+            ip,
+            mac,
+            default_route,
         )
         if isinstance(handle, wire.GuestManaged):
             return await self._ask(request, wire.GuestConfig)

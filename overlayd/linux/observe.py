@@ -31,6 +31,7 @@ from overlayd.linux.view import (
     read_routes,
     read_service,
 )
+from overlayd.model import labels
 from overlayd.model.objects import (
     GLOBAL,
     GROUP_BRIDGE,
@@ -51,6 +52,7 @@ from overlayd.model.objects import (
     label_of_veth,
     scope_of_alias,
 )
+from overlayd.model.subnets import first_usable
 
 _log = logging.getLogger(__name__)
 
@@ -260,9 +262,11 @@ def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: View 
 
 def _device(link: rt.Link, scope: str, addresses: list[Interface], host: View) -> Iterable[DeviceLink | Alias]:
     """A device, and the aliases on it: the host addresses on the global one, whose own has the cluster's prefix, or is
-    the source of a route through it.
+    the first one of the slice that the link names, or the source of a route through it.
     """
     own = {source for (index, _), source in host.sources.items() if index == link.ifindex}
+    if (known := labels.parse(label_of_alias(link.alias))) is not None and known.slice is not None:
+        own.add(first_usable(known.slice))
     aliases = {each for each in addresses if scope == GLOBAL and not is_wide(each) and each.ip not in own}
     faults = [*_down(link), *_lost_routes(link, addresses, host), *_parameter(link), *_heeds_routers(link)]
     label = label_of_alias(link.alias)

@@ -5,9 +5,9 @@ be there.
 
 The kernel is read through `ip`, `wg` and `nft`, the journal by the few lines below: not through overlayd's own code,
 which is what is judged.  Blanked are keys that the daemon made, and what numbers the kernel gave to namespaces and
-processes.  Left out is what the kernel adds by itself (IPv6 link-local addresses and their routes), and our nftables
-tables while they hold no element, in which case they do nothing: the first request that needs them leaves them behind
-when it is taken back.
+processes.  Left out is what the kernel adds by itself (IPv6 link-local addresses and their routes, the address that the
+routers of a network share, which outlives the one that it came with), and our nftables tables while they hold no
+element, in which case they do nothing: the first request that needs them leaves them behind when it is taken back.
 """
 
 import base64
@@ -181,7 +181,7 @@ def _network(text: str) -> dict[str, Any]:
         found[f"link {link['ifname']}"] = shown
     for route in (*routes, *routes6):
         destination = route["dst"]
-        if not destination.startswith(("fe80:", "ff00:")):
+        if not destination.startswith(("fe80:", "ff00:")) and route.get("type") != "anycast":
             unreachable = route.get("type") == "unreachable"
             keys = ("gateway", "protocol", "prefsrc", "type", *(["metric"] if unreachable else []))
             where = {key: route[key] for key in keys if key in route}
