@@ -35,8 +35,8 @@ def cidrs(count: int, first: int) -> list[str]:
     return [f"fd00:{first:x}:{number:x}:ffff:ffff:ffff:ffff:ffff/128" for number in range(count)]
 
 
-def requests() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and requests, within the limits of the contract."""
+def requests() -> Iterator[tuple[str, dict[str, Any] | list[dict[str, Any]]]]:
+    """Names and requests, within the limits of the contract; of some many at once."""
     yield "status", {"op": "status"}
     yield "nat_status", {"op": "nat_status"}
     yield "doctor", {"op": "doctor"}
@@ -65,6 +65,11 @@ def requests() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "nested unknown", {"op": "status", "x": [[number] for number in range(45_000)]}
     yield "bad names, 65,536", {"op": "prune_orphan_bridges", "live_bridge_names": [*names[:-1], 1]}
     yield "8 MiB of text", {"op": "\x7f" * (8 * 1024 * 1024 // 6 - 50)}
+    few = (
+        {**peer, "public_key": b64encode(n.to_bytes(32)).decode(), "allowed_ips": ",".join(cidrs(63, n))}
+        for n in range(3, 515)
+    )
+    yield "add_peer, 512 of 63 at once", [{"op": "add_peer", **each} for each in few]
 
 
 class Quiet:
@@ -95,16 +100,17 @@ class Quiet:
         return f"{statistics.median(waits):8.2f}{waits[int(len(waits) * 0.99)]:8.1f}{waits[-1]:8.1f}"
 
 
-def ask(member: Member, request: dict[str, Any], seconds: float) -> tuple[int, str]:
-    """How many times it was answered, and the last answer's beginning."""
-    frame, count, answer = request_frame(1, **request), 0, {}
+def ask(member: Member, asked: list[dict[str, Any]], seconds: float) -> tuple[int, str]:
+    """How many answers there were to these at once, again and again, and the last one's beginning."""
+    frames, count, answer = b"".join(request_frame(1, **request) for request in asked), 0, {}
     with member.node.connect() as client:
         client.further = {*ANSWERS.values()}
         end = time.monotonic() + seconds
         while count < 2 or time.monotonic() < end:
-            client.send(frame)
-            answer = client.receive()["response"]
-            count += 1
+            client.send(frames)
+            for _ in asked:
+                answer = client.receive()["response"]
+                count += 1
     return count, json.dumps(answer)[:70]
 
 
@@ -121,10 +127,10 @@ def main() -> None:
         quiet = Quiet(member)
         time.sleep(args.seconds)
         print(f"{'nobody':32}{'':8}{quiet.told()}")
-        for name, request in requests():
+        for name, asked in requests():
             if name.startswith(args.only):
                 quiet = Quiet(member)
-                count, answer = ask(member, request, args.seconds)
+                count, answer = ask(member, asked if isinstance(asked, list) else [asked], args.seconds)
                 print(f"{name:32}{count:8}{quiet.told()}  {answer}", flush=True)
 
 

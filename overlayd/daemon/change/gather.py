@@ -57,26 +57,28 @@ class Group:
     def __init__(self, resources: tuple[str, ...]) -> None:
         self.resources = resources
         self.decisions: list[Decision[object]] = []
+        self.size = 0  # of all of them
 
 
 class Gathering:
-    """The groups that still take members.  largest: how many a group takes."""
+    """The groups that still take members.  largest: how many of size 1 a group takes."""
 
     def __init__(self, largest: int) -> None:
         self._largest = largest
         self._open: dict[tuple[str, ...], Group] = {}
 
-    def join(self, resources: Collection[str], decision: Decision[T]) -> Group | None:
+    def join(self, resources: Collection[str], decision: Decision[T], size: int = 1) -> Group | None:
         """Join the group that waits for `resources`.  Returns a new group when there is none: its first member leads
-        it, and has to queue for the resources before anybody else can.
+        it, and has to queue for the resources before anybody else can.  size: how many others it is as much work as.
         """
         names = tuple(resources)
         group = self._open.get(names)
-        leads = group is None or len(group.decisions) >= self._largest
+        leads = group is None or group.size + size > self._largest
         if group is None or leads:
             self.queued_behind(names, everything=False)
             group = self._open[names] = Group(names)
         group.decisions.append(decision)  # type: ignore[arg-type]
+        group.size += size
         return group if leads else None
 
     def close(self, group: Group) -> None:

@@ -149,17 +149,17 @@ class Node:
                 except NotYet:
                     await self._ended.wait()
 
-    async def change_together(self, decide: Callable[[Draft], T], exclusive: Collection[str]) -> T:
+    async def change_together(self, decide: Callable[[Draft], T], exclusive: Collection[str], *, size: int = 1) -> T:
         """Like `change` with `exclusive`, for small changes of which many come at once: those that wait for the same
         resources share one commit and one visit to the kernel.
 
         They are decided in the order in which they came, each on the state that the one before it left.  When the
         kernel refuses them together, each is carried out alone, so that an error meets who caused it; it never hears
         of what a later one of them cancels out.  Of the objects that `decide` changes none may hang on a row that it
-        does not touch.
+        does not touch.  size: how many of the small ones it is as much work as.
         """
         decision = Decision(decide)
-        group = self._gathering.join(exclusive, decision)
+        group = self._gathering.join(exclusive, decision, size)
         if group is not None:
             async with self._locks.hold(group.resources):
                 self._gathering.close(group)

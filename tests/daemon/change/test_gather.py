@@ -19,6 +19,13 @@ async def test_the_first_leads_and_the_others_join():
     assert groups[3].decisions == members[3:]
 
 
+async def test_of_large_ones_a_group_takes_fewer():
+    gathering = Gathering(largest=6)
+    sizes = [2, 3, 2, 1, 4, 9, 1]
+    groups = [gathering.join(["peers"], decision(), size) for size in sizes]
+    assert [group is not None for group in groups] == [True, False, True, False, True, True, True]
+
+
 async def test_different_resources_are_different_groups():
     gathering = Gathering(largest=3)
     one, other = gathering.join(["peers"], decision()), gathering.join(["peers web", "routes"], decision())
