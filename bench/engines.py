@@ -22,7 +22,7 @@ class CniBridge:
 
     name = "CNI bridge"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, masquerade: bool = False) -> None:
         self.plugins = next(path for path in PLUGINS if (path / "bridge").exists())
         self.configuration = json.dumps(
             {
@@ -31,7 +31,7 @@ class CniBridge:
                 "type": "bridge",
                 "bridge": "cni-bench",
                 "isGateway": True,
-                "ipMasq": False,
+                "ipMasq": masquerade,
                 "ipam": {
                     "type": "host-local",
                     "ranges": [[{"subnet": "10.87.0.0/16"}]],
@@ -48,16 +48,17 @@ class CniBridge:
         return "" if found else "no CNI plugins: apt-get install containernetworking-plugins"
 
     def attach(self, pid: int) -> None:
-        self._call("ADD", pid)
+        self.call("ADD", f"bench{pid}", f"/proc/{pid}/ns/net")
 
     def detach(self, pid: int) -> None:
-        self._call("DEL", pid)
+        self.call("DEL", f"bench{pid}", f"/proc/{pid}/ns/net")
 
-    def _call(self, command: str, pid: int) -> None:
+    def call(self, command: str, id: str, namespace: str) -> None:
+        """ADD or DEL eth0 of a network namespace, by its path."""
         environment = {
             "CNI_COMMAND": command,
-            "CNI_CONTAINERID": f"bench{pid}",
-            "CNI_NETNS": f"/proc/{pid}/ns/net",
+            "CNI_CONTAINERID": id,
+            "CNI_NETNS": namespace,
             "CNI_IFNAME": "eth0",
             "CNI_PATH": str(self.plugins),
             "PATH": os.environ["PATH"],

@@ -1,0 +1,120 @@
+"""What a container runtime waits for: the CNI shim with a running overlayd beside Debian's `bridge` and `host-local`.
+
+From the exec to the result of an ADD, in turn on one node, and then many at a time.  `bridge` without masquerade and
+with it, as it is used for a way to the outside; overlayd always has that.  Needs root; has a laboratory of its own.
+
+    PYTHONPATH=tests:bench:. python bench/bench_cni.py
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+
+from cni.shim import call
+from engines import CniBridge
+from lab import Lab
+from lab import netns as names
+from lab.cluster import Member
+from lab.processes import run
+from smoke import SMOKE
+
+from overlayd.linux import netns
+
+ROUNDS = 3 if SMOKE else 60
+MANY = 8 if SMOKE else 300
+AT_ONCE = 4 if SMOKE else 32
+
+CONFIG = {"cniVersion": "1.0.0", "name": "bench", "type": "overlayd-cni", "subnet": "slice"}
+
+Call = Callable[[str, str, str], None]  # a command, a container's id, the path of its namespace
+
+
+def ours(socket: Path, command: str, id: str, namespace: str) -> None:
+    """The shim, as a runtime executes it."""
+    ended = call(command, socket, CONFIG, containerid=id, netns=namespace)
+    if ended.exit:
+        raise RuntimeError(ended.stdout)
+
+
+@contextmanager
+def namespaces(lab: Lab, number: int) -> Iterator[list[str]]:
+    """Paths of so many new network namespaces."""
+    made = [f"{lab.prefix}-b{each}" for each in range(number)]
+    for name in made:
+        run(["ip", "netns", "add", name])
+    try:
+        yield [str(names.DIRECTORY / name) for name in made]
+    finally:
+        for name in made:
+            run(["ip", "netns", "del", name])
+
+
+def one_by_one(calls: dict[str, Call], namespace: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds of every ADD, and of the DEL that follows, of each in turn."""
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in calls}
+    for turn in range(ROUNDS + 1):
+        for name, do in calls.items():
+            for command, taken in zip(("ADD", "DEL"), times[name], strict=True):
+                began = time.perf_counter()
+                do(command, "one", namespace)
+                if turn:  # the first makes the bridge
+                    taken.append(time.perf_counter() - began)
+    return times
+
+
+def many_at_once(do: Call, paths: list[str]) -> float:
+    """ADDs a second, so many in flight."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        began = time.perf_counter()
+        for _ in pool.map(lambda each: do("ADD", f"many{each[0]}", each[1]), enumerate(paths)):
+            pass
+        took = time.perf_counter() - began
+        for _ in pool.map(lambda each: do("DEL", f"many{each[0]}", each[1]), enumerate(paths)):
+            pass
+    return len(paths) / took
+
+
+def main() -> None:
+    if os.geteuid():
+        raise SystemExit("bench_cni needs root: it makes network namespaces")
+    if why := CniBridge.missing():
+        raise SystemExit(f"bench_cni: {why}")
+    with Lab() as lab:
+        member = Member(lab, 1, "alpha", "10.192.0.0/12")
+        member.slice = "10.193.0.0/16"
+        member.start()
+        member.set_up({"enabled": False})
+        calls: dict[str, Call] = {"overlayd-cni": partial(ours, member.node.socket.with_name("cni.sock"))}
+        for name, masquerade in (("bridge, host-local", False), ("the same with masquerade", True)):
+            directory = member.node.run_directory / name.replace(" ", "-")
+            calls[name] = CniBridge(directory, masquerade=masquerade).call
+        with open_namespace(member.node.namespace) as own, namespaces(lab, MANY) as paths, netns.entered(own):
+            times = one_by_one(calls, paths[0])
+            rates = {name: many_at_once(do, paths) for name, do in calls.items()}
+    print(f"one by one, {ROUNDS} of each in turn (ms)")
+    for name, taken in times.items():
+        adds, deletes = ([each * 1000 for each in kind] for kind in taken)
+        ratio = median(taken[0]) / median(times["overlayd-cni"][0])
+        tail = quantiles(adds, n=20)[-1]
+        print(f"  {name:26} ADD {median(adds):7.2f}  p95 {tail:7.2f}  DEL {median(deletes):7.2f}  {ratio:5.1f} x")
+    print(f"{MANY} ADDs, {AT_ONCE} at a time")
+    for name, rate in rates.items():
+        print(f"  {name:26} {rate:8.1f} a second  {rates['overlayd-cni'] / rate:5.1f} x")
+    print(json.dumps({"adds": {name: median(taken[0]) for name, taken in times.items()}, "rates": rates}))
+
+
+@contextmanager
+def open_namespace(path: Path) -> Iterator[int]:
+    """A descriptor of a network namespace."""
+    with closing(path.open("rb")) as file:
+        yield file.fileno()
+
+
+if __name__ == "__main__":
+    main()
