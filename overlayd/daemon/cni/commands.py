@@ -121,7 +121,8 @@ class Commands:
             what = f"netns:{environment.container_id}/{environment.ifname}" if of_one else "-"
             told = audit.Told(op, what, "err" if failed else "ok", failed, seconds)
             who = client or Credentials(os.getpid(), os.getuid(), os.getgid())
-            audit.write(who, audit.program_of(client) if client is not None else "left before the start", told)
+            program = audit.program_of(client) if client is not None else "left before the start"
+            asyncio.get_running_loop().call_soon(audit.write, who, program, told)  # when the answer is out
         return answer
 
     async def _unknown(self, call: Call, _: int | None) -> str:

@@ -96,7 +96,7 @@ class Collection:
         samples = [((mode,), modes[mode]) for mode in ("shared", "isolated", "dedicated")]
         yield from family("overlayd_services", "gauge", "Services on this node.", ("mode",), samples)
         kinds = Counter(each.handle.partition(":")[0] for each in state.table(Attachment).values())
-        samples = [((kind,), kinds[kind]) for kind in ("pid", "guest", "host")]
+        samples = [((kind,), kinds[kind]) for kind in ("pid", "netns", "guest", "host")]
         yield from family("overlayd_attachments", "gauge", "Who is attached.", ("kind",), samples)
         pools = [(name, state.pools(name)) for name in (GLOBAL, *state.table(Service)) if state.pools(name)]
         help = "Addresses that can have a holder, by service; empty: the node's own."
