@@ -227,11 +227,14 @@ if [[ " $${missing[*]} " == *" $(1) "* ]]; then \
 fi
 endef
 
+# The package of promtool: from Debian 13 on one of its own.
+PROMTOOL := $$(apt-cache show promtool > /dev/null 2>&1 && echo promtool || echo prometheus)
+
 # $(call unpack,PACKAGE,DIRECTORY): below build/clients, where tests find it.  Installed, miniupnpd would serve the host's
 # network, systemd-resolved make itself the host's resolver, NetworkManager take its links, and Prometheus start.
 define unpack
 if [[ ! -e build/clients/$(2)/usr ]]; then \
-  mkdir -p build/clients/$(2) && cd build/clients/$(2) && echo 'unpacking: $(1)'; \
+  mkdir -p build/clients/$(2) && cd build/clients/$(2) && echo "unpacking: $(1)"; \
   { apt-get download -q $(1) || { apt-get update -q && apt-get download -q $(1); }; } && dpkg -x $(1)_*.deb .; \
 fi
 endef
@@ -264,7 +267,7 @@ test-packages: root
 	@$(call install,$(TEST_PACKAGES)); $(call stop_service,coturn,coturn); $(call stop_service,etcd-server,etcd)
 	@$(call unpack,miniupnpd-nftables,miniupnpd)
 	@$(call unpack,systemd-resolved,resolved)
-	@$(call unpack,prometheus,prometheus)
+	@$(call unpack,$(PROMTOOL),prometheus)
 	@$(unpack_runtimes)
 	@$(call unpack_all,network-manager dbus-daemon,networkmanager)
 cni-packages: root

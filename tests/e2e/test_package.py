@@ -49,6 +49,7 @@ def test_its_description(package: Path) -> None:
     assert f"python3 (>= {major}.{minor}), python3 (<< {major}.{minor + 1})" in shown
     names = re.findall(r" \./(\S+)$", run(["dpkg-deb", "--contents", package]), re.MULTILINE)
     assert {"usr/sbin/overlayd", "usr/bin/overlayctl", "usr/lib/systemd/system/overlayd.service"} <= {*names}
+    assert {f"usr/lib/overlayd/overlayd/{each}" for each in ("web/page.html", "cni/overlayd-cni")} <= {*names}
     assert not [each for each in names if "__pycache__" in each or each.endswith((".pyx", ".c"))]
 
 
@@ -63,6 +64,7 @@ def test_it_is_installed_runs_and_leaves_nothing_but_the_state(package: Path) ->
         PYTHONPATH=/nowhere /usr/sbin/overlayd --version
         overlayctl version --socket /nowhere || true
         getent group overlayd
+        test -x /usr/lib/overlayd/overlayd/cni/overlayd-cni
         systemd-analyze verify overlayd.service
         test -e /usr/lib/overlayd/overlayd/daemon/__pycache__
         mkdir /var/lib/overlayd
