@@ -83,15 +83,6 @@ def of_service(state: State, facts: Facts, name: str) -> Layout:
     return {key: thing for key, thing in objects.items() if isinstance(thing, Bridge | Veth | Proxy)}
 
 
-def of_container(state: State, facts: Facts, attachment: RowId) -> Layout:
-    """What an attachment implies, and the bridge and the device that its packets go through."""
-    row = state.get(Attachment, attachment[1])
-    service = state.get(Service, row.service) if row is not None else None
-    objects = layout(state, facts, [attachment])
-    needed = chain(_overlay(state, facts), _service(state, facts, service) if service is not None else ())
-    return objects | {thing.key: thing for thing in needed if isinstance(thing, Bridge | Device)}
-
-
 def of_device(state: State, facts: Facts, scope: str) -> Layout:
     """The device of a scope with its peers, and the routes and aliases on it."""
     objects = layout(state, facts)

@@ -86,22 +86,6 @@ def _wanted(kernel: Kernel, want: Layout, seen: Mapping[Hashable, links.Observed
     return found
 
 
-def container(kernel: Kernel, want: Layout) -> Layout:
-    """Of one container's objects those that are there: its links as they are at both ends, under the names that they
-    were born with; members of sets are believed while our rules stand.
-    """
-    ruled = kernel.nft.intact()
-    found = present(kernel, want)
-    for key, thing in want.items():
-        if isinstance(thing, Veth):
-            seen = links.observe_veth(thing.name, thing.netns)
-            if seen is not None and seen.mac and seen.interface != thing.interface:
-                seen = replace(seen, fault=f"its other end is called {seen.interface}, not {thing.interface}")
-            found.pop(key, None)
-            found |= {key: seen} if seen is not None else {}
-    return {key: thing for key, thing in found.items() if ruled or not isinstance(thing, Element)}
-
-
 def peers(kernel: Kernel, want: Layout) -> Layout:
     """The peers that the devices in `want` show, the devices themselves believed; what is wanted of one that is gone,
     for then it is not its peers that are amiss.

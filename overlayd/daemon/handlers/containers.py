@@ -10,21 +10,19 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import TypeVar
 
 from overlayd import keys, wire
 from overlayd.daemon import parse
-from overlayd.daemon.change import inspect
 from overlayd.daemon.change.presence import has_link
 from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.daemon.upkeep.reclaim import detach
 from overlayd.errors import InterfaceExists, InvalidValue, MechanismError, NamespaceGone, OwnNamespace, RequestError
 from overlayd.linux import netns, veth
-from overlayd.model import attachments, drift
+from overlayd.model import attachments
 from overlayd.model.attachments import AttachSpec, Place
-from overlayd.model.layout import mac, of_container
+from overlayd.model.layout import mac
 from overlayd.model.names import require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Netns, NetnsPath
 from overlayd.model.rows import Attachment, Overlay, Service
@@ -142,23 +140,6 @@ async def attach_namespace(
             host_name=attachment.host_end(),
         ),
     )
-
-
-async def check_namespace(daemon: Daemon, container: wire.LinuxNetns, descriptor: int | None = None) -> tuple[str, ...]:
-    """What is not as it was made for an attached interface, a clause each with its object; empty when all is well.
-    descriptor: as of `attach_namespace`.  Raises what says that there is no such attachment or namespace, as that does.
-    """
-    handle = attachments.namespace(container.id, container.ifname)
-    row = daemon.node.state.get(Attachment, handle)
-    if row is None or row.file is None:
-        raise RequestError(f"{handle} is not attached")
-    with ExitStack() as opened:
-        file = await daemon.node.run(_open, handle, container.path, descriptor, opened)
-        if row.file.identity not in (0, file.identity):
-            raise RequestError(f"{handle} is attached in another network namespace")
-        part = partial(of_container, attachment=row.id)
-        async with daemon.node.comparing(part, inspect.container, exclusive=[handle]) as steps:
-            return tuple(f"{name} {problem}" for name, problem in drift.describe(steps))
 
 
 async def _attach_place(
