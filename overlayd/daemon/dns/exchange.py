@@ -200,7 +200,8 @@ class Exchange:
             if not trial.over:
                 self._due = now + pause
                 trial.ask(by_stream=by_stream)
-        if now < self._end and not self._begun_anew and all(trial.refused for trial in self._asked.values()):
+        asked = self._asked.values()
+        if asked and not self._begun_anew and now < self._end and all(trial.refused for trial in asked):
             self._begin_anew(now)
             return
         trials = (self._asked.get(server) for server in self._servers)

@@ -262,7 +262,9 @@ async def test_a_server_where_nobody_listens_is_tried_by_datagram_alone_for_a_wh
 
 
 async def test_there_is_nobody_to_ask():
-    response = await ask(forwarding(list))
+    coming = forward(forwarding(list), query().to_wire())
+    assert coming.done(), "and so nobody to wait for"
+    response = dns.message.from_wire(coming.result())
     assert response.rcode() == dns.rcode.SERVFAIL and "knows no server" in response.options[0].text
 
 
