@@ -64,6 +64,15 @@ def _others(site: Site, nodes: list[Site], turned: Site) -> set[str]:
     return {each.status["public_key"] for each in nodes if each not in (site, turned)}
 
 
+def test_keys_that_follow_each_other_at_once(nodes: list[Site]) -> None:
+    alpha, beta, _ = nodes
+    for _ in range(10):
+        rotate(alpha, after=0)
+    until(lambda: alpha.status["public_key"] in keys_of(beta), beta.device_peers)
+    until(lambda: len(keys_of(beta)) == 2, beta.device_peers)
+    until(lambda: _reaches(alpha, beta), "no tunnel")
+
+
 def test_a_key_that_others_know_from_elsewhere_is_not_rotated_by_chance(nodes: list[Site]) -> None:
     beta = nodes[1]
     beta.request("mint_edge_peer", name="laptop", ttl_secs=3600, allow=["web"])

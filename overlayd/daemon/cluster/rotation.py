@@ -51,6 +51,7 @@ class Rotation:
     async def run(self) -> None:
         """Rotate when that is wanted, until it is cancelled; what an earlier start began is carried on."""
         while True:
+            self._wanted.clear()
             if self._node.state.node.next_key:
                 try:
                     await self._rotate()
@@ -58,12 +59,11 @@ class Rotation:
                     self.stage = f"the next key is not told yet: {error}"
                     log.warning("rotation: %s", self.stage)
                     await asyncio.sleep(RETRY + RETRY_SPREAD * random.random())
-                    continue
             elif self._node.state.node.former_key:
                 await self._node.change(overlay.forget_former_key, exclusive=[NODE_LOCK])
-            self.stage = ""
-            self._wanted.clear()
-            await self._wanted.wait()
+            else:
+                self.stage = ""
+                await self._wanted.wait()
 
     async def _wait(self) -> None:
         """Until the next key is told for long enough, which whoever asks again may change."""
@@ -90,4 +90,3 @@ class Rotation:
             fault.point("cluster:key-turned")
         await self._node.change(overlay.turn_key, everything=True)
         log.info("this node has the key %s now", keys.text(keys.public(self._node.state.node.private_key)))
-        await self._node.change(overlay.forget_former_key, exclusive=[NODE_LOCK])
