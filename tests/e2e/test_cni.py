@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,12 @@ from typing import Any
 import pytest
 from cni.shim import CONFIG, SHIM, Ended, call, finish, start, variables
 from lab import Lab, ping
+from lab import netns as names
 from lab.cluster import Member
 from lab.container import Container
+from lab.node import DAEMON
 from lab.patience import until
+from lab.processes import run
 
 SLICE = {**CONFIG, "subnet": "slice"}
 ONE_OF_MANY = {"default_route": False}
@@ -362,3 +366,47 @@ def test_descriptors_are_closed_whatever_comes(alpha: Side) -> None:
     assert alpha.call("STATUS") == (0, "")
     until(lambda: len(list(Path(f"/proc/{pid}/fd").iterdir())) <= before, "descriptors are left open")
     assert SHIM.exists()
+
+
+def test_a_daemon_that_sees_neither_the_namespace_nor_its_processes(lab: Lab) -> None:
+    """As in a DaemonSet: a mount and a pid namespace of its own; the descriptor is all that it gets."""
+    side = Side(lab, 5, "hidden")
+    side.member.node.program = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", *DAEMON]
+    side.member.start()
+    side.member.set_up()
+    name = f"{lab.prefix}-unseen"
+    run(["ip", "netns", "add", name])
+    path = str(names.DIRECTORY / name)
+    try:
+        assert "unseen" not in side.member.node.run(["ls", "/run"])
+        result = side.call("ADD", netns=path)
+        inside = json.loads(run(["ip", "-n", name, "-j", "address", "show", "eth0"]))[0]
+        assert address(result) == inside["addr_info"][0]["local"]
+        assert side.call("CHECK", {"prevResult": result.told}, netns=path) == (0, "")
+        assert side.call("DEL", netns=path) == (0, "")
+        assert "eth0" not in run(["ip", "-n", name, "-br", "link"])
+    finally:
+        run(["ip", "netns", "del", name])
+        side.member.node.kill()
+
+
+def test_a_node_without_wireguard_says_that_little_is_reached(lab: Lab) -> None:
+    side = Side(lab, 6, "bare")
+    side.member.node.program = ["env", "PATH=/usr/sbin:/sbin", sys.executable, *DAEMON[1:]]  # finds no wireguard-go
+    side.member.start()
+    side.member.set_up()
+    code, message = side.call("STATUS").error
+    assert (code, message) == (51, "there is no WireGuard on this node: containers reach no other node")
+    with lab.container() as container:
+        assert side.add(container).exit == 0  # and an attach does succeed
+        assert side.delete(container) == (0, "")
+
+
+def test_a_second_default_route_is_left_to_the_first(alpha: Side, container: Container) -> None:
+    alpha.add(container)
+    second = alpha.add(container, ifname="net1")
+    assert container.run(["ip", "route"]).count("default") == 1
+    where = {"netns": str(container.namespace), "containerid": f"c{container.pid}", "ifname": "net1"}
+    assert alpha.call("CHECK", {"prevResult": second.told}, **where) == (0, "")
+    for ifname in ("net1", "eth0"):
+        assert alpha.delete(container, ifname=ifname) == (0, "")

@@ -4,6 +4,7 @@ Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothi
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from overlayd.daemon.change.inspect import present
 from overlayd.daemon.change.node import Node
@@ -26,8 +27,26 @@ async def differences(node: Node, handle: str, descriptor: int | None) -> list[s
     if netns.identify_file(descriptor, row.file.path).identity != row.file.identity:
         return [f"{handle} is attached in another network namespace"]
     own = layout(node.state, node.facts, {row.id})
+    if _has_another_way(node, row):
+        own = {key: _without_default(thing) if isinstance(thing, Veth) else thing for key, thing in own.items()}
     around = layout(node.state, node.facts, {(Overlay.table, ""), (Service.table, row.service)})
     return await node.run(_look, node, row.file, descriptor, own, around)
+
+
+def _has_another_way(node: Node, row: Attachment) -> bool:
+    """Whether another interface of the namespace may have its default route: the first one has it."""
+    return any(
+        other is not row
+        and other.default_route
+        and other.file is not None
+        and row.file is not None
+        and other.file.identity == row.file.identity
+        for other in node.state.table(Attachment).values()
+    )
+
+
+def _without_default(veth: Veth) -> Veth:
+    return replace(veth, routes=frozenset(route for route in veth.routes if route.prefixlen))
 
 
 def _look(node: Node, file: NetnsPath, descriptor: int, own: Layout, around: Layout) -> list[str]:
