@@ -45,6 +45,7 @@ Run = Callable[[wire.Request], Awaitable[wire.Response | bytes]]
 # Our own constants, seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before joining is tried again
 WAIT_FOR_INIT = 5.0
+ALL_HAVE_LISTED = 10.0  # after the store went back
 MOST_FAULTS = 20  # that the doctor names
 
 
@@ -124,7 +125,7 @@ class Cluster:
             await self._set_up()
         else:
             await self._until_confirmed()
-        news = self.news = News(self.node, self._own_record, self._configured, self._list_anew)
+        news = self.news = News(self.node, self._own_record, self._configured, self._list_anew, self._restored)
         known = self.membership
         witness = Witness(*known.witness) if known.witness is not None else None
         following = self.following = Following(self.etcd, WATCHED, known.revision, witness, self._told)
@@ -269,6 +270,14 @@ class Cluster:
         known = self.membership
         if (config.node_ttl_secs, config.rate, config.zone) != (known.node_ttl, known.rate, known.zone):
             self._confirm.set()
+
+    def _restored(self) -> None:
+        """The store went back: what others listed of ours before now may be of the backup, or not; they cannot know."""
+        asyncio.get_running_loop().call_later(ALL_HAVE_LISTED * random.uniform(1, 1.5), self._tell_anew)
+
+    def _tell_anew(self) -> None:
+        self.joining.put_again = self.publishing.put_again = True
+        self._confirm.set()
 
     def _list_anew(self) -> None:
         if self.following is not None:

@@ -93,6 +93,7 @@ class Joining:
 
     def __init__(self, node: Node, etcd: Etcd, settings: Settings, content: Content, machine: str) -> None:
         self.record: Entry | None = None
+        self.put_again = False  # though it is there
         self._node = node
         self._etcd = etcd
         self._settings = settings
@@ -295,8 +296,9 @@ class Joining:
                 missing.append(block)
         value = self._record_with(known.blocks)
         same = [(BLOCK + block_key(block), register[block].modified if block in register else 0) for block in missing]
-        if not missing and self.record is not None and self.record.value == value:
+        if not missing and self.record is not None and self.record.value == value and not self.put_again:
             return
+        self.put_again = False
         await self._put_record(value, same)
         if missing:
             log.warning(

@@ -34,9 +34,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds, after the disk or the kernel 
 
 
 class News:
-    """own_record, config: are told what the store has of these, and None when that is gone.  list_anew: has all of it
-    told again.  pulse: the revision at which the pulse was put last.  foreign: the store has another cluster of our
-    name; guarded: nodes that the store lacks are kept.  problem: why rows are not taken over, empty when they are.
+    """own_record, config: are told what the store has of these, and None when that is gone; restored: that the store
+    went back.  list_anew: has all of it told again.  pulse: the revision at which the pulse was put last.  foreign: the
+    store has another cluster of our name; guarded: nodes that it lacks are kept.  problem: why rows are not taken
+    over, empty when they are.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class News:
         own_record: Callable[[Entry | None], None],
         config: Callable[[Config | None], None],
         list_anew: Callable[[], None],
+        restored: Callable[[], None],
     ) -> None:
         self.pulse = 0
         self.foreign = False
@@ -53,6 +55,7 @@ class News:
         self._own_record = own_record
         self._config = config
         self._list_anew = list_anew
+        self._restored = restored
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._revision = 0
@@ -131,6 +134,7 @@ class News:
         created = {key.removeprefix(NODE): entry.created for key, entry in entries.items() if key.startswith(NODE)}
         if snapshot.restored or self.registry.is_of_another_history(created, known.revision):
             self._restored_at = snapshot.revision
+            self._restored()
         for number, entry in enumerate(snapshot.entries):
             self._read(entry.key, entry)
             if number % SLICE == SLICE - 1:
@@ -139,11 +143,11 @@ class News:
         self.registry.complete(entries, keep=CONFIG not in entries or restored, restored=restored)
         if self.registry.outdated:
             log.error(
-                "cluster %s: the store has older records of %d keys than are known here, its revision went back: was a "
+                "cluster %s: the store has older records than are known here of %s; its revision went back: was a "
                 "backup put back?  They stay until their nodes put them anew, or until somebody accepts the store's "
                 "(overlayctl cluster accept)",
                 known.cluster,
-                len(self.registry.outdated),
+                ", ".join(sorted(self.registry.outdated)[:5]),
             )
         if self.registry.withheld:
             log.error(

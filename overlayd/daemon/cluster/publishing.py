@@ -71,6 +71,7 @@ class Publishing:
     ) -> None:
         self.window = NamesWindow()
         self.failure = ""  # of the last try to tell anything
+        self.put_again = False  # all names, though the store has them
         self._node = node
         self._etcd = etcd
         self._settings = settings
@@ -215,6 +216,8 @@ class Publishing:
             log.warning("cluster: of %d names %d are told, as many as a node may serve", len(ours), MOST_NAMES)
             ours = dict(list(ours.items())[:MOST_NAMES])
         wanted = write_names(known.node, ours)
+        if self.put_again:
+            self._names, self.put_again = {}, False
         if self._names is None:
             base = NAMES + known.node
             found = [*(await self._etcd.read(base)).entries, *(await self._etcd.read(base + "/", prefix=True)).entries]
