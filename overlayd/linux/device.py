@@ -26,7 +26,7 @@ from overlayd.linux.link import (
     route_request,
 )
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Interface, Route, device_alias
+from overlayd.model.objects import GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Interface, Network, Route, device_alias
 from overlayd.proto.netlink import NLM_F_CREATE, text, u32
 
 
@@ -57,6 +57,9 @@ def redress(have: Device, want: Device) -> None:
         own = {address.ip for address in want.addresses if address.version == 6}
         change_addresses(netlink, index, (), [address for address in outdated if address.ip in own])
         _carry(netlink, index, want.addresses, outdated)
+        # The kernel's own are back: what stood in for them goes, also where its step was not reached.
+        widened = [each for each in want.addresses - have.addresses if ip_interface(each.ip) in have.addresses]
+        netlink.transact([_delete_request(each.network) for each in widened if is_wide(each)])
 
 
 def _carry(netlink: Netlink, index: int, add: Collection[Interface], remove: Collection[Interface]) -> None:
@@ -89,12 +92,15 @@ def change_route(_have: Route, want: Route) -> None:
 
 def delete_route(route: Route) -> None:
     """Delete the route if it is there and ours."""
-    body = rt.route_body(0, route.destination, ROUTE_PROTOCOL)
-    if route.destination.version == 6:  # else the kernel would take the fence of that destination for it
-        body += u32(rt.RTA_PRIORITY, rt.IP6_RT_PRIO_USER)
-    request = Request("delete route", str(route.destination), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,))
     with Netlink() as netlink:
-        netlink.transact([request])
+        netlink.transact([_delete_request(route.destination)])
+
+
+def _delete_request(destination: Network) -> Request:
+    body = rt.route_body(0, destination, ROUTE_PROTOCOL)
+    if destination.version == 6:  # else the kernel would take the fence of that destination for it
+        body += u32(rt.RTA_PRIORITY, rt.IP6_RT_PRIO_USER)
+    return Request("delete route", str(destination), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,))
 
 
 def create_alias(alias: Alias) -> None:
