@@ -9,14 +9,14 @@ with it, as it is used for a way to the outside; overlayd always has that.  Need
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
-from cni.shim import call
+from cni.shim import SHIM
 from engines import CniBridge
 from lab import Lab
 from lab import netns as names
@@ -35,11 +35,30 @@ CONFIG = {"cniVersion": "1.0.0", "name": "bench", "type": "overlayd-cni", "subne
 Call = Callable[[str, str, str], None]  # a command, a container's id, the path of its namespace
 
 
-def ours(socket: Path, command: str, id: str, namespace: str) -> None:
-    """The shim, as a runtime executes it."""
-    ended = call(command, socket, CONFIG, containerid=id, netns=namespace)
-    if ended.exit:
-        raise RuntimeError(ended.stdout)
+class Plugin:
+    """A plugin as a runtime executes it, with as little as possible of this process's own in what it takes."""
+
+    def __init__(self, program: Path, config: str, directory: Path, **variables: str) -> None:
+        self._program = program
+        self._config = directory / f"{program.name}-{len(list(directory.iterdir()))}.json"
+        self._config.write_text(config)
+        self._variables = {
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(program.parent),
+            "PATH": os.environ["PATH"],
+            **variables,
+        }
+
+    def __call__(self, command: str, id: str, namespace: str) -> None:
+        environment = self._variables | {"CNI_COMMAND": command, "CNI_CONTAINERID": id, "CNI_NETNS": namespace}
+        answer = self._config.with_name(f"{id}-{self._program.name}.out")
+        files: Sequence[tuple[Any, ...]] = [
+            (os.POSIX_SPAWN_OPEN, 0, self._config, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, answer, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+        ]
+        _, status = os.waitpid(os.posix_spawn(self._program, (self._program,), environment, file_actions=files), 0)
+        if status:
+            raise RuntimeError(f"{self._program} {command}: {answer.read_text()}")
 
 
 @contextmanager
@@ -90,10 +109,15 @@ def main() -> None:
         member.slice = "10.193.0.0/16"
         member.start()
         member.set_up({"enabled": False})
-        calls: dict[str, Call] = {"overlayd-cni": partial(ours, member.node.socket.with_name("cni.sock"))}
+        directory = member.node.run_directory / "bench"
+        directory.mkdir()
+        socket = str(member.node.socket.with_name("cni.sock"))
+        calls: dict[str, Call] = {
+            "overlayd-cni": Plugin(SHIM, json.dumps(CONFIG), directory, OVERLAYD_CNI_SOCKET=socket)
+        }
         for name, masquerade in (("bridge, host-local", False), ("the same with masquerade", True)):
-            directory = member.node.run_directory / name.replace(" ", "-")
-            calls[name] = CniBridge(directory, masquerade=masquerade).call
+            bridge = CniBridge(directory / name.replace(" ", "-"), masquerade=masquerade)
+            calls[name] = Plugin(bridge.plugins / "bridge", bridge.configuration, directory)
         with open_namespace(member.node.namespace) as own, namespaces(lab, MANY) as paths, netns.entered(own):
             times = one_by_one(calls, paths[0])
             rates = {name: many_at_once(do, paths) for name, do in calls.items()}
@@ -106,7 +130,6 @@ def main() -> None:
     print(f"{MANY} ADDs, {AT_ONCE} at a time")
     for name, rate in rates.items():
         print(f"  {name:26} {rate:8.1f} a second  {rates['overlayd-cni'] / rate:5.1f} x")
-    print(json.dumps({"adds": {name: median(taken[0]) for name, taken in times.items()}, "rates": rates}))
 
 
 @contextmanager
