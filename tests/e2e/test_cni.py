@@ -216,12 +216,13 @@ def test_isolation_that_a_pod_asks_for(alpha: Side, lab: Lab) -> None:
     ("damage", "words"),
     [
         (["link", "set", "eth0", "mtu", "1300"], "eth0 has the MTU 1300, not "),
-        (["address", "flush", "dev", "eth0"], "eth0 has the address "),
+        (["address", "flush", "dev", "eth0"], "eth0 does not have 10.200.1."),
+        (["address", "add", "192.0.2.9/24", "dev", "eth0"], "as its only address"),
         (["route", "del", "default"], "the route to 0.0.0.0/0 through eth0 is gone"),
         (["link", "set", "eth0", "address", "02:00:00:00:00:09"], "eth0 has the MAC 02:00:00:00:00:09, not "),
         (["link", "set", "eth0", "name", "eth9"], "eth0 is called eth9"),
     ],
-    ids=["mtu", "address", "route", "mac", "name"],
+    ids=["mtu", "address", "another-address", "route", "mac", "name"],
 )
 def test_a_check_names_what_differs(alpha: Side, container: Container, damage: list[str], words: str) -> None:
     result = alpha.add(container).told

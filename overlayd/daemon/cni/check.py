@@ -78,8 +78,11 @@ def _veth(want: Veth, seen: Veth | None) -> Iterator[str]:
         yield f"{want.interface} is called {seen.interface}"
     if seen.service != want.service:
         yield f"{want.name} is on {seen.bridge or 'no bridge'}, not on {want.bridge}"
+    if seen.address.ip.is_unspecified:  # it has none, or several
+        yield f"{want.interface} does not have {want.address} as its only address"
+    elif seen.address != want.address:
+        yield f"{want.interface} has the address {seen.address}, not {want.address}"
     for what, has, should in (
-        ("address", seen.address, want.address),
         ("MAC", seen.mac.hex(":"), want.mac.hex(":")),
         ("MTU", seen.mtu, want.mtu),
     ):
