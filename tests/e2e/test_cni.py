@@ -236,6 +236,18 @@ def test_a_check_names_what_differs(alpha: Side, container: Container, damage: l
     alpha.delete(container)
 
 
+def test_a_host_end_with_another_name_is_made_anew(alpha: Side, container: Container) -> None:
+    result = alpha.add(container).told
+    host, run = result["interfaces"][0]["name"], alpha.member.node.run
+    run(["ip", "link", "set", host, "down"])
+    run(["ip", "link", "set", host, "name", "elsewhere0", "up"])
+    until(lambda: host in run(["ip", "-br", "link"]), "it has its name no more")
+    until(lambda: "elsewhere0" not in run(["ip", "-br", "link"]), "the other one stays")
+    ping(container, result["ips"][0]["gateway"], count=1)
+    alpha.delete(container)
+    assert "eth0" not in container.run(["ip", "-br", "link"])
+
+
 def test_a_check_knows_whose_what_is(alpha: Side, container: Container, lab: Lab) -> None:
     result = alpha.add(container).told
     where = {"netns": str(container.namespace), "containerid": f"c{container.pid}"}

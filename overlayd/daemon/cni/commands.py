@@ -231,7 +231,7 @@ class Commands:
         row = self._daemon.node.state.get(Attachment, handle)
         differences += _foreign_addresses(asked, row)
         if differences:
-            if time.monotonic() - self._repaired < CONVERGING:
+            if row is not None and time.monotonic() - self._repaired < CONVERGING:
                 raise CniError(cni.TRY_AGAIN, f"{differences[0]}; overlayd is putting something right", "ask again")
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
             raise CniError(cni.KERNEL, f"{differences[0]}{more}", "overlayctl doctor says more")

@@ -115,6 +115,10 @@ class Judge:
 
     def _judge_link(self, found: rt.Link, gone: bool) -> None:
         part = self._remember(found)
+        renamed = found.ifindex in self._parts and veth.is_marked(found) and not is_host_end(found.name)
+        if renamed and not gone:
+            # A detach would not find it by its name, and leave the container an address that is free.
+            self._verdicts.suspect(EVERYTHING, f"name of {found.ifindex}")
         if gone:
             self._parts.pop(found.ifindex, None)
             self._ways_out.discard(found.ifindex)

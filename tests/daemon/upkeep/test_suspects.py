@@ -198,6 +198,13 @@ def test_links_that_nothing_wants_are_left_to_the_audit() -> None:
     assert judged(*(LinkChanged(each, gone) for each in (*stale, virtual) for gone in (False, True))) == []
 
 
+def test_a_host_end_with_another_name_makes_everything_suspect() -> None:
+    renamed = VETH._replace(name="elsewhere0")
+    assert judged(LinkChanged(renamed, False)) == [(EVERYTHING, "")]
+    assert judged(LinkChanged(renamed, True)) == []
+    assert judged(LinkChanged(renamed._replace(ifindex=9), False)) == []  # never ours by its name
+
+
 def test_what_was_deleted() -> None:
     assert judged(LinkChanged(BRIDGE, True), LinkChanged(VETH._replace(master=0), False)) == [(SERVICE, "")] * 2
     assert judged(LinkChanged(BRIDGE, True), AddressChanged(BRIDGE.ifindex, PID)) == [
