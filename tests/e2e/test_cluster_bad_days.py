@@ -215,8 +215,8 @@ def test_an_etcd_that_went_back_to_a_backup_removes_nobody(nodes: list[Site]) ->
     alpha.knows(3)
     with under_ping(alpha, delta), under_ping(alpha, beta):
         alpha.etcd.restore(backup)
-        for site in (*nodes, delta):
-            site.state("connected")
+        for site in (*nodes, delta):  # all put their records once more when everybody has surely listed
+            until(lambda site=site: site.part["state"] == "connected", lambda site=site: site.part, seconds=150)
             site.knows(3)
         until(
             lambda: "delta" in alpha.etcd.ctl("get", "--keys-only", "--prefix", "/overlayd/prod/s/node/"),

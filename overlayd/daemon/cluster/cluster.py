@@ -45,7 +45,7 @@ Run = Callable[[wire.Request], Awaitable[wire.Response | bytes]]
 # Our own constants, seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before joining is tried again
 WAIT_FOR_INIT = 5.0
-ALL_HAVE_LISTED = 10.0  # after the store went back
+ALL_HAVE_LISTED = 35.0  # after the store went back: the longest pause between two tries, and a listing
 MOST_FAULTS = 20  # that the doctor names
 
 
