@@ -99,6 +99,7 @@ class Joining:
         self._settings = settings
         self._content = content
         self._machine = machine
+        self._turn = asyncio.Lock()  # who changes our blocks or our record in the store builds on what both are
 
     @property
     def membership(self) -> Membership:
@@ -108,39 +109,35 @@ class Joining:
         """Be in the store what the journal says, or become a member.  Refused, Waiting, Conflict; StoreError when the
         store does not answer; RequestError when there is no block left.
         """
-        await self._agree_on_config()
-        name = self._settings.node
-        self.record = await self._one(NODE + name)
-        await self._require_name(self.record)
-        register = await self._register()
-        known = self.membership
-        # Of a claim whose answer was lost, or that a journal was put back from before.
-        ours = [each for each in blocks.held_by(register, known.instance) if each not in known.blocks]
-        if ours:
-            log.info("cluster %s: %s is ours from before", known.cluster, ", ".join(map(str, ours)))
-            await self._hold([*known.blocks, *ours])
-        elif not known.blocks:
-            await self._claim_one(register, ())
-            return
-        await self._keep(register)
+        async with self._turn:
+            await self._agree_on_config()
+            register = await self._look()
+            if not await self._take_up(register) and not self.membership.blocks:
+                await self._claim_one(register, ())
+            else:
+                await self._keep(register)
 
     async def extend(self) -> Network:
         """Claim one more block.  RequestError: there is none, or we have as many as a node may have."""
-        known = self.membership
-        if len(known.blocks) >= 16:
-            raise RequestError(f"this node has {len(known.blocks)} blocks, as many as a node may have")
-        self.record = await self._one(NODE + self._settings.node)
-        await self._require_name(self.record)
-        return await self._claim_one(await self._register(), known.blocks)
+        async with self._turn:
+            held = self.membership.blocks
+            if len(held) >= 16:
+                raise RequestError(f"this node has {len(held)} blocks, as many as a node may have")
+            register = await self._look()
+            if ours := await self._take_up(register):
+                await self._keep(register)
+                return ours[0]
+            return await self._claim_one(register, held)
 
     async def publish(self, *, turned: bool = False) -> None:
         """Put our record as it is to be, unless it is there.  turned: with our next key in the place of ours.
 
         Conflict: it is another's by now.
         """
-        value = self._record_with(self.membership.blocks, turned=turned)
-        if self.record is None or self.record.value != value:
-            await self._put_record(value, [])
+        async with self._turn:
+            value = self._record_with(self.membership.blocks, turned=turned)
+            if self.record is None or self.record.value != value:
+                await self._put_record(value, [])
 
     async def read_record(self) -> None:
         """Look at our record in the store: what was put may have been put, though no answer came."""
@@ -243,6 +240,23 @@ class Joining:
         except (LeaseGone, ValueError):
             return f"last at {there.address or 'an unknown address'}"
         return f"seen {max(PRESENCE_TTL - left, 0)} s ago at {there.address or 'an unknown address'}"
+
+    async def _look(self) -> dict[Network, blocks.Holding]:
+        """Our record as it is now, and the register.  Refused: the name is another's."""
+        self.record = await self._one(NODE + self._settings.node)
+        await self._require_name(self.record)
+        return await self._register()
+
+    async def _take_up(self, register: Register) -> list[Network]:
+        """Hold what the register has for us beside what we hold, and return it: of a claim whose answer was lost, or
+        that a journal was put back from before.
+        """
+        known = self.membership
+        ours = [each for each in blocks.held_by(register, known.instance) if each not in known.blocks]
+        if ours:
+            log.info("cluster %s: %s is ours from before", known.cluster, ", ".join(map(str, ours)))
+            await self._hold([*known.blocks, *ours])
+        return ours
 
     async def _claim_one(self, register: Register, held: tuple[Network, ...]) -> Network:
         """Claim a block beside those that we hold, journal it, and put our record with it."""
