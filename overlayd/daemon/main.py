@@ -246,10 +246,10 @@ async def _serve(
         stack.enter_context(_publishing(node, health, sentinel, doctor, server))
         runtimes = Runtimes(daemon, config.cni_path)
         await enter(_measuring(config, daemon, (server.handlers, runtimes), sentinel, tasks))
+        await enter(cluster.running(server.handlers.run, tasks.keep_up) if cluster is not None else nullcontext())
         await enter(runtimes.serving(bound.shims, sentinel, requests.spawn, PATIENCE))
         await enter(server.serving(bound.clients, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
-        await enter(cluster.running(server.handlers.run, tasks.keep_up) if cluster is not None else nullcontext())
         await _run(config.socket, stopping, repetition, cluster)
         return BAD_CONFIG if cluster is not None and cluster.refusal else 0
 
