@@ -123,7 +123,12 @@ class Registry:
         """
         anew = [at for name, at in created.items() if name in self._members and self._members[name].created != at]
         most = len(self._members) >= GUARDED_FROM and len(anew) * 2 > len(self._members)
-        return most or any(at <= revision for at in anew)
+        new = [at for name, at in created.items() if self._is_new(name)]
+        return most or any(at <= revision for at in (*anew, *new))
+
+    def _is_new(self, name: str) -> bool:
+        """Whether nothing was known of a node, not even a record that cannot be read."""
+        return name not in self._members and name != self.own and NODE + name not in self.faults
 
     def complete(self, listed: Iterable[str], *, keep: bool, restored: bool = False) -> None:
         """These are the keys of all records that there are, each of which was put.  keep: no node goes that is not

@@ -132,6 +132,9 @@ def test_nodes_that_came_at_another_time_than_is_known_are_of_another_history() 
     assert not found.is_of_another_history(known | anew, newest), "removed, and registered anew"
     assert found.is_of_another_history(known | {name: newest + 1 + at for name, at in known.items()}, newest)
     assert found.is_of_another_history(known | {"n3": known["n3"] + 1}, newest)
+    assert found.is_of_another_history(known | {"new": newest}, newest), "it would have been heard of"
+    found.put(NODE + "odd", b"no record", newest)
+    assert not found.is_of_another_history(known | {"odd": newest, found.own: newest}, newest)
 
 
 def test_what_is_withheld_ends_by_return_by_removal_or_by_acceptance() -> None:

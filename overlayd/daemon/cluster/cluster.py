@@ -45,7 +45,7 @@ Run = Callable[[wire.Request], Awaitable[wire.Response | bytes]]
 # Our own constants, seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before joining is tried again
 WAIT_FOR_INIT = 5.0
-ALL_HAVE_LISTED = 35.0  # after the store went back: the longest pause between two tries, and a listing
+ALL_HAVE_LISTED = 20.0  # after the store went back; of nodes that come back later some may wait for a person
 MOST_FAULTS = 20  # that the doctor names
 
 
