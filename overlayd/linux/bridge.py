@@ -17,7 +17,7 @@ from overlayd.linux import bridge_options, forwarding, link, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
     addresses,
-    await_answering,
+    await_own,
     change_addresses,
     delete_request,
     find_link,
@@ -152,4 +152,5 @@ def _configure(netlink: Netlink, bridge: Bridge) -> None:
     netlink.transact(requests)
     foreign = {carried for carried in addresses(netlink, index) if not carried.is_link_local} - wanted
     change_addresses(netlink, index, wanted, foreign)
-    await_answering(netlink, index, address)
+    for each in wanted:
+        await_own(netlink, index, each)

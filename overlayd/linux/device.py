@@ -66,7 +66,7 @@ def _carry(netlink: Netlink, index: int, add: Collection[Interface], remove: Col
     """As `change_addresses`; then the added ones are the host's own."""
     change_addresses(netlink, index, add, remove)
     for each in add:
-        await_own(netlink, each)
+        await_own(netlink, index, each)
 
 
 def _keep_ways(netlink: Netlink, index: int, outdated: Iterable[Interface], want: Device) -> None:

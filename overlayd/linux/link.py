@@ -196,32 +196,19 @@ def await_ready(netlink: Netlink, *names: str) -> None:
     _await(lambda: all(map(rt.is_operational, netlink.transact(look_ups))), names[0], "it does not come up")
 
 
-def await_answering(netlink: Netlink, index: int, address: Interface) -> None:
-    """Wait until the link answers for a new IPv6 address; IPv4 does at once.
+def await_own(netlink: Netlink, index: int, address: Interface) -> None:
+    """Wait until the host takes what is for a new IPv6 address of the link, and the link answers neighbours who ask for
+    it; IPv4 does at once.
 
-    A kernel worker joins the group in which neighbours ask for the address (its solicited-node group, RFC 4291 section
-    2.7.1) some time after the address was added; whoever asks before asks again only after a second.
+    A kernel worker joins the group in which neighbours ask, then makes the route for what comes (table local), some
+    time after the address was added (net/ipv6/addrconf.c, addrconf_dad_work); what comes before is led where the rest
+    of the network is, or is unreachable.  The route of the same address on another link does not count: it goes with
+    that one.
     """
     if address.version == 4:
         return
-    group = solicited_group(address)
-    asked = rt.address_filter(index, socket.AF_INET6)
-
-    def joined() -> bool:
-        return group in map(rt.parse_group, netlink.dump("list groups", rt.RTM_GETMULTICAST, asked))
-
-    _await(joined, str(address), "the link does not answer for it")
-
-
-def await_own(netlink: Netlink, address: Interface) -> None:
-    """Wait until the host takes what is for a new IPv6 address of a link without neighbours; IPv4 it does at once.
-
-    A kernel worker makes the route for that (table local) some time after the address was added; what comes before is
-    led where the rest of the network is, or is unreachable.
-    """
-    if address.version == 4:
-        return
-    asked = [Request("look up route", str(address.ip), rt.RTM_GETROUTE, 0, rt.lookup_body(address.ip), _NO_WAY)]
+    body = rt.lookup_body(address.ip, index=index)
+    asked = [Request("look up route", str(address.ip), rt.RTM_GETROUTE, 0, body, _NO_WAY)]
 
     def taken() -> bool:
         return any(map(rt.is_local, netlink.transact(asked)))

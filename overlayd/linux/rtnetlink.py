@@ -212,12 +212,14 @@ def table_filter(table: int) -> bytes:
     return _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
 
 
-def lookup_body(address: Address, flags: int = 0) -> bytes:
+def lookup_body(address: Address, flags: int = 0, *, index: int = 0) -> bytes:
     """Body of an RTM_GETROUTE that asks for the route to one address.  flags: with RTM_F_FIB_MATCH the answer is the
-    route as it stands in its table, else it is the way that a packet to the address would take.
+    route as it stands in its table, else it is the way that a packet to the address would take.  index: of the link
+    that it has to be on, 0 = any.
     """
     head = _ROUTE.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
-    return head + attribute(RTA_DST, address.packed)
+    body = head + attribute(RTA_DST, address.packed)
+    return body + u32(RTA_OIF, index) if index else body
 
 
 def link_filter(master: int = 0) -> bytes:

@@ -106,7 +106,11 @@ class Script:
         self._refusals.append(partial(_not_ready, names[0], "it does not come up"))
 
     def await_answering(self, address: Interface) -> None:
-        """As `link.await_answering`, of the link that was found last."""
+        """Wait until the link that was found last answers for a new IPv6 address.
+
+        A kernel worker joins the group in which neighbours ask for the address (its solicited-node group) some time
+        after the address was added; whoever asks before asks again only after a second.
+        """
         body = rt.address_filter(LATER, socket.AF_INET6)
         request = Request("list groups", "all", rt.RTM_GETMULTICAST, NLM_F_DUMP, body)
         group = attribute(rt.IFA_MULTICAST, solicited_group(address).packed)

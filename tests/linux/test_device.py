@@ -6,11 +6,12 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from links_shown import carried, shown, wg
+from links_shown import WEB6, carried, shown, wg
 
 from overlayd.errors import MechanismError
 from overlayd.linux import bridge, device
 from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import link_index
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import Alias, Proxy, Route
 
@@ -44,6 +45,30 @@ def test_an_ipv6_address_is_the_hosts_own_at_once(host, tun):
                 (found,) = netlink.transact([asked])
                 assert rt.is_local(found), address
             have = want
+
+
+def test_an_address_is_the_hosts_own_on_the_link_that_it_was_given_to(host, tun):
+    """Also while another link has it: the route of one link goes with that link, and must not leave a gap."""
+    tun("zl-x-g")
+    wide, narrow = wg("fd09::1/48"), wg("fd09::1/128")
+    device.configure(wide)
+    with Netlink() as netlink:
+
+        def own(name, address):
+            body = rt.lookup_body(ip_address(address), index=link_index(name))
+            (found,) = netlink.transact([Request("look up", address, rt.RTM_GETROUTE, 0, body)])
+            return rt.is_local(found)
+
+        for _ in range(40):
+            bridge.create(WEB6)
+            assert own("zl-web-b", "fd09::1")
+            assert own("zl-web-b", bridge.LINK_LOCAL.ip.compressed)
+            device.redress(wide, narrow)
+            assert own("zl-x-g", "fd09::1")
+            device.redress(narrow, wide)
+            assert own("zl-x-g", "fd09::1")
+            bridge.delete("zl-web-b")
+            assert own("zl-x-g", "fd09::1")
 
 
 def test_a_family_that_the_device_does_not_use_is_left_alone(host, shell, tun):
