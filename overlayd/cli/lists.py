@@ -83,7 +83,7 @@ def services(now: float) -> List[wire.ListedService]:
 def containers(now: float) -> List[wire.ListedContainer]:
     return List(
         columns=(
-            Column("CONTAINER", 12),
+            Column("CONTAINER"),  # as the next command takes it: not cut
             Column("SERVICE", 10),
             Column("ADDRESS"),
             Column("GLOBAL", rank=6),
@@ -138,7 +138,7 @@ def pools() -> List[Pool]:
 
 def addresses() -> List[wire.ListedAddress]:
     return List(
-        columns=(Column("ADDRESS"), Column("POOL", 10), Column("HELD BY", 12)),
+        columns=(Column("ADDRESS"), Column("POOL", 10), Column("HELD BY")),  # a handle, as commands take it
         cells=lambda each: (each.ip, each.service or "(node)", each.holder),
         tone=lambda each: "",
         order=lambda each: (each.service or "", _by_address(each.ip)),

@@ -147,6 +147,19 @@ def test_what_is_amiss_comes_first_and_the_filter_takes_every_text() -> None:
     assert lists.text(kind, PEERS, ("nothing of this",), columns.PLAIN).endswith("; 0 shown")
 
 
+@pytest.mark.parametrize("id", ["default-web", "9f" * 32], ids=["ctr", "podman"])
+def test_the_handle_of_a_container_is_never_cut(id: str) -> None:
+    """The next command takes it; a terminal wraps a line that is too long."""
+    handle = f"netns:{id}/eth0"
+    one = wire.ListedContainer(
+        handle=handle, service="overlay", ip="10.200.1.15", names=("web.shop",), link="vo-0123456789ab"
+    )
+    shown = lists.text(lists.containers(NOW), [one, *CONTAINERS], (), Paper(80))
+    assert f"{handle}  overlay" in shown
+    held = wire.ListedAddress(ip="10.200.1.15", service="overlay", holder=handle)
+    assert f"overlay  {handle}" in lists.text(lists.addresses(), [held], (), Paper(80))
+
+
 def test_lists_as_json(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
     canned.answer = answers
     for command, count in (("services", 3), ("containers", 3), ("networks", 2), ("peers", 5)):

@@ -322,7 +322,8 @@ def blocks(heading: str) -> list[str]:
 
 def test_the_page_on_containerd_does_what_it_says(members: list[Member], containerds: list[RuntimeHost]) -> None:
     (commands,) = blocks("containerd")
-    printed = containerds[0].run("sh", "-ec", commands.replace("docker.io/library/busybox:latest", IMAGE))
+    commands = commands.replace("docker.io/library/busybox:latest", IMAGE)
+    printed = containerds[0].run("env", "COLUMNS=80", "sh", "-ec", commands)
     assert "inet 10.200.1." in printed
     assert "netns:default-web/eth0" in printed
     until(lambda: attached(members[0]) == {}, "an address is held")
