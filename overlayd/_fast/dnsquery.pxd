@@ -49,8 +49,7 @@ cdef int read16(const uint8_t *p) noexcept
 cdef unsigned int read32(const uint8_t *p) noexcept
 cdef uint8_t *write16(uint8_t *p, int value) noexcept
 cdef uint8_t *write32(uint8_t *p, unsigned int value) noexcept
-cdef inline uint8_t lower(uint8_t letter) noexcept:
-    return letter | 0x20 if 65 <= letter <= 90 else letter
+cdef uint8_t lower(uint8_t letter) noexcept
 
 cdef void lower_name(uint8_t *name, Py_ssize_t size) noexcept
 cdef Secret read_secret(bytes secret) except *

@@ -58,6 +58,10 @@ def server_cookie(bytes secret not None, bytes client_cookie not None, bytes cli
     return out[:SERVER_COOKIE]
 
 
+cdef uint8_t lower(uint8_t letter) noexcept:
+    return letter | 0x20 if 65 <= letter <= 90 else letter
+
+
 cdef int read16(const uint8_t *p) noexcept:
     return p[0] << 8 | p[1]
 

@@ -47,9 +47,10 @@ def next_keys(body, Py_ssize_t start, Py_ssize_t most):
     try:
         with nogil:
             start = find_keys(<const uint8_t *>view.buf, view.len, start, keys, &count)
-        return [(<const uint8_t *>view.buf)[keys[at].start : keys[at].end] for at in range(count)], start
+        found = [(<const uint8_t *>view.buf)[keys[at].start : keys[at].end] for at in range(count)]
     finally:
         PyBuffer_Release(&view)
+    return found, start
 
 
 cdef inline Py_ssize_t end_of_text(const uint8_t *p, Py_ssize_t n, Py_ssize_t i) noexcept nogil:

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,3 +64,9 @@ def test_the_keys_of_an_object(members: list[tuple[str, object]], plain: bool, m
 def test_a_text_is_too_long_by_its_bytes(text: str, longest: int) -> None:
     body = json.dumps([text, "x"]).encode()
     assert (where_over(body, 100, longest) is not None) == (max(len(json.dumps(text)) - 2, 1) > longest)
+
+
+@pytest.mark.parametrize("start, most", [(0, 0), (-1, 1)])
+def test_keys_are_asked_for_from_somewhere_and_at_least_one(start: int, most: int) -> None:
+    with pytest.raises(ValueError, match="keys from"):
+        next_keys(b"{}", start, most)

@@ -358,6 +358,24 @@ def test_changes_of_a_stream_that_was_given_up_are_passed_over() -> None:
     assert session.revision < 9
 
 
+def test_a_member_that_lists_less_than_is_known_is_passed_over_until_all_do() -> None:
+    session = Session(MEMBERS, lambda: 0.5, revision=9)
+    said: list[Output] = []
+    listed = 0
+    while not any(isinstance(each, Snapshot) for each in said):
+        match said[-1] if said else None:
+            case Watch() as asked:
+                said = session.failed(asked.number, Compacted(5), session.due)
+            case List() as asked:
+                listed += 1
+                said = session.page(asked.number, Page((), 4), session.due)
+            case _:
+                said = session.tick(session.due)
+    (snapshot,) = [each for each in said if isinstance(each, Snapshot)]
+    assert snapshot.restored
+    assert listed > MEMBERS
+
+
 def test_progress_and_changes_that_are_known_already_tell_nothing() -> None:
     world, session = opened()
     assert world.stream is not None
