@@ -14,11 +14,13 @@ from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-from overlayd.daemon.server.listener import Credentials, credentials
+from overlayd.daemon.server.accepting import Accepting
+from overlayd.daemon.server.listener import Credentials
 from overlayd.daemon.tasks import Spawn
 from overlayd.errors import ProtocolError
 from overlayd.proto import cni
 from overlayd.proto.cni import Answer, Call
+from overlayd.wire import MAX_BODY
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +28,8 @@ log = logging.getLogger(__name__)
 IN_FLIGHT = 256  # calls at once; more wait in the kernel's queue
 SHARE = 16  # they get one in so many of the process's descriptors, and each may take two
 BACKLOG = 4096
-LARGEST = 8 * 1024 * 1024  # bytes of a frame's body, as on the other socket
-HELD = 4 * LARGEST  # bytes of requests that are not complete yet, of all together
+HELD = 4 * MAX_BODY  # bytes of requests that are not complete yet, of all together
 INCOMPLETE = 10.0  # seconds in which a shim has to send its request, and to take its answer
-RETRY = 0.1  # seconds after which a process without a descriptor to spare looks again
 PIECE = 65536  # bytes
 _RIGHTS = socket.CMSG_SPACE(4 * array("i").itemsize)  # the shim sends one descriptor
 
@@ -48,9 +48,7 @@ class CniSocket:
         self.held = 0  # bytes
         self._callers: set[_Caller] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self._listener: socket.socket | None = None
-        self._paused = False
-        self._loop: asyncio.AbstractEventLoop
+        self._accepting = Accepting("CNI calls", self._full, self._take)
 
     @asynccontextmanager
     async def serving(
@@ -59,17 +57,12 @@ class CniSocket:
         """Serve a bound socket, which does not block, until the block ends; then it is closed, and those in flight have
         so many seconds to end.  before: is done while shims can connect already, but nobody is answered.
         """
-        self._loop = asyncio.get_running_loop()
         listener.listen(BACKLOG)
         await before()
-        self._listener = listener
-        self._loop.add_reader(listener, self._accept)
         try:
-            yield
+            with self._accepting.running(listener):
+                yield
         finally:
-            self._loop.remove_reader(listener)
-            self._listener = None
-            listener.close()
             for caller in [*self._callers]:
                 caller.give_up()
             if self._serving:
@@ -89,40 +82,17 @@ class CniSocket:
     def left(self, caller: "_Caller") -> None:
         """The caller's connection is closed."""
         self._callers.discard(caller)
-        self._resume()
+        self._accepting.resume()
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        while len(self._callers) < self.most:
-            try:
-                connection, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:  # no descriptor, or no memory
-                log.warning("CNI calls wait: %s: raise the limit of descriptors (LimitNOFILE)", error.strerror)
-                self._pause()
-                self._loop.call_later(RETRY, self._resume)
-                return
-            connection.setblocking(False)
-            client = credentials(connection)
-            if client.uid not in (0, os.getuid()):
-                log.warning("CNI call refused: it is for root alone (%s)", client)
-                connection.close()
-                continue
-            self._callers.add(_Caller(self, connection, client, self._loop))
-        self._pause()
+    def _full(self) -> str:
+        return f"{self.most} are under way" if len(self._callers) >= self.most else ""
 
-    def _pause(self) -> None:
-        if not self._paused and self._listener is not None:
-            self._paused = True
-            self._loop.remove_reader(self._listener)
-
-    def _resume(self) -> None:
-        if self._paused and self._listener is not None and len(self._callers) < self.most:
-            self._paused = False
-            self._loop.add_reader(self._listener, self._accept)
+    def _take(self, connection: socket.socket, client: Credentials) -> None:
+        if client.uid not in (0, os.getuid()):
+            log.warning("CNI call refused: it is for root alone (%s)", client)
+            connection.close()
+            return
+        self._callers.add(_Caller(self, connection, client, asyncio.get_running_loop()))
 
     async def _serve(self, caller: "_Caller") -> None:
         try:
@@ -195,7 +165,7 @@ class _Caller:
         self._account(len(self._buffer))
         if not piece:
             self.hang_up()
-        elif size > LARGEST or len(self._buffer) > 4 + size > 4:
+        elif size > MAX_BODY or len(self._buffer) > 4 + size > 4:
             self._refuse(f"its frame has a length of {size} bytes")
         elif self._owner.held > HELD:
             self._refuse(f"{self._owner.held} bytes of requests are incomplete")

@@ -1,10 +1,9 @@
 """New connections: who gets one, and how many there may be.
 
-Owns: accepting, the quotas, and when it pauses.  Must not know: what a connection does once it is there.
+Owns: the quotas.  Must not know: what a connection does once it is there, or how the socket is watched (`accepting`).
 
 The quotas are of all connections, of one user's and of one process's.  Who has used up its own is hung up on at once.
-When all are taken, or the process has no descriptor left, nobody is accepted until one is free again: clients wait in
-the kernel's queue, and what is open goes on.
+When all are taken, nobody is accepted until one is free again.
 """
 
 import asyncio
@@ -15,14 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from overlayd.daemon.server.listener import Credentials, credentials
+from overlayd.daemon.server.accepting import Accepting
+from overlayd.daemon.server.listener import Credentials
 
 log = logging.getLogger(__name__)
 
 # Our own constants.
 BACKLOG = 1024  # connections that wait to be accepted
-ROUND = 4  # of them that are accepted before anything else is looked at
-RETRY = 1.0  # seconds after which a process without a descriptor to spare looks again
 SHARE = 4  # connections get one in so many of the process's descriptors; the rest is for the work
 
 
@@ -63,8 +61,7 @@ class Acceptor:
         self._open = 0
         self._of_user: Counter[int] = Counter()
         self._of_process: Counter[int] = Counter()
-        self._listener: socket.socket | None = None
-        self._paused = False
+        self._accepting = Accepting("connections", self._full, self._admit)
         self._loop: asyncio.AbstractEventLoop
         self._opening: set[asyncio.Task[None]] = set()
 
@@ -72,15 +69,9 @@ class Acceptor:
     def accepting(self, listener: socket.socket) -> Iterator[None]:
         """Accept on a bound socket, which does not block, until the block ends; then it is closed."""
         self._loop = asyncio.get_running_loop()
-        self._listener = listener
         listener.listen(BACKLOG)
-        self._loop.add_reader(listener, self._accept)
-        try:
+        with self._accepting.running(listener):
             yield
-        finally:
-            self._loop.remove_reader(listener)
-            self._listener = None
-            listener.close()
 
     def left(self, client: Credentials) -> bool:
         """A connection of this client is closed.  Returns whether it was the last of its process."""
@@ -89,36 +80,13 @@ class Acceptor:
             counter[who] -= 1
             if not counter[who]:
                 del counter[who]
-        self._resume()
+        self._accepting.resume()
         return client.pid not in self._of_process
 
-    def _accept(self) -> None:
-        for _ in range(ROUND):
-            if self._listener is None:
-                return
-            if self._open >= self._quotas.all:
-                self._pause(f"all {self._quotas.all} are taken (--max-connections)")
-                return
-            try:
-                accepted, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:  # no descriptor, or no memory
-                self._pause(f"{error.strerror}: raise the limit of descriptors (LimitNOFILE)")
-                self._loop.call_later(RETRY, self._resume)
-                return
-            accepted.setblocking(False)
-            self._admit(accepted)
+    def _full(self) -> str:
+        return f"all {self._quotas.all} are taken (--max-connections)" if self._open >= self._quotas.all else ""
 
-    def _admit(self, accepted: socket.socket) -> None:
-        try:
-            client = credentials(accepted)
-        except OSError as error:
-            log.warning("connection closed: cannot tell who it is: %s", error.strerror)
-            accepted.close()
-            return
+    def _admit(self, accepted: socket.socket, client: Credentials) -> None:
         if over := self._over(client):
             log.warning("connection closed: too many connections: %s", over)
         elif not self._admits(client):
@@ -152,14 +120,3 @@ class Acceptor:
             log.warning("connection closed: %s (%s)", error, client)
             accepted.close()
             self.left(client)
-
-    def _pause(self, why: str) -> None:
-        assert self._listener is not None
-        self._paused = True
-        self._loop.remove_reader(self._listener)
-        log.warning("no further connections are accepted until one is closed: %s", why)
-
-    def _resume(self) -> None:
-        if self._paused and self._listener is not None and self._open < self._quotas.all:
-            self._paused = False
-            self._loop.add_reader(self._listener, self._accept)
