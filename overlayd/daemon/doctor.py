@@ -5,8 +5,8 @@ Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothi
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from overlayd import keys
 from overlayd.daemon.change import inspect
@@ -63,7 +63,7 @@ class Doctor:
         self._nat = nat
         self._no_wireguard = no_wireguard
         self._cluster = cluster
-        self.found: Callable[[Finding, bool], None] = lambda _finding, _raised: None  # is told of what comes and goes
+        self._listeners: list[Callable[[Finding, bool], None]] = []
 
     async def examine(self) -> list[Finding]:
         """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
@@ -79,9 +79,18 @@ class Doctor:
         found = [*looked, *self._followed(), *self._unanswered(), *await self._journal()]
         return ordered([*found, *self._unisolated(), *self._node_itself()])
 
+    @contextmanager
+    def subscribe(self, listener: Callable[[Finding, bool], None]) -> Iterator[None]:
+        """Tell a listener of each finding that is followed and comes (True) or goes, until the block ends."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
     @asynccontextmanager
     async def counting(self, told: Callable[[int], None], keep_up: KeepUp) -> AsyncIterator[None]:
-        """Tell every second how many findings are known, and `found` of each that comes or goes, until the end."""
+        """Tell every second how many findings are known, and those who subscribed of each that comes or goes."""
 
         async def count() -> None:
             known: dict[tuple[str, str], Finding] = {}
@@ -90,7 +99,8 @@ class Doctor:
                 told(self._count(followed.values()))
                 for id in followed.keys() ^ known.keys():
                     raised = id in followed
-                    self.found(followed[id] if raised else known[id], raised)
+                    for listener in self._listeners:
+                        listener(followed[id] if raised else known[id], raised)
                 known = followed
                 await asyncio.sleep(INTERVAL)
 

@@ -296,9 +296,13 @@ async def _measuring(
 @contextmanager
 def _publishing(node: Node, health: Health, sentinel: Sentinel, doctor: Doctor, server: Server) -> Iterator[None]:
     """Let clients hear of what happens, until the block ends."""
-    doctor.found = partial(tell_finding, server)
-    lost = node.subscribe(partial(grants.tell_lost, node))
-    with lost, health.subscribe(_Onward(sentinel, server)), told(node, server) as sentinel.repaired:
+    with (
+        node.subscribe(partial(grants.tell_lost, node)),
+        doctor.subscribe(partial(tell_finding, server)),
+        health.subscribe(_Onward(sentinel, server)),
+        told(node, server) as tell_repair,
+        sentinel.subscribe(tell_repair),
+    ):
         yield
 
 

@@ -157,18 +157,6 @@ def version_of(config: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def parse_delete(environment: Environment, config: str) -> str:
-    """The name of the network that a DEL is of, empty when nothing tells: what a DEL takes back is found by the
-    container's id and interface, so that a configuration that is broken by now stops nobody.  CniError 4.
-    """
-    require_call(environment, "")
-    try:
-        found = msgspec.json.decode(config, type=dict[str, Any]).get("name")
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
-        return ""
-    return found if isinstance(found, str) else ""
-
-
 def parse(environment: Environment, config: str) -> Asked:
     """What an ADD, CHECK, STATUS or GC asks for.  CniError says what is wrong with it, by the specification's codes."""
     read = _read(config)

@@ -104,7 +104,7 @@ def test_damaged_calls_get_an_answer_of_the_specifications_form() -> None:
         call = cni.decode(body)
         try:
             if command == "DEL":
-                assert isinstance(cni_network.parse_delete(call.cni, call.config), str)
+                cni.require_call(call.cni, "")
                 seen["deleted"] = seen.get("deleted", 0) + 1
             else:
                 asked = cni_network.parse(call.cni, call.config)

@@ -145,16 +145,6 @@ def test_what_is_no_configuration(config: str) -> None:
         cni_network.parse(Environment(command="ADD"), config)
     assert caught.value.code == 6
     assert cni_network.version_of(config) == ""
-    delete = Environment(command="DEL", container_id="c1", ifname="eth0")
-    assert cni_network.parse_delete(delete, config) == ""
-
-
-def test_a_delete_takes_any_configuration() -> None:
-    delete = Environment(command="DEL", container_id="c1", ifname="eth0")
-    assert cni_network.parse_delete(delete, '{"name":"overlay","ipam":{"type":"x"},"cniVersion":"9"}') == "overlay"
-    assert cni_network.parse_delete(delete, '{"name":3}') == ""
-    with pytest.raises(CniError):
-        cni_network.parse_delete(Environment(command="DEL", ifname="eth0"), "{}")
 
 
 def test_the_version_of_an_answer() -> None:

@@ -91,8 +91,8 @@ class Commands:
         """Tell of every command from now on: `cni_add` and so on, how it ended, and the seconds that it took."""
         self._record = record
 
-    def note_repair(self) -> None:
-        """Something of this node was put right just now."""
+    def note_repair(self, _name: str) -> None:
+        """An object of this node was put right just now."""
         self._repaired = time.monotonic()
 
     async def run_left(self, call: Call) -> Answer:
@@ -215,7 +215,7 @@ class Commands:
     # --- the others ---
 
     async def _delete(self, call: Call, _: int | None) -> str:
-        cni_network.parse_delete(call.cni, call.config)
+        cni.require_call(call.cni, "")  # a configuration that is broken by now stops nobody
         handle = attachments.namespace(call.cni.container_id, call.cni.ifname)
         async with self._locked(handle):
             await detach(self._daemon.node, handle)

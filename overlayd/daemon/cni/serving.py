@@ -43,15 +43,9 @@ class Runtimes:
         if listener is None:
             yield
             return
-        tell = sentinel.repaired
-
-        def repaired(name: str) -> None:
-            self._commands.note_repair()
-            tell(name)
-
-        sentinel.repaired = repaired
         self._queue.open()
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         shims = CniSocket(self._commands.run, spawn, descriptors)
-        async with shims.serving(listener, partial(self._queue.work_off, self._commands.run_left), patience):
-            yield
+        with sentinel.subscribe(self._commands.note_repair):
+            async with shims.serving(listener, partial(self._queue.work_off, self._commands.run_left), patience):
+                yield

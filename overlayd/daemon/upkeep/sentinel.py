@@ -13,8 +13,8 @@ import logging
 import select
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Hashable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -80,7 +80,7 @@ class Sentinel:
         lost: Callable[[str], None] = lambda _handle: None,
     ) -> None:
         self.repairs: Counter[str] = Counter()  # what was put right, by kind
-        self.repaired: Callable[[str], None] = lambda _name: None  # is told of each object that was put right
+        self._listeners: list[Callable[[str], None]] = []
         self.lost = lost
         self.failures: dict[Hashable, str] = {}  # what cannot be put back, by the object's key, and why
         self._node = node
@@ -99,6 +99,15 @@ class Sentinel:
         self._stopping = False
         self._ended = False  # a watch before this one
         self._failure: Exception | None = None  # of the reading
+
+    @contextmanager
+    def subscribe(self, listener: Callable[[str], None]) -> Iterator[None]:
+        """Tell a listener the name of each object that is put right, until the block ends."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     @asynccontextmanager
     async def running(self, keep_up: KeepUp) -> AsyncIterator[None]:
@@ -324,7 +333,8 @@ class Sentinel:
         done = [step for step in steps if pace_key(step) not in failed and self._is_news(pace_key(step))]
         self.repairs.update(type(step.want or step.have).__name__.lower() for step in done)
         for name, problem in drift.describe(done):
-            self.repaired(name)
+            for listener in self._listeners:
+                listener(name)
             log.warning("%s %s%s: put right in %.0f ms", name, problem, _by(who), cost * 1000)
         for step, error in failures:
             if pace_key(step) not in self.failures and self._is_news(pace_key(step)):
