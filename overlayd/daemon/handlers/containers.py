@@ -90,13 +90,7 @@ async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Respon
         # Who was there before may be dead: then it is given up as well, with all that hangs on it.
         everything=present is not None and namespace not in present.processes,
     )
-    _tell_what_is_open(attachment, service)
-    return wire.Attached(
-        ip=str(attachment.address),
-        subnet=str(service.subnet),
-        gateway=str(first_usable(service.subnet)),
-        prefix_len=service.subnet.prefixlen,
-    )
+    return _attached(attachment, service)
 
 
 async def attach_namespace(
@@ -127,18 +121,23 @@ async def attach_namespace(
             if not (looks := looks - 1):
                 raise
         await asyncio.sleep(BETWEEN_LOOKS)
+    interface = wire.Interface(
+        name=container.ifname,
+        mac=(attachment.mac or mac(attachment.address)).hex(":"),
+        mtu=daemon.node.facts.mtu,
+        host_name=attachment.host_end(),
+    )
+    return _attached(attachment, service, interface)
+
+
+def _attached(attachment: Attachment, service: Service, interface: wire.Interface | None = None) -> wire.Attached:
     _tell_what_is_open(attachment, service)
     return wire.Attached(
         ip=str(attachment.address),
         subnet=str(service.subnet),
         gateway=str(first_usable(service.subnet)),
         prefix_len=service.subnet.prefixlen,
-        interface=wire.Interface(
-            name=container.ifname,
-            mac=(attachment.mac or mac(attachment.address)).hex(":"),
-            mtu=daemon.node.facts.mtu,
-            host_name=attachment.host_end(),
-        ),
+        interface=interface,
     )
 
 
