@@ -60,7 +60,7 @@ demo-cluster: cluster-packages build ## three members of etcd, five nodes that f
 # begins early.
 .PHONY: test
 test: test-packages lint ## lint, types and every test (root)
-	@$(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@$(PYTHON) -m pytest -rs -n 4 --dist loadfile --no-loadscope-reorder
 
 # The tests of the half without I/O: no root, no network, nothing installed but .venv.
 PURE := tests/model tests/proto tests/fast tests/fuzz/test_envelope_fuzz.py tests/fuzz/test_cni_fuzz.py $(wildcard tests/test_*.py)
@@ -160,7 +160,7 @@ crash: test-packages build ## every op killed, and refused an operation, at ever
 cni-cycles: test-packages build ## 10,000 containers by CNI, shims, daemon and namespaces killed at random (root; ten minutes)
 	@OVERLAYD_CNI_CYCLES=10000 $(PYTHON) -m pytest --timeout 3600 tests/e2e/test_cni_cycles.py
 
-# Where Go is: what talks CNI and CRI to a runtime by hand.  Their tests are skipped without.
+# What talks CNI and CRI to a runtime by hand.  make test has it where Go is; elsewhere its tests are skipped.
 .PHONY: cni-tools
 cni-tools: ## cnitool and crictl, by Go's module proxy, for the tests of container runtimes
 	@mkdir -p build/clients/go/crictl.d && export GOBIN="$$PWD/build/clients/go" && \
@@ -271,6 +271,9 @@ test-packages: root
 	@$(call unpack,$(PROMTOOL),prometheus)
 	@$(unpack_runtimes)
 	@$(call unpack_all,network-manager dbus-daemon,networkmanager)
+	@if command -v go > /dev/null && [[ ! -e build/clients/go/crictl ]]; then \
+	  $(MAKE) cni-tools || echo 'cnitool and crictl are not to be had: their tests are skipped'; \
+	fi
 cni-packages: root
 	@$(call install,$(CNI_PACKAGES))
 	@$(unpack_runtimes)
