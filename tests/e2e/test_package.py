@@ -16,10 +16,10 @@ BUILD = ROOT / "deploy" / "deb" / "build"
 
 # $1: where to mount.  What is written goes to memory, and with the namespace.
 COPY_OF_ROOT = """
-mount -t tmpfs tmpfs "$1" && mkdir "$1/new" "$1/work" "$1/root" &&
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/new,workdir=$1/work" "$1/root" &&
-mount -t proc proc "$1/root/proc" && mount -t tmpfs tmpfs "$1/root/run" &&
-cp "$2" "$1/root/run/overlayd.deb" && root=$1/root && shift 2 &&
+mount -t tmpfs tmpfs "$1" && mkdir "$1/new" "$1/work" "$1/merged" &&
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/new,workdir=$1/work" "$1/merged" &&
+mount -t proc proc "$1/merged/proc" && mount -t tmpfs tmpfs "$1/merged/run" &&
+cp "$2" "$1/merged/run/overlayd.deb" && root=$1/merged && shift 2 &&
 exec chroot "$root" env PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
 """
 
