@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from golden_meanings import EVENTS, PRIVATE, REQUESTS, RESPONSES, SPELLINGS
+from golden_meanings import EVENTS, PRIVATE, REQUESTS, RESPONSES
+from golden_spellings import SPELLINGS
 
 from overlayd import wire
 from overlayd.errors import ProtocolError, RequestError

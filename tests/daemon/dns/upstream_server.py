@@ -7,6 +7,7 @@ from typing import Any
 
 import dns.flags
 import dns.message
+import dns.rcode
 import dns.rrset
 
 from overlayd.daemon.dns.upstreams import Upstream
@@ -77,3 +78,20 @@ async def serving(
     finally:
         transport.close()
         streams.close()
+
+
+def refusing(asked: bytes) -> list[bytes]:
+    """Answers of a server that refuses."""
+    return [answer(asked, code=dns.rcode.REFUSED)]
+
+
+def slow(seconds: float) -> Answer:
+    """Answers of a server that takes its time."""
+
+    def later(asked: bytes) -> Callable[[Server, tuple[str, int]], None]:
+        def send(server: Server, client: tuple[str, int]) -> None:
+            asyncio.get_running_loop().call_later(seconds, server.transport.sendto, answer(asked), client)
+
+        return send
+
+    return later

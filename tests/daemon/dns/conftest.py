@@ -1,0 +1,36 @@
+"""Fixtures of the tests of the name server."""
+
+import socket
+
+import pytest
+from asked_forwarder import made
+
+from overlayd.daemon.dns import exchange, loops
+from overlayd.daemon.dns import forwarder as module
+from overlayd.daemon.dns.upstreams import Upstream
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A fifth of the times, and no marks but in the tests of loops."""
+    for name in ("RESTART", "AGAIN", "TRY", "PATIENCE", "SILENT"):
+        monkeypatch.setattr(exchange, name, getattr(exchange, name) / 5)
+    monkeypatch.setattr(module, "STALE_AFTER", module.STALE_AFTER / 5)
+    monkeypatch.setattr(loops.Loops, "check", lambda self, *_: None)
+
+
+@pytest.fixture
+def dead():
+    """A port where nobody listens."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    return Upstream("127.0.0.1", port)
+
+
+@pytest.fixture
+async def closed():
+    """Every forwarder, after its test, within the test's loop."""
+    yield
+    while made:
+        made.pop().close()
