@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import socket
+import stat
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -63,10 +64,18 @@ def identify(pid: int) -> Netns:
 
 
 def open_file(path: str) -> int:
-    """A descriptor of a namespace's file, which the caller closes.  MechanismError: it cannot be opened."""
+    """A descriptor of a namespace's file, which the caller closes.  MechanismError: it cannot be opened; with EINVAL it
+    can be no such file.
+    """
     try:
-        # Whoever names a pipe does not make us wait for who writes into it.
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        # Looked at before it is opened: to open a pipe may take for ever, and a device may do something.
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                raise MechanismError("identify", path, errno.EINVAL, "it is no network namespace")
+            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(place)
     except OSError as error:
         raise MechanismError("open network namespace", path, error.errno or 0) from error
 

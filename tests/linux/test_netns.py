@@ -4,6 +4,7 @@ import errno
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -134,6 +135,31 @@ def test_entering_what_is_no_namespace_is_an_error(host):
     try:
         assert errno_of(netns.socket_in, descriptor) == errno.EINVAL
     finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "kind", [stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK, stat.S_IFDIR], ids=["pipe", "device", "socket", "directory"]
+)
+def test_what_can_be_no_namespace_is_not_even_opened(tmp_path, kind):
+    """To open a pipe waits for who writes into it, and a device that is not there fails with ENXIO."""
+    path = tmp_path / "it"
+    if kind == stat.S_IFDIR:
+        path.mkdir()
+    else:
+        os.mknod(path, kind | 0o600, os.makedev(240, 77))
+    with pytest.raises(MechanismError) as caught:
+        netns.open_file(str(path))
+    assert (caught.value.errno, caught.value.detail) == (errno.EINVAL, "it is no network namespace")
+
+
+def test_a_namespace_is_opened_by_whatever_leads_to_it(container, tmp_path):
+    box = container()
+    link = tmp_path / "link"
+    link.symlink_to(f"/proc/{box.pid}/ns/net")
+    for path in (f"/proc/{box.pid}/ns/net", str(link)):
+        descriptor = netns.open_file(path)
+        assert os.fstat(descriptor).st_ino == box.netns.inode
         os.close(descriptor)
 
 
