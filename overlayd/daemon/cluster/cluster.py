@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
 from overlayd import keys, wire
@@ -21,7 +21,7 @@ from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.following import Following
 from overlayd.daemon.cluster.following import News as Message
 from overlayd.daemon.cluster.growth import Growth
-from overlayd.daemon.cluster.janitor import Janitor
+from overlayd.daemon.cluster.janitor import Janitor, NoSuchNode, remove
 from overlayd.daemon.cluster.joining import Conflict, Copied, Joining, Refused, Waiting
 from overlayd.daemon.cluster.news import News
 from overlayd.daemon.cluster.publishing import PORT, Place, Publishing
@@ -84,13 +84,14 @@ class Cluster:
         self.news: News | None = None
         self._machine = place.machine
         self._run: Run | None = None
+        self._keep_up: KeepUp | None = None
         self._task: asyncio.Task[None] | None = None
         self._pulse: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def running(self, run: Run, keep_up: KeepUp) -> AsyncIterator[None]:
         """Join, follow and tell, until the block ends.  StateError: this data directory is of another cluster."""
-        self._run = run
+        self._run, self._keep_up = run, keep_up
         instance = f"{random.SystemRandom().getrandbits(128):032x}"
 
         def begin(draft: Draft) -> None:
@@ -100,12 +101,12 @@ class Cluster:
             await self.node.change(begin, exclusive=[NODE_LOCK])
         except RequestError as error:
             raise StateError(str(error)) from error
-        self._task = keep_up(self._live)
+        self._begin()
         try:
             with self.node.subscribe(self.growth.follow):
                 yield
         finally:
-            self._task.cancel()
+            await self._end()
             self.etcd.close()
 
     @property
@@ -310,12 +311,34 @@ class Cluster:
     # --- what a person asks for ---------------------------------------------------------------------------------------
 
     async def leave(self) -> None:
-        """We are no member any more, and do nothing of one until the next start."""
+        """We are no member any more, in the store either, and do nothing of one until the next start.  StoreError: the
+        store does not answer, and we go on as a member.
+
+        What is at work ends first, and no claim is under way then: it would see our record go, and join again.
+        """
+        async with self.joining.turn:
+            await self._end()
+            try:
+                known = self.membership
+                if known.blocks:
+                    with suppress(NoSuchNode):  # somebody removed it already
+                        await remove(self.etcd, known.node, known.instance)
+                    await self.publishing.disappear()
+                await self.node.change(joining.forget, everything=True)
+            except OverlaydError:
+                self._begin()
+                raise
+        self.conflict, self.error = "", "this node has left the cluster: the next start with --etcd joins it again"
+
+    def _begin(self) -> None:
+        assert self._keep_up is not None
+        self._task = self._keep_up(self._live)
+
+    async def _end(self) -> None:
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait([self._task])
         self.news = self.following = None
-        self.conflict, self.error = "", "this node has left the cluster: the next start with --etcd joins it again"
-        await self.node.change(joining.forget, everything=True)
 
     def look_again(self) -> None:
         """Confirm anew: a person has changed something."""

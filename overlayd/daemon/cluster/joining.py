@@ -99,7 +99,7 @@ class Joining:
         self._settings = settings
         self._content = content
         self._machine = machine
-        self._turn = asyncio.Lock()  # who changes our blocks or our record in the store builds on what both are
+        self.turn = asyncio.Lock()  # who changes our blocks or our record in the store builds on what both are
 
     @property
     def membership(self) -> Membership:
@@ -109,7 +109,7 @@ class Joining:
         """Be in the store what the journal says, or become a member.  Refused, Waiting, Conflict; StoreError when the
         store does not answer; RequestError when there is no block left.
         """
-        async with self._turn:
+        async with self.turn:
             await self._agree_on_config()
             register = await self._look()
             if not await self._take_up(register) and not self.membership.blocks:
@@ -119,7 +119,7 @@ class Joining:
 
     async def extend(self) -> Network:
         """Claim one more block.  RequestError: there is none, or we have as many as a node may have."""
-        async with self._turn:
+        async with self.turn:
             held = self.membership.blocks
             if len(held) >= 16:
                 raise RequestError(f"this node has {len(held)} blocks, as many as a node may have")
@@ -134,7 +134,7 @@ class Joining:
 
         Conflict: it is another's by now.
         """
-        async with self._turn:
+        async with self.turn:
             value = self._record_with(self.membership.blocks, turned=turned)
             if self.record is None or self.record.value != value:
                 await self._put_record(value, [])

@@ -6,7 +6,6 @@ order at other times (`cluster`).
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from ipaddress import ip_network
 from typing import Any
 
@@ -16,7 +15,7 @@ from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.cluster.cluster import Cluster
 from overlayd.daemon.cluster.etcd import Etcd
-from overlayd.daemon.cluster.janitor import NoSuchNode, remove
+from overlayd.daemon.cluster.janitor import remove
 from overlayd.daemon.cluster.joining import Waiting, new_config, read_presence
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.settings import Settings, machine_id
@@ -122,17 +121,12 @@ async def set_value(cluster: Cluster, request: wire.SetCluster) -> wire.Response
 
 
 async def leave(cluster: Cluster, request: wire.LeaveCluster) -> wire.Response:
-    known = cluster.membership
     held = membership.holders(cluster.node.state)
     if held and not request.force:
         raise RequestError(
             f"this node still has {_some(held)}: detach and tear down first, or leave by --force, which keeps them "
             "without the other nodes"
         )
-    if known.blocks:
-        with suppress(NoSuchNode):  # somebody removed it already
-            await remove(cluster.etcd, known.node, known.instance)
-        await cluster.publishing.disappear()
     await cluster.leave()
     return wire.Ok()
 

@@ -17,6 +17,7 @@ from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.model.rows import Change, Membership
+from overlayd.proto.store_answers import Page, Unavailable
 
 BLOCKS = 64
 
@@ -74,6 +75,49 @@ async def test_as_many_nodes_as_there_are_blocks_join_at_once_and_the_next_one_i
     for life in lives:
         life.cancel()
     await asyncio.gather(*lives, return_exceptions=True)
+
+
+async def test_a_node_that_leaves_does_not_join_again_when_it_hears_that_it_is_gone(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Joined("leaving", endpoint)
+    life = asyncio.get_running_loop().create_task(_live(node))
+    async with asyncio.timeout(60):
+        await until_async(lambda: node.cluster.publishing.lease != 0)
+        revoke = node.etcd.revoke
+
+        async def after_the_news(lease: int) -> None:
+            await asyncio.sleep(1)  # the watch of this node has told of the removal by now, were it still there
+            await revoke(lease)
+
+        monkeypatch.setattr(node.etcd, "revoke", after_the_news)
+        await node.cluster.leave()
+        assert not (await node.etcd.read("s/node/", prefix=True)).entries
+        (block,) = (await node.etcd.read("b/", prefix=True)).entries
+        assert b"freed" in block.value
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+
+
+async def test_a_node_that_cannot_leave_stays_a_member(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Joined("staying", endpoint)
+    life = asyncio.get_running_loop().create_task(_live(node))
+    async with asyncio.timeout(60):
+        await until_async(lambda: node.cluster.publishing.lease != 0)
+        read = node.etcd.read
+
+        async def unanswered(key: str, *, prefix: bool = False) -> Page:
+            raise Unavailable("no member of etcd answers")
+
+        monkeypatch.setattr(node.etcd, "read", unanswered)
+        with pytest.raises(Unavailable):
+            await node.cluster.leave()
+        monkeypatch.setattr(node.etcd, "read", read)
+        await until_async(lambda: node.cluster.state == "connected")
+        (record,) = (await read("s/node/staying")).entries
+        assert str(node.node.state.table(Membership)[""].blocks[0]).encode() in record.value
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
 
 
 async def _live(joined: Joined) -> None:
