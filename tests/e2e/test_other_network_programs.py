@@ -65,7 +65,10 @@ def by_networkd(node: Node) -> dict[str, str]:
     found = {}
     for each in json.loads(node.run(["ip", "-j", "link"])):
         file = node.run_directory / "systemd/netif/links" / str(each["ifindex"])
-        text = file.read_text() if file.exists() else ""
+        try:
+            text = file.read_text()
+        except FileNotFoundError:  # networkd puts another in its place
+            text = ""
         found[each["ifname"]] = text.partition("ADMIN_STATE=")[2].partition("\n")[0] or "pending"
     return found
 
