@@ -57,11 +57,22 @@ def _join(place: Place, site: Site) -> None:
     site.state("connected")
 
 
+def _until(site: Site, condition: Callable[[], object], failing: Callable[[], object] | str = "") -> None:
+    """Wait for what the node brings about; EOFError when it dies before."""
+
+    def has_come() -> object:
+        if site.node.daemon is not None and site.node.daemon.poll() is not None:
+            raise EOFError("the daemon is dead")
+        return condition()
+
+    until(has_come, failing or site.node.log_tail)
+
+
 def _grow(place: Place, site: Site) -> None:
     """A block has room for one service: another block is claimed, and another service has room in that."""
     for service in "ab":
-        until(lambda service=service: _set_up(site, service), "no further block")
-    until(lambda: len(_held(place, site)) == 3, "no block for the next one")
+        _until(site, lambda service=service: _set_up(site, service), "no further block")
+    _until(site, lambda: len(_held(place, site)) == 3, lambda: f"{_held(place, site)}, not three blocks")
 
 
 def _set_up(site: Site, service: str) -> bool:
@@ -79,9 +90,9 @@ def _news(place: Place, site: Site) -> None:
     record = {"instance": "o", "id": 1, "key": b64encode(os.urandom(32)).decode(), "block": block, "version": "1"}
     for port in (1, 2):
         place.etcd.ctl("put", key, json.dumps(record | {"endpoint": f"192.0.2.9:{port}"}))
-        until(lambda port=port: f"192.0.2.9:{port}" in _endpoints(site), site.node.log_tail)
+        _until(site, lambda port=port: f"192.0.2.9:{port}" in _endpoints(site))
     place.etcd.ctl("del", key)
-    until(lambda: "192.0.2.9" not in _endpoints(site), site.node.log_tail)
+    _until(site, lambda: "192.0.2.9" not in _endpoints(site))
 
 
 def _endpoints(site: Site) -> str:
@@ -92,7 +103,7 @@ def _turn(place: Place, site: Site) -> None:
     before = site.status["public_key"]
     if _stored_key(place, site) == before:
         site.request("rotate_key", after_secs=0)
-    until(lambda: site.status["public_key"] != before, site.node.log_tail)
+    _until(site, lambda: site.status["public_key"] != before)
 
 
 def _stored_key(place: Place, site: Site) -> str:
@@ -165,7 +176,7 @@ def trial(place: Place, name: str, point: Point) -> bool:
             act.do(place, site)
             _judge(place, site, act)
         except (EOFError, OSError, DaemonExited, Refused) as error:
-            raise AssertionError(f"after its death at {point}: {error}\n{site.node.log_tail()}") from error
+            raise AssertionError(f"after its death at {point}: {error!r}\n{site.node.log_tail()}") from error
     site.node.stop()
     return died
 
@@ -188,9 +199,9 @@ def _judge(place: Place, site: Site, act: Act) -> None:
         return
     part = site.part
     assert held == sorted([part["block"], *part.get("blocks", [])]), (held, part)
-    until(lambda: _agrees(site), site.node.log_tail)
+    _until(site, lambda: _agrees(site))
     key = site.status["public_key"]
-    until(lambda: _routes(place.first, key) == held, lambda: (_routes(place.first, key), held))
+    _until(site, lambda: _routes(place.first, key) == held, lambda: (_routes(place.first, key), held))
 
 
 def _agrees(site: Site) -> bool:

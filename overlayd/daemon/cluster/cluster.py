@@ -189,6 +189,7 @@ class Cluster:
             self.growth.failure = ""
         self._confirmed.set()
         await self._set_up()
+        self.growth.look_again()
         if self.news is not None and self.news.foreign:  # until a person accepted what is ours now
             self.news.foreign = False
             self._list_anew()

@@ -46,24 +46,29 @@ class Growth:
                 self._changed.set()
                 return
 
+    def look_again(self) -> None:
+        """Our place in the cluster is in no doubt any more, or the overlay is up."""
+        self._changed.set()
+
     async def run(self) -> None:
         """Keep room, until it is cancelled."""
         pause = FIRST_PAUSE
         while True:
             await self._changed.wait()
-            self.lacking = membership.lacking(self._node.state)
-            if not self.lacking or self._in_doubt():
+            if not self._is_full() or self._in_doubt():
                 self._changed.clear()
                 self.failure = ""
                 continue
             try:
-                block = await self._joining.extend()
+                block = await self._joining.extend(self._is_full)
             except OverlaydError as error:
                 self._fail(str(error))
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
                 pause, self.failure = FIRST_PAUSE, ""
+                if block is None:
+                    continue
                 cluster = self._node.state.table(Membership)[""].cluster
                 log.info("cluster %s: %s is ours as well, for %s", cluster, block, self.lacking)
                 self._grown()
@@ -81,6 +86,10 @@ class Growth:
         problem = f"has no further block for this node, whose {blocks} have no room for {self.lacking}: {self.failure}"
         symptom = f"requests for further {self.lacking} are refused on this node; what is there goes on"
         return [Finding("cluster-full", "warning", what, problem, symptom, f"{remedy}, or what this one does not need")]
+
+    def _is_full(self) -> bool:
+        self.lacking = membership.lacking(self._node.state)
+        return bool(self.lacking)
 
     def _fail(self, why: str) -> None:
         if why != self.failure:

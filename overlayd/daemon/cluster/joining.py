@@ -117,9 +117,13 @@ class Joining:
             else:
                 await self._keep(register)
 
-    async def extend(self) -> Network:
-        """Claim one more block.  RequestError: there is none, or we have as many as a node may have."""
+    async def extend(self, is_full: Callable[[], bool]) -> Network | None:
+        """Claim one more block; None when we are not full any more by the time that it is our turn: another has found a
+        block of ours in the register.  RequestError: there is none, or we have as many as a node may have.
+        """
         async with self.turn:
+            if not is_full():
+                return None
             held = self.membership.blocks
             if len(held) >= 16:
                 raise RequestError(f"this node has {len(held)} blocks, as many as a node may have")

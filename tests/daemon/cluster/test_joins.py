@@ -16,7 +16,10 @@ from overlayd.daemon.cluster.connection import Files, read_url
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.settings import Settings
+from overlayd.model import joining, membership, services
+from overlayd.model.blocks import block_key
 from overlayd.model.rows import Change, Membership
+from overlayd.model.state import Draft
 from overlayd.proto.store_answers import Page, Unavailable
 
 BLOCKS = 64
@@ -116,6 +119,45 @@ async def test_a_node_that_cannot_leave_stays_a_member(endpoint: str, monkeypatc
         await until_async(lambda: node.cluster.state == "connected")
         (record,) = (await read("s/node/staying")).entries
         assert str(node.node.state.table(Membership)[""].blocks[0]).encode() in record.value
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+
+
+def _fill(draft: Draft) -> None:
+    """Two services, for which a block has room."""
+    for name in ("web", "db"):
+        services.setup_service(draft, name, subnet=None, dedicated_key=None, ranges=membership.service_ranges(draft))
+
+
+async def test_a_block_that_is_found_while_a_further_one_is_wanted_is_enough(endpoint: str) -> None:
+    joined = Joined("full", endpoint)
+    node, turn = joined.node, joined.cluster.joining.turn
+    life = asyncio.get_running_loop().create_task(_live(joined))
+    async with asyncio.timeout(60):
+        await until_async(lambda: joined.cluster.state == "connected")
+        async with turn:  # as of who confirms our place at a start
+            await node.change(_fill)
+            await until_async(lambda: joined.cluster.growth.lacking)
+            held = node.state.table(Membership)[""].blocks
+            await node.change(lambda draft: joining.hold(draft, [*held, ip_network("10.200.63.0/24")]))
+        async with turn:  # after whoever has waited for it
+            pass
+        assert [each.key for each in (await joined.etcd.read("b/", prefix=True)).entries] == [f"b/{block_key(held[0])}"]
+        assert not joined.cluster.growth.failure
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+
+
+async def test_a_node_that_was_in_doubt_claims_what_it_lacks_when_it_is_confirmed(endpoint: str) -> None:
+    joined = Joined("doubtful", endpoint)
+    life = asyncio.get_running_loop().create_task(_live(joined))
+    async with asyncio.timeout(60):
+        await until_async(lambda: joined.cluster.state == "connected")
+        joined.cluster.conflict = "block 10.200.1.0/24 is held by another node"
+        await joined.node.change(_fill)
+        await until_async(lambda: joined.cluster.growth.lacking)
+        joined.cluster.look_again()
+        await until_async(lambda: len(joined.cluster.status().blocks) == 1)
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
 
