@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.patience import LIMIT
 from lab.patience import until_async as until
 from msgspec.structs import replace
 from node_with_peers import NodeWithPeers
@@ -150,7 +151,7 @@ class SlowDevice:
 
     def set_peers(self, _device, _steps) -> None:
         self.asked.set()
-        self.allowed.wait(20)
+        self.allowed.wait(LIMIT)
         if self.refuses:
             raise MechanismError("set peers of WireGuard device", "zl-d-1-g", EINVAL)
 

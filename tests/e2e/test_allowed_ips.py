@@ -2,14 +2,14 @@
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
 from lab import Lab, Refused, ping
 from lab.cluster import CLUSTER, CLUSTER6, PORT, Member, Pair, besides_version
 from lab.node import CONTROL
+from lab.patience import until
 from lab.processes import environment
 
 SITE = {4: ("192.168.77.0/24", "192.168.77.1"), 6: ("fd77::/64", "fd77::1")}
@@ -29,13 +29,6 @@ def version(nodes: Pair) -> int:
 def installed(member: Member, public_key: str) -> set[str]:
     lines = member.node.run(["wg", "show", "all", "allowed-ips"]).splitlines()
     return {cidr for line in lines if line.split()[1] == public_key for cidr in line.split()[2:]}
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def findings(member: Member) -> list[dict[str, str]]:

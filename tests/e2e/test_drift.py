@@ -199,11 +199,10 @@ def test_peers_changed_by_hand_are_put_back(pair: Pair, damage: str, told: str) 
     alpha, key = pair.alpha, pair.beta.public_key
     names = {"device": alpha.request("status")["interface"], "key": key, "start": key[:8], "stranger": STRANGER}
     time.sleep(2.5)  # what has just come is perhaps on its way: two readings
-    before = alpha.node.run(["wg", "showconf", names["device"]])
+    before, said = alpha.node.run(["wg", "showconf", names["device"]]), len(alpha.node.log.read_text())
     alpha.node.run(damage.format(**names).split())
-    assert alpha.node.run(["wg", "showconf", names["device"]]) != before
+    until(lambda: told.format(**names) in alpha.node.log.read_text()[said:])
     until(lambda: alpha.node.run(["wg", "showconf", names["device"]]) == before)
-    until(lambda: told.format(**names) in alpha.node.log.read_text())
     ping(pair.web, pair.db_address)
 
 

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 import pytest
 from lab import Container, Lab, ping
 from lab.cluster import CLUSTER, CLUSTER6, PORT, Member, Pair
+from lab.patience import LIMIT, until
 from lab.traffic import Ping
 
 BEHIND = {4: "192.168.77.1", 6: "fd77::1"}  # a network behind a peer of a dedicated service
@@ -99,12 +100,14 @@ def vpn(fenced: Pair) -> tuple[Container, str]:
 
 def _restore(pair: Pair) -> None:
     pair.alpha.set_up_overlay()
-    deadline = time.monotonic() + 15
-    while True:
-        with suppress(AssertionError, TimeoutError):
+
+    def is_reached() -> bool:
+        with suppress(AssertionError):
             ping(pair.web, pair.db_address, 1)
-            return
-        assert time.monotonic() < deadline, pair.alpha.node.log_tail()
+            return True
+        return False
+
+    until(is_reached, pair.alpha.node.log_tail)
 
 
 @pytest.mark.parametrize("mishap", MISHAPS)
@@ -159,16 +162,13 @@ def test_the_fence_stands_as_long_as_anybody_may_send_and_is_put_back(fenced: Pa
     assert _fences(fenced.alpha) == standing
     for family in ("-4", "-6"):
         fenced.alpha.node.run(["ip", family, "route", "flush", "type", "unreachable", "proto", "111"])
-    deadline = time.monotonic() + 5
-    while _fences(fenced.alpha) != standing:
-        assert time.monotonic() < deadline, fenced.alpha.node.log_tail()
-        time.sleep(0.02)
+    until(lambda: _fences(fenced.alpha) == standing, fenced.alpha.node.log_tail)
     fenced.alpha.request("teardown_global_overlay")
     assert _fences(fenced.alpha) == standing
     with pytest.raises(OSError, match=r"No route to host|unreachable"):
         family = socket.AF_INET6 if ":" in fenced.db_address else socket.AF_INET
         with fenced.web.open_socket(family, socket.SOCK_STREAM) as client:
-            client.settimeout(5)
+            client.settimeout(LIMIT)
             client.connect((fenced.db_address, 9))  # the sender is told, and does not wait
 
 

@@ -20,6 +20,7 @@ import pytest
 from lab import Container, Lab, Node, ping
 from lab.cluster import CLUSTER, CLUSTER6, Member
 from lab.packets import datagram, frame
+from lab.patience import LIMIT, until
 
 PORT = 9999
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
@@ -211,7 +212,7 @@ def settle(world: World, plan: list[Sent], wanted: set[Sent]) -> set[Sent]:
     """Send everything; what arrived.  Honest ones that wait for a neighbour's MAC may be lost, and are sent again."""
     world.send(plan)
     heard = world.heard(plan)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT
     while wanted - heard and time.monotonic() < deadline:
         time.sleep(0.2)
         numbers = {sent: number for number, sent in enumerate(plan)}
@@ -283,7 +284,4 @@ def test_while_the_rules_are_flushed_again_and_again_no_mac_is_forged_and_then_a
 
 
 def until_ruled(member: Member) -> None:
-    deadline = time.monotonic() + 10
-    while "port_arp" not in member.node.run(["nft", "list", "ruleset"]):
-        assert time.monotonic() < deadline, member.node.log_tail()
-        time.sleep(0.05)
+    until(lambda: "port_arp" in member.node.run(["nft", "list", "ruleset"]), member.node.log_tail)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 from lab import Container, Lab, ping
 from lab.cluster import CLUSTER, CLUSTER6, Member
+from lab.patience import until
 from lab.traffic import Ping
 
 # Another table that lets established connections pass, as every firewall does: without ours nobody tracks any.
@@ -49,10 +50,7 @@ def unanswered(running: Ping, seconds: float) -> bool:
 
 
 def until_ruled(member: Member) -> None:
-    deadline = time.monotonic() + 10
-    while "compare4" not in member.node.run(["nft", "list", "ruleset"]):
-        assert time.monotonic() < deadline, member.node.log_tail()
-        time.sleep(0.02)
+    until(lambda: "compare4" in member.node.run(["nft", "list", "ruleset"]), member.node.log_tail)
 
 
 @pytest.mark.parametrize("damage", ["nft flush ruleset", "nft delete table inet overlayd"])
@@ -64,8 +62,7 @@ def test_what_breaks_a_rule_is_cut_when_the_tables_are_back(town: Town, damage: 
         assert not intruder.received
         town.member.node.run(["sh", "-c", f"{damage}; nft '{OTHERS}'"])
         until_ruled(town.member)
-        time.sleep(0.5)
-        assert unanswered(intruder, 0.5), "it goes on"
+        until(lambda: unanswered(intruder, 0.5), "it goes on")
         allowed.wait_for(5)
     finally:
         intruder.stop()
@@ -85,8 +82,7 @@ def test_what_began_without_rules_before_a_start_is_judged_by_it(town: Town) -> 
         assert unanswered(leaving, 0.3)
         town.member.start()
         leaving.wait_for(5)
-        time.sleep(0.3)
-        assert unanswered(intruder, 0.5), "it goes on"
+        until(lambda: unanswered(intruder, 0.5), "it goes on")
     finally:
         intruder.stop()
         leaving.stop()

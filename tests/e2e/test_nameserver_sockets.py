@@ -87,7 +87,7 @@ def test_the_orchestrators_own_resolver_has_the_node_address(cluster: str) -> No
                     member.start()
                 assert dig(container, gateway, "web", query).records == [web]
                 assert dig(container, gateway, "web", query, "+tcp").records == [web]
-            udp.settimeout(5)
+            udp.settimeout(LIMIT)
             container.run(["sh", "-c", f"dig +tries=1 +time=1 @{address} hello.example >/dev/null; true"])
             assert b"hello" in udp.recv(512), "queries to the node address are the orchestrator's"
         assert "is not served" not in member.node.log.read_text()

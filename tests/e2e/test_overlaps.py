@@ -2,14 +2,14 @@
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from lab import Lab, Refused, ping
 from lab.cluster import Member, besides_version
 from lab.lab import UNDERLAY
 from lab.node import CONTROL
+from lab.patience import until
 from lab.processes import environment
 
 GATEWAY = str(UNDERLAY.ip)
@@ -20,13 +20,6 @@ def findings(member: Member) -> list[dict[str, str]]:
     argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
     done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
     return besides_version(json.loads(done.stdout))
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])

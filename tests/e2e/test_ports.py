@@ -22,6 +22,7 @@ from lab.packets import (
     neighbour_advertisement,
     router_advertisement,
 )
+from lab.patience import until
 
 PREFIX = "2001:db8:bad::"  # of a router that is none
 SETTLE = 0.5  # seconds after which a frame has done what it does
@@ -138,10 +139,7 @@ def test_nobody_heeds_a_containers_router_advertisement(street: Street) -> None:
     forwarding = "net/ipv6/conf/all/forwarding"
     street.member.node.write_sysctl(forwarding, "0")
     advertise(street)
-    deadline = time.monotonic() + 10
-    while street.member.node.run(["cat", f"/proc/sys/{forwarding}"]).strip() != "1":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: street.member.node.run(["cat", f"/proc/sys/{forwarding}"]).strip() == "1")
     advertise(street)
     assert_heeds_nobody(street)
 

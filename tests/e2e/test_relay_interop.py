@@ -44,7 +44,7 @@ def peer(lab: Lab) -> Iterator[socket.socket]:
     """A host that does not know of relays."""
     with lab.nodes[2].open_socket(kind=socket.SOCK_DGRAM) as opened:
         opened.bind((str(lab.nodes[2].address), 51820))
-        opened.settimeout(5)
+        opened.settimeout(LIMIT)
         yield opened
 
 
@@ -101,7 +101,7 @@ def test_a_nonce_of_coturn_goes_stale(relay: Node, nodes: Node, peer: socket.soc
 def test_our_stun_client_asks_coturn(relay: Node, nodes: Node, tmp_path: Path) -> None:
     with coturn(relay, tmp_path), nodes.open_socket(kind=socket.SOCK_DGRAM) as opened:
         opened.bind((str(nodes.address), 0))
-        opened.settimeout(5)
+        opened.settimeout(LIMIT)
         binding = Binding(os.urandom(12), 0.0)
         for datagram in binding.datagrams_to_send(0.0):
             opened.sendto(datagram, (str(relay.address), PORT))

@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from lab import Lab, ping
 from lab.cluster import Member
 from lab.container import Container
+from lab.patience import until
 from lab.processes import name
 
 THREADED = "import threading, time; threading.Thread(target=time.sleep, args=(300,)).start(); print(flush=True)"
@@ -48,13 +48,6 @@ def attach(member: Member, pid: int) -> str:
 
 def detach(member: Member, pid: int) -> None:
     member.request("detach_container", handle={"platform": "linux_pid", "pid": pid})
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("leaving", ["first", "second"])

@@ -5,6 +5,7 @@ import socket
 
 import dns.message
 import pytest
+from lab.patience import LIMIT
 
 from overlayd._fast.dnsforward import Query
 from overlayd.linux.asking import LONGEST, Asking, random16
@@ -15,7 +16,7 @@ def server(request):
     family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as server:
         server.bind((request.param, 0))
-        server.settimeout(5)
+        server.settimeout(LIMIT)
         yield server
 
 

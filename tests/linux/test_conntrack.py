@@ -3,13 +3,13 @@
 import json
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+from lab.patience import until
 from throwaway import Namespace
 
 from overlayd.linux import conntrack
@@ -43,12 +43,12 @@ def await_local(space: Namespace, addresses: set[str]) -> None:
     busy machine much later, and until then what is sent to them is lost without a word, and not tracked.
     """
     command = ["ip", "-json", "-n", space.name, "-6", "route", "show", "table", "local"]
-    deadline = time.monotonic() + 10
-    while True:
+
+    def are_local() -> bool:
         routes = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        if addresses <= {route["dst"] for route in routes if route["type"] == "local"}:
-            return
-        assert time.monotonic() < deadline
+        return addresses <= {route["dst"] for route in routes if route["type"] == "local"}
+
+    until(are_local)
 
 
 def talk(space: Namespace, source: str, target: str, count: int = 1) -> None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import dns.message
 import dns.rrset
 import pytest
+from lab.patience import LIMIT
 
 from overlayd._fast.dnscache import Answer, Cache, key_of
 from overlayd._fast.dnsquery import MAX_DATAGRAM, wire_name
@@ -19,7 +20,7 @@ LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 def bound(family=socket.AF_INET, address=None):
     with socket.socket(family, socket.SOCK_DGRAM) as opened:
         opened.bind((address or LOOPBACK[family], 0))
-        opened.settimeout(5)
+        opened.settimeout(LIMIT)
         yield opened
 
 

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from lab.patience import LIMIT
 
 from overlayd.linux.monitor import (
     AddressChanged,
@@ -152,7 +153,7 @@ def test_a_change_by_another_thread_of_ours_is_ours(monitor):
 
     def work():
         nft.apply([Step(None, element) for element in ruleset.node(ip_address("10.9.9.8"))])
-        done.wait(10)
+        done.wait(LIMIT)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -6,6 +6,7 @@ import socket
 from ipaddress import ip_address
 
 import pytest
+from lab.patience import LIMIT
 from throwaway import Namespace
 
 from overlayd.errors import MechanismError
@@ -29,7 +30,7 @@ def place(request):
             owner.bind(("", PORT))
             server.bind((theirs, SERVER))
             for each in (owner, server):
-                each.settimeout(5)
+                each.settimeout(LIMIT)
             yield shared, owner, server, ours, theirs
         for each in (shared, owner, server):
             each.close()

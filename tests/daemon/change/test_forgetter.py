@@ -4,6 +4,7 @@ from ipaddress import ip_address
 from threading import Event, Thread
 
 import pytest
+from lab.patience import LIMIT
 
 from overlayd.daemon.change import forgetter
 from overlayd.daemon.change.forgetter import Forgetter
@@ -22,13 +23,13 @@ class Table:
     def walk(self, addresses):
         self.walks.append(set(addresses))
         self.began.set()
-        assert self.may_end.wait(10)
+        assert self.may_end.wait(LIMIT)
 
 
 def test_releases_during_a_walk_share_the_next(monkeypatch):
     table, subject = Table(monkeypatch), Forgetter()
     subject.forget(ADDRESSES[:1])
-    assert table.began.wait(10)
+    assert table.began.wait(LIMIT)
     for address in ADDRESSES[1:]:
         subject.forget([address])
     table.may_end.set()
@@ -44,7 +45,7 @@ def test_a_successor_waits_for_the_walk_and_others_do_not(monkeypatch):
     assert not table.walks
     successor = Thread(target=subject.wait_for, args=ADDRESSES[:1])
     successor.start()
-    assert table.began.wait(10)
+    assert table.began.wait(LIMIT)
     successor.join(0.05)
     assert successor.is_alive()
     table.may_end.set()

@@ -4,6 +4,7 @@ import asyncio
 from threading import Event
 
 import pytest
+from lab.patience import LIMIT
 
 from overlayd.daemon.change.lane import Lane
 
@@ -18,7 +19,7 @@ class Slow:
     def __call__(self, things):
         self.visits.append(list(things))
         self.began.set()
-        assert self.may_go.wait(10)
+        assert self.may_go.wait(LIMIT)
         return [ValueError(thing) if thing % 2 else None for thing in things]
 
 

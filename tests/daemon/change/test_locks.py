@@ -4,6 +4,7 @@ import asyncio
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab.patience import LIMIT
 
 from overlayd.daemon.change.locks import ResourceLocks
 
@@ -43,7 +44,7 @@ def test_conflicting_holders_never_overlap_and_keep_their_order(requests):
             if cancel:
                 await asyncio.sleep(0)
                 tasks[-1].cancel()
-        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LIMIT)
         assert all(result is None or isinstance(result, asyncio.CancelledError) for result in results)
         assert not locks._queues, "a lock was left behind"
         kept = [n for n, result in enumerate(results) if result is None]
@@ -81,4 +82,4 @@ async def test_shared_holders_go_together():
         async with locks.hold(shared=["a"]):
             await both.wait()
 
-    await asyncio.wait_for(asyncio.gather(one(), one()), 1)
+    await asyncio.wait_for(asyncio.gather(one(), one()), LIMIT)

@@ -11,6 +11,7 @@ from time import sleep
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab.patience import LIMIT
 
 from overlayd.daemon.change.apply import HalfDone, one_by_one
 from overlayd.daemon.change.journal import Journal
@@ -40,7 +41,7 @@ class Hesitant:
     def apply(self, steps) -> None:
         if any(isinstance(step.have, Veth) and step.want is None for step in steps):
             self.asked.set()
-            assert self.allowed.wait(10)
+            assert self.allowed.wait(LIMIT)
             if self.refuses:
                 raise HalfDone(MechanismError("delete", "doomed veths", ENOMEM), [])
         self.take(steps)
@@ -124,7 +125,7 @@ class Moody(Hesitant):
 async def leaving(node: Node, kernel: Hesitant, pid: int) -> asyncio.Task[Attachment | None]:
     """A detach that has gone as far as the kernel."""
     task = asyncio.create_task(detach(node, attachments.container(pid)))
-    assert await asyncio.to_thread(kernel.asked.wait, 10)
+    assert await asyncio.to_thread(kernel.asked.wait, LIMIT)
     return task
 
 
@@ -224,7 +225,7 @@ async def test_what_is_not_attached_is_detached_without_waiting(tmp_path) -> Non
     async with ready(tmp_path) as (node, kernel):
         await attach(node, 1)
         gone = await leaving(node, kernel, 1)
-        assert await asyncio.wait_for(detach(node, "pid:2"), 5) is None
+        assert await asyncio.wait_for(detach(node, "pid:2"), LIMIT) is None
         kernel.allowed.set()
         await gone
 
@@ -288,7 +289,7 @@ def test_whatever_is_asked_at_once_and_refused_nothing_is_held_twice_or_by_nobod
                     case "pause":
                         await asyncio.sleep(0.002)
                 await asyncio.sleep(0)
-            outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+            outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), LIMIT)
             assert not [one for one in outcomes if isinstance(one, Exception) and not isinstance(one, OverlaydError)]
             attached = list(node.state.table(Attachment).values())
             held = sorted((str(a), row.handle) for row in attached for a in (row.address, row.global_address))

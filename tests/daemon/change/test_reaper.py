@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
+from lab.patience import LIMIT
 
 from overlayd.daemon.change import reaper
 from overlayd.daemon.change.reaper import Reaper
@@ -74,7 +75,7 @@ def test_callers_share_a_deletion_that_has_not_begun(monkeypatch):
 
     def delete(names, _namespaces):
         batches.append(sorted(names))
-        may_end.wait(10)
+        may_end.wait(LIMIT)
 
     monkeypatch.setattr(reaper.veth, "delete", delete)
     monkeypatch.setattr(reaper, "THREADS", 1)

@@ -6,6 +6,7 @@ from ipaddress import ip_network
 
 import dns.message
 import pytest
+from lab.patience import LIMIT
 from upstream_server import serving
 
 from overlayd._fast.dnscache import Cache
@@ -51,7 +52,7 @@ class Client:
 
     async def closed(self):
         """Whether the server hangs up, within the patience of a test."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT):
             try:
                 return await self.reader.read() == b""
             except ConnectionError:

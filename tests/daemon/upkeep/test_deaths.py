@@ -2,6 +2,7 @@
 
 import asyncio
 
+from lab.patience import LIMIT
 from msgspec.structs import replace
 
 from overlayd.daemon.upkeep import deaths
@@ -28,7 +29,7 @@ async def test_a_burial_that_is_refused_is_tried_again(monkeypatch) -> None:
         watch.follow({row.id: row})
         process.kill()
         await process.wait()
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), LIMIT)
         watch.close()
     assert tries == ["pid:1"] * 3
 
@@ -43,12 +44,12 @@ async def test_the_end_of_each_process_that_was_attached_is_noticed_once() -> No
         watch.follow({row.id: row})
         pause.kill()
         await pause.wait()
-        assert await asyncio.wait_for(buried.get(), 5) == "pid:1"
+        assert await asyncio.wait_for(buried.get(), LIMIT) == "pid:1"
         row = replace(row, netns=here[1], others=(here[2],))
         watch.follow({row.id: row})
         app.kill()
         await app.wait()
-        assert await asyncio.wait_for(buried.get(), 5) == "pid:1"
+        assert await asyncio.wait_for(buried.get(), LIMIT) == "pid:1"
         watch.follow({row.id: None})
         late.kill()
         await late.wait()

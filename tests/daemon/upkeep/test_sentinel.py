@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from lab.patience import LIMIT
 
 from overlayd.daemon.change.apply import one_by_one
 from overlayd.daemon.change.journal import Journal
@@ -106,7 +107,7 @@ class Watched:
         self.sentinel = Sentinel(node, self.line, lambda: None, Surroundings(node))  # type: ignore[arg-type]
 
     async def until(self, condition) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(LIMIT):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from lab.patience import LIMIT
 
 from overlayd import keys
 from overlayd.errors import MechanismError
@@ -247,7 +248,7 @@ class TestFaults(Namespaces):
         with dying_wireguard(tmp_path, device.name) as dying:
             assert not alpha.alive(device.name)
             alpha.namespace.call(alpha.backend.create, device)
-            assert dying.wait(timeout=5) == -signal.SIGTERM
+            assert dying.wait(timeout=LIMIT) == -signal.SIGTERM
         assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
 
     def test_a_stopped_process_whose_link_was_deleted_is_replaced(self, alpha, monkeypatch):
