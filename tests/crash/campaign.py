@@ -53,7 +53,7 @@ class Report:
             self.sequences += 1
         problems = problems_of(outcome)
         if problems:
-            title = ", ".join(str(value) for key, value in job.items() if key != "do" and value)
+            title = ", ".join(str(value) for key, value in job.items() if key not in ("do", "known") and value)
             self.wrong.append("\n   ".join((f"{job['do']} {title}", *problems)))
 
 
@@ -70,9 +70,11 @@ def problems_of(outcome: Any) -> list[str]:
 def trials(workers: Workers, report: Report, scenarios: Iterable[str] = tuple(SCENARIOS)) -> list[Job]:
     """Run scenarios undisturbed; the jobs that disturb each of them everywhere."""
     jobs: list[Job] = []
+    shown: dict[str, Any] = {}
     for job, outcome in workers.run({"do": "undisturbed", "scenario": name} for name in scenarios):
         report.add(job, outcome)
         points = outcome.get("points", ())
+        shown[job["scenario"]] = outcome
         jobs += [
             {"do": "disturbed", "scenario": job["scenario"], "how": how, "point": point, "passage": passage}
             for point, passage in points
@@ -83,7 +85,7 @@ def trials(workers: Workers, report: Report, scenarios: Iterable[str] = tuple(SC
         if kernel and SCENARIOS[job["scenario"]].asked:
             point, passage = kernel[-1]  # the longest way back
             jobs.append({"do": "undone", "scenario": job["scenario"], "point": point, "passage": passage})
-    return sorted(jobs, key=str)
+    return [{**job, "known": shown[job["scenario"]]} for job in sorted(jobs, key=str)]
 
 
 def run(workers: Workers, report: Report, jobs: Iterable[Job]) -> None:

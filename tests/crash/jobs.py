@@ -11,37 +11,29 @@ from crash.cell import Cell, inside
 from crash.planted import BUGS
 from crash.scenarios import SCENARIOS
 
-_known: dict[str, dict[str, Any]] = {}  # what the undisturbed run of a scenario has shown
+Known = dict[str, Any]  # what the undisturbed run of a scenario has shown
 
 
-def undisturbed(scenario: str) -> dict[str, Any]:
-    """See `trial.undisturbed`."""
-    if scenario not in _known:
-        _known[scenario] = inside(lambda cell: _undisturbed(cell, scenario, ""))
-    return _known[scenario]
+def undisturbed(scenario: str, bug: str = "") -> Known:
+    """See `trial.undisturbed`.  bug: the name of one that is planted into the daemon."""
 
+    def work(cell: Cell) -> Known:
+        if bug:
+            cell.plant(BUGS[bug])
+        try:
+            return trial.undisturbed(cell, SCENARIOS[scenario])
+        except trial.Wrong as wrong:
+            return {"points": [], "problems": str(wrong).splitlines()}
 
-def judged(scenario: str, bug: str) -> dict[str, Any]:
-    """An undisturbed run of a daemon with a bug."""
-    result: dict[str, Any] = inside(lambda cell: _undisturbed(cell, scenario, bug))
+    result: Known = inside(work)
     return result
 
 
-def _undisturbed(cell: Cell, scenario: str, bug: str) -> dict[str, Any]:
-    if bug:
-        cell.plant(BUGS[bug])
-    try:
-        return trial.undisturbed(cell, SCENARIOS[scenario])
-    except trial.Wrong as wrong:
-        return {"points": [], "problems": str(wrong).splitlines()}
-
-
-def disturbed(scenario: str, how: str, point: str, passage: int, bug: str = "") -> list[str]:
+def disturbed(scenario: str, how: str, point: str, passage: int, *, known: Known, bug: str = "") -> list[str]:
     """Kill the daemon (how: "killed") or refuse it an operation ("refused") at a passage of a point; what was wrong.
 
     bug: the name of one that is planted into the daemon.
     """
-    known = undisturbed(scenario)
     rule = {"killed": trial.killed, "refused": trial.refused}[how]
 
     def work(cell: Cell) -> list[str]:
@@ -54,11 +46,11 @@ def disturbed(scenario: str, how: str, point: str, passage: int, bug: str = "") 
     return result
 
 
-def undone(scenario: str, point: str, passage: int) -> dict[str, Any]:
+def undone(scenario: str, point: str, passage: int, known: Known) -> dict[str, Any]:
     """Refuse the daemon an operation, and kill it at every point that it passes while it takes the request back.
     Returns how many trials that took, and what was wrong.
     """
-    known, refusal = undisturbed(scenario), (point, passage)
+    refusal = (point, passage)
     back: list[list[Any]] = inside(lambda cell: trial.way_back(cell, SCENARIOS[scenario], refusal))
     problems: list[str] = []
     for name, number in back:
@@ -69,7 +61,6 @@ def undone(scenario: str, point: str, passage: int) -> dict[str, Any]:
 
 JOBS = {
     "undisturbed": undisturbed,
-    "judged": judged,
     "disturbed": disturbed,
     "undone": undone,
     "sequence": sequences.run,

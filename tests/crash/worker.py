@@ -7,7 +7,7 @@ trial good.
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 from typing import Any
@@ -39,11 +39,16 @@ class Workers:
             process.kill()  # and its cell with it
             process.communicate()
 
-    def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Any]]:
-        """Jobs with their outcomes, as they are done.  An outcome {"raised": text} is an exception's."""
-        with ThreadPoolExecutor(len(self._processes)) as threads:
+    def run(self, jobs: Iterable[Job]) -> Generator[tuple[Job, Any], None, None]:
+        """Jobs with their outcomes, as they are done; whoever asks for no more of them has the rest left undone.  An
+        outcome {"raised": text} is an exception's.
+        """
+        threads = ThreadPoolExecutor(len(self._processes))
+        try:
             for done in as_completed([threads.submit(self._do, job) for job in jobs]):
                 yield done.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     def _do(self, job: Job) -> tuple[Job, Any]:
         process = self._idle.get()
@@ -55,7 +60,8 @@ class Workers:
         finally:
             self._idle.put(process)  # also a dead one: whoever takes it next is told as well
         if not answer:
-            raise RuntimeError(f"a worker died of {job}, exit code {process.wait(5)}")
+            asked = {key: value for key, value in job.items() if key != "known"}
+            raise RuntimeError(f"a worker died of {asked}, exit code {process.wait(5)}")
         return job, json.loads(answer)
 
 
