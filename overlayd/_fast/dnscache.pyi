@@ -20,6 +20,9 @@ class Answer:
     server: str | None
     """Who said it, for people."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether it says that there is nothing: no such name, or none of the type that was asked for."""
     def __init__(self, response: bytes) -> None:
         """ProtocolError for what is no whole response to one question."""
     @staticmethod

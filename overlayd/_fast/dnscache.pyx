@@ -119,6 +119,10 @@ cdef class Answer:
         self.options = b""
         self.read(<const uint8_t *>PyBytes_AS_STRING(response), PyBytes_GET_SIZE(response))
 
+    @property
+    def empty(self):
+        return self.counts[0] == 0 and not self.truncated
+
     @staticmethod
     def failure(int error, str text not None):
         cdef Answer answer = Answer.__new__(Answer)

@@ -26,7 +26,8 @@ class Asking(Generic[_Owner]):
         """No answer is wanted any more; an unknown id is no error."""
     def owners(self) -> list[_Owner]:
         """For whom the queries are that wait."""
-    def receive(self) -> tuple[list[tuple[_Owner, bytes]], int]:
-        """Take what has come, up to LONGEST messages.  Returns those that answer a query, each with its owner, and the
-        errno of a socket that failed, else 0.  A query waits on until it is forgotten.
+    def receive(self) -> tuple[list[tuple[_Owner, bytes]], bool, int]:
+        """Take what has come, up to LONGEST messages.  Returns those that answer a query, each with its owner; whether
+        there were responses to others, which were forgotten; and the errno of a socket that failed, else 0.  A query
+        waits on until it is forgotten.
         """

@@ -15,7 +15,7 @@ from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport uint8_t, uint16_t
 
 from overlayd._fast.dnsforward cimport LONGEST_FORWARDED, Query
-from overlayd._fast.dnsquery cimport HEADER, read16
+from overlayd._fast.dnsquery cimport HEADER, QR, read16
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
@@ -103,17 +103,19 @@ cdef class Asking:
         cdef ssize_t size
         cdef Waiting waiting
         cdef int id
+        cdef bint late = False
         for _ in range(MOST_RECEIVED):
             size = recv(self.descriptor, received, LONGEST_MESSAGE, MSG_DONTWAIT)
             if size < 0:
-                return answers, 0 if errno in (EAGAIN, EINTR) else errno
+                return answers, late, 0 if errno in (EAGAIN, EINTR) else errno
             if size < HEADER:
                 continue
             id = read16(received)
             found = PyDict_GetItemWithError(self.waiting, id)
             if found is NULL:
+                late = late or received[2] & QR
                 continue
             waiting = <Waiting>found
             if waiting.query.is_answered(received, size, id):
                 answers.append((waiting.owner, PyBytes_FromStringAndSize(<char *>received, size)))
-        return answers, 0
+        return answers, late, 0

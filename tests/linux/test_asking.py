@@ -44,14 +44,15 @@ def test_each_answer_comes_to_whom_it_is_for(server, client):
     assert [int.from_bytes(each[:2], "big") for each in asked] == list(ids.values())
     for each in reversed(asked):
         server.sendto(answer(each), client.getsockname())
-    answers, failure = asking.receive()
-    assert not failure and [owner for owner, _ in answers] == ["c.example", "b.example", "a.example"]
+    answers, late, failure = asking.receive()
+    assert not late and not failure and [owner for owner, _ in answers] == ["c.example", "b.example", "a.example"]
     for (owner, response), each in zip(answers, reversed(asked), strict=True):
         assert response == answer(each)
         asking.forget(ids[owner])
     assert len(asking) == 0
     server.sendto(answer(asked[0]), client.getsockname())
-    assert asking.receive() == ([], 0), "nobody waits for it any more"
+    assert asking.receive() == ([], True, 0), "nobody waits for it any more"
+    assert asking.receive() == ([], False, 0)
     asking.forget(ids["a.example"])
 
 
@@ -61,11 +62,13 @@ def test_what_answers_nothing_is_dropped(server, client):
     asked = server.recv(2000)
     other = dns.message.make_query("b.example", "A", id=int.from_bytes(asked[:2], "big"))
     wrong_id = bytes([asked[0] ^ 1]) + answer(asked)[1:]
-    for noise in (b"", b"x", asked, wrong_id, answer(b"", other), answer(asked)[:20]):
+    for noise in (b"", b"x", asked, bytes([asked[0] ^ 1]) + asked[1:], answer(b"", other), answer(asked)[:20]):
         server.sendto(noise, client.getsockname())
     with socket.socket(server.family, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(answer(asked), client.getsockname())
-    assert asking.receive() == ([], 0) and len(asking) == 1
+    assert asking.receive() == ([], False, 0) and len(asking) == 1
+    server.sendto(wrong_id, client.getsockname())
+    assert asking.receive() == ([], True, 0) and len(asking) == 1
 
 
 def test_no_more_than_a_batch_is_taken_at_once(server, client):
@@ -87,7 +90,7 @@ def test_a_server_that_is_not_there_is_told(server, client):
     asking = Asking(client.fileno())
     server.close()
     asking.ask(query("a.example"), "a", edns=True)
-    answers, failure = asking.receive()
+    answers, _, failure = asking.receive()
     assert not answers and failure == errno.ECONNREFUSED and asking.owners() == ["a"]
     client.shutdown(socket.SHUT_RDWR)
     with pytest.raises(OSError):

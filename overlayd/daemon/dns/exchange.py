@@ -6,7 +6,8 @@ what is kept (`daemon.dns.forwarder`); sockets and ids (`daemon.dns.upstream_soc
 
 The servers are asked in their order, each question from the first one on, as resolv.conf(5) has it: the first may know
 names that the others do not.  A server that has been asked is listened to until the end, so that a slow one's answer
-counts.  One that refuses (SERVFAIL, REFUSED) is passed over for this question alone.
+counts, and that there is no such name is believed of a later server only when those before it have had their time.
+One that refuses (SERVFAIL, REFUSED) is passed over for this question alone.
 
 Nearly every question is one datagram and its answer: it has no task and no timer, only a place among the deadlines.
 """
@@ -47,6 +48,7 @@ class Silence:
         self._refusing: dict[Upstream, float] = {}  # nobody listens there, and until when that is believed
 
     def heard(self, server: Upstream) -> None:
+        """It has answered, however late: it is slow, perhaps, and not silent."""
         if self._refusing:
             self._refusing.pop(server, None)
         if self._missed:
@@ -101,8 +103,8 @@ class Means(NamedTuple):
 
 
 class Exchange:
-    """A question to these servers.  `begin` asks, and `ended` hears once of what came of it: the first answer that is
-    more than a refusal, else a refusal, else None.
+    """A question to these servers.  `begin` asks, and `ended` hears once of what came of it: the first answer with
+    records, else that of the first server that knows of none, else a refusal, else None.
 
     What is truncated is fetched whole by a connection: it may well fit what the client takes, and there are C libraries
     that never ask by a connection themselves.  stream: truncated is not enough; else it is when that takes too long.
@@ -164,14 +166,18 @@ class Exchange:
         now = self._loop.time()
         if answer is not None:
             self.means.silence.heard(trial.server)
-            if answer.code not in dns.REFUSALS:
+            if answer.code not in dns.REFUSALS and not answer.empty:
                 self._end_with(answer, now)
                 return
         if not trial.over:
             trial.over = True
-            trial.refusal = answer
-        self._due = now  # for the next one
-        self._go_on(now)
+            trial.said = answer
+        nothing = self._nothing_there()
+        if nothing is not None:
+            self._end_with(nothing, now)
+        elif answer is None or answer.code in dns.REFUSALS:
+            self._due = now  # for the next one
+            self._go_on(now)
 
     def _wake(self) -> None:
         self._tick = 0
@@ -205,7 +211,21 @@ class Exchange:
             self._begin_anew(now)
             return
         trials = (self._asked.get(server) for server in self._servers)
-        self._end_with(next((trial.refusal for trial in trials if trial and trial.refusal), None), now)
+        said = [trial.said for trial in trials if trial and trial.said]
+        self._end_with(min(said, key=lambda answer: answer.code in dns.REFUSALS, default=None), now)
+
+    def _nothing_there(self) -> Answer | None:
+        """The first server's word that there is nothing, unless one before it may still know better.  Who has not
+        answered of late is not waited for.
+        """
+        for server in self._servers:
+            trial = self._asked.get(server)
+            if trial is None or not trial.over:
+                if not self.means.silence.is_silent(server):
+                    return None
+            elif trial.said is not None and trial.said.code not in dns.REFUSALS:
+                return trial.said
+        return None
 
     def _begin_anew(self, now: float) -> None:
         """Nobody listens anywhere, which may be over in a moment."""
@@ -220,9 +240,9 @@ class Exchange:
         return len(asked) < len(self._servers) or any(not trial.over for trial in asked.values())
 
     def _only_silent_left(self) -> bool:
-        """Whether there is a refusal, and nobody else to wait for who has answered of late."""
+        """Whether somebody has said a last word, and there is nobody else to wait for who has answered of late."""
         asked, silence = self._asked, self.means.silence
-        if not any(trial.refusal for trial in asked.values()):
+        if not any(trial.said for trial in asked.values()):
             return False
         left = (server for server in self._servers if server not in asked or not asked[server].over)
         return all(silence.is_silent(server) for server in left)
@@ -243,8 +263,8 @@ class Exchange:
 
 
 class _Trial:
-    """One server that is asked.  since: when it was asked first; over: it has said its last word, a refusal perhaps;
-    heard: that it is there; refused: nobody listens there.
+    """One server that is asked.  since: when it was asked first; over: it has said its last word; said: that word, when
+    it is a refusal or that there is nothing; heard: that it is there; refused: nobody listens there.
     """
 
     __slots__ = (
@@ -256,8 +276,8 @@ class _Trial:
         "_unreachable",
         "heard",
         "over",
-        "refusal",
         "refused",
+        "said",
         "server",
         "since",
     )
@@ -266,7 +286,7 @@ class _Trial:
         self.server = server
         self.since = since
         self.over = self.heard = self.refused = False
-        self.refusal: Answer | None = None
+        self.said: Answer | None = None
         self._exchange = exchange
         self._edns = exchange.query.edns
         self._sent: tuple[tuple[Port, int], ...] = ()
@@ -369,7 +389,7 @@ class _Trial:
             log.debug("DNS upstream %s by TCP: %s", self.server, error)
             if self._truncated is not None:
                 self._give_truncated()
-            elif self._exchange.stream or self._unreachable:
+            elif self._unreachable or (self._exchange.stream and self.heard):  # else a datagram may still come
                 self.refused = self._unreachable and isinstance(error, ConnectionRefusedError)
                 if self.refused:
                     self._exchange.means.silence.refused(self.server, asyncio.get_running_loop().time())

@@ -81,7 +81,8 @@ class Forwarder:
         self._last: Sequence[Upstream] = ()  # those whose answers the cache has
         self._cache = cache
         self._loop = asyncio.get_running_loop()
-        self._means = Means(UpstreamSockets(), Deadlines(), Silence())
+        silence = Silence()
+        self._means = Means(UpstreamSockets(silence.heard), Deadlines(), silence)
         self._asked: dict[_Id, _Asked] = {}
         self._shares: Shares[_Waiting] = Shares(IN_FLIGHT)
 

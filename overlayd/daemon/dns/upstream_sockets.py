@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from overlayd._fast.dnsforward import Query
@@ -49,6 +49,7 @@ class Port:
             self.socket.close()
             raise
         self.descriptor = self.socket.fileno()
+        self.server = server
         self.asking: Asking[Asker] = Asking(self.descriptor)
         self.until = now + LIFETIME
         self.left = QUERIES
@@ -56,9 +57,12 @@ class Port:
 
 
 class UpstreamSockets:
-    """All of them, behind one descriptor of the event loop."""
+    """All of them, behind one descriptor of the event loop.  late: hears of servers that answer when nobody waits any
+    more.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, late: Callable[[Upstream], None]) -> None:
+        self._late = late
         self._ports: dict[Upstream, list[Port | None]] = {}
         self._open: dict[int, Port] = {}  # by descriptor, those that are retired as well
         self._ready = select.epoll()
@@ -129,7 +133,9 @@ class UpstreamSockets:
             port = self._open.get(descriptor)
             if port is None:
                 continue  # closed by what came of the one before
-            answers, failure = port.asking.receive()
+            answers, late, failure = port.asking.receive()
+            if late:
+                self._late(port.server)
             for asker, response in answers:
                 asker.receive(response)
             if failure:

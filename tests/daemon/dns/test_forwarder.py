@@ -91,6 +91,50 @@ async def test_one_lost_datagram_and_one_broken_domain_change_nothing():
             assert (await ask(forwarder)).answer
 
 
+def nothing(code):
+    """Answers of a server that knows of nothing."""
+    return lambda asked: [
+        answer(asked, code=code) if code else dns.message.make_response(dns.message.from_wire(asked)).to_wire()
+    ]
+
+
+@pytest.mark.parametrize("code", [dns.rcode.NXDOMAIN, dns.rcode.NOERROR])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_that_there_is_nothing_is_not_believed_of_a_later_server_while_the_first_may_still_answer(code, stream):
+    async with serving(slow(1.5 * exchange.TRY)) as internal, serving(nothing(code)) as public, serving() as third:
+        servers = [internal.upstream, public.upstream, third.upstream]
+        for _ in range(exchange.MISSED + 2):
+            forwarder = forwarding(lambda: servers[:2])
+            assert (await ask(forwarder, stream=stream)).answer
+        assert (await ask(forwarding(lambda: servers[1:]))).rcode() == code, "of the first server it is"
+        internal.by_datagram = refusing
+        assert not (await ask(forwarder, stream=stream)).answer, "the first has said that it does not know"
+
+
+async def test_a_slow_server_is_not_a_silent_one():
+    """Though another one has answered before it, time and again."""
+    slow_for_some = lambda asked: slow(1.2 * exchange.TRY)(asked) if b"outside" in asked else [answer(asked)]  # noqa: E731
+    outside_alone = lambda asked: [answer(asked, code=0 if b"outside" in asked else dns.rcode.NXDOMAIN)]  # noqa: E731
+    async with serving(slow_for_some) as internal, serving(outside_alone) as public:
+        servers = [internal.upstream, public.upstream]
+        forwarder = forwarding(lambda: servers)
+        for number in range(exchange.MISSED + 2):
+            assert (await ask(forwarder, query(f"n{number}.outside.example"))).answer
+        await asyncio.sleep(exchange.TRY)
+        assert (await ask(forwarder, query("intranet.example"))).answer
+        assert [state for _, state in forwarder.upstreams()] == ["ok", "ok"]
+
+
+async def test_that_there_is_nothing_is_believed_when_those_before_are_known_to_be_silent_or_had_their_time(dead):
+    async with serving(lambda asked: []) as silent, serving(nothing(dns.rcode.NXDOMAIN)) as public:
+        forwarder = forwarding(lambda: [dead, silent.upstream, public.upstream])
+        for number in range(exchange.MISSED + 2):
+            began = asyncio.get_running_loop().time()
+            assert (await ask(forwarder)).rcode() == dns.rcode.NXDOMAIN
+            waited = asyncio.get_running_loop().time() - began >= exchange.PATIENCE
+            assert waited == (number < exchange.MISSED)
+
+
 async def test_a_datagram_that_is_lost_is_sent_again():
     lost = iter([[]])
     async with serving(lambda asked: next(lost, [answer(asked)])) as server:
