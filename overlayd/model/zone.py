@@ -24,6 +24,7 @@ from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
 LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))  # RFC 6303: their reverse names concern nobody else
+NOBODYS = ("invalid", "onion")  # RFC 6761 section 6.4, RFC 7686 section 2: no server outside is to be asked
 NODE_GROUP = 0  # of the node's own addresses; isolation networks count from 1
 DEFAULT = "overlay.local"  # a zone that nobody chose
 OCTET, NIBBLE = 8, 4  # bits of a label of a reverse name, RFC 1035 section 3.5 and RFC 3596 section 2.5
@@ -48,7 +49,8 @@ class Zone:
         self._domains: dict[str, str] = {}  # by the handle of the attachment
         self._members: Counter[str] = Counter()  # how many attachments have a domain; the zone itself counts as one
         self._cluster: Network | None = None
-        self._add_zone(name)
+        for zone in (name, *NOBODYS):
+            self._add_zone(zone)
         for address in LOOPBACK:
             self.table.set_pointers(wire_name(address.reverse_pointer), (wire_name("localhost"),), address.packed)
         for kind in (Membership, Overlay, Service, Attachment, Record, MemberNames):

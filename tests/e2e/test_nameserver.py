@@ -172,6 +172,8 @@ def test_localhost_and_top_level_domains(place: Place) -> None:
         assert dig(place.web, place.gateway, "localhost", "A", protocol).records == ["127.0.0.1"]
         assert dig(place.web, place.gateway, "app.localhost", "AAAA", protocol).records == ["::1"]
         assert "aa" not in dig(place.web, place.gateway, "com", "DS", protocol).flags, "forwarded"
+        for nobodys in ("www.invalid", "x.onion"):
+            assert "aa" in dig(place.web, place.gateway, nobodys, "A", protocol).flags
 
 
 def test_cookies_are_answered_by_everybody_alike(place: Place) -> None:

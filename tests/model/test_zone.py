@@ -212,6 +212,16 @@ def test_the_domain_of_an_attachment_is_a_zone_while_there_is_one():
         assert (zone.table.respond(query, False) is None) == forwarded
 
 
+def test_names_that_nobody_outside_has_are_not_looked_for_there():
+    state = State([NODE, record("known.onion", ip_address("10.200.1.5")), attachment("pid:1", "invalid")])
+    assert answers(state, "www.invalid", "A") == answers(state, "x.onion", "AAAA") == "NXDOMAIN"
+    assert answers(state, "known.onion", "A") == ["10.200.1.5"]
+    zone = Zone(state, ZONE)
+    state.apply({("attachment", "pid:1"): None})
+    zone.follow({("attachment", "pid:1"): None})
+    assert zone.table.respond(dns.message.make_query("www.invalid", "A").to_wire(), False) is not None
+
+
 def test_reverse_names_of_the_cluster_stay_here():
     state = State([NODE, overlay("10.200.0.0/15")])
     assert answers(state, "9.9.201.10.in-addr.arpa", "PTR") == "NXDOMAIN"
