@@ -2,8 +2,8 @@
 
 Owns: which servers are asked and when, and what they said.  Must not know: how a NAT is passed (`traversal`).
 
-Asking also keeps the NAT's mapping alive.  Who is not reachable costs nothing: lookups have threads of their own, and
-no request waits for an answer.
+Asking also keeps the NAT's mapping alive.  Who is not reachable costs nothing: all are asked at once, where nothing is
+known yet the first answer counts at once, lookups have threads of their own, and no request waits for an answer.
 """
 
 import asyncio
@@ -73,27 +73,41 @@ class Reflexive:
             self._complained = True
             log.warning("no STUN server answers (%s); they are asked again", ", ".join(self._servers))
         if mapped != self.mapped:
-            self.mapped = mapped
-            if mapped:
+            known, self.mapped = set(self.mapped), mapped
+            if mapped and set(mapped) != known:
                 seen = ", ".join(endpoint_text(endpoint) for endpoint in dict.fromkeys(mapped))
                 log.info("seen from outside as %s%s", seen, " (a symmetric NAT)" if self.symmetric else "")
 
     async def _ask_all(self) -> list[Endpoint]:
-        with self._port.used():
-            answers = await asyncio.gather(*map(self._ask_server, self._servers))
-        return [endpoint for answer in answers for endpoint in answer]
+        """Ask each server by each of the IP versions that both have."""
+        answers: dict[tuple[int, int], Endpoint] = {}  # by the server's place and the version
+        nothing_known = not self.mapped
 
-    async def _ask_server(self, server: str) -> list[Endpoint]:
-        """Where a server sees us, by each of the IP versions that both have."""
+        def said() -> list[Endpoint]:
+            return [answers[key] for key in sorted(answers)]
+
+        async def ask(place: int, at: Endpoint) -> None:
+            if (answer := await self._ask(at)) is not None:
+                answers[place, at[0].version] = answer
+                if nothing_known:
+                    self._take(said())
+
+        async def ask_server(place: int, server: str) -> None:
+            await asyncio.gather(*(ask(place, at) for at in await self._places(server)))
+
+        with self._port.used():
+            await asyncio.gather(*(ask_server(place, server) for place, server in enumerate(self._servers)))
+        return said()
+
+    async def _places(self, server: str) -> list[Endpoint]:
+        """Where to ask a server: at its preferred address of each IP version."""
         try:
             found = await resolve(self._lookups, server)
         except (OSError, ValueError) as error:
             log.debug("STUN server %s: %s", server, error or "no answer")
             return []
         first: dict[int, Endpoint] = {endpoint[0].version: endpoint for endpoint in reversed(found)}
-        asked = [first[version] for version in sorted(self._port.versions & first.keys())]
-        answers = await asyncio.gather(*map(self._ask, asked))
-        return [answer for answer in answers if answer is not None]
+        return [first[version] for version in sorted(self._port.versions & first.keys())]
 
     async def _ask(self, server: Endpoint) -> Endpoint | None:
         loop = asyncio.get_running_loop()
