@@ -7,11 +7,12 @@ counts.  Names of the outside are those of one more dnsmasq, on the other core. 
 cache; in the last case every name is a new one, so that each server asks it each time.  unbound has no names of ours,
 and aardvark-dns has no cache; each takes part in the rest where it is installed.  Where dnsperf or the dnsmasq outside
 is the slower end, the answers for a second of the server's processor time tell more than those for a second of the
-clock: both are printed, with their ratios.  Needs root, since the daemon is the real one, and the Debian packages
-dnsperf and dnsmasq-base.
+clock: both are printed, with their ratios; and the 99th percentile of the latencies, at a pace that none of them minds.
+Needs root, since the daemon is the real one, and the Debian packages dnsperf and dnsmasq-base.
 """
 
 import argparse
+import itertools
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from check.machine import pin  # noqa: E402
-from check.meter import processor_seconds  # noqa: E402
+from check.meter import percentile, processor_seconds  # noqa: E402
 from lab import Lab, Node  # noqa: E402
 from lab.cluster import Member  # noqa: E402
 from lab.frames import request_frame  # noqa: E402
@@ -44,6 +45,7 @@ AARDVARK = shutil.which("aardvark-dns", path=f"{os.environ.get('PATH', '')}:/usr
 SERVER, LOAD = 0, 1  # processors
 TOGETHER = 500  # requests in one write
 OUTSTANDING = 200  # queries that dnsperf keeps under way
+PACE = 2000  # queries a second, when it is their latency that is measured
 
 
 def register(member: Member, names: dict[str, str]) -> None:
@@ -129,14 +131,26 @@ def ask(node: Node, server: tuple[int, str, int], queries: Path, *how_long: str)
         sys.exit(str(error))
 
 
-def measure(node: Node, server: tuple[int, str, int], queries: Path, seconds: float) -> tuple[float, float, float]:
-    """Answers a second, answers a second of the server's processor time, and the mean latency in microseconds."""
+def slow_answer(node: Node, server: tuple[int, str, int], queries: Path, seconds: float) -> float:
+    """The 99th percentile of the latencies of queries at PACE, seconds."""
+    said = ask(node, server, queries, "-l", str(seconds), "-Q", str(PACE), "-v")
+    return percentile([float(each) for each in re.findall(r"^> .* ([\d.]+)$", said, re.MULTILINE)], 0.99)
+
+
+def measure(
+    node: Node, server: tuple[int, str, int], queries: Callable[[], Path], seconds: float
+) -> tuple[float, float, float]:
+    """Answers a second, answers a second of the server's processor time, and a slow answer's latency in microseconds.
+    queries: makes the file of them, for each run.
+    """
     pid = server[0]
     before = processor_seconds(pid)
-    said = ask(node, server, queries, "-l", str(seconds))
-    wanted = ("Queries completed", "Queries per second", r"Average Latency \(s\)")
-    completed, rate, latency = (float(re.findall(rf"{what}:\s+([\d.]+)", said)[0]) for what in wanted)
-    return rate, completed / (processor_seconds(pid) - before), latency * 1e6
+    said = ask(node, server, queries(), "-l", str(seconds))
+    completed, rate = (
+        float(re.findall(rf"{what}:\s+([\d.]+)", said)[0]) for what in ("Queries completed", "Queries per second")
+    )
+    by_processor = completed / (processor_seconds(pid) - before)
+    return rate, by_processor, slow_answer(node, server, queries(), seconds) * 1e6
 
 
 def main() -> None:
@@ -179,28 +193,32 @@ def main() -> None:
             ("names of the outside, from the cache", "svc", OUTER_ZONE),
             ("names of the outside, each for the first time", "new", ENDLESS_ZONE),
         ):
-            queries = node.run_directory / "queries"
-            queries.write_text("".join(f"{prefix}{number}.{zone} A\n" for number in range(args.names)))
+            numbers = itertools.count()
+
+            def queries(prefix: str = prefix, zone: str = zone, numbers: Iterator[int] = numbers) -> Path:
+                """The same names each time, of the endless zone new ones."""
+                path = node.run_directory / "queries"
+                endless = zone == ENDLESS_ZONE
+                first = f"{prefix}{next(numbers)}-" if endless else prefix
+                count = args.misses if endless else args.names
+                path.write_text("".join(f"{first}{number}.{zone} A\n" for number in range(count)))
+                return path
+
             without = "unbound" if zone == ZONE else "aardvark"
             asked = [name for name in servers if name != without]
             for name in asked if zone == OUTER_ZONE and not SMOKE else ():
-                ask(node, servers[name], queries, "-n", "1")  # each once, which fills the caches
+                ask(node, servers[name], queries(), "-n", "1")  # each once, which fills the caches
             results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asked}
-            for round in range(args.rounds):
+            for _ in range(args.rounds):
                 for name in asked:
-                    server = servers[name]
-                    if zone == ENDLESS_ZONE:
-                        queries.write_text("".join(f"r{round}-{n}.{zone} A\n" for n in range(args.misses)))
-                    results[name].append(measure(node, server, queries, args.seconds))
+                    results[name].append(measure(node, servers[name], queries, args.seconds))
             medians = [[statistics.median(each) for each in zip(*of, strict=True)] for of in results.values()]
             print(case)
             for name, (rate, by_processor, latency) in zip(asked, medians, strict=True):
-                print(f"  {name:10} {rate:9,.0f}/s {by_processor:9,.0f} a processor second {latency:7,.0f} us")
+                print(f"  {name:10} {rate:9,.0f}/s {by_processor:9,.0f} a processor second, p99 {latency:7,.0f} us")
             for name, others in zip(asked[1:], medians[1:], strict=True):
                 rate, processor, latency = (mine / other for mine, other in zip(medians[0], others, strict=True))
-                print(
-                    f"  {rate:.2f} x {name} by the clock, {processor:.2f} x by the processor, {latency:.2f} x latency"
-                )
+                print(f"  {rate:.2f} x {name} by the clock, {processor:.2f} x by the processor, p99 {latency:.2f} x")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from bench_dns import DNSMASQ_PORT, ZONE, dnsmasq, running
+from bench_dns import DNSMASQ_PORT, ZONE, dnsmasq, running, slow_answer
 from lab import Node
 from smoke import SMOKE
 
@@ -40,6 +40,7 @@ class NameServer:
             meter.operations = float(_number("Queries completed", said))
         return {
             "time": 1 / _number("Queries per second", said),
+            "tail": slow_answer(self.node, (self.pid, self.address, self.port), self.queries, SECONDS),
             "cpu": meter.sample["cpu"],
             "switches": meter.sample["switches"],
         }
