@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
@@ -283,7 +284,9 @@ int main(void) {
     make_request();
     const char *netns = variable("CNI_NETNS");
     if (*netns && (attaches || deletes)) {
-        namespace = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        struct stat found; /* looked at before it is opened: a pipe may keep us for ever, and a device may do something */
+        if (stat(netns, &found) || S_ISREG(found.st_mode)) namespace = open(netns, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        else if (attaches) fail(4, "CNI_NETNS: %s is no network namespace", netns, "", "the runtime has to give the file of a network namespace");
         if (namespace < 0 && attaches)
             fail(errno == ENOENT ? 3 : 4, "CNI_NETNS: %s: %s", netns, strerror(errno), "the container has ended, or its namespace was removed");
     }
@@ -302,7 +305,7 @@ int main(void) {
         if (ended < 0 || now() - began > LIMIT)
             fail(11, "overlayd (%s) has not answered in 60 s", path, "", "see its log; the runtime tries again");
         int waits = reason == ENOENT || reason == ECONNREFUSED || reason == ECONNRESET || reason == EAGAIN;
-        if (asks) fail(50, "overlayd is not running (%s): %s", path, strerror(reason), "start overlayd");
+        if (asks && reason != EAGAIN) fail(50, "overlayd is not running (%s): %s", path, strerror(reason), "start overlayd");
         if (*queued && reason != EAGAIN) return 0; /* nobody came for it meanwhile: the next daemon does it */
         if (reason != EAGAIN && now() - missed >= (!waits ? 0 : deletes ? PATIENCE_DEL : PATIENCE)) {
             if (!deletes) fail(11, "overlayd is not running (%s): %s", path, strerror(reason), "start overlayd, or see its log; the runtime tries again");

@@ -41,7 +41,7 @@ LONGEST_QUOTED = 60  # characters, ours
 
 # SPEC.md, chapter "Parameters"; libcni has the same for names of networks.
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*", re.ASCII)
-_NOT_IN_IFNAME = re.compile(r"[/:\s\x00]")
+_NOT_IN_IFNAME = re.compile(r"[/:%\s\x00]")  # %: the kernel makes a number of it
 
 
 class CniError(OverlaydError):
@@ -128,6 +128,8 @@ def require_call(environment: Environment, version: str) -> None:
         return
     require_id(environment.container_id, "CNI_CONTAINERID")
     require_ifname(environment.ifname, "CNI_IFNAME")
+    if environment.ifname == "lo":
+        raise CniError(INVALID_ENVIRONMENT, "CNI_IFNAME: lo is the loopback interface of every namespace")
     if command != "DEL" and not environment.netns:
         raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS: {command} needs the path of a network namespace")
 
@@ -145,11 +147,16 @@ def require_id(id: str, where: str) -> None:
 def require_ifname(ifname: str, where: str) -> None:
     """CniError 4: no interface can have that name."""
     size = len(ifname.encode(errors="replace"))
-    if not 0 < size <= LONGEST_IFNAME or ifname in (".", "..") or _NOT_IN_IFNAME.search(ifname):
+    if (
+        not 0 < size <= LONGEST_IFNAME
+        or ifname in (".", "..")
+        or _NOT_IN_IFNAME.search(ifname)
+        or not ifname.isprintable()
+    ):
         raise CniError(
             INVALID_ENVIRONMENT,
             f"{where}: {quoted(ifname)} is not the name of an interface: 1 to {LONGEST_IFNAME} bytes without "
-            "slashes, colons and spaces",
+            "slashes, colons, percent signs and spaces",
         )
 
 

@@ -209,6 +209,37 @@ def test_a_delete_that_cannot_be_left(path: Path) -> None:
     )
 
 
+def test_a_daemon_that_comes_to_no_answer(path: Path, listener: Listener, tmp_path: Path) -> None:
+    """With a shim that waits a hundredth of the time."""
+    program = tmp_path / "impatient"
+    times = ["-DRETRY=5", "-DPATIENCE=100", "-DPATIENCE_DEL=20", "-DLIMIT=600"]
+    subprocess.run(["gcc", "-std=gnu11", *times, "-o", program, SHIM.with_suffix(".c")], check=True)
+    waiting = {
+        command: subprocess.Popen(
+            [program], env=variables(command, path, netns=NETNS), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
+        for command in ("ADD", "DEL", "CHECK", "STATUS", "GC")
+    }
+    for process in waiting.values():
+        assert finish(process).error == (11, f"overlayd ({path}) has not answered in 60 s")
+
+
+def test_standard_input_that_cannot_be_read(path: Path, tmp_path: Path) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        process = subprocess.Popen([SHIM], env=variables("ADD", path), stdin=directory, stdout=subprocess.PIPE)
+        assert finish(process).error == (5, "cannot read standard input: Is a directory")
+    finally:
+        os.close(directory)
+
+
+@pytest.mark.parametrize("command", ["ADD", "CHECK"])
+def test_what_is_no_file_of_a_namespace_is_not_opened(path: Path, command: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        assert call(command, path, netns=str(other)).error == (4, f"CNI_NETNS: {other} is no network namespace")
+
+
 def test_damaged_input_under_the_sanitizers(tmp_path: Path) -> None:
     program = tmp_path / "fuzz_shim"
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
