@@ -60,6 +60,7 @@ class State:
         self._endpoints: AllowedIPs[dict[str, None]] = AllowedIPs()  # the keys of the rows of who is at an address
         self._own: AllowedIPs[str] | None = None
         self._namespaces: dict[int, str] = {}
+        self._files: dict[int, dict[str, None]] = {}  # by the identity of the namespace
         self._links: dict[str, str] = {}
         self._processes: dict[int, str] = {}
         self._guests: dict[bytes, str] = {}
@@ -155,6 +156,14 @@ class State:
         """The attachment of a network namespace."""
         handle = self._namespaces.get(inode)
         return self.get(Attachment, handle) if handle else None
+
+    def sharing(self, row: Attachment) -> list[Attachment]:
+        """The other attachments in the network namespace of one that is attached by it."""
+        if row.file is None:
+            return []
+        handles = [*self._files.get(row.file.identity, ()), self._namespaces.get(row.file.inode, "")]
+        found = (self.get(Attachment, handle) for handle in handles if handle not in ("", row.handle))
+        return [each for each in found if each is not None]
 
     def of_link(self, name: str) -> Attachment | None:
         """The container's attachment whose host end has that name."""
@@ -294,6 +303,13 @@ class State:
             del self._namespaces[old.netns.inode]
         if new and new.netns:
             self._namespaces[new.netns.inode] = new.handle
+        if old and old.file:
+            there = self._files[old.file.identity]
+            del there[old.handle]
+            if not there:
+                del self._files[old.file.identity]
+        if new and new.file:
+            self._files.setdefault(new.file.identity, {})[new.handle] = None
         for attachment in (old, new):
             if attachment and attachment.file:
                 for leg in LEGS:

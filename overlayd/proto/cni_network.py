@@ -91,11 +91,23 @@ class PreviousInterface(msgspec.Struct, frozen=True):
     sandbox: str = ""
 
 
+class PreviousRoute(msgspec.Struct, frozen=True):
+    """A route of an earlier result.  dst: a CIDR."""
+
+    dst: str = ""
+
+
 class Previous(msgspec.Struct, frozen=True):
     """An earlier result of the chain, as far as it is ours."""
 
     interfaces: tuple[PreviousInterface, ...] | None = None
     ips: tuple[PreviousIp, ...] | None = None
+    routes: tuple[PreviousRoute, ...] | None = None
+
+    @property
+    def leads_outside(self) -> bool:
+        """Whether it has a default route, or does not say."""
+        return self.routes is None or any(route.dst in ("0.0.0.0/0", "::/0") for route in self.routes)
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,48 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cni.shim import CONFIG, SHIM, Ended, call, finish, start, variables
-from lab import Lab, ping
+from cni.shim import SHIM, call, finish, start, variables
+from cni.side import SLICE, Side, address
+from lab import Lab, Ping, ping
 from lab import netns as names
-from lab.cluster import Member
 from lab.container import Container
 from lab.node import DAEMON
 from lab.patience import until
 from lab.processes import run
 
-SLICE = {**CONFIG, "subnet": "slice"}
 ONE_OF_MANY = {"default_route": False}
-
-
-class Side:
-    """A node, and its socket for shims."""
-
-    def __init__(self, lab: Lab, number: int, name: str) -> None:
-        self.lab = lab
-        self.member = Member(lab, number, name)
-        self.path = self.member.node.socket.with_name("cni.sock")
-
-    def call(self, command: str, config: dict[str, Any] | None = None, **given: str) -> Ended:
-        return call(command, self.path, {**SLICE, **(config or {})}, **given)
-
-    def add(self, container: Container, config: dict[str, Any] | None = None, **given: str) -> Ended:
-        return self.call(
-            "ADD", config, **{"netns": str(container.namespace), "containerid": f"c{container.pid}"} | given
-        )
-
-    def delete(self, container: Container, **given: str) -> Ended:
-        return self.call("DEL", **{"containerid": f"c{container.pid}"} | given)
-
-    def attached(self) -> dict[str, dict[str, Any]]:
-        listed = self.member.request("list", what="containers").get("containers", [])
-        return {each["handle"]: each for each in listed}
-
-    def ended(self, *, within: int = 100) -> list[str]:
-        """The lines of the audit that are of CNI."""
-        return [line for line in self.member.node.log.read_text().splitlines() if " audit: cni_" in line][-within:]
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +46,6 @@ def alpha(lab: Lab) -> Side:
 def container(lab: Lab) -> Iterator[Container]:
     with lab.container() as made:
         yield made
-
-
-def address(ended: Ended) -> str:
-    assert ended.exit == 0, ended.stdout
-    return str(ended.told["ips"][0]["address"]).partition("/")[0]
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
@@ -118,7 +83,7 @@ def test_what_is_refused_and_how(alpha: Side, container: Container, tmp_path: Pa
     own = f"/run/netns/{alpha.member.node.netns}"
     assert alpha.call("ADD", netns=own).error[0] == 3
     assert "the host's own" in alpha.call("ADD", netns=own).error[1]
-    assert alpha.call("ADD", netns="/dev/null").error[0] == 3
+    assert alpha.call("ADD", netns="/dev/null").error[0] == 4
     assert alpha.add(container, containerid="../x").error == (
         4,
         "CNI_CONTAINERID: '../x' is not the id of a container: letters, digits, _, . and -, beginning with a letter or "
@@ -294,13 +259,18 @@ def test_the_collection_of_what_nobody_lists(alpha: Side, lab: Lab) -> None:
 
 
 def test_many_at_once_and_a_collection_under_way(alpha: Side, lab: Lab) -> None:
-    with lab.container() as container, ThreadPoolExecutor(32) as pool:
+    with lab.container() as container, lab.container() as valid, ThreadPoolExecutor(32) as pool:
+        pinging = Ping(alpha.member.node, address(alpha.add(valid)))
         ids = [f"m{number}" for number in range(200)]
         added = list(pool.map(lambda id: alpha.add(container, ONE_OF_MANY, containerid=id, ifname=id), ids))
         assert len({address(each) for each in added}) == len(ids)
         kept = [{"containerID": id, "ifname": id} for id in ids[:120]]
+        kept.append({"containerID": f"c{valid.pid}", "ifname": "eth0"})
         assert alpha.call("GC", {"cni.dev/valid-attachments": kept}) == (0, "")
-        assert len(alpha.attached()) == 120
+        assert len(alpha.attached()) == 121
+        pinging.wait_for(5)
+        assert pinging.stop() == []
+        assert alpha.delete(valid) == (0, "")
         assert container.run(["ip", "-o", "link"]).count("\n") == 121
         for ended in pool.map(lambda id: alpha.delete(container, containerid=id, ifname=id), ids):
             assert ended == (0, "")

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgspec
 
 from overlayd import wire
 from overlayd.daemon import parse
-from overlayd.daemon.cni import check, readiness
+from overlayd.daemon.cni import check, interface, readiness
 from overlayd.daemon.cni.delete_queue import DeleteQueue
 from overlayd.daemon.handlers import containers, services
 from overlayd.daemon.handlers.context import Daemon
@@ -39,8 +40,8 @@ from overlayd.errors import (
 )
 from overlayd.linux import veth
 from overlayd.model import attachments
-from overlayd.model.attachments import AttachSpec
-from overlayd.model.objects import Address
+from overlayd.model.attachments import AttachSpec, StillThere
+from overlayd.model.objects import Address, Network
 from overlayd.model.rows import Attachment, Service
 from overlayd.proto import cni, cni_conflist, cni_network
 from overlayd.proto.cni import Answer, Call, CniError
@@ -52,6 +53,8 @@ CONVERGING = 5.0  # seconds after a repair in which a difference may be one that
 
 OFFER = "OFFER"  # ours, of `overlayctl cni install`: have a list of plugins written once containers can be attached
 
+_ANYWHERE: dict[int, Network] = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+
 Record = Callable[[str, str, float], None]
 
 # What a failure is to CNI, and what to do about it; the first that fits.
@@ -59,7 +62,13 @@ _CODES: tuple[tuple[type[OverlaydError], int, str], ...] = (
     (NamespaceGone, cni.UNKNOWN_CONTAINER, "the container has ended; the runtime makes another one"),
     (OwnNamespace, cni.UNKNOWN_CONTAINER, "a container in the host's network needs no CNI"),
     (InterfaceExists, cni.NAME_TAKEN, "give each network of a container an interface name of its own"),
+    (veth.Taken, cni.NAME_TAKEN, "rename or delete what has the name in the container"),
     (AddressUnavailable, cni.NO_ADDRESS, "overlayctl ip -o wide shows who holds which address"),
+    (
+        StillThere,
+        cni.INVALID_ENVIRONMENT,
+        "end the container of that id, or call DEL for it, before another one has it",
+    ),
     (Exhausted, cni.NO_ADDRESS, "overlayctl ip shows how many addresses each service has, and how many are held"),
     (NotSetUp, cni.TRY_AGAIN, "overlayd is being set up; the runtime tries again"),
     (RequestError, cni.INVALID_CONFIG, ""),
@@ -106,7 +115,7 @@ class Commands:
         began = time.monotonic()
         environment, failed = call.cni, ""
         try:
-            do = self._done.get(environment.command, self._unknown)
+            do = self._done.get(environment.command, self._unknown) if client is not None else self._delete_left
             answer = Answer(0, await do(call, descriptor))
         except Exception as error:
             refusal = _told(error)
@@ -153,9 +162,19 @@ class Commands:
                 names=tuple(_names(asked, handle)),
             )
             place = wire.LinuxNetns(id=environment.container_id, path=environment.netns, ifname=environment.ifname)
-            made = await containers.attach_namespace(self._daemon, spec, place, descriptor)
+            made = await self._attach(asked, spec, place, descriptor)
             self._queue.forget(environment.container_id, environment.ifname)
-        return cni.result(self._made(asked, made), asked.version).stdout
+        return cni.result(made, asked.version).stdout
+
+    async def _attach(self, asked: Asked, spec: AttachSpec, place: wire.LinuxNetns, descriptor: int) -> cni.Made:
+        """What is attached in that namespace already keeps its address, and is made anew if it was changed."""
+        node, handle = self._daemon.node, attachments.namespace(place.id, place.ifname)
+        before = node.state.get(Attachment, handle)
+        made = await containers.attach_namespace(self._daemon, spec, place, descriptor, keeps=True)
+        row = node.state.table(Attachment)[handle]
+        if before is not None:
+            await interface.restore(node, row, descriptor)
+        return self._made(asked, made, default_route=await interface.has_default_route(node, row, descriptor))
 
     async def _service(self, asked: Asked) -> Service:
         """The service to attach to, which is set up at its first use."""
@@ -181,21 +200,20 @@ class Commands:
             )
         return service
 
-    def _made(self, asked: Asked, made: wire.Attached) -> cni.Made:
+    def _made(self, asked: Asked, made: wire.Attached, *, default_route: bool) -> cni.Made:
         assert made.interface is not None
         inner = made.interface
         outer = veth.host_mac(bytes.fromhex(inner.mac.replace(":", ""))).hex(":")
-        gateway = parse.address(made.gateway or "", "gateway")
+        gateway = made.gateway or ""
         overlay = self._daemon.node.state.overlay
-        everywhere = parse.network("0.0.0.0/0" if gateway.version == 4 else "::/0", "route")
-        routes = [everywhere] if asked.default_route else []
+        routes = [_ANYWHERE[6 if ":" in gateway else 4]] if default_route else []
         if asked.join_global and overlay is not None:
             routes.append(overlay.cluster)
         return cni.Made(
             host=cni.Interface(inner.host_name, outer, inner.mtu),
             container=cni.Interface(inner.name, inner.mac, inner.mtu, asked.environment.netns),
             address=f"{made.ip}/{made.prefix_len}",
-            gateway=str(gateway),
+            gateway=gateway,
             routes=tuple(routes),
             dns=self._dns(asked),
         )
@@ -214,20 +232,27 @@ class Commands:
 
     # --- the others ---
 
-    async def _delete(self, call: Call, _: int | None) -> str:
+    async def _delete(self, call: Call, _: int | None, *, left: bool = False) -> str:
         cni.require_call(call.cni, "")  # a configuration that is broken by now stops nobody
-        handle = attachments.namespace(call.cni.container_id, call.cni.ifname)
+        id, ifname = call.cni.container_id, call.cni.ifname
+        handle = attachments.namespace(id, ifname)
         async with self._locked(handle):
-            await detach(self._daemon.node, handle)
-            self._queue.forget(call.cni.container_id, call.cni.ifname)
+            if not left or self._queue.holds(id, ifname):
+                await detach(self._daemon.node, handle)
+                self._queue.forget(id, ifname)
         return ""
+
+    async def _delete_left(self, call: Call, descriptor: int | None) -> str:
+        """Unless an ADD has made the interface anew since."""
+        return await self._delete(call, descriptor, left=True)
 
     async def _check(self, call: Call, descriptor: int | None) -> str:
         asked = cni_network.parse(call.cni, call.config)
         environment = asked.environment
         handle = attachments.namespace(environment.container_id, environment.ifname)
         async with self._locked(handle):
-            differences = await check.differences(self._daemon.node, handle, descriptor)
+            leads_outside = asked.previous is None or asked.previous.leads_outside
+            differences = await check.differences(self._daemon.node, handle, descriptor, default_route=leads_outside)
         row = self._daemon.node.state.get(Attachment, handle)
         differences += _foreign_addresses(asked, row)
         if differences:
@@ -254,14 +279,22 @@ class Commands:
             kept = {attachments.namespace(*each) for each in asked.valid}
             rows = [row for row in rows if row.handle not in kept]
         ends = await asyncio.gather(
-            *(detach(self._daemon.node, row.handle, dead=asked.valid is None) for row in rows), return_exceptions=True
+            *(self._give_up(row, dead=asked.valid is None) for row in rows), return_exceptions=True
         )
         failed = [error for error in ends if isinstance(error, Exception)]
         gone = [end for end in ends if isinstance(end, Attachment)]
         log.info("CNI network %s: %d attachments are gone that nobody listed", asked.network, len(gone))
         if failed:
-            raise CniError(cni.KERNEL, "; ".join(map(str, failed)), "overlayctl doctor says more")
+            first = _told(failed[0])
+            raise CniError(first.code, "; ".join(map(str, failed)), first.details)
         return ""
+
+    async def _give_up(self, row: Attachment, *, dead: bool) -> Attachment | None:
+        """Detach it, unless another command has meanwhile.  dead: only if it is dead."""
+        async with self._locked(row.handle):
+            if self._daemon.node.state.get(Attachment, row.handle) != row:
+                return None
+            return await detach(self._daemon.node, row.handle, dead=dead)
 
     async def _offer(self, call: Call, _: int | None) -> str:
         """Write a list of plugins, by which runtimes take this node for one that has a network."""

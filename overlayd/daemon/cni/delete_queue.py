@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 # Our own constants.
 AT_ONCE = 256  # DELs that are done at the same time
 ABANDONED = 60.0  # seconds after which a file that a shim has not finished is nobody's
+RETRY, LONGEST_RETRY = 5.0, 320.0  # seconds between two tries of what disk or kernel refuse, each time twice as many
+
+Do = Callable[[Call], Awaitable[Answer]]
 
 
 class DeleteQueue:
@@ -34,13 +37,17 @@ class DeleteQueue:
         with suppress(FileExistsError):
             self._directory.mkdir(0o700, parents=True)
 
+    def holds(self, container_id: str, ifname: str) -> bool:
+        """Whether a DEL of that interface is still to be done."""
+        return (self._directory / f"{container_id}.{ifname}").exists()
+
     def forget(self, container_id: str, ifname: str) -> None:
         """A DEL of that interface has been done since, or an ADD made it anew."""
         with suppress(FileNotFoundError):
             (self._directory / f"{container_id}.{ifname}").unlink()
 
-    async def work_off(self, do: Callable[[Call], Awaitable[Answer]]) -> None:
-        """Do all that were left.  One that fails stays for the next start, unless its interface is made anew."""
+    async def work_off(self, do: Do) -> None:
+        """Do all that were left.  One that fails stays, unless its interface is made anew."""
         began, calls = time.monotonic(), self._calls()
         number = failed = 0
         while several := list(islice(calls, AT_ONCE)):
@@ -51,8 +58,16 @@ class DeleteQueue:
             took = time.monotonic() - began
             log.info("%d DELs were left while no daemon ran: done in %.2f s, %d failed", number, took, failed)
 
+    async def try_again(self, do: Do) -> None:
+        """Do those that have failed, until none is left."""
+        pause = RETRY
+        while any(self._calls()):
+            await asyncio.sleep(pause)
+            await self.work_off(do)
+            pause = min(2 * pause, LONGEST_RETRY)
+
     def _calls(self) -> Iterator[Call]:
-        for entry in os.scandir(self._directory):
+        for entry in self._entries():
             path = Path(entry.path)
             if entry.name.startswith("."):
                 if time.time() - entry.stat().st_mtime > ABANDONED:
@@ -60,6 +75,8 @@ class DeleteQueue:
                 continue
             try:
                 call = cni.decode(path.read_bytes())
+            except FileNotFoundError:  # its shim was answered after all
+                continue
             except (ProtocolError, OSError) as error:
                 log.error("%s is no DEL of the CNI shim, and is removed: %s", path, error)
                 path.unlink(missing_ok=True)
@@ -69,3 +86,9 @@ class DeleteQueue:
                 path.unlink(missing_ok=True)
                 continue
             yield call
+
+    def _entries(self) -> list["os.DirEntry[str]"]:
+        try:
+            return list(os.scandir(self._directory))
+        except FileNotFoundError:  # somebody has removed it: shims say that they miss it
+            return []

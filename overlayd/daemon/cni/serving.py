@@ -47,5 +47,10 @@ class Runtimes:
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         shims = CniSocket(self._commands.run, spawn, descriptors)
         with sentinel.subscribe(self._commands.note_repair):
-            async with shims.serving(listener, partial(self._queue.work_off, self._commands.run_left), patience):
-                yield
+            left = partial(self._queue.work_off, self._commands.run_left)
+            async with shims.serving(listener, left, patience):
+                trying = spawn(self._queue.try_again(self._commands.run_left))
+                try:
+                    yield
+                finally:
+                    trying.cancel()

@@ -94,7 +94,12 @@ async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Respon
 
 
 async def attach_namespace(
-    daemon: Daemon, spec: AttachSpec, container: wire.LinuxNetns, descriptor: int | None = None
+    daemon: Daemon,
+    spec: AttachSpec,
+    container: wire.LinuxNetns,
+    descriptor: int | None = None,
+    *,
+    keeps: bool = False,
 ) -> wire.Attached:
     """Attach an interface of a network namespace; the same again is answered as the first time.
 
@@ -115,7 +120,7 @@ async def attach_namespace(
     while True:
         try:
             with ExitStack() as opened:
-                attachment, service = await _attach_place(daemon, spec, container, descriptor, opened)
+                attachment, service = await _attach_place(daemon, spec, container, descriptor, opened, keeps=keeps)
                 break
         except attachments.StillThere:
             if not (looks := looks - 1):
@@ -142,7 +147,13 @@ def _attached(attachment: Attachment, service: Service, interface: wire.Interfac
 
 
 async def _attach_place(
-    daemon: Daemon, spec: AttachSpec, container: wire.LinuxNetns, descriptor: int | None, opened: ExitStack
+    daemon: Daemon,
+    spec: AttachSpec,
+    container: wire.LinuxNetns,
+    descriptor: int | None,
+    opened: ExitStack,
+    *,
+    keeps: bool,
 ) -> tuple[Attachment, Service]:
     """opened: what lives as long as the namespace has to be in sight."""
     handle = attachments.namespace(container.id, container.ifname)
@@ -152,8 +163,15 @@ async def _attach_place(
         file = _open(handle, container.path, descriptor, opened)
         places.append(Place(container.id, container.ifname, file))
 
+    if descriptor is not None:  # which namespace that is of never changes, nor has anybody to wait for it
+        look()
+
+    def is_there(present: Attachment) -> bool:
+        here = keeps and present.file is not None and present.file.identity == places[-1].file.identity
+        return here or has_link(present)
+
     def decide(draft: Draft) -> tuple[Attachment, Service]:
-        attachment = attachments.attach_namespace(draft, spec, places[-1], daemon.boot_id, has_link)
+        attachment = attachments.attach_namespace(draft, spec, places[-1], daemon.boot_id, is_there)
         return attachment, attachments.service_of(draft, spec.service)
 
     try:
@@ -164,14 +182,16 @@ async def _attach_place(
             attachment_locks(handle, NetnsPath(container.path, 0, 0), spec.isolation_network),
             # Who was there before may be dead: then it is given up as well, with all that hangs on it.
             everything=daemon.node.state.get(Attachment, handle) is not None,
-            prepare=look,
+            prepare=look if descriptor is None else None,
         )
     except veth.Taken as error:
         raise InterfaceExists(f"cannot attach {handle}: {error.detail}") from error
 
 
 def _open(handle: str, path: str, descriptor: int | None, opened: ExitStack) -> NetnsPath:
-    """Have a namespace in sight until `opened` is closed.  In a worker thread: whose path it is may let us wait."""
+    """Have a namespace in sight until `opened` is closed.  By its path in a worker thread: whose it is may let us
+    wait.
+    """
     try:
         if descriptor is None:
             descriptor = netns.open_file(path)
