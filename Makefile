@@ -155,6 +155,7 @@ cluster-outage: test-packages build ## etcd away for five minutes under ping, at
 crash: test-packages build ## every op killed, and refused an operation, at every point; random sequences (root)
 	@PYTHONPATH=tests $(PYTHON) -m crash
 	@PYTHONPATH=tests $(PYTHON) -m crash.cluster
+	@PYTHONPATH=tests $(PYTHON) -m crash.shim
 
 .PHONY: cni-cycles
 cni-cycles: test-packages build ## 10,000 containers by CNI, shims, daemon and namespaces killed at random (root; ten minutes)

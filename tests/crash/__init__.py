@@ -13,6 +13,7 @@ the kernel through `ip`, `wg` and `nft`, the disk through its own reader, and re
     shown      what a machine in such a state shows
     together   several requests at once: what may have come of them
     sequences  random requests, alone and together, deaths and reboots against the model
+    shim       what a container runtime calls, which tries again when the daemon dies of it
     planted    deliberate bugs, which the harness must find
     worker     a process that runs trials, each in a cell of its own
 """

@@ -209,7 +209,7 @@ def killed(
 
 def refused(cell: Cell, scenario: Scenario, point: Point, known: dict[str, Any]) -> list[str]:
     """Refuse the daemon an operation; returns what was found wrong."""
-    number = _errno(point)
+    number = errno_of(point)
     answer = _up_to(cell, scenario, _refusal(point))
     if not scenario.asked:
         cell.stop()
@@ -254,10 +254,11 @@ def way_back(cell: Cell, scenario: Scenario, point: Point) -> list[Point]:
 
 
 def _refusal(point: Point) -> str:
-    return f"{point[0]}:{point[1]}:{_errno(point)}"
+    return f"{point[0]}:{point[1]}:{errno_of(point)}"
 
 
-def _errno(point: Point) -> int:
+def errno_of(point: Point) -> int:
+    """With which errno an operation is refused there."""
     return ENOSPC if point[0].startswith("journal:") else ENOMEM
 
 
