@@ -1,13 +1,15 @@
 """What a container runtime waits for: the CNI shim with a running overlayd beside Debian's `bridge` and `host-local`.
 
 From the exec to the result of an ADD, in turn on one node, and then many at a time.  `bridge` without masquerade and
-with it, as it is used for a way to the outside; overlayd always has that.  Needs root; has a laboratory of its own.
+with it, as it is used for a way to the outside; overlayd always has that.  Then what overlayd alone does: a GC of many
+attachments, and the DELs that were left while it was away.  Needs root; has a laboratory of its own.
 
     PYTHONPATH=tests:bench:. python bench/bench_cni.py
 """
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,8 @@ from overlayd.linux import netns
 ROUNDS = 3 if SMOKE else 60
 MANY = 8 if SMOKE else 300
 AT_ONCE = 4 if SMOKE else 32
+ATTACHED, VALID = (8, 4) if SMOKE else (500, 300)  # before and after a GC
+LEFT = 8 if SMOKE else 1000  # DELs
 
 CONFIG = {"cniVersion": "1.0.0", "name": "bench", "type": "overlayd-cni", "subnet": "slice"}
 
@@ -42,6 +46,7 @@ class Plugin:
         self._program = program
         self._config = directory / f"{program.name}-{len(list(directory.iterdir()))}.json"
         self._config.write_text(config)
+        self._given = variables
         self._variables = {
             "CNI_IFNAME": "eth0",
             "CNI_PATH": str(program.parent),
@@ -49,8 +54,13 @@ class Plugin:
             **variables,
         }
 
-    def __call__(self, command: str, id: str, namespace: str) -> None:
-        environment = self._variables | {"CNI_COMMAND": command, "CNI_CONTAINERID": id, "CNI_NETNS": namespace}
+    def with_keys(self, keys: dict[str, Any]) -> "Plugin":
+        """The same with other keys in its configuration as well."""
+        config = json.dumps({**json.loads(self._config.read_text()), **keys})
+        return Plugin(self._program, config, self._config.parent, **self._given)
+
+    def __call__(self, command: str, id: str, namespace: str, **given: str) -> None:
+        environment = self._variables | {"CNI_COMMAND": command, "CNI_CONTAINERID": id, "CNI_NETNS": namespace} | given
         answer = self._config.with_name(f"{id}-{self._program.name}.out")
         files: Sequence[tuple[Any, ...]] = [
             (os.POSIX_SPAWN_OPEN, 0, self._config, os.O_RDONLY, 0),
@@ -99,6 +109,38 @@ def many_at_once(do: Call, paths: list[str]) -> float:
     return len(paths) / took
 
 
+def interfaces(do: Plugin, number: int, namespace: str) -> None:
+    """ADD so many interfaces, x0, x1..., to one namespace."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(lambda each: do("ADD", f"x{each}", namespace, CNI_IFNAME=f"x{each}"), range(number)):
+            pass
+
+
+def collection(do: Plugin, namespace: str) -> float:
+    """Seconds of a GC, from the exec to the end."""
+    interfaces(do, ATTACHED, namespace)
+    valid = [{"containerID": f"x{each}", "ifname": f"x{each}"} for each in range(VALID)]
+    began = time.perf_counter()
+    do.with_keys({"cni.dev/valid-attachments": valid})("GC", "", "")
+    took = time.perf_counter() - began
+    do.with_keys({"cni.dev/valid-attachments": []})("GC", "", "")
+    return took
+
+
+def left_behind(do: Plugin, member: Member, namespace: str) -> float:
+    """Seconds that a start spends on so many DELs that were left."""
+    queue = member.node.socket.with_name("cni-del")
+    interfaces(do, LEFT, namespace)
+    member.node.kill()
+    for each in range(LEFT):
+        call = {"command": "DEL", "container_id": f"x{each}", "ifname": f"x{each}"}
+        (queue / f"x{each}.x{each}").write_text(json.dumps({"cni": call, "config": ""}))
+    member.start()
+    return float(
+        re.findall(rf"{LEFT} DELs were left while no daemon ran: done in ([0-9.]+) s", member.node.log.read_text())[-1]
+    )
+
+
 def main() -> None:
     if os.geteuid():
         raise SystemExit("bench_cni needs root: it makes network namespaces")
@@ -112,15 +154,17 @@ def main() -> None:
         directory = member.node.run_directory / "bench"
         directory.mkdir()
         socket = str(member.node.socket.with_name("cni.sock"))
-        calls: dict[str, Call] = {
-            "overlayd-cni": Plugin(SHIM, json.dumps(CONFIG), directory, OVERLAYD_CNI_SOCKET=socket)
-        }
+        ours = Plugin(SHIM, json.dumps(CONFIG), directory, OVERLAYD_CNI_SOCKET=socket)
+        aside = ours.with_keys({"cniVersion": "1.1.0", "default_route": False})
+        calls: dict[str, Call] = {"overlayd-cni": ours}
         for name, masquerade in (("bridge, host-local", False), ("the same with masquerade", True)):
             bridge = CniBridge(directory / name.replace(" ", "-"), masquerade=masquerade)
             calls[name] = Plugin(bridge.plugins / "bridge", bridge.configuration, directory)
         with open_namespace(member.node.namespace) as own, namespaces(lab, MANY) as paths, netns.entered(own):
             times = one_by_one(calls, paths[0])
             rates = {name: many_at_once(do, paths) for name, do in calls.items()}
+            collected = collection(aside, paths[0])
+            worked_off = left_behind(aside, member, paths[0])
     print(f"one by one, {ROUNDS} of each in turn (ms)")
     for name, taken in times.items():
         adds, deletes = ([each * 1000 for each in kind] for kind in taken)
@@ -130,6 +174,8 @@ def main() -> None:
     print(f"{MANY} ADDs, {AT_ONCE} at a time")
     for name, rate in rates.items():
         print(f"  {name:26} {rate:8.1f} a second  {rates['overlayd-cni'] / rate:5.1f} x")
+    print(f"GC of {ATTACHED} attachments of which {VALID} are valid   {collected * 1000:6.0f} ms")
+    print(f"{LEFT} DELs that were left, at the start   {worked_off * 1000:6.0f} ms")
 
 
 @contextmanager
