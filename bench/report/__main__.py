@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import bench_cni
 from check.tree import BUILD, ROOT
+from engines import CniBridge
 from smoke import SMOKE
 
 from report import document, series
@@ -76,6 +78,7 @@ def measure() -> dict[str, Any]:
             "held": held,
             "answers": series.answers_beside_rust(),
             "functions": functions(Path(name)),
+            "runtimes": None if CniBridge.missing() else bench_cni.measure(),
         }
     return result
 

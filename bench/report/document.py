@@ -91,6 +91,29 @@ def answers(rates: Mapping[str, Mapping[str, float]]) -> str:
     return table(("status answers a second", *names), rows)
 
 
+def runtimes(found: Mapping[str, Any]) -> str:
+    """What a container runtime waits for, by plugin, and what overlayd's does beside that."""
+    ours, *_ = found["add"]
+    rows = [
+        [
+            name,
+            value("time", found["add"][name]),
+            value("time", found["tail"][name]),
+            value("time", found["delete"][name]),
+            f"{found['rate'][name]:,.0f}",
+            f"{found['add'][name] / found['add'][ours]:.1f} x",
+            f"{found['rate'][ours] / found['rate'][name]:.1f} x",
+        ]
+        for name in found["add"]
+    ]
+    head = ("a plugin", "ADD", "p95", "DEL", "ADDs a second, 32 at a time", "ADD, by ours", "ours by that rate")
+    times = [value("time", found[key]) for key in ("collection", "left_behind")]
+    return (
+        f"{table(head, rows)}\nA GC of 500 attachments of which 300 are valid takes {times[0]}; 1,000 DELs that were "
+        f"left while no daemon ran take {times[1]} of the next start.\n"
+    )
+
+
 def micro(times: Mapping[str, float]) -> str:
     """Medians of single functions."""
     return table(("function", "time"), [[name, value("time", seconds)] for name, seconds in times.items()])
@@ -109,6 +132,7 @@ def write(result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> st
         "## Containers\n\n![attach by containers](performance/attach.svg)\n",
         series("One attach, by the containers on the bridge:", "containers", grown["attach"]),
         "CNI and netavark without masquerade and firewall, a process started for each call.\n",
+        *(("## Container runtimes\n", runtimes(result["runtimes"])) if result.get("runtimes") else ()),
         "## Peers\n\n![status by peers](performance/status.svg)\n\n![memory by peers](performance/memory.svg)\n",
         series("A status:", "peers", grown["status"]),
         series("Resident memory:", "peers", grown["memory"], "memory"),
