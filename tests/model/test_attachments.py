@@ -3,7 +3,7 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from decisions import FACTS, KEYS, OWN, attach, change, new_state, ready, serve, set_up
+from decisions import FACTS, KEYS, OWN, attach, change, enter, new_state, ready, serve, set_up
 
 from overlayd.errors import RequestError
 from overlayd.model import attachments, ipam, overlay, peers, services
@@ -204,3 +204,17 @@ def test_the_peers_of_a_dedicated_service_go_with_its_last_ephemeral_container()
     attach(state, 7, service="own", ephemeral=True)
     leave(state, 7)
     assert state.get(Service, "own") is None and not state.peers("own") and not state.leases("own")
+
+
+def test_who_shares_a_namespace():
+    state = ready()
+    main = enter(state, "a", cookie=1)
+    second, other = enter(state, "a", "net1", cookie=1), enter(state, "b", cookie=2)
+    assert state.sharing(main) == [second]
+    assert state.sharing(second) == [main]
+    assert state.sharing(other) == []
+    change(state, lambda draft: attachments.detach(draft, second))
+    assert state.sharing(main) == []
+    same = attach(state, other.file.inode - 1000)  # by a process that lives there
+    assert state.sharing(other) == [same]
+    assert state.sharing(same) == []

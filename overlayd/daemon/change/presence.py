@@ -7,8 +7,14 @@ one that nobody holds any more, whose end may be a while off, the kernel no long
 alone is made again if we see the namespace; if we do not, there is nothing left of the container that we could serve.
 """
 
+import logging
+from collections.abc import Iterable
+
+from overlayd.errors import MechanismError
 from overlayd.linux import netns, veth
 from overlayd.model.rows import Attachment
+
+log = logging.getLogger(__name__)
 
 
 def lives(attachment: Attachment) -> bool:
@@ -16,6 +22,18 @@ def lives(attachment: Attachment) -> bool:
     if attachment.file is not None:
         return has_link(attachment) or netns.leads_to(attachment.file)
     return any(map(netns.is_alive, attachment.processes))
+
+
+def ended(attachments: Iterable[Attachment]) -> list[Attachment]:
+    """The containers of which nothing is there any more.  One that we may not look at counts as living.  Blocks."""
+    found = []
+    for each in attachments:
+        try:
+            if not lives(each):
+                found.append(each)
+        except MechanismError as error:
+            log.warning("whether %s lives cannot be seen: %s", each.handle, error)
+    return found
 
 
 def has_link(attachment: Attachment) -> bool:

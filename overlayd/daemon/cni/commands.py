@@ -18,6 +18,7 @@ import msgspec
 
 from overlayd import wire
 from overlayd.daemon import parse
+from overlayd.daemon.change.presence import ended
 from overlayd.daemon.cni import check, interface, readiness
 from overlayd.daemon.cni.delete_queue import DeleteQueue
 from overlayd.daemon.handlers import containers, services
@@ -275,26 +276,29 @@ class Commands:
             for row in self._daemon.node.state.table(Attachment).values()
             if row.network == asked.network and row.handle not in self._locks
         ]
-        if asked.valid is not None:
-            kept = {attachments.namespace(*each) for each in asked.valid}
-            rows = [row for row in rows if row.handle not in kept]
-        ends = await asyncio.gather(
-            *(self._give_up(row, dead=asked.valid is None) for row in rows), return_exceptions=True
-        )
+        kept = {attachments.namespace(*each) for each in asked.valid} if asked.valid is not None else None
+        listed = [row for row in rows if kept is None or row.handle in kept]
+        unlisted = [row for row in rows if kept is not None and row.handle not in kept]
+        ends = await self._give_up(unlisted, dead=False)
+        ends += await self._give_up(await self._daemon.node.run(ended, listed), dead=True)
         failed = [error for error in ends if isinstance(error, Exception)]
         gone = [end for end in ends if isinstance(end, Attachment)]
-        log.info("CNI network %s: %d attachments are gone that nobody listed", asked.network, len(gone))
+        log.info("CNI network %s: %d attachments are gone, unlisted or dead", asked.network, len(gone))
         if failed:
             first = _told(failed[0])
             raise CniError(first.code, "; ".join(map(str, failed)), first.details)
         return ""
 
-    async def _give_up(self, row: Attachment, *, dead: bool) -> Attachment | None:
-        """Detach it, unless another command has meanwhile.  dead: only if it is dead."""
-        async with self._locked(row.handle):
-            if self._daemon.node.state.get(Attachment, row.handle) != row:
-                return None
-            return await detach(self._daemon.node, row.handle, dead=dead)
+    async def _give_up(self, rows: list[Attachment], *, dead: bool) -> list[Attachment | BaseException | None]:
+        """Detach them, but for those that another command has put otherwise meanwhile.  dead: only if they are dead."""
+
+        async def give_up(row: Attachment) -> Attachment | None:
+            async with self._locked(row.handle):
+                if self._daemon.node.state.get(Attachment, row.handle) != row:
+                    return None
+                return await detach(self._daemon.node, row.handle, dead=dead)
+
+        return await asyncio.gather(*map(give_up, rows), return_exceptions=True)
 
     async def _offer(self, call: Call, _: int | None) -> str:
         """Write a list of plugins, by which runtimes take this node for one that has a network."""
