@@ -101,6 +101,8 @@ def as_text(hops: Sequence[Hop], turned: bool, paper: Paper) -> str:
     if last.state == "broken":
         lines += ["", f"broken at hop {len(hops)}: {printable(f'{last.where} {last.what}')}"]
         lines += [f"remedy: {printable(last.remedy)}"]
+    elif last.state == "ok" and any(each.state == "unknown" for each in hops):
+        lines += ["", "the other end answers, though not every hop could be looked at"]
     elif any(each.state == "unknown" for each in hops):
         lines += ["", "nothing is known to be broken, but not every hop could be looked at"]
     else:

@@ -20,6 +20,7 @@ from overlayd.daemon.dns.upstreams import Upstream
 from overlayd.errors import RequestError
 from overlayd.linux import sysctl
 from overlayd.model import zone
+from overlayd.proto import inquiry
 from overlayd.proto.envelope import is_consumer_protocol
 
 DATA_DIR = "/var/lib/overlayd"
@@ -55,6 +56,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     namespace_id: str = NAMESPACE_ID
     payload_protocol: int = PAYLOAD_PROTOCOL
     no_probe: bool = False
+    no_inquiries: bool = False
     max_connections: Quota = 4096
     max_connections_per_user: Quota = 3072
     max_connections_per_process: Quota = 2048
@@ -164,6 +166,13 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         default=None,
         help="serve JSON frames only: no identity probes, no envelopes",
+    )
+    option(
+        "--no-inquiries",
+        action="store_true",
+        default=None,
+        help="do not tell other nodes this one's side of a packet's way (`overlayctl why` there), at UDP port "
+        f"{inquiry.PORT} of the node address",
     )
     option(
         "--proc-sys",

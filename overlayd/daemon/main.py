@@ -13,7 +13,16 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,7 +47,9 @@ from overlayd.daemon.peers import grants
 from overlayd.daemon.peers.expiry import Expiry
 from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.hostnames import Resolver
+from overlayd.daemon.peers.inquiries import Inquiries
 from overlayd.daemon.peers.lookup import Lookups
+from overlayd.daemon.peers.own_side import OwnSide
 from overlayd.daemon.server import identity, listener
 from overlayd.daemon.server.acceptor import Quotas
 from overlayd.daemon.server.server import Server
@@ -223,6 +234,7 @@ async def _serve(
         )
         await enter(nameserver.running())
         await enter(Expiry(node, tasks.spawn).running())
+        await enter(_answering_nodes(config, node, health, host, tasks))
         cluster = _in_cluster(config, node, nat, boot, stopping.set)
         status = StatusView(node, health, _about(node), cluster.status if cluster is not None else None)
         stack.enter_context(node.subscribe(status.follow))
@@ -252,6 +264,15 @@ async def _serve(
         stack.enter_context(identity.published(me, config.identity_file))
         await _run(config.socket, stopping, repetition, cluster)
         return BAD_CONFIG if cluster is not None and cluster.refusal else 0
+
+
+def _answering_nodes(
+    config: Config, node: Node, health: Health, host: HostWatch, tasks: Tasks
+) -> AbstractAsyncContextManager[None]:
+    """Tell other nodes our side of a way, unless that is not wanted."""
+    if config.no_inquiries:
+        return nullcontext()
+    return Inquiries(node, OwnSide(node, health, lambda: host.findings).hops, tasks.spawn).running(tasks.keep_up)
 
 
 def _told_to_stop() -> asyncio.Event:

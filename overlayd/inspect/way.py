@@ -5,6 +5,7 @@ Owns: how each is looked at, in this process and without the daemon.  Must not k
 """
 
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -18,20 +19,21 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from overlayd import keys
 from overlayd.errors import ProtocolError
-from overlayd.inspect import journal
+from overlayd.inspect import inquiry, journal
 from overlayd.inspect.namespaces import inside
 from overlayd.inspect.ping import is_refused, ping
 from overlayd.model import ends, rows
 from overlayd.model.ends import End, Hop, Known, Member, Peer
-from overlayd.model.layout import mac
-from overlayd.model.objects import GLOBAL, Address
-from overlayd.model.path import Device, DevicePeer, Link, Namespace, Seen, Way, explain
-from overlayd.model.subnets import first_usable
+from overlayd.model.known import known as known_of
+from overlayd.model.objects import GLOBAL, Address, Network
+from overlayd.model.path import FRESH, Device, DevicePeer, Link, Namespace, OtherSide, Seen, Way, explain
 from overlayd.proto import uapi
+from overlayd.proto.inquiry import Question
 
 _IFF_UP = 1  # linux/if.h
 _ANSWER = 5.0  # seconds that wireguard-go has for its answer
 _TRIES = 2  # of a ping through a tunnel: the first may go before the handshake
+_MOST_OTHERS = 3  # our own: nodes that are asked to pass a question on
 _UNREACHABLE = 7  # linux/rtnetlink.h, RTN_UNREACHABLE
 
 # What stands for the outside as such when a route is asked for, and is never sent to: addresses for documentation (RFC
@@ -49,50 +51,24 @@ def explain_way(known: Known, source_text: str, target_text: str) -> tuple[list[
     turned = source.kind in ("peer", "outside") and target.kind in ("member", "node")
     if turned:
         source, target = target, source
-    return explain(known, source, target, _look(known, source, target), time.time()), turned
+    with ThreadPoolExecutor(1) as thread:
+        said = thread.submit(_other_side, known, source, target)
+        seen = _look(known, source, target)
+        return explain(known, source, target, seen._replace(other_side=said.result()), time.time()), turned
 
 
 def known_of_journal(directory: Path) -> Known | None:
     """What the journal of a data directory knows; None without an overlay in it.  StateError: it cannot be read."""
     state = journal.read(directory)
-    overlay = state.get(rows.Overlay)
-    if overlay is None:
+    found = known_of(
+        state,
+        services=state.table(rows.Service).values(),
+        attachments=state.table(rows.Attachment).values(),
+        peers=state.table(rows.Peer).values(),
+    )
+    if found is None:
         return None
-    services = state.table(rows.Service).values()
-    devices = {GLOBAL: (overlay.interface, keys.text(keys.public(state.node.private_key)))} if overlay.up else {}
-    devices |= {each.name: (each.device, keys.text(keys.public(each.private_key))) for each in services if each.device}
-    return Known(
-        cluster=overlay.cluster,
-        slice=overlay.slice,
-        node_address=first_usable(overlay.slice or overlay.cluster),
-        mtu=0,
-        devices=devices,
-        services={
-            each.name: ends.Service(each.name, each.subnet, first_usable(each.subnet), each.bridge, each.device)
-            for each in services
-        },
-        members=tuple(map(_member, state.table(rows.Attachment).values())),
-        peers=tuple(
-            Peer(each.name, keys.text(each.public_key), each.scope, each.endpoint, tuple(each.allowed_ips))
-            for each in state.table(rows.Peer).values()
-        ),
-        names={each.name: each.addresses for each in state.table(rows.Record).values()},
-    )
-
-
-def _member(row: rows.Attachment) -> Member:
-    own = row.namespace is not None
-    return Member(
-        row.handle,
-        row.service,
-        row.address,
-        row.global_address,
-        row.isolation_network,
-        row.host_end() if own else "",
-        (row.mac or mac(row.address)).hex(":") if own else "",
-        row.interface or "eth0",
-        row.file.path if row.file is not None else "",
-    )
+    return found._replace(names={each.name: each.addresses for each in state.table(rows.Record).values()})
 
 
 def _look(known: Known, source: End, target: End) -> Seen:
@@ -118,6 +94,63 @@ def _look(known: Known, source: End, target: End) -> Seen:
         underlay=_way(endpoint[0]) if endpoint is not None else None,
         refused=refused,
     )
+
+
+def _other_side(known: Known, source: End, target: End) -> OtherSide | None:
+    """What the node of the target says of its side; None when there is no node to ask, or nothing to ask it."""
+    peer, own = target.peer, known.devices.get(target.peer.scope if target.peer is not None else GLOBAL)
+    if peer is None or own is None or source.address is None or target.address is None:
+        return None
+    node = next((each for each in known.peers if each.scope == GLOBAL and _is_one_node(each, peer)), None)
+    address = ends.node_of(node) if node is not None else None
+    if node is None or address is None:
+        return OtherSide(problem="its address in the global overlay is not known")
+    question = Question(
+        id=secrets.randbits(53),
+        scope=peer.scope,
+        asker=keys.parse(own[1]),
+        asked=keys.parse(peer.key),
+        near=source.address,
+        network=_announced(known, source),
+        far=target.address,
+    )
+    try:
+        answer = inquiry.ask(known.node_address, question, address, _others(known, node))
+    except PermissionError:
+        return OtherSide(problem="only root may ask it")
+    except OSError as error:
+        return OtherSide(problem=f"it cannot be asked from {known.node_address}: {error.strerror or error}")
+    if answer is None:
+        return OtherSide(problem="it does not answer (no overlayd is there, an older one, or one that is not to tell)")
+    return OtherSide(tuple(Hop(each.where, each.what, each.state, each.remedy) for each in answer.hops))
+
+
+def _is_one_node(one: Peer, other: Peer) -> bool:
+    """Whether two peers, one of them of a service's own device, are the same node."""
+    if one.scope == other.scope:
+        return one.key == other.key
+    if one.name or other.name:
+        return one.name == other.name
+    host = one.endpoint.rpartition(":")[0]
+    return bool(host) and host == other.endpoint.rpartition(":")[0]
+
+
+def _announced(known: Known, source: End) -> Network:
+    """The network around one of our addresses, as other nodes are told of it."""
+    service = known.services.get(source.member.service) if source.member is not None else None
+    if service is not None and source.address in service.subnet:
+        return service.subnet
+    return known.slice if known.slice is not None else ip_network(known.node_address)
+
+
+def _others(known: Known, node: Peer) -> list[Address]:
+    """The nodes that may pass a question on: who was heard of last."""
+    own = known.devices.get(GLOBAL)
+    shown = _device(own[0]).peers if own is not None else {}
+    heard = {key: each.last_handshake for key, each in shown.items() if time.time() - each.last_handshake < FRESH}
+    others = [each for each in known.peers if each.scope == GLOBAL and each.key in heard and each.key != node.key]
+    others.sort(key=lambda each: -heard[each.key])
+    return [address for each in others[:_MOST_OTHERS] if (address := ends.node_of(each)) is not None]
 
 
 def _pings(known: Known, source: End, target: End) -> tuple[dict[str, float | None], bool]:

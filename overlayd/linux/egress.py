@@ -163,7 +163,7 @@ def physical_addresses() -> list[Address]:
 def router() -> IPv4Address | None:
     """Whom this host sends to what is for the outside, over IPv4; None when there is nobody."""
     with Netlink() as netlink:
-        route = _look_up(netlink, OUTSIDE)
+        route = look_up(netlink, OUTSIDE)
     gateway = route.gateway if route is not None else None
     return gateway if isinstance(gateway, IPv4Address) else None
 
@@ -183,7 +183,7 @@ def source_towards(netlink: Netlink, address: Address) -> Address | None:
     """The address of this host that packets to `address` carry, None when they do not leave it.  Takes some 20 us and
     waits for nobody.
     """
-    route = _look_up(netlink, address)
+    route = look_up(netlink, address)
     return route.source if route is not None else None
 
 
@@ -191,7 +191,7 @@ def next_link(netlink: Netlink, address: Address) -> int | None:
     """The index of the link by which packets to `address` go to another host; None when it is one of our own, a
     broadcast or multicast address, or there is no route.  Costs as little.
     """
-    route = _look_up(netlink, address)
+    route = look_up(netlink, address)
     return route.hops[0][0] if route is not None and route.hops else None
 
 
@@ -210,7 +210,7 @@ def attachment(netlink: Netlink, own: Address) -> tuple[int, list[Network]] | No
     return index, list(dict.fromkeys(networks))
 
 
-def _look_up(netlink: Netlink, address: Address) -> rt.KernelRoute | None:
+def look_up(netlink: Netlink, address: Address) -> rt.KernelRoute | None:
     """The route by which packets to `address` leave this host."""
     body = rt.lookup_body(address)
     try:

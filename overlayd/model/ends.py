@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import Literal, NamedTuple
 
 from overlayd.model.objects import Address, Network
-from overlayd.model.subnets import first_usable
+from overlayd.model.subnets import node_in
 
 State = Literal["ok", "broken", "unknown"]
 
@@ -175,6 +175,4 @@ def owner(peers: Iterable[Peer], address: Address) -> Peer | None:
 
 def node_of(peer: Peer) -> Address | None:
     """The address of the node that a peer is: the first usable one of its first allowed IP, its slice."""
-    for network in peer.allowed_ips:
-        return network.network_address if network.prefixlen == network.max_prefixlen else first_usable(network)
-    return None
+    return next(map(node_in, peer.allowed_ips), None)

@@ -3,7 +3,8 @@
 Owns: the hops, what each needs, and the words and remedies.  Must not know: how anything was looked at
 (`inspect.way`), who is meant (`ends`), or who asks.
 
-What another node does can only be told by what comes back from it: by who answers a ping that was sent from where.
+What another node does is told by itself (`own_side`), if it was asked and answers; else by what comes back from it: by
+who answers a ping that was sent from where.
 """
 
 from collections.abc import Iterator, Mapping
@@ -61,12 +62,20 @@ class Device(NamedTuple):
     problem: str = ""
 
 
+class OtherSide(NamedTuple):
+    """What another node says of its side.  problem: why that is not known, else empty."""
+
+    hops: tuple[Hop, ...] = ()
+    problem: str = ""
+
+
 class Seen(NamedTuple):
     """host, source, target: the namespaces of this node and of both ends, None for ends without one here.  device: the
     one that leads to the target.  forwards: whether this host forwards packets of the overlay's IP version.
     neighbours: whose MAC an address has, as a bridge of ours has it.  answers: to pings, by name (see `PINGS`), in
     seconds, None for no answer; those that were not sent are left out.  underlay: the way to the peer's endpoint.
-    refused: whether the endpoint's host says that nobody is at its port.
+    refused: whether the endpoint's host says that nobody is at its port.  other_side: what the node there says of its
+    own side, None when it was not asked.
     """
 
     host: Namespace
@@ -78,6 +87,7 @@ class Seen(NamedTuple):
     answers: Mapping[str, float | None] = {}
     underlay: Way | None = None
     refused: bool = False
+    other_side: OtherSide | None = None
 
 
 # From the source to the target, to its gateway and to the other node; from this node to the target, to the other node,
@@ -305,6 +315,7 @@ def _tunnel(known: Known, target: End, peer: Peer, seen: Seen, now: float) -> It
     assert device is not None
     yield from _peer(known, target, peer, device)
     yield from _session(known, peer, device.peers[peer.key], seen, now)
+    yield from _other_side(peer, seen)
 
 
 _SET_UP = "overlayctl status says which; set it up, or install wireguard-go"
@@ -334,15 +345,16 @@ def _peer(known: Known, target: End, peer: Peer, device: Device) -> Iterator[Hop
 def _session(known: Known, peer: Peer, shown: DevicePeer, seen: Seen, now: float) -> Iterator[Hop]:
     where = f"session with {peer.called}"
     age = now - shown.last_handshake
-    if shown.endpoint is None:
+    lives = bool(shown.last_handshake) and age < FRESH
+    if shown.endpoint is None and not lives:
         remedy = "give it one (endpoint of add_peer), or wait until the peer calls"
         yield Hop(f"endpoint of {peer.called}", f"is not known ({peer.endpoint or 'none was given'})", "broken", remedy)
         return
-    endpoint = f"{shown.endpoint[0]}, UDP port {shown.endpoint[1]}"
-    if seen.underlay is not None and seen.underlay.problem:
+    endpoint = f"{shown.endpoint[0]}, UDP port {shown.endpoint[1]}" if shown.endpoint is not None else "where it called"
+    if shown.endpoint is not None and seen.underlay is not None and seen.underlay.problem:
         remedy = f"give this host a route to {shown.endpoint[0]}, or the peer another endpoint"
         yield Hop(f"endpoint {endpoint}", f"cannot be sent to: {seen.underlay.problem}", "broken", remedy)
-    if shown.last_handshake and age < FRESH:
+    if lives:
         yield Hop(where, f"lives: last handshake {max(0, int(age))} s ago, at {endpoint}")
         return
     for code, object, problem, remedy in known.findings:
@@ -350,14 +362,20 @@ def _session(known: Known, peer: Peer, shown: DevicePeer, seen: Seen, now: float
             yield Hop(object, problem, "broken", remedy)
     since = f"for {int(age)} s" if shown.last_handshake else "ever"
     problem = f"no handshake with {endpoint} {since}"
+    there = [*_other_side(peer, seen)]
+    if there and there[-1].state == "broken":
+        yield Hop(where, problem, "unknown")
+    yield from there
     if seen.refused:
-        remedy = "start overlayd there, or give the peer the endpoint that it listens at"
-        yield Hop(where, f"{problem}: that host says that nobody is at its port", "broken", remedy)
-    elif seen.answers.get("endpoint") is None:
+        yield Hop(where, f"{problem}: that host says that nobody is at its port", "broken", _NOBODY_THERE)
+    elif "endpoint" not in seen.answers:
+        yield Hop(where, problem, "unknown")
+    elif seen.answers["endpoint"] is None:
         remedy = "see whether that host runs and is reached (ping, traceroute), and whether this is its address still"
         yield Hop(where, f"{problem}, and that host does not answer a ping either", "broken", remedy)
     else:
         own = known.devices.get(peer.scope, ("", ""))[1]
+        assert shown.endpoint is not None
         remedy = (
             f"there: let UDP port {shown.endpoint[1]} in (its input chain drops it), and see that peer {own} is there "
             f"(overlayctl peers) and that its own key is {peer.key} (overlayctl status); here: add_peer with what it is"
@@ -366,16 +384,33 @@ def _session(known: Known, peer: Peer, shown: DevicePeer, seen: Seen, now: float
         yield Hop(where, f"{problem}, though that host answers pings: {what}", "broken", remedy)
 
 
+_NOBODY_THERE = "start overlayd there, which puts its device up, or give the peer the endpoint that it listens at"
+
+
+def _other_side(peer: Peer, seen: Seen) -> Iterator[Hop]:
+    """What the node there says of its own side."""
+    if seen.other_side is None:
+        return
+    if seen.other_side.problem:
+        yield Hop(f"the side of node {peer.called}", f"is not known: {seen.other_side.problem}", "unknown")
+    for hop in seen.other_side.hops:
+        remedy = f"on node {peer.called}: {hop.remedy}" if hop.remedy else ""
+        yield Hop(f"on node {peer.called}: {hop.where}", hop.what, hop.state, remedy)
+
+
 def _outside(seen: Seen) -> Iterator[Hop]:
     if seen.host.way.problem:
         remedy = "give this host a default route: containers leave by it"
         yield Hop("way out of this host", f"there is none: {seen.host.way.problem}", "broken", remedy)
 
 
+NOT_TRIED = Hop("arrival", "was not tried: there is no one address to ping", "unknown")
+
+
 def _arrival(known: Known, source: End, target: End, seen: Seen) -> Hop:
     answers = seen.answers
     if "target" not in answers:
-        return Hop("arrival", "was not tried: there is no one address to ping", "unknown")
+        return NOT_TRIED
     seconds = answers["target"]
     where = f"{target.address}"
     if seconds is not None:
@@ -386,17 +421,20 @@ def _arrival(known: Known, source: End, target: End, seen: Seen) -> Hop:
             return Hop(where, "answers this host, but not the container", "broken", remedy)
         return Hop(where, "answers no ping, of this host neither", "unknown")
     if target.peer is not None:
-        return _there(known, source, target, target.peer, answers)
+        return _there(known, source, target, target.peer, seen)
     if answers.get("target from here") is not None and source.member is not None:
         remedy = "overlayctl doctor; and see whether a program in the container filters"
         return Hop(where, "answers this node, but not that container", "broken", remedy)
     return Hop(where, "answers no ping; it may filter them", "unknown", "see whether a program in it filters pings")
 
 
-def _there(known: Known, source: End, target: End, peer: Peer, answers: Mapping[str, float | None]) -> Hop:
+def _there(known: Known, source: End, target: End, peer: Peer, seen: Seen) -> Hop:
     """What is wrong beyond a session that lives, by who answers whom."""
-    own = known.devices.get(peer.scope, ("", ""))[1]
+    answers, own = seen.answers, known.devices.get(peer.scope, ("", ""))[1]
     at_home = answers.get("other node from here")
+    if at_home is None and seen.refused:
+        problem = "is lost, though its last handshake is young: that host says that nobody is at its port"
+        return Hop(f"session with {peer.called}", problem, "broken", _NOBODY_THERE)
     if source.member is not None and at_home is not None and answers.get("other node", 0.0) is None:
         service = known.services.get(source.member.service)
         subnet = str(service.subnet) if service is not None else str(ip_network(source.member.address))

@@ -115,6 +115,11 @@ def usable_window(network: Network) -> tuple[int, int]:
     return 1, min(last, MOST_ADDRESSES - 1)
 
 
+def node_in(slice: Network) -> Address:
+    """The address of the node whose slice this is, or that alone."""
+    return slice.network_address if slice.prefixlen == slice.max_prefixlen else first_usable(slice)
+
+
 def first_usable(network: Network) -> Address:
     """The lowest address of the network that a host can have."""
     return network[usable_window(network)[0]]

@@ -18,7 +18,9 @@ KEY = "C" * 42 + "A="
 
 
 class Place:
-    """Two nodes with containers and names on them.  undo: called in reverse when a test is over."""
+    """Two nodes with containers and names on them, and gamma, which knows both.  undo: called in reverse when a test is
+    over.
+    """
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -31,8 +33,20 @@ class Place:
         self.other_address = self.alpha.attach(self.other, "cache")
         self.alpha.request("register_dns", name="db", ip=self.pair.db_address)
         self.alpha.request("register_dns", name="cache", ip=self.other_address)
+        self.gamma = Member(lab, 3, "gamma")
+        self.gamma.start()
+        self.gamma.set_up()
+        for each in (self.alpha, self.beta):
+            each.introduce(self.gamma)
+            self.gamma.introduce(each)
         self.undo = ExitStack()
         self.device_name = ""
+        self.isolated = ""
+
+    def meet_gamma(self) -> None:
+        """Have both nodes' sessions with gamma live."""
+        for each in (self.alpha, self.beta):
+            until(lambda each=each: "ms" in each.node.overlayctl("ping", self.gamma.public_key[:10], "-c", "1"))  # type: ignore[misc]
 
     @property
     def device(self) -> str:
@@ -131,6 +145,7 @@ def _forget_session(place: Place) -> None:
 
 
 def _peer_removed_there(place: Place) -> None:
+    place.meet_gamma()
     _forget_session(place)
     place.beta.request("remove_peer", pubkey=place.alpha.public_key)
 
@@ -143,11 +158,69 @@ def _peer_removed_here(place: Place) -> None:
 def _key_changed_there(place: Place) -> None:
     """To alpha: the peer it has is of another key."""
     alpha, beta = place.alpha, place.beta
+    place.meet_gamma()
     _forget_session(place)
     alpha.request("remove_peer", pubkey=beta.public_key)
     peer = {"public_key": KEY, "endpoint": beta.node.endpoint(51820), "persistent_keepalive_secs": 0}
     alpha.request("add_peer", allowed_ips=f"{beta.slice},{beta.subnet_of(place.pair.db_address)}", **peer)
     place.undo.callback(alpha.request, "remove_peer", pubkey=KEY)
+
+
+def _alone(plant: Callable[[Place], None]) -> Callable[[Place], None]:
+    """Without gamma, which could pass a question on."""
+
+    def planted(place: Place) -> None:
+        plant(place)
+        place.ask(
+            place.alpha,
+            "remove_peer",
+            lambda: place.alpha.introduce(place.gamma),
+            pubkey=place.gamma.public_key,
+        )
+
+    return planted
+
+
+def _device_down_there(place: Place) -> None:
+    """And no daemon that would put it up."""
+    device = str(place.beta.request("status")["interface"])
+    subnet = place.beta.subnet_of(place.pair.db_address)
+    place.beta.node.stop()
+    place.undo.callback(place.beta.start)
+    place.on(place.beta, "ip", "link", "set", device, "down")
+    place.alpha.request("remove_peer", pubkey=place.beta.public_key)
+    place.alpha.introduce(place.beta)
+    place.alpha.request("add_allowed_ip", pubkey=place.beta.public_key, cidr=subnet)
+
+
+def _forward_drop_there(place: Place) -> None:
+    place.on(place.beta, "nft", "add table ip walls", back=("nft", "delete table ip walls"))
+    place.on(place.beta, "nft", "add chain ip walls f { type filter hook forward priority 0; policy drop; }")
+    until(lambda: any(each["code"] == "forward-blocked" for each in place.beta.findings()))
+
+
+def _inside_there(*argv: str, back: tuple[tuple[str, ...], ...]) -> Callable[[Place], None]:
+    def plant(place: Place) -> None:
+        place.pair.db.run(argv)
+
+        def undo() -> None:
+            gateway = place.beta.gateway(place.pair.db_address)
+            for each in back:
+                place.pair.db.run([gateway if word == "GATEWAY" else word for word in each])
+
+        place.undo.callback(undo)
+
+    return plant
+
+
+_DEFAULT = ("ip", "route", "replace", "default", "via", "GATEWAY")
+
+
+def _isolated_there(place: Place) -> None:
+    db = place.lab.container()
+    place.undo.callback(db.kill)
+    place.isolated = place.beta.attach(db, "db", isolation_network="green")
+    place.undo.callback(place.beta.detach, db)
 
 
 def _other_endpoint(endpoint: str) -> Callable[[Place], None]:
@@ -304,8 +377,12 @@ FAULTS = {
     "another MAC inside": Fault(_own_mac, r"eth0 of pid.*has the MAC 02:00:00:00:00:01"),
     "wrong MTU": Fault(_device_mtu, r"an MTU of \d+.*large packets are lost.*mtu"),
     "peer removed here": Fault(_peer_removed_here, r"no peer has 10\.200\."),
-    "peer removed there": Fault(_peer_removed_there, r"removed this node's key from its peers"),
-    "key changed there": Fault(_key_changed_there, r"its own key has changed"),
+    "peer removed there": Fault(_peer_removed_there, r"on node .*: peers of device .* lack .*add_peer public_key="),
+    "peer removed there, and nobody to ask": Fault(
+        _alone(_peer_removed_there), r"removed this node's key from its peers"
+    ),
+    "key changed there": Fault(_key_changed_there, r"on node .* another key than the node that asks was told"),
+    "key changed there, and nobody to ask": Fault(_alone(_key_changed_there), r"its own key has changed"),
     "nobody at the endpoint's port": Fault(
         lambda place: _other_endpoint(f"{place.beta.node.address}:51999")(place), r"nobody is at its port"
     ),
@@ -324,7 +401,25 @@ FAULTS = {
     "address that nobody has": Fault(
         lambda place: None, r"no peer has 10\.200\.250\.1", lambda place: (str(place.near.pid), "10.200.250.1")
     ),
-    "address given up there": Fault(_detached_there, r"nobody has it there"),
+    "address given up there": Fault(_detached_there, r"on node .*nobody has it there"),
+    "device down there, without a daemon": Fault(_device_down_there, r"that host says that nobody is at its port"),
+    "forward drop there": Fault(_forward_drop_there, r"on node .*: .*table ip walls chain f.*nft insert rule"),
+    "eth0 down there": Fault(
+        _inside_there("ip", "link", "set", "eth0", "down", back=(("ip", "link", "set", "eth0", "up"), _DEFAULT)),
+        r"on node .*: eth0 of pid:\d+ is down.*remedy: on node .*link set eth0 up",
+    ),
+    "no default route there": Fault(
+        _inside_there("ip", "route", "del", "default", back=(_DEFAULT,)), r"on node .*: routes of pid.*have no way"
+    ),
+    "wrong MTU there": Fault(
+        _inside_there("ip", "link", "set", "eth0", "mtu", "1500", back=(("ip", "link", "set", "eth0", "mtu", "1440"),)),
+        r"on node .*: eth0 of pid:\d+ has an MTU of 1500",
+    ),
+    "isolation there": Fault(
+        _isolated_there,
+        r"on node .*: isolation .*green, which ends at this node",
+        lambda place: (str(place.pair.web.pid), place.isolated),
+    ),
     "address taken away inside": Fault(_taken_address, r"lacks its address", to_near),
     "name of nobody": Fault(
         _stale_name, r"name gone stands for .*nobody has", lambda place: (str(place.near.pid), "gone")
@@ -383,6 +478,17 @@ def test_nothing_is_named_on_healthy_ways(place: Place, number: int) -> None:
         assert said.endswith("all is well on this way\n"), said
     code, said = why(place.alpha, *ways[number], "--json")
     assert {each["state"] for each in json.loads(said)["hops"]} <= {"ok", "unknown"}
+
+
+def test_a_node_that_does_not_tell_its_side_is_no_fault(place: Place) -> None:
+    place.beta.node.stop()
+    place.undo.callback(place.beta.start)
+    place.beta.start("--no-inquiries")
+    place.undo.callback(place.beta.node.stop)
+    code, said = why(place.alpha, str(place.pair.web.pid), place.pair.db_address)
+    assert code == 0
+    assert re.search(r"\?  +the side of node .* is not known: it does not answer", said), said
+    assert said.endswith("the other end answers, though not every hop could be looked at\n")
 
 
 def test_a_peer_is_pinged_through_the_tunnel(place: Place) -> None:

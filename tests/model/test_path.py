@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlayd.model import ends
-from overlayd.model.ends import Known, Member, Peer, Service
-from overlayd.model.path import Device, DevicePeer, Link, Namespace, Seen, Way, explain
+from overlayd.model.ends import Hop, Known, Member, Peer, Service
+from overlayd.model.path import Device, DevicePeer, Link, Namespace, OtherSide, Seen, Way, explain
 
 NOW = 1_000_000.0
 GATEWAY, DEVICE, BRIDGE = ip_address("10.0.9.1"), "zl-d-g", "zl-d-web-b"
@@ -132,9 +132,12 @@ CASES = {
         "lost 10.0.40.2 to CCCC",
         device={"peers": {THEIRS: SESSION, ANOTHER: SESSION._replace(allowed_ips=(ip_network("10.0.40.2/32"),))}},
     ),
-    "endpoint": Case("endpoint of beta is not known", session={"endpoint": None}),
+    "endpoint": Case("endpoint of beta is not known", session={"endpoint": None, "last_handshake": 0}),
     "no underlay": Case("cannot be sent to", seen={"underlay": Way(problem="Network is unreachable")}),
     "refused": Case("nobody is at its port", session={"last_handshake": 0}, seen={"refused": True}),
+    "refused since the handshake": Case(
+        "nobody is at its port", silent=("target", "other node", "other node from here"), seen={"refused": True}
+    ),
     "dead host": Case("does not answer a ping either", session={"last_handshake": 0}, silent=("endpoint",)),
     "closed there": Case("firewall drops the port", session={"last_handshake": 5}, silent=("target",)),
     "not among theirs": Case("nobody of 10.0.9.0/26", silent=("target", "other node")),
@@ -148,6 +151,23 @@ def test_the_first_hop_that_is_wrong_is_named(name: str) -> None:
     said = broken(CASES[name].applied())
     assert CASES[name].expected in said
     assert bool(said) == bool(CASES[name].expected)
+
+
+def test_the_other_side_is_told_in_its_own_words_and_before_what_can_only_be_guessed() -> None:
+    fault = Hop("device zl-d-g", "gives 10.0.9.2 to nobody", "broken", "add_allowed_ip")
+    fine = OtherSide((Hop("eth0 of pid:9", "is up"),))
+    dead = Case("", session={"last_handshake": 0}, silent=("target",)).applied()
+    silent = Case("", silent=("target", "target from here")).applied()
+    for seen in (SEEN, dead, silent):
+        assert broken(seen._replace(other_side=OtherSide((fault,)))) == f"on node beta: {fault.where} {fault.what}"
+    hops = explain(KNOWN, ends.find(KNOWN, "7"), ends.find(KNOWN, "db"), SEEN._replace(other_side=fine), NOW)
+    assert hops[-2:] == [Hop("on node beta: eth0 of pid:9", "is up"), Hop("10.0.40.2", "answers a ping in 1.0 ms")]
+    unknown = OtherSide(problem="it does not answer")
+    for seen, guessed in ((dead, "firewall drops the port"), (silent, "nobody has it there"), (SEEN, "")):
+        for said in (fine, unknown):
+            assert guessed in broken(seen._replace(other_side=said))
+        hops = explain(KNOWN, ends.find(KNOWN, "7"), ends.find(KNOWN, "db"), seen._replace(other_side=unknown), NOW)
+        assert Hop("the side of node beta", "is not known: it does not answer", "unknown") in hops
 
 
 def test_a_right_way_has_no_broken_hop() -> None:
