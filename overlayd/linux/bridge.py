@@ -16,17 +16,30 @@ from overlayd.errors import MechanismError
 from overlayd.linux import bridge_options, forwarding, link, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
+    IGNORED,
+    UNWRITABLE,
+    address_request,
     addresses,
     await_own,
     change_addresses,
     delete_request,
     find_link,
-    ignore_routers,
     link_index,
     rename,
 )
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import ALIAS, GROUP_BRIDGE, LINK_LOCAL_GATEWAY, ROUTE_PROTOCOL, Address, Bridge, Proxy
+from overlayd.linux.script import Script, run
+from overlayd.linux.syscalls import LATER
+from overlayd.model.objects import (
+    ALIAS,
+    GROUP_BRIDGE,
+    LINK_LOCAL_GATEWAY,
+    ROUTE_PROTOCOL,
+    Address,
+    Bridge,
+    Interface,
+    Proxy,
+)
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
 
 LINK_LOCAL = IPv6Interface((LINK_LOCAL_GATEWAY, 64))
@@ -40,24 +53,27 @@ def create(bridge: Bridge) -> None:
     """
     kind = text(rt.IFLA_INFO_KIND, "bridge")
     body = rt.link_body(text(rt.IFLA_IFNAME, bridge.name), nested(rt.IFLA_LINKINFO, kind))
-    request = Request("create bridge", bridge.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+    script = Script()
+    script.transact([Request("create bridge", bridge.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)])
+    made = script.length
+    _configure(script, bridge, bridge.name)
+    script.transact([address_request(LATER, each) for each in _addresses(bridge)])
     with Netlink() as netlink:
+        run(netlink, [script])
         try:
-            netlink.transact([request])
-        except MechanismError as error:
-            if error.errno != errno.EEXIST:
+            script.finish()
+            _await_own(netlink, bridge)
+        except BaseException as error:
+            if script.stopped is None or script.stopped >= made:
+                netlink.transact([delete_request(bridge.name)])
+                raise
+            if not isinstance(error, MechanismError) or error.errno != errno.EEXIST:
                 raise
             found = find_link(netlink, bridge.name)
             if found is None or found.kind != "bridge":
                 detail = "another link has that name"
                 raise MechanismError("create bridge", bridge.name, errno.EEXIST, detail) from error
-            _configure(netlink, bridge)
-            return
-        try:
-            _configure(netlink, bridge)
-        except BaseException:
-            netlink.transact([delete_request(bridge.name)])
-            raise
+            _reconfigure(netlink, bridge)
 
 
 def change(have: Bridge, want: Bridge) -> None:
@@ -68,7 +84,7 @@ def change(have: Bridge, want: Bridge) -> None:
     if have.name != want.name:
         rename(have.name, want.name)
     with Netlink() as netlink:
-        _configure(netlink, want)
+        _reconfigure(netlink, want)
 
 
 def delete(name: str) -> None:
@@ -115,42 +131,57 @@ def delete_proxy(proxy: Proxy) -> None:
             )
 
 
-def _configure(netlink: Netlink, bridge: Bridge) -> None:
-    index, address = link_index(bridge.name), bridge.address
-    ignore_routers(socket.if_indextoname(index))
+def _reconfigure(netlink: Netlink, bridge: Bridge) -> None:
+    """Make of a bridge that is there what is wanted, with no other addresses."""
+    index, wanted = link_index(bridge.name), _addresses(bridge)
+    script = Script()
+    _configure(script, bridge, socket.if_indextoname(index))
+    run(netlink, [script])
+    script.finish()
+    foreign = {carried for carried in addresses(netlink, index) if not carried.is_link_local} - wanted
+    change_addresses(netlink, index, wanted, foreign)
+    _await_own(netlink, bridge)
+
+
+def _configure(script: Script, bridge: Bridge, name: str) -> None:
+    """All but its addresses.  name: that it carries."""
+    for parameter in IGNORED:
+        script.set_parameter(f"ipv6/conf/{name}/{parameter}", "0", UNWRITABLE)
+    if bridge.address.version == 6:
+        script.set_parameter(f"ipv6/conf/{name}/disable_ipv6", "0", unless_there=True)
+    script.find(name)
+    no_vlans = rt.link_body(bridge_options.settings(bridge_options.VLANS), index=LATER)
+    script.transact([Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, no_vlans)], (errno.EOPNOTSUPP,))
     # In a message of its own and first: an adopted bridge refuses a forward delay of 0 while its spanning tree is on.
-    no_spanning_tree = rt.link_body(bridge_options.settings(bridge_options.SPANNING_TREE), index=index)
+    no_spanning_tree = rt.link_body(bridge_options.settings(bridge_options.SPANNING_TREE), index=LATER)
     body = rt.link_body(
         u32(rt.IFLA_GROUP, GROUP_BRIDGE),
         text(rt.IFLA_IFALIAS, f"{ALIAS} bridge {bridge.service}"),
         u32(rt.IFLA_MTU, bridge.mtu),
-        attribute(rt.IFLA_ADDRESS, mac(address.ip)),
+        attribute(rt.IFLA_ADDRESS, mac(bridge.address.ip)),
         bridge_options.settings(bridge_options.OF_BRIDGE),
         forwarding.SETTINGS,
-        index=index,
+        index=LATER,
     )
-    no_vlans = rt.link_body(bridge_options.settings(bridge_options.VLANS), index=index)
-    requests = [
-        Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, no_spanning_tree),
-        Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, no_vlans, (errno.EOPNOTSUPP,)),
-        Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, body),
-    ]
-    wanted = {address}
-    if address.version == 6:
+    requests = [Request("configure bridge", bridge.name, rt.RTM_NEWLINK, 0, each) for each in (no_spanning_tree, body)]
+    if bridge.address.version == 6:
         # The kernel's own link-local address would be tentative for a second after the first port came up, and
         # forwarded packets need one to find their neighbour.
-        sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/disable_ipv6", "0")
         mode = attribute(rt.IFLA_INET6_ADDR_GEN_MODE, bytes([rt.IN6_ADDR_GEN_MODE_NONE]))
         no_link_local = nested(rt.IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
         requests.append(
-            Request("configure bridge", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(no_link_local, index=index))
+            Request("configure bridge", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(no_link_local, index=LATER))
         )
-        wanted.add(LINK_LOCAL)
-    requests.append(
-        Request("set up", bridge.name, rt.RTM_SETLINK, 0, rt.link_body(index=index, up=True, ethernet=True))
-    )
-    netlink.transact(requests)
-    foreign = {carried for carried in addresses(netlink, index) if not carried.is_link_local} - wanted
-    change_addresses(netlink, index, wanted, foreign)
-    for each in wanted:
+    up = rt.link_body(index=LATER, up=True, ethernet=True)
+    script.transact([*requests, Request("set up", bridge.name, rt.RTM_SETLINK, 0, up)])
+
+
+def _addresses(bridge: Bridge) -> set[Interface]:
+    """Those of its subnet's version: of IPv6 a link-local one as well."""
+    return {bridge.address} if bridge.address.version == 4 else {bridge.address, LINK_LOCAL}
+
+
+def _await_own(netlink: Netlink, bridge: Bridge) -> None:
+    index = link_index(bridge.name)
+    for each in _addresses(bridge):
         await_own(netlink, index, each)

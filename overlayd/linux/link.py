@@ -25,10 +25,12 @@ _READY_TIMEOUT = 1.0
 _READY_INTERVAL = 0.0002
 
 # What the kernel says of an address that no route leads to, or one that leads nowhere.
-_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
 # The parameters of net/ipv6/conf that let what somebody sends become a route of the host.
 IGNORED = ("accept_ra", "accept_redirects")
+# What is no reason to refuse a link where they cannot be written: our rules drop these packets too.
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.ENOENT)
 
 _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")  # RFC 4291 section 2.7.1
 
@@ -113,7 +115,7 @@ def ignore_routers(name: str) -> None:
         try:
             sysctl.put(f"ipv6/conf/{name}/{parameter}", "0")
         except MechanismError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.ENOENT):
+            if error.errno not in UNWRITABLE:
                 raise
 
 
@@ -208,7 +210,7 @@ def await_own(netlink: Netlink, index: int, address: Interface) -> None:
     if address.version == 4:
         return
     body = rt.lookup_body(address.ip, index=index)
-    asked = [Request("look up route", str(address.ip), rt.RTM_GETROUTE, 0, body, _NO_WAY)]
+    asked = [Request("look up route", str(address.ip), rt.RTM_GETROUTE, 0, body, NO_WAY)]
 
     def taken() -> bool:
         return any(map(rt.is_local, netlink.transact(asked)))

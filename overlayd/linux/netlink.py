@@ -34,8 +34,9 @@ NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 # linux/rtnetlink.h: the kind of a message, its two lowest bits, that only reads.
 _GET = 2
 
-# Our own.  A socket's receive buffer holds some 270 acknowledgements; an overflow would lose the rest.
-_BATCH = 64
+# Our own.  A socket's receive buffer holds some 270 acknowledgements, or 40 descriptions of links; an overflow would
+# lose the rest.
+_BATCH, _LOOK_UPS = 64, 16
 # Most that one read takes; the kernel builds dumps in pieces of at most 32 KiB.
 _READ = 1 << 16
 # A dump that others' changes interrupt is read again this often; each takes milliseconds.
@@ -93,8 +94,9 @@ class Netlink:
         """
         replies: list[memoryview] = []
         failure: MechanismError | None = None
-        for start in range(0, len(requests), _BATCH):
-            batch = requests[start : start + _BATCH]
+        size = _LOOK_UPS if any(each.type & 3 == _GET for each in requests) else _BATCH
+        for start in range(0, len(requests), size):
+            batch = requests[start : start + size]
             if self._socket.proto == socket.NETLINK_ROUTE and batch[0].type & 3 != _GET:
                 fault.point(f"netlink:{batch[0].operation}")
             first = self._sequence + 1

@@ -6,13 +6,17 @@ who asks.
 Routes of a routing daemon (BGP and the like) are not read: there may be a million, and they are its affair.
 """
 
+from collections.abc import Iterable
+from errno import ENODEV
+from functools import partial
 from ipaddress import ip_network
 
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.egress import VIRTUAL_PREFIXES
-from overlayd.linux.netlink import Netlink
+from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Network
 from overlayd.model.overlaps import HostNetwork
+from overlayd.proto.netlink import u32
 
 _OURS = (GROUP_DEVICE, GROUP_BRIDGE, GROUP_VETH, GROUP_DOOMED)
 
@@ -20,25 +24,27 @@ _OURS = (GROUP_DEVICE, GROUP_BRIDGE, GROUP_VETH, GROUP_DOOMED)
 def host_networks() -> tuple[HostNetwork, ...]:
     """Every network, route and default gateway of the calling thread's network namespace that is not ours.
 
-    Reads links, addresses and the routes of people and of the kernel once.  Raises MechanismError when the kernel
-    refuses.
+    Reads addresses and the routes of people and of the kernel once, and of the links only those that have some.  Raises
+    MechanismError when the kernel refuses.
     """
     with Netlink() as netlink:
-        links = map(rt.parse_link, netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()))
-        names = {link.ifindex: link.name for link in links if link.group not in _OURS}
-        addresses = netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter())
+        bodies = netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter())
+        addresses = [
+            each for each in map(rt.parse_address, bodies) if each is not None and each.scope == rt.RT_SCOPE_UNIVERSE
+        ]
         routes = [
-            body
+            route
             for protocol in rt.HOST_PROTOCOLS
             for body in netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol))
+            if (route := rt.parse_route(body)) is not None and route.table == rt.RT_TABLE_MAIN
         ]
+        ways = {index for route in routes for index, _flags in route.hops[:1]}
+        names = _names(netlink, {address.ifindex for address in addresses} | ways)
     found: dict[HostNetwork, None] = {}
-    for address in map(rt.parse_address, addresses):
-        if address is not None and address.ifindex in names and address.scope == rt.RT_SCOPE_UNIVERSE:
+    for address in addresses:
+        if address.ifindex in names:
             _add(found, address.interface.network, names[address.ifindex])
-    for route in map(rt.parse_route, routes):
-        if route is None or route.table != rt.RT_TABLE_MAIN:
-            continue
+    for route in routes:
         for index, _flags in route.hops[:1]:
             name = names.get(index)
             if name is None:
@@ -51,6 +57,14 @@ def host_networks() -> tuple[HostNetwork, ...]:
             else:
                 found[HostNetwork(route.destination, name, "route", route.gateway)] = None
     return tuple(found)
+
+
+def _names(netlink: Netlink, indices: Iterable[int]) -> dict[int, str]:
+    """Of the links with these indices, those that are not ours."""
+    body = partial(rt.link_body, u32(rt.IFLA_EXT_MASK, rt.RTEXT_FILTER_SKIP_STATS))
+    asked = [Request("look up link", str(each), rt.RTM_GETLINK, 0, body(index=each), (ENODEV,)) for each in indices]
+    links = map(rt.parse_link, netlink.transact(asked))
+    return {link.ifindex: link.name for link in links if link.group not in _OURS}
 
 
 def _add(found: dict[HostNetwork, None], network: Network, link: str) -> None:

@@ -22,6 +22,7 @@ from overlayd.linux import bridge_options, forwarding, netns, own_routes, route,
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
     IGNORED,
+    UNWRITABLE,
     address_request,
     addresses,
     await_ready,
@@ -29,6 +30,7 @@ from overlayd.linux.link import (
     delete_request,
     find_link,
     link_index,
+    look_up_request,
     read_link,
     route_request,
 )
@@ -227,8 +229,8 @@ def delete(names: Iterable[str], namespaces: Mapping[str, Netns | NetnsPath] = _
     their link group: the kernel then waits for one RCU grace period, not for one each.
     """
     with Netlink() as host:
-        found = (find_link(host, name) for name in names)
-        ours = [link for link in found if link is not None and is_ours(link)]
+        found = map(rt.parse_link, host.transact([look_up_request(name, errno.ENODEV) for name in names]))
+        ours = [link for link in found if is_ours(link)]
         for link in ours:
             if link.alias == veth_alias(label_of_veth(link.alias), aside=True):
                 _put_back_routes(link, namespaces.get(link.name))
@@ -320,7 +322,7 @@ def _secure(script: Script, veth: Veth, *more: bytes) -> None:
     what the bridge learns decide about it.
     """
     for parameter in IGNORED:
-        script.set_parameter(f"ipv6/conf/{veth.name}/{parameter}", "0", (errno.EROFS, errno.EACCES, errno.ENOENT))
+        script.set_parameter(f"ipv6/conf/{veth.name}/{parameter}", "0", UNWRITABLE)
     script.find(veth.name)
     settings = [forwarding.NO_REDIRECTS, *more]
     requests = []
@@ -471,7 +473,7 @@ def _configure_outer(host: Netlink, veth: Veth, *, ready: bool = True) -> None:
         # fib_frontend.c, __fib_validate_source).  Of link scope it is one of the host's own, on one more link.
         requests.append(address_request(index, ip_interface(veth.gateway), rt.RT_SCOPE_LINK))
     host.transact(requests)
-    route.add(host, index, ip_network(address))
+    route.add(host, index, {ip_network(address): None})
     if ready:
         await_ready(host, veth.name)
 
