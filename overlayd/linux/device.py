@@ -8,7 +8,7 @@ with what the kernel refused.
 
 import errno
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from ipaddress import ip_interface
 
 from overlayd.linux import forwarding, sysctl
@@ -77,23 +77,24 @@ def _keep_ways(netlink: Netlink, index: int, outdated: Iterable[Interface], want
     netlink.transact([request._replace(tolerated=(errno.EEXIST,)) for request in requests])
 
 
-def create_route(route: Route) -> None:
-    """Add the route, or replace ours to the same destination; errno ENODEV when the device is missing, EEXIST when the
-    host has a route there that is not ours.
+def create_routes(created: Sequence[Route]) -> None:
+    """Add routes of one device, or replace ours to the same destinations; errno ENODEV when the device is missing,
+    EEXIST when the host has a route there that is not ours: others may have been added then.
     """
     with Netlink() as netlink:
-        routes.add(netlink, link_index(route.device), route.destination, route.source)
+        ways = {route.destination: route.source for route in created}
+        routes.add(netlink, link_index(created[0].device), ways)
 
 
 def change_route(_have: Route, want: Route) -> None:
     """Lead the route through the device of `want`, without a moment in which there is none."""
-    create_route(want)
+    create_routes([want])
 
 
-def delete_route(route: Route) -> None:
-    """Delete the route if it is there and ours."""
+def delete_routes(deleted: Iterable[Route]) -> None:
+    """Delete those of the routes that are there and ours."""
     with Netlink() as netlink:
-        netlink.transact([_delete_request(route.destination)])
+        netlink.transact([_delete_request(route.destination) for route in deleted])
 
 
 def _delete_request(destination: Network) -> Request:

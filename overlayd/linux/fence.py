@@ -7,6 +7,7 @@ with what the kernel refused.
 """
 
 import errno
+from collections.abc import Iterable
 
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import Netlink, Request
@@ -14,17 +15,20 @@ from overlayd.model.objects import FENCE_METRIC, ROUTE_PROTOCOL, Fence
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL
 
 
-def create(fence: Fence) -> None:
-    """Add the route, unless it is there; every other route to the same destination has a lower metric, and is used."""
-    _request("add fence", fence, rt.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, errno.EEXIST)
+def create(fences: Iterable[Fence]) -> None:
+    """Add the routes, unless they are there; others to the same destinations have a lower metric, and are used."""
+    _transact("add fence", fences, rt.RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, errno.EEXIST)
 
 
-def delete(fence: Fence) -> None:
-    """Delete the route if it is there and ours."""
-    _request("delete fence", fence, rt.RTM_DELROUTE, 0, errno.ESRCH)
+def delete(fences: Iterable[Fence]) -> None:
+    """Delete those of the routes that are there and ours."""
+    _transact("delete fence", fences, rt.RTM_DELROUTE, 0, errno.ESRCH)
 
 
-def _request(operation: str, fence: Fence, kind: int, flags: int, tolerated: int) -> None:
-    body = rt.unreachable_route_body(fence.destination, ROUTE_PROTOCOL, FENCE_METRIC)
+def _transact(operation: str, fences: Iterable[Fence], kind: int, flags: int, tolerated: int) -> None:
+    asked = []
+    for fence in fences:
+        body = rt.unreachable_route_body(fence.destination, ROUTE_PROTOCOL, FENCE_METRIC)
+        asked.append(Request(operation, str(fence.destination), kind, flags, body, (tolerated,)))
     with Netlink() as netlink:
-        netlink.transact([Request(operation, str(fence.destination), kind, flags, body, (tolerated,))])
+        netlink.transact(asked)

@@ -7,48 +7,52 @@ Source: rtnetlink(7), RTM_NEWROUTE and RTM_GETROUTE.
 
 import errno
 import socket
+from collections.abc import Collection, Mapping
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import route_request
+from overlayd.linux.link import NO_WAY, route_request
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import ROUTE_PROTOCOL, Address, Network
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
 
 
-def add(netlink: Netlink, index: int, destination: Network, source: Address | None = None) -> None:
-    """Lead a destination through the link of that index.  One of ours to the same destination is replaced.  source:
-    that the host sends from by it.
+def add(netlink: Netlink, index: int, ways: Mapping[Network, Address | None]) -> None:
+    """Lead destinations through the link of that index.  Those of ours to the same ones are replaced.  ways: by each
+    destination the address that the host sends from by it, None for what the kernel chooses.
 
-    Raises MechanismError with errno EEXIST, and the route in the detail, when the host has a route to exactly this
-    destination that is not ours: it stays, whatever its metric.  Costs one look-up.
+    Raises MechanismError with errno EEXIST, and the route in the detail, when the host has a route to exactly one of
+    these destinations that is not ours: it stays, whatever its metric, and the others may have been added.  Costs a
+    look-up each.
     """
-    # Of IPv6 the first address is one that routers share (RFC 4291 section 2.6.1), and may be an address of ours.
-    first, last = destination.network_address, destination.broadcast_address
-    present = matching(netlink, first if destination.version == 4 else last)
-    exact = present is not None and present.destination == destination and present.table == rt.RT_TABLE_MAIN
-    if present is not None and exact and present.protocol != ROUTE_PROTOCOL:
-        raise _taken(destination, describe(present))
-    # Ours is replaced without a moment in which there is none.
-    flags = NLM_F_CREATE | (NLM_F_REPLACE if exact else NLM_F_EXCL)
+    present = _present(netlink, ways)
+    for destination, found in present.items():
+        if found.protocol != ROUTE_PROTOCOL:
+            raise _taken(str(destination), describe(found))
+    # Ours are replaced without a moment in which there is none.
+    flags = {each: NLM_F_CREATE | (NLM_F_REPLACE if each in present else NLM_F_EXCL) for each in ways}
     try:
-        netlink.transact([route_request(index, destination, source=source, flags=flags)])
+        netlink.transact([route_request(index, each, source=ways[each], flags=flags[each]) for each in ways])
     except MechanismError as error:
         if error.errno != errno.EEXIST:
             raise
-        raise _taken(destination, "one that leads nowhere, or that another one hides") from error
+        raise _taken(error.object, "one that leads nowhere, or that another one hides") from error
 
 
-def matching(netlink: Netlink, address: Address) -> rt.KernelRoute | None:
-    """The route that the kernel uses for an address, as it stands in its table; None when none leads anywhere.  Takes
-    some 20 us and waits for nobody.
-    """
-    body = rt.lookup_body(address, rt.RTM_F_FIB_MATCH)
-    try:
-        replies = netlink.transact([Request("look up route", str(address), rt.RTM_GETROUTE, 0, body)])
-    except MechanismError:
-        return None  # unreachable, prohibited: the errno says how, which nobody asks
-    return rt.parse_route(replies[0]) if replies else None
+def _present(netlink: Netlink, destinations: Collection[Network]) -> dict[Network, rt.KernelRoute]:
+    """The routes of the main table to exactly these destinations, as far as no other one hides them."""
+    asked = []
+    for each in destinations:
+        # Of IPv6 the first address is one that routers share (RFC 4291 section 2.6.1), and may be an address of ours.
+        address = each.network_address if each.version == 4 else each.broadcast_address
+        body = rt.lookup_body(address, rt.RTM_F_FIB_MATCH)
+        asked.append(Request("look up route", str(address), rt.RTM_GETROUTE, 0, body, NO_WAY))
+    found = map(rt.parse_route, netlink.transact(asked))
+    return {
+        each.destination: each
+        for each in found
+        if each is not None and each.table == rt.RT_TABLE_MAIN and each.destination in destinations
+    }
 
 
 def describe(route: rt.KernelRoute) -> str:
@@ -64,8 +68,8 @@ def describe(route: rt.KernelRoute) -> str:
     return " ".join(words)
 
 
-def _taken(destination: Network, present: str) -> MechanismError:
+def _taken(destination: str, present: str) -> MechanismError:
     detail = (
         f"the host has a route of its own to it, which stays: {present}; remove that route, or announce another CIDR"
     )
-    return MechanismError("add route", str(destination), errno.EEXIST, detail)
+    return MechanismError("add route", destination, errno.EEXIST, detail)

@@ -83,7 +83,7 @@ def test_redressing_keeps_aliases_and_routes(host, shell, tun):
     have, want = wg("10.2.0.1/16"), wg("10.2.0.17/16", mtu=1380)
     device.configure(have)
     device.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
-    device.create_route(Route("", "zl-x-g", ip_network("10.3.0.0/16")))
+    device.create_routes([Route("", "zl-x-g", ip_network("10.3.0.0/16"))])
     device.redress(have, want)
     assert carried(shell, "zl-x-g") == {"10.2.0.17/16", "10.2.0.9/32"}
     assert "10.3.0.0/16" in shell("ip route show proto 111")
@@ -94,7 +94,7 @@ def test_redressing_without_another_address_keeps_routes(host, shell, tun):
     tun("zl-x-d")
     have, want = wg("10.2.0.1/32", name="zl-x-d", scope="x"), wg("10.2.0.2/32", name="zl-x-d", scope="x")
     device.configure(have)
-    device.create_route(Route("x", "zl-x-d", ip_network("10.3.0.0/16")))
+    device.create_routes([Route("x", "zl-x-d", ip_network("10.3.0.0/16"))])
     device.redress(have, want)
     assert carried(shell, "zl-x-d") == {"10.2.0.2/32"}
     assert "10.3.0.0/16" in shell("ip route show proto 111")
@@ -113,11 +113,31 @@ def test_a_missing_device(host):
         (device.configure, wg("10.2.0.1/16")),
         (device.create_alias, Alias("zl-x-g", ip_address("10.2.0.9"))),
         (bridge.create_proxy, Proxy("web", "zl-x-g", ip_address("10.2.0.9"))),
-        (device.create_route, Route("", "zl-x-g", ip_network("10.3.0.0/16"))),
+        (device.create_routes, [Route("", "zl-x-g", ip_network("10.3.0.0/16"))]),
     ]:
         with pytest.raises(MechanismError) as raised:
             call(argument)
         assert (raised.value.errno, raised.value.object) == (errno.ENODEV, "zl-x-g")
+
+
+@pytest.mark.parametrize("form", ["10.{}.{}.0/24", "fd03:{:x}:{:x}::/64"])
+def test_a_thousand_routes_come_and_go_beside_one_that_is_not_ours(host, shell, tun, form):
+    shell(f"ip link set {tun('zl-a-d')} up")
+    wanted = [Route("", "zl-a-d", ip_network(form.format(1 + number // 250, number % 250))) for number in range(1000)]
+    foreign = wanted[700].destination
+    version = f"-{foreign.version}"
+    shell(f"ip {version} route add {foreign} dev lo metric 7")
+    with pytest.raises(MechanismError, match="a route of its own") as raised:
+        device.create_routes(wanted)
+    assert (raised.value.errno, raised.value.object) == (errno.EEXIST, str(foreign))
+    others = [route for route in wanted if route.destination != foreign]
+    device.create_routes(others[:10])
+    device.create_routes(others)
+    shown = shell(f"ip {version} route show proto 0x6f").splitlines()
+    assert {line.split()[0] for line in shown} == {str(route.destination) for route in others}
+    device.delete_routes(wanted)
+    assert shell(f"ip {version} route show proto 0x6f") == ""
+    assert str(foreign) in shell(f"ip {version} route show")
 
 
 @pytest.mark.parametrize("destination", ["10.3.0.0/16", "10.3.0.5/32", "fd03::/64", "fd03::5/128"])
@@ -134,13 +154,13 @@ def test_routes(host, shell, tun, destination):
         return [(route["dst"], route["dev"]) for route in found]
 
     text = str(have.destination).removesuffix("/32").removesuffix("/128")
-    device.create_route(have)
-    device.create_route(have)
+    device.create_routes([have])
+    device.create_routes([have])
     assert routes() == [(text, "zl-a-d")]
     device.change_route(have, want)
     assert routes() == [(text, "zl-b-d")]
-    device.delete_route(want)
-    device.delete_route(want)
+    device.delete_routes([want])
+    device.delete_routes([want])
     assert host() == before
 
 
@@ -148,7 +168,7 @@ def test_a_foreign_route_is_not_deleted(host, shell, tun):
     device.configure(wg("10.2.0.1/16", name=tun("zl-a-d")))
     shell("ip route add 10.3.0.0/16 dev zl-a-d")
     before = host()
-    device.delete_route(Route("", "zl-a-d", ip_network("10.3.0.0/16")))
+    device.delete_routes([Route("", "zl-a-d", ip_network("10.3.0.0/16"))])
     assert host() == before
 
 

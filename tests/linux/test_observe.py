@@ -51,7 +51,7 @@ def test_everything_comes_back_as_it_was_made(host, container, shell, version):
         device.create_alias(alias)
     routes = [Route("a", "zl-a-d", ip_network(destination)) for destination in ("10.5.0.0/16", "fd05::/64")]
     for route in routes:
-        device.create_route(route)
+        device.create_routes([route])
     shell("ip neigh add proxy 10.9.9.9 dev zl-foreign-b; ip neigh add proxy 10.9.9.8 dev zl-web-b")
     proxies = [Proxy("web", "zl-web-b", ip_address(address)) for address in ("10.1.0.77", "fd01::77")]
     for proxy in proxies:

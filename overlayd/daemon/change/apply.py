@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 Failure = tuple[Step, MechanismError]
 
 _RENAMED = (Device, Bridge)  # the links that change their names
+_WAYS = (Route, Fence)  # a peer may have a thousand of them
 
 
 class HalfDone(Exception):
@@ -72,7 +73,7 @@ class Kernel:
                 self._try(batch, "apply")
             except Exception as error:
                 # What creates one object cleans up by itself; anything else may have failed half-way.
-                if batch[0].have is not None or isinstance(batch[0].want, DevicePeer | Element):
+                if batch[0].have is not None or len(batch) > 1 or isinstance(batch[0].want, DevicePeer | Element):
                     done += batch
                 raise HalfDone(error, done) from error
             done += batch
@@ -120,7 +121,10 @@ class Kernel:
             try:
                 self._try(batch, purpose)
             except MechanismError as error:
-                failed += [(step, error) for step in batch]
+                if len(batch) > 1 and isinstance(batch[0].want or batch[0].have, _WAYS):
+                    failed += chain.from_iterable(self.repair([step], purpose) for step in batch)
+                else:
+                    failed += [(step, error) for step in batch]
         return failed
 
     def forget(self, addresses: Iterable[Address]) -> None:
@@ -157,6 +161,8 @@ class Kernel:
             case Veth() if batch[0].want is None:
                 leaving = (step.have for step in batch if isinstance(step.have, Veth))
                 self._reaper.delete({each.name: each.netns for each in leaving})
+            case Route() | Fence():
+                _do_ways(batch)
             case _:
                 for step in batch:
                     self._do_one(step.have, step.want)
@@ -194,18 +200,8 @@ class Kernel:
                 self._do_entry(have, want)
 
     def _do_entry(self, have: Object | None, want: Object | None) -> None:
-        """What is no link: a route, an address, a neighbour."""
+        """What is no link: an address, a neighbour."""
         match have, want:
-            case None, Route():
-                device.create_route(want)
-            case Route(), Route():
-                device.change_route(have, want)
-            case Route(), None:
-                device.delete_route(have)
-            case None, Fence():
-                fence.create(want)
-            case Fence(), None:
-                fence.delete(have)
             case None, Proxy():
                 bridge.create_proxy(want)
             case Proxy(), Proxy():
@@ -300,18 +296,45 @@ def one_by_one(apply: Callable[[Sequence[Step]], None], changes: Sequence[Sequen
 
 
 def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """Runs of neighbouring steps that one call does: peers of one device, set elements, removals of veths."""
+    """Runs of neighbouring steps that one call does: peers of one device, set elements, ways that come or go, removals
+    of veths.
+    """
     for _, run in groupby(steps, key=_batch_key):
         batch = list(run)
-        if isinstance(batch[0].want or batch[0].have, DevicePeer | Element) or _is_veth_removal(batch[0]):
+        first, thing = batch[0], batch[0].want or batch[0].have
+        if isinstance(thing, DevicePeer | Element) or _is_veth_removal(first) or _is_way_alone(first):
             yield batch
         else:
             yield from ([step] for step in batch)
 
 
-def _batch_key(step: Step) -> tuple[type[object], str, bool, bool]:
+def _batch_key(step: Step) -> tuple[type[object], str, bool, bool, bool]:
     thing = step.want or step.have
-    return (type(thing), thing.device if isinstance(thing, DevicePeer) else "", _is_veth_removal(step), step.along)
+    device = thing.device if isinstance(thing, DevicePeer | Route) else ""
+    comes, goes = (step.have is None, step.want is None) if isinstance(thing, Route | Fence | Veth) else (False, False)
+    return (type(thing), device, comes, goes, step.along)
+
+
+def _is_way_alone(step: Step) -> bool:
+    """Whether a way comes or goes, and is not changed."""
+    return isinstance(step.want or step.have, _WAYS) and (step.have is None or step.want is None)
+
+
+def _do_ways(batch: Sequence[Step]) -> None:
+    """Ways that come, of one device, or go; one that changes."""
+    match batch[0].have, batch[0].want:
+        case None, Route():
+            device.create_routes([want for step in batch if isinstance(want := step.want, Route)])
+        case Route(), None:
+            device.delete_routes(have for step in batch if isinstance(have := step.have, Route))
+        case None, Fence():
+            fence.create(want for step in batch if isinstance(want := step.want, Fence))
+        case Fence(), None:
+            fence.delete(have for step in batch if isinstance(have := step.have, Fence))
+        case Route() as have, Route() as want:
+            device.change_route(have, want)
+        case have, want:
+            raise AssertionError(f"no mechanism for {have} -> {want}")
 
 
 def _is_veth_removal(step: Step) -> bool:

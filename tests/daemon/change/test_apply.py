@@ -1,6 +1,6 @@
 """The way there and back: what can be put back is, whatever else cannot."""
 
-from errno import EBUSY, ESRCH
+from errno import EBUSY, EEXIST, ESRCH
 from ipaddress import ip_address, ip_interface, ip_network
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from overlayd.daemon.change import apply
 from overlayd.daemon.change.apply import HalfDone, Kernel
 from overlayd.errors import MechanismError
 from overlayd.linux.nft import Nft
-from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Netns, Step, Veth
+from overlayd.model.objects import GLOBAL, Bridge, DevicePeer, Netns, Route, Step, Veth
 
 
 def leg(pid: int) -> Veth:
@@ -42,6 +42,25 @@ def test_a_container_that_died_does_not_keep_the_others_from_coming_back(monkeyp
     kernel.undo([Step(leg(pid), None) for pid in (1, 2, 3)])
     kernel.close()
     assert sorted(back) == [1, 3]
+
+
+def test_one_route_that_cannot_be_made_does_not_keep_the_others_from_being_repaired(monkeypatch) -> None:
+    """Routes of one device are made together, and then one by one."""
+    made = []
+
+    def create(routes: list[Route]) -> None:
+        if any(route.destination == ip_network("10.3.7.0/24") for route in routes):
+            raise MechanismError("add route", "10.3.7.0/24", EEXIST)
+        made.append(len(routes))
+
+    monkeypatch.setattr(apply.device, "create_routes", create)
+    kernel = Kernel(None, Nft())
+    steps = [Step(None, Route(GLOBAL, "zl-g", ip_network(f"10.3.{number}.0/24"))) for number in range(20)]
+    failed = kernel.repair(steps)
+    others = [step for step in steps if step != steps[7]]
+    assert (kernel.repair(others), made) == ([], [1] * 19 + [19])
+    kernel.close()
+    assert [step for step, _ in failed] == [steps[7]]
 
 
 def bridge(name: str) -> Bridge:
