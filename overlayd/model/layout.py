@@ -70,11 +70,14 @@ class Facts:
 
 def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None) -> Layout:
     """The objects that the rows `touched` imply, or all rows (None), by key."""
+    return {thing.key: thing for thing in implied(state, facts, touched)}
+
+
+def implied(state: State, facts: Facts, touched: Collection[RowId] | None = None) -> Iterator[Object]:
+    """The same as they are made, for who has other work in between; the later ones of a key count."""
     if touched is None or ("overlay", "") in touched or ("node", "") in touched:
-        objects = _everything(state, facts)
-    else:
-        objects = chain(_fence(state), (thing for id in touched for thing in _of_row(state, facts, id)))
-    return {thing.key: thing for thing in objects}
+        return _everything(state, facts)
+    return chain(_fence(state), (thing for id in touched for thing in _of_row(state, facts, id)))
 
 
 def of_service(state: State, facts: Facts, name: str) -> Layout:

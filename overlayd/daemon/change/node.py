@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from overlayd import fault
@@ -20,8 +21,9 @@ from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.lane import Lane
 from overlayd.daemon.change.locks import ResourceLocks
 from overlayd.daemon.change.slices import Slices
+from overlayd.daemon.change.work import Work, end, resolve
 from overlayd.errors import MechanismError, StateError
-from overlayd.model.layout import Facts, Layout, layout
+from overlayd.model.layout import Facts, Layout, implied, layout
 from overlayd.model.objects import Address, Element, Step, Veth
 from overlayd.model.plan import plan
 from overlayd.model.rows import Change, Lease, Row, RowId, encode
@@ -41,7 +43,7 @@ WORKERS = 16
 # change of the same resources has to wait.
 GROUP = 512
 
-FEW = 16  # of rows, whose objects are put together, or of changes, that are answered, before others are served
+FEW = 16  # objects, which are put together, or changes, which are answered, before others are served
 
 MANY = 256  # objects, which are compared beside the loop
 
@@ -347,12 +349,11 @@ class Node:
         """
         if everything:
             return await self.run(layout, self.state, self.facts, touched)
-        if len(touched) <= FEW:
-            return layout(self.state, self.facts, touched)
-        slices, found, rows = Slices(), Layout(), list(touched)
-        for at in range(0, len(rows), FEW):
-            await slices.pause()
-            found |= layout(self.state, self.facts, rows[at : at + FEW])
+        slices, found = Slices(), Layout()
+        for number, thing in enumerate(implied(self.state, self.facts, touched), 1):
+            found[thing.key] = thing
+            if number % FEW == 0:
+                await slices.pause()
         return found
 
     async def _take_effect(self, transition: Transition) -> None:
@@ -373,9 +374,10 @@ class Node:
         for observer in self._observers:
             observer(change)
 
-    async def _write(self, transition: Transition) -> "_Work | None":
-        """Returns the kernel's part if it has been put on a lane, by the thread that made the change durable."""
-        work = None if transition.verify or transition.everything else self._work(transition)
+    async def _write(self, transition: Transition) -> Work | None:
+        """Returns the kernel's part if the thread that made the change durable has handed it on."""
+        looks = transition.everything or (transition.verify and transition.have)
+        work = None if looks else self._work(transition)
         try:
             await self._commit(transition.encoded, work.begin if work is not None else None)
         except BaseException:
@@ -385,23 +387,31 @@ class Node:
             fault.point("node:journaled")
         return work
 
-    def _work(self, transition: Transition) -> "_Work | None":
-        """The steps of a container's coming or going; None for other changes."""
-        things = [*transition.have.values(), *transition.want.values()]
-        if len(things) > MANY or not any(isinstance(thing, Veth) for thing in things):
+    def _work(self, transition: Transition) -> Work | None:
+        """The steps, if they are few enough to be put together before the change is durable: a container's coming or
+        going on its lane, all else in a worker thread.
+        """
+        if len(transition.have) + len(transition.want) > MANY:
             return None
         steps = plan(transition.have, transition.want)
-        kinds = {type(step.want or step.have) for step in steps}
-        if not steps or not kinds <= {Veth, Element}:
+        if not steps:
             return None
-        if all(step.have is None for step in steps):
-            return _Work(self._births, steps)
-        return _Work(self._burials, steps) if all(step.want is None for step in steps) else None
+        kinds = {type(step.want or step.have) for step in steps}
+        if Veth in kinds and kinds <= {Veth, Element}:
+            if all(step.have is None for step in steps):
+                return Work(self._births.put, steps)
+            if all(step.want is None for step in steps):
+                return Work(self._burials.put, steps)
+        return Work(self._put, steps)
 
-    async def _change_kernel(self, transition: Transition, work: "_Work | None") -> None:
+    def _put(self, steps: Sequence[Step], done: asyncio.Future[None]) -> None:
+        """Have steps done by a worker thread.  Any thread may call."""
+        self._workers.submit(self.kernel.apply, steps).add_done_callback(partial(resolve, done))
+
+    async def _change_kernel(self, transition: Transition, work: Work | None) -> None:
         try:
             if work is not None:
-                await _end(work.done, work.steps)
+                await end(work.done, work.steps)
             else:
                 await self._apply(await self._steps(transition))
         except BaseException as error:
@@ -413,7 +423,7 @@ class Node:
 
     async def _steps(self, transition: Transition) -> list[Step]:
         have = transition.have
-        if transition.verify:
+        if transition.verify and have:
             have = await self.run(present, self.kernel, have)
         if transition.everything or len(have) + len(transition.want) > MANY:
             return await self.run(plan, have, transition.want)
@@ -457,7 +467,7 @@ class Node:
     async def _apply(self, steps: Sequence[Step]) -> None:
         """Do the steps in the kernel.  On any error `_undo` has to follow."""
         if steps:
-            await _end(asyncio.wrap_future(self._workers.submit(self.kernel.apply, steps)), steps)
+            await end(asyncio.wrap_future(self._workers.submit(self.kernel.apply, steps)), steps)
 
     async def _undo(self, error: BaseException) -> None:
         """Take back what `_apply` did before it raised the error.  Raises what made it fail."""
@@ -466,31 +476,6 @@ class Node:
             raise error.error from error.error.__cause__
 
 
-class _Work:
-    """Steps that a lane does once they are begun.  done: their end, with what `Kernel.apply` raises."""
-
-    def __init__(self, lane: Lane[Sequence[Step]], steps: Sequence[Step]) -> None:
-        self.steps = steps
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lane = lane
-
-    def begin(self) -> None:
-        """Any thread may call."""
-        fault.point("node:journaled")
-        self._lane.put(self.steps, self.done)
-
-
 def _encoded(change: Change) -> Encoded:
     """Some 4 us for each allowed IP."""
     return {id: encode(row) if row is not None else None for id, row in change.items()}
-
-
-async def _end(done: asyncio.Future[None], steps: Sequence[Step]) -> None:
-    """The end of steps.  A thread cannot be stopped: whoever is cancelled waits for it, and all is to be undone."""
-    try:
-        await asyncio.wait([done])
-    except asyncio.CancelledError as cancelled:
-        await asyncio.wait([done])
-        failure = done.exception()
-        raise HalfDone(cancelled, failure.done if isinstance(failure, HalfDone) else steps) from None
-    done.result()
