@@ -90,8 +90,8 @@ class Connections(Protocol):
     def queue(self, connection: "Connection") -> None:
         """Give the connection a turn, once."""
 
-    def start(self, change: Work) -> None:
-        """Run a change to its end, whatever becomes of the connection that asked for it."""
+    def start(self, change: Work, size: int) -> None:
+        """Run a change, whatever becomes of the connection that asked for it.  size: of the request, in bytes."""
 
     def account(self, connection: "Connection", buffered: int) -> None:
         """Note how many bytes a connection holds."""
@@ -264,7 +264,7 @@ class Connection(asyncio.BufferedProtocol):
         if not isinstance(frame, memoryview):
             self._ask(frame.id, frame.request, size)
         elif size >= LARGE:
-            self._server.start(self._examine(frame, size))
+            self._server.start(self._examine(frame, size), 0)
         else:
             try:
                 self._read_json(frame)
@@ -283,7 +283,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_envelope(self, frame: Frame) -> None:
         if len(frame.payload) >= LARGE:
-            self._server.start(self._examine(frame, len(frame.payload)))
+            self._server.start(self._examine(frame, len(frame.payload)), 0)
             return
         request = read_payload(frame, self._unknown)
         if isinstance(request, wire.Err):
@@ -330,7 +330,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.watches = self.watches or isinstance(request, wire.Watch)
             self._working += size
-            self._server.start(self._change(self._order.change(to), to, request, size))
+            self._server.start(self._change(self._order.change(to), to, request, size), size)
 
     async def _change(self, number: int, to: int | Frame, request: wire.Request, size: int) -> None:
         began = time.monotonic()
@@ -388,7 +388,7 @@ class Connection(asyncio.BufferedProtocol):
         elif (response := self._handlers.read(what)) is not None:
             self._answer(to, response)
         else:
-            self._server.start(self._change(self._order.change(to), to, what, 0))
+            self._server.start(self._change(self._order.change(to), to, what, 0), 0)
 
     def _answer(self, to: int | Frame, response: wire.Response | bytes) -> None:
         """to: the id of a JSON request, or the envelope that the request came in.  bytes: encoded already."""

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 # Our own constants.
 REST = 0.001  # seconds between two slices of a flood while changes are in flight
+# Changes that begin before the sockets are looked at again, or so many bytes of them.  What a change does at once, as
+# reading its allowed IPs, takes up to 0.3 us a byte.
+BEGIN, BEGIN_BYTES = 16, 8 * 1024
 GRACE = 1.0  # seconds in which, at the end, what clients had sent already is still read and refused
 
 
@@ -64,6 +68,8 @@ class Server:
         self.is_next = self._turns.is_next
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._coming: deque[tuple[Work, int]] = deque()  # changes that have yet to begin, and their bytes
+        self._beginning = False
         self._sweeping: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
 
@@ -102,6 +108,8 @@ class Server:
         are out.
         """
         self.stopping = True
+        while self._coming:
+            self._begin()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for connection in list(self.connections):
@@ -127,11 +135,14 @@ class Server:
             self._turns.add(connection)
             self._serve_soon()
 
-    def start(self, change: Work) -> None:
-        """Run a change to its end, whatever becomes of the connection that asked for it."""
-        task = self._spawn(change)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def start(self, change: Work, size: int) -> None:
+        """Run a change to its end, whatever becomes of the connection that asked for it.  size: bytes of the request.
+
+        It begins at once if no other one has since the sockets were looked at, else in its turn.
+        """
+        self._coming.append((change, size))
+        if not self._beginning:
+            self._begin()
 
     def account(self, connection: Connection, buffered: int) -> None:
         """Note how many bytes a connection holds; when all hold too many, whoever holds most is cut off.  Clients that
@@ -159,7 +170,7 @@ class Server:
         """A slice of serving, in turns."""
         end = time.monotonic() + self.limits.slice
         try:
-            while self._turns:
+            while self._turns and not self._coming:
                 connection = self._turns.next()
                 connection.queued = False
                 connection.serve(self.limits.turn)
@@ -167,11 +178,34 @@ class Server:
                     break
         finally:
             self._scheduled = False
-            if self._turns and self._tasks:  # the interpreter is for the threads of the changes now
-                self._scheduled = True
-                self._loop.call_later(REST, self._serve)
-            elif self._turns:
-                self._serve_soon()
+            if self._turns and not self._coming:  # else when these have begun
+                if self._tasks:  # the interpreter is for the threads of the changes now
+                    self._scheduled = True
+                    self._loop.call_later(REST, self._serve)
+                else:
+                    self._serve_soon()
+
+    def _begin(self) -> None:
+        """Begin some changes, and the next ones when the sockets have been looked at."""
+        size = 0
+        for _ in range(BEGIN):
+            if not self._coming or size > BEGIN_BYTES:
+                break
+            change, more = self._coming.popleft()
+            size += more
+            task = self._spawn(change)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if not self._beginning:
+            self._beginning = True
+            self._loop.call_soon(self._begin_next)
+
+    def _begin_next(self) -> None:
+        self._beginning = False
+        if self._coming:
+            self._begin()
+        elif self._turns:
+            self._serve_soon()
 
     def _serve_soon(self) -> None:
         if not self._scheduled:

@@ -6,6 +6,7 @@ mean is the business of the handlers' own tests.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import struct
@@ -219,6 +220,21 @@ async def test_an_answer_that_takes_long_is_given_in_its_turn(path: str) -> None
         handlers.open("b")
         assert await client.answers(4) == [(2, "b"), (3, "status"), (4, "status"), (5, "status")]
         await until(lambda: server.buffered == 0)
+
+
+@pytest.mark.parametrize(("length", "most"), [(1, 16), (1000, 9)])
+async def test_many_changes_begin_in_turns_between_which_others_are_answered(path: str, length: int, most: int) -> None:
+    """What a change does at once, such as reading its addresses, adds up."""
+    handlers, seen = Fake(), [0]
+    async with serving(path, handlers), await connect(path) as client:
+        client.send(*(change(number, "x" * length) for number in range(400)))
+        while seen[-1] < 400:
+            await asyncio.sleep(0)
+            seen.append(len(handlers.begun))
+        handlers.open("x" * length)
+        assert sorted(id for id, _ in await client.answers(400)) == [*range(400)]
+    steps = [after - before for before, after in itertools.pairwise(seen)]
+    assert 1 < max(steps) <= most
 
 
 async def test_later_changes_do_not_starve_a_quick_answer(path: str) -> None:
