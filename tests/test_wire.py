@@ -190,13 +190,21 @@ def test_an_answer_too_large_is_answered_as_an_error() -> None:
 @pytest.mark.parametrize("many", [0, 1, 3])
 def test_peers_that_are_encoded_already_are_put_in_as_if_they_were_not(many: int) -> None:
     peers = tuple(wire.StatusPeer(f"key{number}", "", "10.0.0.0/24", number) for number in range(many))
-    encoded = wire.encode_with_peers(
-        wire.Status(peer_count=many, service_count=0), [wire.encode_part(peer) for peer in peers]
+    encoded = wire.encode_with(
+        wire.Status(peer_count=many, service_count=0), "peers", [wire.encode_part(peer) for peer in peers]
     )
     assert decode_response(wire.encode_spliced(3, encoded)) == (
         3,
         wire.Status(peer_count=many, service_count=0, peers=peers),
     )
+
+
+@pytest.mark.parametrize("many", [0, 1, 3])
+def test_the_same_in_the_place_of_a_list_that_is_shown_though_it_is_empty(many: int) -> None:
+    names = tuple(wire.DnsName(f'"names":[]{number}', ("10.0.0.1",)) for number in range(many))
+    known = wire.Dns(zone='"names":[]', names=(), upstreams=(), cached=1, cached_bytes=2, hits=3, misses=4)
+    encoded = wire.encode_with(known, "names", [wire.encode_part(name) for name in names])
+    assert decode_response(wire.encode_spliced(3, encoded)) == (3, msgspec.structs.replace(known, names=names))
 
 
 def test_the_largest_body_passes() -> None:

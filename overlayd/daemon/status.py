@@ -132,7 +132,7 @@ class StatusView:
             for key in [*self._outdated]:
                 self._describe(key)
             peers = self._shown.values() if self._overlay and self._overlay.up else ()
-            self._encoded = wire.encode_with_peers(self._without_peers(), [shown.encoded for shown in peers])
+            self._encoded = wire.encode_with(self._without_peers(), "peers", [shown.encoded for shown in peers])
         return self._encoded
 
     async def described(self) -> bytes:

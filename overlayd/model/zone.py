@@ -75,9 +75,9 @@ class Zone:
             elif table == Membership.table and not self._given:
                 self._rename((row.zone if isinstance(row, Membership) else "") or DEFAULT)
 
-    def names(self) -> Iterator[tuple[str, tuple[Address, ...]]]:
-        """Every name that is registered here or told of, and its addresses."""
-        yield from self._registered.items()
+    def names(self) -> dict[str, tuple[Address, ...]]:
+        """Every name that is registered here or told of by now, and its addresses."""
+        return self._registered.copy()
 
     def _take_part(self, part: str, names: dict[str, tuple[Address, ...]]) -> None:
         """What another node tells of names."""

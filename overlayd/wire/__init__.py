@@ -43,7 +43,7 @@ from overlayd.wire.codec import (
     encode_response,
     encode_response_object,
     encode_spliced,
-    encode_with_peers,
+    encode_with,
     pass_over,
 )
 from overlayd.wire.listing import (
@@ -270,6 +270,6 @@ __all__ = [
     "encode_response",
     "encode_response_object",
     "encode_spliced",
-    "encode_with_peers",
+    "encode_with",
     "pass_over",
 ]

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from overlayd.errors import OverlaydError, ProtocolError, RequestError
 from overlayd.wire.mismatch import mismatch
 from overlayd.wire.requests import Request
-from overlayd.wire.responses import Err, Event, NatPeer, NatStatus, Response, Status, StatusPeer
+from overlayd.wire.responses import Err, Event, Response
 from overlayd.wire.unknown import UnknownKey, without_unknown
 from overlayd.wire.values import U64, U64_MAX
 
@@ -108,19 +108,23 @@ def encode_response_object(response: Response) -> bytes:
         return _encode(_as_utf8(response))
 
 
-def encode_part(part: StatusPeer | NatPeer) -> bytes:
-    """One of many peers, for `encode_with_peers`."""
+def encode_part(part: Struct) -> bytes:
+    """One of many values of a list, for `encode_with`."""
     return _encode(part)
 
 
-def encode_with_peers(response: Status | NatStatus, peers: list[bytes]) -> bytes:
-    """`encode_response_object` of a response whose peers are encoded already, and not in it."""
+def encode_with(response: Response, field: str, parts: list[bytes]) -> bytes:
+    """`encode_response_object` of a response whose list `field` is encoded already, value by value, and empty in it."""
     text = encode_response_object(response)
-    if not peers:
+    if not parts:
         return text
-    first, *others = peers
-    whole = [text[:-1] + b',"peers":[' + first, *others]
-    whole[-1] += b"]}"
+    name = f'"{field}":['.encode()
+    head, shown, tail = text.partition(name + b"]")
+    if not shown:  # it is left out when it is empty
+        head, tail = text[:-1] + b",", b"}"
+    first, *others = parts
+    whole = [head + name + first, *others]
+    whole[-1] += b"]" + tail
     return b",".join(whole)  # one copy: it may be megabytes
 
 

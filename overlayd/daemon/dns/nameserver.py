@@ -15,7 +15,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import NamedTuple
@@ -126,8 +126,8 @@ class Nameserver:
         """That of one-label names."""
         return self._zone.name
 
-    def names(self) -> Iterator[tuple[str, tuple[Address, ...]]]:
-        """Those that are registered, here or by another node of the cluster, and their addresses."""
+    def names(self) -> dict[str, tuple[Address, ...]]:
+        """Those that are registered by now, here or by another node of the cluster, and their addresses."""
         return self._zone.names()
 
     def upstreams(self) -> list[tuple[Upstream, str]]:

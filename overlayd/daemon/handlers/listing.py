@@ -2,35 +2,36 @@
 
 Owns: list.  Must not know: sockets and frames, or how rows are shown.
 
-A large node has ten thousand rows of a kind: they are made in slices, between which the loop does its other work.
+A large node has ten thousand rows of a kind: they are made and encoded in slices, between which the loop does its other
+work.
 """
 
-import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from msgspec import Struct
+
 from overlayd import keys, wire
+from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.model.ipam import REQUEST
 from overlayd.model.layout import endpoint_text, mac
 from overlayd.model.objects import GLOBAL
+from overlayd.model.pool import Pool
 from overlayd.model.rows import Attachment, Isolation, Lease, Peer, Service
 from overlayd.model.subnets import first_usable
 
 T = TypeVar("T")
-R = TypeVar("R")
-
-SLICE = 200  # rows that are made before the loop looks at its other work
 
 
-async def list_things(daemon: Daemon, request: wire.ListThings) -> wire.Response:
-    return wire.Listing(**{request.what: await KINDS[request.what](daemon)})
+async def list_things(daemon: Daemon, request: wire.ListThings) -> bytes:
+    return wire.encode_with(wire.Listing(), request.what, await KINDS[request.what](daemon))
 
 
-async def _services(daemon: Daemon) -> tuple[wire.ListedService, ...]:
+async def _services(daemon: Daemon) -> list[bytes]:
     state = daemon.node.state
-    members = Counter([each.service async for each in _in_slices(state.table(Attachment).values())])
+    members = Counter([each.service async for each in Slices().each(state.table(Attachment).values())])
 
     def row(service: Service) -> wire.ListedService:
         return wire.ListedService(
@@ -48,7 +49,7 @@ async def _services(daemon: Daemon) -> tuple[wire.ListedService, ...]:
     return await _rows(row, state.table(Service).values())
 
 
-async def _containers(daemon: Daemon) -> tuple[wire.ListedContainer, ...]:
+async def _containers(daemon: Daemon) -> list[bytes]:
     state = daemon.node.state
 
     def row(attachment: Attachment) -> wire.ListedContainer:
@@ -73,41 +74,44 @@ async def _containers(daemon: Daemon) -> tuple[wire.ListedContainer, ...]:
     return await _rows(row, state.table(Attachment).values())
 
 
-async def _pools(daemon: Daemon) -> tuple[wire.ListedPool, ...]:
+async def _pools(daemon: Daemon) -> list[bytes]:
     state = daemon.node.state
 
-    def row(name: str) -> tuple[wire.ListedPool, ...]:
-        return tuple(
-            wire.ListedPool(service=name or None, subnet=str(pool.network), size=pool.size, held=pool.held)
-            for pool in state.pools(name)
-        )
+    found = [
+        (name, pool) async for name in Slices().each([GLOBAL, *state.table(Service)]) for pool in state.pools(name)
+    ]
 
-    rows = await _rows(row, [GLOBAL, *state.table(Service)])
-    return tuple(pool for each in rows for pool in each)
+    def row(of: tuple[str, Pool]) -> wire.ListedPool:
+        name, pool = of
+        return wire.ListedPool(service=name or None, subnet=str(pool.network), size=pool.size, held=pool.held)
+
+    return await _rows(row, found)
 
 
-async def _addresses(daemon: Daemon) -> tuple[wire.ListedAddress, ...]:
+async def _addresses(daemon: Daemon) -> list[bytes]:
     def row(lease: Lease) -> wire.ListedAddress:
         holder = "allocate_ip" if lease.holder == REQUEST else lease.holder
         return wire.ListedAddress(ip=str(lease.address), service=lease.pool or None, holder=holder)
 
-    held = [each async for each in _in_slices(daemon.node.state.table(Lease).values()) if each.holder]
+    held = [each async for each in Slices().each(daemon.node.state.table(Lease).values()) if each.holder]
     return await _rows(row, held)
 
 
-async def _networks(daemon: Daemon) -> tuple[wire.ListedNetwork, ...]:
+async def _networks(daemon: Daemon) -> list[bytes]:
     state = daemon.node.state
     services: dict[str, Counter[str]] = {name: Counter() for name in state.table(Isolation)}
-    async for each in _in_slices(state.table(Attachment).values()):
+    async for each in Slices().each(state.table(Attachment).values()):
         if each.isolation_network:
             services.setdefault(each.isolation_network, Counter())[each.service] += 1
-    return tuple(
-        wire.ListedNetwork(network=name, members=found.total(), services=tuple(sorted(found)))
-        for name, found in services.items()
-    )
+
+    def row(of: tuple[str, Counter[str]]) -> wire.ListedNetwork:
+        name, found = of
+        return wire.ListedNetwork(network=name, members=found.total(), services=tuple(sorted(found)))
+
+    return await _rows(row, services.items())
 
 
-async def _peers(daemon: Daemon) -> tuple[wire.ListedPeer, ...]:
+async def _peers(daemon: Daemon) -> list[bytes]:
     return await _rows(lambda peer: _peer(daemon, peer), daemon.node.state.table(Peer).values())
 
 
@@ -151,13 +155,5 @@ KINDS: dict[str, Callable[[Daemon], Any]] = {
 }
 
 
-async def _in_slices(things: Iterable[T]) -> AsyncIterator[T]:
-    """Those that are there now, whatever comes and goes meanwhile."""
-    for number, thing in enumerate(list(things), 1):
-        yield thing
-        if number % SLICE == 0:
-            await asyncio.sleep(0)
-
-
-async def _rows(row: Callable[[T], R], things: Iterable[T]) -> tuple[R, ...]:
-    return tuple([row(thing) async for thing in _in_slices(things)])
+async def _rows(row: Callable[[T], Struct], things: Iterable[T]) -> list[bytes]:
+    return [wire.encode_part(row(thing)) async for thing in Slices().each(things)]

@@ -4,20 +4,18 @@ Owns: register_dns, unregister_dns, list_dns, query_dns, flush_dns, write_scoped
 not know: sockets and frames.
 """
 
-import asyncio
 import logging
 
 from overlayd import wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import RECORDS
+from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import ProtocolError, RequestError
 from overlayd.model import records
 from overlayd.proto import dns, dns_text
 
 log = logging.getLogger(__name__)
-
-SLICE = 500  # names that are listed before the loop looks at its other work
 
 
 async def register_dns(daemon: Daemon, request: wire.RegisterDns) -> wire.Response:
@@ -34,22 +32,22 @@ async def unregister_dns(daemon: Daemon, request: wire.UnregisterDns) -> wire.Re
     return wire.Ok()
 
 
-async def list_dns(daemon: Daemon, request: wire.ListDns) -> wire.Response:
-    server = daemon.nameserver
-    names = []
-    for number, (name, addresses) in enumerate(sorted(server.names())):
-        names.append(wire.DnsName(name, tuple(map(str, addresses))))
-        if number % SLICE == SLICE - 1:
-            await asyncio.sleep(0)
-    return wire.Dns(
+async def list_dns(daemon: Daemon, request: wire.ListDns) -> bytes:
+    server, slices, names = daemon.nameserver, Slices(), daemon.nameserver.names()
+    encoded = [
+        wire.encode_part(wire.DnsName(name, tuple(map(str, names[name]))))
+        async for name in slices.each(await slices.in_order(names))
+    ]
+    known = wire.Dns(
         zone=server.zone,
-        names=tuple(names),
+        names=(),
         upstreams=tuple(wire.DnsUpstream(str(upstream), state) for upstream, state in server.upstreams()),
         cached=len(server.cache),
         cached_bytes=server.cache.size,
         hits=server.cache.hits,
         misses=server.cache.misses,
     )
+    return wire.encode_with(known, "names", encoded)
 
 
 async def query_dns(daemon: Daemon, request: wire.QueryDns) -> wire.Response:

@@ -23,7 +23,7 @@ def nat_status(daemon: Daemon, request: wire.GetNatStatus) -> bytes:
     peers = _shown(daemon)
     if len(peers) > AT_ONCE:
         raise TakesLong
-    return wire.encode_with_peers(_of_this_node(daemon), [wire.encode_part(_peer(daemon, peer)) for peer in peers])
+    return wire.encode_with(_of_this_node(daemon), "peers", [wire.encode_part(_peer(daemon, peer)) for peer in peers])
 
 
 async def long_nat_status(daemon: Daemon, request: wire.GetNatStatus) -> bytes:
@@ -32,7 +32,7 @@ async def long_nat_status(daemon: Daemon, request: wire.GetNatStatus) -> bytes:
     for peer in _shown(daemon):
         encoded.append(wire.encode_part(_peer(daemon, peer)))
         await slices.pause()
-    return wire.encode_with_peers(_of_this_node(daemon), encoded)
+    return wire.encode_with(_of_this_node(daemon), "peers", encoded)
 
 
 def _shown(daemon: Daemon) -> list[Peer]:
