@@ -126,7 +126,14 @@ def _name(overlay: Overlay) -> str:
 
 
 def _overlapping(network: Network, host: Iterable[HostNetwork]) -> Iterator[HostNetwork]:
-    return (each for each in host if is_inside(network, each.network) or is_inside(each.network, network))
+    first, length, version = int(network.network_address), network.prefixlen, network.version
+    bits = network.max_prefixlen
+    for each in host:
+        other = each.network
+        if other.version == version:
+            apart = first ^ int(other.network_address)
+            if apart >> (bits - min(length, other.prefixlen)) == 0:
+                yield each
 
 
 def _within_cluster(other: HostNetwork, cluster: Network) -> bool:

@@ -27,9 +27,10 @@ def has_route(scope: str, allowed: Network, cluster: Network) -> bool:
 
 def is_inside(inner: Network, outer: Network) -> bool:
     """Whether a network holds all of another one; a tenth of the time that `subnet_of` takes, for thousands of them."""
-    apart = int(inner.network_address) ^ int(outer.network_address)
-    beside = inner.prefixlen < outer.prefixlen or inner.version != outer.version
-    return not beside and apart >> (inner.max_prefixlen - outer.prefixlen) == 0
+    length = outer.prefixlen
+    if inner.version != outer.version or inner.prefixlen < length:
+        return False
+    return (int(inner.network_address) ^ int(outer.network_address)) >> (inner.max_prefixlen - length) == 0
 
 
 def routed_into_overlay(state: State, address: Address) -> str:
