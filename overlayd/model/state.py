@@ -57,7 +57,8 @@ class State:
         self._peers: dict[str, dict[bytes, Peer]] = {}
         self._allowed: dict[str, AllowedIPs[bytes]] = {}
         self._claimed: dict[tuple[str, Network], list[bytes]] = {}  # by whom else than the owner in `_allowed`
-        self._endpoints: AllowedIPs[dict[str, None]] = AllowedIPs()  # the keys of the rows of who is at an address
+        # The keys of the rows of who is at an address: one, or as many as are behind one NAT.
+        self._endpoints: AllowedIPs[str | dict[str, None]] = AllowedIPs()
         self._own: AllowedIPs[str] | None = None
         self._namespaces: dict[int, str] = {}
         self._files: dict[int, dict[str, None]] = {}  # by the identity of the namespace
@@ -144,7 +145,7 @@ class State:
         does not count.
         """
         found = self._endpoints.within(network.network_address.packed, network.prefixlen)
-        keys = (key for _packed, _length, there in found for key in there if key != other_than)
+        keys = (key for _packed, _length, there in found for key in _each(there) if key != other_than)
         key = next(keys, None)
         return self.get(Peer, key) if key is not None else None
 
@@ -287,16 +288,21 @@ class State:
             del self._claimed[peer.scope, network]
 
     def _index_endpoint(self, old: Peer | None, new: Peer | None) -> None:
-        for peer in (old, new):
+        for peer, comes in ((old, False), (new, True)):
             at = numeric_endpoint(peer.endpoint) if peer else None
             if peer is None or at is None:
                 continue
-            packed, length = at[0].packed, at[0].max_prefixlen
-            there = self._endpoints.exact(packed, length) or {}
-            if peer is new:
-                self._endpoints.insert(packed, length, {**there, peer.key: None})
-            elif there.pop(peer.key, there) is None and not there:
-                self._endpoints.remove(packed, length)
+            packed, length, key = at[0].packed, at[0].max_prefixlen, peer.key
+            there = self._endpoints.exact(packed, length)
+            if not comes:
+                if isinstance(there, dict):
+                    there.pop(key, None)
+                if there in (key, {}):
+                    self._endpoints.remove(packed, length)
+            elif isinstance(there, dict):
+                there[key] = None
+            else:
+                self._endpoints.insert(packed, length, key if there in (None, key) else {there: None, key: None})
 
     def _index_attachment(self, old: Attachment | None, new: Attachment | None) -> None:
         if old and old.netns and self._namespaces.get(old.netns.inode) == old.handle:
@@ -360,6 +366,10 @@ class State:
             for pool in pools:
                 pool.update(lease.address, lease)
         return pools
+
+
+def _each(keys: str | dict[str, None]) -> Iterable[str]:
+    return (keys,) if isinstance(keys, str) else keys
 
 
 def further_blocks(membership: Row | None) -> tuple[Network, ...]:

@@ -170,7 +170,9 @@ class ActivityReader:
     """
 
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[bytes, Activity]] = {}
+        # By public key: the same key, the hash of its lines, which are several times as long as what they say, and
+        # that.
+        self._known: dict[bytes, tuple[bytes, int, Activity]] = {}
 
     def read(self, lines: bytes) -> dict[bytes, Activity]:
         """Per public key the activity, from the lines of a get response, without looking at any other line.
@@ -178,13 +180,19 @@ class ActivityReader:
         Raises ProtocolError like `parse_device`, but only for what it looks at.
         """
         _, *peers = _split_by_peer(lines)
-        known = self._known
-        self._known = {peer: known.get(peer) or _activity(peer) for peer in peers}
-        return dict(self._known.values())
+        before, now = self._known, {}
+        for peer in peers:
+            key, said = _peer_key(peer), hash(peer)
+            known = before.get(key)
+            if known is None or known[1] != said:
+                known = (known[0] if known is not None else key, said, _activity(peer))
+            now[known[0]] = known
+        self._known = now
+        return {key: activity for key, _, activity in now.values()}
 
 
-def _activity(peer: bytes) -> tuple[bytes, Activity]:
-    return _peer_key(peer), Activity(
+def _activity(peer: bytes) -> Activity:
+    return Activity(
         _endpoint(endpoint) if (endpoint := _value_of(b"\nendpoint=", peer)) else None,
         _number("last_handshake_time_sec", _value_of(b"\nlast_handshake_time_sec=", peer) or b"0"),
         _number("rx_bytes", _value_of(b"\nrx_bytes=", peer) or b"0"),
