@@ -111,16 +111,20 @@ def many_at_once(do: Call, paths: list[str]) -> float:
     return len(paths) / took
 
 
-def interfaces(do: Plugin, number: int, namespace: str) -> None:
-    """ADD so many interfaces, x0, x1..., to one namespace."""
+def interfaces(do: Plugin, number: int, paths: Sequence[str]) -> None:
+    """ADD so many interfaces, x0, x1..., to these namespaces in turn."""
+
+    def add(each: int) -> None:
+        do("ADD", f"x{each}", paths[each % len(paths)], CNI_IFNAME=f"x{each}")
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(lambda each: do("ADD", f"x{each}", namespace, CNI_IFNAME=f"x{each}"), range(number)):
+        for _ in pool.map(add, range(number)):
             pass
 
 
-def collection(do: Plugin, namespace: str) -> float:
+def collection(do: Plugin, paths: Sequence[str]) -> float:
     """Seconds of a GC, from the exec to the end."""
-    interfaces(do, ATTACHED, namespace)
+    interfaces(do, ATTACHED, paths)
     valid = [{"containerID": f"x{each}", "ifname": f"x{each}"} for each in range(VALID)]
     began = time.perf_counter()
     do.with_keys({"cni.dev/valid-attachments": valid})("GC", "", "")
@@ -129,10 +133,10 @@ def collection(do: Plugin, namespace: str) -> float:
     return took
 
 
-def left_behind(do: Plugin, member: Member, namespace: str) -> float:
+def left_behind(do: Plugin, member: Member, paths: Sequence[str]) -> float:
     """Seconds that a start spends on so many DELs that were left."""
     queue = member.node.socket.with_name("cni-del")
-    interfaces(do, LEFT, namespace)
+    interfaces(do, LEFT, paths)
     member.node.kill()
     for each in range(LEFT):
         call = {"command": "DEL", "container_id": f"x{each}", "ifname": f"x{each}"}
@@ -180,8 +184,8 @@ def measure() -> Measured:
             for _ in range(TURNS):
                 for name, do in calls.items():
                     rates[name].append(many_at_once(do, paths))
-            collected = collection(aside, paths[0])
-            worked_off = left_behind(aside, member, paths[0])
+            collected = collection(aside, paths)
+            worked_off = left_behind(aside, member, paths)
     return {
         "add": {name: median(adds) for name, (adds, _) in times.items()},
         "tail": {name: quantiles(adds, n=20)[-1] for name, (adds, _) in times.items()},
