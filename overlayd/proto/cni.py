@@ -128,7 +128,7 @@ def require_call(environment: Environment, version: str) -> None:
         return
     require_id(environment.container_id, "CNI_CONTAINERID")
     require_ifname(environment.ifname, "CNI_IFNAME")
-    if environment.ifname == "lo":
+    if environment.ifname == "lo" and command != "DEL":
         raise CniError(INVALID_ENVIRONMENT, "CNI_IFNAME: lo is the loopback interface of every namespace")
     if command != "DEL" and not environment.netns:
         raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS: {command} needs the path of a network namespace")

@@ -88,6 +88,9 @@ def test_what_no_shim_sends(body: bytes) -> None:
         ({"ifname": "a" * 16}, "CNI_IFNAME: "),
         ({"ifname": "é" * 8}, "CNI_IFNAME: "),
         ({"ifname": ".."}, "CNI_IFNAME: '..'"),
+        ({"ifname": "lo"}, "CNI_IFNAME: lo is the loopback interface"),
+        ({"ifname": "eth%d"}, "CNI_IFNAME: 'eth%d'"),
+        ({"ifname": "\x01"}, r"CNI_IFNAME: '\x01'"),
         ({"ifname": "eth/0"}, "CNI_IFNAME: 'eth/0'"),
         ({"ifname": "eth 0"}, "CNI_IFNAME: 'eth 0'"),
         ({"ifname": "eth:0"}, "CNI_IFNAME: 'eth:0'"),
@@ -104,6 +107,7 @@ def test_an_environment_that_cannot_be(given: dict[str, str], message: str) -> N
 def test_an_environment_that_can_be() -> None:
     cni.require_call(environment(container_id="a" * 200, ifname="a" * 15), "0.3.0")
     cni.require_call(environment("DEL", netns=""), "")
+    cni.require_call(environment("DEL", ifname="lo"), "")  # what was refused is not there, and so is deleted
     cni.require_call(environment("STATUS", container_id="", ifname="", netns=""), "1.1.0")
 
 
