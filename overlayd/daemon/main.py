@@ -162,11 +162,24 @@ def _claim_and_run(
     journal = Journal.open(directory, salvage=options.salvage_journal)
     _claim_namespace(claims)
     admission = listener.Admission(config.socket_group)
-    bound = Bound(
-        claims.enter_context(listener.served(config.socket, admission.gid)),
-        claims.enter_context(listener.served(config.cni_path, None, 0o600)) if config.cni_path else None,
-    )
+    bound = _bind(config, admission, claims)
     return uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt))
+
+
+def _bind(config: Config, admission: listener.Admission, claims: ExitStack) -> Bound:
+    """Our sockets, or those of their paths that a service manager holds, so that clients wait while we are replaced."""
+    held = listener.passed()
+    if others := held.keys() - {config.socket, config.cni_path}:
+        raise StateError(
+            f"the service manager holds the socket {min(others)}, which is neither --socket ({config.socket}) nor "
+            "--cni-socket: make ListenStream= of overlayd.socket and these the same"
+        )
+    serve = listener.served
+    clients = claims.enter_context(serve(config.socket, admission.gid, held=held.get(config.socket)))
+    if not config.cni_path:
+        return Bound(clients, None)
+    shims = serve(config.cni_path, None, 0o600, held=held.get(config.cni_path))
+    return Bound(clients, claims.enter_context(shims))
 
 
 def _claim_namespace(claims: ExitStack) -> None:

@@ -25,7 +25,9 @@ def analyze(*arguments: str) -> str:
 def test_it_is_well_formed(tmp_path: Path) -> None:
     unit = tmp_path / "overlayd.service"
     unit.write_text(re.sub("^ExecStart=.*", "ExecStart=/bin/true", UNIT.read_text(), flags=re.MULTILINE))
-    assert analyze("verify", str(unit)) == ""
+    held = tmp_path / "overlayd.socket"
+    held.write_text(UNIT.with_suffix(".socket").read_text())
+    assert analyze("verify", str(unit), str(held)) == ""
 
 
 def test_it_is_closed_as_far_as_it_can_be() -> None:

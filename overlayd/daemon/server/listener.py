@@ -20,6 +20,7 @@ from overlayd.errors import MechanismError, OverlaydError, StateError
 DEFAULT_GROUP = "overlayd"
 
 SO_PEERGROUPS = 59  # asm-generic/socket.h
+FIRST_PASSED = 3  # sd_listen_fds(3), SD_LISTEN_FDS_START
 MOST_GROUPS = 65536  # NGROUPS_MAX of linux/limits.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -114,9 +115,37 @@ def bind(path: str, gid: int | None, mode: int = 0o660) -> socket.socket:
     return listener
 
 
+def passed() -> dict[str, socket.socket]:
+    """The listening sockets that a service manager holds for this process, by their paths (sd_listen_fds(3)).  Programs
+    that this process starts do not get them.  StateError: one of them is no such socket.
+    """
+    mine = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
+    number, _ = os.environ.pop("LISTEN_FDS", "0"), os.environ.pop("LISTEN_FDNAMES", "")
+    found = {}
+    for descriptor in range(FIRST_PASSED, FIRST_PASSED + int(number)) if mine else ():
+        held = socket.socket(fileno=descriptor)
+        held.set_inheritable(False)
+        held.setblocking(False)
+        is_stream = (held.family, held.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+        if not is_stream or not held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise StateError(
+                f"descriptor {descriptor} from the service manager is no listening Unix socket: ListenStream=/PATH"
+            )
+        found[str(held.getsockname())] = held
+    return found
+
+
 @contextmanager
-def served(path: str, gid: int | None, mode: int = 0o660) -> Iterator[socket.socket]:
-    """The listening socket of `bind`.  At the end its file goes, unless the path is a successor's by then."""
+def served(
+    path: str, gid: int | None, mode: int = 0o660, *, held: socket.socket | None = None
+) -> Iterator[socket.socket]:
+    """The listening socket of `bind`.  At the end its file goes, unless the path is a successor's by then.  held:
+    that of this path which a service manager has; its mode, its group and its end are that one's affair.
+    """
+    if held is not None:
+        with held:
+            yield held
+        return
     with bind(path, gid, mode) as listener:
         file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # held, so that no other file gets its number
         try:
