@@ -71,8 +71,8 @@ in the data directory.  Reading the journal and the connections takes root; the 
 _WHY_EPILOG = """\
 Each end is a container (pid:71, 71, netns:ID/eth0, guest:ID, host:ID), an address, a registered name, a peer by its
 name or the beginning of its key, `node` for this one, or `outside`.  A container's namespace, links, routes and devices
-are looked at by overlayctl itself, which takes root; what another node does is told by what comes back from it.  Pings
-are sent.
+are looked at by overlayctl itself, which takes root; another node's side is told by the overlayd there, which is asked
+through the overlay, else by what comes back from it.  Pings are sent.
 
   overlayctl why 71 db                               from the container of process 71 to what is called db
   overlayctl why web outside
@@ -150,11 +150,17 @@ COMMANDS = (
     Command("containers", "List what is attached to this node's services.", _listing("table", "json")),
     Command("ip", "List pools of addresses and what holds them; -o wide: each.", _listing("table", "wide", "json")),
     Command("networks", "List the isolation networks of this node.", _listing("table", "json")),
-    Command("peers", "List peers of all devices, those that do not answer first.", _listing("table", "wide", "json")),
+    Command(
+        "peers",
+        "List peers of all devices, those that do not answer first.",
+        _listing("table", "wide", "json"),
+        "example: overlayctl peers -o wide --filter silent",
+    ),
     Command(
         "show",
         "Show the devices and their peers as wg(8) does, with the peers' names.",
         (_option("form", metavar="dump", nargs="?", choices=("dump",), help="as wg show all dump, the name last"),),
+        "example: overlayctl show dump | cut -f 4,6,10            endpoint, last handshake, name",
     ),
     Command(
         "top",
@@ -164,6 +170,7 @@ COMMANDS = (
             _option("-n", "--number", metavar="N", type=_count, default=0, help="so many times (default: for ever)"),
             _FILTER,
         ),
+        "example: overlayctl top --interval 5 --filter node-7",
     ),
     Command(
         "nat",
@@ -187,6 +194,7 @@ COMMANDS = (
                     _option("type", metavar="TYPE", nargs="?", default="", help="of records (default: A)"),
                     _output("table", "json"),
                 ),
+                "examples: overlayctl dns query web; overlayctl dns query www.example.org AAAA",
             ),
             Command("flush", "Forget what those servers have answered."),
         ),
@@ -201,7 +209,12 @@ COMMANDS = (
             _JSON,
         ),
     ),
-    Command("events", "Print what changes, one line each, until interrupted.", (_output("text", "json"), _JSON)),
+    Command(
+        "events",
+        "Print what changes, one line each, until interrupted.",
+        (_output("text", "json"), _JSON),
+        "example: overlayctl events --json | jq -r .event",
+    ),
     Command(
         "call",
         "Send one request of the contract.",
@@ -268,6 +281,7 @@ COMMANDS = (
             _option("target", metavar="PEER", help="a peer's name or key, a registered name, a handle or an address"),
             _option("-c", "--count", metavar="N", type=_count, default=4, help="so many times (default: %(default)s)"),
         ),
+        "examples: overlayctl ping node-7; overlayctl ping -c 1 10.200.2.1",
     ),
     Command(
         "bundle",
@@ -280,6 +294,7 @@ COMMANDS = (
                 help="the daemon's data directory, whose secrets are looked for (default: as of inspect)",
             ),
         ),
+        "example: overlayctl bundle /tmp/overlayd.tar.gz",
     ),
     Command("schema", "Print the JSON Schema of every frame of the protocol; docs/protocol.md explains it."),
     Command("version", "Print the versions of overlayctl and of the daemon."),
