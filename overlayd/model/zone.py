@@ -15,9 +15,10 @@ cluster, which may change.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice
 
 from overlayd._fast.dnsquery import SECRET, wire_name
-from overlayd._fast.nametable import MAX_ADDRESSES, NameTable
+from overlayd._fast.nametable import MAX_ADDRESSES, MAX_POINTERS, NameTable
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.rows import Attachment, Change, Isolation, MemberNames, Membership, Overlay, Record, Service
 from overlayd.model.state import State
@@ -121,7 +122,8 @@ class Zone:
 
     def _point(self, address: Address) -> None:
         """The names of an address are what they are by now."""
-        names = tuple(wire_name(self._whole(each)) for each in self._names_of[address])
+        some = islice(self._names_of[address], MAX_POINTERS)  # an address may have as many names as there are
+        names = tuple(wire_name(self._whole(each)) for each in some)
         self.table.set_pointers(wire_name(address.reverse_pointer), names, address.packed)
 
     def _rename(self, name: str) -> None:

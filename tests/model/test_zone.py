@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from oracles_nametable import Oracle, wire
 
+from overlayd._fast.dnsquery import wire_name
+from overlayd._fast.nametable import MAX_POINTERS
+from overlayd.model import zone as zone_module
 from overlayd.model.objects import GLOBAL, Netns
 from overlayd.model.rows import Attachment, Isolation, Membership, Node, Overlay, Record, Service
 from overlayd.model.state import State
@@ -147,6 +150,23 @@ def test_one_label_is_a_name_of_the_zone_too():
 
 
 NETWORK = "blue"
+
+
+def test_one_more_name_costs_the_same_however_many_its_address_has(monkeypatch):
+    """As that of a load balancer: what the answer has no room for is not written each time."""
+    state = State([Node(private_key=bytes(32)), overlay()])
+    written = []
+    monkeypatch.setattr(zone_module, "wire_name", lambda name: (written.append(name), wire_name(name))[1])
+    zone = Zone(state)
+    for number in range(3 * MAX_POINTERS):
+        written.clear()
+        row = record(f"n{number:03}", ip_address("10.200.0.9"))
+        state.apply({row.id: row})
+        zone.follow({row.id: row})
+        assert len(written) <= MAX_POINTERS + 3
+    assert len(written) >= MAX_POINTERS
+    state.apply({row.id: None})
+    zone.follow({row.id: None})
 
 
 def test_names_of_members_are_for_members_and_the_node():
