@@ -58,11 +58,12 @@ class _Node(msgspec.Struct, kw_only=True, omit_defaults=True):
     block: str
     blocks: Annotated[list[str], Meta(max_length=MOST_BLOCKS - 1)] = []
     version: str = ""
+    seq: Annotated[int, Meta(ge=0, le=2**62)] = 0
 
 
 class Config(msgspec.Struct, kw_only=True, frozen=True):
     """How the cluster was made, `s/config`.  node_ttl_secs: 0 = nodes that are gone stay; rate: changes a second that
-    the cluster should stay under.
+    the cluster should stay under.  history: a mark that is another one whenever the store was seen to have gone back.
     """
 
     format: int
@@ -73,6 +74,7 @@ class Config(msgspec.Struct, kw_only=True, frozen=True):
     zone: str = "overlay.local"
     node_ttl_secs: Annotated[int, Meta(ge=0, le=2**31)] = 0
     rate: Annotated[float, Meta(gt=0, le=1e6)] = 10.0
+    history: Annotated[str, Meta(max_length=64)] = ""
 
     @property
     def cidr(self) -> Network:
@@ -128,6 +130,7 @@ def read_node(name: str, value: bytes, created: int) -> Member:
         version=record.version[:64],
         next_key=next_key,
         created=created,
+        seq=record.seq,
     )
 
 
@@ -145,6 +148,7 @@ def write_node(member: Member, before: bytes = b"") -> bytes:
         block=str(first),
         blocks=[str(each) for each in more],
         version=member.version,
+        seq=member.seq,
     )
     return rewritten(before, msgspec.to_builtins(record), {field.name for field in msgspec.structs.fields(_Node)})
 

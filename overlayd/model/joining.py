@@ -40,10 +40,10 @@ def begin(draft: Draft, cluster: str, node: str, instance: str, machine: str) ->
     return known
 
 
-def learn(draft: Draft, config: Config) -> Membership:
-    """Remember how the cluster was made, and what can be set in it."""
-    known = replace(
-        require(draft),
+def learned(known: Membership, config: Config) -> Membership:
+    """With how the cluster was made, and what can be set in it."""
+    return replace(
+        known,
         cluster_id=config.id,
         cidr=config.cidr,
         block_prefix=config.block_prefix,
@@ -52,13 +52,26 @@ def learn(draft: Draft, config: Config) -> Membership:
         node_ttl=config.node_ttl_secs,
         rate=config.rate,
     )
-    draft.put(known)
-    return known
+
+
+def learn(draft: Draft, config: Config) -> None:
+    """Remember how the cluster was made, and what can be set in it."""
+    draft.put(learned(require(draft), config))
 
 
 def hold(draft: Draft, held: Sequence[Network]) -> None:
     """Remember which blocks are ours; to be on disk before one of them is used."""
     draft.put(replace(require(draft), blocks=tuple(held)))
+
+
+def raise_seq(draft: Draft, stored: int, now: int) -> int:
+    """The number of what we put in the store next; to be on disk before it is put.  stored: that of our record there;
+    now: Unix seconds, so that the numbers go on behind what was told even if journal and store were both put back.
+    """
+    known = require(draft)
+    seq = max(known.seq + 1, stored + 1, now)
+    draft.put(replace(known, seq=seq))
+    return seq
 
 
 def require(draft: Draft) -> Membership:
@@ -70,10 +83,10 @@ def require(draft: Draft) -> Membership:
 
 
 def follow(
-    draft: Draft, change: Change, revision: int, witness: tuple[str, int, int] | None, restored_at: int = 0
+    draft: Draft, change: Change, revision: int | None, witness: tuple[str, int, int] | None, history: str = ""
 ) -> list[str]:
-    """Take over news: the rows that `registry` gives for them, and the store's revision that they lead to, 0 for
-    none, with the newest key of then; restored_at: as of `Membership`.  Returns what moved, in words, for the log.
+    """Take over news: the rows that `registry` gives for them, and when these are all of them the store's revision that
+    they lead to, with the newest key and the mark of then.  Returns what moved, in words, for the log.
     """
     moved: list[str] = []
     added: dict[str, tuple[Network, ...]] = {}  # by an orchestrator, to peers that have another key now
@@ -93,10 +106,8 @@ def follow(
         elif row is not None:
             draft.put(row)
     known = draft.get(Membership)
-    if known is not None and revision:
-        known = replace(known, revision=revision, witness=witness)
-    if known is not None:
-        draft.put(replace(known, restored_at=restored_at))
+    if known is not None and revision is not None:
+        draft.put(replace(known, revision=revision, witness=witness if revision else None, history=history))
     return moved
 
 
@@ -110,7 +121,7 @@ def _put_peer(draft: Draft, peer: Peer, before: tuple[Network, ...]) -> list[str
 
 def forget_id(draft: Draft) -> None:
     """The cluster of our name is another by now, and a person accepts that."""
-    draft.put(replace(require(draft), cluster_id="", revision=0, witness=None, restored_at=0))
+    draft.put(replace(require(draft), cluster_id="", revision=0, witness=None, history=""))
 
 
 def forget(draft: Draft) -> None:

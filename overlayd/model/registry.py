@@ -5,17 +5,19 @@ not know: the form of records (`cluster_records`), the journal, the store's prot
 
 Of two records that claim one block, or one key, the older has it: whoever writes a record, by mistake or by intent,
 takes nothing from another node.  And what of a listing would remove many nodes at once is withheld until somebody
-accepts it, or the nodes return: it is more likely that the store was lost than that the nodes were.  So is what a store
-that went back to a backup has of nodes that are known: each tells of itself anew.
+accepts it, or the nodes return: it is more likely that the store was lost than that the nodes were.
+
+A node numbers its records, so that one which a backup brought back is known for older than what is known here, and is
+passed over until the node puts another.  Its names are as new as its record, with which they are put.
 """
 
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable
+from itertools import count, islice
 
 from msgspec.structs import replace
 
 from overlayd.model import blocks
-from overlayd.model.cluster_records import NAMES, NODE, BadRecord, read_names, read_node
+from overlayd.model.cluster_records import NAMES, NODE, BadRecord, names_key, read_names, read_node
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Change, Member, MemberNames, Peer, Row, RowId, numeric_endpoint
 
@@ -24,13 +26,16 @@ KEEPALIVE = 25  # seconds, towards and from nodes behind a NAT
 MOST_NODES = 20_000
 GUARDED_FROM = 10  # so many nodes that half of them do not go by chance
 
+OLDER = "the store has an older one than is known here: passed over until its node puts another"
+
 
 class Registry:
     """The nodes beside `own`, and what `take` has not yet told of them.
 
     own_blocks: which nobody else can have here.  own_nat: whether this node is behind a NAT.  faults: by the key of the
-    record, what is not believed of it.  withheld: nodes that a listing lacks, and that stay for now; outdated: keys of
-    records that are older in a restored store than what is known here, which stays as well.
+    record, what is not believed of it.  withheld: nodes that a listing lacks, and that stay for now; disputed: nodes of
+    which a store that went back has another installation than is known here, or one that has what is another's by now;
+    older: nodes of which it has an older record, until they put another.
     """
 
     def __init__(
@@ -48,7 +53,8 @@ class Registry:
         self.own_blocks: frozenset[Network] = frozenset()
         self.faults: dict[str, str] = {}
         self.withheld: set[str] = set()
-        self.outdated: set[str] = set()
+        self.disputed: set[str] = set()
+        self.older: set[str] = set()
         self._own_key = own_key
         self._own_nat = False
         self._cidr = cidr
@@ -94,15 +100,20 @@ class Registry:
         for block in changed:
             self._touched |= dict.fromkeys(self._claims.get(block, ()))
 
-    def put(self, key: str, value: bytes, created: int, *, restored: bool = False) -> None:
-        """A record was put.  created: the store's revision at which its key came.  restored: it is of a backup that was
-        put back, and may be older than what is known.
+    @property
+    def guarded(self) -> bool:
+        """Whether something is kept that a person may have to decide about."""
+        return bool(self.withheld or self.disputed)
+
+    def put(self, key: str, value: bytes, created: int, *, doubted: bool = False) -> None:
+        """A record was put; that of a node comes before its names.  created: the store's revision at which its key
+        came.  doubted: the store went back, and this may be of before.
         """
         try:
             if key.startswith(NODE):
-                self._put_node(key.removeprefix(NODE), value, created, restored)
+                self._put_node(key.removeprefix(NODE), value, created, doubted)
             elif key.startswith(NAMES):
-                self._put_names(key.removeprefix(NAMES), value, restored)
+                self._put_names(key.removeprefix(NAMES), value)
         except BadRecord as error:
             self.faults[key] = str(error)
         else:
@@ -111,43 +122,28 @@ class Registry:
     def remove(self, key: str) -> None:
         """A record was removed, by somebody's decision."""
         self.faults.pop(key, None)
-        self.outdated.discard(key)
         if key.startswith(NODE):
             self._displace(key.removeprefix(NODE))
         elif key.startswith(NAMES):
             self._drop_part(key.removeprefix(NAMES))
 
-    def is_of_another_history(self, created: Mapping[str, int], revision: int) -> bool:
-        """Whether a listing tells of another past than the one that is known: of a store that was lost and filled anew
-        while this node was away.  created: of the nodes in it; revision: up to which the past is known.
-        """
-        anew = [at for name, at in created.items() if name in self._members and self._members[name].created != at]
-        most = len(self._members) >= GUARDED_FROM and len(anew) * 2 > len(self._members)
-        new = [at for name, at in created.items() if self._is_new(name)]
-        return most or any(at <= revision for at in (*anew, *new))
-
-    def _is_new(self, name: str) -> bool:
-        """Whether nothing was known of a node, not even a record that cannot be read."""
-        return name not in self._members and name != self.own and NODE + name not in self.faults
-
-    def complete(self, listed: Iterable[str], *, keep: bool, restored: bool = False) -> None:
+    def complete(self, listed: Iterable[str], *, keep: bool) -> None:
         """These are the keys of all records that there are, each of which was put.  keep: no node goes that is not
-        among them, however few these are; restored: no names either.
+        among them, however few these are.
         """
         keys = set(listed)
-        lacking = self.outdated - keys
-        self.outdated &= keys
         for key in self.faults.keys() - keys:
             del self.faults[key]
+        self.disputed = {name for name in self.disputed if NODE + name in keys}
+        self.older = {name for name in self.older if NODE + name in keys}
         gone = {name for name in self._members if NODE + name not in keys}
         many = len(self._members) >= GUARDED_FROM and len(gone) * 2 > len(self._members)
         self.withheld = gone if keep or many else gone & self.withheld
         for name in gone - self.withheld:
             self._displace(name)
+        kept = self.withheld | self.disputed | self.older
         for part in [part for part in self._parts if NAMES + part not in keys]:
-            if restored or NAMES + part in lacking:
-                self.outdated.add(NAMES + part)
-            elif part.partition("/")[0] not in self.withheld:
+            if part.partition("/")[0] not in kept:
                 self._drop_part(part)
 
     @property
@@ -156,13 +152,12 @@ class Registry:
         return bool(self._touched or self._changed)
 
     def accept(self) -> list[str]:
-        """What was withheld goes; of what is outdated the next listing tells.  Returns the names of these nodes."""
+        """What was withheld goes; of what is disputed the next listing tells.  Returns the names of these nodes."""
         going = sorted(self.withheld)
-        self.outdated.clear()
+        self.disputed.clear()
         for name in going:
             self._displace(name)
-            for part in [part for part in self._parts if part.partition("/")[0] == name]:
-                self._drop_part(part)
+            self._drop_parts(name)
         return going
 
     def take(self, most: int = 1_000_000) -> Change:
@@ -184,26 +179,42 @@ class Registry:
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
-    def _put_node(self, name: str, value: bytes, created: int, restored: bool) -> None:
+    def _put_node(self, name: str, value: bytes, created: int, doubted: bool) -> None:
         if name == self.own:
             return
         member = read_node(name, value, created)
         known = self._members.get(name)
-        if known is not None:
-            is_old = replace(known, created=created) != member
-        else:  # it was removed since, and what it had may be another's by now
-            is_old = any(each in self._claims or each in self.own_blocks for each in _claimed(member))
-        if restored and is_old:
-            self.outdated.add(NODE + name)
+        same = known is not None and known.instance == member.instance
+        if known is not None and same and member.seq < known.seq:
+            self._return(name)
+            self.older.add(name)
+            self._touched[name] = None
             return
-        self.outdated.discard(NODE + name)
-        if name not in self._members and len(self._members) >= MOST_NODES:
+        if doubted and not same and (known is not None or self._is_taken(member)):
+            self._return(name)
+            self.disputed.add(name)
+            return
+        if known is None and len(self._members) >= MOST_NODES:
             raise BadRecord(f"there are {MOST_NODES} nodes already, as many as a cluster may have")
-        self.withheld.discard(name)
-        if member != self._members.get(name):
+        if self._return(name) and member.seq:  # its names follow
+            self._drop_parts(name)
+        if member != known:
             self._displace(name)
             self._place(member)
             self._changed[member.id] = member
+
+    def _return(self, name: str) -> bool:
+        """The store has a record of a node; returns whether it lacked it, or had none that counts."""
+        kept = name in self.withheld or name in self.disputed or name in self.older
+        for names in (self.withheld, self.disputed, self.older):
+            names.discard(name)
+        if kept:
+            self._touched[name] = None
+        return kept
+
+    def _is_taken(self, member: Member) -> bool:
+        """Whether something of it is another's."""
+        return any(each in self._claims or each in self.own_blocks for each in _claimed(member))
 
     def _place(self, member: Member) -> None:
         self._members[member.name] = member
@@ -212,7 +223,8 @@ class Registry:
         self._touched[member.name] = None
 
     def _displace(self, name: str) -> None:
-        self.withheld.discard(name)
+        for names in (self.withheld, self.disputed, self.older):
+            names.discard(name)
         member = self._members.pop(name, None)
         if member is None:
             return
@@ -239,7 +251,7 @@ class Registry:
         member = self._members.get(name)
         if member is None:
             return ()
-        faults: list[str] = []
+        faults = [OLDER] if name in self.older else []
         peer = self._believed(member, faults)
         soon = member.next_key
         if soon and soon != member.public_key and (soon == self._own_key or self._owner(soon) != name):
@@ -299,19 +311,11 @@ class Registry:
 
     # --- names --------------------------------------------------------------------------------------------------------
 
-    def _put_names(self, part: str, value: bytes, restored: bool) -> None:
+    def _put_names(self, part: str, value: bytes) -> None:
         node = part.partition("/")[0]
-        if node == self.own:
+        if node == self.own or node in self.disputed or node in self.older:
             return
         row = read_names(part, value)
-        if restored and part in self._parts and row != self._parts[part]:
-            self.outdated.add(NAMES + part)
-            return
-        if not restored:  # it has told of all its names, each part anew
-            for key in [key for key in self.outdated if key.removeprefix(NAMES).partition("/")[0] == node]:
-                self.outdated.remove(key)
-                if key != NAMES + part:
-                    self._drop_part(key.removeprefix(NAMES))
         if row != self._parts.get(part):
             self._parts[part] = row
             self._changed[row.id] = row
@@ -320,6 +324,13 @@ class Registry:
         row = self._parts.pop(part, None)
         if row is not None:
             self._changed[row.id] = None
+
+    def _drop_parts(self, node: str) -> None:
+        for number in count():
+            part = names_key(node, number).removeprefix(NAMES)
+            if part not in self._parts:
+                break
+            self._drop_part(part)
 
 
 def _claimed(member: Member) -> tuple[Network | bytes, ...]:

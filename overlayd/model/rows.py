@@ -291,9 +291,9 @@ class Membership(Row, frozen=True, kw_only=True, omit_defaults=True):
     """This node's place in a cluster that is kept in a store.  cluster: its name; cluster_id: of its making, empty
     until it is known.  node: our name in it; instance: of our data directory, so that a name has one holder; machine:
     of the host that it is on.  blocks: of the cluster CIDR that are ours, the first one first.  revision: of the store,
-    up to which the rows of members are known; witness: the newest key of then (`proto.store`).  restored_at: what the
-    store has up to this revision is of a backup that was put back, and not all of it is accepted; 0 when there is no
-    such doubt.  The rest is as the cluster was made.
+    up to which the rows of members are known, 0 while some of them are in doubt; witness: the newest key of then
+    (`proto.store`); history: the mark that the store had then.  seq: the number of what we put last in the store, or
+    were about to.  The rest is as the cluster was made.
     """
 
     table: ClassVar[str] = "membership"
@@ -311,12 +311,14 @@ class Membership(Row, frozen=True, kw_only=True, omit_defaults=True):
     blocks: tuple[Network, ...] = ()
     revision: int = 0
     witness: tuple[str, int, int] | None = None
-    restored_at: int = 0
+    history: str = ""
+    seq: int = 0
 
 
 class Member(Row, frozen=True, kw_only=True, omit_defaults=True):
     """Another node of the cluster, as its record in the store has it.  next_key: the public key that it will have soon.
-    created: the store's revision at which the record came, so that of two who claim one thing the older is known.
+    created: the store's revision at which the record came, so that of two who claim one thing the older is known.  seq:
+    the number that the node gave it, higher than that of any record before it of this instance.
     """
 
     table: ClassVar[str] = "member"
@@ -331,6 +333,7 @@ class Member(Row, frozen=True, kw_only=True, omit_defaults=True):
     version: str = ""
     next_key: bytes = b""
     created: int
+    seq: int = 0
 
     @property
     def key(self) -> str:

@@ -11,7 +11,7 @@ A store may answer from a member that lags, and it may have been restored from a
 below one that was seen.  So other endpoints are asked first, and when all are behind, one for an answer that the whole
 store agrees on: if that is behind as well, the store was restored.  It may also have gone on since then, past what was
 seen.  So before a stream is taken up again the newest key that is known is asked for, as of then: another history does
-not have it so.
+not have it so; and a listing that has this key as it was before is of another history too.
 """
 
 from collections import deque
@@ -59,6 +59,13 @@ class Witness(NamedTuple):
 
 def witness_of(entry: Entry) -> Witness:
     return Witness(entry.key, entry.modified, crc32(entry.value))
+
+
+def _is_contradicted(witness: Witness | None, entry: Entry) -> bool:
+    """Whether this entry is not to be found where the witness is known, then or later."""
+    if witness is None or entry.key != witness.key or entry.modified > witness.modified:
+        return False
+    return witness_of(entry) != witness
 
 
 class List(NamedTuple):
@@ -189,6 +196,7 @@ class Session:
         self._listed = self._listed or page.revision
         if page.more:
             return [self._list(now)]
+        self._restored |= any(_is_contradicted(self.witness, entry) for entry in self._entries)
         newest = max(self._entries, key=lambda entry: entry.modified, default=None)
         self.witness = witness_of(newest) if newest is not None else None
         snapshot = Snapshot(tuple(self._entries), self._listed, self._restored, self.witness)

@@ -57,7 +57,8 @@ def codes(site: Site) -> list[str]:
 
 def watched(site: Site) -> EtcdMember:
     """The member that a node follows."""
-    return next(each for each in site.etcd.members if each.url == site.part["endpoint"])
+    endpoint = site.part["endpoint"]
+    return next(each for each in site.etcd.members if each.url == endpoint)
 
 
 def test_a_daemon_that_is_stopped_for_longer_than_its_lease_lives(nodes: list[Site]) -> None:
@@ -203,7 +204,9 @@ def test_a_journal_that_was_put_back_from_before_a_further_block_finds_that_agai
 
 
 def test_an_etcd_that_went_back_to_a_backup_removes_nobody(nodes: list[Site]) -> None:
-    """Those who came after the backup are in no store; all come back by themselves."""
+    """Those who came after the backup are in no store, and what was told since is not there; all comes back by itself,
+    and is known meanwhile.
+    """
     alpha, beta, _ = nodes
     backup = alpha.etcd.back_up()
     further = grow(beta)[-1]
@@ -213,16 +216,23 @@ def test_an_etcd_that_went_back_to_a_backup_removes_nobody(nodes: list[Site]) ->
     delta.join()
     delta.serve()
     alpha.knows(3)
+    beta.request("register_dns", name="since", ip=beta.address)
+    until(lambda: alpha.resolve("since") == beta.address, alpha.node.log_tail)
     with under_ping(alpha, delta), under_ping(alpha, beta):
         alpha.etcd.restore(backup)
-        for site in (*nodes, delta):  # all put their records once more when everybody has surely listed
-            until(lambda site=site: site.part["state"] == "connected", lambda site=site: site.part, seconds=150)
+        assert alpha.resolve("since") == beta.address
+        for site in (*nodes, delta):
+            site.state("connected")
             site.knows(3)
+            assert site.resolve("since") == beta.address
         until(
             lambda: "delta" in alpha.etcd.ctl("get", "--keys-only", "--prefix", "/overlayd/prod/s/node/"),
             "delta has no record",
         )
-    assert any("revision went back" in site.node.log.read_text() for site in nodes)
+        until(lambda: "since" in alpha.etcd.ctl("get", "/overlayd/prod/s/name/beta"), "beta's names are not there")
+    assert any("was a backup put back?" in site.node.log.read_text() for site in nodes)
+    assert "cluster-guarded" not in codes(alpha)
+    assert "cluster-record" not in codes(alpha)
 
 
 def grow(site: Site) -> list[str]:

@@ -162,10 +162,25 @@ def test_news_become_peers_that_an_orchestrator_may_add_to_and_not_remove() -> N
     membership.require_foreign(Draft(state), GLOBAL, OTHER, "pubkey")
     extra = ip_network("192.168.7.0/24")
     decide(state, lambda draft: peers.add_allowed_ip(draft, GLOBAL, KEY, extra))
-    decide(state, lambda draft: joining.follow(draft, news(peer(KEY, "10.200.6.0/24")), 0, None))
+    decide(state, lambda draft: joining.follow(draft, news(peer(KEY, "10.200.6.0/24")), None, None))
     kept = state.peers(GLOBAL)[KEY]
     assert (kept.listed, kept.added) == ((ip_network("10.200.6.0/24"),), (extra,))
     assert state.table(Membership)[""].revision == 7
+    decide(state, lambda draft: joining.follow(draft, {}, 0, ("s/a", 7, 1), "h2"))
+    known = state.table(Membership)[""]
+    assert (known.revision, known.witness, known.history) == (0, None, "h2")  # in doubt: the next start lists
+
+
+def test_what_is_put_has_a_higher_number_than_what_was_told_before() -> None:
+    state = member()
+    decide(state, lambda draft: joining.raise_seq(draft, 0, 1000))
+    assert state.table(Membership)[""].seq == 1000
+    decide(state, lambda draft: joining.raise_seq(draft, 1000, 50))  # the clock went back
+    assert state.table(Membership)[""].seq == 1001
+    decide(state, lambda draft: joining.raise_seq(draft, 1007, 1002))  # the journal went back
+    assert state.table(Membership)[""].seq == 1008
+    decide(state, lambda draft: joining.raise_seq(draft, 3, 2000))  # and the store as well
+    assert state.table(Membership)[""].seq == 2000
 
 
 def test_a_new_key_takes_the_block_of_the_old_one_in_one_change() -> None:

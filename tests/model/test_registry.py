@@ -122,21 +122,6 @@ def test_a_listing_that_lacks_most_nodes_removes_none(known: int, lacking: int, 
     assert len(rows.peers()) == (known if guarded else known - lacking)
 
 
-def test_nodes_that_came_at_another_time_than_is_known_are_of_another_history() -> None:
-    found, _ = filled(12)
-    known = {f"n{number}": found.member(f"n{number}").created for number in range(12)}  # type: ignore[union-attr]
-    newest = max(known.values())
-    assert not found.is_of_another_history(known, newest)
-    assert not found.is_of_another_history({"new": newest + 1}, newest)
-    anew = {name: newest + 1 + at for name, at in list(known.items())[:6]}
-    assert not found.is_of_another_history(known | anew, newest), "removed, and registered anew"
-    assert found.is_of_another_history(known | {name: newest + 1 + at for name, at in known.items()}, newest)
-    assert found.is_of_another_history(known | {"n3": known["n3"] + 1}, newest)
-    assert found.is_of_another_history(known | {"new": newest}, newest), "it would have been heard of"
-    found.put(NODE + "odd", b"no record", newest)
-    assert not found.is_of_another_history(known | {"odd": newest, found.own: newest}, newest)
-
-
 def test_what_is_withheld_ends_by_return_by_removal_or_by_acceptance() -> None:
     found, rows = filled(4)
     found.put("s/name/n2", b'{"web": ["10.200.2.9"]}', 1)
@@ -154,47 +139,122 @@ def test_what_is_withheld_ends_by_return_by_removal_or_by_acceptance() -> None:
     assert not [row for row in rows.rows.values() if isinstance(row, MemberNames)]
 
 
-def test_what_a_restored_store_has_of_known_nodes_waits_until_they_tell_it_anew() -> None:
+def test_what_a_store_that_went_back_has_of_known_nodes_waits_until_they_put_it_anew() -> None:
     told, rows = registry(), Rows()
-    told.put("s/node/a", record(1, 1, blocks=["10.200.11.0/24"]), 5)
-    told.put("s/node/b", record(2, 2), 6)
+    told.put("s/node/a", record(1, 1, blocks=["10.200.11.0/24"], seq=7), 5)
+    told.put("s/node/b", record(2, 2, seq=4), 6)
     told.put("s/name/a", b'{"web": ["10.200.1.9"]}', 5)
+    told.put("s/name/a/1", b'{"more": ["10.200.1.9"]}', 5)
     told.put("s/name/b", b'{"db": ["10.200.2.9"]}', 6)
     rows.take(told)
     before = dict(rows.rows)
-
-    def list_backup() -> None:
-        """Of before a had its further block and its name, and c was removed, whose block is b's by now."""
-        told.put("s/node/a", record(1, 1), 5, restored=True)
-        told.put("s/node/b", record(2, 2), 6, restored=True)
-        told.put("s/node/c", record(3, 2), 2, restored=True)
-        told.put("s/name/b", b"{}", 6, restored=True)
-        told.complete(["s/node/a", "s/node/b", "s/node/c", "s/name/b"], keep=True, restored=True)
-        rows.take(told)
-
-    list_backup()
-    assert {id: row for id, row in rows.rows.items() if id in before} == before
-    assert told.outdated == {"s/node/a", "s/node/c", "s/name/a", "s/name/b"}
-    # A listing that comes later is of the same backup, but for what was put since.
-    told.put("s/node/a", record(1, 1, blocks=["10.200.12.0/24"]), 5)
-    told.put("s/node/b", record(2, 2), 6, restored=True)
-    told.put("s/node/c", record(3, 2), 2, restored=True)
-    told.put("s/name/b", b"{}", 6, restored=True)
-    told.complete(["s/node/a", "s/node/b", "s/node/c", "s/name/b"], keep=False)
+    # Of before a had its further block and its names, and c was removed, whose block is b's by now.
+    told.put("s/node/a", record(1, 1, seq=6), 5, doubted=True)
+    told.put("s/node/b", record(2, 2, seq=4), 6, doubted=True)
+    told.put("s/node/c", record(3, 2, seq=9), 2, doubted=True)
+    told.put("s/name/a", b"{}", 5, doubted=True)
+    told.put("s/name/c", b'{"old": ["10.200.2.9"]}', 6, doubted=True)
+    told.complete(["s/node/a", "s/node/b", "s/node/c", "s/name/a", "s/name/b", "s/name/c"], keep=True)
+    rows.take(told)
+    assert rows.rows == before
+    assert (told.older, told.disputed, told.guarded) == ({"a"}, {"c"}, True)
+    assert "older one" in told.faults["s/node/a"]
+    told.put("s/node/a", record(1, 1, blocks=["10.200.12.0/24"], seq=8), 5)
+    told.put("s/name/a", b'{"new": ["10.200.1.9"]}', 5)
+    told.remove("s/node/c")
     rows.take(told)
     assert rows.peers()[key(1)].listed == (ip_network("10.200.1.0/24"), ip_network("10.200.12.0/24"))
-    assert told.outdated == {"s/node/c", "s/name/a", "s/name/b"}
-    told.put("s/name/a", b'{"new": ["10.200.1.9"]}', 5)
-    told.remove("s/name/b")
-    told.put("s/node/c", record(3, 3), 60)
-    rows.take(told)
     names = {row.part: set(row.names) for row in rows.rows.values() if isinstance(row, MemberNames)}
-    assert names == {"a": {"new"}}
-    assert not told.outdated
-    list_backup()
-    assert told.outdated
-    told.accept()
-    assert not told.outdated
+    assert names == {"a": {"new"}, "b": {"db"}}
+    assert (told.older, told.guarded, told.faults) == (set(), False, {})
+
+
+def test_another_installation_of_a_known_node_is_disputed_only_in_a_store_that_went_back() -> None:
+    told, rows = registry(), Rows()
+    told.put("s/node/a", record(1, 1, seq=7), 5)
+    told.put("s/node/a", record(2, 1, seq=9), 2, doubted=True)
+    told.complete(["s/node/a"], keep=True)
+    rows.take(told)
+    assert (set(rows.peers()), told.disputed) == ({key(1)}, {"a"})
+    assert told.accept() == []
+    told.put("s/node/a", record(2, 1, seq=9), 2)
+    told.put("s/node/a", record(3, 1), 3)  # of an overlayd that does not number its records
+    rows.take(told)
+    assert (set(rows.peers()), told.guarded) == ({key(3)}, False)
+
+
+class Store:
+    """What a store that may go back has of nodes: each its number, and its one name by that."""
+
+    def __init__(self) -> None:
+        self.seqs = dict.fromkeys("abc", 0)  # in the journals of these nodes
+        self.nodes: dict[str, int] = {}
+        self.saved: dict[str, int] = {}
+        self.unheard: list[str] = []
+
+    def put(self, name: str) -> None:
+        self.seqs[name] += 1
+        self.nodes[name] = self.seqs[name]
+        self.unheard.append(name)
+
+    def go_back(self) -> None:
+        self.nodes = dict(self.saved)
+        self.unheard = []
+
+    def tell(self, registry: Registry, name: str, *, doubted: bool = False) -> None:
+        at, seq = ord(name) - ord("a"), self.nodes[name]
+        registry.put(NODE + name, record(at, at, seq=seq, version=str(seq)), 1, doubted=doubted)
+        registry.put(f"s/name/{name}", json.dumps({f"n{seq}": ["10.0.0.1"]}).encode(), 1, doubted=doubted)
+
+
+store_steps = st.lists(st.sampled_from(["put a", "put b", "put c", "save", "go back", "list", "hear"]), max_size=40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(store_steps, st.booleans())
+def test_however_a_store_goes_back_the_newest_of_each_node_that_was_heard_is_known(
+    steps: list[str], restart: bool
+) -> None:
+    store, reader, rows = Store(), registry(), Rows()
+    heard: dict[str, int] = {}
+    went_back = False
+    for step in [*steps, "put a", "put b", "put c", "list"]:
+        if step.startswith("put "):
+            store.put(step[-1])
+        elif step == "save":
+            store.saved = dict(store.nodes)
+        elif step == "go back":
+            store.go_back()
+            went_back = True
+        elif step == "list":
+            for name in store.nodes:
+                store.tell(reader, name, doubted=went_back)
+                heard[name] = max(heard.get(name, 0), store.nodes[name])
+            reader.complete([f"{kind}{name}" for name in store.nodes for kind in (NODE, "s/name/")], keep=went_back)
+            store.unheard, went_back = [], reader.guarded
+        elif step == "hear" and not went_back:
+            for name in store.unheard:
+                store.tell(reader, name)
+                heard[name] = max(heard.get(name, 0), store.nodes[name])
+            store.unheard = []
+        rows.take(reader)
+        members = {row.name: row.seq for row in rows.rows.values() if isinstance(row, Member)}
+        names = {row.part: set(row.names) for row in rows.rows.values() if isinstance(row, MemberNames)}
+        assert members == heard
+        assert names == {name: {f"n{seq}"} for name, seq in heard.items()}
+        if restart:
+            every = list(rows.rows.values())
+            doubtful = reader.guarded
+            reader = registry(
+                members=[row for row in every if isinstance(row, Member)],
+                names=[row for row in every if isinstance(row, MemberNames)],
+                peers=[row for row in every if isinstance(row, Peer)],
+            )
+            went_back |= doubtful
+    assert heard == store.nodes
+    assert not reader.guarded
+    assert not reader.older
+    assert not reader.faults
 
 
 def test_a_key_that_changed_leaves_in_the_same_change() -> None:

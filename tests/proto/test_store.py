@@ -376,6 +376,32 @@ def test_a_member_that_lists_less_than_is_known_is_passed_over_until_all_do() ->
     assert listed > MEMBERS
 
 
+@pytest.mark.parametrize(
+    "entry, restored",
+    [
+        (Entry("pulse", b"new", 2, 9), False),
+        (Entry("pulse", b"newer", 2, 20), False),
+        (Entry("pulse", b"old", 2, 4), True),  # a backup whose revision was bumped, and that was compacted there
+        (Entry("pulse", b"other", 2, 9), True),
+        (Entry("else", b"old", 2, 4), False),
+    ],
+)
+def test_a_listing_that_has_the_newest_key_as_it_was_before_is_of_a_store_that_went_back(
+    entry: Entry, restored: bool
+) -> None:
+    newest = store.witness_of(Entry("pulse", b"new", 2, 9))
+    session = Session(MEMBERS, lambda: 0.5, revision=9, witness=newest)
+    (verify,) = session.tick(0.0)
+    assert isinstance(verify, Verify)
+    session.failed(verify.number, Compacted(1000), 0.0)
+    (listing,) = session.tick(session.due)
+    assert isinstance(listing, List)
+    snapshot, _ = session.page(listing.number, Page((entry,), 1000), 1.0)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.restored == restored
+    assert snapshot.witness == store.witness_of(entry)
+
+
 def test_progress_and_changes_that_are_known_already_tell_nothing() -> None:
     world, session = opened()
     assert world.stream is not None

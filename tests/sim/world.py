@@ -259,7 +259,7 @@ class World:
             if isinstance(before, Peer) and before.member and row is None:
                 self._lost_peer(host, now, before)
             elif isinstance(row, Membership) and isinstance(before, Membership):
-                if row.revision < before.revision and not self.went_back:
+                if 0 < row.revision < before.revision and not self.went_back:
                     self.violations.append(f"{host.name}: revision {before.revision} -> {row.revision}")
                 for block in set(row.blocks) - set(before.blocks):
                     self._claimed(host, row, block)
@@ -281,7 +281,9 @@ class World:
             self.violations.append(f"{host.name}: journals {block}, which the store gives to {holder or 'nobody'}")
 
     def _judge_the_end(self) -> None:
-        """4: every node knows what the store has; and no two of them use one block."""
+        """4: every node knows what the store has, beside those that it has lost and that ended for good, or are in
+        another cluster: these wait for a person; and no two of them use one block.
+        """
         register = read_register(
             (key.removeprefix(BLOCK), entry.value, entry.modified)
             for key, entry in self.etcd.keys.items()
@@ -289,16 +291,19 @@ class World:
         )
         stored = {key.removeprefix(NODE) for key in self.etcd.keys if key.startswith(NODE)}
         used: dict[object, str] = {}
+        lost = {host.name for host in self.hosts if host.stopped or _is_elsewhere(host)}
         for host in self.hosts:
             cluster, node = host.cluster, host.node
-            if host.stopped or cluster is None or node is None or cluster.conflict:
+            if cluster is None or node is None or host.name in lost:
                 continue
-            if cluster.news is not None and cluster.news.foreign:
-                continue  # somebody made the cluster anew in a store that was wiped: a person has to accept that
             known = node.state.table(Membership)[""]
             if not known.blocks:
                 self.violations.append(f"{host.name}: has no block in the end: {cluster.error}")
                 continue
+            registry = cluster.news.registry if cluster.news is not None else None
+            withheld = registry.withheld if registry is not None else set()
+            if registry is not None and (registry.disputed or not withheld <= lost):
+                self.violations.append(f"{host.name}: waits for a person: {withheld - lost}, {registry.disputed}")
             if cluster.state not in ("connected", "guarded"):
                 self.violations.append(f"{host.name}: is {cluster.state} in the end: {cluster.status().error}")
             for block in known.blocks:
@@ -309,9 +314,16 @@ class World:
             if host.name not in stored:
                 self.violations.append(f"{host.name}: has no record in the end")
             peers = {peer.member for peer in node.state.peers("").values() if peer.member}
-            withheld = cluster.news.registry.withheld if cluster.news is not None else set()
             if peers - withheld != stored - {host.name}:
                 self.violations.append(f"{host.name}: knows {sorted(peers)}, the store has {sorted(stored)}")
+
+
+def _is_elsewhere(host: Host) -> bool:
+    """Whether somebody made the cluster anew in a store that was wiped, which a person has to accept here; or the node
+    disagrees with the store about what is its, for which one is needed as well.
+    """
+    cluster = host.cluster
+    return cluster is not None and (bool(cluster.conflict) or (cluster.news is not None and cluster.news.foreign))
 
 
 @contextmanager

@@ -6,9 +6,8 @@ Owns: one spelling for each resource, so that all who change it mean the same.  
 from overlayd.model.objects import Netns, NetnsPath
 
 NODE = "node"  # who this node is: its number, and the key that the orchestrator takes for its
-
-
 RECORDS = "records"  # all registered names
+MEMBERSHIP = "membership"  # this node's place in a cluster, and what it knows and told of that
 
 
 def service_lock(name: str) -> str:

@@ -45,7 +45,6 @@ Run = Callable[[wire.Request], Awaitable[wire.Response | bytes]]
 # Our own constants, seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before joining is tried again
 WAIT_FOR_INIT = 5.0
-ALL_HAVE_LISTED = 20.0  # after the store went back; of nodes that come back later some may wait for a person
 MOST_FAULTS = 20  # that the doctor names
 
 
@@ -77,7 +76,9 @@ class Cluster:
             conflicting=self._conflicting,
             written=self._written,
         )
-        self.joining = Joining(node, self.etcd, settings, self.publishing.content, place.machine)
+        self.joining = Joining(
+            node, self.etcd, settings, self.publishing.content, self.publishing.names, machine=place.machine
+        )
         self.growth = Growth(node, self.joining, lambda: bool(self.conflict), self._grown)
         self.rotation = Rotation(node, self.joining)
         self.following: Following | None = None
@@ -126,7 +127,7 @@ class Cluster:
             await self._set_up()
         else:
             await self._until_confirmed()
-        news = self.news = News(self.node, self._own_record, self._configured, self._list_anew, self._restored)
+        news = self.news = News(self.node, self._own_record, self._configured, self._list_anew, self._went_back)
         known = self.membership
         witness = Witness(*known.witness) if known.witness is not None else None
         following = self.following = Following(self.etcd, WATCHED, known.revision, witness, self._told)
@@ -144,7 +145,7 @@ class Cluster:
                     await self._confirmed.wait()
                     group.create_task(self.publishing.keep_record(self.joining))
                     group.create_task(self.rotation.run())
-                    group.create_task(self.publishing.keep_names())
+                    group.create_task(self.publishing.keep_names(self.joining))
                     group.create_task(self.publishing.keep_presence())
                     group.create_task(Janitor(self.node, self.etcd, news, self.publishing).run())
             except BaseExceptionGroup as bugs:
@@ -156,6 +157,7 @@ class Cluster:
             await self._confirm.wait()
             self._confirm.clear()
             await self._until_confirmed()
+            self.joining.names = None
             self.publishing.tell_again()
 
     async def _until_confirmed(self) -> None:
@@ -258,7 +260,8 @@ class Cluster:
 
     def _own_record(self, entry: Entry | None) -> None:
         known = self.joining.record
-        if entry is None or known is None or (entry.modified > known.modified and entry.value != known.value):
+        expected = (known.value, self.joining.putting) if known is not None and not self.conflict else ()
+        if entry is None or known is None or (entry.modified > known.modified and entry.value not in expected):
             self._confirm.set()
         elif entry.modified >= known.modified:
             self.joining.record = entry
@@ -273,12 +276,9 @@ class Cluster:
         if (config.node_ttl_secs, config.rate, config.zone) != (known.node_ttl, known.rate, known.zone):
             self._confirm.set()
 
-    def _restored(self) -> None:
-        """The store went back: what others listed of ours before now may be of the backup, or not; they cannot know."""
-        asyncio.get_running_loop().call_later(ALL_HAVE_LISTED * random.uniform(1, 1.5), self._tell_anew)
-
-    def _tell_anew(self) -> None:
-        self.joining.put_again = self.publishing.put_again = True
+    def _went_back(self, history: str) -> None:
+        """The store went back: whoever looks later is to know as well, though its revisions have gone on by then."""
+        self.joining.unmarked = history
         self._confirm.set()
 
     def _list_anew(self) -> None:
@@ -413,11 +413,11 @@ class Cluster:
             remedy = "see to the store (--etcd), or to the way there"
             found.append(Finding("cluster-disconnected", "warning", what, f"is not followed: {why}", symptom, remedy))
         if self.news is not None and self.news.guarded:
-            lacking, older = len(self.news.registry.withheld), len(self.news.registry.outdated)
+            lacking, disputed = len(self.news.registry.withheld), len(self.news.registry.disputed)
             problem = (
                 "has another cluster of that name in the store"
                 if self.news.foreign
-                else f"lacks {lacking} nodes in the store that were known here, and has {older} records that are older"
+                else f"lacks {lacking} nodes in the store that were known here, and has another of {disputed}"
             )
             remedy = "put the store's backup back, wait for the nodes, or accept it (overlayctl cluster accept)"
             found.append(Finding("cluster-guarded", "error", what, problem, "what was known here stays", remedy))

@@ -10,13 +10,15 @@ register of blocks, and keeps that block.
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec.structs import replace
 
 from overlayd import fault, keys
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.change.resources import MEMBERSHIP
 from overlayd.daemon.change.resources import NODE as NODE_LOCK
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.settings import Settings
@@ -27,6 +29,7 @@ from overlayd.model.cluster_records import (
     BLOCK,
     CONFIG,
     FORMAT,
+    NAMES,
     NODE,
     PRESENCE,
     BadRecord,
@@ -35,11 +38,13 @@ from overlayd.model.cluster_records import (
     read_holding,
     read_node,
     read_register,
+    rewritten,
     write_holding,
     write_node,
 )
 from overlayd.model.objects import Network
 from overlayd.model.rows import Member, Membership
+from overlayd.proto.etcd import Outcome
 from overlayd.proto.store_answers import Entry, LeaseGone, Unavailable
 
 log = logging.getLogger(__name__)
@@ -48,6 +53,7 @@ PRESENCE_TTL = 60  # seconds, from the specification
 BETWEEN_TRIES = 0.2  # seconds at most, with full jitter
 
 Content = Callable[[tuple[Network, ...]], Member]  # our record as it should be, with these blocks
+Names = Callable[[], dict[str, bytes]]
 
 
 class Refused(OverlaydError):
@@ -89,11 +95,21 @@ def read_presence(value: bytes) -> Presence:
 
 
 class Joining:
-    """record: our record as it was last seen in the store, None when it is not there.  content: what is to be in it."""
+    """content, names: what is to be in our record, and in the entries of our names.
 
-    def __init__(self, node: Node, etcd: Etcd, settings: Settings, content: Content, machine: str) -> None:
+    record, names: these as they were last seen in the store, None when it has no record, or when it is not known what
+    names it has; putting: our record as it was put last, though no answer came yet.  unmarked: the mark of a store that
+    went back, for which it is to get another.
+    """
+
+    def __init__(
+        self, node: Node, etcd: Etcd, settings: Settings, content: Content, own_names: Names, *, machine: str
+    ) -> None:
         self.record: Entry | None = None
-        self.put_again = False  # though it is there
+        self.names: dict[str, bytes] | None = None
+        self.putting = b""
+        self.unmarked: str | None = None
+        self._own_names = own_names
         self._node = node
         self._etcd = etcd
         self._settings = settings
@@ -139,19 +155,29 @@ class Joining:
         Conflict: it is another's by now.
         """
         async with self.turn:
-            value = self._record_with(self.membership.blocks, turned=turned)
-            if self.record is None or self.record.value != value:
-                await self._put_record(value, [])
+            await self._see()
+            content = self._record_with(self.membership.blocks, turned=turned)
+            if not self._is_told(content):
+                await self._put(content)
+
+    async def publish_names(self) -> int:
+        """Put our names as they are to be, unless they are there; returns the revision at which, or 0."""
+        async with self.turn:
+            await self._see()
+            there = self._stored
+            if there is None or there.instance != self.membership.instance:
+                raise Unavailable("our record is not there")
+            return 0 if self.names == self._own_names() else await self._put(there)
 
     async def read_record(self) -> None:
-        """Look at our record in the store: what was put may have been put, though no answer came."""
+        """Look at our record in the store."""
         self.record = await self._one(NODE + self._settings.node)
 
     @property
     def is_turned(self) -> bool:
         """Whether our record has the next key already, which the device is to get."""
-        soon = self._node.state.node.next_key
-        return bool(soon) and self.record is not None and _key_of(self.record) == keys.public(soon)
+        soon, there = self._node.state.node.next_key, self._stored
+        return bool(soon) and there is not None and there.public_key == keys.public(soon)
 
     async def set_config(self, change: Callable[[bytes], bytes]) -> None:
         """Rewrite the cluster's configuration.  change: the value as it is to what it is to be."""
@@ -186,6 +212,8 @@ class Joining:
             config = read_config(entry.value)
         except BadRecord as error:
             raise Conflict(f"{error}: repair or remove that key") from error
+        if self.unmarked is not None:
+            await self._mark(entry, config)
         if known.cluster_id not in ("", config.id):
             raise Conflict(
                 f"cluster {known.cluster} was made anew ({config.id}, and this node is of {known.cluster_id}): accept "
@@ -205,7 +233,16 @@ class Joining:
                 f"cluster {known.cluster} has {config.cluster_cidr} in blocks of /{config.block_prefix}, not "
                 f"{asked} in /{settings.block_prefix}: start without --cluster-cidr, or with the same"
             )
-        await self._node.change(lambda draft: joining.learn(draft, config), exclusive=[NODE_LOCK])
+        if joining.learned(known, config) != known:
+            await self._node.change(lambda draft: joining.learn(draft, config), exclusive=[NODE_LOCK, MEMBERSHIP])
+
+    async def _mark(self, entry: Entry, config: Config) -> None:
+        """Tell whoever follows the store later that it went back, unless another node has."""
+        if config.history == self.unmarked:
+            value = rewritten(entry.value, {"history": _random_mark()}, ["history"])
+            if not (await self._etcd.transact([(CONFIG, entry.modified)], [(CONFIG, value, 0)])).done:
+                raise Unavailable("the cluster's configuration was written meanwhile")
+        self.unmarked = None
 
     async def _require_name(self, record: Entry | None) -> None:
         """Refused when somebody else has our name, or our data directory."""
@@ -270,16 +307,11 @@ class Joining:
         for attempt in range(MOST_TRIES):
             block = blocks.choose(name, known.cidr, known.block_prefix, register)
             freed = register.get(block)
-            value = self._record_with((*held, block))
-            record = self.record.modified if self.record is not None else 0
             key = BLOCK + block_key(block)
-            outcome = await self._etcd.transact(
-                [(key, freed.modified if freed is not None else 0), (NODE + name, record)],
-                [(key, write_holding(name, known.instance), 0), (NODE + name, value, 0)],
-            )
+            claim = [(key, freed.modified if freed is not None else 0)]
+            outcome = await self._transact(self._record_with((*held, block)), claim)
             if outcome.done:
                 fault.point("cluster:claimed")
-                self.record = Entry(NODE + name, value, 0, outcome.revision)
                 await self._hold([*held, block])
                 fault.point("cluster:journaled")
                 log.info("cluster %s: claimed %s at try %d", known.cluster, block, attempt + 1)
@@ -289,11 +321,9 @@ class Joining:
                 register[block] = read_holding(other.value, other.modified)
                 if register[block].instance == known.instance:  # an answer of ours was lost
                     await self._hold([*held, block])
-                    self.record = found.get(NODE + name)
                     return block
             elif freed is not None:
                 del register[block]
-            self.record = found.get(NODE + name)
             await self._require_name(self.record)
             await asyncio.sleep(random.uniform(0, BETWEEN_TRIES))
         raise Unavailable(f"no block could be claimed in {MOST_TRIES} tries: many nodes join at once")
@@ -312,12 +342,11 @@ class Joining:
                 )
             if whose != "ours":
                 missing.append(block)
-        value = self._record_with(known.blocks)
-        same = [(BLOCK + block_key(block), register[block].modified if block in register else 0) for block in missing]
-        if not missing and self.record is not None and self.record.value == value and not self.put_again:
+        claims = [(BLOCK + block_key(block), register[block].modified if block in register else 0) for block in missing]
+        content = self._record_with(known.blocks)
+        if not missing and self._is_told(content):
             return
-        self.put_again = False
-        await self._put_record(value, same)
+        await self._put(content, claims)
         if missing:
             log.warning(
                 "cluster %s: %s is claimed again, the store had forgotten it",
@@ -325,32 +354,82 @@ class Joining:
                 ", ".join(map(str, missing)),
             )
 
-    async def _put_record(self, value: bytes, claims: list[tuple[str, int]]) -> None:
-        """Our record, and with it blocks: keys of the register with the revision at which each was put last."""
-        known, name = self.membership, self._settings.node
-        held = write_holding(name, known.instance)
-        record = self.record.modified if self.record is not None else 0
-        outcome = await self._etcd.transact(
-            [*claims, (NODE + name, record)], [*((key, held, 0) for key, _ in claims), (NODE + name, value, 0)]
-        )
+    async def _put(self, content: Member, claims: Sequence[tuple[str, int]] = ()) -> int:
+        """Put our record, and with it claims; returns the revision.  Conflict, or Unavailable: it is another by now."""
+        name = self._settings.node
+        outcome = await self._transact(content, claims)
         if outcome.done:
-            self.record = Entry(NODE + name, value, 0, outcome.revision)
-            return
-        found = {entry.key: entry for entry in outcome.found}
-        self.record = found.get(NODE + name)
-        if self.record is not None and _instance_of(name, self.record) != known.instance:
+            return outcome.revision
+        if self._stored is not None and self._stored.instance != self.membership.instance:
             raise Conflict(f"node {name} was registered by another installation ({await self._seen(name)})")
         raise Unavailable("our record or block was written meanwhile")
 
-    def _record_with(self, held: tuple[Network, ...], *, turned: bool = False) -> bytes:
+    async def _transact(self, content: Member, claims: Sequence[tuple[str, int]]) -> Outcome:
+        """Put our record with the next number, and with it what differs of our names, so that these are as new as it;
+        all of them if the store's record is not the one that we put last.  claims: keys of the register, with the
+        revision at which each was put last.
+        """
+        known, name, there = self.membership, self._settings.node, self._stored
+        seq = there.seq if there is not None else 0
+        names, wanted = self.names if self.names is not None else await self._stored_names(), self._own_names()
+        same = there is not None and seq == known.seq
+        changed = [(key, value, 0) for key, value in wanted.items() if not same or names.get(key) != value]
+        gone = [(key, False) for key in names if key not in wanted]
+        number = await self._node.change(
+            lambda draft: joining.raise_seq(draft, seq, int(time.time())), exclusive=[MEMBERSHIP]
+        )
+        before = self.record.value if self.record is not None else b""
+        self.putting = write_node(replace(content, seq=number), before)
+        self.names = None
+        holding = write_holding(name, known.instance)
+        outcome = await self._etcd.transact(
+            [*claims, (NODE + name, self.record.modified if self.record is not None else 0)],
+            [*((key, holding, 0) for key, _ in claims), (NODE + name, self.putting, 0), *changed],
+            gone,
+        )
+        if outcome.done:
+            self.record, self.names = Entry(NODE + name, self.putting, 0, outcome.revision), wanted
+        else:
+            self.record, self.names = next((each for each in outcome.found if each.key == NODE + name), None), names
+        return outcome
+
+    async def _see(self) -> None:
+        """Look at our record and names in the store, unless these are known: what was put may have been put, though no
+        answer came.
+        """
+        if self.names is None:
+            await self.read_record()
+            self.names = await self._stored_names()
+
+    async def _stored_names(self) -> dict[str, bytes]:
+        """The entries that the store has of our names."""
+        base = NAMES + self._settings.node
+        found = [*(await self._etcd.read(base)).entries, *(await self._etcd.read(base + "/", prefix=True)).entries]
+        return {entry.key: entry.value for entry in found}
+
+    @property
+    def _stored(self) -> Member | None:
+        """Our record in the store; None when there is none that can be read."""
+        try:
+            return read_node(self._settings.node, self.record.value, 0) if self.record is not None else None
+        except BadRecord:
+            return None
+
+    def _is_told(self, content: Member) -> bool:
+        """Whether the store has this of us, with the number of what we put last."""
+        if self.record is None:
+            return False
+        return self.record.value == write_node(replace(content, seq=self.membership.seq), self.record.value)
+
+    def _record_with(self, held: tuple[Network, ...], *, turned: bool = False) -> Member:
         """Our record, with these blocks.  turned: with the next key as ours; one that is turned does not turn back."""
         content = self._content(held)
         if turned or self.is_turned:
             content = replace(content, public_key=content.next_key, next_key=b"")
-        return write_node(content, self.record.value if self.record is not None else b"")
+        return content
 
     async def _hold(self, held: list[Network]) -> None:
-        await self._node.change(lambda draft: joining.hold(draft, held), exclusive=[NODE_LOCK])
+        await self._node.change(lambda draft: joining.hold(draft, held), exclusive=[NODE_LOCK, MEMBERSHIP])
 
     async def _register(self) -> dict[Network, blocks.Holding]:
         page = await self._etcd.read(BLOCK, prefix=True)
@@ -369,12 +448,8 @@ def _instance_of(name: str, record: Entry) -> str:
         return ""
 
 
-def _key_of(record: Entry) -> bytes:
-    """The key in our record; empty when it cannot be read."""
-    try:
-        return read_node(record.key.removeprefix(NODE), record.value, record.created).public_key
-    except BadRecord:
-        return b""
+def _random_mark() -> str:
+    return f"{random.SystemRandom().getrandbits(128):032x}"
 
 
 def _config_of(known: Membership) -> Config | None:
@@ -390,6 +465,7 @@ def _config_of(known: Membership) -> Config | None:
         zone=known.zone,
         node_ttl_secs=known.node_ttl,
         rate=known.rate,
+        history=_random_mark(),
     )
 
 
@@ -403,7 +479,8 @@ def new_config(cidr: Network, block_prefix: int, **settings: int | float | str) 
     """Of a cluster that is made now."""
     made = {
         "format": FORMAT,
-        "id": f"{random.SystemRandom().getrandbits(128):032x}",
+        "id": _random_mark(),
+        "history": _random_mark(),
         "cluster_cidr": str(cidr),
         "block_prefix": block_prefix,
         **settings,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from overlayd import fault, keys
 from overlayd.daemon.change.node import Node
-from overlayd.daemon.change.resources import RECORDS, peers_locks
+from overlayd.daemon.change.resources import MEMBERSHIP, RECORDS, peers_locks
 from overlayd.daemon.cluster.following import News as Message
 from overlayd.errors import OverlaydError
 from overlayd.model import joining
@@ -34,10 +34,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds, after the disk or the kernel 
 
 
 class News:
-    """own_record, config: are told what the store has of these, and None when that is gone; restored: that the store
-    went back.  list_anew: has all of it told again.  pulse: the revision at which the pulse was put last.  foreign: the
-    store has another cluster of our name; guarded: nodes that it lacks are kept.  problem: why rows are not taken
-    over, empty when they are.
+    """own_record, config: are told what the store has of these, and None when that is gone; went_back: that the store
+    went back, and has this mark still.  list_anew: has all of it told again.  pulse: the revision at which the pulse
+    was put last.  foreign: the store has another cluster of our name; guarded: nodes that it lacks are kept.  problem:
+    why rows are not taken over, empty when they are.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class News:
         own_record: Callable[[Entry | None], None],
         config: Callable[[Config | None], None],
         list_anew: Callable[[], None],
-        restored: Callable[[], None],
+        went_back: Callable[[str], None],
     ) -> None:
         self.pulse = 0
         self.foreign = False
@@ -55,14 +55,12 @@ class News:
         self._own_record = own_record
         self._config = config
         self._list_anew = list_anew
-        self._restored = restored
+        self._went_back = went_back
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
-        self._revision = 0
-        self._restored_at: int  # what was put up to this revision is of a backup, and not all of it is accepted
-        self._witness: Witness | None = None
         state, known = node.state, node.state.table(Membership)[""]
-        self._restored_at = known.restored_at
+        self._revision, self._history = known.revision, known.history
+        self._witness = Witness(*known.witness) if known.witness is not None else None
         assert known.cidr is not None
         self.registry = Registry(
             known.node,
@@ -77,7 +75,7 @@ class News:
 
     @property
     def guarded(self) -> bool:
-        return self.foreign or bool(self.registry.withheld or self.registry.outdated)
+        return self.foreign or self.registry.guarded
 
     def tell(self, message: Message) -> None:
         """There are news."""
@@ -105,15 +103,12 @@ class News:
                         following = self._waiting.popleft()
                         assert isinstance(following, Delta)
                         gathered += self._read_delta(following)
-                if not self.guarded:
-                    self._restored_at = 0
                 await self._take_over()
             await self._take_over()
 
     def accept(self) -> list[str]:
         """What was withheld goes, by a person's decision."""
         going = self.registry.accept()
-        self._restored_at = 0
         self._list_anew()
         self._arrived.set()
         return going
@@ -131,23 +126,30 @@ class News:
                 known.cluster,
             )
             return
-        created = {key.removeprefix(NODE): entry.created for key, entry in entries.items() if key.startswith(NODE)}
-        if snapshot.restored or self.registry.is_of_another_history(created, known.revision):
-            self._restored_at = snapshot.revision
-            self._restored()
-        for number, entry in enumerate(snapshot.entries):
-            self._read(entry.key, entry)
+        doubted = self._is_doubted(snapshot, CONFIG in entries)
+        if snapshot.restored and CONFIG in entries and self._history == known.history:
+            self._went_back(self._history)
+        older = len(self.registry.older)
+        nodes_first = sorted(snapshot.entries, key=lambda entry: not entry.key.startswith(NODE))
+        for number, entry in enumerate(nodes_first):
+            self._read(entry.key, entry, doubted=doubted)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-        restored = bool(self._restored_at)
-        self.registry.complete(entries, keep=CONFIG not in entries or restored, restored=restored)
-        if self.registry.outdated:
-            log.error(
-                "cluster %s: the store has older records than are known here of %s; its revision went back: was a "
-                "backup put back?  They stay until their nodes put them anew, or until somebody accepts the store's "
-                "(overlayctl cluster accept)",
+        self.registry.complete(entries, keep=doubted)
+        if len(self.registry.older) > older:
+            log.warning(
+                "cluster %s: the store has older records than are known here of %s: was a backup put back?  They are "
+                "passed over until their nodes put others",
                 known.cluster,
-                ", ".join(sorted(self.registry.outdated)[:5]),
+                ", ".join(sorted(self.registry.older)[:5]),
+            )
+        if self.registry.disputed:
+            log.error(
+                "cluster %s: the store went back, and has other installations than are known here of %s: they are "
+                "passed over until their nodes put others, or until somebody accepts the store's (overlayctl cluster "
+                "accept)",
+                known.cluster,
+                ", ".join(sorted(self.registry.disputed)[:5]),
             )
         if self.registry.withheld:
             log.error(
@@ -156,14 +158,22 @@ class News:
                 known.cluster,
                 len(self.registry.withheld),
                 len(self.registry),
-                ", and its revision went back: was a backup put back?" if snapshot.restored else "",
+                ", and it went back: was a backup put back?" if doubted else "",
             )
         if CONFIG not in entries:
             self._config(None)
-        if NODE + self.registry.own not in entries or snapshot.restored:
+        if NODE + self.registry.own not in entries or doubted:
             self._own_record(None)
         self._revision, self._witness = snapshot.revision, snapshot.witness
         fault.point("cluster:listed")
+
+    def _is_doubted(self, snapshot: Snapshot, has_config: bool) -> bool:
+        """Whether what a listing lacks may be lost only: the store went back since it was followed last, or was in
+        doubt then.
+        """
+        known = self._node.state.table(Membership)[""]
+        another = not has_config or self._history != known.history
+        return bool(len(self.registry)) and (snapshot.restored or another or not known.revision)
 
     def _read_delta(self, delta: Delta) -> int:
         for change in delta.changes:
@@ -177,7 +187,7 @@ class News:
         self._revision, self._witness = delta.revision, delta.witness
         return len(delta.changes)
 
-    def _read(self, key: str, entry: Entry | None) -> None:
+    def _read(self, key: str, entry: Entry | None, *, doubted: bool = False) -> None:
         if key == NODE + self.registry.own:
             self._own_record(entry)
         elif key == PULSE:
@@ -186,8 +196,7 @@ class News:
             self.registry.remove(key)
         else:
             known = self.registry.faults.get(key)
-            restored = entry.modified <= self._restored_at
-            self.registry.put(key, entry.value, entry.created, restored=restored)
+            self.registry.put(key, entry.value, entry.created, doubted=doubted)
             fault_now = self.registry.faults.get(key)
             if fault_now is not None and fault_now != known:
                 log.warning("cluster: %s is skipped: %s", key, fault_now)
@@ -202,32 +211,35 @@ class News:
         self.registry.faults.pop(CONFIG, None)
         self.foreign = config is not None and config.id != self._node.state.table(Membership)[""].cluster_id
         if not self.foreign:
+            if config is not None:
+                self._history = config.history
             self._config(config)
 
     # --- taking over --------------------------------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
-        """Make rows of what was read; the revision goes with the last of them, and not at all while something is
-        withheld, so that the next start looks at all of it again.
+        """Make rows of what was read; the revision goes with the last of them, and none while something is withheld, so
+        that the next start lists everything, and doubts it.
         """
         while True:
             change = self.registry.take(BATCH)
             whole = not self.registry.pending
-            if not change and whole and self._restored_at == self._node.state.table(Membership)[""].restored_at:
+            known = self._node.state.table(Membership)[""]
+            revision = 0 if self.guarded else self._revision
+            if not change and whole and (bool(revision), self._history) == (bool(known.revision), known.history):
                 return
-            revision = self._revision if whole and not self.guarded else 0
-            await self._commit(change, revision)
+            await self._commit(change, revision if whole else None)
             if whole:
                 return
 
-    async def _commit(self, change: Change, revision: int) -> None:
+    async def _commit(self, change: Change, revision: int | None) -> None:
         """Until it is done: what the store says later builds on it."""
-        pause, witness = FIRST_PAUSE, self._witness
+        pause, witness, history = FIRST_PAUSE, self._witness, self._history
         while True:
             try:
                 moved = await self._node.change_together(
-                    lambda draft: joining.follow(draft, change, revision, witness, self._restored_at),
-                    [*peers_locks(GLOBAL), RECORDS],
+                    lambda draft: joining.follow(draft, change, revision, witness, history),
+                    [*peers_locks(GLOBAL), RECORDS, MEMBERSHIP],
                 )
             except OverlaydError as error:
                 self.problem = str(error)

@@ -24,7 +24,7 @@ from overlayd.errors import MechanismError, OverlaydError
 from overlayd.linux import egress
 from overlayd.model.blocks import node_number
 from overlayd.model.candidates import HOST
-from overlayd.model.cluster_records import MOST_CANDIDATES, MOST_NAMES, NAMES, PRESENCE, PULSE, write_names
+from overlayd.model.cluster_records import MOST_CANDIDATES, MOST_NAMES, PRESENCE, PULSE, write_names
 from overlayd.model.layout import endpoint_text
 from overlayd.model.objects import Address, Network
 from overlayd.model.publication import NamesWindow, RecordPace
@@ -71,7 +71,6 @@ class Publishing:
     ) -> None:
         self.window = NamesWindow()
         self.failure = ""  # of the last try to tell anything
-        self.put_again = False  # all names, though the store has them
         self._node = node
         self._etcd = etcd
         self._settings = settings
@@ -83,7 +82,6 @@ class Publishing:
         self._pace = RecordPace()
         self._way_out: Address | None = None
         self._lease = 0
-        self._names: dict[str, bytes] | None = None  # what the store has of ours, None when that is not known
         self._woken = asyncio.Event()
         self._appearing = asyncio.Event()
 
@@ -106,6 +104,15 @@ class Publishing:
             version=__version__,
             created=0,
         )
+
+    def names(self) -> dict[str, bytes]:
+        """The entries of our names."""
+        state = self._node.state
+        ours = {name: row.addresses for name, row in sorted(state.table(Record).items())}
+        if len(ours) > MOST_NAMES:
+            log.warning("cluster: of %d names %d are told, as many as a node may serve", len(ours), MOST_NAMES)
+            ours = dict(list(ours.items())[:MOST_NAMES])
+        return write_names(state.table(Membership)[""].node, ours)
 
     @property
     def behind_nat(self) -> bool:
@@ -153,7 +160,6 @@ class Publishing:
     def tell_again(self) -> None:
         """The store may have forgotten our names and our presence."""
         self._appearing.set()
-        self._names = None
         self.window.changed(asyncio.get_running_loop().time())
         self._woken.set()
 
@@ -183,7 +189,7 @@ class Publishing:
                 self.failure = ""
                 self._pace.told(content, loop.time())
 
-    async def keep_names(self) -> None:
+    async def keep_names(self, joining: Joining) -> None:
         """Tell what changes of our names, until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
@@ -196,9 +202,10 @@ class Publishing:
             except TimeoutError:
                 pass
             try:
-                await self._put_names()
+                if revision := await joining.publish_names():
+                    self._written(revision)
+                    fault.point("cluster:published")
             except OverlaydError as error:
-                self._names = None
                 self._failed("our names are not told", error)
                 self.window.failed(loop.time())
                 await asyncio.sleep(RETRY_SPREAD * random.random())
@@ -206,28 +213,6 @@ class Publishing:
                 self.failure = ""
                 known = self._node.state.get(Membership)
                 self.window.told(self._measured_rate(), known.rate if known is not None else 10.0)
-
-    async def _put_names(self) -> None:
-        """Put what differs from what the store has."""
-        state = self._node.state
-        known = state.table(Membership)[""]
-        ours = {name: row.addresses for name, row in sorted(state.table(Record).items())}
-        if len(ours) > MOST_NAMES:
-            log.warning("cluster: of %d names %d are told, as many as a node may serve", len(ours), MOST_NAMES)
-            ours = dict(list(ours.items())[:MOST_NAMES])
-        wanted = write_names(known.node, ours)
-        if self.put_again:
-            self._names, self.put_again = {}, False
-        if self._names is None:
-            base = NAMES + known.node
-            found = [*(await self._etcd.read(base)).entries, *(await self._etcd.read(base + "/", prefix=True)).entries]
-            self._names = {entry.key: entry.value for entry in found}
-        put = [(key, value, 0) for key, value in wanted.items() if self._names.get(key) != value]
-        gone = [(key, False) for key in self._names if key not in wanted]
-        if put or gone:
-            self._written((await self._etcd.transact((), put, gone)).revision)
-            fault.point("cluster:published")
-        self._names = wanted
 
     async def keep_presence(self) -> None:
         """Say that we live, until it is cancelled."""
