@@ -169,6 +169,13 @@ cni-tools: ## cnitool and crictl, by Go's module proxy, for the tests of contain
 	  { [[ -e go.mod ]] || go mod init overlayd.test/crictl; } && go get sigs.k8s.io/cri-tools/cmd/crictl@v1.34.0 && \
 	  go build -o .. sigs.k8s.io/cri-tools/cmd/crictl
 
+# A newer etcd than Debian's.  make test has it where Go is; elsewhere its test is skipped.
+.PHONY: etcd-new
+etcd-new: ## etcd 3.6, by Go's module proxy, for a test of clusters
+	-@mkdir -p build/clients/go/etcd.d && cd build/clients/go/etcd.d && \
+	  { [[ -e go.mod ]] || go mod init overlayd.test/etcd; } && go get go.etcd.io/etcd/server/v3@v3.6.5 && \
+	  CGO_ENABLED=0 go build -o ../etcd go.etcd.io/etcd/server/v3
+
 .PHONY: hostile
 hostile: test-packages build ## damaged frames, envelopes and DNS, floods, few descriptors, kills under load (root; minutes)
 	@OVERLAYD_HOSTILE=50 OVERLAYD_HOSTILE_SECONDS=180 $(PYTHON) -m pytest -s tests/fuzz tests/e2e/test_descriptors.py
@@ -275,6 +282,7 @@ test-packages: root
 	@if command -v go > /dev/null && [[ ! -e build/clients/go/crictl ]]; then \
 	  $(MAKE) cni-tools || echo 'cnitool and crictl are not to be had: their tests are skipped'; \
 	fi
+	@if command -v go > /dev/null && [[ ! -e build/clients/go/etcd ]]; then $(MAKE) etcd-new; fi
 cni-packages: root
 	@$(call install,$(CNI_PACKAGES))
 	@$(unpack_runtimes)

@@ -1,4 +1,4 @@
-"""An etcd of one or several members, each in a node's namespace, as Debian packages it.
+"""An etcd of one or several members, each in a node's namespace, as Debian packages it or another program.
 
 Owns: the members' processes and data.  Must not know: what is kept in it.
 """
@@ -21,15 +21,16 @@ CLIENTS, MEMBERS = 2379, 2380
 class EtcdMember:
     """options: further ones of etcd.  scheme: of the clients' URL."""
 
-    def __init__(self, node: Node, options: Sequence[str] = (), scheme: str = "http") -> None:
+    def __init__(self, node: Node, program: str, options: Sequence[str] = (), scheme: str = "http") -> None:
         self.node = node
+        self.program = program
         self.options = list(options)
         self.url = f"{scheme}://{node.endpoint(CLIENTS)}"
         self.peer_url = f"http://{node.endpoint(MEMBERS)}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, initial: str, state: str = "new") -> None:
-        argv = ["etcd", "--name", self.node.name, "--data-dir", str(self.node.data_dir)]
+        argv = [self.program, "--name", self.node.name, "--data-dir", str(self.node.data_dir)]
         argv += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url]
         argv += ["--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url]
         argv += ["--initial-cluster", initial, "--initial-cluster-state", state, *self.options]
@@ -51,15 +52,23 @@ class EtcdMember:
 
 
 class Etcd:
-    """A context manager: members NAME1, NAME2, ... start with the block, and end with it.  options: of each member;
-    ctl_options: of etcdctl.
+    """A context manager: members NAME1, NAME2, ... start with the block, and end with it.  program: that they run;
+    options: of each member; ctl_options: of etcdctl.
     """
 
     def __init__(
-        self, lab: Lab, members: int = 1, options: Sequence[str] = (), *, scheme: str = "http", name: str = "m"
+        self,
+        lab: Lab,
+        members: int = 1,
+        options: Sequence[str] = (),
+        *,
+        scheme: str = "http",
+        name: str = "m",
+        program: str = "etcd",
     ) -> None:
         self.ctl_options: list[str] = []
-        self.members = [EtcdMember(lab.node(f"{name}{number + 1}"), options, scheme) for number in range(members)]
+        nodes = [lab.node(f"{name}{number + 1}") for number in range(members)]
+        self.members = [EtcdMember(node, program, options, scheme) for node in nodes]
 
     def __enter__(self) -> "Etcd":
         self.start()
