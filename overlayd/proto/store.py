@@ -165,7 +165,7 @@ class Session:
         self._home_due = 0.0
         self._owed = 0  # the revision of a change that the stream has not brought
         self._owed_due = 0.0
-        self._recent: deque[tuple[float, int]] = deque()  # changes by the time when they came
+        self._recent: deque[tuple[float, int]] = deque()  # changes by when they came, those made together as one
 
     def tick(self, now: float) -> list[Output]:
         """Time has passed."""
@@ -221,7 +221,7 @@ class Session:
             return []
         self._witness(new)
         self.changes_seen += len(new)
-        self._recent.append((now, len(new)))
+        self._recent.append((now, len({change.revision for change in new})))
         delta = Delta(new, self.revision, self.witness)
         if not self.windowed and self.measured_rate(now) > self.rate:
             self.windowed = True
