@@ -14,6 +14,7 @@ from lab import Lab, Ping, Refused, ping
 from lab.cluster import CLUSTER
 from lab.etcd import Etcd, EtcdMember
 from lab.patience import until
+from lab.processes import stop
 from lab.sites import Site, sites
 
 TTL = 60  # seconds that the presence of a node lives without it
@@ -66,7 +67,7 @@ def test_a_daemon_that_is_stopped_for_longer_than_its_lease_lives(nodes: list[Si
     until(lambda: "lease" in alpha.etcd.ctl("get", "/overlayd/prod/p/alpha"), "alpha is not present")
     with under_ping(beta, alpha), under_ping(beta, gamma):
         assert alpha.node.daemon is not None
-        alpha.node.daemon.send_signal(signal.SIGSTOP)
+        stop(alpha.node.daemon.pid)
         try:
             lose_presence(alpha.etcd, "alpha")
             gamma.request("register_dns", name="meanwhile", ip=gamma.address)
@@ -86,7 +87,7 @@ def test_a_member_that_is_stopped_is_left_for_another_one(nodes: list[Site]) -> 
     alpha, beta, _ = nodes
     member = watched(alpha)
     with under_ping(alpha, beta):
-        member.signal(signal.SIGSTOP)
+        member.stop()
         try:
             alpha.request("register_dns", name="written", ip=alpha.address)
             until(lambda: watched(alpha) is not member and alpha.part["state"] == "connected", lambda: alpha.part)
@@ -107,7 +108,6 @@ def test_a_member_without_a_quorum_is_left_for_another_one(nodes: list[Site]) ->
             until(
                 lambda: watched(alpha) is not member and alpha.part["state"] == "connected",
                 lambda: alpha.part,
-                seconds=30,
             )
         finally:
             member.node.run(["nft", "delete", "table", "inet", "cut"])

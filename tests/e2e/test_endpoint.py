@@ -19,6 +19,7 @@ from lab import CommandFailed, Connection, Lab
 from lab.cluster import Member
 from lab.frames import request_frame
 from lab.patience import LIMIT
+from lab.processes import stop
 from running_process_service import ServiceSpec
 
 from overlayd.client import Impostor, NotPublished, OverlayClient, StaleIdentityFile
@@ -89,7 +90,7 @@ def test_their_client_stays_up_under_a_flood_with_the_handlers_held(served: Memb
     states = set()
     with connected(spec) as client:
         wait_for(client, "up")
-        os.kill(wireguard, signal.SIGSTOP)
+        stop(wireguard)
         try:
             for thread in threads:
                 thread.start()

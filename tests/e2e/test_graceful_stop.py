@@ -14,6 +14,7 @@ from lab.cluster import Member
 from lab.crowd import Crowd
 from lab.frames import Connection, request_frame
 from lab.patience import LIMIT, until
+from lab.processes import stop
 
 SIZE, CLIENTS = 200, 4
 
@@ -114,7 +115,7 @@ def test_a_change_that_outlasts_the_stop(lab: Lab) -> None:
     (pid,) = node.wireguard_pids()
     key = "c3RyYW5nZXIgc3RyYW5nZXIgc3RyYW5nZXIgc3RyYW4="
     peer = {"public_key": key, "endpoint": "", "allowed_ips": "10.200.9.0/24", "persistent_keepalive_secs": 0}
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         connection = member.connection
         connection.send(request_frame(1, "add_peer", **peer))

@@ -15,6 +15,7 @@ import pytest
 from lab import CommandFailed, Lab, Refused, ping
 from lab.cluster import Member, Pair
 from lab.patience import until
+from lab.processes import stop
 
 DEADLINE = 1.0  # seconds for which an exchange waits
 HUNG = 2  # readings without an answer
@@ -45,7 +46,7 @@ def nodes() -> Iterator[Pair]:
 def stopped(nodes: Pair) -> Iterator[int]:
     """The process of alpha's device, which was stopped."""
     (pid,) = nodes.alpha.node.wireguard_pids()
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     yield pid
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)

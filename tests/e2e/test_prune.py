@@ -10,7 +10,7 @@ from lab import Lab, Ping, Refused, ping
 from lab.cluster import CLUSTER, PORT, Member, Pair
 from lab.frames import request_frame
 from lab.patience import until
-from lab.processes import environment
+from lab.processes import environment, stop
 
 # Opens the tap `tap-vm`, as a virtual machine does (linux/if_tun.h: TUNSETIFF, IFF_TAP).
 MACHINE = """
@@ -101,7 +101,7 @@ def test_a_bridge_goes_at_the_next_prune_after_its_last_member_has_died(member: 
     bridge = member.set_up_service("dies")
     container = lab.container()
     member.attach(container, "dies")
-    member.node.daemon.send_signal(signal.SIGSTOP)  # it does not hear of the death before the prune  # type: ignore[union-attr]
+    stop(member.node.daemon.pid)  # it does not hear of the death before the prune  # type: ignore[union-attr]
     member.connection.send(request_frame(1, "prune_orphan_bridges", live_bridge_names=[]))
     container.kill()
     member.node.daemon.send_signal(signal.SIGCONT)  # type: ignore[union-attr]

@@ -14,6 +14,7 @@ import pytest
 from lab import Lab, Ping, ping
 from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
 from lab.patience import FACTOR
+from lab.processes import stop
 
 from overlayd.model.wireguard_go import lacks_segments
 
@@ -96,7 +97,7 @@ def test_one_that_was_found_elsewhere_is_answered_where_it_is(nodes: Pair) -> No
 def test_a_device_whose_process_hangs_is_renewed(nodes: Pair) -> None:
     alpha = nodes.alpha
     (pid,) = alpha.node.wireguard_pids()
-    os.kill(pid, 19)  # SIGSTOP
+    stop(pid)
     (renewed,) = alpha.request("renew_devices", force=True)["devices"]
     assert (renewed["sessions"], alpha.node.wireguard_pids() & {pid}) == (0, set())
     ping(nodes.web, nodes.db_address)

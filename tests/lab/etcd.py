@@ -13,7 +13,7 @@ from pathlib import Path
 from lab.lab import Lab
 from lab.node import Node
 from lab.patience import until
-from lab.processes import CommandFailed, environment
+from lab.processes import CommandFailed, environment, stop
 
 CLIENTS, MEMBERS = 2379, 2380
 
@@ -43,6 +43,11 @@ class EtcdMember:
         """To etcd itself, which is a grandchild of ours or our child by now."""
         assert self.process is not None
         self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """SIGSTOP: it is there, and does not answer."""
+        assert self.process is not None
+        stop(self.process.pid)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -108,7 +113,7 @@ class Etcd:
     def stop(self) -> None:
         """SIGSTOP: they are there, and do not answer."""
         for member in self.members:
-            member.signal(signal.SIGSTOP)
+            member.stop()
 
     def go_on(self) -> None:
         for member in self.members:

@@ -84,6 +84,17 @@ def marked(variable: str, value: str) -> set[int]:
     return found
 
 
+def stop(pid: int) -> None:
+    """SIGSTOP a process, and wait until none of its threads goes on: on a busy machine they do for a while."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def has_stopped() -> bool:
+        stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    until(has_stopped, lambda: f"process {pid} goes on")
+
+
 def end(victims: Collection[int]) -> None:
     """SIGKILL these processes and wait until each is gone or a zombie."""
     for pid in victims:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from lab.patience import LIMIT
+from lab.processes import stop
 
 from overlayd import keys
 from overlayd.errors import MechanismError
@@ -187,7 +188,7 @@ class TestFaults(Namespaces):
         device = alpha.create()
         alpha.namespace("ip", "link", "set", device.name, "up")
         pid = pid_of(device.name)
-        os.kill(pid, signal.SIGSTOP)  # as a busy machine does, when many containers come at once
+        stop(pid)  # as a busy machine does, when many containers come at once
         try:
             alpha.namespace(
                 "sh", "-c", "for n in $(seq 400); do echo link set lo mtu $((1500 + n)); done | ip -batch -"
@@ -255,7 +256,7 @@ class TestFaults(Namespaces):
         monkeypatch.setattr(process, "_END_DEADLINE", 0.2)
         device = alpha.create()
         pid = pid_of(device.name)
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         alpha.namespace("ip", "link", "delete", device.name)
         alpha.namespace.call(alpha.backend.create, device)
         assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
@@ -264,7 +265,7 @@ class TestFaults(Namespaces):
     def test_a_process_that_dies_while_it_is_taken_up_is_made_again(self, alpha):
         device = alpha.create()
         pid = pid_of(device.name)
-        os.kill(pid, signal.SIGSTOP)  # so that it dies after it was found alive, before it answers
+        stop(pid)  # so that it dies after it was found alive, before it answers
         killing = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
         killing.start()
         alpha.namespace.call(alpha.backend.create, device)
@@ -275,7 +276,7 @@ class TestFaults(Namespaces):
         monkeypatch.setattr(process, "_END_DEADLINE", 0.2)
         monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.2)
         device = alpha.create()
-        os.kill(pid_of(device.name), signal.SIGSTOP)
+        stop(pid_of(device.name))
         with pytest.raises(MechanismError, match="does not answer") as caught:
             alpha.activity(device.name)
         assert caught.value.errno == ETIMEDOUT
@@ -287,7 +288,7 @@ class TestFaults(Namespaces):
         monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
         device, other = alpha.create(listen_port=1001), alpha.create(listen_port=1002)
         pid = pid_of(device.name)
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         with pytest.raises(MechanismError, match="does not answer"):
             alpha.set_peers(device.name, [Step(None, a_peer(1))])
         monkeypatch.setattr(process, "ANSWER_DEADLINE", 60)  # whoever waits now waits for too long
@@ -311,7 +312,7 @@ class TestFaults(Namespaces):
         pid = pid_of(device.name)
         assert alpha.backend.end_if_silent(device.name) == 0
         assert alpha.alive(device.name)
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         assert alpha.backend.end_if_silent(device.name) == pid
         until(lambda: alpha.index(device.name) is None)
         assert alpha.alive(other.name)
