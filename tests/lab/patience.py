@@ -17,7 +17,14 @@ T = TypeVar("T")
 
 FACTOR = float(os.environ.get("OVERLAYD_TEST_PATIENCE", "1"))
 LIMIT = 60 * FACTOR  # seconds for one thing to happen
-GLANCE = 0.01  # seconds between two looks
+GLANCE = 0.01  # seconds between two looks, at first
+
+
+def _pause(waited: float, look: float) -> float:
+    """Seconds until the next look.  A wait is longer by a fiftieth at most, and looks that run programs, or have waited
+    for a processor themselves, leave the machine to what is waited for.
+    """
+    return min(max(GLANCE, waited / 50, 3 * look), 0.25)
 
 
 def _give_up(seconds: float, failing: Callable[[], object] | str) -> TimeoutError:
@@ -34,20 +41,23 @@ def until(
 
     TimeoutError after so many seconds; it says `failing`, or what calling that returns: a log, the last state.
     """
-    deadline = time.monotonic() + seconds
+    began = looked = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > began + seconds:
             raise _give_up(seconds, failing)
-        time.sleep(GLANCE)
+        time.sleep(_pause(now - began, now - looked))
+        looked = time.monotonic()
     return value
 
 
 async def until_async(condition: Callable[[], T], failing: Callable[[], object] | str = "it did not come true") -> T:
     """`until` in an event loop, which goes on meanwhile."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + LIMIT
+    began = loop.time()
     while not (value := condition()):
-        if loop.time() > deadline:
+        waited = loop.time() - began
+        if waited > LIMIT:
             raise _give_up(LIMIT, failing)
-        await asyncio.sleep(GLANCE / 10)
+        await asyncio.sleep(_pause(waited, 0) / 10)
     return value
