@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from canned import Canned
 from hypothesis import settings
-from lab import netns, patience, processes
+from lab import netns, patience, processes, warm
 from lab.lab import of_others
 
 # No test is one of time: on a busy machine an example of a few milliseconds may take Hypothesis' limit of 200.
@@ -91,6 +91,13 @@ class Comparison:
             session.config.hook.pytest_runtest_logreport(report=report)
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_process() -> Iterator[None]:
+    """Daemons of laboratories are forks of one process."""
+    with warm.allowed():
+        yield
 
 
 @pytest.fixture

@@ -36,6 +36,9 @@ def test_a_second_daemon_on_one_socket(member: Member, lab: Lab) -> None:
 
 def test_a_second_daemon_in_one_network_namespace(member: Member) -> None:
     node = member.node
+    node.stop()
+    node.cold = True  # its command line is told
+    member.start()
     argv = [*DAEMON, "--data-dir", f"{node.data_dir}.second", "--socket", f"{node.socket}.second"]
     code, said = node.try_daemon(argv)
     assert code == IN_USE, said

@@ -57,6 +57,7 @@ NOT_DONE = (wire.Shutdown, wire.AttachContainer, wire.SetupServiceOverlay, wire.
 def alpha() -> Iterator[Member]:
     with Lab() as lab:
         alpha = Member(lab, 1, "alpha")
+        alpha.node.cold = True  # its memory is looked at
         alpha.start()
         alpha.set_up({"enabled": False})
         alpha.set_up_service("web")

@@ -7,6 +7,7 @@ is.
 import ctypes
 import os
 import socket
+from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from lab.processes import run
 
 DIRECTORY = Path("/run/netns")
 BRIDGE_MAC = "02:00:00:00:00:fe"  # of every bridge, which are in namespaces of their own; 02: locally administered
-CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # include/uapi/linux/sched.h
+MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000  # include/uapi/linux/mount.h
+MNT_DETACH = 2  # umount2(2)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,9 +54,31 @@ def inode(name: str) -> int:
     return (DIRECTORY / name).stat().st_ino
 
 
-def _enter(descriptor: int) -> None:
-    if _libc.setns(descriptor, CLONE_NEWNET):
+def _check(failed: int) -> None:
+    if failed:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _enter(descriptor: int) -> None:
+    _check(_libc.setns(descriptor, CLONE_NEWNET))
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int = 0) -> None:
+    _check(_libc.mount(source.encode(), target.encode(), kind and kind.encode(), flags, None))
+
+
+def enter(name: str, binds: Iterable[tuple[str, str]]) -> None:
+    """Be in the namespace as a program is that `ip netns exec` has started, in a mount namespace with a matching /sys.
+    binds: what is mounted over what in that.
+    """
+    with (DIRECTORY / name).open("rb") as target:
+        _enter(target.fileno())
+    _check(_libc.unshare(CLONE_NEWNS))
+    _mount("none", "/", None, MS_REC | MS_SLAVE)
+    _check(_libc.umount2(b"/sys", MNT_DETACH))
+    _mount(name, "/sys", "sysfs")
+    for place, over in binds:
+        _mount(place, over, None, MS_BIND)
 
 
 def open_socket(namespace: Path, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:

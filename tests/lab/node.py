@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any, Literal
 
 from lab import netns, processes
 from lab.frames import Connection
 from lab.patience import LIMIT, until
-from lab.processes import environment, run
+from lab.processes import CommandFailed, environment, run
+from lab.warm import Forked, Warm, process
 
 DAEMON = [sys.executable, "-c", "from overlayd.cli import daemon; daemon()"]
 CONTROL = [sys.executable, "-c", "from overlayd.cli import control; control()"]
@@ -25,11 +27,7 @@ CONTROL = [sys.executable, "-c", "from overlayd.cli import control; control()"]
 # `ip netns exec` gives a program the namespace and a mount namespace with a matching /sys.  In it the node has names of
 # its own, and a /run of its own: so each node has its /run/wireguard, and a wireguard-go that outlives the daemon is
 # found by the next one.  /run comes last: /etc/resolv.conf may be a link into the host's.
-ENTER = """
-mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/resolv.conf" /etc/resolv.conf && mount --bind "$1/run" /run &&
-{ [ ! -e "$1/machine-id" ] || mount --bind "$1/machine-id" /etc/machine-id; } &&
-shift && exec "$@"
-"""
+ENTER = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" && shift 2 || exit; done; shift && exec "$@"'
 
 
 class DaemonExited(Exception):
@@ -44,7 +42,8 @@ class DaemonExited(Exception):
 class Node:
     """name: for people.  address: on the underlay.  directory: holds the data directory, socket, log, the private
     /run, and what the node has as /etc/hosts and /etc/resolv.conf: `hosts` and `resolv_conf`, which may be rewritten.
-    program: the daemon's command line without its options.
+    program: the daemon's command line without its options.  cold: whether it is executed in any case, where another
+    process has imported it already (`lab.warm`).
     """
 
     def __init__(self, name: str, prefix: str, directory: Path, address: IPv4Interface | IPv6Interface) -> None:
@@ -61,7 +60,8 @@ class Node:
         self.resolv_conf = directory / "resolv.conf"
         self.machine_id = directory / "machine-id"  # the host's, unless it is written
         self.program = DAEMON
-        self.daemon: subprocess.Popen[bytes] | None = None
+        self.cold = False
+        self.daemon: subprocess.Popen[bytes] | Forked | None = None
         self._connections: list[Connection] = []
         self._directory = directory
         self.run_directory.mkdir(parents=True)
@@ -70,8 +70,15 @@ class Node:
 
     def command(self, argv: Sequence[str | Path]) -> list[str]:
         """The command line that runs `argv` as a program of this node."""
-        enter = ["ip", "netns", "exec", self.netns, "sh", "-c", ENTER, "sh", str(self._directory)]
-        return [*enter, *map(str, argv)]
+        enter = ["ip", "netns", "exec", self.netns, "sh", "-c", ENTER, "sh"]
+        return [*enter, *(path for bind in self._binds() for path in bind), "--", *map(str, argv)]
+
+    def _binds(self) -> list[tuple[str, str]]:
+        """What of this node is mounted over what of the host's."""
+        binds = [(self.hosts, "/etc/hosts"), (self.resolv_conf, "/etc/resolv.conf")]
+        if self.machine_id.exists():
+            binds.append((self.machine_id, "/etc/machine-id"))
+        return [(str(path), over) for path, over in (*binds, (self.run_directory, "/run"))]
 
     def run(self, argv: Sequence[str | Path], *, timeout: float = LIMIT) -> str:
         """Run a program on this node and return what it printed."""
@@ -79,7 +86,36 @@ class Node:
 
     def overlayctl(self, *arguments: str) -> str:
         """What `overlayctl --socket SOCKET ARGUMENTS` prints."""
-        return self.run([*CONTROL, "--socket", str(self.socket), *arguments])
+        arguments = ("--socket", str(self.socket), *arguments)
+        if (warm := process()) is None:
+            return self.run([*CONTROL, *arguments])
+        with TemporaryFile() as output, TemporaryFile() as errors:
+            code = self._fork(warm, "control", arguments, output, errors).wait(LIMIT)
+            output.seek(0)
+            errors.seek(0)
+            printed = output.read().decode()
+            if code:
+                said = f"{printed}{errors.read().decode()}".rstrip()
+                raise CommandFailed(f"overlayctl {' '.join(arguments)}: exit code {code}\n{said}")
+            return printed
+
+    def _fork(
+        self,
+        warm: Warm,
+        command: Literal["daemon", "control"],
+        arguments: Sequence[str],
+        output: IO[bytes],
+        errors: IO[bytes],
+    ) -> Forked:
+        return warm.start(
+            command,
+            arguments,
+            namespace=self.netns,
+            binds=self._binds(),
+            environment=environment(self.prefix),
+            output=output,
+            errors=errors,
+        )
 
     def endpoint(self, port: int) -> str:
         """`host:port` on the underlay, as WireGuard writes it."""
@@ -97,7 +133,10 @@ class Node:
 
     def daemon_argv(self, *options: str) -> list[str]:
         """The arguments that run the daemon on this node's data directory and socket."""
-        return [*self.program, "--data-dir", str(self.data_dir), "--socket", str(self.socket), *options]
+        return [*self.program, *self._daemon_options(*options)]
+
+    def _daemon_options(self, *options: str) -> list[str]:
+        return ["--data-dir", str(self.data_dir), "--socket", str(self.socket), *options]
 
     def try_daemon(self, argv: Sequence[str], timeout: float = LIMIT) -> tuple[int, str]:
         """Run a daemon that is expected to end by itself; return its exit code and what it logged."""
@@ -115,15 +154,18 @@ class Node:
         """Start the daemon and wait until it listens; DaemonExited when it ends instead."""
         assert self.daemon is None, f"{self.name}: the daemon runs already"
         with self.log.open("ab") as log:
-            # Its own session: Ctrl-C in the terminal reaches the laboratory alone, which then ends the daemon.
-            self.daemon = subprocess.Popen(
-                self.command(self.daemon_argv(*options)),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(self.prefix),
-                start_new_session=True,
-            )
+            if (warm := process()) is not None and self.program is DAEMON and not self.cold:
+                self.daemon = self._fork(warm, "daemon", self._daemon_options(*options), log, log)
+            else:
+                # Its own session: Ctrl-C in the terminal reaches the laboratory alone, which then ends the daemon.
+                self.daemon = subprocess.Popen(
+                    self.command(self.daemon_argv(*options)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment(self.prefix),
+                    start_new_session=True,
+                )
         until(self._listens, lambda: f"{self.name}: the daemon does not listen\n{self.log_tail()}", seconds=timeout)
 
     def _listens(self) -> bool:

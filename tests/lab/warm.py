@@ -1,0 +1,224 @@
+"""A process that has imported overlayd and forks into its two commands: the same code, ready in a tenth of the time.
+
+Owns: that process, its children, and how they come into the namespaces of a node.  Must not know: nodes, or what the
+commands do.
+
+Only tests have one (`tests/conftest.py`); a demonstration or a benchmark starts the commands themselves, and so does a
+test that looks at the process: at its memory, or its command line.
+"""
+
+import gc
+import importlib
+import json
+import os
+import select
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import IO, Any, Literal
+
+from lab import netns
+from lab.patience import LIMIT
+from lab.processes import environment
+
+Binds = Sequence[tuple[str, str]]  # what is mounted over what, in this order
+
+
+class Forked:
+    """A child of the warm process, which is waited for and sent signals as a `subprocess.Popen` is."""
+
+    def __init__(self, told: socket.socket) -> None:
+        self.returncode: int | None = None
+        self._told = told.makefile("r")
+        told.close()
+        self.pid = int(self._line())
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+            self._end()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._told], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            self._end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _end(self) -> None:
+        self.returncode = int(self._line())
+        self._told.close()
+
+    def _line(self) -> str:
+        line = self._told.readline()
+        if not line:
+            raise RuntimeError("the warm process is gone")
+        return line
+
+
+class Warm:
+    """The warm process, as its parent has it."""
+
+    def __init__(self) -> None:
+        self._asks, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with asked:
+            # Its own session, as each child has: Ctrl-C in the terminal reaches the laboratory alone.
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", "from lab.warm import main; main()", str(asked.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[asked.fileno()],
+                env=environment(),
+                start_new_session=True,
+            )
+
+    def start(
+        self,
+        command: Literal["daemon", "control"],
+        arguments: Sequence[str],
+        *,
+        namespace: str,
+        binds: Binds,
+        environment: Mapping[str, str],
+        output: IO[bytes],
+        errors: IO[bytes],
+    ) -> Forked:
+        """Run a command in a node's namespaces, with nothing to read."""
+        asked = {"command": command, "arguments": arguments, "namespace": namespace, "binds": binds}
+        message = json.dumps(asked | {"environment": dict(environment)}).encode()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._asks, [message], [theirs.fileno(), output.fileno(), errors.fileno()])
+        return Forked(ours)
+
+    def close(self) -> None:
+        """End it; its children go on."""
+        self._asks.close()
+        self._process.wait(LIMIT)
+
+
+class _Place:
+    """For all laboratories of this process.  allowed: whether there may be one, which starts when it is first asked."""
+
+    def __init__(self) -> None:
+        self.allowed = False
+        self.warm: Warm | None = None
+        self.lock = threading.Lock()
+
+
+_place = _Place()
+
+
+@contextmanager
+def allowed() -> Iterator[None]:
+    """Laboratories may have a warm process within the block."""
+    _place.allowed = True
+    try:
+        yield
+    finally:
+        _place.allowed = False
+        if _place.warm is not None:
+            _place.warm.close()
+            _place.warm = None
+
+
+def process() -> Warm | None:
+    """The warm process, where there may be one."""
+    with _place.lock:
+        if _place.allowed and _place.warm is None:
+            _place.warm = Warm()
+        return _place.warm
+
+
+# --- in the warm process ----------------------------------------------------------------------------------------------
+
+
+class _Children:
+    """asked: the socket by which the parent asks."""
+
+    def __init__(self, asked: socket.socket) -> None:
+        self._asked = asked
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(asked, selectors.EVENT_READ)
+        self._running: dict[
+            int, tuple[int, socket.socket]
+        ] = {}  # by descriptor: the number, and who is told of its end
+
+    def serve(self) -> Callable[[], None]:
+        """Start children until the parent is gone; returns in each child, and then here, what is to be done next."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._asked:
+                    self._bury(key.fd)
+                    continue
+                message, descriptors, _, _ = socket.recv_fds(self._asked, 1 << 20, 3)
+                if not message:
+                    return sys.exit
+                pid = os.fork()
+                if not pid:
+                    self._forget_parent()
+                    return partial(_become, json.loads(message), descriptors)
+                told, output, errors = descriptors
+                os.close(output)
+                os.close(errors)
+                self._follow(pid, socket.socket(fileno=told))
+
+    def _follow(self, pid: int, told: socket.socket) -> None:
+        ended = os.pidfd_open(pid)
+        self._running[ended] = pid, told
+        self._selector.register(ended, selectors.EVENT_READ)
+        _tell(told, pid)
+
+    def _bury(self, ended: int) -> None:
+        pid, told = self._running.pop(ended)
+        self._selector.unregister(ended)
+        os.close(ended)
+        _tell(told, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        told.close()
+
+    def _forget_parent(self) -> None:
+        """A child has none of our descriptors."""
+        self._selector.close()
+        self._asked.close()
+        for ended, (_, told) in self._running.items():
+            os.close(ended)
+            told.close()
+
+
+def _tell(told: socket.socket, number: int) -> None:
+    with suppress(BrokenPipeError):  # nobody waits for it any more
+        told.sendall(b"%d\n" % number)
+
+
+def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
+    """Be the command, as a new process is that `ip netns exec` has started."""
+    told, output, errors = descriptors
+    os.setsid()
+    os.dup2(output, 1)
+    os.dup2(errors, 2)
+    for descriptor in (told, output, errors):
+        os.close(descriptor)
+    netns.enter(asked["namespace"], asked["binds"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    importlib.reload(sys.modules["overlayd.fault"])  # it has read the environment
+    command: Callable[[], None] = getattr(sys.modules["overlayd.cli"], asked["command"])
+    sys.argv = [asked["command"], *asked["arguments"]]
+    command()
+
+
+def main() -> None:
+    """Be the warm process."""
+    for module in ("cli.commands", "daemon.main", "daemon.cluster.requests"):
+        importlib.import_module(f"overlayd.{module}")
+    gc.freeze()  # what is imported stays: children need not touch it
+    _Children(socket.socket(fileno=int(sys.argv[1]))).serve()()
