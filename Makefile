@@ -7,6 +7,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
+# Else each process of pytest would compile all tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON := .venv/bin/python
 
@@ -55,12 +57,15 @@ demo-cni: cni-packages build ## two nodes with containerd on each, whose contain
 demo-cluster: cluster-packages build ## three members of etcd, five nodes that find each other by it, no orchestrator (root)
 	@PYTHONPATH=tests $(PYTHON) -m lab.demo_cluster
 
-# Four processes, for tests wait half of their time: each test makes its own namespaces.  A file is one process's, since
-# its tests share what it set up; in the order of the folders, in which the file that works longest, of the crash trials,
-# begins early.
+# Six processes, for tests wait half of their time: each test makes its own namespaces.  A file is one process's, since
+# its tests share what it set up; tests/conftest.py has their order.  Lint is done beside them, and told of at the end.
+# The first collection compiles the tests for all processes.
 .PHONY: test
-test: test-packages lint ## lint, types and every test (root)
-	@$(PYTHON) -m pytest -rs -n 4 --dist loadfile --no-loadscope-reorder
+test: test-packages build ## lint, types and every test (root)
+	@mkdir -p build && { $(MAKE) --no-print-directory lint > build/lint.log 2>&1 & lint=$$!; } && tested=0 linted=0 && \
+	  { $(PYTHON) -m pytest --collect-only -qq > /dev/null || true; } && \
+	  { $(PYTHON) -m pytest -rs -n 6 --dist loadfile --no-loadscope-reorder || tested=$$?; } && \
+	  { wait $$lint || linted=$$?; } && cat build/lint.log && exit $$((tested || linted))
 
 # The tests of the half without I/O: no root, no network, nothing installed but .venv.
 PURE := tests/model tests/proto tests/fast tests/fuzz/test_envelope_fuzz.py tests/fuzz/test_cni_fuzz.py $(wildcard tests/test_*.py)
