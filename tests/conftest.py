@@ -21,6 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 TIMEOUT = 600  # seconds for a test: the end of one that hangs, which none that passes comes near
 PREFIX = "ot"  # of every namespace that a test makes
+NEIGHBOURS = 16_384
 # Files and folders that take longest, as `pytest --durations=0` has it.
 LONGEST = (
     *("test_crash.py", "test_scripts.py", "crash", "test_nat_matrix.py", "test_resolvers.py"),
@@ -70,6 +71,20 @@ def _machine() -> dict[str, set[str]]:
     }
 
 
+def _widen_neighbour_tables() -> dict[Path, str]:
+    """Let the tables that all network namespaces share hold the neighbours of many laboratories: with 1,024 of them
+    each doctor of a node would warn of that.  Returns what was lower before.
+    """
+    before: dict[Path, str] = {}
+    for version in (4, 6):
+        limit = Path(f"/proc/sys/net/ipv{version}/neigh/default/gc_thresh3")
+        with contextlib.suppress(OSError):  # no root, or no host's namespace
+            if int(text := limit.read_text()) < NEIGHBOURS:
+                limit.write_text(f"{NEIGHBOURS}\n")
+                before[limit] = text
+    return before
+
+
 class Comparison:
     """Compares namespaces, links, tables and processes before and after the session.
 
@@ -80,6 +95,7 @@ class Comparison:
     def __init__(self) -> None:
         os.environ[SESSION] = secrets.token_hex(8)
         self._before = _machine()
+        self._narrow = _widen_neighbour_tables()
 
     def _left(self) -> dict[str, list[str]]:
         after = _machine()
@@ -92,6 +108,8 @@ class Comparison:
         The kernel removes the links of a deleted namespace in its own time: the comparison waits for it.
         """
         result = yield
+        for limit, before in self._narrow.items():
+            limit.write_text(before)
         with contextlib.suppress(TimeoutError):
             patience.until(lambda: not self._left())
         if left := self._left():
