@@ -28,6 +28,8 @@ LONGEST = (
     *("test_nameserver_upstreams.py", "test_cluster_bad_days.py", "test_cluster.py", "test_troubleshooting.py"),
     *("test_cluster_rotation.py", "test_examples.py", "e2e", "sim", "cni", "fuzz", "daemon", "linux"),
 )
+# Where an installed overlayd and container runtimes have their files
+PLACES = [Path(each) for each in ("/etc/cni", "/opt/cni", "/etc/overlayd", "/run/overlayd", "/var/lib/overlayd")]
 # Environment variable by which a program is known as started, at whatever remove, by this session
 SESSION = "OVERLAYD_TEST_SESSION"
 
@@ -65,6 +67,7 @@ def _machine() -> dict[str, set[str]]:
         "network namespaces": {name for name in netns.named(PREFIX) if name.partition("-")[0] not in others},
         "links": {line.split(":")[1].strip() for line in links},
         "nftables tables": _listing("nft", "list", "tables"),
+        "files": {str(path) for place in PLACES for path in place.glob("**/*")},
         "processes": {
             f"{pid} {processes.name(pid)}" for pid in processes.marked(SESSION, session) if processes.start_time(pid)
         },

@@ -320,10 +320,17 @@ def blocks(heading: str) -> list[str]:
     return re.findall(r"^```\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
+def pasted(commands: str, host: RuntimeHost, image: str) -> str:
+    """Those of the page, with an image that is here, and the directory that the daemon sees: it writes the network's
+    configuration, and not where that directory is mounted for the runtimes.
+    """
+    commands = commands.replace("docker.io/library/busybox:latest", image)
+    return commands.replace("cni install", f"cni install --conf-dir '{host.conf_dir}'")
+
+
 def test_the_page_on_containerd_does_what_it_says(members: list[Member], containerds: list[RuntimeHost]) -> None:
     (commands,) = blocks("containerd")
-    commands = commands.replace("docker.io/library/busybox:latest", IMAGE)
-    printed = containerds[0].run("env", "COLUMNS=80", "sh", "-ec", commands)
+    printed = containerds[0].run("env", "COLUMNS=80", "sh", "-ec", pasted(commands, containerds[0], IMAGE))
     assert "inet 10.200.1." in printed
     assert "netns:default-web/eth0" in printed
     until(lambda: attached(members[0]) == {}, "an address is held")
@@ -334,7 +341,6 @@ def test_the_page_on_podman_does_what_it_says(members: list[Member], installed: 
     (network,) = re.findall(r"^```toml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert network in (installed[0].directory / "containers.conf").read_text()
     (commands,) = blocks("podman")
-    root = f"--rootfs {installed[0].root}"
-    printed = installed[0].run("sh", "-ec", commands.replace("docker.io/library/busybox:latest", root))
+    printed = installed[0].run("sh", "-ec", pasted(commands, installed[0], f"--rootfs {installed[0].root}"))
     assert "inet 10.200.1." in printed
     until(lambda: attached(members[0]) == {}, "an address is held")

@@ -47,14 +47,14 @@ def ask(connection: Connection, op: str, pids: list[int], **keys: Any) -> dict[i
 
 
 def ask_on(connection: Connection) -> list[str]:
-    """One small request after the other until the daemon hangs up; return the refusals.  Without the pause this would
-    be a flood, beside which the changes in flight may take longer than a stop waits for them.
+    """One request after the other, of those that wait for nothing, until the daemon hangs up; return the refusals.
+    Without the pause this would be a flood, beside which the changes in flight may take longer than a stop waits.
     """
     refusals = []
     while True:
         time.sleep(0.001)
         try:
-            connection.request("set_local_node_id", node_id=1)
+            connection.request("status")
         except Refused as refusal:
             refusals.append(str(refusal))
         except (EOFError, BrokenPipeError):

@@ -98,10 +98,10 @@ def test_one_that_was_only_paused_stays_and_what_it_heard_meanwhile_is_taken_bac
     nodes: Pair, configuration: str, stopped: int
 ) -> None:
     node = nodes.alpha.node
+    before = len(node.log.read_text())
     with pytest.raises(Refused, match="does not answer"):
         nodes.alpha.request("add_allowed_ip", pubkey=nodes.beta.public_key, cidr="10.200.9.0/24")
     interface = nodes.alpha.request("status")["interface"]
-    before = len(node.log.read_text())
     until(lambda: f"{interface} does not answer" in node.log.read_text()[before:])
     os.kill(stopped, signal.SIGCONT)
     until(lambda: f"{interface} answers again" in node.log.read_text()[before:])
