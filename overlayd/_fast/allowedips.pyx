@@ -409,20 +409,24 @@ cdef class AllowedIPs:
             or self.counts[version] > 1 << (table.end - table.start) and table.end - table.start < MOST_BITS
             and table.end < width
         ):
-            self.make_table(version, width)
+            if self.counts[version] >= TABLE_FROM:
+                self.make_table(version, width)
+            else:  # most have gone since it was made
+                free(table.slots)
+                table.slots = NULL
         else:
             self.fill_table(version, key, prefix_len)
 
     cdef void make_table(self, int version, int width) noexcept:
-        """Make the table anew, of a size for the prefixes that there are; without memory there is none, which only costs
-        time.
+        """Make the table anew, of a size for the prefixes that there are, TABLE_FROM at least; without memory there is
+        none, which only costs time.
         """
         cdef Table *table = &self.tables[version]
         cdef uint32_t at = self.roots[version]
         cdef Node *node = &self.nodes[at]
         cdef int bits = min(65 - count_leading_zeros(self.counts[version]), <int>MOST_BITS)
         free(table.slots)
-        while node.child[0] == NONE or node.child[1] == NONE:  # so many prefixes branch somewhere
+        while node.child[0] == NONE or node.child[1] == NONE:  # TABLE_FROM branch somewhere: on one path are 129 at most
             node = &self.nodes[node.child[0] if node.child[0] != NONE else node.child[1]]
         table.stem = node.key
         table.start = node.length

@@ -317,6 +317,28 @@ def test_a_table_starts_behind_the_bits_that_all_share(stem: bytes, above: tuple
     assert_same_everywhere(trie, oracle, held[-20:])
 
 
+@pytest.mark.parametrize("size", [4, 16])
+@pytest.mark.parametrize("kept", [0, 1, 3, 200])
+def test_others_come_when_most_of_those_that_the_table_was_made_for_have_gone(size: int, kept: int) -> None:
+    """What is left may not branch anywhere, so that there is nothing to make a table of."""
+    trie, oracle = AllowedIPs[int](), DictAllowedIPs()
+    first = [(b"\x0a\x01" + n.to_bytes(2, "big") + bytes(size - 4), 32) for n in range(300)]
+    others = [(b"\x0a\x02" + n.to_bytes(2, "big") + bytes(size - 4), 32) for n in range(300)]
+    above = [(b"\x0a" + bytes(size - 1), length) for length in (9, 10, 11)][:kept]
+    beside = (bytes(20 - size), 32)  # of the other version, so that the trie is never empty
+    tries: tuple[AllowedIPs[int] | DictAllowedIPs, ...] = (trie, oracle)
+    for each in tries:
+        each.insert(*beside, -1)
+        for number, prefix in enumerate((*above, *first)):
+            each.insert(*prefix, number)
+        for prefix in first[max(kept - len(above), 0) :]:
+            each.remove(*prefix)
+        for number, prefix in enumerate(others):
+            each.insert(*prefix, number)
+    assert all(trie.lookup(packed) == oracle.lookup(packed) for packed, _ in (*first[:20], *others[:20], beside))
+    assert list(trie) == oracle.entries()
+
+
 def test_what_finds_no_memory_is_not_inserted_and_changes_nothing() -> None:
     trie: AllowedIPs[object] = AllowedIPs()
     oracle, inserted = DictAllowedIPs(), 0
