@@ -1,13 +1,17 @@
 """A dedicated service has a tunnel of its own, with its own key and port, beside the shared one."""
 
+import re
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from lab import Container, Lab, Refused, ping
 from lab.cluster import PORT, Member, Pair
+from lab.node import CONTROL
+from lab.patience import LIMIT
 
 VAULT_PORT = PORT + 1
 ON_VAULT = {"scope": "service", "service": "vault"}
@@ -63,6 +67,27 @@ def device_of(member: Member) -> str:
 def vault() -> Iterator[Vault]:
     with Lab(mtu=1400) as lab:
         yield Vault(Pair(lab))
+
+
+def test_why_asks_the_other_node_about_that_tunnel_through_the_shared_one(vault: Vault) -> None:
+    """Also when the tunnel of the service is what is broken there."""
+    vault.talk()
+    alpha, beta = vault.members
+    way = ("why", str(vault.containers[0].pid), vault.addresses[1])
+    said = alpha.node.overlayctl(*way)
+    assert re.search(rf"ok +on node .*: device {device_of(beta)} is up", said), said
+    beta.request("remove_peer", pubkey=vault.infos[0]["wg_public_key"], scope=ON_VAULT)
+    try:
+        argv = alpha.node.command([*CONTROL, "--socket", alpha.node.socket, *way])
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=LIMIT, check=False)
+        assert done.returncode == 4
+        assert re.search(rf"BROKEN +on node .*: peers of device {device_of(beta)} lack", done.stdout), done.stdout
+    finally:
+        alpha.request(
+            "remove_peer", pubkey=vault.infos[1]["wg_public_key"], scope=ON_VAULT
+        )  # else its session lives on
+        vault.join()
+    vault.talk()
 
 
 def test_its_containers_talk_through_its_own_port_and_the_others_do_not(vault: Vault) -> None:
