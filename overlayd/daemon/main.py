@@ -52,6 +52,7 @@ from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.peers.own_side import OwnSide
 from overlayd.daemon.server import identity, listener
 from overlayd.daemon.server.acceptor import Quotas
+from overlayd.daemon.server.listener import Place
 from overlayd.daemon.server.server import Server
 from overlayd.daemon.server.watchers import tell_finding, told
 from overlayd.daemon.status import About, StatusView
@@ -96,8 +97,8 @@ SWITCH_INTERVAL = 0.0005
 class Bound(NamedTuple):
     """The sockets, before anybody is served.  clients: of orchestrators; shims: of runtimes, None for none."""
 
-    clients: socket.socket
-    shims: socket.socket | None
+    clients: Place
+    shims: Place | None
 
 
 def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
@@ -174,12 +175,11 @@ def _bind(config: Config, admission: listener.Admission, claims: ExitStack) -> B
             f"the service manager holds the socket {min(others)}, which is neither --socket ({config.socket}) nor "
             "--cni-socket: make ListenStream= of overlayd.socket and these the same"
         )
-    serve = listener.served
-    clients = claims.enter_context(serve(config.socket, admission.gid, held=held.get(config.socket)))
+    clients = claims.enter_context(closing(Place(config.socket, admission.gid, held=held.get(config.socket))))
     if not config.cni_path:
         return Bound(clients, None)
-    shims = serve(config.cni_path, None, 0o600, held=held.get(config.cni_path))
-    return Bound(clients, claims.enter_context(shims))
+    shims = Place(config.cni_path, None, 0o600, held=held.get(config.cni_path))
+    return Bound(clients, claims.enter_context(closing(shims)))
 
 
 def _claim_namespace(claims: ExitStack) -> None:

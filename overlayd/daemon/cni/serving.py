@@ -4,7 +4,6 @@ Owns: which of its pieces is told what.  Must not know: what a command does.
 """
 
 import resource
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,6 +13,7 @@ from overlayd.daemon.cni.commands import Commands, Record
 from overlayd.daemon.cni.delete_queue import DeleteQueue
 from overlayd.daemon.cni.shim_socket import CniSocket
 from overlayd.daemon.handlers.context import Daemon
+from overlayd.daemon.server.listener import Place
 from overlayd.daemon.tasks import Spawn
 from overlayd.daemon.upkeep.sentinel import Sentinel
 
@@ -33,14 +33,14 @@ class Runtimes:
 
     @asynccontextmanager
     async def serving(
-        self, listener: socket.socket | None, sentinel: Sentinel, spawn: Spawn, patience: float
+        self, place: Place | None, sentinel: Sentinel, spawn: Spawn, patience: float
     ) -> AsyncIterator[None]:
-        """Serve a bound socket, if there is one, until the block ends; then commands in flight have `patience` seconds.
+        """Serve there, if that is wanted, until the block ends; then commands in flight have `patience` seconds.
 
         Shims can connect before the DELs that were left are done, but are answered after them: one that leaves a DEL
         tries the socket once more, so that it is either seen here or answered.
         """
-        if listener is None:
+        if place is None:
             yield
             return
         self._queue.open()
@@ -48,7 +48,7 @@ class Runtimes:
         shims = CniSocket(self._commands.run, spawn, descriptors)
         with sentinel.subscribe(self._commands.note_repair):
             left = partial(self._queue.work_off, self._commands.run_left)
-            async with shims.serving(listener, left, patience):
+            async with shims.serving(place, left, patience):
                 trying = spawn(self._queue.try_again(self._commands.run_left))
                 try:
                     yield

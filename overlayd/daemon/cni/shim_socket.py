@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 from overlayd.daemon.server.accepting import Accepting
-from overlayd.daemon.server.listener import Credentials
+from overlayd.daemon.server.listener import Credentials, Place
 from overlayd.daemon.tasks import Spawn
 from overlayd.errors import ProtocolError
 from overlayd.proto import cni
@@ -48,19 +48,19 @@ class CniSocket:
         self.held = 0  # bytes
         self._callers: set[_Caller] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self._accepting = Accepting("CNI calls", self._full, self._take)
+        self._accepting = Accepting("CNI calls", self._full, self._take, BACKLOG)
 
     @asynccontextmanager
     async def serving(
-        self, listener: socket.socket, before: Callable[[], Awaitable[None]], patience: float
+        self, place: Place, before: Callable[[], Awaitable[None]], patience: float
     ) -> AsyncIterator[None]:
-        """Serve a bound socket, which does not block, until the block ends; then it is closed, and those in flight have
-        so many seconds to end.  before: is done while shims can connect already, but nobody is answered.
+        """Serve there until the block ends; then the socket is closed, and those in flight have so many seconds to end.
+        before: is done while shims can connect already, but nobody is answered.
         """
-        listener.listen(BACKLOG)
+        place.socket.listen(BACKLOG)
         await before()
         try:
-            with self._accepting.running(listener):
+            with self._accepting.running(place):
                 yield
         finally:
             for caller in [*self._callers]:

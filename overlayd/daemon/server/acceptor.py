@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from overlayd.daemon.server.accepting import Accepting
-from overlayd.daemon.server.listener import Credentials
+from overlayd.daemon.server.listener import Credentials, Place
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ QUOTAS = Quotas()
 
 
 class Acceptor:
-    """Accepts on one listening socket.
+    """Accepts at one path.
 
     admits: whether somebody may have a connection at all.  quotas: how many there may be.  make: the protocol of a new
     connection; whoever made it calls `left` when it is closed.
@@ -61,16 +61,15 @@ class Acceptor:
         self._open = 0
         self._of_user: Counter[int] = Counter()
         self._of_process: Counter[int] = Counter()
-        self._accepting = Accepting("connections", self._full, self._admit)
+        self._accepting = Accepting("connections", self._full, self._admit, BACKLOG)
         self._loop: asyncio.AbstractEventLoop
         self._opening: set[asyncio.Task[None]] = set()
 
     @contextmanager
-    def accepting(self, listener: socket.socket) -> Iterator[None]:
-        """Accept on a bound socket, which does not block, until the block ends; then it is closed."""
+    def accepting(self, place: Place) -> Iterator[None]:
+        """Accept there until the block ends; then the socket is closed."""
         self._loop = asyncio.get_running_loop()
-        listener.listen(BACKLOG)
-        with self._accepting.running(listener):
+        with self._accepting.running(place):
             yield
 
     def left(self, client: Credentials) -> bool:

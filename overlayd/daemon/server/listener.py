@@ -10,8 +10,7 @@ import pwd
 import socket
 import stat
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,26 +134,49 @@ def passed() -> dict[str, socket.socket]:
     return found
 
 
-@contextmanager
-def served(
-    path: str, gid: int | None, mode: int = 0o660, *, held: socket.socket | None = None
-) -> Iterator[socket.socket]:
-    """The listening socket of `bind`.  At the end its file goes, unless the path is a successor's by then.  held:
+class Place:
+    """A path at which clients find us.  socket: the one that listens there.  Made as by `bind`, unless it is `held`:
     that of this path which a service manager has; its mode, its group and its end are that one's affair.
     """
-    if held is not None:
-        with held:
-            yield held
-        return
-    with bind(path, gid, mode) as listener:
-        file = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # held, so that no other file gets its number
+
+    def __init__(self, path: str, gid: int | None, mode: int = 0o660, *, held: socket.socket | None = None) -> None:
+        self.path = path
+        self._gid = gid
+        self._mode = mode
+        self._ours = held is None
+        self._take(held if held is not None else bind(path, gid, mode))
+
+    def is_lost(self) -> bool:
+        """Whether somebody removed the socket from its path, or put something else there."""
         try:
-            yield listener
-        finally:
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.lstat(path), os.fstat(file)):
-                    Path(path).unlink()
+            return not os.path.samestat(os.lstat(self.path), os.fstat(self._file))
+        except OSError:
+            return True
+
+    def retake(self) -> socket.socket:
+        """Listen at the path anew; returns the socket of before, which the caller closes.  Raises as `bind` does."""
+        former, file = self.socket, self._file
+        self._take(bind(self.path, self._gid, self._mode))
+        self._ours = True
+        if file >= 0:
             os.close(file)
+        return former
+
+    def close(self) -> None:
+        """Close the socket.  If it was made here, its file goes, unless the path is somebody else's by now."""
+        self.socket.close()
+        with suppress(FileNotFoundError):
+            if self._ours and not self.is_lost():
+                Path(self.path).unlink()
+        if self._file >= 0:
+            os.close(self._file)
+
+    def _take(self, listener: socket.socket) -> None:
+        self.socket = listener
+        try:
+            self._file = os.open(self.path, os.O_PATH | os.O_NOFOLLOW)  # held, so that no other file gets its number
+        except FileNotFoundError:  # of a service manager's: it is lost already
+            self._file = -1
 
 
 def _refuse_if_answered(path: str) -> None:

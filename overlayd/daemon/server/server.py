@@ -10,7 +10,6 @@ it is read, and the first message of a quiet client wait for no more than a slic
 
 import asyncio
 import logging
-import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +20,7 @@ from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.acceptor import QUOTAS, Acceptor, Quotas
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
 from overlayd.daemon.server.large import Examiner
-from overlayd.daemon.server.listener import Credentials
+from overlayd.daemon.server.listener import Credentials, Place
 from overlayd.daemon.server.turns import Turns
 from overlayd.daemon.server.unknown_keys import UnknownKeys
 from overlayd.daemon.tasks import Spawn, Work
@@ -74,12 +73,12 @@ class Server:
         self._loop: asyncio.AbstractEventLoop
 
     @asynccontextmanager
-    async def serving(self, listener: socket.socket, patience: float) -> AsyncIterator[None]:
-        """Serve a bound socket until the block ends, then drain: see there.  patience: seconds."""
+    async def serving(self, place: Place, patience: float) -> AsyncIterator[None]:
+        """Serve there until the block ends, then drain: see there.  patience: seconds."""
         self._loop = asyncio.get_running_loop()
         self._sweep()
         try:
-            with self._acceptor.accepting(listener):
+            with self._acceptor.accepting(place):
                 yield
         finally:
             await self.drain(patience)

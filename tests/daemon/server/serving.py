@@ -91,8 +91,9 @@ async def serving(
             limits,
             quotas=quotas,
         )
-        async with server.serving(listener.bind(path, None), LIMIT):
-            yield server
+        with contextlib.closing(listener.Place(path, None)) as place:
+            async with server.serving(place, LIMIT):
+                yield server
     assert server.buffered == 0
 
 

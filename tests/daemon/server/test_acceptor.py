@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from lab.patience import until_async as until
 from serving import connect, serving, status
 
+from overlayd.daemon.server import accepting
 from overlayd.daemon.server.acceptor import Quotas
 
 
@@ -83,6 +85,45 @@ async def test_without_a_descriptor_accepting_pauses_and_comes_back_by_itself(
             await until(lambda: len(server.connections) == 1)
     assert "Too many open files" in caplog.text
     assert "LimitNOFILE" in caplog.text
+
+
+def remove(path: str, *, directory: bool = False) -> None:
+    Path(path).unlink()
+    if directory:
+        Path(path).parent.rmdir()
+
+
+def plant(path: str) -> None:
+    Path(path).write_text("precious")
+
+
+@pytest.mark.parametrize("removed", ["file", "directory"])
+async def test_a_socket_that_somebody_removed_is_there_again_and_what_is_open_goes_on(
+    path: str, removed: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "LOOK", 0.05)
+    async with serving(path), await connect(path) as client:
+        remove(path, directory=removed == "directory")
+        await until(lambda: "it is there again" in caplog.text)
+        assert await answered(path)
+        client.send(status(7))
+        assert await client.answers(1) == [(7, "status")]
+    assert caplog.text.count(path) == 1
+
+
+async def test_what_stands_in_the_sockets_place_is_told_once_and_stays(
+    path: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "LOOK", 0.05)
+    async with serving(path):
+        remove(path)
+        plant(path)
+        await until(lambda: "clients do not find this daemon" in caplog.text)
+        await asyncio.sleep(0.2)
+        remove(path)
+        await until(lambda: "it is there again" in caplog.text)
+        assert await answered(path)
+    assert caplog.text.count("clients do not find this daemon") == 1
 
 
 @given(st.builds(Quotas, *[st.integers(1, 2**20)] * 3), st.integers(1, 2**21))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from overlayd.daemon.server.listener import Admission, Credentials, bind, credentials
+from overlayd.daemon.server.listener import Admission, Credentials, Place, bind, credentials
 from overlayd.errors import StateError
 
 STRANGER, GROUP = 64990, 64991  # a user and a group that need not exist
@@ -118,3 +118,27 @@ def test_a_socket_that_nobody_answers_on_is_replaced(path: str) -> None:
         listener.listen()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
+
+
+def test_a_place_is_lost_with_its_file_and_taken_again(path: str) -> None:
+    place = Place(path, GROUP, 0o600)
+    assert not place.is_lost()
+    Path(path).unlink()
+    assert place.is_lost()
+    place.retake().close()
+    assert not place.is_lost()
+    found = Path(path).stat()
+    assert (found.st_mode & 0o777, found.st_gid) == (0o600, GROUP)
+    place.close()
+    assert not Path(path).exists()
+
+
+def test_a_place_that_is_somebody_elses_by_now_is_left_alone(path: str) -> None:
+    place = Place(path, None)
+    Path(path).unlink()
+    Path(path).write_text("precious")
+    assert place.is_lost()
+    with pytest.raises(StateError, match="no socket"):
+        place.retake()
+    place.close()
+    assert Path(path).read_text() == "precious"
