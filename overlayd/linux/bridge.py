@@ -158,6 +158,7 @@ def _configure(script: Script, bridge: Bridge, name: str) -> None:
         u32(rt.IFLA_GROUP, GROUP_BRIDGE),
         text(rt.IFLA_IFALIAS, f"{ALIAS} bridge {bridge.service}"),
         u32(rt.IFLA_MTU, bridge.mtu),
+        u32(rt.IFLA_MASTER, 0),
         attribute(rt.IFLA_ADDRESS, mac(bridge.address.ip)),
         bridge_options.settings(bridge_options.OF_BRIDGE),
         forwarding.SETTINGS,

@@ -126,6 +126,7 @@ def _mark(netlink: Netlink, device: Device) -> int:
         u32(rt.IFLA_GROUP, GROUP_DEVICE),
         text(rt.IFLA_IFALIAS, device_alias(device.scope, device.label)),
         u32(rt.IFLA_MTU, device.mtu),
+        u32(rt.IFLA_MASTER, 0),
         forwarding.SETTINGS,
         index=index,
         up=True,

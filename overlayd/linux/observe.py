@@ -256,7 +256,7 @@ def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: View 
         faults += _lost_routes(link, carried, host)
     else:
         address = _NO_ADDRESS
-    faults += [*_parameter(link), *_heeds_routers(link), *bridge_options.bridge_faults(link)]
+    faults += [*_taken(link), *_parameter(link), *_heeds_routers(link), *bridge_options.bridge_faults(link)]
     return Bridge(service, link.name, address, link.mtu, ", ".join(faults))
 
 
@@ -268,7 +268,8 @@ def _device(link: rt.Link, scope: str, addresses: list[Interface], host: View) -
     if (known := labels.parse(label_of_alias(link.alias))) is not None and known.slice is not None:
         own.add(first_usable(known.slice))
     aliases = {each for each in addresses if scope == GLOBAL and not is_wide(each) and each.ip not in own}
-    faults = [*_down(link), *_lost_routes(link, addresses, host), *_parameter(link), *_heeds_routers(link)]
+    faults = [*_down(link), *_taken(link), *_lost_routes(link, addresses, host)]
+    faults += [*_parameter(link), *_heeds_routers(link)]
     label = label_of_alias(link.alias)
     yield DeviceLink(scope, link.name, link.mtu, frozenset(addresses) - aliases, ", ".join(faults), label)
     yield from (Alias(link.name, address.ip) for address in aliases)
@@ -279,6 +280,11 @@ def _device(link: rt.Link, scope: str, addresses: list[Interface], host: View) -
 
 def _down(link: rt.Link, name: str = "it") -> list[str]:
     return [] if link.flags & rt.IFF_UP else [f"{name} is down"]
+
+
+def _taken(link: rt.Link) -> list[str]:
+    """A VRF has a routing table of its own, in which there is no overlay."""
+    return ["it is a part of another link, a VRF or a bridge"] if link.master else []
 
 
 def _parameter(link: rt.Link) -> list[str]:

@@ -143,6 +143,27 @@ def test_options_that_cut_containers_off_are_put_back(watched: Watched, damage: 
     assert watched.node.overlayctl("doctor").startswith("all is as it should be\n")
 
 
+@pytest.mark.parametrize(
+    ("link", "kind"),
+    [("{bridge}", "vrf table 7"), ("{device}", "vrf table 7"), ("{leg}", "vrf table 7"), ("{leg}", "bridge")],
+)
+def test_a_link_that_is_made_a_part_of_another_one_is_taken_out(watched: Watched, link: str, kind: str) -> None:
+    names = {"bridge": watched.bridge, "device": watched.device, "leg": f"veth-{watched.box.pid}-g"}
+    try:
+        watched.do(f"ip link add taker type {kind} && ip link set taker up")
+    except CommandFailed:
+        pytest.skip(f"this kernel has no link of the kind {kind}")
+    try:
+        watched.do(f"ip link set {link.format(**names)} master taker")
+        until(lambda: "master taker" not in watched.node.run(["ip", "link"]), watched.node.log_tail)
+    finally:
+        watched.do("ip link del taker")
+    watched.await_repair()
+    ping(watched.box, watched.neighbour, count=2)
+    ping(watched.box, str(OUTSIDE.ip), count=2)
+    ping(watched.node, watched.address, count=2)
+
+
 def test_what_is_changed_while_nobody_watches_is_put_back_at_the_start(watched: Watched) -> None:
     veth = f"veth-{watched.box.pid}-s"
     watched.node.stop()

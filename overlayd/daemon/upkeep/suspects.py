@@ -214,7 +214,7 @@ class Judge:
             shown = (self._parts.get(found.master), found.mtu, found.group, found.mac, label_of_veth(found.alias))
             return shown == wanted
         row = state.get(Service, service)
-        if row is None or bridge_options.bridge_faults(found):
+        if row is None or found.master or bridge_options.bridge_faults(found):
             return False
         want = bridge(row, facts)
         return want.name in (found.name, *found.alternative_names) and (
