@@ -21,9 +21,9 @@ from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
-from overlayd.linux import capability, forwarding, neighbours
+from overlayd.linux import capability, conntrack, forwarding, neighbours
 from overlayd.model import drift, wireguard_go
-from overlayd.model.crowding import crowded
+from overlayd.model.crowding import crowded, tracked
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
@@ -170,6 +170,7 @@ class Doctor:
             versions = [(device, backend.version(device)) for device in self._health.devices().values()]
             found += wireguard_go.findings(versions, backend.installed())
         found += crowded((each.version, each.entries, each.limit) for each in neighbours.tables())
+        found += tracked(*connections) if (connections := conntrack.load()) is not None else []
         return [*found, *self._dead(), *self._unresolved()]
 
     def _dead(self) -> list[Finding]:

@@ -1,6 +1,7 @@
 """Forgetting connections: those of an address, or those that break a rule.
 
-Owns: the few ctnetlink messages that takes.  Must not know: whose address it was, or what the rules are.
+Owns: the few ctnetlink messages that takes, and how full the table is.  Must not know: whose address it was, or what
+the rules are.
 
 Rules judge the first packet of a connection, and packets of established ones pass: when an address goes to another
 container, or loses a right, its old entries must go too.
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from overlayd.errors import MechanismError
+from overlayd.linux import sysctl
 from overlayd.linux.netlink import NETLINK_NETFILTER, Netlink, Request
 from overlayd.model.connections import Ends, Rules
 from overlayd.model.objects import Address, Network
@@ -31,10 +33,17 @@ _CTA_IP_SRC, _CTA_IP_DST = {4: 1, 6: 3}, {4: 2, 6: 4}  # CTA_IP_V4_SRC, CTA_IP_V
 _HEAD = {4: struct.pack("=BBH", socket.AF_INET, 0, 0), 6: struct.pack("=BBH", socket.AF_INET6, 0, 0)}  # nfgenmsg
 
 _COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+_LIMIT = "netfilter/nf_conntrack_max"
 
 _OPERATION = "forget connections of"
 # Our own: up to so many addresses are sought in an entry's bytes before it is taken apart.
 _FEW = 256
+
+
+def load() -> tuple[int, int] | None:
+    """How many connections the calling thread's namespace tracks, and how many it may; None when it tracks none."""
+    limit = sysctl.read_if_there(_LIMIT)
+    return (int(_COUNT.read_text()), int(limit)) if limit else None
 
 
 def forget(addresses: Collection[Address]) -> int:

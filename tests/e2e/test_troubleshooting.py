@@ -158,6 +158,7 @@ ELSEWHERE = {
     "journal-behind": "test_a_start_without_room_forgets_the_dead_and_writes_it_later",
     "iptables-unseen": "test_legacy_iptables_is_seen",
     "neighbours-crowded": "crowded(",
+    "connections-crowded": "tracked(",
     "wireguard-missing": "no WireGuard on this host",
     "device-renewable": "test_the_command_and_the_doctor_speak_of_versions",
     "device-without-segmentation": "test_the_command_and_the_doctor_speak_of_versions",
