@@ -116,7 +116,10 @@ class Nft:
 
     def chains(self) -> firewall.Ruleset:
         """The chains and rules of every table, whoever owns it; of sets only the names."""
-        return firewall.read(msgspec.json.decode(self._list("ruleset", "--json", "--terse", "--numeric")))
+        found = firewall.read(msgspec.json.decode(self._list("ruleset", "--json", "--terse", "--numeric")))
+        if found.lacks_devices:  # nft 1.0.6 tells them in its text alone
+            return firewall.with_devices(found, self._list("ruleset", "--terse", "--stateless"))
+        return found
 
     def _change(self, changes: list[set_changes.Change]) -> None:
         with self._lock:

@@ -1,7 +1,7 @@
 """What in other tables keeps our traffic out.
 
-Owns: which packets of ours a host's own firewall has to let pass, and the words for what is missing.  Must not know:
-how a chain is read (`firewall`), how rulesets are listed (`linux`), our own tables (`ruleset`).
+Owns: which packets of ours a host's own firewall has to let pass, at whichever hook, and the words for what is missing.
+Must not know: how a chain is read (`firewall`), how rulesets are listed (`linux`), our own tables (`ruleset`).
 
 Our accept cannot overrule another table's drop, so each chain has to let our packets pass by itself.  The commands are
 those of the program that owns the chain: a rule that iptables does not understand makes iptables refuse its own table,
@@ -13,14 +13,24 @@ from dataclasses import dataclass
 
 from overlayd.model import iptables
 from overlayd.model.findings import Finding
-from overlayd.model.firewall import BaseChain, Link, Packet, Ruleset, judge, matches
+from overlayd.model.firewall import AT_A_LINK, BaseChain, Link, Packet, Ruleset, judge, matches
+from overlayd.model.names import is_host_end
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, NFT_TABLE, Network
 
 _OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
 _FAMILIES = {"inet": (4, 6), "ip": (4,), "ip6": (6,)}
 _IPTABLES_TABLES = ("filter", "mangle", "raw", "security")
 _SOMEBODY = Link("\N{REPLACEMENT CHARACTER}")  # another link, of a name that no rule has
-_WAYS = ("i", "o")
+# By which of its links a packet that a hook sees can be told: the one that it came by, the one that it goes by.
+_WAYS = {
+    "prerouting": "i",
+    "ingress": "i",
+    "input": "i",
+    "forward": "io",
+    "output": "o",
+    "postrouting": "o",
+    "egress": "o",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +39,7 @@ class Traffic:
 
     cluster: our addresses.  links: those that forward: devices, bridges, host ends without a bridge.  way_out: the
     uplink's name, "" when there is none.  underlay: versions of IP in which tunnels come.  wireguard: UDP ports of our
-    devices.  dns: port of the name server, 0 for none.
+    devices.  dns: port of the name server, 0 for none.  peer_ports: UDP ports of peers, a few of them.
     """
 
     cluster: Network
@@ -38,23 +48,21 @@ class Traffic:
     underlay: frozenset[int]
     wireguard: tuple[int, ...]
     dns: int
+    peer_ports: tuple[int, ...] = ()
 
 
 def blockers(rulesets: Iterable[Ruleset], traffic: Traffic) -> list[Finding]:
-    """What keeps our traffic from being forwarded, tunnels from this node, or containers from its name server; one
-    finding for each chain and kind.
+    """What keeps our traffic from passing, tunnels from this node, or containers from its name server; one finding for
+    each chain and kind.
     """
-    found: list[Finding] = []
-    for ruleset in rulesets:
-        for chain in ruleset.hooked:
-            if chain.name[1] == NFT_TABLE:
-                continue
-            if chain.hook == "forward":
-                found += _forward(ruleset, chain, traffic)
-            elif chain.hook == "input" and chain.name[0] in _FAMILIES:
-                found += _wireguard(ruleset, chain, traffic)
-                found += _dns(ruleset, chain, traffic)
-    return found
+    return [
+        finding
+        for ruleset in rulesets
+        for chain in ruleset.hooked
+        if chain.name[1] != NFT_TABLE and chain.hook in _WAYS
+        for judgement in (_passage, _wireguard, _dns)
+        for finding in judgement(ruleset, chain, traffic)
+    ]
 
 
 def unseen(family: str, program: str) -> Finding:
@@ -69,24 +77,22 @@ def unseen(family: str, program: str) -> Finding:
     )
 
 
-def _forward(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
-    version = traffic.cluster.version
-    if chain.name[0] == "bridge":
-        port = Link("veth-1-s", GROUP_VETH)
-        need, ours = [Packet(version, port, port, begins=True)], [port]
-    elif version in _FAMILIES.get(chain.name[0], ()):
-        ours = _unlike(traffic.links, ruleset.names())
-        need = list(_forwarded(ours, traffic))
-    else:
-        return
-    blocked = [verdict for packet in need if (verdict := judge(ruleset, chain, packet)).end != "accept"]
+def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
+    """What passes through our links, whatever it is."""
+    ours = _ours(ruleset, chain, traffic)
+    blocked = [
+        verdict
+        for packet in _passing(chain, ours, traffic)
+        if (verdict := judge(ruleset, chain, packet)).end != "accept"
+    ]
     if not blocked:
         return
+    version, ways = traffic.cluster.version, _WAYS[chain.hook]
     missing = [
         (way, link)
-        for way in _WAYS
+        for way in ways
         for link in ours
-        if judge(ruleset, chain, _crossing(version, way, link)).end != "accept"
+        if judge(ruleset, chain, _crossing(version, chain, way, link)).end != "accept"
     ]
     certain = any(not verdict.may_pass for verdict in blocked)
     yield Finding(
@@ -97,8 +103,43 @@ def _forward(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[F
         symptom="containers reach neither other nodes nor the outside"
         if certain
         else "only what its other rules let pass reaches containers",
-        remedy=_forward_remedy(chain, missing or [(way, link) for way in _WAYS for link in ours]),
+        remedy=_passage_remedy(chain, missing or [(way, link) for way in ways for link in ours]),
     )
+
+
+def _ours(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> list[Link]:
+    """The links of ours whose packets a chain sees in passing."""
+    if chain.hook in AT_A_LINK:
+        known = {link.name: link for link in traffic.links}
+        ports = {name: Link(name, GROUP_VETH) for name in chain.devices if is_host_end(name)}
+        return [link for name in chain.devices if (link := known.get(name) or ports.get(name)) is not None]
+    if chain.name[0] == "bridge":
+        return [Link("veth-1-s", GROUP_VETH)]
+    local = chain.hook in ("input", "output")
+    known_family = traffic.cluster.version in _FAMILIES.get(chain.name[0], ())
+    return _unlike(traffic.links, ruleset.names()) if known_family and not local else []
+
+
+def _passing(chain: BaseChain, ours: Sequence[Link], traffic: Traffic) -> Iterator[Packet]:
+    """What a chain has to let pass.  Translation of addresses comes between the hooks: of what comes from the outside,
+    and goes there, only the chains of forwarding see our addresses.
+    """
+    if chain.hook == "forward" and chain.name[0] != "bridge":
+        yield from _forwarded(ours, traffic)
+        return
+    within_a_bridge = chain.name[0] == "bridge"
+    for link in ours:
+        incoming = link if "i" in _WAYS[chain.hook] else None
+        outgoing = link if "o" in _WAYS[chain.hook] else None
+        cluster = None if within_a_bridge else traffic.cluster
+        yield Packet(
+            traffic.cluster.version,
+            incoming,
+            outgoing,
+            begins=True,
+            source=cluster if incoming else None,
+            destination=cluster if outgoing else None,
+        )
 
 
 def _forwarded(links: Sequence[Link], traffic: Traffic) -> Iterator[Packet]:
@@ -114,48 +155,86 @@ def _forwarded(links: Sequence[Link], traffic: Traffic) -> Iterator[Packet]:
                 yield Packet(version, link, other, begins=True, source=cluster, destination=cluster)
 
 
-def _crossing(version: int, way: str, link: Link) -> Packet:
+def _crossing(version: int, chain: BaseChain, way: str, link: Link) -> Packet:
     """Any packet that comes, or goes, through a link of ours."""
-    incoming, outgoing = (link, _SOMEBODY) if way == "i" else (_SOMEBODY, link)
+    other = _SOMEBODY if chain.hook == "forward" else None
+    incoming, outgoing = (link, other) if way == "i" else (other, link)
     return Packet(version, incoming, outgoing, begins=True)
 
 
 def _wireguard(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
-    incoming = Link(traffic.way_out) if traffic.way_out else None
+    """Tunnels, in both directions: peers begin sessions, and so does this node."""
+    if chain.hook in AT_A_LINK:
+        versions = traffic.underlay if traffic.way_out in chain.devices else frozenset[int]()
+    else:
+        versions = traffic.underlay.intersection(_FAMILIES.get(chain.name[0], ()))
+    link = Link(traffic.way_out) if traffic.way_out else None
     closed = [
-        (port, verdict)
-        for port in traffic.wireguard
-        for version in traffic.underlay.intersection(_FAMILIES[chain.name[0]])
-        if (verdict := judge(ruleset, chain, Packet(version, incoming, None, True, "udp", port))).end != "accept"
+        (packet.source_port if leaves else packet.port, verdict)
+        for leaves in _directions(chain)
+        for packet in _tunnels(versions, link, traffic, leaves=leaves)
+        if (verdict := judge(ruleset, chain, packet)).end != "accept"
     ]
     if not closed:
         return
     ports = ",".join(str(port) for port in dict.fromkeys(port for port, _ in closed))
     certain = any(not verdict.may_pass for _, verdict in closed)
     end, by_policy, _ = closed[0][1]
+    (leaves,) = _directions(chain)
+    what = f"keeps in what WireGuard sends from UDP port {ports}" if leaves else f"closes WireGuard's UDP port {ports}"
+    some = "only peers that its other rules let through are reached" if leaves else _SOME_GET_IN
     yield Finding(
         code="wireguard-blocked",
         severity="error" if certain else "warning",
         object=_object(chain),
-        problem=f"{_reason(end, by_policy)}, and so closes WireGuard's UDP port {ports}",
-        symptom="a peer gets through only while this node keeps up a session with it"
+        problem=f"{_reason(end, by_policy)}, and so {what}",
+        symptom=f"a peer gets through only while {'it' if leaves else 'this node'} keeps up a session"
+        f" with {'this node' if leaves else 'it'}"
         if certain
-        else "only peers that its other rules let in reach this node",
-        remedy=_input_remedy(chain, ["udp"], ports, bridges=False),
+        else some,
+        remedy=_local_remedy(chain, ["udp"], ports, bridges=False),
     )
 
 
+_SOME_GET_IN = "only peers that its other rules let in reach this node"
+
+
+def _tunnels(versions: Iterable[int], link: Link | None, traffic: Traffic, *, leaves: bool) -> Iterator[Packet]:
+    for port in traffic.wireguard:
+        for version in versions:
+            if not leaves:
+                yield Packet(version, link, None, True, "udp", port)
+                continue
+            for there in traffic.peer_ports or (0,):
+                yield Packet(version, None, link, True, "udp", there, source_port=port)
+
+
+def _directions(chain: BaseChain) -> tuple[bool, ...]:
+    """Whether what a chain of a host's own packets sees leaves the host; empty for one that sees none."""
+    if chain.name[0] == "bridge" or chain.hook == "forward":
+        return ()
+    return ("o" in _WAYS[chain.hook],)
+
+
 def _dns(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
+    """Questions to the name server at the bridges, and its answers."""
     version, port = traffic.cluster.version, traffic.dns
-    if not port or version not in _FAMILIES[chain.name[0]]:
+    if not port or version not in _FAMILIES.get(chain.name[0], ()) or chain.hook not in ("input", "output"):
         return
+    answers = chain.hook == "output"
     bridges = [link for link in _unlike(traffic.links, ruleset.names()) if link.group == GROUP_BRIDGE]
     closed = {
         protocol: verdict
         for protocol in ("udp", "tcp")
         for link in bridges
         if (
-            verdict := judge(ruleset, chain, Packet(version, link, None, True, protocol, port, source=traffic.cluster))
+            verdict := judge(
+                ruleset,
+                chain,
+                Packet(version, None, link, False, protocol, destination=traffic.cluster, source_port=port)
+                if answers
+                else Packet(version, link, None, True, protocol, port, source=traffic.cluster),
+            )
         ).end
         != "accept"
     }
@@ -163,13 +242,14 @@ def _dns(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
         return
     certain = any(not verdict.may_pass for verdict in closed.values())
     end, by_policy, _ = next(iter(closed.values()))
+    what = "keeps in what the name server answers" if answers else f"closes the name server's port {port} to containers"
     yield Finding(
         code="dns-blocked",
         severity="error" if certain else "warning",
         object=_object(chain),
-        problem=f"{_reason(end, by_policy)}, and so closes the name server's port {port} to containers",
+        problem=f"{_reason(end, by_policy)}, and so {what}",
         symptom="containers that ask the gateway for a name wait in vain",
-        remedy=_input_remedy(chain, list(closed), str(port), bridges=True),
+        remedy=_local_remedy(chain, list(closed), str(port), bridges=True),
     )
 
 
@@ -200,14 +280,14 @@ def _reason(end: str, by_policy: bool) -> str:
 def _is_iptables(chain: BaseChain) -> bool:
     """Whether iptables-nft made the chain: it takes such names for its own, whoever made them."""
     family, table, name = chain.name
-    return family in ("ip", "ip6") and table in _IPTABLES_TABLES and name in ("FORWARD", "INPUT")
+    return family in ("ip", "ip6") and table in _IPTABLES_TABLES and name == chain.hook.upper()
 
 
 def _program(family: str) -> str:
     return "ip6tables" if family == "ip6" else "iptables"
 
 
-def _forward_remedy(chain: BaseChain, missing: Sequence[tuple[str, Link]]) -> str:
+def _passage_remedy(chain: BaseChain, missing: Sequence[tuple[str, Link]]) -> str:
     family, table, name = chain.name
     patterns = list(dict.fromkeys((way, "veth-" if link.group == GROUP_VETH else "zl-") for way, link in missing))
     if table == "firewalld":
@@ -222,31 +302,39 @@ def _forward_remedy(chain: BaseChain, missing: Sequence[tuple[str, Link]]) -> st
             f"nft insert rule {family} {table} {name} {way}ifname {prefix}* counter accept" for way, prefix in patterns
         ]
         return "; ".join(commands) + ("" if table == iptables.LEGACY else f" (or, the same, {'; '.join(same)})")
-    if family == "bridge" and table == "filter" and name == "FORWARD":
-        return "; ".join(f"ebtables -I FORWARD -{way} veth-+ -j ACCEPT" for way in _WAYS)
+    if family == "bridge" and table == "filter" and name == chain.hook.upper():
+        return "; ".join(f"ebtables -I {name} -{way} veth-+ -j ACCEPT" for way in _WAYS[chain.hook])
     ways = dict.fromkeys(way for way, _ in missing)
     return "; ".join(f"nft insert rule {family} {table} {name} {way}ifgroup {_OURS} accept" for way in ways)
 
 
-def _input_remedy(chain: BaseChain, protocols: Sequence[str], ports: str, *, bridges: bool) -> str:
-    """bridges: whether only what comes through our bridges is let in."""
+def _local_remedy(chain: BaseChain, protocols: Sequence[str], ports: str, *, bridges: bool) -> str:
+    """For what comes to this host, or leaves it.  bridges: only what comes, or goes, through our bridges."""
     family, table, name = chain.name
+    way = _WAYS[chain.hook]
+    end = "dport" if way == "i" else "sport"
     if table == "firewalld":
-        if bridges:
-            opened = " ".join(f"--add-port={ports}/{protocol}" for protocol in protocols)
-            return (
-                f"firewall-cmd --permanent --zone=trusted --add-interface=zl-+; firewall-cmd --reload"
-                f" (or open the port in their zone: firewall-cmd --permanent --zone=ZONE {opened})"
-            )
-        opened = " ".join(f"--add-port={port}/udp" for port in ports.split(","))
-        return f"firewall-cmd --permanent {opened}; firewall-cmd --reload"
+        return _firewalld(protocols, ports, way, bridges=bridges)
     if table == iptables.LEGACY or _is_iptables(chain):
         program = _program(family) + ("-legacy" if table == iptables.LEGACY else "")
         option = "" if table in ("filter", iptables.LEGACY) else f"-t {table} "
-        through = " -i zl-+" if bridges else ""
+        through = f" -{way} zl-+" if bridges else ""
         several = "," in ports
-        to = f"-m multiport --dports {ports}" if several else f"--dport {ports}"
+        to = f"-m multiport --{end}s {ports}" if several else f"--{end} {ports}"
         return "; ".join(f"{program} {option}-I {name}{through} -p {each} {to} -j ACCEPT" for each in protocols)
-    through = f"iifgroup {GROUP_BRIDGE:#x} " if bridges else ""
+    through = f"{way}ifgroup {GROUP_BRIDGE:#x} " if bridges else ""
     to = f"{{ {ports.replace(',', ', ')} }}" if "," in ports else ports
-    return "; ".join(f"nft insert rule {family} {table} {name} {through}{each} dport {to} accept" for each in protocols)
+    return "; ".join(f"nft insert rule {family} {table} {name} {through}{each} {end} {to} accept" for each in protocols)
+
+
+def _firewalld(protocols: Sequence[str], ports: str, way: str, *, bridges: bool) -> str:
+    if way == "o":
+        return f"let {'/'.join(protocols)} from port {ports} leave in the policy that drops it (--list-all-policies)"
+    if bridges:
+        opened = " ".join(f"--add-port={ports}/{protocol}" for protocol in protocols)
+        return (
+            f"firewall-cmd --permanent --zone=trusted --add-interface=zl-+; firewall-cmd --reload"
+            f" (or open the port in their zone: firewall-cmd --permanent --zone=ZONE {opened})"
+        )
+    opened = " ".join(f"--add-port={port}/udp" for port in ports.split(","))
+    return f"firewall-cmd --permanent {opened}; firewall-cmd --reload"

@@ -8,8 +8,9 @@ Those that cannot (a mark, a limit, a match of xtables, a named set) are open.  
 the packet meets if no open condition lets it through or keeps it, and all ends that it may meet.
 """
 
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from overlayd.model.objects import Address, Network
 
 Statement = dict[str, Any]
 ChainName = tuple[str, str, str]  # family, table, chain
+
+AT_A_LINK = ("ingress", "egress")  # hooks of single links, which a chain names
+_AT_LINKS = re.compile(r'\s*type \w+ hook (?:ingress|egress) (?:device ("?[^"\s]+"?)|devices = \{([^}]*)\}) ')
 
 RETURN = ""  # the end of a packet that goes on behind the chain
 
@@ -39,7 +43,7 @@ class Link(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Packet:
     """A kind of packets; what is None, "" or 0 may be anything.  begins: it starts a connection, else it is of one.
-    port: that it is sent to.  source, destination: networks that hold the addresses.
+    port: that it is sent to, source_port: from.  source, destination: networks that hold the addresses.
     """
 
     version: int
@@ -50,15 +54,17 @@ class Packet:
     port: int = 0
     source: Network | None = None
     destination: Network | None = None
+    source_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
-    """A chain that packets enter by a hook."""
+    """A chain that packets enter by a hook.  devices: names of the links whose packets do, where the hook is theirs."""
 
     name: ChainName
     hook: str
     policy: str
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,11 @@ class Ruleset:
         """The names of links in the conditions of all rules; one that ends with `*` stands for all that begin so."""
         return {name for rules in self.rules.values() for statements in rules for name in _link_names(statements)}
 
+    @property
+    def lacks_devices(self) -> bool:
+        """Whether the listing left out which links a chain is at."""
+        return any(chain.hook in AT_A_LINK and not chain.devices for chain in self.hooked)
+
 
 class Verdict(NamedTuple):
     """end: "accept", "drop" or "reject", as far as no open condition decides.  by_policy: it is the chain's policy.
@@ -84,16 +95,34 @@ class Verdict(NamedTuple):
 
 
 def read(listing: dict[str, Any]) -> Ruleset:
-    """A JSON listing of the whole ruleset."""
+    """A JSON listing of the whole ruleset.  Chains that translate addresses drop nothing, and are left out."""
     found = Ruleset()
     for item in listing["nftables"]:
         if "rule" in item:
             rule = item["rule"]
             found.rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule["expr"])
-        elif "hook" in (chain := item.get("chain", {})):
+        elif "hook" in (chain := item.get("chain", {})) and chain.get("type") != "nat":
             name = (chain["family"], chain["table"], chain["name"])
-            found.hooked.append(BaseChain(name, chain["hook"], chain.get("policy", "accept")))
+            devices = chain.get("dev", ())
+            devices = (devices,) if isinstance(devices, str) else tuple(devices)
+            found.hooked.append(BaseChain(name, chain["hook"], chain.get("policy", "accept"), devices))
     return found
+
+
+def with_devices(ruleset: Ruleset, text: str) -> Ruleset:
+    """The same ruleset with the links that its chains are at, by the listing as text."""
+    devices: dict[ChainName, tuple[str, ...]] = {}
+    family, table, chain = "", "", ""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["table"] and len(words) > 2:
+            family, table = words[1:3]
+        elif words[:1] == ["chain"] and len(words) > 1:
+            chain = words[1]
+        elif found := _AT_LINKS.match(line):
+            devices[family, table, chain] = tuple(each.strip(' "') for each in (found[1] or found[2]).split(","))
+    hooked = [replace(each, devices=each.devices or devices.get(each.name, ())) for each in ruleset.hooked]
+    return Ruleset(hooked, ruleset.rules)
 
 
 def judge(ruleset: Ruleset, chain: BaseChain, packet: Packet) -> Verdict:
@@ -229,7 +258,8 @@ def _payload(protocol: str, part: str, packet: Packet) -> Any:
         return {"saddr": packet.source, "daddr": packet.destination}.get(part) or _OPEN
     if packet.protocol and protocol not in ("th", "ether", "vlan", packet.protocol):
         return _NEVER
-    return packet.port or _OPEN if part == "dport" and packet.protocol else _OPEN
+    ports = {"dport": packet.port, "sport": packet.source_port} if packet.protocol else {}
+    return ports.get(part) or _OPEN
 
 
 def _alternatives(right: Any) -> Iterable[Any]:

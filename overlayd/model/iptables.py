@@ -9,7 +9,7 @@ from typing import Any
 
 from overlayd.model.firewall import BaseChain, ChainName, Ruleset, Statement
 
-_HOOKS = {"FORWARD": "forward", "INPUT": "input"}
+_HOOKS = {"FORWARD": "forward", "INPUT": "input", "OUTPUT": "output"}
 _VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return"}
 _OPEN: Statement = {"xt": None}  # a condition that is not judged
 _PLAIN_MATCHES = {"tcp", "udp", "conntrack", "state", "comment", "multiport"}  # what matters of them are their options
@@ -69,9 +69,9 @@ def _statement(family: str, option: str, rest: Iterator[str], op: str, found: Ru
         return [_match({"payload": {"protocol": family, "field": {"-s": "saddr", "-d": "daddr"}[option]}}, op, value)]
     if option == "-p":
         return [_match({"meta": {"key": "l4proto"}}, op, next(rest))]
-    if option in ("--dport", "--dports"):
+    if option in ("--dport", "--dports", "--sport", "--sports"):
         ports: dict[str, Any] = {"set": [_port(each) for each in next(rest).split(",")]}
-        return [_match({"payload": {"protocol": "th", "field": "dport"}}, op, ports)]
+        return [_match({"payload": {"protocol": "th", "field": option[2:7]}}, op, ports)]
     if option in ("--ctstate", "--state"):
         states = {"set": [each.lower() for each in next(rest).split(",")]}
         return [_match({"ct": {"key": "state"}}, op, states)]

@@ -73,7 +73,9 @@ def test_a_clean_host_and_harmless_rules(look: Look, space: Namespace) -> None:
         table inet other {
             chain f { type filter hook forward priority 0; policy accept; iifname "x" drop; limit rate 1/second drop; }
             chain i { type filter hook input priority 0; policy accept; ip saddr 192.0.2.1 drop; tcp dport 22 drop; }
-            chain o { type filter hook output priority 0; policy drop; }
+            chain o { type filter hook output priority 0; policy accept; tcp dport 25 drop; }
+            chain p { type filter hook prerouting priority -300; ip daddr 192.0.2.1 iifname != "x" drop; }
+            chain n { type nat hook prerouting priority -100; policy accept; ip daddr 192.0.2.1 dnat ip to 10.9.9.9; }
         }
         """
     )
@@ -188,6 +190,56 @@ def test_input(look: Look, space: Namespace, rules: str, codes: list[str]) -> No
     found = look()
     assert [each.code for each in found] == codes
     assert all(each.severity == "error" for each in found)
+    for each in found:
+        take(space, each)
+    assert look() == []
+
+
+@pytest.mark.parametrize(
+    ("table", "codes"),
+    [
+        (
+            "inet fw { chain c { type filter hook output priority 0; policy drop; }; }",
+            ["wireguard-blocked", "dns-blocked"],
+        ),
+        (
+            "inet fw { chain c { type route hook output priority 0; policy drop; udp sport 51820 accept; }; }",
+            ["dns-blocked"],
+        ),
+        (
+            "inet fw { chain c { type filter hook prerouting priority -300; policy drop; iifname eth0 accept; }; }",
+            ["forward-blocked"],
+        ),
+        (
+            "inet fw { chain c { type filter hook postrouting priority 300; oifname zl-a-db-b drop; }; }",
+            ["forward-blocked"],
+        ),
+        ("bridge fw { chain c { type filter hook output priority 0; policy drop; }; }", ["forward-blocked"]),
+        (
+            "netdev fw { chain c { type filter hook ingress device lo priority 0; policy drop; }; }",
+            ["wireguard-blocked"],
+        ),
+    ],
+)
+def test_other_hooks(look: Look, space: Namespace, table: str, codes: list[str]) -> None:
+    run(space, "ip link set lo up")
+    space.nft(f"table {table}")
+    traffic = replace(TRAFFIC, way_out="lo" if "device lo" in table else "eth0")
+    found = look(traffic)
+    assert [each.code for each in found] == codes
+    for each in found:
+        take(space, each)
+    assert look(traffic) == []
+
+
+@needs_iptables
+@pytest.mark.parametrize("program", ["iptables-nft", "iptables-legacy"])
+def test_output_of_iptables(look: Look, space: Namespace, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    run(space, f"{program} -P OUTPUT DROP; {program} -A OUTPUT -p tcp --sport 22 -j ACCEPT")
+    found = look()
+    assert [each.code for each in found] == ["wireguard-blocked", "dns-blocked"]
     for each in found:
         take(space, each)
     assert look() == []

@@ -38,12 +38,16 @@ def found(*chain, traffic=TRAFFIC, policy="drop"):
     "chain",
     [
         ("inet", NFT_TABLE, "forward", "forward"),
-        ("inet", "fw", "out", "output"),
         ("arp", "fw", "in", "input"),
-        ("bridge", "fw", "in", "input"),
+        ("arp", "fw", "out", "output"),
         ("ip6", "fw", "f", "forward"),
         ("ip6", "fw", "in", "input"),
+        ("ip6", "fw", "out", "output"),
+        ("ip6", "fw", "pre", "prerouting"),
         ("netdev", "fw", "f", "forward"),
+        ("netdev", "fw", "in", "ingress"),
+        ("inet", "fw", "x", "unheard-of"),
+        ("bridge", "fw", "x", "unheard-of"),
     ],
 )
 def test_what_our_traffic_does_not_meet(chain):
@@ -205,3 +209,110 @@ def test_the_rules_of_a_program_that_is_not_installed():
     assert (finding.code, finding.severity) == ("iptables-unseen", "warning")
     assert finding.object == "the table filter of legacy iptables"
     assert "`iptables-legacy -S`" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("chain", "codes"),
+    [
+        (("inet", "fw", "c", "prerouting"), ["forward-blocked", "wireguard-blocked"]),
+        (("inet", "fw", "c", "postrouting"), ["forward-blocked", "wireguard-blocked"]),
+        (("inet", "fw", "c", "output"), ["wireguard-blocked", "dns-blocked"]),
+        (("bridge", "fw", "c", "prerouting"), ["forward-blocked"]),
+        (("bridge", "fw", "c", "input"), ["forward-blocked"]),
+        (("bridge", "fw", "c", "output"), ["forward-blocked"]),
+        (("bridge", "fw", "c", "postrouting"), ["forward-blocked"]),
+    ],
+)
+def test_a_chain_is_in_the_way_wherever_packets_pass_it(chain, codes):
+    findings = found(*chain)
+    assert list(findings) == codes
+    assert all(each.severity == "error" for each in findings.values())
+
+
+OUTGOING = [{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "sport"}}, "right": 51820}}]
+
+
+@pytest.mark.parametrize(
+    ("chain", "tunnels", "rest"),
+    [
+        (
+            ("inet", "fw", "o", "output"),
+            "nft insert rule inet fw o udp sport 51820 accept",
+            "nft insert rule inet fw o oifgroup 0x6f760002 udp sport 53 accept; "
+            "nft insert rule inet fw o oifgroup 0x6f760002 tcp sport 53 accept",
+        ),
+        (
+            ("ip", "filter", "OUTPUT", "output"),
+            "iptables -I OUTPUT -p udp --sport 51820 -j ACCEPT",
+            "iptables -I OUTPUT -o zl-+ -p udp --sport 53 -j ACCEPT; iptables -I OUTPUT -o zl-+ -p tcp --sport 53"
+            " -j ACCEPT",
+        ),
+        (
+            ("ip", LEGACY, "OUTPUT", "output"),
+            "iptables-legacy -I OUTPUT -p udp --sport 51820 -j ACCEPT",
+            "iptables-legacy -I OUTPUT -o zl-+ -p udp --sport 53 -j ACCEPT; iptables-legacy -I OUTPUT -o zl-+ -p tcp"
+            " --sport 53 -j ACCEPT",
+        ),
+        (
+            ("inet", "firewalld", "filter_OUTPUT", "output"),
+            "let udp from port 51820 leave in the policy that drops it (--list-all-policies)",
+            "let udp/tcp from port 53 leave in the policy that drops it (--list-all-policies)",
+        ),
+        (
+            ("ip", "raw", "PREROUTING", "prerouting"),
+            "iptables -t raw -I PREROUTING -p udp --dport 51820 -j ACCEPT",
+            "iptables -t raw -I PREROUTING -i zl-+ -j ACCEPT (or, the same, nft insert rule ip raw PREROUTING iifname"
+            " zl-* counter accept)",
+        ),
+        (
+            ("ip", "mangle", "POSTROUTING", "postrouting"),
+            "iptables -t mangle -I POSTROUTING -p udp --sport 51820 -j ACCEPT",
+            "iptables -t mangle -I POSTROUTING -o zl-+ -j ACCEPT (or, the same, nft insert rule ip mangle POSTROUTING"
+            " oifname zl-* counter accept)",
+        ),
+        (
+            ("bridge", "filter", "INPUT", "input"),
+            None,
+            "ebtables -I INPUT -i veth-+ -j ACCEPT",
+        ),
+    ],
+)
+def test_the_advice_for_those_chains(chain, tunnels, rest):
+    findings = found(*chain)
+    assert (findings["wireguard-blocked"].remedy if tunnels else None) == tunnels
+    assert next(each.remedy for code, each in findings.items() if code != "wireguard-blocked") == rest
+
+
+def test_what_leaves_is_told_by_the_port_that_it_comes_from_and_goes_to():
+    chain = ("inet", "fw", "o", "output")
+    problem = found(*chain)["wireguard-blocked"].problem
+    assert problem == "has policy drop, and so keeps in what WireGuard sends from UDP port 51820"
+    assert found(*chain, [*OUTGOING, {"accept": None}]).keys() == {"dns-blocked"}
+    accepted = [{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}}, "right": 51820}}]
+    some = replace(TRAFFIC, peer_ports=(51820,), dns=0)
+    assert found(*chain, [*accepted, {"accept": None}], traffic=some) == {}
+    assert len(found(*chain, [*accepted, {"accept": None}], traffic=replace(some, peer_ports=(51820, 443)))) == 1
+
+
+def test_answers_to_what_came_in_are_let_out_where_connections_are():
+    established = [{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "established"}}, {"accept": None}]
+    assert found("inet", "fw", "o", "output", established).keys() == {"wireguard-blocked"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "codes"),
+    [
+        (("eth0",), ["wireguard-blocked"]),
+        (("eth1",), []),
+        (("zl-a-web-b",), ["forward-blocked"]),
+        (("veth-71-s", "veth-9"), ["forward-blocked"]),
+        (("zl-a-g", "eth0"), ["forward-blocked", "wireguard-blocked"]),
+    ],
+)
+@pytest.mark.parametrize("hook", ["ingress", "egress"])
+def test_a_chain_of_single_links(devices, codes, hook):
+    name = ("netdev", "fw", "c")
+    findings = blockers([Ruleset([BaseChain(name, hook, "drop", devices)], {})], TRAFFIC)
+    assert [each.code for each in findings] == codes
+    way = {"ingress": "iifgroup", "egress": "oifgroup"}[hook]
+    assert all(way in each.remedy for each in findings if each.code == "forward-blocked")

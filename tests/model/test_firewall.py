@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlayd.model.firewall import BaseChain, Link, Packet, Ruleset, judge, read
+from overlayd.model.firewall import BaseChain, Link, Packet, Ruleset, judge, read, with_devices
 
 OURS, OTHER = Link("zl-a-b", 7), Link("eth0", 0)
 PACKET = Packet(4, OURS, OTHER, True, "udp", 53, ip_network("10.200.0.0/16"), ip_network("192.0.2.0/24"))
@@ -194,3 +194,33 @@ def test_every_way_it_may_turn_out(chains, policy):
         assert judged.may_pass or not passes
         if sum(bool(rule[-1].keys() & {"jump", "goto"}) for rule in (*chains["base"], *chains["a"])) <= 1:
             assert judged.may_pass == passes
+
+
+def test_the_links_of_chains_by_the_listing_as_text():
+    """As nft 1.0.6 and 1.1 print them."""
+    names = [("netdev", "fw", "a"), ("netdev", "fw", "b"), ("inet", "fw", "c"), ("inet", "fw", "d")]
+    hooks = ["ingress", "egress", "ingress", "forward"]
+    found = Ruleset([BaseChain(name, hook, "drop") for name, hook in zip(names, hooks, strict=True)])
+    assert found.lacks_devices
+    told = with_devices(
+        found,
+        """table netdev fw {
+\tchain a {
+\t\ttype filter hook ingress device "eth0" priority filter; policy drop;
+\t}
+\tchain b {
+\t\ttype filter hook egress devices = { "veth-1-s", lo } priority filter; policy drop;
+\t}
+}
+table inet fw {
+\tchain c {
+\t\ttype filter hook ingress device lo priority filter; policy accept;
+\t}
+\tchain d {
+\t\ttype filter hook forward priority filter; policy accept;
+\t}
+}
+""",
+    )
+    assert [each.devices for each in told.hooked] == [("eth0",), ("veth-1-s", "lo"), ("lo",), ()]
+    assert not told.lacks_devices
