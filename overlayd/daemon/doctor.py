@@ -69,12 +69,12 @@ class Doctor:
         """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
         refuses a look.
         """
+        await self._surroundings.look()
         # At the same time: each waits for other programs most of its time.
-        looks = (self._host.check(), self._surroundings.look(), self._node.run_exclusively(self._look))
-        _, refused, looked = await asyncio.gather(*looks, return_exceptions=True)
-        for each in (refused, looked):
-            if isinstance(each, BaseException):
-                raise each
+        looks = (self._host.check(), self._node.run_exclusively(self._look))
+        _, looked = await asyncio.gather(*looks, return_exceptions=True)
+        if isinstance(looked, BaseException):
+            raise looked
         assert isinstance(looked, list)
         found = [*looked, *self._followed(), *self._unanswered(), *await self._journal()]
         return ordered([*found, *self._unisolated(), *self._node_itself()])

@@ -37,19 +37,12 @@ RTPROT_UNSPEC, RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC, RTPROT_RA, RTPROT_DHCP
 # Who makes the routes of a host, and not those of a router: the kernel, people, and what configures links.
 HOST_PROTOCOLS = (RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC, RTPROT_RA, RTPROT_DHCP)
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
-RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
+RTN_UNSPEC, RTN_UNICAST, RTN_LOCAL, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT = 0, 1, 2, 6, 7, 8
+REFUSING = (RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT)
 RTNH_F_DEAD, RTNH_F_ONLINK = 1, 4
 RTM_F_FIB_MATCH = 0x2000
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = (
-    1,
-    4,
-    5,
-    6,
-    7,
-    8,
-    9,
-    15,
-)
+RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY = 1, 2, 3, 4, 5
+RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_TABLE = 6, 7, 8, 9, 15
 RTA_CACHEINFO, RTA_VIA, RTA_ENCAP_TYPE, RTA_ENCAP, RTA_NH_ID = 12, 18, 21, 22, 30
 RTAX_MTU = 2
 IP6_RT_PRIO_ADDRCONF = 256  # linux/ipv6_route.h: the metric of the routes that come with addresses
@@ -212,13 +205,21 @@ def table_filter(table: int) -> bytes:
     return _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
 
 
-def lookup_body(address: Address, flags: int = 0, *, index: int = 0) -> bytes:
+def lookup_body(
+    address: Address, flags: int = 0, *, index: int = 0, incoming: int = 0, source: Address | None = None
+) -> bytes:
     """Body of an RTM_GETROUTE that asks for the route to one address.  flags: with RTM_F_FIB_MATCH the answer is the
     route as it stands in its table, else it is the way that a packet to the address would take.  index: of the link
-    that it has to be on, 0 = any.
+    that it has to be on, 0 = any.  incoming, source: of the link that it came by, and whom it is from; 0 and None for a
+    packet of the host's own.
     """
-    head = _ROUTE.pack(family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
-    body = head + attribute(RTA_DST, address.packed)
+    length = source.max_prefixlen if source is not None else 0
+    body = _ROUTE.pack(family(address), address.max_prefixlen, length, 0, 0, 0, 0, 0, flags)
+    body += attribute(RTA_DST, address.packed)
+    if source is not None:
+        body += attribute(RTA_SRC, source.packed)
+    if incoming:
+        body += u32(RTA_IIF, incoming)
     return body + u32(RTA_OIF, index) if index else body
 
 

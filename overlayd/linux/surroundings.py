@@ -35,7 +35,7 @@ def host_networks() -> tuple[HostNetwork, ...]:
         routes = [
             route
             for protocol in rt.HOST_PROTOCOLS
-            for body in netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol))
+            for body in netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol, rt.RTN_UNSPEC))
             if (route := rt.parse_route(body)) is not None and route.table == rt.RT_TABLE_MAIN
         ]
         ways = {index for route in routes for index, _flags in route.hops[:1]}
@@ -45,6 +45,10 @@ def host_networks() -> tuple[HostNetwork, ...]:
         if address.ifindex in names:
             _add(found, address.interface.network, names[address.ifindex])
     for route in routes:
+        if route.type in rt.REFUSING:
+            if route.destination.prefixlen:
+                found[HostNetwork(route.destination, "", "route")] = None
+            continue
         for index, _flags in route.hops[:1]:
             name = names.get(index)
             if name is None:

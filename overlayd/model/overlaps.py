@@ -24,8 +24,9 @@ from overlayd.model.state import State
 class HostNetwork:
     """Where the host gets by itself.
 
-    kind: "connected", on-link through `link`; "route", by one of the host's routes; "gateway", the default gateway's
-    address alone.  virtual: the link is one of the host's own making (Docker's bridge), which no cable is behind.
+    kind: "connected", on-link through `link`; "route", by one of the host's routes, which leads nowhere (blackhole,
+    unreachable, prohibit) if it has no link; "gateway", the default gateway's address alone.  virtual: the link is one
+    of the host's own making (Docker's bridge), which no cable is behind.
     """
 
     network: Network
@@ -37,6 +38,8 @@ class HostNetwork:
     def __str__(self) -> str:
         if self.kind == "gateway":
             return f"the default gateway {self.network.network_address} on {self.link}"
+        if not self.link:
+            return f"route {self.network} to nowhere (ip route show {self.network})"
         via = f" via {self.via}" if self.via is not None else ""
         return f"{'network' if self.kind == 'connected' else 'route'} {self.network}{via} on {self.link}"
 
@@ -84,6 +87,8 @@ def _with_cluster(state: State, overlay: Overlay, other: HostNetwork) -> Finding
         if not lost and other.kind == "route":
             severity = "warning"
         symptom = "this host reaches it by that link and not through the overlay, and forwards nothing there"
+        if not other.link:
+            symptom = "this host sends and forwards nothing there"
         if lost:
             symptom += f": this takes {', '.join(lost[:3])} away"
     return Finding("network-overlap", severity, str(other), f"overlaps {_name(overlay)}", symptom, remedy)

@@ -45,6 +45,11 @@ def dns_blocked(member: Member, _: ExitStack) -> None:
     _wall(member, chain, "add rule ip walls i udp dport 53 drop")
 
 
+def route_diverted(member: Member, _: ExitStack) -> None:
+    _peer(member)
+    member.node.run(["ip", "rule", "add", "pref", "100", "to", "10.200.9.0/24", "blackhole"])
+
+
 def uplink_not_forwarding(member: Member, _: ExitStack) -> None:
     member.node.write_sysctl("net/ipv4/conf/uplink/forwarding", "0")
 

@@ -46,6 +46,15 @@ def test_networks_routes_and_gateways_that_are_not_ours(host, container, shell):
     assert {each.link for each in host_networks() if each.virtual} == {"docker0", "lo"}
 
 
+def test_routes_that_lead_nowhere_are_routes(host, shell):
+    shell("ip route add blackhole 10.60.0.0/16; ip route add unreachable 10.61.0.0/16; ip route add prohibit 10.62.0.1")
+    shell("ip -6 route add blackhole fd60::/48; ip route add unreachable default metric 4278198272")
+    shell("ip route add unreachable 10.63.0.0/16 proto 111")  # of a fence
+    networks = {str(each.network) for each in host_networks()}
+    assert networks == {"10.60.0.0/16", "10.61.0.0/16", "10.62.0.1/32", "fd60::/48"}
+    assert "route 10.60.0.0/16 to nowhere (ip route show 10.60.0.0/16)" in told()
+
+
 def test_neighbour_tables_fill_and_tell_their_limit(host, shell):
     before = {table.version: table for table in neighbours.tables()}
     assert before.keys() == {4, 6}

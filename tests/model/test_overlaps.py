@@ -84,6 +84,17 @@ def test_a_setup_is_refused_by_name_and_what_is_up_stays_up():
         set_up(new_state(), host=[gateway("10.200.0.1")])
 
 
+def test_a_route_to_nowhere_within_the_cluster_is_told():
+    state = ready()
+    announce(state, ip_network("10.200.9.0/28"))
+    nowhere = HostNetwork(ip_network("10.200.9.0/24"), "", "route")
+    (found,) = overlaps.findings(state, [HostNetwork(ip_network("10.200.9.4/32"), "", "route"), nowhere][:1])
+    assert found.object == "route 10.200.9.4/32 to nowhere (ip route show 10.200.9.4/32)"
+    assert found.symptom.startswith("this host sends and forwards nothing there")
+    (found,) = overlaps.findings(state, [nowhere])
+    assert (found.severity, "allowed IP 10.200.9.0/28" in found.symptom) == ("error", True)
+
+
 def test_a_service_takes_no_address_of_a_network_that_is_there():
     state = new_state()
     set_up(state, host=[DOCKER])

@@ -1,7 +1,7 @@
 """Noticing what of the host, which is not ours, is in the overlay's way.
 
 Owns: what was found last, when it is looked for, and the log's words for its coming and going.  Must not know: what is
-in the way and why (`model.blockers`, `model.parameters`).
+in the way and why (`model.blockers`, `model.diversions`, `model.parameters`).
 
 We touch nothing that is not ours: what an operator has to change is named, once in the log and for the doctor as long
 as it lasts.
@@ -15,10 +15,13 @@ from dataclasses import replace
 
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import KeepUp
+from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, iptables
 from overlayd.linux.nft import Nft
+from overlayd.linux.ways import ways
 from overlayd.model.blockers import Traffic, blockers, unseen
+from overlayd.model.diversions import Question, diversions, questions
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset
 from overlayd.model.layout import Facts, endpoint_address
@@ -30,19 +33,31 @@ log = logging.getLogger(__name__)
 
 # Our own constant: seconds between two looks at the host's whole ruleset while nothing is set up.
 INTERVAL = 60.0
+PORTS = 8  # our own constant: of so many of the peers' UDP ports it is judged whether packets to them leave
+
+
+_PARAMETERS = "parameters are in the overlay's way"
+_WHOSE = {
+    "uplink-not-forwarding": _PARAMETERS,
+    "uplink-strict": _PARAMETERS,
+    "ipv6-disabled": _PARAMETERS,
+    "route-diverted": "routing leads elsewhere what is for the overlay",
+}
 
 
 class HostWatch:
     """findings: what is in the overlay's way now.
 
     nft: for this alone, since a large ruleset takes long to list and requests must not wait for that.  In use until the
-    node is closed.  dns_port: of the name server, 0 for none.
+    node is closed.  surroundings: tell of networks that overlap with the overlay.  dns_port: of the name server, 0 for
+    none.
     """
 
-    def __init__(self, node: Node, nft: Nft, dns_port: int) -> None:
+    def __init__(self, node: Node, nft: Nft, surroundings: Surroundings, dns_port: int) -> None:
         self.findings: tuple[Finding, ...] = ()
         self._node = node
         self._nft = nft
+        self._surroundings = surroundings
         self._dns_port = dns_port
         self._wanted = asyncio.Event()
 
@@ -82,21 +97,32 @@ class HostWatch:
             way = await self._node.run(egress.physical_egress)
             traffic = self._traffic(way)
             peers, facts = [*self._node.state.table(Peer).values()], self._node.facts
-            found = tuple(await self._node.run(self._look, traffic, peers, facts, way)) if traffic is not None else ()
+            asked = questions(self._node.state, devices=facts.devices)
+            look = self._node.run(self._look, traffic, peers, facts, way, asked) if traffic is not None else None
+            found = tuple(await look) if look is not None else ()
         except MechanismError as error:
             log.error("looking for what is in the overlay's way: %s", error)
             return
         for finding in _missing(found, self.findings):
             level = logging.INFO if finding.severity == "hint" else logging.WARNING
-            whose = "parameters are in the overlay's way" if _is_parameter(finding) else "firewall drops what it needs"
-            log.log(level, "the host's %s: %s", whose, finding.line)
+            log.log(level, "the host's %s: %s", _WHOSE.get(finding.code, "firewall drops what it needs"), finding.line)
         for finding in _missing(self.findings, found):
             log.info("no longer in the overlay's way: %s %s", finding.object, finding.problem)
         self.findings = found
 
-    def _look(self, traffic: Traffic, peers: Iterable[Peer], facts: Facts, way: egress.Egress | None) -> list[Finding]:
+    def _look(
+        self,
+        traffic: Traffic,
+        peers: Iterable[Peer],
+        facts: Facts,
+        way: egress.Egress | None,
+        asked: Iterable[Question],
+    ) -> list[Finding]:
         """In a worker thread: a large ruleset takes long to judge, too, and so do many peers."""
-        traffic = replace(traffic, underlay=_underlay(peers, facts) or traffic.underlay)
+        endpoints = [endpoint for peer in peers if (endpoint := endpoint_address(peer, facts)) is not None]
+        underlay = frozenset(address.version for address, _ in endpoints) or traffic.underlay
+        ports = tuple(sorted({port for _, port in endpoints})[:PORTS])
+        traffic = replace(traffic, underlay=underlay, peer_ports=ports)
         rulesets: list[Ruleset] = [self._nft.chains()]
         found: list[Finding] = []
         for family in iptables.families():
@@ -108,7 +134,8 @@ class HostWatch:
         if way is not None:
             version = traffic.cluster.version
             found += uplink_findings(egress.uplink(way), cluster=version, underlay=traffic.underlay)
-        return blockers(rulesets, traffic) + found
+        known = [each.network for each in self._surroundings.networks]
+        return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known)
 
     def _traffic(self, way: egress.Egress | None) -> Traffic | None:
         """What of ours meets the host's firewall, but for what peers add to it; None while nothing is set up."""
@@ -138,16 +165,6 @@ class HostWatch:
             wireguard=tuple(ports) if facts.devices else (),
             dns=self._dns_port,
         )
-
-
-def _underlay(peers: Iterable[Peer], facts: Facts) -> frozenset[int]:
-    """The IP versions that peers are reached by."""
-    endpoints = (endpoint_address(peer, facts) for peer in peers)
-    return frozenset(endpoint[0].version for endpoint in endpoints if endpoint is not None)
-
-
-def _is_parameter(finding: Finding) -> bool:
-    return finding.code in ("uplink-not-forwarding", "uplink-strict", "ipv6-disabled")
 
 
 def _missing(some: Iterable[Finding], others: Iterable[Finding]) -> list[Finding]:

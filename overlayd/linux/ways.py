@@ -1,0 +1,61 @@
+"""What becomes of a packet by the kernel's own word: policy rules, tables, VRFs and filters of reverse paths in all.
+
+Owns: that question.  Must not know: about which packets it is asked, or what the answer should be (`model.diversions`).
+Source: rtnetlink(7), RTM_GETROUTE.
+
+Acts in the network namespace that the calling thread is in.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Iterable
+
+from overlayd.errors import MechanismError
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.netlink import Netlink, Request
+from overlayd.model.diversions import Question, Way
+
+# What the kernel means by an errno here: fib_props in net/ipv4/fib_semantics.c, ip_route_input_slow().
+_WORDS = {
+    errno.EINVAL: "a blackhole, or a filter of reverse paths (rp_filter), drops it",
+    errno.EACCES: "a rule or route of the type prohibit refuses it",
+    errno.EXDEV: "a filter of reverse paths (rp_filter) drops it",
+}
+
+
+def ways(questions: Iterable[Question]) -> list[tuple[Question, Way]]:
+    """What becomes of each packet, in some 20 us; those whose links are not there are left out."""
+    found = []
+    with Netlink() as netlink:
+        for question in questions:
+            try:
+                incoming = socket.if_nametoindex(question.incoming) if question.incoming else 0
+                through = socket.if_nametoindex(question.through)
+            except OSError:  # of which is told elsewhere
+                continue
+            found.append((question, _way(netlink, question, incoming, through)))
+    return found
+
+
+def _way(netlink: Netlink, question: Question, incoming: int, through: int) -> Way:
+    """incoming, through: indexes of those links."""
+    body = rt.lookup_body(question.destination, incoming=incoming, source=question.source)
+    try:
+        replies = netlink.transact([Request("look up route", str(question.destination), rt.RTM_GETROUTE, 0, body)])
+    except MechanismError as error:
+        return Way("", _WORDS.get(error.errno, os.strerror(error.errno)))
+    route = next((route for route in map(rt.parse_route, replies) if route is not None), None)
+    if route is None or route.type in rt.REFUSING:
+        return Way("", "a route refuses it")
+    if route.type != rt.RTN_UNICAST or not route.hops:
+        return Way("")
+    index = route.hops[0][0]
+    return Way(question.through if index == through else _name(index))
+
+
+def _name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it has just gone
+        return f"link {index}"

@@ -1,0 +1,99 @@
+"""Where packets for the overlay go, whatever routing tables, policy rules and VRFs the host has.
+
+Owns: for which packets the kernel is asked, which way they should take, and the words for another one.  Must not know:
+how it is asked (`linux.egress`), or which networks of the host overlap with the overlay (`overlaps`).
+
+A look at the routes in the main table cannot tell: policy rules (ip-rule(8)) come before it.  So the kernel is asked
+for the way of some packets of each kind: by what goes wrong with such a rule, all of a kind do.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+from overlayd.model.conflicts import holder
+from overlayd.model.findings import Finding
+from overlayd.model.objects import GLOBAL, Address, Network
+from overlayd.model.routing import is_inside
+from overlayd.model.rows import Attachment, Overlay, Service
+from overlayd.model.state import State
+
+SAMPLE = 16  # our own constant: packets of each kind
+
+
+class Question(NamedTuple):
+    """A packet.  through: the link that it should leave by.  incoming: the link that it came by, with the address it is
+    from; "" and None for one of the host's own.
+    """
+
+    destination: Address
+    through: str
+    incoming: str = ""
+    source: Address | None = None
+
+
+class Way(NamedTuple):
+    """What becomes of it.  link: that it leaves by, "" for none.  problem: why it does not leave, else empty."""
+
+    link: str
+    problem: str = ""
+
+
+def questions(state: State, *, devices: bool) -> list[Question]:
+    """Packets of the host and of containers to peers, and of both to containers.  devices: this node has WireGuard."""
+    overlay = state.get(Overlay)
+    if overlay is None:
+        return []
+    links = {GLOBAL: overlay.interface} if overlay.up and devices else {}
+    services = {each.name: each for each in state.table(Service).values()}
+    links |= {name: each.device for name, each in services.items() if each.dedicated and devices}
+    containers = [each for each in state.table(Attachment).values() if each.namespace is not None]
+    sender = next((each for each in containers if each.service in services), None)
+    found = []
+    for scope, link in links.items():
+        for address in islice(_peers(state, scope, overlay.cluster.version), SAMPLE):
+            found.append(Question(address, link))
+            if sender is not None and scope == GLOBAL:
+                found.append(Question(address, link, services[sender.service].bridge, sender.address))
+    for each in containers[:SAMPLE]:
+        if each.service in services:
+            found.append(Question(each.address, services[each.service].bridge))
+        if each.global_address is not None:
+            found.append(Question(each.global_address, each.host_end("g")))
+    return found
+
+
+def _peers(state: State, scope: str, version: int) -> Iterator[Address]:
+    """An address of each allowed IP that is installed."""
+    for peer in state.peers(scope).values():
+        for network in peer.allowed_ips:
+            if network.version == version and network.prefixlen and not holder(state, network):
+                single = network.prefixlen == network.max_prefixlen
+                yield network.network_address if single else network.network_address + 1
+
+
+def diversions(ways: Iterable[tuple[Question, Way]], cluster: Network, known: Iterable[Network]) -> list[Finding]:
+    """A finding for each kind of packets and each wrong way that they go, by the first of them.  known: networks of the
+    host; of those that overlap with the overlay is told already, but wider ones than the cluster take nothing away.
+    """
+    known = [network for network in known if network.prefixlen and not is_inside(cluster, network)]
+    found: dict[tuple[str, Way], Finding] = {}
+    for question, way in ways:
+        told = any(question.destination in network for network in known)
+        if way.link == question.through or told or (question.incoming, way) in found:
+            continue
+        origin = f"what {question.incoming} brings" if question.incoming else "what this host sends"
+        family = "ip -6" if cluster.version == 6 else "ip"
+        inside = question.destination in cluster
+        aim = cluster if inside else question.destination
+        found[question.incoming, way] = Finding(
+            code="route-diverted",
+            severity="error",
+            object=f"{origin} to {question.destination}",
+            problem=f"does not go through {question.through}: "
+            + (f"it goes through {way.link}" if way.link else way.problem or "it is taken for the host's own"),
+            symptom="it leaves outside of the overlay" if way.link and not question.incoming else "it is lost",
+            remedy=f"find the policy rule, VRF or route that leads it there ({family} rule; {family} route get"
+            f" {question.destination}), and have it spare the overlay: {family} rule add pref 1 to {aim} lookup main",
+        )
+    return list(found.values())

@@ -1,0 +1,65 @@
+"""What the kernel says of a packet's way: by which link, and why by none."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from overlayd.linux.ways import ways
+from overlayd.model.diversions import Question, Way
+
+REMOTE, LOCAL = ip_address("10.2.9.1"), ip_address("10.2.7.2")
+OWN = Question(REMOTE, "tunnel")
+CARRIED = Question(REMOTE, "tunnel", "inside", LOCAL)
+
+
+@pytest.fixture
+def links(host, shell):
+    for name, address in (("tunnel", "10.2.0.1/16"), ("inside", "10.2.7.1/24"), ("lan", "192.0.2.2/24")):
+        shell(f"ip link add {name} type veth peer name {name}-far; ip link set {name} up; ip link set {name}-far up")
+        shell(f"ip address add {address} dev {name}")
+    shell("sysctl -q -w net.ipv4.ip_forward=1; ip link set lo up")
+
+
+@pytest.mark.parametrize("question", [OWN, CARRIED])
+@pytest.mark.parametrize(
+    ("damage", "way"),
+    [
+        ("true", Way("tunnel")),
+        ("ip rule add pref 9 lookup 9; ip route add default via 192.0.2.1 table 9", Way("lan")),
+        ("ip route add 10.2.9.0/24 dev lan", Way("lan")),
+        (
+            "ip rule add pref 9 to 10.2.9.0/24 blackhole",
+            Way("", "a blackhole, or a filter of reverse paths (rp_filter), drops it"),
+        ),
+        ("ip route add prohibit 10.2.9.1", Way("", "a rule or route of the type prohibit refuses it")),
+        ("ip route add local 10.2.9.1 dev lo", Way("")),
+    ],
+)
+def test_a_way_is_told_whatever_leads_it(links, shell, question, damage, way):
+    shell(damage)
+    ((asked, found),) = ways([question])
+    assert found == way
+    assert asked == question
+
+
+def test_rules_by_the_link_that_it_came_by_and_filters_of_reverse_paths(links, shell):
+    shell("ip rule add pref 9 iif inside lookup 9; ip route add default via 192.0.2.1 table 9")
+    assert [way.link for _, way in ways([OWN, CARRIED])] == ["tunnel", "lan"]
+    shell("ip rule del pref 9; sysctl -q -w net.ipv4.conf.inside.rp_filter=1")
+    foreign = CARRIED._replace(source=ip_address("192.0.2.77"))
+    ((_, way),) = ways([foreign])
+    assert way.link == "" and "a filter of reverse paths (rp_filter)" in way.problem
+
+
+def test_links_that_are_not_there_are_left_out(links):
+    assert ways([OWN._replace(through="none"), CARRIED._replace(incoming="none"), OWN]) == [(OWN, Way("tunnel"))]
+
+
+def test_ipv6(host, shell):
+    shell("ip link add tunnel type veth peer name far; ip link set tunnel up; ip link set far up")
+    shell("ip -6 address add fd00::1/48 dev tunnel nodad")
+    question = Question(ip_address("fd00::9"), "tunnel")
+    assert ways([question]) == [(question, Way("tunnel"))]
+    shell("ip -6 route add blackhole fd00::9")
+    ((_, way),) = ways([question])
+    assert way.link == "" and way.problem

@@ -1,0 +1,86 @@
+"""Which packets the kernel is asked about, and what is said of those that go another way than through the overlay."""
+
+from ipaddress import ip_address, ip_network
+
+from decisions import CLUSTER, KEYS, attach, ready, serve
+
+from overlayd.model.diversions import SAMPLE, Question, Way, diversions, questions
+from overlayd.model.rows import Overlay, Peer, Service
+
+REMOTE, LOCAL = ip_address("10.200.9.1"), ip_address("10.200.40.66")
+OWN = Question(REMOTE, "zl-d-1-g")
+CARRIED = Question(REMOTE, "zl-d-1-g", "zl-d-1-web-b", LOCAL)
+
+
+def told(*ways, known=()):
+    return diversions(ways, CLUSTER, [ip_network(each) for each in known])
+
+
+def test_a_node_alone_asks_nothing():
+    assert questions(ready(), devices=True) == []
+
+
+def test_the_ways_to_peers_of_the_host_and_of_containers_and_the_ways_to_containers():
+    state = ready()
+    serve(state, "web")
+    peer = Peer(public_key=KEYS[0], listed=(ip_network("10.200.9.0/28"),))
+    state.apply({peer.id: peer})
+    container = attach(state, 71, "web", join_global=True)
+    device, bridge = state.get(Overlay).interface, state.get(Service, "web").bridge
+    asked = questions(state, devices=True)
+    assert asked == [
+        Question(ip_address("10.200.9.1"), device),
+        Question(ip_address("10.200.9.1"), device, bridge, container.address),
+        Question(container.address, bridge),
+        Question(container.global_address, "veth-71-g"),
+    ]
+    assert questions(state, devices=False) == asked[2:], "without WireGuard there are no peers"
+
+
+def test_of_many_a_few_are_asked_about_and_none_that_is_this_nodes_own():
+    state = ready()
+    own = serve(state, "web").subnet
+    for number in range(3 * SAMPLE):
+        networks = (ip_network(f"10.200.{100 + number}.0/24"), own)
+        peer = Peer(public_key=bytes([number]) * 32, listed=networks)
+        state.apply({peer.id: peer})
+    asked = questions(state, devices=True)
+    assert len(asked) == SAMPLE
+    assert not any(each.destination in own for each in asked)
+
+
+def test_what_goes_as_it_should_is_no_finding():
+    assert told((OWN, Way("zl-d-1-g")), (CARRIED, Way("zl-d-1-g"))) == []
+
+
+def test_it_says_who_where_and_what_to_do():
+    (found,) = told((OWN, Way("eth0")))
+    assert (found.code, found.severity) == ("route-diverted", "error")
+    assert found.object == "what this host sends to 10.200.9.1"
+    assert found.problem == "does not go through zl-d-1-g: it goes through eth0"
+    assert found.symptom == "it leaves outside of the overlay"
+    assert found.remedy.endswith("ip rule add pref 1 to 10.200.0.0/16 lookup main")
+    (found,) = told((CARRIED, Way("", "Network is unreachable")))
+    assert found.object == "what zl-d-1-web-b brings to 10.200.9.1"
+    assert found.problem == "does not go through zl-d-1-g: Network is unreachable"
+    assert found.symptom == "it is lost"
+
+
+def test_one_finding_for_each_way_that_packets_of_a_kind_go():
+    others = [OWN._replace(destination=REMOTE + number, through=f"zl-d-{number}-b") for number in range(1, 9)]
+    assert len(told((OWN, Way("eth0")), *((each, Way("eth0")) for each in others), (CARRIED, Way("eth0")))) == 2
+    assert len(told((OWN, Way("eth0")), (others[0], Way("eth1")), (others[1], Way("", "Network is down")))) == 3
+
+
+def test_of_an_overlap_that_is_told_already_nothing_is_said_again():
+    assert told((OWN, Way("lan")), known=["10.200.9.0/24"]) == []
+    assert len(told((OWN, Way("lan")), known=["10.200.8.0/24", "10.0.0.0/8", "0.0.0.0/0"])) == 1
+
+
+def test_a_network_outside_of_the_cluster_is_named_by_itself_and_ipv6_has_its_own_command():
+    beyond = ip_address("192.168.7.1")
+    (found,) = told((Question(beyond, "zl-d-1-g"), Way("")))
+    assert found.problem.endswith("it is taken for the host's own")
+    assert found.remedy.endswith("ip rule add pref 1 to 192.168.7.1 lookup main")
+    (found,) = diversions([(Question(ip_address("fd00::9"), "d"), Way("eth0"))], ip_network("fd00::/48"), [])
+    assert found.remedy.endswith("ip -6 rule add pref 1 to fd00::/48 lookup main")
