@@ -245,7 +245,7 @@ def _host(known: Known, source: End, target: End, seen: Seen) -> Iterator[Hop]:
             remedy = "find who switched it off (/etc/sysctl.d); restart overlayd, which switches it on"
             yield Hop("forwarding", "is off on this host", "broken", remedy)
         for code, object, problem, remedy in known.findings:
-            if code in ("forward-blocked", "forwarding-off", "uplink-not-forwarding"):
+            if code in ("forward-blocked", "forwarding-off", "uplink-not-forwarding", "route-diverted"):
                 yield Hop(object, problem, "broken", remedy)
         yield Hop("forwarding", "is on")
     if target.address is None or (source.kind == "node" and target.kind == "node"):
@@ -429,7 +429,10 @@ def _arrival(known: Known, source: End, target: End, seen: Seen) -> Hop:
 
 
 def _there(known: Known, source: End, target: End, peer: Peer, seen: Seen) -> Hop:
-    """What is wrong beyond a session that lives, by who answers whom."""
+    """What is wrong beyond a session that lives, by who answers whom; a firewall may have closed it just now."""
+    for code, object, problem, remedy in known.findings:
+        if code == "wireguard-blocked":
+            return Hop(object, problem, "broken", remedy)
     answers, own = seen.answers, known.devices.get(peer.scope, ("", ""))[1]
     at_home = answers.get("other node from here")
     if at_home is None and seen.refused:

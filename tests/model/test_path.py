@@ -262,6 +262,10 @@ def test_a_finding_of_the_doctor_is_told_where_it_stops_the_packet() -> None:
     assert broken(SEEN, known=known) == "", "a session that lives gets in"
     asleep = Case("", session={"last_handshake": 1}).applied()
     assert broken(asleep, known=known) == "table ip filter chain INPUT drops port 51820"
+    cut_off = Case("", silent=("target", "target from here", "other node", "other node from here")).applied()
+    assert broken(cut_off, known=known) == "table ip filter chain INPUT drops port 51820", "since a moment ago"
+    diverted = ("route-diverted", "what zl-b brings to 10.0.2.2", "does not go through zl-g", "ip rule add")
+    assert broken(SEEN, known=KNOWN._replace(findings=(diverted,))) == " ".join(diverted[1:3])
 
 
 @given(
