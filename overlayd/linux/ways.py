@@ -31,7 +31,7 @@ def ways(questions: Iterable[Question]) -> list[tuple[Question, Way]]:
         for question in questions:
             try:
                 incoming = socket.if_nametoindex(question.incoming) if question.incoming else 0
-                through = socket.if_nametoindex(question.through)
+                through = socket.if_nametoindex(question.through) if question.through else 0
             except OSError:  # of which is told elsewhere
                 continue
             found.append((question, _way(netlink, question, incoming, through)))

@@ -1,4 +1,5 @@
-"""Where packets for the overlay go, whatever routing tables, policy rules and VRFs the host has.
+"""Where packets of the overlay go, inside and as WireGuard sends them, whatever routing tables, policy rules and VRFs
+the host has.
 
 Owns: for which packets the kernel is asked, which way they should take, and the words for another one.  Must not know:
 how it is asked (`linux.egress`), or which networks of the host overlap with the overlay (`overlaps`).
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 from overlayd.model.conflicts import holder
 from overlayd.model.findings import Finding
+from overlayd.model.layout import Facts, endpoint_address
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.routing import is_inside
 from overlayd.model.rows import Attachment, Overlay, Service
@@ -22,8 +24,8 @@ SAMPLE = 16  # our own constant: packets of each kind
 
 
 class Question(NamedTuple):
-    """A packet.  through: the link that it should leave by.  incoming: the link that it came by, with the address it is
-    from; "" and None for one of the host's own.
+    """A packet.  through: the link that it should leave by, "" for any, as to an endpoint.  incoming: the link that it
+    came by, with the address it is from; "" and None for one of the host's own.
     """
 
     destination: Address
@@ -39,18 +41,20 @@ class Way(NamedTuple):
     problem: str = ""
 
 
-def questions(state: State, *, devices: bool) -> list[Question]:
-    """Packets of the host and of containers to peers, and of both to containers.  devices: this node has WireGuard."""
+def questions(state: State, facts: Facts) -> list[Question]:
+    """Packets of the host and of containers to peers, of WireGuard to endpoints, and of the host to containers."""
     overlay = state.get(Overlay)
     if overlay is None:
         return []
-    links = {GLOBAL: overlay.interface} if overlay.up and devices else {}
+    links = {GLOBAL: overlay.interface} if overlay.up and facts.devices else {}
     services = {each.name: each for each in state.table(Service).values()}
-    links |= {name: each.device for name, each in services.items() if each.dedicated and devices}
+    links |= {name: each.device for name, each in services.items() if each.dedicated and facts.devices}
     containers = [each for each in state.table(Attachment).values() if each.namespace is not None]
     sender = next((each for each in containers if each.service in services), None)
     found = []
     for scope, link in links.items():
+        endpoints = (endpoint_address(peer, facts) for peer in state.peers(scope).values())
+        found += [Question(each[0], "") for each in islice(filter(None, endpoints), SAMPLE)]
         for address in islice(_peers(state, scope, overlay.cluster.version), SAMPLE):
             found.append(Question(address, link))
             if sender is not None and scope == GLOBAL:
@@ -78,7 +82,12 @@ def diversions(ways: Iterable[tuple[Question, Way]], cluster: Network, known: It
     """
     known = [network for network in known if network.prefixlen and not is_inside(cluster, network)]
     found: dict[tuple[str, Way], Finding] = {}
+    unreachable: dict[Way, list[Address]] = {}
     for question, way in ways:
+        if not question.through:
+            if way.problem:
+                unreachable.setdefault(way, []).append(question.destination)
+            continue
         told = any(question.destination in network for network in known)
         if way.link == question.through or told or (question.incoming, way) in found:
             continue
@@ -96,4 +105,28 @@ def diversions(ways: Iterable[tuple[Question, Way]], cluster: Network, known: It
             remedy=f"find the policy rule, VRF or route that leads it there ({family} rule; {family} route get"
             f" {question.destination}), and have it spare the overlay: {family} rule add pref 1 to {aim} lookup main",
         )
-    return list(found.values())
+    return [*found.values(), *(_unreachable(way.problem, endpoints) for way, endpoints in unreachable.items())]
+
+
+def _unreachable(problem: str, endpoints: list[Address]) -> Finding:
+    others = f" and {len(endpoints) - 1} more of peers" if len(endpoints) > 1 else " of a peer"
+    return Finding(
+        code="endpoint-unreachable",
+        severity="error",
+        object=f"the endpoint {endpoints[0]}{others}",
+        problem=f"cannot be sent to: {problem}",
+        symptom="nothing is sent to peers there",
+        remedy=f"give this host an address and a route that lead there (ip route get {endpoints[0]})",
+    )
+
+
+def no_way_out(*, lost: bool) -> Finding:
+    """There is no default route through a link with an address.  lost: there was one."""
+    return Finding(
+        code="no-way-out",
+        severity="warning" if lost else "hint",
+        object="this host",
+        problem="has no default route" + (" any more" if lost else ""),
+        symptom="containers reach nothing outside of the overlay",
+        remedy="give it one, and the link that it goes through an address (ip route, ip address)",
+    )

@@ -50,6 +50,15 @@ def route_diverted(member: Member, _: ExitStack) -> None:
     member.node.run(["ip", "rule", "add", "pref", "100", "to", "10.200.9.0/24", "blackhole"])
 
 
+def endpoint_unreachable(member: Member, _: ExitStack) -> None:
+    _peer(member, endpoint="192.0.2.9:51820")
+    member.node.run(["ip", "route", "del", "default"])
+
+
+def no_way_out(member: Member, _: ExitStack) -> None:
+    member.node.run(["ip", "address", "flush", "dev", "uplink"])
+
+
 def uplink_not_forwarding(member: Member, _: ExitStack) -> None:
     member.node.write_sysctl("net/ipv4/conf/uplink/forwarding", "0")
 

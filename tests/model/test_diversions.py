@@ -1,10 +1,11 @@
 """Which packets the kernel is asked about, and what is said of those that go another way than through the overlay."""
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from decisions import CLUSTER, KEYS, attach, ready, serve
+from decisions import CLUSTER, FACTS, KEYS, attach, ready, serve
 
-from overlayd.model.diversions import SAMPLE, Question, Way, diversions, questions
+from overlayd.model.diversions import SAMPLE, Question, Way, diversions, no_way_out, questions
 from overlayd.model.rows import Overlay, Peer, Service
 
 REMOTE, LOCAL = ip_address("10.200.9.1"), ip_address("10.200.40.66")
@@ -17,24 +18,25 @@ def told(*ways, known=()):
 
 
 def test_a_node_alone_asks_nothing():
-    assert questions(ready(), devices=True) == []
+    assert questions(ready(), FACTS) == []
 
 
 def test_the_ways_to_peers_of_the_host_and_of_containers_and_the_ways_to_containers():
     state = ready()
     serve(state, "web")
-    peer = Peer(public_key=KEYS[0], listed=(ip_network("10.200.9.0/28"),))
+    peer = Peer(public_key=KEYS[0], endpoint="192.0.2.9:51820", listed=(ip_network("10.200.9.0/28"),))
     state.apply({peer.id: peer})
     container = attach(state, 71, "web", join_global=True)
     device, bridge = state.get(Overlay).interface, state.get(Service, "web").bridge
-    asked = questions(state, devices=True)
+    asked = questions(state, FACTS)
     assert asked == [
+        Question(ip_address("192.0.2.9"), ""),
         Question(ip_address("10.200.9.1"), device),
         Question(ip_address("10.200.9.1"), device, bridge, container.address),
         Question(container.address, bridge),
         Question(container.global_address, "veth-71-g"),
     ]
-    assert questions(state, devices=False) == asked[2:], "without WireGuard there are no peers"
+    assert questions(state, replace(FACTS, devices=False)) == asked[3:], "without WireGuard there are no peers"
 
 
 def test_of_many_a_few_are_asked_about_and_none_that_is_this_nodes_own():
@@ -44,7 +46,7 @@ def test_of_many_a_few_are_asked_about_and_none_that_is_this_nodes_own():
         networks = (ip_network(f"10.200.{100 + number}.0/24"), own)
         peer = Peer(public_key=bytes([number]) * 32, listed=networks)
         state.apply({peer.id: peer})
-    asked = questions(state, devices=True)
+    asked = questions(state, FACTS)
     assert len(asked) == SAMPLE
     assert not any(each.destination in own for each in asked)
 
@@ -84,3 +86,20 @@ def test_a_network_outside_of_the_cluster_is_named_by_itself_and_ipv6_has_its_ow
     assert found.remedy.endswith("ip rule add pref 1 to 192.168.7.1 lookup main")
     (found,) = diversions([(Question(ip_address("fd00::9"), "d"), Way("eth0"))], ip_network("fd00::/48"), [])
     assert found.remedy.endswith("ip -6 rule add pref 1 to fd00::/48 lookup main")
+
+
+def test_endpoints_that_nothing_leads_to_are_told_together():
+    endpoints = [Question(ip_address(f"192.0.2.{number}"), "") for number in range(1, 5)]
+    ways = [Way("eth0"), Way(""), Way("", "Network is unreachable"), Way("", "Network is unreachable")]
+    (found,) = told(*zip(endpoints, ways, strict=True))
+    assert (found.code, found.severity) == ("endpoint-unreachable", "error")
+    assert found.line.startswith(
+        "the endpoint 192.0.2.3 and 1 more of peers cannot be sent to: Network is unreachable;"
+    )
+    (found,) = told((endpoints[0], Way("", "No route to host")))
+    assert found.object == "the endpoint 192.0.2.1 of a peer"
+
+
+def test_a_host_that_lost_its_way_out_is_worse_off_than_one_that_never_had_any():
+    assert no_way_out(lost=True).severity == "warning"
+    assert no_way_out(lost=False).severity == "hint"

@@ -21,7 +21,7 @@ from overlayd.linux import egress, iptables
 from overlayd.linux.nft import Nft
 from overlayd.linux.ways import ways
 from overlayd.model.blockers import Traffic, blockers, unseen
-from overlayd.model.diversions import Question, diversions, questions
+from overlayd.model.diversions import Question, diversions, no_way_out, questions
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset
 from overlayd.model.layout import Facts, endpoint_address
@@ -42,6 +42,8 @@ _WHOSE = {
     "uplink-strict": _PARAMETERS,
     "ipv6-disabled": _PARAMETERS,
     "route-diverted": "routing leads elsewhere what is for the overlay",
+    "endpoint-unreachable": "routing does not lead to peers",
+    "no-way-out": "routing does not lead out",
 }
 
 
@@ -59,6 +61,7 @@ class HostWatch:
         self._nft = nft
         self._surroundings = surroundings
         self._dns_port = dns_port
+        self._had_way = False  # there was a way out
         self._wanted = asyncio.Event()
 
     @asynccontextmanager
@@ -97,7 +100,8 @@ class HostWatch:
             way = await self._node.run(egress.physical_egress)
             traffic = self._traffic(way)
             peers, facts = [*self._node.state.table(Peer).values()], self._node.facts
-            asked = questions(self._node.state, devices=facts.devices)
+            self._had_way = self._had_way or way is not None
+            asked = questions(self._node.state, facts)
             look = self._node.run(self._look, traffic, peers, facts, way, asked) if traffic is not None else None
             found = tuple(await look) if look is not None else ()
         except MechanismError as error:
@@ -134,6 +138,8 @@ class HostWatch:
         if way is not None:
             version = traffic.cluster.version
             found += uplink_findings(egress.uplink(way), cluster=version, underlay=traffic.underlay)
+        else:
+            found.append(no_way_out(lost=self._had_way))
         known = [each.network for each in self._surroundings.networks]
         return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known)
 
