@@ -39,7 +39,8 @@ MAY_IMPORT = {
 ROOMS: dict[str, set[str]] = {
     "": set(),  # daemon/__init__.py
     "garbage": set(),
-    "logs": set(),
+    "outlet": set(),
+    "logs": {"outlet"},
     "parse": set(),
     "tasks": set(),
     "tls": set(),

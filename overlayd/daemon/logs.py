@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from overlayd.daemon.outlet import Outlet
+
 # Our own constants.
 WINDOW = 60.0  # seconds in which repetitions are counted
 SAME = 10  # warnings with the same words that are logged in a window
@@ -124,7 +126,7 @@ class Repetition(logging.Filter):
 
 def set_up(format: str, level: str) -> Repetition:
     """Log to stderr. format: "text" or "json"; level: "debug" to "error".  Returns what leaves repetitions out."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Outlet(sys.stderr.fileno())
     form = JsonLines() if format == "json" else TextLines()
     handler.setFormatter(JournalLines(form) if _on_the_journal() else form)
     repetition = Repetition(handler.emit, time.monotonic)
