@@ -1,4 +1,5 @@
-"""Hearing what changes in a network namespace: links, addresses, routes, parameters, and the nftables ruleset.
+"""Hearing what changes in a network namespace: links, addresses, routes, parameters, what bridges forget, and the
+nftables ruleset.
 
 Owns: the subscriptions, and turning notifications into events.  Must not know: what is ours, or what to do about it.
 
@@ -41,6 +42,7 @@ _READS = 512  # datagrams taken at a time, in some 2 ms: a flood must not keep t
 
 _GROUPS = (
     rt.RTNLGRP_LINK,
+    rt.RTNLGRP_NEIGH,
     rt.RTNLGRP_IPV4_IFADDR,
     rt.RTNLGRP_IPV6_IFADDR,
     rt.RTNLGRP_IPV4_ROUTE,
@@ -61,6 +63,13 @@ class PortChanged(NamedTuple):
     """The options of a bridge's port were set, or its state changed; of the link only what such a message shows."""
 
     link: rt.Link
+
+
+class MacForgotten(NamedTuple):
+    """A bridge forgot a MAC that it had been told, of the port with that index: it was made to, or the port leaves."""
+
+    ifindex: int
+    mac: bytes
 
 
 class AddressChanged(NamedTuple):
@@ -105,7 +114,16 @@ class Overrun(NamedTuple):
     ruleset: bool
 
 
-Event = LinkChanged | PortChanged | AddressChanged | RouteChanged | ParameterChanged | RulesetChanged | Overrun
+Event = (
+    LinkChanged
+    | PortChanged
+    | MacForgotten
+    | AddressChanged
+    | RouteChanged
+    | ParameterChanged
+    | RulesetChanged
+    | Overrun
+)
 
 
 class Monitor:
@@ -208,6 +226,9 @@ def _event(message: Message) -> Event | None:
         if route is None or (route.protocol == rt.RTPROT_KERNEL and route.destination.is_link_local):
             return None
         return RouteChanged(route, kind == rt.RTM_DELROUTE, port)
+    if kind == rt.RTM_DELNEIGH:
+        told = rt.parse_forwarding(body)
+        return MacForgotten(*told) if told is not None else None
     if kind == rt.RTM_NEWNETCONF:
         return ParameterChanged(rt.parse_netconf(body))
     return None
@@ -230,16 +251,21 @@ def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
 def _attach_filter(opened: socket.socket) -> None:
     """Let through less: of routes the default ones, since a router's full table must not wake us, and the end of ours,
     of which a peer may have a thousand, and of those that the kernel makes of addresses; of parameters those that were
-    set, not those that a new link starts with.
+    set, not those that a new link starts with; of neighbours only what a bridge forgets.
 
     A classic BPF program (linux/filter.h); it reads numbers of more than a byte in network byte order.
     """
     new, old, netconf = map(socket.htons, (rt.RTM_NEWROUTE, rt.RTM_DELROUTE, rt.RTM_NEWNETCONF))
+    known, forgotten = map(socket.htons, (rt.RTM_NEWNEIGH, rt.RTM_DELNEIGH))
     length, kind = 0, 4  # offsets in nlmsghdr
     destination_length, table, protocol = 16 + 1, 16 + 4, 16 + 5  # and in rtmsg behind it
     one_parameter = socket.htonl(16 + 4 + 8 + 8)  # nlmsghdr, netconfmsg, the link's index, one value
     program = (
         (_LOAD_HALF, 0, 0, kind),
+        (_JUMP_EQUAL, 15, 0, known),
+        (_JUMP_EQUAL, 0, 2, forgotten),
+        (_LOAD_BYTE, 0, 0, 16),  # the family in ndmsg, behind nlmsghdr
+        (_JUMP_EQUAL, 13, 12, socket.AF_BRIDGE),
         (_JUMP_EQUAL, 4, 0, old),
         (_JUMP_EQUAL, 8, 0, new),
         (_JUMP_EQUAL, 0, 10, netconf),  # nor about a parameter: pass

@@ -81,6 +81,10 @@ def watched() -> Iterator[Watched]:
         ("ip link set {veth}-s nomaster", "{veth}-s is not on its bridge"),
         ("ip link set {veth}-s down", "{veth}-s is broken: it is down"),
         ("ip link set {veth}-s mtu 1300", "{veth}-s has mtu 1300, not 1440"),
+        (
+            "bridge fdb del {mac} dev {veth}-s master",
+            "{veth}-s is broken: its bridge has not been told of the MAC {mac}",
+        ),
         ("ip link del {veth}-g", "{veth}-g is missing"),
         ("ip route flush proto 111", "{veth}-g"),
         ("ip link del {device}", "device {device} is missing"),
@@ -98,7 +102,8 @@ def watched() -> Iterator[Watched]:
     ],
 )
 def test_it_is_put_back(watched: Watched, damage: str, told: str) -> None:
-    names = {"bridge": watched.bridge, "device": watched.device, "veth": f"veth-{watched.box.pid}"}
+    mac = json.loads(watched.box.run(["ip", "-j", "link", "show", "eth0"]))[0]["address"]
+    names = {"bridge": watched.bridge, "device": watched.device, "veth": f"veth-{watched.box.pid}", "mac": mac}
     time.sleep(0.3)  # the last damage, perhaps to the same thing, was long ago
     before = len(watched.said())
     watched.do(damage.format(**names))

@@ -20,6 +20,7 @@ from overlayd.linux.monitor import (
     AddressChanged,
     Event,
     LinkChanged,
+    MacForgotten,
     Overrun,
     ParameterChanged,
     PortChanged,
@@ -88,6 +89,9 @@ class Judge:
                 self._judge_link(event.link, event.gone)
             case PortChanged(link=link):
                 self._judge_port(link)
+            case MacForgotten(ifindex=index):
+                if (part := self._parts.get(index)) is not None:
+                    suspect(part, f"MAC at {index}", changing=True)  # nearly always the port leaves
             case AddressChanged(ifindex=index, port=port):
                 if (part := self._parts.get(index)) is not None:
                     suspect(part, f"address {index}", _asker(port))

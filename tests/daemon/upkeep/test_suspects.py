@@ -26,6 +26,7 @@ from overlayd.linux.monitor import (
     AddressChanged,
     Event,
     LinkChanged,
+    MacForgotten,
     Overrun,
     ParameterChanged,
     PortChanged,
@@ -203,6 +204,13 @@ def test_a_host_end_with_another_name_makes_everything_suspect() -> None:
     assert judged(LinkChanged(renamed, False)) == [(EVERYTHING, "")]
     assert judged(LinkChanged(renamed, True)) == []
     assert judged(LinkChanged(renamed._replace(ifindex=9), False)) == []  # never ours by its name
+
+
+def test_a_mac_that_a_bridge_forgot() -> None:
+    record = recorded(MacForgotten(VETH.ifindex, VETH.mac), MacForgotten(99, VETH.mac))
+    assert (record.verdicts, record.patient) == ([(SERVICE, "")], ["MAC at 4"])
+    gone = judged(LinkChanged(VETH, True), MacForgotten(VETH.ifindex, VETH.mac))
+    assert gone == judged(LinkChanged(VETH, True)), "the port has left"
 
 
 def test_what_was_deleted() -> None:
