@@ -141,11 +141,18 @@ class Doctor:
         return [Finding("cluster-zone", "warning", f"cluster {member.cluster}", problem, symptom, remedy)]
 
     async def _journal(self) -> list[Finding]:
-        if not (problem := await self._node.check_journal()):
-            return []
-        symptom = "a crash in between would have lost what was answered before"
-        remedy = "find out who did that, and keep other programs out of the data directory"
-        return [Finding("journal-displaced", "warning", "the journal", f"was disturbed: {problem}", symptom, remedy)]
+        found = []
+        if problem := await self._node.check_journal():
+            symptom = "a crash in between would have lost what was answered before"
+            remedy = "find out who did that, and keep other programs out of the data directory"
+            problem = f"was disturbed: {problem}"
+            found.append(Finding("journal-displaced", "warning", "the journal", problem, symptom, remedy))
+        if problem := await self._node.journal_obstacle():
+            symptom = "traffic goes on; every request that changes something is refused"
+            remedy = "free space there, or remount it writable; nothing else is needed"
+            problem = f"cannot be written: {problem}"
+            found.append(Finding("journal-unwritable", "error", "the journal", problem, symptom, remedy))
+        return found
 
     def _look(self) -> list[Finding]:
         """In a worker thread: what differs in the kernel, who died, and which peers have no address."""

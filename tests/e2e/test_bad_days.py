@@ -2,10 +2,12 @@
 
 import base64
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,22 @@ def test_a_file_system_that_has_become_read_only_is_named_and_gone_on_with_after
     remount(disk.node.data_dir, "rw")
     disk.start()
     assert disk.attach(container, "web") == address
+
+
+def test_the_doctor_tells_of_a_disk_before_a_request_is_refused(disk: Member) -> None:
+    def codes() -> list[str]:
+        return [each["code"] for each in disk.findings()]
+
+    disk.start()
+    assert codes() == []
+    filler = disk.node.data_dir / "filler"
+    with suppress(OSError):
+        filler.write_bytes(bytes(MIB))
+    (found,) = disk.findings()
+    assert (found["code"], found["severity"]) == ("journal-unwritable", "error")
+    assert re.search(r"cannot be written: its file system has room for \d+ bytes", found["problem"])
+    filler.unlink()
+    assert codes() == []
 
 
 def test_a_thousand_peers_fit_into_96_mib_without_swap(lab: Lab) -> None:

@@ -169,6 +169,7 @@ ELSEWHERE = {
     "forwarding-off": "forwarding",
     "not-repaired": "test_what_the_sentinel_cannot_put_back",
     "container-gone": "test_requests_are_refused_as_a_whole_and_the_dead_are_buried_when_there_is_room",
+    "journal-unwritable": "test_the_doctor_tells_of_a_disk_before_a_request_is_refused",
     "journal-behind": "test_a_start_without_room_forgets_the_dead_and_writes_it_later",
     "iptables-unseen": "test_legacy_iptables_is_seen",
     "neighbours-crowded": "crowded(",

@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 # third to what is written.
 CHECKPOINT_BYTES = 1 << 20
 CHECKPOINT_RATIO = 4
+ROOM = 1 << 16  # our own constant, bytes: with less than that left, changes will soon be refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,18 @@ class Journal:
             commit = _Commit({}, b"", asyncio.get_running_loop().create_future(), None)
             self._queue.put(commit)
             await commit.done
+
+    def obstacle(self) -> str:
+        """Why the next change cannot be written, as far as the file system tells; empty when it can.  Blocks."""
+        try:
+            shown = os.statvfs(self._path.parent)
+        except OSError as error:
+            return error.strerror or str(error)
+        if shown.f_flag & os.ST_RDONLY:
+            return "its file system is read-only"
+        room = shown.f_bfree * shown.f_frsize
+        full = shown.f_blocks and room < ROOM  # some have no limit, and say that they have no blocks
+        return f"its file system has room for {room} bytes" if full else ""
 
     async def close(self) -> None:
         """Finish the commits under way, end the writer thread, release the lock.  Idempotent."""

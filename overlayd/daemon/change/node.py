@@ -258,6 +258,10 @@ class Node:
             return str(error)
         return self._journal.displaced
 
+    async def journal_obstacle(self) -> str:
+        """See `Journal.obstacle`."""
+        return await self.run(self._journal.obstacle)
+
     async def run(self, work: Callable[..., T], *arguments: object) -> T:
         """Do blocking work in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from oracles_log import Change, Rows, states
@@ -114,6 +115,28 @@ async def test_commits_under_way_are_finished_by_close_and_later_ones_refused(tm
     with pytest.raises(StateError, match="closed"):
         made.commit(A)
     assert await rows_of(tmp_path) == STATES[3]
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ({}, ""),
+        ({"f_flag": os.ST_RDONLY}, "its file system is read-only"),
+        ({"f_bfree": 3}, "its file system has room for 12288 bytes"),
+        ({"f_bfree": 0, "f_blocks": 0}, ""),
+    ],
+)
+async def test_a_disk_that_will_refuse_the_next_change_is_seen(
+    tmp_path: Path, shown: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = {"f_flag": 0, "f_bfree": 1000, "f_frsize": 4096, "f_blocks": 2000} | shown
+    async with opened(tmp_path) as made:
+        assert made.obstacle() == ""
+        monkeypatch.setattr(os, "statvfs", lambda _path: SimpleNamespace(**disk))
+        assert made.obstacle() == said
+        monkeypatch.undo()
+        shutil.rmtree(tmp_path)
+        assert made.obstacle() == "No such file or directory"
 
 
 async def test_a_cancelled_commit_is_kept_and_disturbs_nobody(tmp_path: Path) -> None:
