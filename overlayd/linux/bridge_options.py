@@ -16,15 +16,24 @@ from overlayd.proto.netlink import attribute, nested, text
 
 
 class Option(NamedTuple):
-    """name: as in ip-link(8) or bridge(8).  size: of its value, bytes.  value: what it must be."""
+    """name: as in ip-link(8) or bridge(8).  size: of its value, bytes.  value: what it must be.  bit: it is one bit of
+    many, which travel with a mask of as many bytes behind them (struct br_boolopt_multi); 0 for a value of its own.
+    """
 
     name: str
     size: int
     value: int
+    bit: int = 0
 
     @property
     def packed(self) -> bytes:
-        return self.value.to_bytes(self.size, "little")
+        value = self.value.to_bytes(self.size, "little")
+        return value + self.bit.to_bytes(self.size, "little") if self.bit else value
+
+    def shown(self, data: bytes) -> int:
+        """Its value in what the kernel shows."""
+        number = int.from_bytes(data[: self.size], "little")
+        return number & self.bit if self.bit else number
 
 
 # Each in a request of its own: the spanning tree has to be off before the others are set; not every kernel has VLANs.
@@ -34,6 +43,9 @@ OF_BRIDGE: Mapping[int, Option] = MappingProxyType(
     {
         rt.IFLA_BR_FORWARD_DELAY: Option("forward_delay", 4, 0),
         rt.IFLA_BR_MCAST_SNOOPING: Option("mcast_snooping", 1, 0),
+        # Frames to 01:80:c2:00:00:0x (LLDP and the like) are learned from before a packet filter sees them, of locked
+        # ports too: with its neighbour's MAC a container would have what is sent there.
+        rt.IFLA_BR_MULTI_BOOLOPT: Option("no_linklocal_learn", 4, 1, bit=1),
     }
 )
 OF_PORT: Mapping[int, Option] = MappingProxyType(
@@ -87,9 +99,9 @@ def port_state() -> bytes:
 def _faults(shown: Mapping[int, bytes], options: Mapping[int, Option]) -> list[str]:
     """Of the options that the kernel shows, for an older one knows fewer."""
     return [
-        f"its option {option.name} is {int.from_bytes(shown[kind], 'little')}, not {option.value}"
+        f"its option {option.name} is {option.shown(shown[kind])}, not {option.value}"
         for kind, option in options.items()
-        if kind in shown and shown[kind] != option.packed
+        if kind in shown and option.shown(shown[kind]) != option.value
     ]
 
 

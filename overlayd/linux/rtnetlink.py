@@ -58,6 +58,7 @@ IFLA_PROTINFO = 12
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, IFLA_BR_MCAST_SNOOPING = 1, 5, 7, 23
+IFLA_BR_MULTI_BOOLOPT = 46
 IFLA_BRPORT_STATE = 1
 IF_OPER_UP = 6
 VETH_INFO_PEER = 1
@@ -83,7 +84,7 @@ IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
 NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER, NDA_PROTOCOL = 1, 2, 8, 9, 12
 NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
-NTF_MASTER, NTF_PROXY = 0x04, 0x08
+NTF_MASTER, NTF_PROXY, NTF_STICKY = 0x04, 0x08, 0x40
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
@@ -300,7 +301,8 @@ def no_proxy_delay_body(index: int, kind: int) -> bytes:
 
 def forwarding_body(port: int, mac: bytes) -> bytes:
     """Body of an RTM_*NEIGH message for a static entry of a bridge's forwarding database.  port: link index."""
-    return _NEIGHBOUR.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0) + attribute(NDA_LLADDR, mac)
+    flags = NTF_MASTER | NTF_STICKY  # whatever comes in elsewhere does not move it
+    return _NEIGHBOUR.pack(socket.AF_BRIDGE, port, NUD_NOARP, flags, 0) + attribute(NDA_LLADDR, mac)
 
 
 def forwarding_filter(bridge: int = 0) -> bytes:

@@ -71,6 +71,10 @@ def watched() -> Iterator[Watched]:
         ("ip link set {bridge} down", "bridge {bridge} is broken: it is down"),
         ("ip link set {bridge} mtu 1300", "bridge {bridge} has mtu 1300, not 1440"),
         ("ip link set {bridge} name other", "bridge {bridge} has name other"),
+        (
+            "ip link set {bridge} type bridge no_linklocal_learn 0",
+            "bridge {bridge} is broken: its option no_linklocal_learn is 0, not 1",
+        ),
         ("ip link set {bridge} group 0", "bridge {bridge} is missing"),
         ("ip address flush dev {bridge}", "{bridge} does not have the address 10.200.40.65/26 alone, by"),
         (

@@ -161,6 +161,28 @@ def test_the_forwarding_database_stays_small(street: Street) -> None:
     assert len(json.loads(street.member.node.run(show))) == before
 
 
+def entries(street: Street) -> set[tuple[str, str]]:
+    """Which MAC the bridge has behind which port."""
+    shown = json.loads(street.member.node.run(["bridge", "-j", "fdb", "show", "br", street.bridge]))
+    return {(each["mac"], each["ifname"]) for each in shown if "master" in each}
+
+
+@pytest.mark.parametrize("claimed", ["neighbour", "gateway", "nobody"])
+def test_frames_that_a_bridge_keeps_to_itself_take_nobodys_mac(street: Street, claimed: str) -> None:
+    """LLDP, spanning tree, 802.1X...: the kernel learns from them before a packet filter sees them."""
+    (bridge,) = json.loads(street.member.node.run(["ip", "-j", "link", "show", "dev", street.bridge]))
+    gateway = bytes.fromhex(bridge["address"].replace(":", ""))
+    mac = {"neighbour": street.mac(street.victim), "gateway": gateway, "nobody": bytes.fromhex("020000000099")}[claimed]
+    before = entries(street)
+    reserved = [bytes.fromhex(f"0180c20000{last:02x}") for last in range(16)]
+    for kind in (0x88CC, 0x888E, 0x0026, 0x0800):
+        street.send(*(each + mac + struct.pack("!H", kind) + bytes(60) for each in reserved))
+    assert entries(street) == before
+    street.third.run(["ip", "neigh", "flush", "dev", "eth0"])
+    ping(street.third, street.addresses[street.victim])
+    ping(street.victim, street.gateway)
+
+
 def test_a_container_offers_no_addresses(street: Street) -> None:
     family, ports = (socket.AF_INET, (67, 68)) if street.version == 4 else (socket.AF_INET6, (547, 546))  # DHCP, DHCPv6
     mine, victim = street.mac(street.rogue), street.mac(street.victim)
