@@ -171,6 +171,8 @@ def test_peers_in_ipv6_need_an_uplink_with_ipv6(lab: Lab) -> None:
     (found,) = findings(member)  # a laboratory of IPv4 switches IPv6 off
     assert (found["code"], found["object"]) == ("ipv6-disabled", "net/ipv6/conf/uplink/disable_ipv6")
     member.node.run(found["remedy"].partition(",")[0].split())
+    assert [each["code"] for each in findings(member)] == ["endpoint-unreachable"], "it has no address yet"
+    member.node.run(["ip", "address", "add", "fd31::1/64", "dev", "uplink", "nodad"])
     assert findings(member) == []
 
 

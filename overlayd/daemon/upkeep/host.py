@@ -140,6 +140,8 @@ class HostWatch:
             found += uplink_findings(egress.uplink(way), cluster=version, underlay=traffic.underlay)
         else:
             found.append(no_way_out(lost=self._had_way))
+        if any(each.code == "ipv6-disabled" for each in found):  # which says it already
+            asked = [each for each in asked if each.through or each.destination.version == 4]
         known = [each.network for each in self._surroundings.networks]
         return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known)
 
