@@ -237,7 +237,9 @@ class Node:
         async with self._hold(exclusive or (), everything=everything):
             # With everything held the state stands still, and a large part may be put together beside the loop.
             want = await self.run(part, self.state, self.facts) if everything else part(self.state, self.facts)
-            yield plan(await self.run(look, self.kernel, want), want)
+            have = await self.run(look, self.kernel, want)
+            many = len(have) + len(want) > MANY
+            yield await self.run(plan, have, want) if many else plan(have, want)
 
     async def repair(self, steps: Sequence[Step]) -> list[Failure]:
         """Take steps of `comparing`, each for itself, within its block.  Returns those that failed."""
