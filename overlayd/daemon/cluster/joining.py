@@ -45,7 +45,7 @@ from overlayd.model.cluster_records import (
 from overlayd.model.objects import Network
 from overlayd.model.rows import Member, Membership
 from overlayd.proto.etcd import Outcome
-from overlayd.proto.store_answers import Entry, LeaseGone, Unavailable
+from overlayd.proto.store_answers import Denied, Entry, LeaseGone, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +240,13 @@ class Joining:
         """Tell whoever follows the store later that it went back, unless another node has."""
         if config.history == self.unmarked:
             value = rewritten(entry.value, {"history": _random_mark()}, ["history"])
-            if not (await self._etcd.transact([(CONFIG, entry.modified)], [(CONFIG, value, 0)])).done:
-                raise Unavailable("the cluster's configuration was written meanwhile")
+            try:
+                if not (await self._etcd.transact([(CONFIG, entry.modified)], [(CONFIG, value, 0)])).done:
+                    raise Unavailable("the cluster's configuration was written meanwhile")
+            except Denied as error:  # another node may
+                log.warning(
+                    "cluster %s: that the store went back is not noted in it: %s", self._settings.cluster, error
+                )
         self.unmarked = None
 
     async def _require_name(self, record: Entry | None) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab.patience import until, until_async
@@ -18,9 +19,11 @@ from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.model import joining, membership, services
 from overlayd.model.blocks import block_key
+from overlayd.model.cluster_records import read_config
 from overlayd.model.rows import Change, Membership
 from overlayd.model.state import Draft
-from overlayd.proto.store_answers import Page, Unavailable
+from overlayd.proto.etcd import Outcome
+from overlayd.proto.store_answers import Denied, Page, Unavailable
 
 BLOCKS = 64
 
@@ -158,6 +161,41 @@ async def test_a_node_that_was_in_doubt_claims_what_it_lacks_when_it_is_confirme
         await until_async(lambda: joined.cluster.growth.lacking)
         joined.cluster.look_again()
         await until_async(lambda: len(joined.cluster.status().blocks) == 1)
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+
+
+async def test_a_store_that_went_back_gets_another_mark_once_from_whoever_may_write_it(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Joined("marking", endpoint)
+    life = asyncio.get_running_loop().create_task(_live(node))
+
+    async def history() -> str:
+        (entry,) = (await node.etcd.read("s/config")).entries
+        return read_config(entry.value).history
+
+    async with asyncio.timeout(60):
+        await until_async(lambda: node.cluster.publishing.lease != 0)
+        ours, before = node.cluster.joining, await history()
+        ours.unmarked = before
+        await ours.confirm()
+        after = await history()
+        assert after != before
+        ours.unmarked = before  # another node has marked it since this one listed it
+        await ours.confirm()
+        assert await history() == after
+        transact = node.etcd.transact
+
+        async def denied(*arguments: Any) -> Outcome:
+            if arguments[1][0][0] == "s/config":
+                raise Denied("permission denied")
+            return await transact(*arguments)
+
+        monkeypatch.setattr(node.etcd, "transact", denied)
+        ours.unmarked = after
+        await ours.confirm()
+        assert (await history(), ours.unmarked) == (after, None)
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
 
