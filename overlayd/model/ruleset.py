@@ -60,8 +60,7 @@ from overlayd.model.objects import (
     Network,
 )
 
-# A network number is a traffic class handle, in which 0 ("none") and 2^32 - 1 ("root") mean something else.
-MAX_NETWORK = 0xFFFF_FFFE
+MAX_NETWORK = 0xFFFF_FFFE  # a traffic class handle, in which 0 ("none") and 2^32 - 1 ("root") mean something else
 
 _FE80_10 = 0xFE80 >> 6  # the ten bits that every link-local address begins with
 
@@ -127,10 +126,8 @@ _ENGINES = ("docker", "br-", "virbr", "cni", "podman", "lxcbr", "lxdbr", "incusb
 
 
 def fixed() -> str:
-    """The script that makes both tables, or brings them back to what they should be, in one transaction.
-
-    Running it again neither duplicates a rule nor loses an element, and no packet sees the tables without rules: a
-    flush of a table removes its rules and keeps its sets.
+    """The script that makes both tables, or brings them back to what they should be, in one transaction: nothing is
+    duplicated or lost, for a flush of a table removes its rules and keeps its sets.
     """
     return f"""
 add table inet {NFT_TABLE}
@@ -184,6 +181,7 @@ table inet {NFT_TABLE} {{
         iifgroup {GROUP_DEVICE:#x} jump edge
         # Never routed: a frame inside a bridge, shown here by br_netfilter.  The bridge table has judged it.
         ip daddr 224.0.0.0/24 accept
+        ip6 hoplimit != 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} drop
         ip6 daddr fe80::/10 accept
         ip6 daddr ff02::/16 accept
         jump isolate
@@ -305,6 +303,13 @@ table bridge {NFT_TABLE} {{
         @th,64,128 {int(LINK_LOCAL_GATEWAY):#x} drop
         @th,64,10 {_FE80_10:#x} return
         drop
+    }}
+
+    # By the gateway's MAC, what is for a neighbour's link-local address would be routed back, past the ports.
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        ip6 daddr fe80::/10 ip6 daddr != {LINK_LOCAL_GATEWAY} drop
     }}
 
     chain forward {{

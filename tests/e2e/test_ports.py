@@ -5,6 +5,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address, ip_interface
 
 import pytest
@@ -181,6 +182,28 @@ def test_frames_that_a_bridge_keeps_to_itself_take_nobodys_mac(street: Street, c
     street.third.run(["ip", "neigh", "flush", "dev", "eth0"])
     ping(street.third, street.addresses[street.victim])
     ping(street.victim, street.gateway)
+
+
+def test_nobody_is_reached_at_a_link_local_address_through_the_gateway(street: Street) -> None:
+    """The kernel routes such a packet back into the bridge that it came from, where isolation is between ports."""
+    apart = street.member.lab.container()
+    street.member.attach(apart, "web", isolation_network="apart")
+    apart.run(["sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6"])
+    target, mine = eui64(street.mac(apart)), street.mac(street.rogue)
+    (bridge,) = json.loads(street.member.node.run(["ip", "-j", "link", "show", "dev", street.bridge]))
+    gateway = bytes.fromhex(bridge["address"].replace(":", ""))
+    with apart.open_socket(socket.AF_PACKET, socket.SOCK_RAW) as ear:
+        ear.bind(("eth0", 0x86DD))
+        ear.settimeout(0.5)
+        for source in (eui64(mine), eui64(street.mac(street.victim))):
+            packet = datagram(source, target, (7, 7777), b"through the gateway")
+            street.send(*[frame(mine, gateway, packet)] * 5)
+        heard = []
+        with suppress(TimeoutError):
+            while True:
+                heard.append(ear.recv(2000))
+    assert not [each for each in heard if b"through the gateway" in each]
+    street.member.detach(apart)
 
 
 def test_a_container_offers_no_addresses(street: Street) -> None:
