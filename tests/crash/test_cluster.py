@@ -19,8 +19,10 @@ def place() -> Iterator[Place]:
 
 @pytest.mark.parametrize("act", ACTS)
 def test_a_node_that_is_killed_is_the_same_afterwards(place: Place, act: str) -> None:
+    chance = random.Random(SEED)
     found = cluster.points(place, act)
-    chosen = cluster.sample(found, random.Random(SEED), OTHERS)
-    died = [cluster.trial(place, act, point) for point in chosen]
-    print(f"{act}: killed at {sum(died)} of {len(chosen)} points, of {len(found)}")
-    assert any(died)
+    died = [cluster.trial(place, act, point) for point in cluster.sample(found, chance, OTHERS)]
+    others = iter(chance.sample(found, len(found)))
+    while not any(died):  # how often a point is passed before the act is a matter of luck
+        died.append(cluster.trial(place, act, next(others)))
+    print(f"{act}: killed at {sum(died)} of {len(died)} points, of {len(found)}")
