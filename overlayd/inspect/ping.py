@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import time
+from contextlib import suppress
 
 from overlayd.inspect.namespaces import inside
 from overlayd.model.objects import Address
@@ -26,15 +27,19 @@ def ping(address: Address, *, namespace: str | None = None, timeout: float = 1.0
     return inside(namespace, lambda: _ping(address, timeout, tries))
 
 
-def is_refused(address: Address, port: int, timeout: float = 0.5) -> bool:
-    """Whether the host of an address says that nobody is at its UDP port; False when it says nothing."""
+def is_refused(address: Address, port: int, *, timeout: float = 0.5, tries: int = 4) -> bool:
+    """Whether the host of an address says that nobody is at its UDP port; False when it says nothing.  timeout: seconds
+    for each try; a host tells it about once a second, and WireGuard's own datagrams count (icmp_ratelimit, icmp(7)).
+    """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.settimeout(timeout)
             probe.connect((str(address), port))
-            probe.send(b"\0")  # no message of WireGuard's, which passes it over
-            probe.recv(1)
+            for _ in range(tries):
+                probe.send(b"\0")  # no message of WireGuard's, which passes it over
+                with suppress(TimeoutError):
+                    probe.recv(1)
     except ConnectionRefusedError:
         return True
     except OSError:

@@ -447,7 +447,8 @@ def _there(known: Known, source: End, target: End, peer: Peer, seen: Seen) -> Ho
     if at_home is None and "other node from here" in answers:
         slice = str(known.slice or known.node_address)
         remedy = f"on that node: overlayctl call add_allowed_ip pubkey={own} cidr={slice}"
-        problem = f"holds a session, and answers nothing of {slice}: it may lack that among this node's allowed IPs"
+        may = "it may lack that among this node's allowed IPs, or its device be down"
+        problem = f"holds a session, and answers nothing of {slice}: {may}"
         return Hop(f"node {peer.called}", problem, "broken", remedy)
     remedy = f"on that node: overlayctl why {target.address} {source.address}"
     problem = (

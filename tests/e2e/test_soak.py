@@ -21,7 +21,9 @@ SOAK = bool(os.environ.get("OVERLAYD_SOAK"))
 FLUSHING = 20 if SOAK else 3  # seconds
 RESTARTING = 60 if SOAK else 3
 INTERVAL = 0.01  # seconds between two echoes
-MOST_LOST = 20  # echoes in a row: 200 ms, more only where a flush itself takes more than 40
+# Echoes in a row: 200 ms, more only where a flush itself takes more than 40.  The short form runs beside other tests,
+# and sees only that nobody waits for the next look at everything.
+MOST_LOST = 20 if SOAK else 100
 
 
 def runs(numbers: list[int]) -> list[int]:

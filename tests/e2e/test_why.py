@@ -402,7 +402,10 @@ FAULTS = {
         lambda place: None, r"no peer has 10\.200\.250\.1", lambda place: (str(place.near.pid), "10.200.250.1")
     ),
     "address given up there": Fault(_detached_there, r"on node .*nobody has it there"),
-    "device down there, without a daemon": Fault(_device_down_there, r"that host says that nobody is at its port"),
+    # wireguard-go gives its port up or keeps it, by chance.
+    "device down there, without a daemon": Fault(
+        _device_down_there, r"that host says that nobody is at its port|holds a session.*or its device be down"
+    ),
     "forward drop there": Fault(_forward_drop_there, r"on node .*: .*table ip walls chain f.*nft insert rule"),
     "eth0 down there": Fault(
         _inside_there("ip", "link", "set", "eth0", "down", back=(("ip", "link", "set", "eth0", "up"), _DEFAULT)),

@@ -12,7 +12,7 @@ from lab import CommandFailed, DaemonExited, Lab, Node
 from lab.patience import until
 
 # Of /proc/PID/status: what a fork could have from its parent.
-INHERITED = ("Umask", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs", "Threads")
+INHERITED = ("Umask", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "CapEff", "NoNewPrivs")
 
 
 @pytest.fixture(scope="module")

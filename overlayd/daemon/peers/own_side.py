@@ -5,8 +5,10 @@ not know: who may ask, or how (`inquiries`); what a hop needs (`model.path`).  C
 whatever else is on the node.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from overlayd import keys
 from overlayd.daemon.change.node import Node
@@ -19,6 +21,7 @@ from overlayd.model.own_side import Asked
 from overlayd.model.path import Device, DevicePeer, Seen
 from overlayd.model.rows import Attachment
 
+READING = 0.6  # seconds that one is waited for; who asks waits a little longer
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
@@ -40,6 +43,10 @@ class OwnSide:
         known = own_side.rows_of(node.state, asked, node.facts.mtu, findings)
         if known is None:
             return []
+        if not all(self._health.is_fresh(asked.scope, keys.parse(peer.key)) for peer in known.peers):
+            with suppress(TimeoutError):  # what was read last may be from before the handshake
+                async with asyncio.timeout(READING):
+                    await self._health.read_soon()
         device = self._device(known, asked, direct=direct)
         seen = await node.run(_look, known, asked, own_side.attached(node.state, asked.far), device)
         return own_side.explain(asked, known, seen, time.time())
