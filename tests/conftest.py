@@ -24,7 +24,7 @@ PREFIX = "ot"  # of every namespace that a test makes
 NEIGHBOURS = 16_384
 # Files and folders that take longest, as `pytest --durations=0` has it.
 LONGEST = (
-    *("test_crash.py", "test_scripts.py", "crash", "test_nat_matrix.py", "test_resolvers.py"),
+    *("test_crash.py", "test_scripts.py", "crash", "test_nat_matrix.py", "test_resolvers.py", "test_why.py"),
     *("test_nameserver_upstreams.py", "test_cluster_bad_days.py", "test_cluster.py", "test_troubleshooting.py"),
     *("test_cluster_rotation.py", "test_examples.py", "e2e", "sim", "cni", "fuzz", "daemon", "linux"),
 )

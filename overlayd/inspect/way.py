@@ -154,7 +154,7 @@ def _others(known: Known, node: Peer) -> list[Address]:
 
 
 def _pings(known: Known, source: End, target: End) -> tuple[dict[str, float | None], bool]:
-    """Who answers whom, all asked at once; and whether the endpoint's host refuses its port."""
+    """Who answers whom, all asked at once; and whether the endpoint's host refuses its port, if the node is silent."""
     own = _file(source)
     if source.member is not None and own is None:
         return {}, False  # of a guest we cannot send
@@ -177,8 +177,9 @@ def _pings(known: Known, source: End, target: End) -> tuple[dict[str, float | No
             ask("target from here", target.address, None)
         ask("other node from here", other, None)
         ask("endpoint", at[0] if at is not None else None, None)
-        refused = threads.submit(is_refused, *at) if at is not None else None
-        return {name: each.result() for name, each in asked.items()}, bool(refused and refused.result())
+    answers = {name: each.result() for name, each in asked.items()}
+    silent = answers.get("other node from here") is None
+    return answers, at is not None and silent and is_refused(*at)
 
 
 def _quietly(address: Address, namespace: str | None) -> float | None:

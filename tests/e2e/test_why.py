@@ -194,6 +194,7 @@ def _device_down_there(place: Place) -> None:
 
 
 def _forward_drop_there(place: Place) -> None:
+    place.undo.callback(place.beta.findings)  # has it look again: by itself it does once a minute
     place.on(place.beta, "nft", "add table ip walls", back=("nft", "delete table ip walls"))
     place.on(place.beta, "nft", "add chain ip walls f { type filter hook forward priority 0; policy drop; }")
     until(lambda: any(each["code"] == "forward-blocked" for each in place.beta.findings()))

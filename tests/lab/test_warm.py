@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ def seen(node: Node) -> dict[str, Any]:
     assert node.daemon is not None
     process = Path(f"/proc/{node.daemon.pid}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-    descriptors = [re.sub(r":\[\d+\]", "", str(each.readlink())) for each in (process / "fd").iterdir()]
+    descriptors = []
+    for each in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            descriptors.append(re.sub(r":\[\d+\]", "", str(each.readlink())))
     mounts = [line.split()[3:5] for line in (process / "mountinfo").read_text().splitlines()]
     mounts = [each for each in mounts if not each[0].startswith("net:")]  # of any laboratory
     shown = {
