@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from lab import Lab
 from lab.cluster import Member, Pair
+from lab.container import Container
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,13 @@ def lab() -> Iterator[Lab]:
     """A laboratory for nodes alone."""
     with Lab() as lab:
         yield lab
+
+
+@pytest.fixture
+def container(lab: Lab) -> Iterator[Container]:
+    """A container that nobody has attached."""
+    with lab.container() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,14 @@
 """Who we are to etcd: TLS with certificates that are renewed, users whose tokens expire, roles that forbid."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from lab import Lab, run
 from lab.etcd import Etcd
 from lab.patience import until
 from lab.sites import Site
 
 OPENSSL = "openssl"
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
 
 
 def certify(directory: Path, name: str, ca: Path | None, address: str = "127.0.0.1") -> Path:

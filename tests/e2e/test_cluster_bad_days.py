@@ -21,12 +21,6 @@ TTL = 60  # seconds that the presence of a node lives without it
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def nodes(lab: Lab) -> Iterator[list[Site]]:
     with Etcd(lab, 3) as etcd:
         made = sites(lab, etcd, ["alpha", "beta", "gamma"])

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,12 +23,6 @@ ONE_OF_MANY = {"default_route": False}
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def alpha(lab: Lab) -> Side:
     side = Side(lab, 1, "alpha")
     side.member.start()
@@ -40,12 +34,6 @@ def alpha(lab: Lab) -> Side:
         )
     side.member.set_up()
     return side
-
-
-@pytest.fixture
-def container(lab: Lab) -> Iterator[Container]:
-    with lab.container() as made:
-        yield made
 
 
 @pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])

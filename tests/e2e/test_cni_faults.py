@@ -19,23 +19,11 @@ from lab.patience import until
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def alpha(lab: Lab) -> Side:
     side = Side(lab, 1, "alpha")
     side.member.start()
     side.member.set_up()
     return side
-
-
-@pytest.fixture
-def container(lab: Lab) -> Iterator[Container]:
-    with lab.container() as made:
-        yield made
 
 
 def where(container: Container, **given: str) -> dict[str, str]:

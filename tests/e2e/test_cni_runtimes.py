@@ -36,12 +36,6 @@ def has_cni_backend() -> bool:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def members(lab: Lab) -> list[Member]:
     found = [Member(lab, number, name) for number, name in enumerate(("alpha", "beta"), 1)]
     for each in found:
