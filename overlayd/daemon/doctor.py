@@ -5,14 +5,15 @@ Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothi
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractContextManager, asynccontextmanager
 
 from overlayd import keys
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.presence import lives
 from overlayd.daemon.dns.nameserver import Nameserver
+from overlayd.daemon.listeners import Listeners
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
 from overlayd.daemon.tasks import KeepUp
@@ -63,7 +64,7 @@ class Doctor:
         self._nat = nat
         self._no_wireguard = no_wireguard
         self._cluster = cluster
-        self._listeners: list[Callable[[Finding, bool], None]] = []
+        self._listeners = Listeners[Callable[[Finding, bool], None]]()
 
     async def examine(self) -> list[Finding]:
         """Look at everything, while no change is in flight; the worst comes first.  MechanismError when the kernel
@@ -79,14 +80,9 @@ class Doctor:
         found = [*looked, *self._followed(), *self._unanswered(), *await self._journal()]
         return ordered([*found, *self._unisolated(), *self._node_itself()])
 
-    @contextmanager
-    def subscribe(self, listener: Callable[[Finding, bool], None]) -> Iterator[None]:
+    def subscribe(self, listener: Callable[[Finding, bool], None]) -> AbstractContextManager[None]:
         """Tell a listener of each finding that is followed and comes (True) or goes, until the block ends."""
-        self._listeners.append(listener)
-        try:
-            yield
-        finally:
-            self._listeners.remove(listener)
+        return self._listeners.with_another(listener)
 
     @asynccontextmanager
     async def counting(self, told: Callable[[int], None], keep_up: KeepUp) -> AsyncIterator[None]:

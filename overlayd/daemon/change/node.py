@@ -6,9 +6,9 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from overlayd.daemon.change.lane import Lane
 from overlayd.daemon.change.locks import ResourceLocks
 from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.change.work import Work, end, resolve
+from overlayd.daemon.listeners import Listeners
 from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, implied, layout
 from overlayd.model.objects import Address, Element, Step, Veth
@@ -85,7 +86,7 @@ class Node:
         self._journal = journal
         self._owed: dict[RowId, Row | None] = {}  # so in memory, but the disk would not hear of it
         self._ended = asyncio.Event()  # the next change that ends sets it
-        self._observers: list[Callable[[Change], None]] = []
+        self._observers = Listeners[Callable[[Change], None]]()
         self._locks = ResourceLocks()
         self._gathering = Gathering(GROUP)
         self._deciding = asyncio.Lock()  # a group is decided in slices, and nobody decides anything in between
@@ -113,14 +114,9 @@ class Node:
         """
         return self._locks.is_settled(resources)
 
-    @contextmanager
-    def subscribe(self, observer: Callable[[Change], None]) -> Iterator[None]:
+    def subscribe(self, observer: Callable[[Change], None]) -> AbstractContextManager[None]:
         """Tell an observer of every change that has taken effect, until the block ends."""
-        self._observers.append(observer)
-        try:
-            yield
-        finally:
-            self._observers.remove(observer)
+        return self._observers.with_another(observer)
 
     async def change(
         self,

@@ -6,8 +6,9 @@ Owns: the raw sockets, open as long as they are used, and who hears what arrives
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
+from overlayd.daemon.listeners import Listeners
 from overlayd.errors import MechanismError
 from overlayd.linux.shared_port import SharedPort
 from overlayd.model.candidates import Endpoint
@@ -22,7 +23,7 @@ class StunPort:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._listeners: list[Callable[[bytes, Endpoint], None]] = []
+        self._listeners = Listeners[Callable[[bytes, Endpoint], None]]()
         self._users = 0
         self._sockets: dict[int, SharedPort] = {}
 
@@ -43,14 +44,9 @@ class StunPort:
             if not self._users:
                 self._close()
 
-    @contextmanager
-    def subscribe(self, listener: Callable[[bytes, Endpoint], None]) -> Iterator[None]:
+    def subscribe(self, listener: Callable[[bytes, Endpoint], None]) -> AbstractContextManager[None]:
         """Give a listener each datagram that is heard, and its sender, until the block ends."""
-        self._listeners.append(listener)
-        try:
-            yield
-        finally:
-            self._listeners.remove(listener)
+        return self._listeners.with_another(listener)
 
     def send(self, datagram: bytes, to: Endpoint) -> None:
         """Send a datagram.  Where there is no way, there is none: who sends hears no answer."""

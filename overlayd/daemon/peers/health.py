@@ -8,13 +8,14 @@ back (`sentinel`).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Set
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Set
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from errno import ETIMEDOUT
 from typing import NamedTuple
 
 from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
+from overlayd.daemon.listeners import Listeners
 from overlayd.daemon.tasks import KeepUp
 from overlayd.errors import MechanismError
 from overlayd.model.health import FRESH, Condition, HealthTracker, RoamingTracker, Silence, is_fresh
@@ -69,7 +70,7 @@ class Health:
         self._node = node
         self._fresh = fresh
         self._scopes: dict[str, _Scope] = {}
-        self._listeners: list[Listener] = []
+        self._listeners = Listeners[Listener]()
         self._wanted = asyncio.Event()
         self._waiting: list[asyncio.Future[None]] = []  # for a reading that has not begun
 
@@ -106,14 +107,9 @@ class Health:
         """How many peers are so; those that answer have a fresh handshake."""
         return sum(known.health.count(condition) for known in self._scopes.values())
 
-    @contextmanager
-    def subscribe(self, listener: Listener) -> Iterator[None]:
+    def subscribe(self, listener: Listener) -> AbstractContextManager[None]:
         """Tell a listener, until the block ends."""
-        self._listeners.append(listener)
-        try:
-            yield
-        finally:
-            self._listeners.remove(listener)
+        return self._listeners.with_another(listener)
 
     @asynccontextmanager
     async def running(self, keep_up: KeepUp) -> AsyncIterator[None]:

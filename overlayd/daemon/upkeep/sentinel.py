@@ -13,8 +13,8 @@ import logging
 import select
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Hashable
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,6 +22,7 @@ from overlayd.daemon.change import inspect
 from overlayd.daemon.change.apply import Failure, Kernel
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks, service_lock
+from overlayd.daemon.listeners import Listeners
 from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.daemon.upkeep.suspects import (
@@ -80,7 +81,7 @@ class Sentinel:
         lost: Callable[[str], None] = lambda _handle: None,
     ) -> None:
         self.repairs: Counter[str] = Counter()  # what was put right, by kind
-        self._listeners: list[Callable[[str], None]] = []
+        self._listeners = Listeners[Callable[[str], None]]()
         self.lost = lost
         self.failures: dict[Hashable, str] = {}  # what cannot be put back, by the object's key, and why
         self._node = node
@@ -100,14 +101,9 @@ class Sentinel:
         self._ended = False  # a watch before this one
         self._failure: Exception | None = None  # of the reading
 
-    @contextmanager
-    def subscribe(self, listener: Callable[[str], None]) -> Iterator[None]:
+    def subscribe(self, listener: Callable[[str], None]) -> AbstractContextManager[None]:
         """Tell a listener the name of each object that is put right, until the block ends."""
-        self._listeners.append(listener)
-        try:
-            yield
-        finally:
-            self._listeners.remove(listener)
+        return self._listeners.with_another(listener)
 
     @asynccontextmanager
     async def running(self, keep_up: KeepUp) -> AsyncIterator[None]:
