@@ -184,10 +184,18 @@ class Traversal(Listener):
         if before is None or (before.endpoint, before.candidates) != (peer.endpoint, peer.candidates):
             self._leave(key)
             self._failures.pop(key, None)
-            passes = self._health.is_fresh(GLOBAL, key) and (before is None or self._is_told(peer))
-            if peer.candidates and not passes:
+            if peer.candidates and not self._passes(peer, new=before is None):
                 self._allocation.doubt()  # what the peer has lost we may have lost too: a relay that was restarted
                 self._begin(key)
+
+    def _passes(self, peer: Peer, *, new: bool) -> bool:
+        """Whether a peer that was told is well where it is: its session lasts, and it is at an address that it tells of.
+        Not one whose path is lost: its session outlasts that, and nobody would look for it again.
+        """
+        key = peer.public_key
+        if not self._health.is_fresh(GLOBAL, key) or self._loss.is_lost(key):
+            return False
+        return new or self._is_told(peer)
 
     def _stop(self, key: bytes) -> None:
         self._leave(key)

@@ -202,6 +202,23 @@ async def test_a_path_that_carries_no_answers_is_given_up_before_its_session(
     assert looking.node.facts.selected[f"{KEY.hex()}/", GIVEN].endpoint == numeric_endpoint(RELAYED)
 
 
+async def test_a_lost_peer_whose_candidates_change_is_still_looked_for(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(path_loss, "UNANSWERED", 0.5)
+    host = ("host", GIVEN, 3)
+    await session_at(looking, GIVEN, host, RELAY)
+    begun = len(looking.tasks)
+    await looking.shake(KEY, tx_bytes=500)
+    await until_read(looking, lambda: len(looking.tasks) > begun)
+    await looking.add(KEY, GIVEN, host, RELAY, ("server-reflexive", "192.0.2.9:9", 2))
+    silently_then_with_a_word = ((RELAYED, 0), (RELAYED, KEEPALIVE))
+    await until(lambda: silently_then_with_a_word in pairwise(looking.device.told))
+    await looking.shake(KEY, rx_bytes=900)
+    await until(lambda: not looking.running())
+    assert looking.node.facts.selected[f"{KEY.hex()}/", GIVEN].endpoint == numeric_endpoint(RELAYED)
+
+
 async def until_read(looking: Looking, condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.05)
