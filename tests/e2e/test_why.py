@@ -145,7 +145,6 @@ def _forget_session(place: Place) -> None:
 
 
 def _peer_removed_there(place: Place) -> None:
-    place.meet_gamma()
     _forget_session(place)
     place.beta.request("remove_peer", pubkey=place.alpha.public_key)
 
@@ -158,7 +157,6 @@ def _peer_removed_here(place: Place) -> None:
 def _key_changed_there(place: Place) -> None:
     """To alpha: the peer it has is of another key."""
     alpha, beta = place.alpha, place.beta
-    place.meet_gamma()
     _forget_session(place)
     alpha.request("remove_peer", pubkey=beta.public_key)
     peer = {"public_key": KEY, "endpoint": beta.node.endpoint(51820), "persistent_keepalive_secs": 0}
@@ -385,10 +383,10 @@ FAULTS = {
     "key changed there": Fault(_key_changed_there, r"on node .* another key than the node that asks was told"),
     "key changed there, and nobody to ask": Fault(_alone(_key_changed_there), r"its own key has changed"),
     "nobody at the endpoint's port": Fault(
-        lambda place: _other_endpoint(f"{place.beta.node.address}:51999")(place), r"nobody is at its port"
+        _alone(lambda place: _other_endpoint(f"{place.beta.node.address}:51999")(place)), r"nobody is at its port"
     ),
     "nobody at the endpoint's address": Fault(
-        _other_endpoint("172.31.0.250:51820"), r"does not answer a ping either|cannot be sent to"
+        _alone(_other_endpoint("172.31.0.250:51820")), r"does not answer a ping either|cannot be sent to"
     ),
     "no endpoint": Fault(_other_endpoint(""), r"endpoint of .* is not known"),
     "isolation": Fault(
