@@ -216,7 +216,7 @@ bench-proof: bench-packages build ## bench-check finds a planted delay, and noth
 
 # RELEASE=NAME also keeps the ratios in bench/history.json.
 .PHONY: bench-report
-bench-report: bench-packages .venv/benched ## docs/performance.md and its plots, measured now (root; half an hour)
+bench-report: bench-packages .venv/benched ## docs/performance.md and its plots, measured now (root; ten minutes)
 	@PYTHONPATH=bench:tests:. $(PYTHON) -m report $(if $(RELEASE),--release $(RELEASE))
 
 .PHONY: build

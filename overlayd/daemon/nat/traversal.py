@@ -189,7 +189,7 @@ class Traversal(Listener):
                 self._begin(key)
 
     def _passes(self, peer: Peer, *, new: bool) -> bool:
-        """Whether a peer that was told is well where it is: its session lasts, and it is at an address that it tells of.
+        """Whether a peer that was told is well where it is: its session lasts, and it is at an address that it tells.
         Not one whose path is lost: its session outlasts that, and nobody would look for it again.
         """
         key = peer.public_key
