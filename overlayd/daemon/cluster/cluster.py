@@ -17,13 +17,16 @@ from typing import Literal
 from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import NODE as NODE_LOCK
+from overlayd.daemon.cluster.configuration import Configuration
 from overlayd.daemon.cluster.etcd import Etcd
+from overlayd.daemon.cluster.faults import Conflict, Copied, Refused, Waiting
 from overlayd.daemon.cluster.following import Following
 from overlayd.daemon.cluster.following import News as Message
 from overlayd.daemon.cluster.growth import Growth
 from overlayd.daemon.cluster.janitor import Janitor, NoSuchNode, remove
-from overlayd.daemon.cluster.joining import Conflict, Copied, Joining, Refused, Waiting
+from overlayd.daemon.cluster.joining import Joining
 from overlayd.daemon.cluster.news import News
+from overlayd.daemon.cluster.own_record import OwnRecord
 from overlayd.daemon.cluster.publishing import PORT, Place, Publishing
 from overlayd.daemon.cluster.rotation import Rotation
 from overlayd.daemon.cluster.settings import Settings
@@ -76,11 +79,11 @@ class Cluster:
             conflicting=self._conflicting,
             written=self._written,
         )
-        self.joining = Joining(
-            node, self.etcd, settings, self.publishing.content, self.publishing.names, machine=place.machine
-        )
+        self.configuration = Configuration(node, self.etcd, settings)
+        self.own = OwnRecord(node, self.etcd, settings, self.publishing.content, self.publishing.names)
+        self.joining = Joining(node, self.etcd, settings, self.configuration, self.own, machine=place.machine)
         self.growth = Growth(node, self.joining, lambda: bool(self.conflict), self._grown)
-        self.rotation = Rotation(node, self.joining)
+        self.rotation = Rotation(node, self.own)
         self.following: Following | None = None
         self.news: News | None = None
         self._machine = place.machine
@@ -143,9 +146,9 @@ class Cluster:
                     group.create_task(self.growth.run())
                     # Before the store agrees that we are who we think we are, it hears nothing of us.
                     await self._confirmed.wait()
-                    group.create_task(self.publishing.keep_record(self.joining))
+                    group.create_task(self.publishing.keep_record(self.own))
                     group.create_task(self.rotation.run())
-                    group.create_task(self.publishing.keep_names(self.joining))
+                    group.create_task(self.publishing.keep_names(self.own))
                     group.create_task(self.publishing.keep_presence())
                     group.create_task(Janitor(self.node, self.etcd, news, self.publishing).run())
             except BaseExceptionGroup as bugs:
@@ -157,7 +160,7 @@ class Cluster:
             await self._confirm.wait()
             self._confirm.clear()
             await self._until_confirmed()
-            self.joining.names = None
+            self.own.names = None
             self.publishing.tell_again()
 
     async def _until_confirmed(self) -> None:
@@ -259,12 +262,12 @@ class Cluster:
             self.news.tell(message)
 
     def _own_record(self, entry: Entry | None) -> None:
-        known = self.joining.record
-        expected = (known.value, self.joining.putting) if known is not None and not self.conflict else ()
+        known = self.own.entry
+        expected = (known.value, self.own.putting) if known is not None and not self.conflict else ()
         if entry is None or known is None or (entry.modified > known.modified and entry.value not in expected):
             self._confirm.set()
         elif entry.modified >= known.modified:
-            self.joining.record = entry
+            self.own.entry = entry
 
     def _configured(self, config: Config | None) -> None:
         if config is None:
@@ -278,7 +281,7 @@ class Cluster:
 
     def _went_back(self, history: str) -> None:
         """The store went back: whoever looks later is to know as well, though its revisions have gone on by then."""
-        self.joining.unmarked = history
+        self.configuration.unmarked = history
         self._confirm.set()
 
     def _list_anew(self) -> None:
@@ -317,7 +320,7 @@ class Cluster:
 
         What is at work ends first, and no claim is under way then: it would see our record go, and join again.
         """
-        async with self.joining.turn:
+        async with self.own.turn:
             await self._end()
             try:
                 known = self.membership

@@ -251,3 +251,9 @@ class _NotAsked(Unavailable):
 def _rank(node: str, url: str) -> bytes:
     """Rendezvous hashing: each node has an order of its own, and all orders together spread evenly."""
     return hashlib.blake2b(f"{node}\0{url}".encode(), digest_size=8).digest()
+
+
+async def read_one(etcd: Etcd, key: str) -> Entry | None:
+    """A key's entry; None when there is none.  StoreError when it cannot be had."""
+    entries = (await etcd.read(key)).entries
+    return entries[0] if entries else None

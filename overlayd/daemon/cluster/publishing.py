@@ -17,7 +17,9 @@ import msgspec
 from overlayd import __version__, fault, keys
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.cluster.etcd import Etcd
-from overlayd.daemon.cluster.joining import PRESENCE_TTL, Conflict, Joining, Presence
+from overlayd.daemon.cluster.faults import Conflict
+from overlayd.daemon.cluster.own_record import OwnRecord
+from overlayd.daemon.cluster.presence import PRESENCE_TTL, Presence
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.daemon.nat.session import Nat
 from overlayd.errors import MechanismError, OverlaydError
@@ -163,7 +165,7 @@ class Publishing:
         self.window.changed(asyncio.get_running_loop().time())
         self._woken.set()
 
-    async def keep_record(self, joining: Joining) -> None:
+    async def keep_record(self, own: OwnRecord) -> None:
         """Tell what changes of our record, until it is cancelled."""
         loop = asyncio.get_running_loop()
         looked = loop.time()
@@ -173,13 +175,13 @@ class Publishing:
                 await self.look()
                 looked = loop.time()
             known = self._node.state.get(Membership)
-            if known is None or joining.record is None:
+            if known is None or own.entry is None:
                 continue
             content = self.content(known.blocks)
             if not self._pace.due(content, loop.time(), urgent=self._nat.is_cut_off):
                 continue
             try:
-                await joining.publish()
+                await own.publish()
             except Conflict as error:
                 self._conflicting(str(error))
             except OverlaydError as error:
@@ -189,7 +191,7 @@ class Publishing:
                 self.failure = ""
                 self._pace.told(content, loop.time())
 
-    async def keep_names(self, joining: Joining) -> None:
+    async def keep_names(self, own: OwnRecord) -> None:
         """Tell what changes of our names, until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
@@ -202,7 +204,7 @@ class Publishing:
             except TimeoutError:
                 pass
             try:
-                if revision := await joining.publish_names():
+                if revision := await own.publish_names():
                     self._written(revision)
                     fault.point("cluster:published")
             except OverlaydError as error:

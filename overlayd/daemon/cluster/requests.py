@@ -15,9 +15,11 @@ from msgspec.structs import replace
 from overlayd import keys, wire
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.cluster.cluster import Cluster
+from overlayd.daemon.cluster.configuration import new_config
 from overlayd.daemon.cluster.etcd import Etcd
+from overlayd.daemon.cluster.faults import Waiting
 from overlayd.daemon.cluster.janitor import remove
-from overlayd.daemon.cluster.joining import Waiting, new_config, read_presence
+from overlayd.daemon.cluster.presence import read_presence
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.settings import Settings, machine_id
 from overlayd.daemon.nat.session import Nat
@@ -54,7 +56,7 @@ async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
         read_config(msgspec.json.encode(config))
     except BadRecord as error:
         raise RequestError(f"request: {error}") from error
-    if not await cluster.joining.make(config):
+    if not await cluster.configuration.make(config):
         raise RequestError(f"cluster {cluster.settings.cluster} is made already (overlayctl cluster status)")
     cluster.look_again()
     return wire.Ok()
@@ -117,7 +119,7 @@ async def set_value(cluster: Cluster, request: wire.SetCluster) -> wire.Response
             raise RequestError(f"request.value: {error}") from error
         return now
 
-    await cluster.joining.set_config(change)
+    await cluster.configuration.rewrite(change)
     return wire.Ok()
 
 

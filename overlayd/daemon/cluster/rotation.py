@@ -1,7 +1,7 @@
 """Another key for this node, while its tunnels live.
 
 Owns: the course from the next key in our record to its place on the device.  Must not know: how peers follow that
-(`model.registry`), how a record is put (`joining`).
+(`model.registry`), how a record is put (`own_record`).
 
 The other nodes have the next key as a peer without allowed IPs before we use it.  Then the record says that it is ours,
 and the device gets it: a packet of ours begins a handshake that they answer at once, and what they send by the old
@@ -18,7 +18,7 @@ from contextlib import suppress
 from overlayd import fault, keys
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import NODE as NODE_LOCK
-from overlayd.daemon.cluster.joining import Joining
+from overlayd.daemon.cluster.own_record import OwnRecord
 from overlayd.errors import OverlaydError
 from overlayd.model import overlay
 from overlayd.proto.store_answers import Unavailable
@@ -32,10 +32,10 @@ RETRY, RETRY_SPREAD = 2.0, 8.0  # seconds
 class Rotation:
     """stage: what it waits for, in words; empty when nothing is rotated."""
 
-    def __init__(self, node: Node, joining: Joining) -> None:
+    def __init__(self, node: Node, own: OwnRecord) -> None:
         self.stage = ""
         self._node = node
-        self._joining = joining
+        self._own = own
         self._after = KNOWN_AFTER
         self._wanted = asyncio.Event()
 
@@ -77,15 +77,15 @@ class Rotation:
                     await self._wanted.wait()
 
     async def _rotate(self) -> None:
-        if not self._joining.is_turned:
-            await self._joining.publish()
+        if not self._own.is_turned:
+            await self._own.publish()
             fault.point("cluster:key-told")
             await self._wait()
             try:
-                await self._joining.publish(turned=True)
+                await self._own.publish(turned=True)
             except Unavailable:
-                await self._joining.read_record()
-                if not self._joining.is_turned:
+                await self._own.read()
+                if not self._own.is_turned:
                     raise
             fault.point("cluster:key-turned")
         await self._node.change(overlay.turn_key, everything=True)

@@ -134,7 +134,7 @@ def _fill(draft: Draft) -> None:
 
 async def test_a_block_that_is_found_while_a_further_one_is_wanted_is_enough(endpoint: str) -> None:
     joined = Joined("full", endpoint)
-    node, turn = joined.node, joined.cluster.joining.turn
+    node, turn = joined.node, joined.cluster.own.turn
     life = asyncio.get_running_loop().create_task(_live(joined))
     async with asyncio.timeout(60):
         await until_async(lambda: joined.cluster.state == "connected")
@@ -177,13 +177,13 @@ async def test_a_store_that_went_back_gets_another_mark_once_from_whoever_may_wr
 
     async with asyncio.timeout(60):
         await until_async(lambda: node.cluster.publishing.lease != 0)
-        ours, before = node.cluster.joining, await history()
+        joins, ours, before = node.cluster.joining, node.cluster.configuration, await history()
         ours.unmarked = before
-        await ours.confirm()
+        await joins.confirm()
         after = await history()
         assert after != before
         ours.unmarked = before  # another node has marked it since this one listed it
-        await ours.confirm()
+        await joins.confirm()
         assert await history() == after
         transact = node.etcd.transact
 
@@ -194,7 +194,7 @@ async def test_a_store_that_went_back_gets_another_mark_once_from_whoever_may_wr
 
         monkeypatch.setattr(node.etcd, "transact", denied)
         ours.unmarked = after
-        await ours.confirm()
+        await joins.confirm()
         assert (await history(), ours.unmarked) == (after, None)
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
