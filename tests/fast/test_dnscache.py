@@ -103,6 +103,14 @@ def test_how_long_an_answer_may_be_kept(records, authority, code, lifetime):
     assert Answer(response(query(), *records, authority=authority, code=code).to_wire()).lifetime == lifetime
 
 
+def test_an_answer_is_empty_when_it_says_nothing_and_is_whole():
+    nothing = response(query())
+    assert Answer(nothing.to_wire()).empty
+    nothing.flags |= dns.flags.TC
+    assert not Answer(nothing.to_wire()).empty
+    assert not Answer(response(query(), A).to_wire()).empty
+
+
 def test_a_negative_answer_says_how_long_it_is_true():
     cache = cached(response(query(), authority=[SOA.format(100)], code=3))
     message = given_by(cache, query(), 30.0)

@@ -161,6 +161,7 @@ def test_the_image_serves_a_node_and_stops_cleanly(image: Image) -> None:
     subprocess.run(["ip", "-n", image.netns, "link", "add", "up0", "type", "bridge"], check=True)
     subprocess.run(["ip", "-n", image.netns, "address", "add", "192.0.2.1/24", "dev", "up0"], check=True)
     subprocess.run(["ip", "-n", image.netns, "link", "set", "up0", "up"], check=True)
+    subprocess.run(["ip", "-n", image.netns, "route", "add", "default", "via", "192.0.2.254"], check=True)
     container = subprocess.Popen(["unshare", "--net", "sleep", "600"])
     daemon = image.start()
     try:

@@ -169,6 +169,22 @@ def test_a_check_needs_the_result_of_the_add() -> None:
     assert [each.interface for each in found.ips] == [1, None]
 
 
+@pytest.mark.parametrize(
+    ("routes", "leads"),
+    [
+        (None, True),
+        ([{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}], True),
+        ([{"dst": "10.9.0.0/16"}, {"dst": "::/0"}], True),
+        ([{"dst": "10.9.0.0/16"}], False),
+        ([], False),
+    ],
+)
+def test_whether_an_earlier_result_leads_outside(routes: Any, leads: bool) -> None:
+    previous = asked("CHECK", prevResult={"cniVersion": "1.1.0", "routes": routes}).previous
+    assert previous is not None
+    assert previous.leads_outside == leads
+
+
 def test_who_is_valid() -> None:
     listed = [{"containerID": "a", "ifname": "eth0"}, {"containerID": "b", "ifname": "net1"}]
     both = frozenset({("a", "eth0"), ("b", "net1")})

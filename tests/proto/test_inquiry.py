@@ -57,6 +57,18 @@ def test_an_answer_fits_and_its_last_hop_is_kept(id: int, hops: list[Said]) -> N
             assert long.startswith(short)
 
 
+@pytest.mark.parametrize(("count", "kept"), [(1, 1), (12, 1), (40, 2)])
+def test_a_long_answer_loses_its_first_hops_and_then_the_ends_of_its_texts(count: int, kept: int) -> None:
+    """JSON writes each of these characters in six bytes, or two; so three of the longest texts are more than fits."""
+    text = "\1" * 360 if kept == 1 else '"' * 80
+    hops = [Said(f"{number}", text, "broken", text) for number in range(count)]
+    read = inquiry.decode(inquiry.encode_answer(Answer(id=1, hops=tuple(hops))))
+    assert isinstance(read, Answer)
+    assert [each.where for each in read.hops] == [f"{number}" for number in range(count)][-len(read.hops) :]
+    assert len(read.hops) >= kept
+    assert all(text.startswith(each.what) and each.what for each in read.hops)
+
+
 @given(
     st.binary(max_size=LARGEST + 1)
     | st.from_regex(rb'\{"kind":"(question|answer)","id":[0-9]{1,17}.*\}', fullmatch=True)
