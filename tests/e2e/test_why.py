@@ -145,6 +145,7 @@ def _forget_session(place: Place) -> None:
 
 
 def _peer_removed_there(place: Place) -> None:
+    place.meet_gamma()
     _forget_session(place)
     place.beta.request("remove_peer", pubkey=place.alpha.public_key)
 
@@ -157,6 +158,7 @@ def _peer_removed_here(place: Place) -> None:
 def _key_changed_there(place: Place) -> None:
     """To alpha: the peer it has is of another key."""
     alpha, beta = place.alpha, place.beta
+    place.meet_gamma()
     _forget_session(place)
     alpha.request("remove_peer", pubkey=beta.public_key)
     peer = {"public_key": KEY, "endpoint": beta.node.endpoint(51820), "persistent_keepalive_secs": 0}
