@@ -20,7 +20,7 @@ from overlayd.proto.inquiry import PORT, PRIVILEGED, Answer, Question
 
 # Our own constants, in seconds.
 _STRAIGHT = (0.75, 0.75)  # how long each of two tries waits: the first may go before the handshake
-_PASSED_ON = (1.5, 3.0)  # two nodes have to do something for an answer
+_PASSED_ON = (1.5,)
 
 _LOWEST = 600  # the first port that is tried: below are those of well-known services
 

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 4  # questions that are looked into; more are passed over, for whoever asks asks again
 PAUSE = 0.25  # seconds between two questions of a peer that are taken
 PASSED_ON = 32  # questions whose answers are awaited
-PATIENCE = 5.0  # seconds until the answer to one of those is no longer awaited
+PATIENCE = 2.0  # seconds until the answer to one of those is no longer awaited
 RETRY = 30.0  # seconds until an address that could not be bound is tried again
 BATCH = 8  # datagrams that are read before anything else is looked at
 
