@@ -40,7 +40,12 @@ def _held(state: State, peer: Peer, announced: frozenset[Network]) -> dict[Netwo
     """A guest has its own address."""
     if peer.scope == GLOBAL and state.guest(peer.public_key) is not None:
         return {}
-    return {network: by for network in announced if (by := holder(state, network))}
+    own, lease, held = state.own_networks().covering, state.lease, {}
+    for network in announced:  # of which nearly all are nobody's: `holder` is for the others
+        packed = network.network_address.packed
+        if (own(packed, network.prefixlen) or lease(packed) is not None) and (by := holder(state, network)):
+            held[network] = by
+    return held
 
 
 def _words(holder: str) -> str:

@@ -37,11 +37,26 @@ from overlayd.model.objects import (
     Veth,
 )
 from overlayd.model.routing import has_route, is_inside
-from overlayd.model.rows import Attachment, Edge, Host, Isolation, Overlay, Peer, RowId, Service, numeric_endpoint
+from overlayd.model.rows import (
+    Attachment,
+    Change,
+    Edge,
+    Host,
+    Isolation,
+    Overlay,
+    Peer,
+    RowId,
+    Service,
+    numeric_endpoint,
+)
 from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
 Layout = dict[Hashable, Object]
+Networks = frozenset[Network]
+
+_NONE: Networks = frozenset()
+_NOTHING: Mapping[RowId, Networks] = {}
 
 _ANYWHERE = {4: frozenset({ip_network("0.0.0.0/0")}), 6: frozenset({ip_network("::/0")})}
 
@@ -68,16 +83,45 @@ class Facts:
     selected: Mapping[tuple[str, str], Selected] = field(default_factory=dict)
 
 
-def layout(state: State, facts: Facts, touched: Collection[RowId] | None = None) -> Layout:
-    """The objects that the rows `touched` imply, or all rows (None), by key."""
-    return {thing.key: thing for thing in implied(state, facts, touched)}
+def layout(
+    state: State, facts: Facts, touched: Collection[RowId] | None = None, besides: Mapping[RowId, Networks] = _NOTHING
+) -> Layout:
+    """The objects that the rows `touched` imply, or all rows (None), by key.  besides: see `implied`."""
+    return {thing.key: thing for thing in implied(state, facts, touched, besides)}
 
 
-def implied(state: State, facts: Facts, touched: Collection[RowId] | None = None) -> Iterator[Object]:
-    """The same as they are made, for who has other work in between; the later ones of a key count."""
+def implied(
+    state: State, facts: Facts, touched: Collection[RowId] | None = None, besides: Mapping[RowId, Networks] = _NOTHING
+) -> Iterator[Object]:
+    """The same as they are made, for who has other work in between; the later ones of a key count.  besides: by the
+    rows of peers, allowed IPs whose ways are left out.
+    """
     if touched is None or ("overlay", "") in touched or ("node", "") in touched:
         return _everything(state, facts)
-    return chain(_fence(state), (thing for id in touched for thing in _of_row(state, facts, id)))
+    return chain(_fence(state), (thing for id in touched for thing in _of_row(state, facts, id, besides)))
+
+
+def leave_out(
+    state: State, facts: Facts, rows: Change, touched: Collection[RowId], besides: dict[RowId, Networks]
+) -> Layout:
+    """Put into `besides` the allowed IPs to which the ways stay as they are while `rows` replace those of the state:
+    of a peer's thousand it is seldom all that change, and nothing else does if the rows are of peers alone.  touched:
+    those that rows before these have replaced.  Returns the ways that were left out for these, and may not be any more.
+    """
+    found = Layout()
+    only_peers = all(table == Peer.table for table, _ in rows)
+    for id, row in rows.items():
+        before = state.get(Peer, id[1]) if id[0] == Peer.table else None
+        same = _NONE
+        if only_peers and before is not None and isinstance(row, Peer):
+            same = before.allowed_ips & row.allowed_ips
+        if id in besides and before is not None:
+            same &= besides[id]
+            if lost := besides[id] - same:
+                found |= layout(state, facts, [id], {id: before.allowed_ips - lost})
+        if id in besides or (same and id not in touched):
+            besides[id] = same
+    return found
 
 
 def of_service(state: State, facts: Facts, name: str) -> Layout:
@@ -153,7 +197,7 @@ def _everything(state: State, facts: Facts) -> Iterator[Object]:
         yield from _edge(state, facts, edge)
 
 
-def _of_row(state: State, facts: Facts, id: RowId) -> Iterator[Object]:
+def _of_row(state: State, facts: Facts, id: RowId, besides: Mapping[RowId, Networks]) -> Iterator[Object]:
     table, key = id
     if table == Service.table:
         if service := state.get(Service, key):
@@ -163,7 +207,7 @@ def _of_row(state: State, facts: Facts, id: RowId) -> Iterator[Object]:
             if key in granted.services:  # also without the service: what else they may reach stays
                 yield from ruleset.edge(granted.address, granted.allowed, edges.subnets(state, granted))
     elif table == Peer.table and (peer := state.get(Peer, key)):
-        yield from _peer(state, facts, peer)
+        yield from _peer(state, facts, peer, besides.get(id, _NONE))
     elif table == Attachment.table and (attachment := state.get(Attachment, key)):
         yield from _attachment(state, facts, attachment)
     elif table == Edge.table and (edge := state.get(Edge, key)):
@@ -250,7 +294,7 @@ def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object
             yield from _edge(state, facts, edge)
 
 
-def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
+def _peer(state: State, facts: Facts, peer: Peer, besides: Networks = _NONE) -> Iterator[Object]:
     if not facts.devices:
         return
     overlay = state.overlay if peer.scope == GLOBAL else state.get(Overlay)
@@ -264,7 +308,7 @@ def _peer(state: State, facts: Facts, peer: Peer) -> Iterator[Object]:
             return
         device = service.device
     allowed_ips = conflicts.installed(state, peer)
-    for network in allowed_ips:
+    for network in allowed_ips - besides if besides else allowed_ips:
         if has_route(peer.scope, network, overlay.cluster):
             yield from _way(peer.scope, device, network, overlay.cluster)
     selected = _selected(peer, facts)

@@ -259,17 +259,18 @@ class State:
                         pool.update(lease.address, new)
 
     def _index_peer(self, old: Peer | None, new: Peer | None) -> None:
+        before, after = (peer.allowed_ips if peer is not None else frozenset[Network]() for peer in (old, new))
         if old:
             allowed = self._allowed[old.scope]
-            for network in old.allowed_ips:
+            for network in before - after:
                 self._disown(old, network, allowed)
             del self._peers[old.scope][old.public_key]
         if new:
             allowed = self._allowed.setdefault(new.scope, AllowedIPs())
-            for network in new.allowed_ips:
-                before = allowed.insert(network.network_address.packed, network.prefixlen, new.public_key)
-                if before is not None:
-                    self._claimed.setdefault((new.scope, network), []).append(before)
+            for network in after - before:
+                other = allowed.insert(network.network_address.packed, network.prefixlen, new.public_key)
+                if other is not None:
+                    self._claimed.setdefault((new.scope, network), []).append(other)
             self._peers.setdefault(new.scope, {})[new.public_key] = new
         elif old and not self._peers[old.scope]:
             del self._peers[old.scope], self._allowed[old.scope]

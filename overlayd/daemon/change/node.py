@@ -6,7 +6,7 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.change.work import Work, end, resolve
 from overlayd.daemon.listeners import Listeners
 from overlayd.errors import MechanismError, StateError
-from overlayd.model.layout import Facts, Layout, implied, layout
+from overlayd.model.layout import Facts, Layout, Networks, implied, layout, leave_out
 from overlayd.model.objects import Address, Element, Step, Veth
 from overlayd.model.plan import plan
 from overlayd.model.rows import Change, Lease, Row, RowId, encode
@@ -313,6 +313,7 @@ class Node:
         """Put decisions into the state, each on the one before it.  None when all refuse."""
         async with self._deciding:
             touched: set[RowId] = set(verify)
+            besides: dict[RowId, Networks] = {}  # of peers, to which the ways stay as they are
             have = await self._layout(touched, everything)
             change: dict[RowId, Row | None] = {}
             inverse: dict[RowId, Row | None] = {}
@@ -326,7 +327,9 @@ class Node:
                         taken += 1
                         first = draft.rows.keys() - touched
                         await slices.pause()
-                        have |= await self._layout(first, everything)
+                        if not everything:
+                            have = leave_out(self.state, self.facts, draft.rows, touched, besides) | have
+                        have |= await self._layout(first, everything, besides)
                         await slices.pause()
                         touched |= first
                         for id, row in self.state.apply(draft.rows).items():
@@ -334,7 +337,7 @@ class Node:
                         change |= draft.rows
                 await slices.pause()
                 # Now, while the state shows this change and no later one: what those bring about is their own affair.
-                want = await self._layout(touched, everything) if taken else {}
+                want = await self._layout(touched, everything, besides) if taken else {}
                 # Before another change is decided, which may not come to the disk sooner.
                 encoded: Encoded = {}
                 for id, row in change.items():
@@ -345,14 +348,16 @@ class Node:
                 raise
         return Transition(change, inverse, encoded, have, want, bool(verify), everything) if taken else None
 
-    async def _layout(self, touched: Collection[RowId], everything: bool) -> Layout:
+    async def _layout(
+        self, touched: Collection[RowId], everything: bool, besides: Mapping[RowId, Networks] | None = None
+    ) -> Layout:
         """The objects of these rows as the state is now: put together beside the loop if that stands still, for they
         may be all there are; else before another change is decided, and in slices when they are many.
         """
         if everything:
             return await self.run(layout, self.state, self.facts, touched)
         slices, found = Slices(), Layout()
-        for number, thing in enumerate(implied(self.state, self.facts, touched), 1):
+        for number, thing in enumerate(implied(self.state, self.facts, touched, besides or {}), 1):
             found[thing.key] = thing
             if number % FEW == 0:
                 await slices.pause()
