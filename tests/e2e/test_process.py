@@ -57,14 +57,14 @@ def test_ready_is_announced_when_all_is_mended_and_requests_are_served(fresh: Me
 
 
 def test_an_idle_daemon_is_small(fresh: Member) -> None:
-    """At most 35 MiB, and 36 with an overlay; what it has is in docs/dependencies.md."""
+    """At most 33 MiB, and 35 with an overlay; what it has is in docs/dependencies.md."""
     fresh.node.cold = True
     fresh.start()
     until(lambda: "serves" in fresh.node.log.read_text())  # what the start has used is given back before
-    assert resident(fresh) <= 35 * 1024
+    assert resident(fresh) <= 33 * 1024
     fresh.set_up()
     fresh.request("setup_service_overlay", service="web", mode="shared")
-    assert resident(fresh) <= 36 * 1024
+    assert resident(fresh) <= 35 * 1024
 
 
 def resident(member: Member) -> int:

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 from overlayd.linux import heap
 
@@ -37,7 +39,7 @@ def programs():
     for line in open("/proc/self/smaps"):
         words = line.split()
         if "-" in words[0]:
-            counted = words[1] == "r-xp" and words[4] != "0"
+            counted = words[1] == PERMISSIONS and words[4] != "0"
         elif words[0] == "Rss:" and counted:
             kilobytes += int(words[1])
     return kilobytes
@@ -51,7 +53,11 @@ print(before, after)
 """
 
 
-def test_pages_of_programs_that_only_a_start_needs_are_unmapped_and_come_back_when_they_are_needed() -> None:
-    done = subprocess.run([sys.executable, "-c", UNMAPPING], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("permissions", ["r-xp", "r--p"])
+def test_pages_of_programs_that_only_a_start_needs_are_unmapped_and_come_back_when_they_are_needed(
+    permissions: str,
+) -> None:
+    program = f"PERMISSIONS = {permissions!r}\n{UNMAPPING}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < before - 1000
