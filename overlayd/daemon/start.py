@@ -13,7 +13,7 @@ from overlayd.daemon import adopt
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node as LiveNode
-from overlayd.daemon.change.presence import lives
+from overlayd.daemon.change.presence import ended
 from overlayd.errors import MechanismError, StateError
 from overlayd.linux import egress, forwarding, netns
 from overlayd.linux.nft import INET, Nft
@@ -168,12 +168,14 @@ def _take_up(draft: Draft, boot: str, closed: set[int], bridged: set[int]) -> No
     """
     if draft.get(Overlay) is not None:
         overlay.note_host(draft, boot, closed, bridged)
-    for attachment in list(draft.all(Attachment)):
-        if attachment.namespace is None:
+    there = [each for each in draft.all(Attachment) if each.namespace is not None]
+    of_links = [each for each in there if each.file is not None and each.boot_id == boot]
+    dead = {each.handle for each in ended(of_links)}
+    living = {each.handle for each in of_links if each.handle not in dead}
+    for attachment in there:
+        if attachment.handle in living:
             continue
         same_boot = attachment.boot_id == boot
-        if same_boot and attachment.file is not None and lives(attachment):
-            continue
         if not attachments.leave(draft, attachment, netns.is_alive if same_boot else lambda _: False):
             log.info("%s is gone: %s is free again", attachment.handle, attachment.address)
     for name in edges.expire(draft, time.time()):

@@ -208,17 +208,22 @@ def _open_to_change(have: Veth, want: Veth, opened: ExitStack) -> int:
     return descriptor
 
 
-def exists(name: str) -> bool:
-    """Whether there is a veth of that name, with its other end in a namespace that somebody still holds.
+def existing(names: Iterable[str]) -> set[str]:
+    """Those that are names of veths whose other ends are in namespaces that somebody still holds.
 
     One that nobody holds any more goes with all its links some time later.
     """
     with Netlink() as netlink:
-        link = find_link(netlink, name)
-        if link is None or link.kind != "veth" or link.peer_namespace == rt.NO_NAMESPACE_ID:
-            return False
-        body = rt.known_namespace_body(link.peer_namespace)
-        return bool(netlink.transact([Request("look up namespace of", name, rt.RTM_GETNSID, 0, body, (errno.ENOENT,))]))
+        found = map(rt.parse_link, netlink.transact([look_up_request(name, errno.ENODEV) for name in names]))
+        ends = {each.name: each.peer_namespace for each in found if each.kind == "veth"}
+        held = {id for id in set(ends.values()) if id != rt.NO_NAMESPACE_ID and _is_held(netlink, id)}
+    return {name for name, id in ends.items() if id in held}
+
+
+def _is_held(netlink: Netlink, id: int) -> bool:
+    """Whether somebody holds the namespace that is known by that id here."""
+    body = rt.known_namespace_body(id)
+    return bool(netlink.transact([Request("look up namespace", str(id), rt.RTM_GETNSID, 0, body, (errno.ENOENT,))]))
 
 
 def delete(names: Iterable[str], namespaces: Mapping[str, Netns | NetnsPath] = _NOWHERE) -> None:

@@ -323,12 +323,15 @@ def test_deletes_are_done_when_the_disk_takes_them(small: Side, lab: Lab) -> Non
                 file.write(bytes(4096))
         small.member.start()
         assert f"{len(ids)} DELs were left while no daemon ran" in node.log.read_text()
-        held = small.attached()
-        assert held  # a few fit into the last page
-        id = next(iter(held)).partition("/")[2]
-        code, words = small.add(other).error
+        assert set(small.attached()) == {f"netns:{id}/{id}" for id in ids}  # refused together
+        more = [f"g{number}" for number in range(40)]  # a few of which fit into the last page
+        refused = next(end for id in more if (end := small.add(other, aside, containerid=id, ifname=id)).exit)
+        code, words = refused.error
         assert (code, "No space left on device" in words) == (11, True), words
         filler.unlink()
+        for id in more:
+            assert small.delete(other, containerid=id, ifname=id) == (0, "")
+        id = ids[0]
         again = small.add(container, aside, containerid=id, ifname=id)  # the runtime has it anew, and no DEL after that
         assert again.exit == 0, again.stdout
         until(lambda: set(small.attached()) == {f"netns:{id}/{id}"}, node.log_tail)

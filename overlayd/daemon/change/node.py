@@ -164,6 +164,17 @@ class Node:
                 await self._carry_out_group(group.decisions)
         return await decision.outcome
 
+    async def change_all(
+        self, decides: Sequence[Callable[[Draft], T]], exclusive: Collection[str], shared: Collection[str] = ()
+    ) -> list[T | BaseException]:
+        """Like `change` for each, but together, as `change_together` does it.  None may raise `NotYet`.  Returns what
+        each returned or raised.
+        """
+        decisions = [Decision(decide) for decide in decides]
+        async with self._hold(exclusive, shared):
+            await self._carry_out_group(decisions)
+        return await asyncio.gather(*(each.outcome for each in decisions), return_exceptions=True)
+
     async def take_over(self, decide: Callable[[Draft], None], *, at_any_price: bool = False) -> None:
         """Change the state alone, at a start, when `reconcile` follows.  at_any_price: if the disk refuses, then with
         the next change; else StateError.

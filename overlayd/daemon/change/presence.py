@@ -26,10 +26,16 @@ def lives(attachment: Attachment) -> bool:
 
 def ended(attachments: Iterable[Attachment]) -> list[Attachment]:
     """The containers of which nothing is there any more.  One that we may not look at counts as living.  Blocks."""
+    attachments = list(attachments)
+    try:
+        linked = veth.existing(each.host_end() for each in attachments if each.file is not None)
+    except MechanismError as error:
+        log.warning("whether %d containers live cannot be seen: %s", len(attachments), error)
+        return []
     found = []
     for each in attachments:
         try:
-            if not lives(each):
+            if not (each.file is not None and each.host_end() in linked) and not lives(each):
                 found.append(each)
         except MechanismError as error:
             log.warning("whether %s lives cannot be seen: %s", each.handle, error)
@@ -38,4 +44,4 @@ def ended(attachments: Iterable[Attachment]) -> list[Attachment]:
 
 def has_link(attachment: Attachment) -> bool:
     """Whether a container has its link, and somebody still holds the namespace in which that ends."""
-    return veth.exists(attachment.host_end())
+    return bool(veth.existing([attachment.host_end()]))

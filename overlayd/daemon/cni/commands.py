@@ -8,8 +8,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from overlayd.daemon.handlers import containers, services
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.server import audit
 from overlayd.daemon.server.listener import Credentials
-from overlayd.daemon.upkeep.reclaim import detach
+from overlayd.daemon.upkeep.reclaim import detach, detach_all
 from overlayd.errors import (
     AddressUnavailable,
     Exhausted,
@@ -84,8 +84,8 @@ class Commands:
     def __init__(self, daemon: Daemon, queue: DeleteQueue) -> None:
         self._daemon = daemon
         self._queue = queue
-        self._locks: dict[str, asyncio.Lock] = {}  # by handle, of those that a command is about
-        self._users: Counter[str] = Counter()  # of these
+        self._locks: dict[str, asyncio.Lock] = {}  # by handle, of interfaces
+        self._users: Counter[str] = Counter()  # commands about these
         self._repaired = float("-inf")
         self._record: Record | None = None
         self._done: Mapping[str, Callable[[Call, int | None], Awaitable[str]]] = {
@@ -105,21 +105,44 @@ class Commands:
         """An object of this node was put right just now."""
         self._repaired = time.monotonic()
 
-    async def run_left(self, call: Call) -> Answer:
-        """Do a DEL that was left while no daemon ran."""
-        return await self.run(call, None, None)
-
-    async def run(self, call: Call, descriptor: int | None, client: Credentials | None) -> Answer:
-        """Do a command, and answer it.  Never raises.  descriptor: of the container's namespace; client: who called,
-        None for a DEL that was left.
-        """
+    async def run(self, call: Call, descriptor: int | None, client: Credentials) -> Answer:
+        """Do a command, and answer it.  Never raises.  descriptor: of the container's namespace; client: who called."""
         began = time.monotonic()
-        environment, failed = call.cni, ""
+        end: str | Exception
         try:
-            do = self._done.get(environment.command, self._unknown) if client is not None else self._delete_left
-            answer = Answer(0, await do(call, descriptor))
+            end = await self._done.get(call.cni.command, self._unknown)(call, descriptor)
         except Exception as error:
-            refusal = _told(error)
+            end = error
+        return self._answer(call, client, end, began)
+
+    async def run_left(self, calls: Sequence[Call]) -> list[Answer]:
+        """Do DELs that were left while no daemon ran, together, unless an ADD has made the interface anew since."""
+        began = time.monotonic()
+        ends: dict[str, BaseException | Attachment | None] = {}
+        valid = dict[str, Call]()
+        for call in calls:
+            handle = _handle(call)
+            try:
+                cni.require_call(call.cni, "")
+                valid[handle] = call
+            except CniError as error:
+                ends[handle] = error
+        async with self._locked(*valid):
+            held = [handle for handle, call in valid.items() if self._queue.holds(call)]
+            for handle, end in (await detach_all(self._daemon.node, held)).items():
+                if not isinstance(end, BaseException):
+                    self._queue.forget(valid[handle])
+                ends[handle] = end
+        told = ((call, ends.get(_handle(call))) for call in calls)
+        return [self._answer(call, None, end if isinstance(end, BaseException) else "", began) for call, end in told]
+
+    def _answer(self, call: Call, client: Credentials | None, end: str | BaseException, began: float) -> Answer:
+        """Tell how a command has ended: with what is printed, or an error.  client: None for a DEL that was left."""
+        environment, failed = call.cni, ""
+        if isinstance(end, str):
+            answer = Answer(0, end)
+        else:
+            refusal = _told(end)
             failed = f"code {refusal.code}, {refusal.message}"
             answer = cni.failure(refusal, cni_network.version_of(call.config))
         seconds = time.monotonic() - began
@@ -164,7 +187,7 @@ class Commands:
             )
             place = wire.LinuxNetns(id=environment.container_id, path=environment.netns, ifname=environment.ifname)
             made = await self._attach(asked, spec, place, descriptor)
-            self._queue.forget(environment.container_id, environment.ifname)
+            self._queue.forget(call)
         return cni.result(made, asked.version).stdout
 
     async def _attach(self, asked: Asked, spec: AttachSpec, place: wire.LinuxNetns, descriptor: int) -> cni.Made:
@@ -233,19 +256,13 @@ class Commands:
 
     # --- the others ---
 
-    async def _delete(self, call: Call, _: int | None, *, left: bool = False) -> str:
+    async def _delete(self, call: Call, _: int | None) -> str:
         cni.require_call(call.cni, "")  # a configuration that is broken by now stops nobody
-        id, ifname = call.cni.container_id, call.cni.ifname
-        handle = attachments.namespace(id, ifname)
+        handle = _handle(call)
         async with self._locked(handle):
-            if not left or self._queue.holds(id, ifname):
-                await detach(self._daemon.node, handle)
-                self._queue.forget(id, ifname)
+            await detach(self._daemon.node, handle)
+            self._queue.forget(call)
         return ""
-
-    async def _delete_left(self, call: Call, descriptor: int | None) -> str:
-        """Unless an ADD has made the interface anew since."""
-        return await self._delete(call, descriptor, left=True)
 
     async def _check(self, call: Call, descriptor: int | None) -> str:
         asked = cni_network.parse(call.cni, call.config)
@@ -271,34 +288,26 @@ class Commands:
     async def _collect(self, call: Call, _: int | None) -> str:
         # Those that are there now: what comes meanwhile is younger than the list of the valid.
         asked = cni_network.parse(call.cni, call.config)
+        node = self._daemon.node
         rows = [
             row
-            for row in self._daemon.node.state.table(Attachment).values()
-            if row.network == asked.network and row.handle not in self._locks
+            for row in node.state.table(Attachment).values()
+            if row.network == asked.network and row.handle not in self._users
         ]
         kept = {attachments.namespace(*each) for each in asked.valid} if asked.valid is not None else None
         listed = [row for row in rows if kept is None or row.handle in kept]
-        unlisted = [row for row in rows if kept is not None and row.handle not in kept]
-        ends = await self._give_up(unlisted, dead=False)
-        ends += await self._give_up(await self._daemon.node.run(ended, listed), dead=True)
-        failed = [error for error in ends if isinstance(error, Exception)]
-        gone = [end for end in ends if isinstance(end, Attachment)]
+        unlisted = [row.handle for row in rows if kept is not None and row.handle not in kept]
+        async with self._locked(*unlisted):
+            # Looked at before: a link can hardly be looked at while the kernel deletes others.
+            dead = {row.handle for row in await node.run(ended, listed)}
+            ends = await detach_all(node, [*unlisted, *dead], dead=dead)
+        failed = [error for error in ends.values() if isinstance(error, Exception)]
+        gone = [end for end in ends.values() if isinstance(end, Attachment)]
         log.info("CNI network %s: %d attachments are gone, unlisted or dead", asked.network, len(gone))
         if failed:
             first = _told(failed[0])
             raise CniError(first.code, "; ".join(map(str, failed)), first.details)
         return ""
-
-    async def _give_up(self, rows: list[Attachment], *, dead: bool) -> list[Attachment | BaseException | None]:
-        """Detach them, but for those that another command has put otherwise meanwhile.  dead: only if they are dead."""
-
-        async def give_up(row: Attachment) -> Attachment | None:
-            async with self._locked(row.handle):
-                if self._daemon.node.state.get(Attachment, row.handle) != row:
-                    return None
-                return await detach(self._daemon.node, row.handle, dead=dead)
-
-        return await asyncio.gather(*map(give_up, rows), return_exceptions=True)
 
     async def _offer(self, call: Call, _: int | None) -> str:
         """Write a list of plugins, by which runtimes take this node for one that has a network."""
@@ -320,20 +329,27 @@ class Commands:
         return ""
 
     @asynccontextmanager
-    async def _locked(self, handle: str) -> AsyncIterator[None]:
-        """One command of an interface at a time."""
-        lock = self._locks.setdefault(handle, asyncio.Lock())
-        self._users[handle] += 1
+    async def _locked(self, *handles: str) -> AsyncIterator[None]:
+        """One command of an interface at a time; of several in one order, so that nobody waits in a circle."""
+        self._users.update(handles)
         try:
-            async with lock:
+            async with AsyncExitStack() as held:
+                for handle in sorted(handles):
+                    await held.enter_async_context(self._locks.setdefault(handle, asyncio.Lock()))
                 yield
         finally:
-            self._users[handle] -= 1
-            if not self._users[handle]:
-                del self._locks[handle], self._users[handle]
+            self._users.subtract(handles)
+            for handle in handles:
+                if not self._users[handle]:
+                    del self._users[handle]
+                    self._locks.pop(handle, None)
 
 
-def _told(error: Exception) -> CniError:
+def _handle(call: Call) -> str:
+    return attachments.namespace(call.cni.container_id, call.cni.ifname)
+
+
+def _told(error: BaseException) -> CniError:
     """Where errors become CNI's."""
     if isinstance(error, CniError):
         return error

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,11 @@ from overlayd.proto.cni import Answer, Call
 log = logging.getLogger(__name__)
 
 # Our own constants.
-AT_ONCE = 256  # DELs that are done at the same time
+AT_ONCE = 256  # DELs that are done together
 ABANDONED = 60.0  # seconds after which a file that a shim has not finished is nobody's
 RETRY, LONGEST_RETRY = 5.0, 320.0  # seconds between two tries of what disk or kernel refuse, each time twice as many
 
-Do = Callable[[Call], Awaitable[Answer]]
+Do = Callable[[Sequence[Call]], Awaitable[Sequence[Answer]]]
 
 
 class DeleteQueue:
@@ -37,21 +37,24 @@ class DeleteQueue:
         with suppress(FileExistsError):
             self._directory.mkdir(0o700, parents=True)
 
-    def holds(self, container_id: str, ifname: str) -> bool:
-        """Whether a DEL of that interface is still to be done."""
-        return (self._directory / f"{container_id}.{ifname}").exists()
+    def holds(self, call: Call) -> bool:
+        """Whether a DEL of the interface that a command is about is still to be done."""
+        return self._path(call).exists()
 
-    def forget(self, container_id: str, ifname: str) -> None:
-        """A DEL of that interface has been done since, or an ADD made it anew."""
+    def forget(self, call: Call) -> None:
+        """That DEL has been done since, or an ADD made the interface anew."""
         with suppress(FileNotFoundError):
-            (self._directory / f"{container_id}.{ifname}").unlink()
+            self._path(call).unlink()
+
+    def _path(self, call: Call) -> Path:
+        return self._directory / f"{call.cni.container_id}.{call.cni.ifname}"
 
     async def work_off(self, do: Do) -> None:
         """Do all that were left.  One that fails stays, unless its interface is made anew."""
         began, calls = time.monotonic(), self._calls()
         number = failed = 0
         while several := list(islice(calls, AT_ONCE)):
-            answers = await asyncio.gather(*(do(call) for call in several))
+            answers = await do(several)
             number += len(several)
             failed += sum(answer.exit != 0 for answer in answers)
         if number:

@@ -3,7 +3,11 @@
 Owns: what that locks, and when it is due.  Must not know: how the death was noticed, or who asked.
 """
 
+import asyncio
 import logging
+from collections.abc import Callable, Collection, Iterable
+from itertools import chain, islice
+from typing import NamedTuple
 
 from overlayd.daemon.change.locks import EVERYTHING
 from overlayd.daemon.change.node import Node
@@ -17,13 +21,48 @@ from overlayd.model.state import Draft, State
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 256  # our own: what one change takes back; what others ask for meanwhile waits for the kernel's part of it
+
 
 async def detach(node: Node, handle: str, *, dead: bool = False) -> Attachment | None:
     """Take back what is attached by a handle, once the requests that came before are done: a container only when no
     other process of it that was attached lives.  dead: `handle` is an attachment's, and only the processes of it that
     have ended go.  Returns what was taken back, None when there was nothing.
     """
+    attachment = _attached(node.state, handle, dead)
+    if attachment is None and node.is_settled(handle, EVERYTHING):
+        return None
+    decide = _decision(handle, dead)
+    if attachment is None or not node.is_settled(handle):
+        # What there will be to take back, and so what to lock for it, is for somebody ahead of us to say.
+        return await node.change(decide, everything=True)
+    locks = _locks(handle, attachment)
+    return await node.change(decide, exclusive=locks.exclusive, shared=locks.shared)
 
+
+async def detach_all(
+    node: Node, handles: Iterable[str], *, dead: Collection[str] = ()
+) -> dict[str, Attachment | BaseException | None]:
+    """As `detach` of each, in one change as far as nobody is at work on them.  dead: those of them of which only the
+    dead go.  Returns what each would return or raise, by handle.
+    """
+    ends: dict[str, Attachment | BaseException | None] = {}
+    waiting = iter(dict.fromkeys(handles))
+    while several := list(islice(waiting, AT_ONCE)):
+        found = {handle: _attached(node.state, handle, handle in dead) for handle in several}
+        present = {handle: row for handle, row in found.items() if row is not None and node.is_settled(handle)}
+        if present:
+            locks = [_locks(handle, row) for handle, row in present.items()]
+            exclusive, shared = (list(chain.from_iterable(each)) for each in zip(*locks, strict=True))
+            decisions = [_decision(handle, handle in dead) for handle in present]
+            ends |= zip(present, await node.change_all(decisions, exclusive, shared), strict=True)
+        others = [handle for handle in several if handle not in present]
+        one_by_one = (detach(node, handle, dead=handle in dead) for handle in others)
+        ends |= zip(others, await asyncio.gather(*one_by_one, return_exceptions=True), strict=True)
+    return ends
+
+
+def _decision(handle: str, dead: bool) -> Callable[[Draft], Attachment | None]:
     def decide(draft: Draft) -> Attachment | None:
         found = _attached(draft.state, handle, dead)
         if found is None or (dead and found.namespace is None):
@@ -38,19 +77,23 @@ async def detach(node: Node, handle: str, *, dead: bool = False) -> Attachment |
             log.info("%s is detached; process %s keeps its network", handle, keepers[0].pid)
         return None if keepers else found
 
-    attachment = _attached(node.state, handle, dead)
-    if attachment is None and node.is_settled(handle, EVERYTHING):
-        return None
-    if attachment is None or not node.is_settled(handle):
-        # What there will be to take back, and so what to lock for it, is for somebody ahead of us to say.
-        return await node.change(decide, everything=True)
+    return decide
+
+
+class _Locks(NamedTuple):
+    exclusive: list[str]
+    shared: list[str]
+
+
+def _locks(handle: str, attachment: Attachment) -> _Locks:
+    """What taking an attachment back by that handle must have for itself, and what nobody may change meanwhile."""
     locks = [handle, *attachment_locks(attachment.handle, attachment.namespace, attachment.isolation_network)]
     if attachment.public_key:
         locks += peers_locks(GLOBAL)
     service = service_lock(attachment.service)
     if attachment.ephemeral:  # the service may go with it, and its peers
         locks += [service, *peers_locks(attachment.service)]
-    return await node.change(decide, exclusive=locks, shared=[service, RECORDS])
+    return _Locks(locks, [service, RECORDS])
 
 
 def _attached(state: State, handle: str, dead: bool) -> Attachment | None:

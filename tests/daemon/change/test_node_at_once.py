@@ -17,7 +17,7 @@ from overlayd.daemon.change.apply import HalfDone, one_by_one
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import attachment_locks, service_lock
-from overlayd.daemon.upkeep.reclaim import detach
+from overlayd.daemon.upkeep.reclaim import detach, detach_all
 from overlayd.errors import Exhausted, MechanismError, OverlaydError, RequestError, StateError
 from overlayd.model import attachments, overlay, services
 from overlayd.model.attachments import AttachSpec
@@ -228,6 +228,36 @@ async def test_what_is_not_attached_is_detached_without_waiting(tmp_path) -> Non
         assert await asyncio.wait_for(detach(node, "pid:2"), LIMIT) is None
         kernel.allowed.set()
         await gone
+
+
+async def test_many_are_detached_with_one_commit(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        kernel.allowed.set()
+        rows = [await attach(node, pid, "api", isolation_network="red") for pid in range(1, 6)]
+        before = node.syncs
+        ends = await detach_all(node, [*(row.handle for row in rows), "pid:6"])
+        assert node.syncs == before + 1
+        assert ends == {row.handle: row for row in rows} | {"pid:6": None}
+        assert not node.state.table(Attachment)
+        assert not node.state.table(Isolation)
+
+
+async def test_of_many_that_are_refused_together_each_is_tried_alone(tmp_path) -> None:
+    async with ready(tmp_path, Moody([False, True, False, True])) as (node, _):
+        first, second, third = [await attach(node, pid, "api") for pid in (1, 2, 3)]
+        ends = await detach_all(node, [first.handle, second.handle, third.handle])
+        assert (ends[first.handle], type(ends[second.handle]), ends[third.handle]) == (first, MechanismError, third)
+        assert list(node.state.table(Attachment)) == [second.handle]
+
+
+async def test_what_is_under_way_is_waited_for_and_the_others_are_not_held_up(tmp_path) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        first, second = [await attach(node, pid, "api") for pid in (1, 2)]
+        gone = await leaving(node, kernel, 1)
+        both = asyncio.create_task(detach_all(node, [first.handle, second.handle]))
+        kernel.allowed.set()
+        assert await both == {first.handle: None, second.handle: second}
+        assert await gone == first
 
 
 async def test_what_the_disk_would_not_take_back_goes_with_the_next_change(tmp_path, monkeypatch) -> None:
