@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Self, final
 
 from overlayd._fast.dnscache import Cache
@@ -10,7 +11,8 @@ BATCH: int
 class Datagrams:
     """The UDP side of a name server: takes queries from sockets in batches, and answers what table and cache can."""
 
-    def __new__(cls, table: NameTable, cache: Cache) -> Self: ...
+    def __new__(cls, table: NameTable, cache: Cache, before_cache: Callable[[], object]) -> Self:
+        """before_cache: called in each batch before the cache is asked, if it is."""
     def admit(self, network: bytes, prefix_length: int) -> None:
         """Take queries from sources in this network only, packed (4 or 16 bytes); before the first call from nobody."""
     def serve(self, descriptor: int, now: float) -> list[tuple[bytes, bytes]]:

@@ -1,7 +1,9 @@
 """Queries in batches, over real sockets on loopback."""
 
+import random
 import socket
-from contextlib import contextmanager
+import subprocess
+from contextlib import ExitStack, contextmanager
 
 import dns.message
 import dns.rrset
@@ -13,6 +15,7 @@ from overlayd._fast.dnsquery import MAX_DATAGRAM, wire_name
 from overlayd._fast.nametable import NameTable
 from overlayd.linux.datagrams import BATCH, Datagrams
 
+SOL_UDP, UDP_GRO = 17, 104  # linux/udp.h
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
 
@@ -38,7 +41,7 @@ def cache():
 
 @pytest.fixture
 def datagrams(table, cache):
-    datagrams = Datagrams(table, cache)
+    datagrams = Datagrams(table, cache, lambda: None)
     datagrams.admit(bytes([127, 0, 0, 0]), 8)
     return datagrams
 
@@ -102,6 +105,66 @@ def test_a_query_that_is_too_long_is_none(datagrams):
         assert int.from_bytes(client.recv(2000)[:2], "big") == MAX_DATAGRAM
 
 
+@pytest.mark.parametrize("family", LOOPBACK, ids=["ipv4", "ipv6"])
+def test_each_socket_gets_its_own_answers_whatever_their_sizes(datagrams, table, family):
+    if family == socket.AF_INET6:
+        datagrams.admit(bytes(15) + b"\1", 128)
+    chance = random.Random(5)
+    names = ["a" * size for size in (1, 2, 2, 30, 31, 63)]
+    for name in names:
+        table.set_addresses(wire_name(name), (bytes([10, 200, 1, len(name)]),))
+    with ExitStack() as stack:
+        server = stack.enter_context(bound(family))
+        clients = {stack.enter_context(bound(family)): [] for _ in range(4)}
+        for id in range(BATCH):
+            client = chance.choice(list(clients))
+            message = query(chance.choice(names), id)
+            clients[client].append(table.respond(message, False))
+            client.sendto(message, server.getsockname())
+        assert datagrams.serve(server.fileno(), 0.0) == []
+        for client, answers in clients.items():
+            assert answers
+            assert sorted(client.recv(2000) for _ in answers) == sorted(answers)
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.recv(2000)
+
+
+def test_answers_to_one_socket_leave_as_one_message(datagrams, table):
+    with bound() as server, bound() as client:
+        client.setsockopt(SOL_UDP, UDP_GRO, 1)  # what the kernel would take apart stays whole
+        messages = [query("web", id) for id in range(BATCH)]
+        for message in messages:
+            client.sendto(message, server.getsockname())
+        datagrams.serve(server.fileno(), 0.0)
+        answer = len(table.respond(messages[0], False))
+        assert len(client.recv(65535)) == BATCH * answer
+
+
+def test_what_the_kernel_does_not_take_apart_is_sent_singly(host, datagrams, table):
+    subprocess.run(["ip", "link", "set", "lo", "mtu", "600", "up"], check=True)
+    table.set_addresses(wire_name("many"), tuple(bytes([10, 200, 2, last]) for last in range(60)))
+    with bound() as server, bound() as client:
+        for id in range(3):
+            message = dns.message.make_query("many", "A", id=id, use_edns=0, payload=MAX_DATAGRAM)
+            client.sendto(message.to_wire(), server.getsockname())
+        datagrams.serve(server.fileno(), 0.0)
+        answers = [dns.message.from_wire(client.recv(2000)) for _ in range(3)]
+        assert [(answer.id, len(answer.answer[0])) for answer in answers] == [(id, 60) for id in range(3)]
+
+
+def test_the_servers_may_be_others_before_the_cache_is_asked(table, cache):
+    asked = []
+    datagrams = Datagrams(table, cache, lambda: asked.append(len(cache)))
+    datagrams.admit(bytes([127, 0, 0, 0]), 8)
+    with bound() as server, bound() as client:
+        for names, times in ((["web", "nope"], 0), (["www.example.org", "web", "www.example.net"], 1)):
+            for name in names:
+                client.sendto(query(name), server.getsockname())
+            datagrams.serve(server.fileno(), 0.0)
+            assert len(asked) == times
+
+
 def test_one_that_cannot_be_reached_does_not_cost_the_others_their_answers(datagrams):
     with bound() as server, bound() as client, bound() as gone:
         gone.connect(server.getsockname())
@@ -140,7 +203,7 @@ def test_who_may_ask(datagrams, network, prefix, admitted):
 def test_before_it_is_told_who_may_ask_nobody_may(table):
     with bound() as server, bound() as client:
         client.sendto(query("www.example.org"), server.getsockname())
-        assert Datagrams(table, Cache(1, 1000)).serve(server.fileno(), 0.0) == []
+        assert Datagrams(table, Cache(1, 1000), lambda: None).serve(server.fileno(), 0.0) == []
 
 
 def test_a_family_is_never_taken_for_the_other(datagrams):

@@ -84,7 +84,7 @@ class Nameserver:
         self.cache = Cache(CACHED, CACHED_BYTES, secret)
         self._forwarder = Forwarder(lambda: upstreams.other_than(self._sockets, port), self.cache)
         self._spawn = spawn
-        self._datagrams = Datagrams(self._zone.table, self.cache)
+        self._datagrams = Datagrams(self._zone.table, self.cache, self._forwarder.follow_servers)
         self._streams = Streams(self._zone.table, self.cache, self._forwarder)
         self._addresses: dict[str, Address] = {}  # by scope
         self._sockets: dict[Address, Sockets] = {}
@@ -250,7 +250,6 @@ class Nameserver:
     def _readable(self) -> None:
         """Serve a batch on each of some sockets that are ready, for no longer than other work on the loop may wait."""
         now = time.monotonic()
-        self._forwarder.follow_servers()
         for descriptor, _ in self._ready.poll(0, SOCKETS):
             udp = self._udp[descriptor]
             try:
