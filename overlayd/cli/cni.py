@@ -23,7 +23,7 @@ from overlayd.cli.call import UsageError
 from overlayd.client import OverlayClient, Unreachable, default_socket
 from overlayd.client.cni import CniRefused, call
 from overlayd.proto import cni_conflist
-from overlayd.proto.cni import VERSIONS, CniError
+from overlayd.proto.cni import VERSIONS, CniError, queue_of, socket_beside
 
 SHIM = Path(overlayd.__file__).with_name("cni") / cni_conflist.PLUGIN
 FILE = "05-overlayd.conflist"
@@ -134,7 +134,7 @@ ACTIONS: dict[str, Callable[[Namespace], Awaitable[int]]] = {
 
 def _socket(args: Namespace) -> str:
     given = args.cni_socket or os.environ.get("OVERLAYD_CNI_SOCKET")
-    return given or str(Path(args.socket or default_socket()).with_name("cni.sock"))
+    return given or socket_beside(args.socket or default_socket())
 
 
 def _directory(path: str) -> Path:
@@ -178,7 +178,7 @@ def _others(conf_dir: Path) -> list[Path]:
 
 def _left(args: Namespace) -> int:
     """How many DELs wait for a daemon."""
-    queue = Path(_socket(args)).with_name("cni-del")
+    queue = Path(queue_of(_socket(args)))
     return sum(not each.name.startswith(".") for each in queue.iterdir()) if queue.is_dir() else 0
 
 

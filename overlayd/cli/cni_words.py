@@ -31,7 +31,7 @@ _PLACES = (
     option(
         "--cni-socket",
         metavar="PATH",
-        help="where overlayd serves the plugin (default: $OVERLAYD_CNI_SOCKET, else cni.sock beside --socket)",
+        help="where overlayd serves the plugin (default: $OVERLAYD_CNI_SOCKET, else as of overlayd, by --socket)",
     ),
 )
 

@@ -232,9 +232,9 @@ static int is_plain(const char *text, size_t most, const char *others) { /* SPEC
     return size && size <= most;
 }
 
-static int directory_of_queue(char *name, size_t room) { /* beside the socket */
-    const char *slash = strrchr(path, '/');
-    int size = snprintf(name, room, "%.*scni-del", slash ? (int)(slash - path + 1) : 0, path);
+static int directory_of_queue(char *name, size_t room) { /* beside the socket: cni-del of cni.sock */
+    size_t length = strlen(path), ending = length > 5 && !strcmp(path + length - 5, ".sock") ? 5 : 0;
+    int size = snprintf(name, room, "%.*s-del", (int)(length - ending), path);
     return size > 0 && (size_t)size < room ? open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : (errno = ENAMETOOLONG, -1);
 }
 

@@ -21,11 +21,11 @@ from overlayd.errors import RequestError
 from overlayd.linux import sysctl
 from overlayd.model import zone
 from overlayd.proto import inquiry
+from overlayd.proto.cni import socket_beside
 from overlayd.proto.envelope import is_consumer_protocol
 
 DATA_DIR = "/var/lib/overlayd"
 SOCKET = "/run/overlayd/overlayd.sock"
-CNI_SOCKET = "cni.sock"
 CONFIG_FILE = "/etc/overlayd/overlayd.toml"
 NAMESPACE_ID = "overlayd"
 ETCD_PREFIX = "overlayd"
@@ -86,7 +86,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
         """The socket of the CNI shim, empty for none."""
         if self.cni_socket == "none":
             return ""
-        return self.cni_socket or str(Path(self.socket).with_name(CNI_SOCKET))
+        return self.cni_socket or socket_beside(self.socket)
 
     @property
     def upstreams(self) -> tuple[Upstream, ...]:
@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         "--cni-socket",
         metavar="PATH",
         help="where the CNI shim of container runtimes connects, root alone; none: nowhere "
-        f"(default: {CNI_SOCKET} beside --socket)",
+        "(default: beside --socket: cni.sock, of another NAME.sock than overlayd.sock NAME.cni)",
     )
     option("--config", metavar="FILE", help=f"configuration file (default {CONFIG_FILE}, if it exists)")
     option("--log-format", choices=get_args(LogFormat), help="how a line of the log is written (default text)")

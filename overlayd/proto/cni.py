@@ -1,6 +1,6 @@
 """CNI, from the daemon's side: what a runtime calls, and what it is answered (containernetworking/cni, SPEC.md 1.1.0).
 
-Owns: the frames between the shim and the daemon, the environment's forms, errors, and results in the form of each
+Owns: where the two meet, the frames between them, the environment's forms, errors, and results in the form of each
 version.  Must not know: what a network configuration may hold (`cni_network`), or what a command does.
 """
 
@@ -42,6 +42,20 @@ LONGEST_QUOTED = 60  # characters, ours
 # SPEC.md, chapter "Parameters"; libcni has the same for names of networks.
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*", re.ASCII)
 _NOT_IN_IFNAME = re.compile(r"[/:%\s\x00]")  # %: the kernel makes a number of it
+
+
+def socket_beside(socket: str) -> str:
+    """Where shims connect to the daemon that serves clients at a path, unless it was told.  Daemons whose sockets are in
+    one directory have one each.
+    """
+    directory, slash, name = socket.rpartition("/")
+    stem = name.removesuffix(".sock")
+    return f"{directory}{slash}cni.sock" if stem in ("overlayd", name) else f"{directory}{slash}{stem}.cni"
+
+
+def queue_of(socket: str) -> str:
+    """The directory where shims leave a DEL for the daemon behind a socket of theirs, as `overlayd-cni.c` has it."""
+    return f"{socket.removesuffix('.sock')}-del"
 
 
 class CniError(OverlaydError):

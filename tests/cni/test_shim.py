@@ -11,6 +11,8 @@ import pytest
 
 from cni.shim import CONFIG, ID, SHIM, Listener, call, finish, start, variables
 
+from overlayd.proto.cni import queue_of
+
 ANSWER = b'{"exit":0,"stdout":"{}"}'
 NETNS = "/proc/self/ns/net"
 
@@ -184,6 +186,14 @@ def test_a_delete_is_left_for_the_next_daemon(path: Path) -> None:
         },
         "config": '{"name":"overlay"}',
     }
+
+
+def test_a_delete_is_left_for_the_daemon_of_that_socket(tmp_path: Path) -> None:
+    for socket in ("/a.cni", "/b.sock", "/.sock"):
+        directory = Path(queue_of(f"{tmp_path}{socket}"))
+        directory.mkdir()
+        assert call("DEL", Path(f"{tmp_path}{socket}")).exit == 0
+        assert len(list(directory.iterdir())) == 1
 
 
 def test_a_delete_that_cannot_be_left(path: Path) -> None:

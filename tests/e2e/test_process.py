@@ -154,6 +154,18 @@ def test_the_socket_of_a_successor_stays(lab: Lab) -> None:
     assert not node.socket.exists()
 
 
+def test_daemons_of_two_hosts_have_their_sockets_in_one_directory(lab: Lab) -> None:
+    """Each serves the container runtimes of its own host as well."""
+    one, other = Member(lab, 1, "one"), Member(lab, 2, "other")
+    other.node.socket = one.node.socket.with_name("other.sock")
+    for member in (one, other):
+        member.start()
+        member.set_up({"enabled": False})
+    sockets = {path.name for path in one.node.socket.parent.iterdir() if path.is_socket()}
+    assert sockets == {"overlayd.sock", "cni.sock", "other.sock", "other.cni"}
+    assert {path.name for path in one.node.socket.parent.glob("*-del")} == {"cni-del", "other.cni-del"}
+
+
 def test_nothing_but_what_the_manual_names_is_held_after_the_start(fresh: Member) -> None:
     """By the daemon, each of its threads, and wireguard-go."""
     fresh.start()

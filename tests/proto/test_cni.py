@@ -13,6 +13,20 @@ from overlayd.errors import ProtocolError
 from overlayd.proto import cni
 from overlayd.proto.cni import CniError, Environment, Interface, Made
 
+
+@pytest.mark.parametrize(
+    ("clients", "shims", "queue"),
+    [
+        ("/run/overlayd/overlayd.sock", "/run/overlayd/cni.sock", "/run/overlayd/cni-del"),
+        ("/srv/a.sock", "/srv/a.cni", "/srv/a.cni-del"),
+        ("b.sock", "b.cni", "b.cni-del"),
+        ("/srv/socket", "/srv/cni.sock", "/srv/cni-del"),
+    ],
+)
+def test_where_shims_and_a_daemon_meet(clients: str, shims: str, queue: str) -> None:
+    assert cni.socket_beside(clients) == shims
+    assert cni.queue_of(shims) == queue
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "cni"
 ID = "b2f7c1d09e"
 

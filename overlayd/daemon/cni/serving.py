@@ -16,15 +16,14 @@ from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.server.listener import Place
 from overlayd.daemon.tasks import Spawn
 from overlayd.daemon.upkeep.sentinel import Sentinel
-
-QUEUE = "cni-del"  # the directory beside the socket, as the shim has it
+from overlayd.proto.cni import queue_of
 
 
 class Runtimes:
     """path: of the socket, empty for none."""
 
     def __init__(self, daemon: Daemon, path: str) -> None:
-        self._queue = DeleteQueue(Path(path).with_name(QUEUE) if path else Path(QUEUE))
+        self._queue = DeleteQueue(Path(queue_of(path)))
         self._commands = Commands(daemon, self._queue)
 
     def observe(self, record: Record) -> None:
