@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from overlayd import __version__
-from overlayd.cli import cluster_words, cni_words
+from overlayd.cli import cluster_words, cni_words, edge_words
 from overlayd.cli.words import Command, Option
 from overlayd.cli.words import duration as _duration
 from overlayd.cli.words import option as _option
 from overlayd.cli.words import output as _output
+from overlayd.cli.words import perhaps_meant as _perhaps_meant
 
 EXIT_ERR = 1  # the daemon answered err
 EXIT_USAGE = 2  # argparse's own
@@ -44,7 +45,8 @@ examples:
   (umask 077; overlayctl edge mint laptop --ttl 8h --allow 10.200.0.0/16 > overlay.conf)
 
 exit status:
-  0 done   1 the daemon refused, and said why   2 wrong usage
+  0 done   2 wrong usage
+  1 refused by the daemon, nothing of that name, or a file that cannot be read or written; it says which
   4 the doctor found an error, the inspection a difference; the node is not ready; a path is broken
   69 the daemon cannot be reached, or is not the one that its identity file names
 """
@@ -66,6 +68,8 @@ Sections: {", ".join(SECTIONS)}; all of them, shortened, when none is named.
 
 overlayd need not run.  The kernel is read by another library than the daemon's own code, and compared with the journal
 in the data directory.  Reading the journal and the connections takes root; the rest anybody may see.
+
+examples: overlayctl inspect; overlayctl inspect links routes --json
 """
 
 _WHY_EPILOG = """\
@@ -85,21 +89,7 @@ _COMPLETION_EPILOG = """\
   fish   overlayctl completion fish > ~/.config/fish/completions/overlayctl.fish
 """
 
-_EDGE_EPILOG = """\
-examples:
-  (umask 077; overlayctl edge mint laptop --ttl 8h --allow 10.200.0.0/16 > overlay.conf)
-  wg-quick up ./overlay.conf                         on the laptop
-  overlayctl edge mint laptop --ttl 8h --allow web --node-endpoint vpn.example.net:51820
-  overlayctl edge list
-  overlayctl edge revoke laptop
 
-The configuration holds the private key; overlayd does not show it again.
-"""
-
-
-_JSON = _option(
-    "--json", dest="output", action="store_const", const="json", default=argparse.SUPPRESS, help="the same as -o json"
-)
 _FILTER = _option(
     "--filter",
     action="append",
@@ -110,7 +100,7 @@ _FILTER = _option(
 
 
 def _listing(*formats: str) -> tuple[Option, ...]:
-    return (_output(*formats), _JSON, _FILTER)
+    return (*_output(*formats), _FILTER)
 
 
 def _timeout(text: str) -> float:
@@ -129,6 +119,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    port = _count(text)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: 0 to 65535")
+    return port
+
+
 def _section(text: str) -> str:
     if text not in SECTIONS:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SECTIONS)}")
@@ -140,16 +137,40 @@ COMMANDS = (
         "status",
         "Say whether all is well, and show this node's overlay and its services.",
         (
-            _output("table", "wide", "json"),
-            _JSON,
+            *_output("table", "wide", "json"),
             _option("--wait", action="store_true", help="wait until all is well, for --timeout at most; else exit 4"),
         ),
+        "example: overlayctl status --wait --timeout 60",
     ),
-    Command("ready", "Exit 0 when this node's overlay is set up and can tunnel, 4 with the reason when not."),
-    Command("services", "List the services of this node.", _listing("table", "json")),
-    Command("containers", "List what is attached to this node's services.", _listing("table", "json")),
-    Command("ip", "List pools of addresses and what holds them; -o wide: each.", _listing("table", "wide", "json")),
-    Command("networks", "List the isolation networks of this node.", _listing("table", "json")),
+    Command(
+        "ready",
+        "Exit 0 when this node's overlay is set up and can tunnel, 4 with the reason when not.",
+        epilog="example: until overlayctl ready; do sleep 1; done",
+    ),
+    Command(
+        "services",
+        "List the services of this node.",
+        _listing("table", "json"),
+        "example: overlayctl services --filter dedicated",
+    ),
+    Command(
+        "containers",
+        "List what is attached to this node's services.",
+        _listing("table", "json"),
+        "example: overlayctl containers --filter web",
+    ),
+    Command(
+        "ip",
+        "List pools of addresses and what holds them; -o wide: each.",
+        _listing("table", "wide", "json"),
+        "example: overlayctl ip -o wide --filter 10.200.1.7",
+    ),
+    Command(
+        "networks",
+        "List the isolation networks of this node.",
+        _listing("table", "json"),
+        "example: overlayctl networks --json",
+    ),
     Command(
         "peers",
         "List peers of all devices, those that do not answer first.",
@@ -175,16 +196,19 @@ COMMANDS = (
     Command(
         "nat",
         "Show where this node may be reached, and how it reaches its peers.",
-        (_output("table", "wide", "json"), _JSON),
+        _output("table", "wide", "json"),
+        "example: overlayctl nat -o wide",
     ),
     Command(
         "dns",
         "Show what the name server knows, or let it ask anew.",
+        epilog="examples: overlayctl dns; overlayctl dns query web; overlayctl dns flush",
         actions=(
             Command(
                 "list",
                 "List registered names, and the servers that are asked for others.",
                 _listing("table", "json"),
+                "example: overlayctl dns list --filter web",
             ),
             Command(
                 "query",
@@ -192,11 +216,15 @@ COMMANDS = (
                 (
                     _option("name", metavar="NAME", help="a name, or an address for the name of its holder"),
                     _option("type", metavar="TYPE", nargs="?", default="", help="of records (default: A)"),
-                    _output("table", "json"),
+                    *_output("table", "json"),
                 ),
                 "examples: overlayctl dns query web; overlayctl dns query www.example.org AAAA",
             ),
-            Command("flush", "Forget what those servers have answered."),
+            Command(
+                "flush",
+                "Forget what those servers have answered.",
+                epilog="example: overlayctl dns flush && overlayctl dns query www.example.org",
+            ),
         ),
         default="list",
     ),
@@ -205,14 +233,14 @@ COMMANDS = (
         "Ask which process serves the socket, and verify it if told against what.",
         (
             _option("--identity-file", metavar="FILE", help="what the daemon published with its --identity-file"),
-            _output("table", "json"),
-            _JSON,
+            *_output("table", "json"),
         ),
+        "example: overlayctl whoami --identity-file /run/overlayd/identity.json",
     ),
     Command(
         "events",
         "Print what changes, one line each, until interrupted.",
-        (_output("text", "json"), _JSON),
+        _output("text", "json"),
         "example: overlayctl events --json | jq -r .event",
     ),
     Command(
@@ -228,7 +256,8 @@ COMMANDS = (
     Command(
         "doctor",
         "Compare the daemon's state with the kernel and the devices, and say what to do.",
-        (_output("text", "json"), _JSON),
+        _output("text", "json"),
+        "example: overlayctl doctor --json | jq -r '.[].code'      the codes are in docs/troubleshooting.md",
     ),
     Command(
         "inspect",
@@ -240,8 +269,7 @@ COMMANDS = (
                 metavar="DIR",
                 help="the daemon's data directory (default: $OVERLAYD_DATA_DIR, else /var/lib/overlayd)",
             ),
-            _output("text", "json"),
-            _JSON,
+            *_output("text", "json"),
         ),
         _INSPECT_EPILOG,
     ),
@@ -251,12 +279,13 @@ COMMANDS = (
         (
             _option(
                 "--port",
-                type=_count,
+                type=_port,
                 default=9587,
                 metavar="N",
                 help="the port at 127.0.0.1, 0 for any that is free (default: %(default)s)",
             ),
         ),
+        "example: overlayctl web --port 0                         from elsewhere: ssh -L 9587:127.0.0.1:9587 NODE",
     ),
     Command(
         "why",
@@ -269,8 +298,7 @@ COMMANDS = (
                 metavar="DIR",
                 help="the daemon's data directory, for when no daemon answers (default: as of inspect)",
             ),
-            _output("text", "json"),
-            _JSON,
+            *_output("text", "json"),
         ),
         _WHY_EPILOG,
     ),
@@ -296,8 +324,16 @@ COMMANDS = (
         ),
         "example: overlayctl bundle /tmp/overlayd.tar.gz",
     ),
-    Command("schema", "Print the JSON Schema of every frame of the protocol; docs/protocol.md explains it."),
-    Command("version", "Print the versions of overlayctl and of the daemon."),
+    Command(
+        "schema",
+        "Print the JSON Schema of every frame of the protocol; docs/protocol.md explains it.",
+        epilog="example: overlayctl schema > overlayd.schema.json",
+    ),
+    Command(
+        "version",
+        "Print the versions of overlayctl and of the daemon.",
+        epilog="example: overlayctl version                              exits 69 after its own when no daemon answers",
+    ),
     Command(
         "completion",
         "Print what makes a shell complete overlayctl's words.",
@@ -316,18 +352,21 @@ COMMANDS = (
                 help="(default: %(default)s)",
             ),
         ),
+        "example: overlayctl man overlayd | man -l -",
     ),
     Command(
         "device",
         "Look after the WireGuard devices.",
+        epilog="example: overlayctl device renew",
         actions=(
             Command(
                 "renew",
                 "Have the newest wireguard-go serve the devices, one after the other; their sessions begin anew.",
                 (
                     _option("--all", action="store_true", help="also the devices that it serves already"),
-                    _output("table", "json"),
+                    *_output("table", "json"),
                 ),
+                "example: overlayctl device renew --json",
             ),
         ),
     ),
@@ -345,6 +384,7 @@ COMMANDS = (
                 "--force", action="store_true", help="though guests, edge peers or other peers know the present one"
             ),
         ),
+        "example: overlayctl rotate-key --after 5m                overlayctl cluster status shows how far it is",
     ),
     Command(
         "cluster",
@@ -361,45 +401,8 @@ COMMANDS = (
     Command(
         "edge",
         "Let devices outside the cluster in, for a while.",
-        epilog=_EDGE_EPILOG,
-        actions=(
-            Command(
-                "mint",
-                "Make a key and an address for a device, and print its configuration.",
-                (
-                    _option("name", metavar="NAME", help="what to call it"),
-                    _option(
-                        "--ttl",
-                        type=_duration,
-                        required=True,
-                        metavar="TIME",
-                        help="how long it may connect: 90s, 30m, 8h, 7d",
-                    ),
-                    _option(
-                        "--allow",
-                        action="append",
-                        default=[],
-                        metavar="CIDR|SERVICE",
-                        help="what it may reach, a CIDR or a service of this node; repeatable (default: everything)",
-                    ),
-                    _option(
-                        "--node-endpoint",
-                        metavar="HOST:PORT",
-                        help="where it dials this node (default: this host's own address, which a NAT may hide)",
-                    ),
-                    _option(
-                        "--format", choices=("wg-quick", "json"), default="wg-quick", help="(default: %(default)s)"
-                    ),
-                ),
-                _EDGE_EPILOG,
-            ),
-            Command("list", "List the devices that were let in.", (_output("table", "wide", "json"), _JSON)),
-            Command(
-                "revoke",
-                "Shut a device out now.",
-                (_option("name", metavar="NAME", help="the name it was minted with"),),
-            ),
-        ),
+        epilog=edge_words.EPILOG,
+        actions=edge_words.ACTIONS,
         default="list",
     ),
 )
@@ -411,12 +414,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message)
         if wrong:
-            import difflib  # noqa: PLC0415
-
-            word = wrong[1] or wrong[2]
-            near = difflib.get_close_matches(word, _words(self), n=3)
-            if near:
-                message = f"{message.partition(' (choose from')[0]}; did you mean {' or '.join(near)}?"
+            meant = _perhaps_meant(wrong[1] or wrong[2], _words(self))
+            if meant:
+                message = f"{message.partition(' (choose from')[0]}{meant}"
         super().error(message)
 
 
@@ -433,7 +433,9 @@ def _words(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What it parses has the words of the command, such as "edge mint", as `command`."""
+    """What it parses has the words of the command, such as "edge mint", as `command`, and as `usage` what ends
+    the program with a message and how that command is used.
+    """
     top = _Parser(
         prog="overlayctl",
         description="Ask the overlayd of this node.",
@@ -481,6 +483,7 @@ def _add(parent: argparse.ArgumentParser, commands: Iterable[Command], metavar: 
         for option in default.options if default is not None else command.options:
             made.add_argument(*option.names, **option.settings)
         _add_global(made)
-        made.set_defaults(command=f"{before}{command.word}" + (f" {command.default}" if default is not None else ""))
+        words = f"{before}{command.word}" + (f" {command.default}" if default is not None else "")
+        made.set_defaults(command=words, usage=made.error)
         if command.actions:
             _add(made, command.actions, "ACTION", f"{before}{command.word} ")

@@ -4,7 +4,6 @@ Owns: reading words by the type of the key they are for, and describing the requ
 name; it reads their shapes from the classes, so a new one needs nothing here.
 """
 
-import difflib
 import inspect as source
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from overlayd import wire
+from overlayd.cli.words import perhaps_meant
 from overlayd.errors import OverlaydError, RequestError
 from overlayd.wire.mismatch import type_name
 
@@ -23,13 +23,15 @@ class UsageError(OverlaydError):
     """The words on the command line make no request."""
 
 
+class NotFound(OverlaydError):
+    """What a command is about is not there."""
+
+
 def parse_request(op: str, pairs: list[str]) -> wire.Request:
     """The request `op` with the keys that the words `key=value` or `key.inner=value` give it.  Raises UsageError."""
     shape = _shapes().get(op)
     if shape is None:
-        near = difflib.get_close_matches(op, _shapes(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "overlayctl call --list shows all"
-        raise UsageError(f"unknown request {op}; {hint}")
+        raise UsageError(f"unknown request {op}{perhaps_meant(op, _shapes()) or '; overlayctl call --list shows all'}")
     request: dict[str, Any] = {"op": op}
     for pair in pairs:
         path, equals, word = pair.partition("=")

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from overlayd import wire
 from overlayd.cli import tables
 from overlayd.cli.arguments import EXIT_FINDINGS
-from overlayd.cli.call import UsageError
+from overlayd.cli.call import NotFound, UsageError
 from overlayd.cli.columns import printable, table
+from overlayd.cli.words import perhaps_meant
 from overlayd.client import OverlayClient
 
 Action = Callable[[OverlayClient, Namespace], Awaitable[int | None]]
@@ -45,13 +46,12 @@ async def _nodes(client: OverlayClient, args: Namespace) -> None:
         print(nodes(found, wide=args.output == "wide", now=time.time()))
 
 
-async def _show(client: OverlayClient, args: Namespace) -> int:
-    found = [each for each in await client.cluster_nodes() if each.name == args.node]
-    if not found:
-        print(f"there is no node {printable(args.node)}")
-        return 1
-    print(tables.pretty_json(found[0]) if args.output == "json" else node(found[0], now=time.time()))
-    return 0
+async def _show(client: OverlayClient, args: Namespace) -> None:
+    nodes = {each.name: each for each in await client.cluster_nodes()}
+    if args.node not in nodes:
+        raise NotFound(f"there is no node {args.node}{perhaps_meant(args.node, nodes)}")
+    found = nodes[args.node]
+    print(tables.pretty_json(found) if args.output == "json" else node(found, now=time.time()))
 
 
 async def _set(client: OverlayClient, args: Namespace) -> None:

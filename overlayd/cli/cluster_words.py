@@ -14,6 +14,11 @@ examples:
   overlayctl cluster remove-node web-7
 """
 
+
+def _example(words: str) -> str:
+    return f"example: overlayctl cluster {words}"
+
+
 ACTIONS = (
     Command(
         "init",
@@ -47,21 +52,27 @@ ACTIONS = (
         ),
         EPILOG,
     ),
-    Command("status", "Show this node's part in the cluster.", (output("table", "json"),)),
-    Command("nodes", "List the nodes.", (output("table", "wide", "json"),)),
-    Command("show", "Show one node.", (option("node", metavar="NODE"), output("table", "json"))),
+    Command("status", "Show this node's part in the cluster.", output("table", "json"), _example("status")),
+    Command("nodes", "List the nodes.", output("table", "wide", "json"), _example("nodes -o wide")),
+    Command(
+        "show", "Show one node.", (option("node", metavar="NODE"), *output("table", "json")), _example("show node-7")
+    ),
     Command(
         "set",
         "Set something of the cluster: node_ttl_secs, rate or zone.",
         (option("pair", metavar="KEY=VALUE"),),
+        _example("set node_ttl_secs=86400"),
     ),
     Command(
         "leave",
         "Give up this node's record, names and blocks.",
         (option("--force", action="store_true", help="though containers are attached"),),
+        _example("leave"),
     ),
-    Command("remove-node", "Remove a node that is gone.", (option("node", metavar="NODE"),)),
-    Command("rejoin", "Take another block, when that of this node is held by another."),
-    Command("accept", "Accept that the store lacks nodes that were known here."),
-    Command("check", "Compare the store, the journal and the device.", (output("text", "json"),)),
+    Command(
+        "remove-node", "Remove a node that is gone.", (option("node", metavar="NODE"),), _example("remove-node node-7")
+    ),
+    Command("rejoin", "Take another block, when that of this node is held by another.", epilog=_example("rejoin")),
+    Command("accept", "Accept that the store lacks nodes that were known here.", epilog=_example("accept")),
+    Command("check", "Compare the store, the journal and the device.", output("text", "json"), _example("check")),
 )

@@ -66,6 +66,7 @@ ACTIONS = (
         "uninstall",
         "Remove both again, once nothing needs them.",
         (*_PLACES, option("--force", action="store_true", help="though containers are attached, or DELs are left")),
+        "example: overlayctl cni uninstall",
     ),
-    Command("check", "Say what is missing; exits 4 when something is.", _PLACES),
+    Command("check", "Say what is missing; exits 4 when something is.", _PLACES, "example: overlayctl cni check"),
 )

@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from overlayd import __version__
 from overlayd.cli import cluster, cni, completion, lists, tables, top, wgshow
 from overlayd.cli.arguments import EXIT_ERR, EXIT_FINDINGS, EXIT_UNAVAILABLE
-from overlayd.cli.call import UsageError, list_requests, parse_request
+from overlayd.cli.call import NotFound, UsageError, list_requests, parse_request
 from overlayd.cli.columns import Paper, printable
+from overlayd.cli.words import perhaps_meant
 from overlayd.client import CallError, ConnectionLost, OverlayClient, Unreachable, default_socket
 from overlayd.errors import OverlaydError
 
@@ -33,13 +34,15 @@ DEFAULT_DATA_DIR = "/var/lib/overlayd"  # as the daemon's own
 T = TypeVar("T")
 
 
-def run(args: Namespace, usage: Callable[[str], NoReturn]) -> int:
-    """Do the command that `arguments.parser` parsed, and return the exit code.  usage: ends it with a message."""
+def run(args: Namespace) -> int:
+    """Do the command that `arguments.parser` parsed, and return the exit code."""
     try:
         code = asyncio.run(_exit_code(COMMANDS[args.command](args)))
         sys.stdout.flush()
     except UsageError as error:
-        usage(str(error))
+        args.usage(str(error))
+    except NotFound as error:
+        return _fail(EXIT_ERR, printable(str(error)))
     except CallError as error:
         return _fail(EXIT_ERR, "\n".join(map(printable, str(error).split("\n"))))
     except Unreachable as error:
@@ -50,6 +53,11 @@ def run(args: Namespace, usage: Callable[[str], NoReturn]) -> int:
         return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(reason, _socket(args))}")
     except (OverlaydError, TimeoutError) as error:
         return _fail(EXIT_UNAVAILABLE, str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # of a file or a directory that the command was to read or write
+        root = " (this takes root)" if isinstance(error, PermissionError) and os.geteuid() else ""
+        return _fail(EXIT_ERR, f"{error.filename or args.command}: {error.strerror or error}{root}")
     return code
 
 
@@ -367,6 +375,9 @@ async def _edge_list(args: Namespace) -> None:
 
 async def _edge_revoke(args: Namespace) -> None:
     async with _client(args) as client:
+        names = [each.name for each in await client.list_edge_peers()]
+        if args.name not in names:  # the request itself succeeds, and who mistyped would think the device shut out
+            raise NotFound(f"there is no edge peer {args.name}{perhaps_meant(args.name, names)}")
         await client.revoke_edge_peer(args.name)
 
 

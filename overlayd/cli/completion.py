@@ -52,20 +52,21 @@ def _zsh() -> str:
 #compdef overlayctl
 # made by: overlayctl completion zsh
 _overlayctl() {{
-  local -a commands path
+  local -a commands before
   commands=(
 {first}
   )
-  path=(${{${{words[2,CURRENT-1]}}:#-*}})
-  if (( ! $#path )); then
+  before=(${{${{words[2,CURRENT-1]}}:#-*}})
+  if (( ! $#before )); then
     _describe command commands
     return
   fi
-  case "$path" in
+  case "$before" in
 {cases}
   esac
 }}
-compdef _overlayctl overlayctl
+# As a file of fpath it is run to complete, and the first time defines itself; sourced, it is registered.
+if [[ "${{funcstack[1]}}" == _overlayctl ]]; then _overlayctl "$@"; else compdef _overlayctl overlayctl; fi
 """
 
 

@@ -33,13 +33,12 @@ def control() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Do what `overlayctl ARGUMENTS` should.  Returns the exit code; raises SystemExit for wrong usage and --help."""
-    line = parser()
-    args = line.parse_args(arguments)
+    """Do what `overlayctl ARGUMENTS` should.  Returns the exit code; raises SystemExit for a wrong word and --help."""
+    args = parser().parse_args(arguments)
     try:
         from overlayd.cli import commands  # noqa: PLC0415
 
-        return commands.run(args, line.error)
+        return commands.run(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

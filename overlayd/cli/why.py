@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from overlayd.cli.call import UsageError
+from overlayd.cli.call import NotFound
 from overlayd.cli.columns import Paper, Tone, printable, toned
 from overlayd.cli.tables import line_json
 from overlayd.client import OverlayClient
@@ -119,7 +119,10 @@ def pings(known: Known, text: str, count: int, paths: Mapping[str, str]) -> Iter
     """So many pings to an end; each returns its line, and whether it was answered.  paths: of peers, by key."""
     end = ends.find(known, text)
     if end.address is None:
-        raise UsageError(f"{text!r} is no container, address, registered name or peer")
+        said = end.name or Hop(
+            f"{text!r}", "has no one address to ping", remedy="name a container, an address or a peer"
+        )
+        raise NotFound(f"{said.where} {said.what}; {said.remedy}")
     peer = end.peer
     path = f", {paths.get(peer.key) or 'unknown path'} to {peer.called}" if peer is not None else ""
 

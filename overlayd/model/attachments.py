@@ -260,7 +260,10 @@ def service_of(draft: Draft, name: str) -> Service:
     """The service of that name; RequestError when containers cannot be attached to it."""
     service = draft.get(Service, name)
     if service is None:
-        raise NotSetUp(f"service {name} is not set up on this node: send setup_service_overlay first")
+        raise NotSetUp(
+            f"service {name} is not set up on this node: send setup_service_overlay first"
+            f"{ipam.in_other_case(draft, name)}"
+        )
     overlay.require(draft)
     return service
 

@@ -5,6 +5,7 @@ kernel shows, or the way between two ends (`path`).
 """
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Literal, NamedTuple
 
@@ -115,18 +116,23 @@ def find(known: Known, text: str) -> End:
     for member in known.members:
         if text in (member.handle, member.handle.partition(":")[2]):
             return End("member", text, member.address, member)
-    for name in (text, text.partition(".")[0]):
+    lower = text.lower()  # as DNS has it
+    for name in (lower, lower.partition(".")[0]):
         if name in known.names:
             return _named(known, name, text)
     for peer in known.peers:
         if text == peer.name or (len(text) >= 4 and peer.key.startswith(text.removesuffix("..."))):
             return End("peer", text, node_of(peer), peer=peer)
-    return End(
-        "nobody", text, name=Hop(f"{text!r}", "is no container, address, registered name or peer", "broken", NAMES)
-    )
+    remedy = f"{_near(known, text)}see overlayctl containers, dns and peers"
+    what = "is no container, address, registered name or peer"
+    return End("nobody", text, name=Hop(f"{text!r}", what, "broken", remedy))
 
 
-NAMES = "see overlayctl containers, dns and peers"
+def _near(known: Known, text: str) -> str:
+    """What was perhaps meant."""
+    called = {each.casefold(): each for each in (*(peer.name for peer in known.peers), *known.names) if each}
+    near = get_close_matches(text.casefold(), called, 3)
+    return f"did you mean {' or '.join(called[each] for each in near)}? " if near else ""
 
 
 def _at(known: Known, address: Address, text: str) -> End:

@@ -66,9 +66,15 @@ def allocate_ip(draft: Draft, service: str) -> Address:
     if service and draft.state.pools(GLOBAL) and draft.get(Service, service) is None:
         raise NotSetUp(
             f"service {service} is not set up on this node: send setup_service_overlay first, or leave the name empty "
-            "for an address from the node's slice"
+            f"for an address from the node's slice{in_other_case(draft, service)}"
         )
     return allocate(draft, service or GLOBAL, REQUEST)
+
+
+def in_other_case(draft: Draft, service: str) -> str:
+    """The end of an error about a service that is not there: of one whose name is written otherwise."""
+    name = next((each.name for each in draft.all(Service) if each.name.casefold() == service.casefold()), "")
+    return f"; there is {name}, and upper and lower case differ" if name else ""
 
 
 def release(draft: Draft, address: Address, holder: str) -> bool:

@@ -45,8 +45,8 @@ _NOT_IN_IFNAME = re.compile(r"[/:%\s\x00]")  # %: the kernel makes a number of i
 
 
 def socket_beside(socket: str) -> str:
-    """Where shims connect to the daemon that serves clients at a path, unless it was told.  Daemons whose sockets are in
-    one directory have one each.
+    """Where shims connect to the daemon that serves clients at a path, unless it was told otherwise.  Daemons whose
+    sockets are in one directory have one each.
     """
     directory, slash, name = socket.rpartition("/")
     stem = name.removesuffix(".sock")

@@ -130,3 +130,7 @@ def test_edge_list_and_revoke(canned: Canned, capsys: pytest.CaptureFixture[str]
     assert cli.run(["edge", "revoke", "laptop"]) == 0
     assert capsys.readouterr().out == ""
     assert canned.asked[-1] == wire.RevokeEdgePeer("laptop")
+    asked = len(canned.asked)
+    assert cli.run(["edge", "revoke", "Laptop"]) == 1
+    assert canned.asked[asked:] == [wire.ListEdgePeers()]
+    assert capsys.readouterr().err == "overlayctl: there is no edge peer Laptop; did you mean laptop?\n"

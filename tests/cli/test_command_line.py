@@ -1,8 +1,11 @@
 """What the command line itself has: help, completion, manual pages, and words for what was perhaps meant."""
 
+import argparse
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from canned import Canned
@@ -70,6 +73,8 @@ def test_what_is_missing_or_unknown_on_the_line_is_named(words: list[str], capsy
         (["status", "--sokcet", "x"], "--socket"),
         (["completion", "bsh"], "bash"),
         (["peers", "-o", "jsno"], "json"),
+        (["Status"], "status"),
+        (["call", "STATUS"], "status"),
     ],
 )
 def test_what_was_perhaps_meant(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +111,41 @@ def test_completion_names_every_command(shell: str, capsys: pytest.CaptureFixtur
         assert each.word in script
         for action in each.actions:
             assert action.word in script
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield each
+                yield from _parsers(each)
+
+
+@pytest.mark.parametrize("parser", [*_parsers(arguments.parser())], ids=lambda parser: parser.prog)
+def test_help_of_every_command_has_an_example_and_json_where_an_answer_may_be_json(
+    parser: argparse.ArgumentParser,
+) -> None:
+    assert f"{parser.prog.split()[0]} {parser.prog.split()[1]}" in (parser.epilog or ""), "an example"
+    options = {name: action for action in parser._actions for name in action.option_strings}
+    takes_json = any("json" in (action.choices or ()) for action in options.values())
+    assert ("--json" in options) == takes_json
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "bundle.tar.gz"
+    assert cli.run(["--socket", "/nonexistent", "bundle", str(below), "--data-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"overlayctl: {below}: Not a directory\n"
+    assert cli.run(["cni", "install", "--bin-dir", str(below)]) == 1
+    assert capsys.readouterr().err == f"overlayctl: {below}: Not a directory\n"
+
+
+@pytest.mark.parametrize("port", ["65536", "99999", "x", "-1"])
+def test_a_port_that_is_none_is_named(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(["web", f"--port={port}"])
+    assert caught.value.code == 2
+    assert port in capsys.readouterr().err
 
 
 def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cni.shim import CONFIG, ID, SHIM, Listener, call, finish, start, variables
-
 from overlayd.proto.cni import queue_of
 
 ANSWER = b'{"exit":0,"stdout":"{}"}'

@@ -88,6 +88,8 @@ def test_an_address_is_asked_of_a_service_that_is_set_up_or_of_the_node():
     state = ready()
     with pytest.raises(RequestError, match="service wbe is not set up on this node"):
         change(state, lambda draft: ipam.allocate_ip(draft, "wbe"))
+    with pytest.raises(RequestError, match="slice; there is web, and upper and lower case differ"):
+        change(state, lambda draft: ipam.allocate_ip(draft, "Web"))
     assert change(state, lambda draft: ipam.allocate_ip(draft, ""))[0] in SLICE
     with pytest.raises(RequestError, match="global overlay not set up"):
         change(new_state(), lambda draft: ipam.allocate_ip(draft, "web"))

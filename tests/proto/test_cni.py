@@ -27,6 +27,7 @@ def test_where_shims_and_a_daemon_meet(clients: str, shims: str, queue: str) -> 
     assert cni.socket_beside(clients) == shims
     assert cni.queue_of(shims) == queue
 
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "cni"
 ID = "b2f7c1d09e"
 
