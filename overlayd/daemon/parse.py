@@ -42,7 +42,7 @@ def networks(text: str, field: str, most: int) -> tuple[Network, ...]:
     """Comma-separated CIDRs, possibly none, and `most` at most."""
     if text.count(",") >= most and (number := sum(1 for part in text.split(",") if part.strip())) > most:
         raise InvalidValue(f"request.{field}: at most {most} CIDRs, got {number}")
-    return tuple(network(part, field) for part in text.split(",") if part.strip())
+    return tuple([network(part, field) for part in text.split(",") if part.strip()])
 
 
 def mac(text: str, field: str) -> bytes:
@@ -73,8 +73,8 @@ def endpoint(text: str, field: str) -> str:
         raise InvalidValue(f"request.{field}: {quoted(text)}: an IPv6 host stands in brackets, like [fd00::1]:51820")
     if host.startswith("["):
         address(host[1:-1], field)
-    else:
-        dns_name(host, field)  # an IPv4 address has the form of one
+    elif not _is_ipv4(host):
+        dns_name(host, field)
     return text
 
 
@@ -123,6 +123,15 @@ def _plain_network(text: str) -> Network | None:
         return None
     first = int.from_bytes(packed, "big") >> bits - length << bits - length
     return IPv4Network((first, length)) if bits == IPV4LENGTH else IPv6Network((first, length))
+
+
+def _is_ipv4(text: str) -> bool:
+    """Whether it is an IPv4 address, which has the form of a DNS name and is looked at in a tenth of the time."""
+    try:
+        inet_pton(AF_INET, text)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _require_no_zone(text: str, field: str) -> None:

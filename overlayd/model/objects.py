@@ -25,6 +25,8 @@ from ipaddress import (
 )
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
     Network = IPv4Network | IPv6Network
@@ -268,8 +270,7 @@ class Route:
         return ("route", *prefix(self.destination))
 
 
-@dataclass(frozen=True, slots=True)
-class Fence:
+class Fence(msgspec.Struct, frozen=True):
     """An unreachable route of ours in the main table, of the metric FENCE_METRIC: what is for `destination` goes
     through the overlay or nowhere.  It is on no link, and so stays when a device goes.
     """
@@ -306,8 +307,7 @@ class Proxy:
         return ("proxy", self.address)
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(msgspec.Struct, frozen=True):
     """One member of one of our nftables sets, or one entry of a map.
 
     family: "inet" or "bridge", the table's.  set: the set's name.  member: in nft syntax ("10.200.0.5",
@@ -327,8 +327,7 @@ class Element:
 Object = Device | DevicePeer | Bridge | Veth | Route | Fence | Alias | Proxy | Element
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """One change of one object: create (have is None), delete (want is None), or change in place (both; the keys
     are equal).
 

@@ -72,10 +72,10 @@ class State:
 
     def table(self, kind: type[R]) -> dict[str, R]:
         """The table of a row type, by key.  Not to be changed."""
-        return cast(dict[str, R], self._tables[kind.table])
+        return self._tables[kind.table]  # type: ignore[return-value]
 
     def get(self, kind: type[R], key: str = "") -> R | None:
-        return self.table(kind).get(key)
+        return self._tables[kind.table].get(key)  # type: ignore[return-value]
 
     @property
     def node(self) -> Node:

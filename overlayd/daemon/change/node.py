@@ -27,7 +27,7 @@ from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, Networks, implied, layout, leave_out
 from overlayd.model.objects import Address, Element, Step, Veth
 from overlayd.model.plan import plan
-from overlayd.model.rows import Change, Lease, Row, RowId, encode
+from overlayd.model.rows import Change, Lease, Peer, Row, RowId, encode
 from overlayd.model.state import Draft, NotYet, State
 
 T = TypeVar("T")
@@ -340,7 +340,8 @@ class Node:
                         await slices.pause()
                         if not everything:
                             have = leave_out(self.state, self.facts, draft.rows, touched, besides) | have
-                        have |= await self._layout(first, everything, besides)
+                        if not all(id[0] == Peer.table and self.state.get(Peer, id[1]) is None for id in first):
+                            have |= await self._layout(first, everything, besides)  # of a new peer there is nothing yet
                         await slices.pause()
                         touched |= first
                         for id, row in self.state.apply(draft.rows).items():

@@ -4,7 +4,6 @@ Owns: add_peer, remove_peer, add_allowed_ip, remove_allowed_ip.  Must not know: 
 """
 
 import logging
-from functools import cache, partial
 
 from overlayd import keys, wire
 from overlayd.daemon import parse
@@ -15,7 +14,7 @@ from overlayd.errors import RequestError
 from overlayd.model import membership, peers
 from overlayd.model.layout import configured_address
 from overlayd.model.names import require_printable
-from overlayd.model.objects import GLOBAL, LONGEST_SCOPE
+from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
 from overlayd.model.rows import Service
 from overlayd.model.state import Draft
 
@@ -41,7 +40,11 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
     scope = _scope(request.scope)
     key = parse.key(request.public_key, "public_key")
     endpoint = parse.endpoint(request.endpoint, "endpoint")
-    allowed_ips = cache(partial(parse.networks, request.allowed_ips, "allowed_ips", peers.MOST_ALLOWED_IPS))
+    allowed_ips: list[tuple[Network, ...]] = []
+
+    def read() -> None:
+        allowed_ips.append(parse.networks(request.allowed_ips, "allowed_ips", peers.MOST_ALLOWED_IPS))
+
     if request.persistent_keepalive_secs > parse.KEEPALIVE_MAX:
         raise RequestError(
             f"request.persistent_keepalive_secs: at most {parse.KEEPALIVE_MAX}, got {request.persistent_keepalive_secs}"
@@ -58,7 +61,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
             own_key=_own_key(daemon.node, scope),
             endpoint=endpoint,
             keepalive=request.persistent_keepalive_secs,
-            allowed_ips=allowed_ips(),
+            allowed_ips=allowed_ips[0],
             candidates=tuple((c.candidate_type, c.address, c.priority) for c in request.candidates),
             host=daemon.surroundings.networks,
             name=request.name,
@@ -66,11 +69,11 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
 
     number = request.allowed_ips.count(",") + 1
     if number <= MANY:
-        allowed_ips()
+        read()
         size = max(number // A_FEW, 1)
         moved = await daemon.node.change_together(decide, exclusive=peers_locks(scope), size=size)
     else:
-        moved = await daemon.node.change(decide, exclusive=peers_locks(scope), prepare=allowed_ips)
+        moved = await daemon.node.change(decide, exclusive=peers_locks(scope), prepare=read)
     _log_moves(moved)
     return wire.Ok()
 
