@@ -9,6 +9,7 @@ Owns: running the program, and the life of our two tables in the kernel.  Must n
 (`model.ruleset`), or when to change them.
 """
 
+import logging
 import os
 import re
 import subprocess
@@ -26,10 +27,13 @@ from overlayd.linux import netlink, setelem
 from overlayd.model import firewall, ruleset, set_changes
 from overlayd.model.objects import NFT_TABLE, Element, Step
 
+_log = logging.getLogger(__name__)
+
 # Two calls, not one: nft 1.0.6 reads only the last table that a script lists.
 OURS = (INET, _BRIDGE) = (f"table inet {NFT_TABLE}", f"table bridge {NFT_TABLE}")
 
 _ERRNO = {os.strerror(number): number for number in errorcode}  # nft gives the kernel's errors as words only
+_CHAIN = re.compile(r"^\s+chain (\S+) \{", re.MULTILINE)
 _REASON = re.compile(r"(?:\S+: )?Error: (?:Could not process rule: )?(.*?)(?:; did you mean.*)?")
 
 # Our own: listings until two in a row agree.  The kernel is done in milliseconds; others may change members meanwhile.
@@ -67,7 +71,8 @@ class Nft:
         without them.  Other elements stay.
 
         Tables that do not take them, made by another version with sets of other types or holding another value for a
-        member, are replaced and lose their other elements: observe() after this.
+        member, and those that have chains of somebody else are replaced and lose their other elements: observe() after
+        this.
         """
         fault.point("nft:ensure")
         script = ruleset.with_members(members)
@@ -76,7 +81,13 @@ class Nft:
         except MechanismError:
             self._run(ruleset.removed() + script)
         fault.point("nft:ensured")
-        self._installed = self._rules()
+        installed = self._rules()
+        if foreign := sorted(set(_CHAIN.findall(installed)) - set(_CHAIN.findall(script))):
+            # A flush empties a chain, and leaves its hook and its policy.
+            _log.warning("chains of somebody else in our tables are removed: %s", ", ".join(foreign))
+            self._run(ruleset.removed() + script)
+            installed = self._rules()
+        self._installed = installed
 
     def apply(self, steps: Sequence[Step]) -> None:
         """Do `steps`, each about an Element, in one transaction: all or none.

@@ -66,6 +66,7 @@ def watched() -> Iterator[Watched]:
         ("nft delete table inet overlayd", "by nft"),
         ("nft flush table bridge overlayd", "by nft"),
         ("nft add rule inet overlayd forward drop", "by nft"),
+        ("nft add chain inet overlayd mine '{{ type filter hook forward priority 10; policy drop; }}'", "by nft"),
         ("nft flush map inet overlayd network4", "by nft"),
         ("ip link del {bridge}", "bridge {bridge} is missing"),
         ("ip link set {bridge} down", "bridge {bridge} is broken: it is down"),

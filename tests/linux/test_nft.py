@@ -173,6 +173,18 @@ def test_what_others_put_into_our_sets_is_seen_and_can_be_deleted(nft: Nft, spac
     assert nft.observe() == {}
 
 
+@pytest.mark.parametrize("family", ["inet", "bridge"])
+def test_a_chain_of_somebody_else_in_our_tables_goes(nft: Nft, space: Namespace, family: str) -> None:
+    """A flush of the table would leave its policy."""
+    space.nft(f"add chain {family} overlayd mine {{ type filter hook forward priority 10; policy drop; }}")
+    assert not nft.intact()
+    member = ruleset.cluster(ip_network("10.200.0.0/16"))
+    nft.ensure(member)
+    assert nft.intact()
+    assert nft.observe() == by_key(member)
+    assert "mine" not in space.nft(f"list table {family} overlayd")
+
+
 def test_a_transaction_is_all_or_nothing(nft: Nft, space: Namespace) -> None:
     space.nft("delete table bridge overlayd")
     with pytest.raises(MechanismError) as caught:
