@@ -95,6 +95,7 @@ def watched() -> Iterator[Watched]:
         ("ip link del {device}", "device {device} is missing"),
         ("ip link set {device} down", "device {device} is broken: it is down"),
         ("ip link set {device} mtu 1300", "device {device} has mtu 1300"),
+        ("ip link set {device} name another", "device {device} has name another, not {device}"),
         ("ip address flush dev {device}", "device {device} has addresses none, not 10.200.1.1/16, by"),
         ("ip route del 10.200.0.0/16 dev {device}", "device {device} is broken: its route to 10.200.0.0/16 is gone"),
         (

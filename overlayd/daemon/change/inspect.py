@@ -67,7 +67,7 @@ def _wanted(kernel: Kernel, want: Layout, seen: Mapping[Hashable, links.Observed
     for thing in want.values():
         if isinstance(thing, Device):
             link = seen.get(thing.key)
-            if isinstance(link, links.DeviceLink) and kernel.backend is not None and kernel.backend.alive(link.name):
+            if isinstance(link, links.DeviceLink) and _served_as(kernel, link, want):
                 found[thing.key] = replace(
                     thing,
                     name=link.name,
@@ -155,10 +155,11 @@ def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
     """A device and its peers; nothing when nobody serves the link, so that it is made anew.  One that does not answer
     is believed to be as it should be: if it stays silent, `health` ends it.
     """
-    if kernel.backend is None or not kernel.backend.alive(link.name):
+    served_as = _served_as(kernel, link, want)
+    if kernel.backend is None or not served_as:
         return {}
     try:
-        state = kernel.backend.read(link.name)
+        state = kernel.backend.read(served_as)
     except MechanismError as error:
         if error.errno != ETIMEDOUT:
             raise
@@ -175,6 +176,18 @@ def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
         label=link.label,
     )
     return {device.key: device} | _peers(device, state, want)
+
+
+def _served_as(kernel: Kernel, link: links.DeviceLink, want: Layout) -> str:
+    """The name by which the backend knows a device: that of its link, or the wanted one where somebody renamed the link;
+    empty when nobody serves it.
+    """
+    backend, wanted = kernel.backend, want.get(link.key)
+    if backend is None:
+        return ""
+    if backend.alive(link.name):
+        return link.name
+    return wanted.name if isinstance(wanted, Device) and backend.serves(wanted.name, link.name) else ""
 
 
 def _silent(link: links.DeviceLink, want: Layout) -> Layout:

@@ -82,6 +82,9 @@ class Backend(Protocol):
     def alive(self, device: str) -> bool:
         """Whether the link exists and something serves it.  Does not look at its configuration."""
 
+    def serves(self, name: str, link: str) -> bool:
+        """Whether what answers to the device `name` serves the link that is called `link` now: somebody renamed it."""
+
 
 def peer_changes(steps: Iterable[Step], *, drops: bool) -> list[PeerChange]:
     """The smallest changes that make `steps`, which are of DevicePeer, in an order that suits moved allowed IPs.

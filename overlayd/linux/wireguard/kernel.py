@@ -123,6 +123,10 @@ class Kernel:
             return _is_link(route, device)
         return False
 
+    def serves(self, name: str, link: str) -> bool:
+        """The kernel goes by the link, whatever that is called."""
+        return name == link and self.alive(link)
+
     def _set_device(self, device: Device, key: bytes, port: int) -> None:
         """Send what differs only."""
         new_key = device.private_key if device.private_key != key else None

@@ -160,6 +160,14 @@ class Userspace:
             return bool(socket.if_nametoindex(device))
         return False
 
+    def serves(self, name: str, link: str) -> bool:
+        with suppress(OSError):
+            serving = process.process_behind(name)
+            if serving is not None:
+                with serving:
+                    return serving.serves(link)
+        return False
+
     def _take_up(self, device: Device) -> None:
         """Give the process that serves a device what it lacks of its key and port."""
         fault.point("wireguard:started")
