@@ -30,6 +30,7 @@ from overlayd.linux.link import (
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.linux.script import Script, run
 from overlayd.linux.syscalls import LATER
+from overlayd.linux.view import read_forwarding
 from overlayd.model.objects import (
     ALIAS,
     GROUP_BRIDGE,
@@ -134,6 +135,10 @@ def delete_proxy(proxy: Proxy) -> None:
 def _reconfigure(netlink: Netlink, bridge: Bridge) -> None:
     """Make of a bridge that is there what is wanted, with no other addresses."""
     index, wanted = link_index(bridge.name), _addresses(bridge)
+    if (index, mac(bridge.address.ip)) not in read_forwarding(netlink, index):
+        # The kernel enters a bridge's MAC when it changes: so it has another one for a moment.
+        other = rt.link_body(attribute(rt.IFLA_ADDRESS, mac(bridge.address.ip + 1)), index=index)
+        netlink.transact([Request("configure bridge", bridge.name, rt.RTM_SETLINK, 0, other)])
     script = Script()
     _configure(script, bridge, socket.if_indextoname(index))
     run(netlink, [script])

@@ -66,7 +66,9 @@ class PortChanged(NamedTuple):
 
 
 class MacForgotten(NamedTuple):
-    """A bridge forgot a MAC that it had been told, of the port with that index: it was made to, or the port leaves."""
+    """A bridge forgot a MAC that it had been told, of the port with that index, or its own, by the index of the bridge:
+    it was made to, the port leaves, or it has another MAC.
+    """
 
     ifindex: int
     mac: bytes

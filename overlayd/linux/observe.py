@@ -253,7 +253,7 @@ def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: View 
         address = addresses[0]
         faults += _other_mac(link, bridges.mac(address.ip))
         carried = [address] if address.version == 4 else [address, bridges.LINK_LOCAL]
-        faults += _lost_routes(link, carried, host)
+        faults += [*_lost_routes(link, carried, host), *_lost_mac(link, host)]
     else:
         address = _NO_ADDRESS
     faults += [*_taken(link), *_parameter(link), *_heeds_routers(link), *bridge_options.bridge_faults(link)]
@@ -313,6 +313,12 @@ def _lost_routes(link: rt.Link, addresses: Iterable[Interface], host: View | Non
     return [f"its route to {network} is gone" for network in wide if (link.ifindex, network) not in host.connected]
 
 
+def _lost_mac(link: rt.Link, host: View | None) -> list[str]:
+    """A bridge whose forwarding database has lost its own MAC passes on what is for the host."""
+    there = host is None or (link.ifindex, link.mac) in host.forwarding
+    return [] if there else ["its forwarding database does not have its own MAC"]
+
+
 def _routes(host: View) -> Iterable[Route]:
     for index, destination, _gateway in host.routes:
         link = host.links.get(index)
@@ -335,9 +341,10 @@ def _outer_end(link: rt.Link, want: Veth, host: View) -> Veth:
     faults = [*_down(link), *_other_group(link), *_other_mac(link, veth.host_mac(want.mac))]
     faults += _heeds_routers(link)
     if bridge is not None:
-        faults += _port(link, want.mac, bridge, host)
+        faults += [*_port(link, want.mac, bridge, host), *_misled(bridge, want.address, want.mac, host)]
     elif want.service is None:
         faults += [*_lost_host_route(link, want.address, host), *_lost_address(link, want.gateway, host)]
+        faults += _misled(link, want.address, want.mac, host)
         faults += _parameter(link)
     return replace(
         want,
@@ -367,6 +374,12 @@ def _port(link: rt.Link, mac: bytes, bridge: rt.Link, host: View) -> list[str]:
     told = (link.ifindex, mac) in host.forwarding
     untold = [] if told else [f"its bridge has not been told of the MAC {mac.hex(':')}"]
     return [*bridge_options.port_faults(link), *untold]
+
+
+def _misled(link: rt.Link, address: Interface, mac: bytes, host: View) -> list[str]:
+    """What somebody told the host of a neighbour counts, though the neighbour itself would say otherwise."""
+    told = host.neighbours.get((link.ifindex, address.ip), mac)
+    return [] if told == mac else [f"{link.name} was told that {address.ip} is at {told.hex(':')}, not {mac.hex(':')}"]
 
 
 def _as_left(seen: Veth, want: Veth, link: rt.Link, host: View, inside: View) -> Veth:

@@ -82,7 +82,7 @@ NETCONFA_IFINDEX_ALL = -1
 # linux/if_addr.h, linux/neighbour.h
 IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
-NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER, NDA_PROTOCOL = 1, 2, 8, 9, 12
+NDA_DST, NDA_LLADDR, NDA_VLAN, NDA_IFINDEX, NDA_MASTER, NDA_PROTOCOL = 1, 2, 5, 8, 9, 12
 NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
 NTF_MASTER, NTF_PROXY, NTF_STICKY = 0x04, 0x08, 0x40
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
@@ -312,13 +312,14 @@ def forwarding_filter(bridge: int = 0) -> bytes:
 
 
 def parse_forwarding(body: memoryview) -> tuple[int, bytes] | None:
-    """Decode the body of an RTM_NEWNEIGH message about a forwarding database: port and MAC of a static entry, None for
-    any other.
+    """Decode the body of an RTM_NEWNEIGH message about a forwarding database: port and MAC of a static entry, the
+    bridge and a MAC of its own; None for any other.
     """
     _family, index, state, _flags, _type = _NEIGHBOUR.unpack_from(body)
-    if state != NUD_NOARP:
+    found = dict(attributes(body[_NEIGHBOUR.size :])) if state in (NUD_NOARP, NUD_PERMANENT) else {}
+    if not found or NDA_VLAN in found or (state == NUD_PERMANENT and number(found.get(NDA_MASTER)) != index):
         return None
-    return index, bytes(dict(attributes(body[_NEIGHBOUR.size :]))[NDA_LLADDR])
+    return index, bytes(found[NDA_LLADDR])
 
 
 def proxy_body(index: int, address: Address, protocol: int) -> bytes:

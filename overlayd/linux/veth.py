@@ -34,6 +34,7 @@ from overlayd.linux.link import (
     read_link,
     route_request,
 )
+from overlayd.linux.neighbours import forget_request
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.linux.script import Script, run
 from overlayd.linux.syscalls import LATER
@@ -191,7 +192,7 @@ def change(have: Veth, want: Veth) -> None:
             if have.label != want.label:
                 _mark(host, want, aside=descriptor < 0 or _has_routes_aside(want, descriptor))
             if want.bridge is not None:
-                host.transact([_forward_request(want.name)])
+                host.transact([_forward_request(want.name), forget_request(want.bridge, want.address.ip)])
             _configure_outer(host, want, ready=up)
 
 
@@ -250,9 +251,7 @@ def delete(names: Iterable[str], namespaces: Mapping[str, Netns | NetnsPath] = _
 
 
 def host_mac(mac: bytes) -> bytes:
-    """MAC of the host end, from that of the inner end: unlike it, and above the bridge's own, which therefore never
-    follows its ports.
-    """
+    """MAC of the host end: unlike the inner end's, and above the bridge's own, which so never follows its ports."""
     return b"\xfe" + mac[1:]
 
 

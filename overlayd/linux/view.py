@@ -8,11 +8,11 @@ import logging
 import os
 import socket
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from overlayd.errors import MechanismError
-from overlayd.linux import netns
+from overlayd.linux import neighbours, netns
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, read_link
 from overlayd.linux.netlink import Netlink
@@ -34,7 +34,8 @@ class View:
 
     sources: of routes that name one.  near: addresses of link scope.  connected: the routes that the kernel made of
     addresses, by link index and network.  fences: where our unreachable routes are.  forwarding: static entries of the
-    bridges' forwarding databases, by port and MAC.
+    bridges' forwarding databases, by port and MAC, and their own MACs, by bridge.  neighbours: the MACs that somebody
+    told, by link index and address.
     """
 
     links: dict[int, rt.Link]
@@ -46,6 +47,7 @@ class View:
     connected: frozenset[tuple[int, Network]] = frozenset()
     forwarding: frozenset[tuple[int, bytes]] = frozenset()
     fences: frozenset[Network] = frozenset()
+    neighbours: Mapping[tuple[int, Address], bytes] = field(default_factory=dict)
 
 
 def read_host(netlink: Netlink) -> View:
@@ -57,6 +59,7 @@ def read_host(netlink: Netlink) -> View:
         connected=connected,
         fences=_read_fences(netlink),
         forwarding=read_forwarding(netlink),
+        neighbours=neighbours.told(netlink),
     )
 
 
@@ -96,6 +99,7 @@ def _with_addresses(netlink: Netlink, view: View, index: int) -> View:
         near=view.near | near,
         routes=view.routes | routes,
         connected=view.connected.union(connected),
+        neighbours={**view.neighbours, **neighbours.told(netlink, index)},
     )
 
 

@@ -87,6 +87,10 @@ def watched() -> Iterator[Watched]:
         ("ip link set {veth}-s down", "{veth}-s is broken: it is down"),
         ("ip link set {veth}-s mtu 1300", "{veth}-s has mtu 1300, not 1440"),
         (
+            "bridge fdb del $(cat /sys/class/net/{bridge}/address) dev {bridge} self",
+            "bridge {bridge} is broken: its forwarding database does not have its own MAC",
+        ),
+        (
             "bridge fdb del {mac} dev {veth}-s master",
             "{veth}-s is broken: its bridge has not been told of the MAC {mac}",
         ),
@@ -152,6 +156,23 @@ def test_options_that_cut_containers_off_are_put_back(watched: Watched, damage: 
     assert " is broken: its " in watched.said()
     ping(watched.box, watched.neighbour, count=2)
     assert watched.node.overlayctl("doctor").startswith("all is as it should be\n")
+
+
+@pytest.mark.parametrize("link", ["{bridge}", "{leg}"])
+def test_a_mac_that_somebody_told_the_host_is_found_and_forgotten_at_a_start(watched: Watched, link: str) -> None:
+    """Linux tells nobody of it by name: the doctor looks, and so does a start."""
+    end = {"{bridge}": ("eth0", "s"), "{leg}": ("eth1", "g")}[link]
+    link = link.format(bridge=watched.bridge, leg=f"veth-{watched.box.pid}-g")
+    (shown,) = json.loads(watched.box.run(["ip", "-j", "address", "show", end[0]]))
+    address = next(each["local"] for each in shown["addr_info"] if each["family"] == "inet")
+    watched.do(f"ip neigh replace {address} lladdr 02:00:00:00:00:99 dev {link} nud permanent")
+    (finding,) = watched.member.findings()
+    assert (finding["code"], finding["object"]) == ("drift", f"veth-{watched.box.pid}-{end[1]}")
+    assert f"{link} was told that {address} is at 02:00:00:00:00:99, not {shown['address']}" in finding["problem"]
+    watched.node.kill()
+    watched.member.start()
+    assert watched.member.findings() == []
+    ping(watched.node, address, count=2)
 
 
 @pytest.mark.parametrize(

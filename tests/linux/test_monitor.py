@@ -60,13 +60,18 @@ def test_links_come_and_go_and_of_each_only_the_last_is_told(monitor, shell):
 
 
 def test_a_bridge_that_forgets_a_mac(monitor, shell):
-    shell("ip link add br0 type bridge; ip link add v0 type veth peer name v1; ip link set v0 master br0")
-    shell("ip link set br0 up; ip link set v0 up; ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev br0")
+    shell("ip link add br0 address 02:00:00:00:00:02 type bridge; ip link add v0 type veth peer name v1")
+    heard(monitor)  # a bridge forgets its own MAC when it is given it
+    shell("ip link set v0 master br0; ip link set br0 up; ip link set v0 up")
+    shell("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 dev br0")
     shell("bridge fdb add 02:00:00:00:00:01 dev v0 master static; ip neigh del 192.0.2.9 dev br0")
     assert of(MacForgotten, heard(monitor)) == []
     shell("bridge fdb del 02:00:00:00:00:01 dev v0 master")
     (event,) = of(MacForgotten, heard(monitor))
     assert (event.ifindex, event.mac) == (socket.if_nametoindex("v0"), bytes.fromhex("020000000001"))
+    shell("bridge fdb del 02:00:00:00:00:02 dev br0 self")
+    (event,) = of(MacForgotten, heard(monitor))
+    assert (event.ifindex, event.mac) == (socket.if_nametoindex("br0"), bytes.fromhex("020000000002"))
 
 
 def test_a_port_leaving_its_bridge_is_no_deletion(monitor, shell):

@@ -179,8 +179,8 @@ def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
 
 
 def _served_as(kernel: Kernel, link: links.DeviceLink, want: Layout) -> str:
-    """The name by which the backend knows a device: that of its link, or the wanted one where somebody renamed the link;
-    empty when nobody serves it.
+    """The name by which the backend knows a device: that of its link, or the wanted one where somebody renamed the
+    link; empty when nobody serves it.
     """
     backend, wanted = kernel.backend, want.get(link.key)
     if backend is None:
