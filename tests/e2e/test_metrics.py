@@ -82,11 +82,24 @@ def test_every_change_is_one_line_with_who_asked_for_it() -> None:
         with pytest.raises(Refused):
             member.attach(lab.container(), "nosuch")
         member.request("list", what="services")
+        member.request(
+            "attach_container", handle={"platform": "guest_managed", "id": "vm1"}, service="web", join_global=False
+        )
+        member.request("register_dns", name="web", ip="10.200.1.9")
         lines = [json.loads(line) for line in member.node.log.read_text().splitlines()]
         told = [each for each in lines if each["logger"] == "overlayd.audit"]
-        ops = ["set_local_node_id", "setup_global_overlay", "setup_service_overlay", *["attach_container"] * 2]
+        ops = [
+            "set_local_node_id",
+            "setup_global_overlay",
+            "setup_service_overlay",
+            *["attach_container"] * 3,
+            "register_dns",
+        ]
         assert [each["op"] for each in told] == ops
         assert told[3]["object"] == f"pid:{container.pid}"
-        assert [each["result"] for each in told[-2:]] == ["attached", "err"]
-        assert "refused, service nosuch is not set up" in told[-1]["message"]
+        assert [each["result"] for each in told[3:5]] == ["attached", "err"]
+        assert "refused, service nosuch is not set up" in told[4]["message"]
+        assert [each.get("detail") for each in told] == [None, None, None, "web", "nosuch", "web", "10.200.1.9"]
+        assert [each["object"] for each in told[5:]] == ["guest:vm1", "web"]  # as `list` has it
+        assert told[6]["message"].startswith("register_dns web 10.200.1.9: done in ")
         assert all(each["uid"] == 0 and each["pid"] > 0 and each["program"] and each["ms"] >= 0 for each in told)

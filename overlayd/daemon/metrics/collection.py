@@ -64,8 +64,20 @@ class Collection:
         node, requests = self._node, self._requests
         backend = node.kernel.backend.name if node.kernel.backend is not None else "none"
         labels = ("version", "backend")
-        yield from family("overlayd_build_info", "gauge", "What runs.", labels, [((__version__, backend), 1)])
-        yield from family("overlayd_start_time_seconds", "gauge", "When it began.", (), [((), self._started)])
+        yield from family(
+            "overlayd_build_info",
+            "gauge",
+            "The version of overlayd, and the WireGuard that it uses; always 1.",
+            labels,
+            [((__version__, backend), 1)],
+        )
+        yield from family(
+            "overlayd_start_time_seconds",
+            "gauge",
+            "When the daemon started, in seconds since 1970.",
+            (),
+            [((), self._started)],
+        )
         up = node.state.overlay is not None and node.facts.devices
         yield from family("overlayd_ready", "gauge", "1 while tunnels can be had.", (), [((), up)])
         help = "Requests that were answered."
@@ -114,7 +126,9 @@ class Collection:
         samples = [(("hit",), cache.hits), (("miss",), cache.misses)]
         yield from family("overlayd_dns_forwarded_questions_total", "counter", help, ("cache",), samples)
         yield from family("overlayd_dns_cached_answers", "gauge", "Answers in the cache.", (), [((), len(cache))])
-        yield from family("overlayd_dns_cached_bytes", "gauge", "Their size.", (), [((), cache.size)])
+        yield from family(
+            "overlayd_dns_cached_bytes", "gauge", "Memory of the answers in the cache of DNS.", (), [((), cache.size)]
+        )
 
     def _peers(self, now: float) -> Iterator[str]:
         """Yields an empty part for each peer, so that the slices are of peers."""

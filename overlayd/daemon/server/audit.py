@@ -28,6 +28,9 @@ _READS = (
 )
 # The key that says what a request is about: the first of these that it has.
 _SUBJECTS = ("handle", "service", "public_key", "pubkey", "name", "ip", "zone", "cluster_cidr", "node_id")
+# And those that say more of it, of which the first one is told.
+_DETAILS = ("cidr", "service", "ip")
+_KINDS = {wire.GuestManaged: "guest", wire.HostShared: "host"}  # as `list` has them
 
 
 def program_of(client: Credentials) -> str:
@@ -48,17 +51,21 @@ def tell(client: Credentials, program: str, request: wire.Request, response: wir
         return
     op, result = str(request.__struct_config__.tag), str(response.__struct_config__.tag)
     refusal = response.message if isinstance(response, wire.Err) else ""
-    write(client, program, Told(op, _subject(request), result, refusal, seconds))
+    subject = _subject(request)
+    write(client, program, Told(op, subject, result, refusal, seconds, _detail(request, subject)))
 
 
 class Told(NamedTuple):
-    """What a line tells.  refusal: why it was not done, empty when it was."""
+    """What a line tells.  refusal: why it was not done, empty when it was.  detail: more of the object, such as the
+    service that a container is attached to, the CIDR of a peer, or the address of a name.
+    """
 
     op: str
     object: str
     result: str
     refusal: str
     seconds: float
+    detail: str = ""
 
 
 def write(client: Credentials, program: str, told: Told) -> None:
@@ -67,7 +74,7 @@ def write(client: Credentials, program: str, told: Told) -> None:
     log.info(
         "%s %s: %s in %s ms (%s %s)",
         told.op,
-        told.object,
+        f"{told.object} {told.detail}" if told.detail else told.object,
         f"refused, {told.refusal}" if told.refusal else "done",
         milliseconds,
         client,
@@ -76,6 +83,7 @@ def write(client: Credentials, program: str, told: Told) -> None:
             "fields": {
                 "op": told.op,
                 "object": told.object,
+                **({"detail": told.detail} if told.detail else {}),
                 "result": told.result,
                 "ms": milliseconds,
                 "pid": client.pid,
@@ -94,7 +102,12 @@ def _subject(request: wire.Request) -> str:
         if isinstance(value, wire.LinuxNetns):
             return f"netns:{value.id}/{value.ifname}"
         if isinstance(value, wire.GuestManaged | wire.HostShared):
-            return f"{value.__struct_config__.tag}:{value.id}"
+            return f"{_KINDS[type(value)]}:{value.id}"
         if isinstance(value, str | int) and value != "":
             return str(value)
     return "-"
+
+
+def _detail(request: wire.Request, subject: str) -> str:
+    told = (getattr(request, key, None) for key in _DETAILS)
+    return next((each for each in told if isinstance(each, str) and each not in ("", subject)), "")
