@@ -58,11 +58,15 @@ def veth_name(pid: int, leg: Leg) -> str:
     return f"veth-{pid}-{leg}"
 
 
-@lru_cache(CACHED)
 def namespace_veth_name(id: str, interface: str, leg: Leg) -> str:
     """The host end of the veth of a container that is attached by its namespace, with that interface."""
+    return f"{PREFIX}{_NAMESPACE_LEGS[leg]}{_namespace_digits(id, interface)}"
+
+
+@lru_cache(CACHED)
+def _namespace_digits(id: str, interface: str) -> str:
     digits = f"{siphash13(b''.join(string.encode() + _END for string in (id, interface))):016x}"
-    return f"{PREFIX}{_NAMESPACE_LEGS[leg]}{digits[:10]}"
+    return digits[:10]
 
 
 def is_host_end(link: str) -> bool:
