@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -331,15 +331,20 @@ class Commands:
     @asynccontextmanager
     async def _locked(self, *handles: str) -> AsyncIterator[None]:
         """One command of an interface at a time; of several in one order, so that nobody waits in a circle."""
-        self._users.update(handles)
+        held: list[asyncio.Lock] = []
+        for handle in handles:
+            self._users[handle] += 1
         try:
-            async with AsyncExitStack() as held:
-                for handle in sorted(handles):
-                    await held.enter_async_context(self._locks.setdefault(handle, asyncio.Lock()))
-                yield
+            for handle in sorted(handles):
+                lock = self._locks.setdefault(handle, asyncio.Lock())
+                await lock.acquire()
+                held.append(lock)
+            yield
         finally:
-            self._users.subtract(handles)
+            for lock in held:
+                lock.release()
             for handle in handles:
+                self._users[handle] -= 1
                 if not self._users[handle]:
                     del self._users[handle]
                     self._locks.pop(handle, None)
