@@ -5,7 +5,8 @@ Owns: for which packets the kernel is asked, which way they should take, and the
 how it is asked (`linux.egress`), or which networks of the host overlap with the overlay (`overlaps`).
 
 A look at the routes in the main table cannot tell: policy rules (ip-rule(8)) come before it.  So the kernel is asked
-for the way of some packets of each kind: by what goes wrong with such a rule, all of a kind do.
+for the way of some packets of each kind: by what goes wrong with such a rule, all of a kind do.  A rule for some
+addresses only is asked about by one of these.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,13 @@ class Question(NamedTuple):
     source: Address | None = None
 
 
+class Rule(NamedTuple):
+    """A policy rule for some packets.  destination, source: None for any."""
+
+    destination: Network | None
+    source: Network | None
+
+
 class Way(NamedTuple):
     """What becomes of it.  link: that it leaves by, "" for none.  problem: why it does not leave, else empty."""
 
@@ -41,8 +49,11 @@ class Way(NamedTuple):
     problem: str = ""
 
 
-def questions(state: State, facts: Facts) -> list[Question]:
-    """Packets of the host and of containers to peers, of WireGuard to endpoints, and of the host to containers."""
+def questions(state: State, facts: Facts, rules: Iterable[Rule] = ()) -> list[Question]:
+    """Packets of the host and of containers to peers, of WireGuard to endpoints, and of the host to containers.
+
+    rules: the host's, in their order.
+    """
     overlay = state.get(Overlay)
     if overlay is None:
         return []
@@ -59,12 +70,40 @@ def questions(state: State, facts: Facts) -> list[Question]:
             found.append(Question(address, link))
             if sender is not None and scope == GLOBAL:
                 found.append(Question(address, link, services[sender.service].bridge, sender.address))
-    for each in containers[:SAMPLE]:
+    named = list(islice(rules, SAMPLE))
+    for scope, link in links.items():
+        for rule in named:
+            aimed = _first(rule.destination) if rule.destination is not None else None
+            far = aimed or next(_peers(state, scope, overlay.cluster.version), None)
+            if far is None or state.allowed_ips(scope).lookup(far.packed) is None:
+                continue
+            if rule.source is None:
+                found.append(Question(far, link))
+            for each in containers if scope == GLOBAL else ():
+                if each.service in services and (rule.source is None or each.address in rule.source):
+                    found.append(Question(far, link, services[each.service].bridge, each.address))
+                    break
+    for each in _some(containers, named):
         if each.service in services:
             found.append(Question(each.address, services[each.service].bridge))
         if each.global_address is not None:
             found.append(Question(each.global_address, each.host_end("g")))
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _some(containers: list[Attachment], rules: Iterable[Rule]) -> Iterator[Attachment]:
+    """The first few, and the first that each rule leads somewhere."""
+    yield from containers[:SAMPLE]
+    for rule in rules:
+        to = rule.destination
+        if to is not None:
+            yield from islice((each for each in containers[SAMPLE:] if each.address in to), 1)
+
+
+def _first(network: Network) -> Address:
+    """An address of it that a host may have."""
+    single = network.prefixlen == network.max_prefixlen
+    return network.network_address if single else network.network_address + 1
 
 
 def _peers(state: State, scope: str, version: int) -> Iterator[Address]:
@@ -72,8 +111,7 @@ def _peers(state: State, scope: str, version: int) -> Iterator[Address]:
     for peer in state.peers(scope).values():
         for network in peer.allowed_ips:
             if network.version == version and network.prefixlen and not holder(state, network):
-                single = network.prefixlen == network.max_prefixlen
-                yield network.network_address if single else network.network_address + 1
+                yield _first(network)
 
 
 def diversions(ways: Iterable[tuple[Question, Way]], cluster: Network, known: Iterable[Network]) -> list[Finding]:

@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 
 from decisions import CLUSTER, FACTS, KEYS, attach, ready, serve
 
-from overlayd.model.diversions import SAMPLE, Question, Way, diversions, no_way_out, questions
+from overlayd.model.diversions import SAMPLE, Question, Rule, Way, diversions, no_way_out, questions
 from overlayd.model.rows import Overlay, Peer, Service
 
 REMOTE, LOCAL = ip_address("10.200.9.1"), ip_address("10.200.40.66")
@@ -49,6 +49,33 @@ def test_of_many_a_few_are_asked_about_and_none_that_is_this_nodes_own():
     asked = questions(state, FACTS)
     assert len(asked) == SAMPLE
     assert not any(each.destination in own for each in asked)
+
+
+def test_rules_for_some_addresses_are_asked_about_by_one_of_these():
+    state = ready()
+    serve(state, "web")
+    containers = [attach(state, 100 + number, "web") for number in range(SAMPLE + 2)]
+    for number in range(SAMPLE + 2):
+        peer = Peer(public_key=bytes([number]) * 32, listed=(ip_network(f"10.200.{100 + number}.0/24"),))
+        state.apply({peer.id: peer})
+    device, bridge = state.get(Overlay).interface, state.get(Service, "web").bridge
+    last, far = containers[-1].address, ip_address(f"10.200.{100 + SAMPLE + 1}.7")
+    before = questions(state, FACTS)
+
+    def added(destination=None, source=None):
+        networks = (ip_network(each) if each is not None else None for each in (destination, source))
+        return [each for each in questions(state, FACTS, [Rule(*networks)]) if each not in before]
+
+    assert added(far) == [Question(far, device), Question(far, device, bridge, containers[0].address)]
+    assert added(source=last) == [Question(ip_address("10.200.100.1"), device, bridge, last)]
+    assert added(far, last) == [Question(far, device, bridge, last)]
+    assert added(last) == [Question(last, bridge)]
+    assert added("10.200.117.0/24") == [
+        Question(ip_address("10.200.117.1"), device),
+        Question(ip_address("10.200.117.1"), device, bridge, containers[0].address),
+    ]
+    assert added("198.51.100.0/24", "203.0.113.0/24") == [], "what is none of the overlay's"
+    assert added() == []
 
 
 def test_what_goes_as_it_should_is_no_finding():

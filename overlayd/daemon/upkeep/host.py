@@ -19,6 +19,7 @@ from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, iptables
 from overlayd.linux.nft import Nft
+from overlayd.linux.policy_rules import policy_rules
 from overlayd.linux.ways import ways
 from overlayd.model.blockers import Traffic, blockers, unseen
 from overlayd.model.diversions import Question, diversions, no_way_out, questions
@@ -101,7 +102,8 @@ class HostWatch:
             traffic = self._traffic(way)
             peers, facts = [*self._node.state.table(Peer).values()], self._node.facts
             self._had_way = self._had_way or way is not None
-            asked = questions(self._node.state, facts)
+            rules = await self._node.run(policy_rules, traffic.cluster.version) if traffic is not None else ()
+            asked = questions(self._node.state, facts, rules)
             look = self._node.run(self._look, traffic, peers, facts, way, asked) if traffic is not None else None
             found = tuple(await look) if look is not None else ()
         except MechanismError as error:
