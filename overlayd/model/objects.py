@@ -270,7 +270,8 @@ class Route:
         return ("route", *prefix(self.destination))
 
 
-class Fence(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Fence:
     """An unreachable route of ours in the main table, of the metric FENCE_METRIC: what is for `destination` goes
     through the overlay or nowhere.  It is on no link, and so stays when a device goes.
     """
@@ -307,7 +308,8 @@ class Proxy:
         return ("proxy", self.address)
 
 
-class Element(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Element:
     """One member of one of our nftables sets, or one entry of a map.
 
     family: "inet" or "bridge", the table's.  set: the set's name.  member: in nft syntax ("10.200.0.5",

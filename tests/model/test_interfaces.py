@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from overlayd.errors import AddressUnavailable, InvalidValue, RequestError
 from overlayd.model import attachments, ipam, labels, records
 from overlayd.model.layout import layout
-from overlayd.model.names import is_host_end, namespace_veth_name, pid_of
+from overlayd.model.names import _namespace_digits, is_host_end, namespace_veth_name, pid_of
 from overlayd.model.objects import LONGEST_ALIAS, NetnsPath, Veth, label_of_veth, veth_alias
 from overlayd.model.rows import Attachment, Lease, Record, decode, encode
 from overlayd.model.state import NotYet, State
@@ -129,14 +129,14 @@ def test_two_macs_on_one_bridge_differ_where_it_counts() -> None:
 def test_two_links_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty bits of a hash may meet: then the later one is told, and takes nobody's link."""
     monkeypatch.setattr("overlayd.model.names.siphash13", lambda _data: 7)
-    namespace_veth_name.cache_clear()
+    _namespace_digits.cache_clear()
     try:
         state = ready()
         enter(state, "a")
         with pytest.raises(RequestError, match=r"its link would be zl-c0000000000, which is that of netns:a/eth0"):
             enter(state, "b")
     finally:
-        namespace_veth_name.cache_clear()
+        _namespace_digits.cache_clear()
 
 
 @given(st.text(min_size=1, max_size=200), st.text(min_size=1, max_size=15))

@@ -117,7 +117,7 @@ class _Work:
             seen = self._sessions[peer.public_key] or peer.endpoint
             awake = replace(peer, endpoint=seen, keepalive=peer.keepalive or WAKING)
             self._woken.append(Step(awake, replace(awake, keepalive=peer.keepalive)))
-            changed.append(replace(step, want=awake))
+            changed.append(Step(step.have, awake, step.along))
         return changed
 
     def finish(self) -> Renewal | None:
