@@ -165,5 +165,5 @@ class Etcd:
     def ctl(self, *arguments: str, member: EtcdMember | None = None) -> str:
         """What etcdctl prints, asked on a member: the first living one."""
         member = member or next(each for each in self.members if each.process is not None)
-        argv = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", member.url, "--command-timeout=2s", *self.ctl_options]
+        argv = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", member.url, "--command-timeout=9s", *self.ctl_options]
         return member.node.run([*argv, *arguments])
