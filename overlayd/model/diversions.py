@@ -70,20 +70,22 @@ def questions(state: State, facts: Facts, rules: Iterable[Rule] = ()) -> list[Qu
             found.append(Question(address, link))
             if sender is not None and scope == GLOBAL:
                 found.append(Question(address, link, services[sender.service].bridge, sender.address))
-    named = list(islice(rules, SAMPLE))
+    # Those from addresses that no container has are the host's own business, and may be many.
+    ours = (each for each in rules if each.source is None or _touches(each.source, overlay.cluster))
+    named = list(islice(ours, SAMPLE))
     for scope, link in links.items():
         for rule in named:
-            aimed = _first(rule.destination) if rule.destination is not None else None
-            far = aimed or next(_peers(state, scope, overlay.cluster.version), None)
+            to = rule.destination
+            far = _first(to) if to is not None else next(_peers(state, scope, overlay.cluster.version), None)
             if far is None or state.allowed_ips(scope).lookup(far.packed) is None:
                 continue
             if rule.source is None:
                 found.append(Question(far, link))
-            for each in containers if scope == GLOBAL else ():
-                if each.service in services and (rule.source is None or each.address in rule.source):
-                    found.append(Question(far, link, services[each.service].bridge, each.address))
-                    break
-    for each in _some(containers, named):
+            by = _within(rule.source, containers) if scope == GLOBAL else None
+            if by is not None and by.service in services:
+                found.append(Question(far, link, services[by.service].bridge, by.address))
+    led = (each.destination for each in named if each.destination and _touches(each.destination, overlay.cluster))
+    for each in (*containers[:SAMPLE], *filter(None, (_within(to, containers) for to in led))):
         if each.service in services:
             found.append(Question(each.address, services[each.service].bridge))
         if each.global_address is not None:
@@ -91,13 +93,13 @@ def questions(state: State, facts: Facts, rules: Iterable[Rule] = ()) -> list[Qu
     return list(dict.fromkeys(found))
 
 
-def _some(containers: list[Attachment], rules: Iterable[Rule]) -> Iterator[Attachment]:
-    """The first few, and the first that each rule leads somewhere."""
-    yield from containers[:SAMPLE]
-    for rule in rules:
-        to = rule.destination
-        if to is not None:
-            yield from islice((each for each in containers[SAMPLE:] if each.address in to), 1)
+def _touches(network: Network, cluster: Network) -> bool:
+    return is_inside(network, cluster) or is_inside(cluster, network)
+
+
+def _within(network: Network | None, containers: Iterable[Attachment]) -> Attachment | None:
+    """The first container in a network; of all when that is None."""
+    return next((each for each in containers if network is None or each.address in network), None)
 
 
 def _first(network: Network) -> Address:
