@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
 """DNS datagrams in batches: one system call takes many queries, one sends their answers.
 
-Owns: the buffers, recvmmsg(2), sendmmsg(2) and UDP_SEGMENT (udp(7)), and who may ask.  Must not know: what is in a datagram
-(`_fast.nametable`, `_fast.dnscache`), which sockets there are, or what becomes of queries that are not ours.
+Owns: the buffers, recvmmsg(2), sendmmsg(2) and UDP_SEGMENT (udp(7)), and who may ask.  Must not know: what is in a
+datagram (`_fast.nametable`, `_fast.dnscache`), which sockets there are, or what becomes of queries that are not ours.
 
 The interpreter's lock is kept: the calls never wait, and getting it back could take longer than they do.
 """
