@@ -23,15 +23,16 @@ MAY_IMPORT = {
     "wire": {"errors", "_fast"},
     "_fast": {"errors"},
     "keys": set(),
+    "spelling": set(),
     "proto": {"errors", "keys", "wire", "_fast"},
-    "model": {"errors", "keys", "_fast"},
+    "model": {"errors", "keys", "spelling", "_fast"},
     "linux": {"errors", "fault", "keys", "_fast", "proto", "model"},
     "daemon": {"", "errors", "fault", "keys", "wire", "_fast", "proto", "model", "linux"},
     "client": {"", "errors", "wire", "_fast", "proto"},
     "inspect": {"errors", "keys", "_fast", "proto", "model"},
     "web": {"errors", "wire", "client"},
     "cli": {
-        *("", "errors", "wire", "client", "inspect", "web"),
+        *("", "errors", "spelling", "wire", "client", "inspect", "web"),
         *("proto.cni", "proto.cni_conflist", "model.ends", "model.path", "daemon.main", "daemon.config"),
     },
 }
@@ -63,7 +64,7 @@ ROOMS: dict[str, set[str]] = {
     "cni": {"change", "handlers", "server", "upkeep", "parse", "tasks"},
 }
 ROOMS["main"] = {*ROOMS, "main"}
-PURE = {"errors", "keys", "wire", "_fast", "proto", "model"}
+PURE = {"errors", "keys", "spelling", "wire", "_fast", "proto", "model"}
 # Modules by which a function could reach a socket, a file, a clock, chance, a process or an event loop.
 IMPURE = {
     *("asyncio", "builtins", "concurrent", "ctypes", "datetime", "fcntl", "fileinput", "glob", "http", "io"),

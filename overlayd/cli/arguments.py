@@ -16,7 +16,7 @@ from overlayd.cli.words import Command, Option
 from overlayd.cli.words import duration as _duration
 from overlayd.cli.words import option as _option
 from overlayd.cli.words import output as _output
-from overlayd.cli.words import perhaps_meant as _perhaps_meant
+from overlayd.spelling import perhaps_meant
 
 EXIT_ERR = 1  # the daemon answered err
 EXIT_USAGE = 2  # argparse's own
@@ -414,9 +414,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message)
         if wrong:
-            meant = _perhaps_meant(wrong[1] or wrong[2], _words(self))
+            meant = perhaps_meant(wrong[1] or wrong[2], _words(self))
             if meant:
-                message = f"{message.partition(' (choose from')[0]}{meant}"
+                message = f"{message.partition(' (choose from')[0]}; {meant}"
         super().error(message)
 
 

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import inspect
 
 from overlayd import wire
-from overlayd.cli.words import perhaps_meant
 from overlayd.errors import OverlaydError, RequestError
+from overlayd.spelling import perhaps_meant
 from overlayd.wire.mismatch import type_name
 
 
@@ -31,7 +31,7 @@ def parse_request(op: str, pairs: list[str]) -> wire.Request:
     """The request `op` with the keys that the words `key=value` or `key.inner=value` give it.  Raises UsageError."""
     shape = _shapes().get(op)
     if shape is None:
-        raise UsageError(f"unknown request {op}{perhaps_meant(op, _shapes()) or '; overlayctl call --list shows all'}")
+        raise UsageError(f"unknown request {op}; {perhaps_meant(op, _shapes()) or 'overlayctl call --list shows all'}")
     request: dict[str, Any] = {"op": op}
     for pair in pairs:
         path, equals, word = pair.partition("=")

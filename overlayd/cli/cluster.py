@@ -12,8 +12,8 @@ from overlayd.cli import tables
 from overlayd.cli.arguments import EXIT_FINDINGS
 from overlayd.cli.call import NotFound, UsageError
 from overlayd.cli.columns import printable, table
-from overlayd.cli.words import perhaps_meant
 from overlayd.client import OverlayClient
+from overlayd.spelling import perhaps_meant
 
 Action = Callable[[OverlayClient, Namespace], Awaitable[int | None]]
 
@@ -49,7 +49,8 @@ async def _nodes(client: OverlayClient, args: Namespace) -> None:
 async def _show(client: OverlayClient, args: Namespace) -> None:
     nodes = {each.name: each for each in await client.cluster_nodes()}
     if args.node not in nodes:
-        raise NotFound(f"there is no node {args.node}{perhaps_meant(args.node, nodes)}")
+        meant = perhaps_meant(args.node, nodes) or "overlayctl cluster nodes shows all"
+        raise NotFound(f"there is no node {args.node}; {meant}")
     found = nodes[args.node]
     print(tables.pretty_json(found) if args.output == "json" else node(found, now=time.time()))
 

@@ -21,9 +21,9 @@ from overlayd.cli import cluster, cni, completion, lists, tables, top, wgshow
 from overlayd.cli.arguments import EXIT_ERR, EXIT_FINDINGS, EXIT_UNAVAILABLE
 from overlayd.cli.call import NotFound, UsageError, list_requests, parse_request
 from overlayd.cli.columns import Paper, printable
-from overlayd.cli.words import perhaps_meant
 from overlayd.client import CallError, ConnectionLost, OverlayClient, Unreachable, default_socket
 from overlayd.errors import OverlaydError
+from overlayd.spelling import perhaps_meant
 
 # Ours: a daemon that just restarts is waited for, a person who forgot to start it is told at once.
 CONNECT_TIMEOUT = 0.3  # seconds
@@ -377,7 +377,8 @@ async def _edge_revoke(args: Namespace) -> None:
     async with _client(args) as client:
         names = [each.name for each in await client.list_edge_peers()]
         if args.name not in names:  # the request itself succeeds, and who mistyped would think the device shut out
-            raise NotFound(f"there is no edge peer {args.name}{perhaps_meant(args.name, names)}")
+            meant = perhaps_meant(args.name, names) or "overlayctl edge list shows all"
+            raise NotFound(f"there is no edge peer {args.name}; {meant}")
         await client.revoke_edge_peer(args.name)
 
 

@@ -5,7 +5,6 @@ Owns: their shapes.  Must not know: any command.
 
 import argparse
 import re
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -48,15 +47,6 @@ def output(*formats: str) -> tuple[Option, ...]:
             help="the same as -o json",
         ),
     )
-
-
-def perhaps_meant(word: str, known: Iterable[str]) -> str:
-    """The known words that are most like one, in any case, as the end of a message; empty when none is."""
-    from difflib import get_close_matches  # noqa: PLC0415 - only who mistypes needs it
-
-    called = {each.casefold(): each for each in known}
-    near = get_close_matches(word.casefold(), called, 3)
-    return f"; did you mean {' or '.join(called[each] for each in near)}?" if near else ""
 
 
 def duration(text: str) -> int:

@@ -5,12 +5,12 @@ kernel shows, or the way between two ends (`path`).
 """
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Literal, NamedTuple
 
 from overlayd.model.objects import Address, Network
 from overlayd.model.subnets import node_in
+from overlayd.spelling import perhaps_meant
 
 State = Literal["ok", "broken", "unknown"]
 
@@ -123,16 +123,10 @@ def find(known: Known, text: str) -> End:
     for peer in known.peers:
         if text == peer.name or (len(text) >= 4 and peer.key.startswith(text.removesuffix("..."))):
             return End("peer", text, node_of(peer), peer=peer)
-    remedy = f"{_near(known, text)}see overlayctl containers, dns and peers"
+    meant = perhaps_meant(text, filter(None, (*(peer.name for peer in known.peers), *known.names)))
+    remedy = f"{meant} see overlayctl containers, dns and peers".lstrip()
     what = "is no container, address, registered name or peer"
     return End("nobody", text, name=Hop(f"{text!r}", what, "broken", remedy))
-
-
-def _near(known: Known, text: str) -> str:
-    """What was perhaps meant."""
-    called = {each.casefold(): each for each in (*(peer.name for peer in known.peers), *known.names) if each}
-    near = get_close_matches(text.casefold(), called, 3)
-    return f"did you mean {' or '.join(called[each] for each in near)}? " if near else ""
 
 
 def _at(known: Known, address: Address, text: str) -> End:
