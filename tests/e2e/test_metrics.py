@@ -86,6 +86,7 @@ def test_every_change_is_one_line_with_who_asked_for_it() -> None:
             "attach_container", handle={"platform": "guest_managed", "id": "vm1"}, service="web", join_global=False
         )
         member.request("register_dns", name="web", ip="10.200.1.9")
+        until(lambda: '"op":"register_dns"' in member.node.log.read_text())  # after its answer
         lines = [json.loads(line) for line in member.node.log.read_text().splitlines()]
         told = [each for each in lines if each["logger"] == "overlayd.audit"]
         ops = [
