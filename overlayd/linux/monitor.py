@@ -1,5 +1,5 @@
-"""Hearing what changes in a network namespace: links, addresses, routes, parameters, what bridges forget, and the
-nftables ruleset.
+"""Hearing what changes in a network namespace: links, addresses, routes, parameters, the MACs that bridges and hosts
+are told of, and the nftables ruleset.
 
 Owns: the subscriptions, and turning notifications into events.  Must not know: what is ours, or what to do about it.
 
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from overlayd.errors import MechanismError
+from overlayd.linux import neighbours
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, connected
 from overlayd.linux.syscalls import drain
@@ -74,6 +75,15 @@ class MacForgotten(NamedTuple):
     mac: bytes
 
 
+class MacTold(NamedTuple):
+    """Somebody told, for good, that a MAC is behind the link with that index: a bridge of a frame's way, or the host of
+    a neighbour.  The kernel does not tell who.
+    """
+
+    ifindex: int
+    mac: bytes
+
+
 class AddressChanged(NamedTuple):
     """An address, IPv6 link-local ones excepted, was added to the link with that index, or removed from it.
 
@@ -120,6 +130,7 @@ Event = (
     LinkChanged
     | PortChanged
     | MacForgotten
+    | MacTold
     | AddressChanged
     | RouteChanged
     | ParameterChanged
@@ -231,6 +242,9 @@ def _event(message: Message) -> Event | None:
     if kind == rt.RTM_DELNEIGH:
         told = rt.parse_forwarding(body)
         return MacForgotten(*told) if told is not None else None
+    if kind == rt.RTM_NEWNEIGH:
+        told = rt.parse_forwarding(body) if body[0] == socket.AF_BRIDGE else neighbours.parse_told(body)
+        return MacTold(*told) if told is not None else None
     if kind == rt.RTM_NEWNETCONF:
         return ParameterChanged(rt.parse_netconf(body))
     return None
@@ -253,21 +267,26 @@ def _subscribe(protocol: int, groups: tuple[int, ...]) -> socket.socket:
 def _attach_filter(opened: socket.socket) -> None:
     """Let through less: of routes the default ones, since a router's full table must not wake us, and the end of ours,
     of which a peer may have a thousand, and of those that the kernel makes of addresses; of parameters those that were
-    set, not those that a new link starts with; of neighbours only what a bridge forgets.
+    set, not those that a new link starts with; of neighbours what a bridge forgets, and what is told for good.
 
     A classic BPF program (linux/filter.h); it reads numbers of more than a byte in network byte order.
     """
     new, old, netconf = map(socket.htons, (rt.RTM_NEWROUTE, rt.RTM_DELROUTE, rt.RTM_NEWNETCONF))
     known, forgotten = map(socket.htons, (rt.RTM_NEWNEIGH, rt.RTM_DELNEIGH))
+    told, of_its_own = map(socket.htons, (rt.NUD_NOARP, rt.NUD_PERMANENT))
     length, kind = 0, 4  # offsets in nlmsghdr
-    destination_length, table, protocol = 16 + 1, 16 + 4, 16 + 5  # and in rtmsg behind it
+    family, state = 16, 16 + 8  # in ndmsg behind it
+    destination_length, table, protocol = 16 + 1, 16 + 4, 16 + 5  # and in rtmsg
     one_parameter = socket.htonl(16 + 4 + 8 + 8)  # nlmsghdr, netconfmsg, the link's index, one value
     program = (
         (_LOAD_HALF, 0, 0, kind),
-        (_JUMP_EQUAL, 15, 0, known),
-        (_JUMP_EQUAL, 0, 2, forgotten),
-        (_LOAD_BYTE, 0, 0, 16),  # the family in ndmsg, behind nlmsghdr
-        (_JUMP_EQUAL, 13, 12, socket.AF_BRIDGE),
+        (_JUMP_EQUAL, 3, 0, known),
+        (_JUMP_EQUAL, 0, 5, forgotten),
+        (_LOAD_BYTE, 0, 0, family),
+        (_JUMP_EQUAL, 16, 15, socket.AF_BRIDGE),
+        (_LOAD_HALF, 0, 0, state),  # of a neighbour that is known
+        (_JUMP_EQUAL, 14, 0, of_its_own),
+        (_JUMP_EQUAL, 13, 12, told),
         (_JUMP_EQUAL, 4, 0, old),
         (_JUMP_EQUAL, 8, 0, new),
         (_JUMP_EQUAL, 0, 10, netconf),  # nor about a parameter: pass

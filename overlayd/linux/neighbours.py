@@ -61,6 +61,15 @@ def told(netlink: Netlink, index: int = 0) -> dict[tuple[int, Address], bytes]:
     return found
 
 
+def parse_told(body: memoryview) -> tuple[int, bytes] | None:
+    """Decode the body of an RTM_NEWNEIGH message about a neighbour: its link and the MAC that somebody told; None for
+    any other, a proxy or what has no MAC.
+    """
+    _family, link, _state, flags, _type = _NEIGHBOUR.unpack_from(body)
+    mac = dict(attributes(body[_NEIGHBOUR.size :])).get(rt.NDA_LLADDR)
+    return None if flags & rt.NTF_PROXY or mac is None else (link, bytes(mac))
+
+
 def forget_request(link: str, address: Address) -> Request:
     """Have the kernel ask anew for the MAC of an address on a link; fine when it knows none."""
     body = rt.neighbour_body(link_index(link), address, b"")

@@ -94,6 +94,18 @@ def watched() -> Iterator[Watched]:
             "bridge fdb del {mac} dev {veth}-s master",
             "{veth}-s is broken: its bridge has not been told of the MAC {mac}",
         ),
+        (
+            "bridge fdb replace {mac} dev {other} master static",
+            "{veth}-s is broken: its bridge has not been told of the MAC {mac}",
+        ),
+        (
+            "bridge fdb replace {mac} dev {bridge} self permanent",
+            "{veth}-s is broken: its bridge has not been told of the MAC {mac}",
+        ),
+        (
+            "bridge fdb replace $(cat /sys/class/net/{bridge}/address) dev {veth}-s master static",
+            "bridge {bridge} is broken: its forwarding database does not have its own MAC",
+        ),
         ("ip link del {veth}-g", "{veth}-g is missing"),
         ("ip route flush proto 111", "{veth}-g"),
         ("ip link del {device}", "device {device} is missing"),
@@ -114,6 +126,7 @@ def watched() -> Iterator[Watched]:
 def test_it_is_put_back(watched: Watched, damage: str, told: str) -> None:
     mac = json.loads(watched.box.run(["ip", "-j", "link", "show", "eth0"]))[0]["address"]
     names = {"bridge": watched.bridge, "device": watched.device, "veth": f"veth-{watched.box.pid}", "mac": mac}
+    names["other"] = f"veth-{watched.other.pid}-s"
     time.sleep(0.3)  # the last damage, perhaps to the same thing, was long ago
     before = len(watched.said())
     watched.do(damage.format(**names))
@@ -159,18 +172,21 @@ def test_options_that_cut_containers_off_are_put_back(watched: Watched, damage: 
 
 
 @pytest.mark.parametrize("link", ["{bridge}", "{leg}"])
-def test_a_mac_that_somebody_told_the_host_is_found_and_forgotten_at_a_start(watched: Watched, link: str) -> None:
-    """Linux tells nobody of it by name: the doctor looks, and so does a start."""
+@pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it does not"])
+def test_a_mac_that_somebody_told_the_host_is_forgotten(watched: Watched, link: str, running: bool) -> None:
     end = {"{bridge}": ("eth0", "s"), "{leg}": ("eth1", "g")}[link]
     link = link.format(bridge=watched.bridge, leg=f"veth-{watched.box.pid}-g")
     (shown,) = json.loads(watched.box.run(["ip", "-j", "address", "show", end[0]]))
     address = next(each["local"] for each in shown["addr_info"] if each["family"] == "inet")
+    if not running:
+        watched.node.kill()
     watched.do(f"ip neigh replace {address} lladdr 02:00:00:00:00:99 dev {link} nud permanent")
-    (finding,) = watched.member.findings()
-    assert (finding["code"], finding["object"]) == ("drift", f"veth-{watched.box.pid}-{end[1]}")
-    assert f"{link} was told that {address} is at 02:00:00:00:00:99, not {shown['address']}" in finding["problem"]
-    watched.node.kill()
-    watched.member.start()
+    if running:
+        said = f"{link} was told that {address} is at 02:00:00:00:00:99, not {shown['address']}"
+        until(lambda: said in watched.said(), watched.node.log_tail)
+    else:
+        watched.member.start()
+    until(lambda: "02:00:00:00:00:99" not in watched.node.run(["ip", "neigh", "show", "dev", link]))
     assert watched.member.findings() == []
     ping(watched.node, address, count=2)
 

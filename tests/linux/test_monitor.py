@@ -14,6 +14,7 @@ from overlayd.linux.monitor import (
     AddressChanged,
     LinkChanged,
     MacForgotten,
+    MacTold,
     Monitor,
     Overrun,
     ParameterChanged,
@@ -72,6 +73,21 @@ def test_a_bridge_that_forgets_a_mac(monitor, shell):
     shell("bridge fdb del 02:00:00:00:00:02 dev br0 self")
     (event,) = of(MacForgotten, heard(monitor))
     assert (event.ifindex, event.mac) == (socket.if_nametoindex("br0"), bytes.fromhex("020000000002"))
+
+
+def test_macs_that_somebody_tells_for_good(monitor, shell):
+    shell("ip link add br0 address 02:00:00:00:00:02 type bridge; ip link set br0 up")
+    for port in ("v0", "w0"):
+        shell(f"ip link add {port} type veth peer name {port}p; ip link set {port} master br0 up")
+    heard(monitor)
+    for port in ("v0", "w0"):
+        shell(f"bridge fdb replace 02:00:00:00:00:01 dev {port} master static")
+    shell("ip neigh add 192.0.2.9 lladdr 02:00:00:00:00:09 nud permanent dev br0")
+    shell("ip neigh add 192.0.2.8 lladdr 02:00:00:00:00:08 nud reachable dev br0")
+    shell("ip neigh add 192.0.2.7 lladdr 02:00:00:00:00:07 nud stale dev br0; ip neigh add proxy 192.0.2.6 dev br0")
+    shell("ip -6 neigh add 2001:db8::9 lladdr 02:00:00:00:00:0a nud permanent dev br0")
+    told = [(socket.if_indextoname(event.ifindex), event.mac[-1]) for event in of(MacTold, heard(monitor))]
+    assert told == [("v0", 1), ("w0", 1), ("br0", 9), ("br0", 10)]
 
 
 def test_a_port_leaving_its_bridge_is_no_deletion(monitor, shell):

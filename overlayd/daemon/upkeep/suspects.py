@@ -21,6 +21,7 @@ from overlayd.linux.monitor import (
     Event,
     LinkChanged,
     MacForgotten,
+    MacTold,
     Overrun,
     ParameterChanged,
     PortChanged,
@@ -75,6 +76,7 @@ class Judge:
         self._node = node
         self._verdicts = verdicts
         self._parts: dict[int, Part] = {}  # by link index: ours
+        self._macs: dict[int, bytes] = {}  # and theirs
         self._ways_out: set[int] = set()  # indexes of links that may be the uplink
 
     def remember(self, links: Iterable[rt.Link]) -> None:
@@ -92,6 +94,9 @@ class Judge:
             case MacForgotten(ifindex=index):
                 if (part := self._parts.get(index)) is not None:
                     suspect(part, f"MAC at {index}", changing=True)  # nearly always the port leaves
+            case MacTold(ifindex=index, mac=mac):
+                if (part := self._parts.get(index)) is not None and not self._is_its_own(index, mac):
+                    suspect(part, f"MAC at {index}")
             case AddressChanged(ifindex=index, port=port):
                 if (part := self._parts.get(index)) is not None:
                     suspect(part, f"address {index}", _asker(port))
@@ -125,6 +130,7 @@ class Judge:
             self._verdicts.suspect(EVERYTHING, f"name of {found.ifindex}")
         if gone:
             self._parts.pop(found.ifindex, None)
+            self._macs.pop(found.ifindex, None)
             self._ways_out.discard(found.ifindex)
             attachment = self._node.state.of_link(found.name)
             if attachment is not None and attachment.file is not None:
@@ -152,6 +158,10 @@ class Judge:
         else:
             self._verdicts.acquit(part, cause)
 
+    def _is_its_own(self, index: int, mac: bytes) -> bool:
+        """Whether a MAC is that of the link, or of the container at a host end: what we tell ourselves."""
+        return self._macs.get(index) in (mac, veth.host_mac(mac))
+
     def _judge_lost_route(self, route: rt.KernelRoute, port: int) -> None:
         """A route of ours, or a connected one, is gone; suspicious unless the peer behind it was removed."""
         destination = route.destination
@@ -173,7 +183,7 @@ class Judge:
         """What a link is to us: a part of the node, which is returned, or perhaps the way out."""
         part = self._part_of(found)
         if part is not None:
-            self._parts[found.ifindex] = part
+            self._parts[found.ifindex], self._macs[found.ifindex] = part, found.mac
         elif egress.can_be_uplink(found):
             self._ways_out.add(found.ifindex)
         return part

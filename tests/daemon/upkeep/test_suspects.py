@@ -27,6 +27,7 @@ from overlayd.linux.monitor import (
     Event,
     LinkChanged,
     MacForgotten,
+    MacTold,
     Overrun,
     ParameterChanged,
     PortChanged,
@@ -211,6 +212,15 @@ def test_a_mac_that_a_bridge_forgot() -> None:
     assert (record.verdicts, record.patient) == ([(SERVICE, "")], ["MAC at 4"])
     gone = judged(LinkChanged(VETH, True), MacForgotten(VETH.ifindex, VETH.mac))
     assert gone == judged(LinkChanged(VETH, True)), "the port has left"
+
+
+def test_a_mac_that_somebody_told() -> None:
+    foreign, inner = bytes.fromhex("020000000099"), b"\x02" + VETH.mac[1:]
+    assert judged(MacTold(VETH.ifindex, foreign), MacTold(BRIDGE.ifindex, VETH.mac)) == [(SERVICE, "")] * 2
+    own = [MacTold(VETH.ifindex, VETH.mac), MacTold(BRIDGE.ifindex, BRIDGE.mac)]
+    if VETH.mac[:1] == b"\xfe":
+        own.append(MacTold(VETH.ifindex, inner))
+    assert judged(*own, MacTold(UPLINK.ifindex, foreign), MacTold(99, foreign)) == []
 
 
 def test_what_was_deleted() -> None:
