@@ -2,12 +2,13 @@
 
     python bench/bench_dns.py [--names N] [--seconds S] [--rounds N] [--misses N]
 
-The servers are in one namespace, on one core; dnsperf asks from another.  They take turns, and the median of the rounds
-counts.  Names of the outside are those of one more dnsmasq, on the other core.  Each server asks it once, and then its
-cache; in the last case every name is a new one, so that each server asks it each time.  unbound has no names of ours,
-and aardvark-dns has no cache; each takes part in the rest where it is installed.  Where dnsperf or the dnsmasq outside
-is the slower end, the answers for a second of the server's processor time tell more than those for a second of the
-clock: both are printed, with their ratios; and the 99th percentile of the latencies, at a pace that none of them minds.
+The servers are in one namespace, on one core; dnsperf asks from another, by a few sockets as a forwarder does, and by
+as many as there are queries under way, as stub resolvers do.  They take turns, and the median of the rounds counts.
+Names of the outside are those of one more dnsmasq, on the other core.  Each server asks it once, and then its cache; in
+the last case every name is a new one, so that each server asks it each time.  unbound has no names of ours, and
+aardvark-dns has no cache; each takes part in the rest where it is installed.  Where dnsperf or the dnsmasq outside is
+the slower end, the answers for a second of the server's processor time tell more than those for a second of the clock:
+both are printed, with their ratios; and the 99th percentile of the latencies, at a pace that none of them minds.
 Needs root, since the daemon is the real one, and the Debian packages dnsperf and dnsmasq-base.
 """
 
@@ -45,6 +46,7 @@ AARDVARK = shutil.which("aardvark-dns", path=f"{os.environ.get('PATH', '')}:/usr
 SERVER, LOAD = 0, 1  # processors
 TOGETHER = 500  # requests in one write
 OUTSTANDING = 200  # queries that dnsperf keeps under way
+SOCKETS = (4, OUTSTANDING)  # from which it asks
 PACE = 2000  # queries a second, when it is their latency that is measured
 
 
@@ -121,12 +123,12 @@ def aardvark(node: Node, names: dict[str, str]) -> Iterator[int]:
         os.kill(pid, signal.SIGKILL)
 
 
-def ask(node: Node, server: tuple[int, str, int], queries: Path, *how_long: str) -> str:
+def ask(node: Node, server: tuple[int, str, int], queries: Path, *how_long: str, sockets: int = SOCKETS[0]) -> str:
     """Let dnsperf ask the queries, and return what it says.  how_long: its option."""
     _, address, port = server
     argv = ["taskset", "-c", str(LOAD), "dnsperf", "-s", address, "-p", str(port), "-d", str(queries)]
     try:
-        return node.run([*argv, *how_long, "-q", str(OUTSTANDING), "-c", "4", "-T", "1"])
+        return node.run([*argv, *how_long, "-q", str(OUTSTANDING), "-c", str(sockets), "-T", "1"])
     except CommandFailed as error:
         sys.exit(str(error))
 
@@ -138,19 +140,31 @@ def slow_answer(node: Node, server: tuple[int, str, int], queries: Path, seconds
 
 
 def measure(
-    node: Node, server: tuple[int, str, int], queries: Callable[[], Path], seconds: float
+    node: Node, server: tuple[int, str, int], queries: Callable[[], Path], seconds: float, sockets: int
 ) -> tuple[float, float, float]:
     """Answers a second, answers a second of the server's processor time, and a slow answer's latency in microseconds.
     queries: makes the file of them, for each run.
     """
     pid = server[0]
     before = processor_seconds(pid)
-    said = ask(node, server, queries(), "-l", str(seconds))
+    said = ask(node, server, queries(), "-l", str(seconds), sockets=sockets)
     completed, rate = (
         float(re.findall(rf"{what}:\s+([\d.]+)", said)[0]) for what in ("Queries completed", "Queries per second")
     )
     by_processor = completed / (processor_seconds(pid) - before)
     return rate, by_processor, slow_answer(node, server, queries(), seconds) * 1e6
+
+
+def compare(results: dict[str, list[tuple[float, float, float]]]) -> None:
+    """Print the medians of what was measured of each server, and the first one's by those of the others."""
+    ours, *others = medians = {
+        name: [statistics.median(each) for each in zip(*of, strict=True)] for name, of in results.items()
+    }
+    for name, (rate, by_processor, latency) in medians.items():
+        print(f"  {name:10} {rate:9,.0f}/s {by_processor:9,.0f} a processor second, p99 {latency:7,.0f} us")
+    for name in others:
+        rate, processor, latency = (mine / other for mine, other in zip(medians[ours], medians[name], strict=True))
+        print(f"  {rate:.2f} x {name} by the clock, {processor:.2f} x by the processor, p99 {latency:.2f} x")
 
 
 def main() -> None:
@@ -208,17 +222,13 @@ def main() -> None:
             asked = [name for name in servers if name != without]
             for name in asked if zone == OUTER_ZONE and not SMOKE else ():
                 ask(node, servers[name], queries(), "-n", "1")  # each once, which fills the caches
-            results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asked}
-            for _ in range(args.rounds):
-                for name in asked:
-                    results[name].append(measure(node, servers[name], queries, args.seconds))
-            medians = [[statistics.median(each) for each in zip(*of, strict=True)] for of in results.values()]
-            print(case)
-            for name, (rate, by_processor, latency) in zip(asked, medians, strict=True):
-                print(f"  {name:10} {rate:9,.0f}/s {by_processor:9,.0f} a processor second, p99 {latency:7,.0f} us")
-            for name, others in zip(asked[1:], medians[1:], strict=True):
-                rate, processor, latency = (mine / other for mine, other in zip(medians[0], others, strict=True))
-                print(f"  {rate:.2f} x {name} by the clock, {processor:.2f} x by the processor, p99 {latency:.2f} x")
+            for sockets in SOCKETS:
+                results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asked}
+                for _ in range(args.rounds):
+                    for name in asked:
+                        results[name].append(measure(node, servers[name], queries, args.seconds, sockets))
+                print(f"{case}, from {sockets} sockets")
+                compare(results)
 
 
 if __name__ == "__main__":

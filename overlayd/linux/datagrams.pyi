@@ -5,7 +5,7 @@ from overlayd._fast.dnscache import Cache
 from overlayd._fast.nametable import NameTable
 
 BATCH: int
-"""Datagrams that one `serve` takes at most."""
+"""Datagrams that are taken from a socket in its turn, at most."""
 
 @final
 class Datagrams:
@@ -15,12 +15,16 @@ class Datagrams:
         """before_cache: called in each batch before the cache is asked, if it is."""
     def admit(self, network: bytes, prefix_length: int) -> None:
         """Take queries from sources in this network only, packed (4 or 16 bytes); before the first call from nobody."""
-    def serve(self, descriptor: int, now: float) -> list[tuple[bytes, bytes]]:
-        """Take up to BATCH queries that wait on a non-blocking socket, and answer what can be answered at once.
+    def serve_ready(self, ready: int, now: float, seconds: float) -> list[tuple[int, bytes, bytes]]:
+        """Take queries from the non-blocking sockets that an epoll(7) descriptor watches, a batch from each in turn,
+        until nobody waits any more, one is to be forwarded, or so many seconds have passed since `now`.
 
-        now: as the cache counts.  Returns the queries that are to be forwarded, each with the sender's address as the
-        kernel writes it (struct sockaddr), b"" for one that was answered and is to be asked anew for the cache alone.
-        OSError when the socket fails; answers that the kernel does not take are lost, as datagrams may be.
+        now: of the monotonic clock, by which the cache counts too.  Returns the queries that are to be forwarded, each
+        with its socket's descriptor and the sender's address as the kernel writes it (struct sockaddr), b"" for one
+        that was answered and is to be asked anew for the cache alone.  OSError when a socket fails; answers that the
+        kernel does not take are lost, as datagrams may be.
         """
+    def serve(self, descriptor: int, now: float) -> list[tuple[int, bytes, bytes]]:
+        """The same of one socket: up to BATCH queries."""
     def send(self, descriptor: int, response: bytes, receiver: bytes) -> None:
         """Send a response to an address that came from `serve`; it may be lost."""

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=False
 """DNS datagrams in batches: one system call takes many queries, one sends their answers.
 
-Owns: the buffers, recvmmsg(2), sendmmsg(2) and UDP_SEGMENT (udp(7)), and who may ask.  Must not know: what is in a
-datagram (`_fast.nametable`, `_fast.dnscache`), which sockets there are, or what becomes of queries that are not ours.
+Owns: the buffers, recvmmsg(2), sendmmsg(2) and UDP_SEGMENT (udp(7)), which socket's turn it is, and who may ask.  Must
+not know: what is in a datagram (`_fast.nametable`, `_fast.dnscache`), when sockets come and go, or what becomes of
+queries that are not ours.
 
 The interpreter's lock is kept: the calls never wait, and getting it back could take longer than they do.
 """
@@ -12,6 +13,7 @@ from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcmp, memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from overlayd._fast.dnscache cimport Cache
 from overlayd._fast.dnsquery cimport DATAGRAM, FORWARD
@@ -49,6 +51,13 @@ cdef extern from "<sys/socket.h>" nogil:
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags)
     ssize_t sendto(int fd, const void *data, size_t size, int flags, const sockaddr *address, unsigned int length)
 
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        int fd
+    struct epoll_event:
+        epoll_data_t data
+    int epoll_wait(int epfd, epoll_event *events, int most, int timeout)
+
 cdef extern from "<netinet/udp.h>" nogil:
     enum:
         SOL_UDP
@@ -66,6 +75,12 @@ BATCH = BATCH_SIZE
 cdef struct Segmentation:  # a control message
     cmsghdr header
     uint16_t size  # of each answer but the last
+
+
+cdef inline double monotonic() noexcept:
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return time.tv_sec + time.tv_nsec * 1e-9
 
 
 @cython.final
@@ -111,8 +126,33 @@ cdef class Datagrams:
         self.family = AF_INET if size == 4 else AF_INET6
         self.prefix_length = prefix_length
 
+    def serve_ready(self, int ready, double now, double seconds):
+        cdef epoll_event event
+        cdef list others = []
+        # One at a time: the kernel puts who has had a turn behind the others.
+        while not others and epoll_wait(ready, &event, 1, 0) > 0:
+            self.take(event.data.fd, now, others)
+            if monotonic() >= now + seconds:
+                break
+        return others
+
     def serve(self, int descriptor, double now):
         cdef list others = []
+        self.take(descriptor, now, others)
+        return others
+
+    def send(self, int descriptor, bytes response not None, bytes receiver not None):
+        sendto(
+            descriptor,
+            PyBytes_AS_STRING(response),
+            PyBytes_GET_SIZE(response),
+            MSG_DONTWAIT | MSG_NOSIGNAL,
+            <const sockaddr *>PyBytes_AS_STRING(receiver),
+            <unsigned int>PyBytes_GET_SIZE(receiver),
+        )
+
+    cdef int take(self, int descriptor, double now, list others) except -1:
+        """Take a batch from a socket; add those that are to be forwarded to `others`."""
         cdef Py_ssize_t size
         cdef int count, messages = 0
         cdef bint may_use_cache = False
@@ -124,7 +164,7 @@ cdef class Datagrams:
         if count < 0:
             if errno not in (EAGAIN, EINTR):
                 PyErr_SetFromErrno(OSError)
-            return others
+            return 0
         for i in range(count):
             if self.incoming[i].msg_hdr.msg_flags & MSG_TRUNC or not self.admitted(self.peers[i]):
                 continue
@@ -152,26 +192,19 @@ cdef class Datagrams:
                     now,
                 )
                 if self.cache.refresh:
-                    others.append((PyBytes_FromStringAndSize(<char *>self.received[i], self.incoming[i].msg_len), b""))
+                    others.append((
+                        descriptor, PyBytes_FromStringAndSize(<char *>self.received[i], self.incoming[i].msg_len), b""
+                    ))
             if size > 0:
                 messages += self.add(messages, i, size)
             elif size == FORWARD:
                 others.append((
+                    descriptor,
                     PyBytes_FromStringAndSize(<char *>self.received[i], self.incoming[i].msg_len),
                     PyBytes_FromStringAndSize(<char *>self.peers[i], self.incoming[i].msg_hdr.msg_namelen),
                 ))
         self.send_all(descriptor, messages)
-        return others
-
-    def send(self, int descriptor, bytes response not None, bytes receiver not None):
-        sendto(
-            descriptor,
-            PyBytes_AS_STRING(response),
-            PyBytes_GET_SIZE(response),
-            MSG_DONTWAIT | MSG_NOSIGNAL,
-            <const sockaddr *>PyBytes_AS_STRING(receiver),
-            <unsigned int>PyBytes_GET_SIZE(receiver),
-        )
+        return 0
 
     cdef bint admitted(self, const uint8_t *peer) noexcept:
         """Whether a struct sockaddr is of the network that may ask."""

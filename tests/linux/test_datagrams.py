@@ -1,8 +1,10 @@
 """Queries in batches, over real sockets on loopback."""
 
 import random
+import select
 import socket
 import subprocess
+import time
 from contextlib import ExitStack, contextmanager
 
 import dns.message
@@ -58,7 +60,8 @@ def test_ours_are_answered_and_others_handed_on(datagrams, family):
         for id, name in enumerate(["web", "www.example.org", "nope"]):
             client.sendto(query(name, id), server.getsockname())
         client.sendto(b"noise", server.getsockname())
-        ((other, sender),) = datagrams.serve(server.fileno(), 0.0)
+        ((descriptor, other, sender),) = datagrams.serve(server.fileno(), 0.0)
+        assert descriptor == server.fileno()
         assert other == query("www.example.org", 1)
         answers = [dns.message.from_wire(client.recv(2000)) for _ in range(2)]
         assert [(answer.id, answer.rcode()) for answer in answers] == [(0, 0), (2, 3)]
@@ -77,7 +80,7 @@ def test_what_the_cache_has_is_answered_and_asked_for_anew_near_its_end(datagram
     with bound(family) as server, bound(family) as client:
         for now, ttl, others in ((0.0, 100, []), (95.0, 5, [(query("www.example.org", 1), b"")]), (96.0, 4, [])):
             client.sendto(query("www.example.org", 1), server.getsockname())
-            assert datagrams.serve(server.fileno(), now) == others
+            assert [tuple(rest) for _, *rest in datagrams.serve(server.fileno(), now)] == others
             assert dns.message.from_wire(client.recv(2000)).answer[0].ttl == ttl
         client.sendto(query("www.example.org", 1), server.getsockname())
         assert len(datagrams.serve(server.fileno(), 100.0)) == 1
@@ -94,7 +97,49 @@ def test_a_batch_is_bounded(datagrams):
             client.sendto(query("www.example.org", id), server.getsockname())
         assert len(datagrams.serve(server.fileno(), 0.0)) == BATCH
         rest = datagrams.serve(server.fileno(), 0.0)
-        assert [int.from_bytes(message[:2], "big") for message, _ in rest] == [BATCH, BATCH + 1, BATCH + 2]
+        assert [int.from_bytes(message[:2], "big") for _, message, _ in rest] == [BATCH, BATCH + 1, BATCH + 2]
+
+
+@contextmanager
+def watched(*sockets):
+    with select.epoll() as ready:
+        for each in sockets:
+            ready.register(each, select.EPOLLIN)
+        yield ready.fileno()
+
+
+def ids(others):
+    return [int.from_bytes(message[:2], "big") for _, message, _ in others]
+
+
+def test_all_that_waits_is_served_in_one_go(datagrams):
+    with bound() as first, bound() as second, bound() as client, watched(first, second) as ready:
+        for id in range(BATCH + 3):
+            for server in (first, second):
+                client.sendto(query("web", id), server.getsockname())
+        assert datagrams.serve_ready(ready, time.monotonic(), LIMIT) == []
+        answered = [int.from_bytes(client.recv(2000)[:2], "big") for _ in range(2 * (BATCH + 3))]
+        assert sorted(answered) == sorted([*range(BATCH + 3)] * 2)
+
+
+def test_a_socket_with_many_queries_leaves_the_others_their_turns(datagrams):
+    with bound() as first, bound() as second, bound() as client, watched(first, second) as ready:
+        for id in range(BATCH + 1):
+            client.sendto(query("web", id), first.getsockname())
+        client.sendto(query("web", BATCH + 1), second.getsockname())
+        for _ in range(2):
+            datagrams.serve_ready(ready, time.monotonic(), 0.0)  # one batch
+        answered = [int.from_bytes(client.recv(2000)[:2], "big") for _ in range(BATCH + 1)]
+        assert answered == [*range(BATCH), BATCH + 1]
+
+
+def test_what_is_to_be_forwarded_does_not_wait_for_what_comes_behind_it(datagrams):
+    with bound() as server, bound() as client, watched(server) as ready:
+        for id in range(BATCH + 1):
+            client.sendto(query("www.example.org" if id in (0, BATCH) else "web", id), server.getsockname())
+        assert ids(datagrams.serve_ready(ready, time.monotonic(), LIMIT)) == [0]
+        assert ids(datagrams.serve_ready(ready, time.monotonic(), LIMIT)) == [BATCH]
+        assert datagrams.serve_ready(ready, time.monotonic(), LIMIT) == []
 
 
 def test_a_query_that_is_too_long_is_none(datagrams):
@@ -196,7 +241,7 @@ def test_who_may_ask(datagrams, network, prefix, admitted):
         for id, address in enumerate(asking):
             with bound(address=address) as client:
                 client.sendto(query("www.example.org", id), server.getsockname())
-        taken = [int.from_bytes(message[:2], "big") for message, _ in datagrams.serve(server.fileno(), 0.0)]
+        taken = [int.from_bytes(message[:2], "big") for _, message, _ in datagrams.serve(server.fileno(), 0.0)]
     assert [asking[id] for id in taken] == admitted
 
 

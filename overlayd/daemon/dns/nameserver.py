@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 # Our own constants.
 SLICE = 0.0005  # seconds of serving datagrams, and a last batch, then the loop looks at its other work
-SOCKETS = 8  # that are served in a slice, if there is time
 BACKLOG = 128  # TCP connections that wait to be accepted
 # Bytes of queries that wait on a socket while the loop is at other work.  The kernel doubles it, and counts some 800
 # for a query: 2,600, more than come in 5 ms.
@@ -248,25 +247,21 @@ class Nameserver:
     # --- Who asks ---
 
     def _readable(self) -> None:
-        """Serve a batch on each of some sockets that are ready, for no longer than other work on the loop may wait."""
-        now = time.monotonic()
-        for descriptor, _ in self._ready.poll(0, SOCKETS):
-            udp = self._udp[descriptor]
-            try:
-                others = self._datagrams.serve(descriptor, now)
-            except OSError as error:
-                log.debug("DNS socket: %s", error)
+        """Serve the sockets that are ready, for no longer than other work on the loop may wait."""
+        try:
+            others = self._datagrams.serve_ready(self._ready.fileno(), time.monotonic(), SLICE)
+        except OSError as error:
+            log.debug("DNS socket: %s", error)
+            return
+        for descriptor, query, client in others:
+            if not client:
+                self._forwarder.refresh(query)
                 continue
-            for query, client in others:
-                if not client:
-                    self._forwarder.refresh(query)
-                    continue
-                # The address follows family and port in struct sockaddr_in and sockaddr_in6.
-                source = client[4:8] if udp.family == socket.AF_INET else client[8:24]
-                respond = partial(self._respond, udp, client)
-                self._forwarder.forward(query, udp.getsockname()[0], source, respond, stream=False)
-            if time.monotonic() > now + SLICE:
-                break
+            udp = self._udp[descriptor]
+            # The address follows family and port in struct sockaddr_in and sockaddr_in6.
+            source = client[4:8] if udp.family == socket.AF_INET else client[8:24]
+            respond = partial(self._respond, udp, client)
+            self._forwarder.forward(query, udp.getsockname()[0], source, respond, stream=False)
 
     def _respond(self, udp: socket.socket, client: bytes, response: bytes, origin: Origin) -> None:
         if response and udp.fileno() != -1:  # closed meanwhile
