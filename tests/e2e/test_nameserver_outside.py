@@ -44,6 +44,7 @@ class Place:
             for peer in config["peers"]:  # an edge peer's address is a host's: wg-quick adds these routes
                 for cidr in peer["allowed_ips"].split(","):
                     self.machine.run(["ip", "route", "replace", cidr, "dev", roamer.INTERFACE])
+            roamer.wait_until_connected(self.machine)
             return [lookup(self.machine, server, self.type, way) for server in servers for way in ("+notcp", "+tcp")]
         finally:
             roamer.shut_down(self.machine)

@@ -26,6 +26,19 @@ def bring_up(machine: Node, config: dict[str, Any], interface: str = INTERFACE) 
     machine.run(["ip", "link", "set", interface, "up"])
 
 
+def wait_until_connected(machine: Node, interface: str = INTERFACE) -> None:
+    """Wait until packets go through the device: a handshake whose first message was lost is begun anew after 5 s only,
+    by when programs have given up, and an IPv6 address is not usable at once.
+    """
+
+    def connected() -> bool:
+        shown = machine.run(["wg", "show", interface, "latest-handshakes"]).splitlines()
+        tentative = machine.run(["ip", "address", "show", "dev", interface, "tentative"])
+        return all(line.split()[1] != "0" for line in shown) and not tentative
+
+    until(connected, lambda: machine.run(["wg", "show", interface]))
+
+
 def shut_down(machine: Node, interface: str = INTERFACE) -> None:
     """Remove the device, and wait for its process, which ends with it: until then nobody can have a device of that
     name again.
