@@ -270,7 +270,7 @@ async def _serve(
         server = Server(Handlers(daemon), admission, requests.spawn, _multiplexer(config, me), quotas=_quotas(config))
         stack.enter_context(_publishing(node, health, sentinel, doctor, server))
         runtimes = Runtimes(daemon, config.cni_path)
-        await enter(_measuring(config, daemon, (server.handlers, runtimes), sentinel, tasks))
+        await enter(_measuring(config, daemon, server, runtimes, sentinel=sentinel, tasks=tasks))
         await enter(cluster.running(server.handlers.run, tasks.keep_up) if cluster is not None else nullcontext())
         await enter(runtimes.serving(bound.shims, sentinel, requests.spawn, PATIENCE))
         await enter(server.serving(bound.clients, PATIENCE))
@@ -303,7 +303,7 @@ def _about(node: Node) -> About:
 
 @asynccontextmanager
 async def _measuring(
-    config: Config, daemon: Daemon, answering: Sequence[Handlers | Runtimes], sentinel: Sentinel, tasks: Tasks
+    config: Config, daemon: Daemon, server: Server, runtimes: Runtimes, *, sentinel: Sentinel, tasks: Tasks
 ) -> AsyncIterator[None]:
     """Serve metrics until the block ends, if that is wanted."""
     if not config.metrics:
@@ -314,11 +314,18 @@ async def _measuring(
     from overlayd.daemon.metrics.requests import Requests  # noqa: PLC0415
 
     requests = Requests()
-    for each in answering:
-        each.observe(requests.record)
+    server.handlers.observe(requests.record)
+    runtimes.observe(requests.record)
     daemon.node.time_syncs(requests.syncs.observe)
     watch = tasks.keep_up(requests.watch_loop)
-    collection = Collection(requests, daemon, sentinel, started=time.time(), each_peer=config.metrics_peers)
+    collection = Collection(
+        requests,
+        daemon,
+        sentinel,
+        started=time.time(),
+        each_peer=config.metrics_peers,
+        connected=lambda: len(server.connections),
+    )
     endpoint = Endpoint(lambda: collection.text(time.time()), daemon.status.unready, tasks.spawn)
     try:
         async with endpoint.serving(config.metrics):

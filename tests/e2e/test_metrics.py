@@ -3,6 +3,7 @@
 import json
 import time
 
+import psutil
 import pytest
 from exposition_text import parse
 from lab import Lab, Refused, ping
@@ -64,11 +65,42 @@ def test_a_scrape_tells_what_there_is(each_peer: bool) -> None:
         else:
             assert own == [("wireguard_received_bytes_total", device)]
             assert found[own[0]] > 0
+        assert_process(found, alpha)
         assert get(alpha.node, place, "/nothing")[0] == 404
         assert get(alpha.node, place, "/metrics", "POST")[0] == 405
         assert get(alpha.node, place, "/healthz", "HEAD") == (200, "")
         assert get(alpha.node, place, "no request")[0] == 400
         assert get(alpha.node, place, "/" + "x" * 9000)[0] == 400
+
+
+def assert_process(found: dict[tuple[str, ...], float], member: Member) -> None:
+    """What is told of the daemon's process is what psutil reads of it, as far as that stands still."""
+    assert member.node.daemon is not None
+    process = psutil.Process(member.node.daemon.pid)
+    assert 0 < found["process_cpu_seconds_total",] <= sum(process.cpu_times()[:2])
+    memory = process.memory_info()
+    assert abs(found["process_resident_memory_bytes",] / memory.rss - 1) < 0.5
+    assert abs(found["process_virtual_memory_bytes",] / memory.vms - 1) < 0.5
+    assert abs(found["process_start_time_seconds",] - process.create_time()) < 2
+    assert abs(found["process_open_fds",] - process.num_fds()) < 10
+    assert found["process_max_fds",] == process.rlimit(psutil.RLIMIT_NOFILE)[0]
+
+
+def test_connections_are_counted_while_they_are_open() -> None:
+    with Lab() as lab:
+        member = Member(lab, 1, "alpha")
+        member.start("--metrics", "9586")
+
+        def connected() -> float:
+            text = get(member.node, "9586", "/metrics")[1]
+            return next(number for name, _, number in parse(text) if name == "overlayd_connections")
+
+        until(lambda: connected() == 1)  # the member's own; that which looked whether it is up has gone
+        more = [member.node.connect() for _ in range(5)]
+        until(lambda: connected() == 6)
+        for each in more:
+            each.close()
+        until(lambda: connected() == 1)
 
 
 def test_every_change_is_one_line_with_who_asked_for_it() -> None:

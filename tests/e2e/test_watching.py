@@ -19,7 +19,7 @@ ALERTS = ROOT / "deploy" / "prometheus-alerts.yaml"
 DASHBOARD = ROOT / "deploy" / "grafana-dashboard.json"
 PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=str(ROOT / "build/clients/prometheus/usr/bin"))
 OF_PROMETHEUS = {"up"}
-NAME = re.compile(r"\b(?:overlayd|wireguard)_\w+|\bup\b(?=\{)")
+NAME = re.compile(r"\b(?:overlayd|wireguard|process)_\w+|\bup\b(?=\{)")
 
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is unpacked by make test")
 
@@ -65,6 +65,8 @@ AMISS = {
     'overlayd_journal_sync_duration_seconds_bucket{instance="a", le="0.5"}': "0x60",
     'overlayd_journal_sync_duration_seconds_bucket{instance="a", le="1"}': "0+10x60",
     'overlayd_journal_sync_duration_seconds_bucket{instance="a", le="+Inf"}': "0+10x60",
+    'process_open_fds{job="overlayd", instance="a"}': "900x60",
+    'process_max_fds{job="overlayd", instance="a"}': "1000x60",
     'overlayd_cluster_connected{instance="a"}': "0x60",
 }
 WELL = {
@@ -83,6 +85,8 @@ WELL = {
     'overlayd_loop_lag_seconds_bucket{instance="b", le="+Inf"}': "0+10x60",
     'overlayd_journal_sync_duration_seconds_bucket{instance="b", le="0.5"}': "0+10x60",
     'overlayd_journal_sync_duration_seconds_bucket{instance="b", le="+Inf"}': "0+10x60",
+    'process_open_fds{job="overlayd", instance="b"}': "90x60",
+    'process_max_fds{job="overlayd", instance="b"}': "1000x60",
     'overlayd_cluster_connected{instance="b"}': "1x60",
 }
 

@@ -2,13 +2,14 @@
 
 Owns: names, labels and helps.  Must not know: how a scrape arrives (`endpoint`).
 
-The names of devices and peers are those of prometheus_wireguard_exporter, which dashboards know.  Made in slices: of
-ten thousand peers the loop does its other work in between.
+The names of devices and peers are those of prometheus_wireguard_exporter, and those of the process are what Prometheus'
+own client libraries call it: dashboards know both.  Made in slices: of ten thousand peers the loop does its other work
+in between.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from overlayd import __version__, keys, wire
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.daemon.metrics.requests import Requests
 from overlayd.daemon.upkeep.sentinel import Sentinel
+from overlayd.linux.usage import usage
 from overlayd.model.objects import GLOBAL
 from overlayd.model.peers import called
 from overlayd.model.rows import Attachment, Peer, Service
@@ -35,10 +37,17 @@ class _PeerFlow(NamedTuple):
 
 
 class Collection:
-    """each_peer: whether every peer has series of its own.  started: Unix seconds."""
+    """each_peer: whether every peer has series of its own.  started: Unix seconds.  connected: how many clients are."""
 
     def __init__(
-        self, requests: Requests, daemon: Daemon, sentinel: Sentinel, *, started: float, each_peer: bool
+        self,
+        requests: Requests,
+        daemon: Daemon,
+        sentinel: Sentinel,
+        *,
+        started: float,
+        each_peer: bool,
+        connected: Callable[[], int],
     ) -> None:
         self._requests = requests
         self._node = daemon.node
@@ -50,6 +59,7 @@ class Collection:
         self._cluster = daemon.cluster
         self._started = started
         self._each_peer = each_peer
+        self._connected = connected
 
     async def text(self, now: float) -> str:
         """Everything.  now: Unix seconds."""
@@ -80,6 +90,10 @@ class Collection:
         )
         up = node.state.overlay is not None and node.facts.devices
         yield from family("overlayd_ready", "gauge", "1 while tunnels can be had.", (), [((), up)])
+        yield from _process()
+        yield from family(
+            "overlayd_connections", "gauge", "Clients that are connected to the socket.", (), [((), self._connected())]
+        )
         help = "Requests that were answered."
         yield from family("overlayd_requests_total", "counter", help, ("op", "result"), requests.ended.items())
         help = "From a request's decoding to its answer."
@@ -183,6 +197,21 @@ class Collection:
         yield from family(sent, "counter", helps[1], labels, [(each.labels, each.sent) for each in each_peer])
         name, help = "wireguard_latest_handshake_seconds", "When it shook hands last, Unix seconds, 0 = never."
         yield from family(name, "gauge", help, labels, [(each.labels, each.handshake) for each in each_peer])
+
+
+def _process() -> Iterator[str]:
+    """This process, as prometheus-client's ProcessCollector names what it measures."""
+    used = usage()
+    measured: tuple[tuple[str, Literal["counter", "gauge"], str, float], ...] = (
+        ("cpu_seconds_total", "counter", "Processor time of user and system, in seconds.", used.cpu),
+        ("resident_memory_bytes", "gauge", "Memory that is resident.", used.resident),
+        ("virtual_memory_bytes", "gauge", "Memory that is mapped.", used.virtual),
+        ("start_time_seconds", "gauge", "When the process started, in seconds since 1970.", used.started),
+        ("open_fds", "gauge", "File descriptors that are open.", used.open),
+        ("max_fds", "gauge", "File descriptors that there may be.", used.most),
+    )
+    for name, kind, help, value in measured:
+        yield from family(f"process_{name}", kind, help, (), [((), value)])
 
 
 def _cluster(part: wire.StatusCluster) -> Iterator[str]:
