@@ -44,6 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "outlet": set(),
     "logs": {"outlet"},
     "parse": set(),
+    "service_manager": set(),
     "tasks": set(),
     "tls": set(),
     "change": {"listeners"},

@@ -9,7 +9,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ import uvloop
 
 from overlayd import __version__, wire
 from overlayd.daemon import config as configuration
-from overlayd.daemon import garbage, logs, start
+from overlayd.daemon import garbage, logs, service_manager, start
 from overlayd.daemon.change.claim import InUse as DirectoryInUse
 from overlayd.daemon.change.claim import claimed
 from overlayd.daemon.change.journal import Journal
@@ -390,25 +389,31 @@ async def _run(
     heap.give_back()
     log.info("overlayd %s serves %s", __version__, path)
     if cluster is not None:
-        joined, stopped = (asyncio.create_task(each) for each in (cluster.joined(), stopping.wait()))
-        await asyncio.wait((joined, stopped), return_when=asyncio.FIRST_COMPLETED)
-        joined.cancel()
-        stopped.cancel()
-    _notify("READY=1")
+        await _joined(cluster, stopping)
+    service_manager.notify("READY=1\nSTATUS=")
+    feeding = asyncio.create_task(service_manager.feed())
     while not stopping.is_set():
         repetition.tell()
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), logs.WINDOW)
-    _notify("STOPPING=1")
+    feeding.cancel()
+    service_manager.notify("STOPPING=1")
     log.info("stopping; links, addresses and rules stay as they are")
 
 
-def _notify(state: str) -> None:
-    """Tell the service manager (sd_notify(3)), if there is one."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if path:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            channel.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+async def _joined(cluster: "InCluster", stopping: asyncio.Event) -> None:
+    """Wait until this node has its block, which takes a person or another node, or until we are told to stop."""
+    waiting = [
+        asyncio.create_task(each)
+        for each in (
+            cluster.joined(),
+            stopping.wait(),
+            service_manager.go_on_starting("has not joined the cluster yet"),
+        )
+    ]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for each in waiting:
+        each.cancel()
 
 
 def _quotas(config: Config) -> Quotas:

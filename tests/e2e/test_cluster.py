@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 
@@ -295,15 +296,24 @@ def test_a_daemon_without_etcd_imports_nothing_of_it(lab: Lab) -> None:
 def test_waiting_for_a_cluster_to_be_made(lab: Lab) -> None:
     with Etcd(lab, name="w") as etcd:
         site = Site(lab, etcd, "first")
+        path = lab.directory / "notify"
+        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        told.bind(str(path))
+        told.settimeout(20)
+        site.node.program = ["env", f"NOTIFY_SOCKET={path}", *site.node.program]
         site.start()
         until(lambda: "waiting for cluster init" in site.part.get("error", ""), lambda: site.part)
+        # The service manager lets the start go on, for it takes a person.
+        assert told.recv(200) == b"EXTEND_TIMEOUT_USEC=60000000\nSTATUS=has not joined the cluster yet"
         site.node.overlayctl("cluster", "init", "10.210.0.0/16", "--block-prefix", "25", "--service-share", "0")
         site.join()
         assert site.part["block"].endswith("/25")
         assert site.status["slice_cidr"] == site.part["block"]
+        assert told.recv(200) == b"READY=1\nSTATUS="
         with pytest.raises(Refused, match="made already"):
             site.request("cluster_init", cluster_cidr="10.210.0.0/16")
         site.node.stop()
+        told.close()
 
 
 def test_daemon_exits_when_the_directory_is_of_another_cluster(lab: Lab) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from lab.cluster import CLUSTER, PORT, Member
 from lab.frames import Connection, request_frame
 from lab.node import DAEMON
 from lab.patience import until
+from lab.processes import stop
 
 from overlayd.linux import capability
 
@@ -48,11 +50,49 @@ def test_ready_is_announced_when_all_is_mended_and_requests_are_served(fresh: Me
         fresh.node.program = ["env", f"NOTIFY_SOCKET={path}", *DAEMON]
         with ThreadPoolExecutor(1) as pool:
             starting = pool.submit(fresh.node.start)
-            assert told.recv(100) == b"READY=1"
+            assert told.recv(100).splitlines()[0] == b"READY=1"
             assert bridges(fresh) == [bridge]
             with Connection(fresh.node.socket) as connection:
                 assert connection.request("status")["service_count"] == 1
             starting.result()
+        fresh.node.stop()
+        assert told.recv(100) == b"STOPPING=1"
+
+
+def test_a_loop_that_turns_feeds_the_watchdog_and_one_that_hangs_is_shown(fresh: Member, tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(path))
+        told.settimeout(20)
+        fresh.node.program = ["env", f"NOTIFY_SOCKET={path}", "WATCHDOG_USEC=300000", *DAEMON]
+        fresh.start()
+        assert [told.recv(100).splitlines()[0] for _ in range(4)] == [b"READY=1", *[b"WATCHDOG=1"] * 3]
+        assert fresh.node.daemon is not None
+        stop(fresh.node.daemon.pid)
+        told.setblocking(False)
+        with suppress(BlockingIOError):
+            while told.recv(100):  # what was fed before
+                pass
+        told.settimeout(1)
+        with pytest.raises(TimeoutError):
+            told.recv(100)
+        fresh.node.daemon.send_signal(signal.SIGABRT)  # as the manager does then
+        fresh.node.daemon.send_signal(signal.SIGCONT)
+        assert fresh.node.daemon.wait(20) == -signal.SIGABRT
+        assert "Fatal Python error: Aborted" in fresh.node.log.read_text()
+        fresh.node.daemon = None
+
+
+@pytest.mark.parametrize("pid", ["", "1"])
+def test_a_watchdog_of_nobody_or_of_another_process_is_not_fed(fresh: Member, tmp_path: Path, pid: str) -> None:
+    path = tmp_path / "notify"
+    settings = ["WATCHDOG_USEC=100000", "WATCHDOG_PID=1"] if pid else []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(path))
+        told.settimeout(20)
+        fresh.node.program = ["env", f"NOTIFY_SOCKET={path}", *settings, *DAEMON]
+        fresh.start()
+        assert told.recv(100).splitlines()[0] == b"READY=1"
         fresh.node.stop()
         assert told.recv(100) == b"STOPPING=1"
 
