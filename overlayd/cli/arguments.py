@@ -145,7 +145,8 @@ COMMANDS = (
     Command(
         "ready",
         "Exit 0 when this node's overlay is set up and can tunnel, 4 with the reason when not.",
-        epilog="example: until overlayctl ready; do sleep 1; done",
+        _output("text", "json"),
+        "example: until overlayctl ready; do sleep 1; done",
     ),
     Command(
         "services",
@@ -189,7 +190,7 @@ COMMANDS = (
         (
             _option("--interval", metavar="S", type=_timeout, default=2.0, help="seconds (default: %(default)g)"),
             _option("-n", "--number", metavar="N", type=_count, default=0, help="so many times (default: for ever)"),
-            _FILTER,
+            *_listing("table", "json"),
         ),
         "example: overlayctl top --interval 5 --filter node-7",
     ),
@@ -308,6 +309,7 @@ COMMANDS = (
         (
             _option("target", metavar="PEER", help="a peer's name or key, a registered name, a handle or an address"),
             _option("-c", "--count", metavar="N", type=_count, default=4, help="so many times (default: %(default)s)"),
+            *_output("text", "json"),
         ),
         "examples: overlayctl ping node-7; overlayctl ping -c 1 10.200.2.1",
     ),
@@ -332,7 +334,8 @@ COMMANDS = (
     Command(
         "version",
         "Print the versions of overlayctl and of the daemon.",
-        epilog="example: overlayctl version                              exits 69 after its own when no daemon answers",
+        _output("text", "json"),
+        "example: overlayctl version                              exits 69 after its own when no daemon answers",
     ),
     Command(
         "completion",

@@ -102,18 +102,28 @@ async def _status(args: Namespace) -> int:
 async def _ready(args: Namespace) -> int:
     async with _client(args) as client:
         status = await client.status()
-    if status.interface is not None:
-        print("ready")
-        return 0
-    print(f"not ready: {tables.verdict(status)[0]}")
-    return EXIT_FINDINGS
+    reason = "" if status.interface is not None else tables.verdict(status)[0]
+    if args.output == "json":
+        print(tables.line_json({"ready": not reason, "reason": reason or None}))
+    else:
+        print(f"not ready: {reason}" if reason else "ready")
+    return EXIT_FINDINGS if reason else 0
 
 
 async def _version(args: Namespace) -> None:
-    print(f"overlayctl {__version__}")
-    async with _client(args) as client:
-        status = await client.status()
-    print(f"overlayd {status.version or '(of before 0.1: it does not say)'}")
+    if args.output != "json":
+        print(f"overlayctl {__version__}")
+    try:
+        async with _client(args) as client:
+            daemon = (await client.status()).version
+    except (Unreachable, ConnectionLost):
+        if args.output == "json":
+            print(tables.line_json({"overlayctl": __version__, "overlayd": None}))
+        raise
+    if args.output == "json":
+        print(tables.line_json({"overlayctl": __version__, "overlayd": daemon}))
+    else:
+        print(f"overlayd {daemon or '(of before 0.1: it does not say)'}")
 
 
 def _listed(args: Namespace, kind: lists.List[T], rows: Sequence[T]) -> None:
@@ -182,9 +192,13 @@ async def _top(args: Namespace) -> None:
         shown = 0
         while not args.number or shown < args.number:
             await asyncio.sleep(args.interval)
-            now, paper = await _look(client), _paper()
-            clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else "\n" if shown else ""
-            print(clear + top.text(before, now, args.filter, paper), flush=True)
+            now = await _look(client)
+            rates = top.rates(before, now, args.filter)
+            if args.output == "json":
+                print(top.as_json(rates), flush=True)
+            else:
+                clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else "\n" if shown else ""
+                print(clear + top.text(rates, _paper()), flush=True)
             before, shown = now, shown + 1
 
 
@@ -313,10 +327,10 @@ async def _ping(args: Namespace) -> int:
     if known is None:
         raise UsageError("the overlay is not set up on this node")
     answered = 0
-    for line in why.pings(known, args.target, args.count, paths):
-        said, ok = await asyncio.to_thread(line)
-        answered += ok
-        print(said, flush=True)
+    for ping in why.pings(known, args.target, args.count, paths):
+        reply = await asyncio.to_thread(ping)
+        answered += reply.seconds is not None
+        print(reply.as_json() if args.output == "json" else reply, flush=True)
     return 0 if answered else EXIT_FINDINGS
 
 

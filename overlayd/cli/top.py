@@ -1,6 +1,7 @@
 """What flows, as rates between two looks.
 
-Owns: which rates there are, and their tables.  Must not know: how often it is looked, or where the numbers come from.
+Owns: which rates there are, their tables, and their JSON.  Must not know: how often it is looked, or where the numbers
+come from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from overlayd import wire
 from overlayd.cli.columns import Column, Paper, Row, table
 from overlayd.cli.lists import state
-from overlayd.cli.tables import key, size
+from overlayd.cli.tables import key, line_json, size
 
 
 class Look(NamedTuple):
@@ -20,41 +21,103 @@ class Look(NamedTuple):
     at: float
 
 
-def text(before: Look, now: Look, filters: Sequence[str], paper: Paper) -> str:
-    """The busiest first."""
+class PeerRate(NamedTuple):
+    """service: empty of the node's own device.  Bytes a second."""
+
+    name: str
+    public_key: str
+    service: str
+    state: str
+    received: float
+    sent: float
+
+
+class ServiceRate(NamedTuple):
+    """Bytes a second, to and from its containers."""
+
+    service: str
+    to_containers: float
+    from_containers: float
+
+
+class Rates(NamedTuple):
+    """The busiest first.  received, sent: by all peers, also those that a filter leaves out."""
+
+    received: float
+    sent: float
+    number: int
+    peers: list[PeerRate]
+    services: list[ServiceRate]
+
+
+def rates(before: Look, now: Look, filters: Sequence[str]) -> Rates:
+    """filters: texts that a name has to have, in any case.  What counted backwards began anew, and shows nothing."""
     seconds = max(now.at - before.at, 0.001)
     old = {(each.service, each.public_key): each for each in before.peers}
+
+    def rate(later: int, earlier: int) -> float:
+        return max(0, later - earlier) / seconds
+
     peers = []
     for each in now.peers:
         last = old.get((each.service, each.public_key), each)
-        received, sent = max(0, each.rx_bytes - last.rx_bytes), max(0, each.tx_bytes - last.tx_bytes)
-        peers.append((received + sent, each.name or key(each.public_key, wide=False), state(each), received, sent))
+        received, sent = rate(each.rx_bytes, last.rx_bytes), rate(each.tx_bytes, last.tx_bytes)
+        name = each.name or key(each.public_key, wide=False)
+        peers.append(PeerRate(name, each.public_key, each.service or "", state(each), received, sent))
     services = []
     for name, (into, out) in now.services.items():
         first = before.services.get(name, (into, out))
-        services.append((max(0, into - first[0]), max(0, out - first[1]), name))
+        services.append(ServiceRate(name, rate(into, first[0]), rate(out, first[1])))
+    wanted = [each.lower() for each in filters]
+
+    def shown(name: str) -> bool:
+        return all(text in name.lower() for text in wanted)
+
+    return Rates(
+        sum(each.received for each in peers),
+        sum(each.sent for each in peers),
+        len(peers),
+        [each for each in sorted(peers, key=lambda each: (-each.received - each.sent, each.name)) if shown(each.name)],
+        [
+            each
+            for each in sorted(services, key=lambda each: (-each.to_containers - each.from_containers, each.service))
+            if shown(each.service)
+        ],
+    )
+
+
+def text(rates: Rates, paper: Paper) -> str:
+    """A line for all of them, and a table each of peers and services."""
 
     def rate(number: float) -> str:
-        return f"{size(number / seconds)}/s"
+        return f"{size(number)}/s"
 
-    wanted = [each.lower() for each in filters]
-    first_table = [
-        Row((name, how, rate(received), rate(sent)), "bad" if how in ("silent", "unreachable") else "")
-        for _, name, how, received, sent in sorted(peers, key=lambda each: (-each[0], each[1]))
-        if all(text in name.lower() for text in wanted)
+    peers = [
+        Row(
+            (each.name, each.state, rate(each.received), rate(each.sent)),
+            "bad" if each.state in ("silent", "unreachable") else "",
+        )
+        for each in rates.peers
     ]
-    second_table = [
-        (name, rate(into), rate(out))
-        for into, out, name in sorted(services, key=lambda each: (-each[0] - each[1], each[2]))
-        if all(text in name.lower() for text in wanted)
-    ]
-    total_in, total_out = sum(each[3] for each in peers), sum(each[4] for each in peers)
+    services = [(each.service, rate(each.to_containers), rate(each.from_containers)) for each in rates.services]
     return "\n".join(
         (
-            f"{len(peers)} peers: {rate(total_in)} received, {rate(total_out)} sent",
+            f"{rates.number} peers: {rate(rates.received)} received, {rate(rates.sent)} sent",
             "",
-            table((Column("PEER", 12), "STATE", "RECEIVED", "SENT"), first_table, paper),
+            table((Column("PEER", 12), "STATE", "RECEIVED", "SENT"), peers, paper),
             "",
-            table((Column("SERVICE", 12), "TO CONTAINERS", "FROM CONTAINERS"), second_table, paper),
+            table((Column("SERVICE", 12), "TO CONTAINERS", "FROM CONTAINERS"), services, paper),
         )
+    )
+
+
+def as_json(rates: Rates) -> str:
+    """One object on one line; rates in bytes a second."""
+    return line_json(
+        {
+            "received": rates.received,
+            "sent": rates.sent,
+            "peers": [each._asdict() for each in rates.peers],
+            "services": [each._asdict() for each in rates.services],
+        }
     )

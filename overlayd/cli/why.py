@@ -7,6 +7,7 @@ Owns: from answers of the daemon to what a node knows, and the numbered lines.  
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import NamedTuple
 
 from overlayd.cli.call import NotFound
 from overlayd.cli.columns import Paper, Tone, printable, toned
@@ -18,7 +19,6 @@ from overlayd.inspect.ping import ping
 from overlayd.model import ends
 from overlayd.model.ends import Hop, Known, Member, Peer, Service
 
-Reply = tuple[str, bool]
 _TONES: dict[str, Tone] = {"ok": "", "broken": "bad", "unknown": "doubtful"}
 
 
@@ -115,8 +115,35 @@ def as_json(hops: Sequence[Hop], turned: bool) -> str:
     return line_json({"way_back": turned, "hops": [each._asdict() for each in hops]})
 
 
+class Reply(NamedTuple):
+    """To one ping.  seconds: None when there was none.  error: why it could not be sent.  path, peer: of the peer that
+    it went to, both empty when it went to none.
+    """
+
+    address: str
+    seconds: float | None
+    error: str
+    path: str
+    peer: str
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"{self.address}: cannot be pinged: {self.error}"
+        way = f", {self.path} to {self.peer}" if self.peer else ""
+        if self.seconds is None:
+            return f"{self.address}: no answer within 1 s{way}"
+        return f"{self.address}: {self.seconds * 1000:.1f} ms{way}"
+
+    def as_json(self) -> str:
+        """One object on one line."""
+        milliseconds = None if self.seconds is None else round(self.seconds * 1000, 3)
+        told = {"address": self.address, "milliseconds": milliseconds}
+        told |= {"peer": self.peer, "path": self.path} if self.peer else {}
+        return line_json(told | ({"error": self.error} if self.error else {}))
+
+
 def pings(known: Known, text: str, count: int, paths: Mapping[str, str]) -> Iterator[Callable[[], Reply]]:
-    """So many pings to an end; each returns its line, and whether it was answered.  paths: of peers, by key."""
+    """So many pings to an end; each waits for its reply.  paths: of peers, by key."""
     end = ends.find(known, text)
     if end.address is None:
         said = end.name or Hop(
@@ -124,17 +151,14 @@ def pings(known: Known, text: str, count: int, paths: Mapping[str, str]) -> Iter
         )
         raise NotFound(f"{said.where} {said.what}; {said.remedy}")
     peer = end.peer
-    path = f", {paths.get(peer.key) or 'unknown path'} to {peer.called}" if peer is not None else ""
+    path, called = (paths.get(peer.key) or "unknown path", peer.called) if peer is not None else ("", "")
 
     def once() -> Reply:
         assert end.address is not None
         try:
-            seconds = ping(end.address, tries=1)
+            return Reply(str(end.address), ping(end.address, tries=1), "", path, called)
         except OSError as error:
-            return f"{end.address}: cannot be pinged: {error.strerror or error}", False
-        if seconds is None:
-            return f"{end.address}: no answer within 1 s{path}", False
-        return f"{end.address}: {seconds * 1000:.1f} ms{path}", True
+            return Reply(str(end.address), None, error.strerror or str(error), path, called)
 
     for _ in range(count):
         yield once

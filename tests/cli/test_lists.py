@@ -261,15 +261,20 @@ def test_rates_are_of_the_time_between_two_looks() -> None:
         )
         for number, each in enumerate(PEERS)
     )
-    text = top.text(
-        top.Look(PEERS, {"web": (0, 0)}, 10.0), top.Look(later, {"web": (4096, 0)}, 12.0), (), columns.PLAIN
-    )
-    lines = text.splitlines()
+    looks = top.Look(PEERS, {"web": (0, 0)}, 10.0), top.Look(later, {"web": (4096, 0)}, 12.0)
+    lines = top.text(top.rates(*looks, ()), columns.PLAIN).splitlines()
     assert lines[0] == "6 peers: 15.0 KiB/s received, 30.0 KiB/s sent"
     assert lines[3].split() == ["vm-1", "new", "5.0", "KiB/s", "10.0", "KiB/s"]
     assert lines[-1].split() == ["web", "2.0", "KiB/s", "0", "B/s"]
-    restarted = top.text(top.Look(later, {}, 0), top.Look(PEERS, {}, 1), (), columns.PLAIN)
-    assert restarted.startswith("6 peers: 0 B/s received")
+    restarted = top.rates(top.Look(later, {}, 0), top.Look(PEERS, {}, 1), ())
+    assert top.text(restarted, columns.PLAIN).startswith("6 peers: 0 B/s received")
+    told = json.loads(top.as_json(top.rates(*looks, ["VM"])))
+    assert (told["received"], told["sent"]) == (15 * 1024, 30 * 1024)
+    (peer,) = told["peers"]
+    assert (peer["name"], peer["state"], peer["received"], peer["sent"]) == ("vm-1", "new", 5 * 1024, 10 * 1024)
+    assert told["services"] == []
+    everything = json.loads(top.as_json(top.rates(*looks, ())))
+    assert everything["services"] == [{"service": "web", "to_containers": 2048.0, "from_containers": 0.0}]
 
 
 def test_ages_as_wg_says_them() -> None:

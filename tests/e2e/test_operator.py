@@ -44,9 +44,17 @@ def test_what_flows_is_shown(pair: Pair) -> None:
     flood = subprocess.Popen(pair.web.command(["ping", "-q", "-i", "0.05", "-s", "1000", pair.db_address]))
     try:
         until(lambda: _rate(pair.alpha.node.overlayctl("top", "-n", "1", "--interval", "0.5")) > 1.0)
+        until(lambda: _sent(pair) > 1024)
     finally:
         flood.terminate()
         flood.wait()
+
+
+def _sent(pair: Pair) -> float:
+    """Bytes a second to the busiest peer, while what comes from the containers of web is told as well."""
+    told = json.loads(pair.alpha.node.overlayctl("top", "-n", "1", "--interval", "0.5", "--json"))
+    assert [each["service"] for each in told["services"] if each["from_containers"] > 1024] == ["web"]
+    return float(told["peers"][0]["sent"])
 
 
 def _rate(shown: str) -> float:
@@ -91,8 +99,16 @@ def test_a_node_is_ready_when_it_is_set_up() -> None:
         argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "ready"])
         done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
         assert (done.returncode, done.stdout.startswith("not ready: not set up")) == (4, True)
+        told = subprocess.run([*argv, "--json"], capture_output=True, text=True, env=environment(), check=False)
+        assert told.returncode == 4
+        answer = json.loads(told.stdout)
+        assert answer["ready"] is False
+        assert f"not ready: {answer['reason']}\n" == done.stdout
         member.set_up()
         assert member.node.overlayctl("ready") == "ready\n"
+        assert json.loads(member.node.overlayctl("ready", "--json")) == {"ready": True, "reason": None}
+        versions = {"overlayctl": __version__, "overlayd": __version__}
+        assert json.loads(member.node.overlayctl("version", "--json")) == versions
 
 
 def test_events_of_who_watches_and_of_nobody_else(pair: Pair) -> None:
