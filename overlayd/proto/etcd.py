@@ -4,6 +4,7 @@ Owns: requests as JSON, answers and the lines of a watch as values of `store_ans
 Must not know: sockets, HTTP, or what keys mean.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from overlayd.proto.store_answers import (
 
 # A header of a watch: end the stream when the member that serves it has lost its leader, instead of falling silent.
 REQUIRE_LEADER = ("Grpc-Metadata-hasleader", "true")
+
+_TAGS = re.compile("<style.*?</style>|<[^>]*>", re.DOTALL)  # of a page for people
 
 # gRPC status codes (grpc/status.h) that etcd's errors come with.
 _PERMISSION_DENIED, _UNAUTHENTICATED = 7, 16
@@ -285,8 +288,8 @@ def read_failure(status: int, body: bytes) -> StoreError:
     try:
         failure = _FAILURE.decode(body)
     except msgspec.MsgspecError:
-        text = body[:200].decode(errors="replace").strip()
-        return Unavailable(f"HTTP status {status}: {text}" if text else f"HTTP status {status}")
+        text = " ".join(_TAGS.sub(" ", body[:2000].decode(errors="replace")).split())[:80]
+        return Unavailable(f"no answer of etcd, HTTP status {status}: is this its port for clients? {text}".rstrip())
     return _classify(failure.message or f"HTTP status {status}", failure.code)
 
 

@@ -1,29 +1,12 @@
 """Who we are to etcd: TLS with certificates that are renewed, users whose tokens expire, roles that forbid."""
 
 import time
-from pathlib import Path
 
 from lab import Lab, run
+from lab.certificates import OPENSSL, certify
 from lab.etcd import Etcd
 from lab.patience import until
 from lab.sites import Site
-
-OPENSSL = "openssl"
-
-
-def certify(directory: Path, name: str, ca: Path | None, address: str = "127.0.0.1") -> Path:
-    """Make NAME.pem and NAME.key, signed by the authority `ca`, or an authority when that is none."""
-    key, request, certificate = (directory / f"{name}.{end}" for end in ("key", "csr", "pem"))
-    subject = ["-subj", f"/CN={name}", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    if ca is None:
-        run([OPENSSL, "req", "-x509", *subject, "-keyout", str(key), "-out", str(certificate), "-days", "2"])
-        return certificate
-    names = directory / f"{name}.ext"
-    names.write_text(f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth,clientAuth\n")
-    run([OPENSSL, "req", *subject, "-keyout", str(key), "-out", str(request)])
-    sign = ["-CA", str(ca), "-CAkey", str(ca.with_suffix(".key")), "-CAcreateserial", "-extfile", str(names)]
-    run([OPENSSL, "x509", "-req", "-in", str(request), *sign, "-out", str(certificate), "-days", "2"])
-    return certificate
 
 
 def test_certificates_are_read_anew_for_each_connection(lab: Lab) -> None:

@@ -96,7 +96,7 @@ class Etcd:
         """Start those that do not run, and wait until they agree."""
         for member in self.members:
             if member.process is None:
-                member.start(self._initial)
+                member.start(self.initial)
         until(self.is_healthy, "etcd is not healthy")
 
     def is_healthy(self) -> bool:
@@ -140,12 +140,13 @@ class Etcd:
         for member in self.members:
             member.node.run(["rm", "-rf", member.node.data_dir])
             argv = ["env", "ETCDCTL_API=3", "etcdctl", "snapshot", "restore", str(backup), "--name", member.node.name]
-            argv += ["--data-dir", str(member.node.data_dir), "--initial-cluster", self._initial]
+            argv += ["--data-dir", str(member.node.data_dir), "--initial-cluster", self.initial]
             member.node.run([*argv, "--initial-advertise-peer-urls", member.peer_url])
         self.start()
 
     @property
-    def _initial(self) -> str:
+    def initial(self) -> str:
+        """All of them, as a member's first start takes them."""
         return ",".join(f"{each.node.name}={each.peer_url}" for each in self.members)
 
     def compact(self) -> None:

@@ -18,10 +18,11 @@ from typing import Any
 
 from lab.node import Node
 from lab.processes import environment
-from overlayd.daemon.cluster.connection import Files, read_url
+from overlayd.daemon.cluster.connection import read_url
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.following import Following
 from overlayd.daemon.cluster.following import News as Message
+from overlayd.daemon.cluster.refusal import Files
 from overlayd.model.blocks import block_of
 from overlayd.proto.store import Delta, Session
 

@@ -158,6 +158,13 @@ def test_what_is_refused_is_classed(status: int, body: str, error: type[Exceptio
     assert str(failure)
 
 
+def test_a_page_for_people_is_told_in_one_line_without_its_marks() -> None:
+    page = b"<!DOCTYPE html>\n<html><style>p { x }</style>\n<title>Bad  Gateway</title></html>" + b"x" * 5000
+    said = str(etcd.read_failure(502, page))
+    assert said.startswith("no answer of etcd, HTTP status 502: is this its port for clients? Bad Gateway xxx")
+    assert len(said) < 200
+
+
 def test_only_a_token_that_expired_is_worth_another_try() -> None:
     def failed(text: str, code: int) -> AuthFailed:
         found = etcd.read_failure(401, json.dumps({"message": text, "code": code}).encode())

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from overlayd import fault
 from overlayd.daemon.cluster import janitor
 from overlayd.daemon.cluster.cluster import Cluster
-from overlayd.daemon.cluster.connection import Files
 from overlayd.daemon.cluster.publishing import Place
+from overlayd.daemon.cluster.refusal import Files
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.errors import OverlaydError
 from overlayd.model import records

@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from overlayd.daemon.cluster import refusal
+from overlayd.daemon.cluster.refusal import Files
 from overlayd.daemon.tls import client_context
 from overlayd.errors import ProtocolError
 from overlayd.proto.http import LARGEST_LINE, Body, Client, End, Head, Lines
@@ -33,16 +35,6 @@ class Server(NamedTuple):
     port: int
     tls: bool
     path: str = ""
-
-
-class Files(NamedTuple):
-    """Of TLS: who may have signed the server's certificate, empty for those that the host trusts; our own certificate
-    and its key.
-    """
-
-    authority: str = ""
-    certificate: str = ""
-    key: str = ""
 
 
 class Answer(NamedTuple):
@@ -79,10 +71,16 @@ def read_url(text: str, default_port: int) -> Server:
 class Connection:
     """An open connection; `Connection.open` makes one."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Server, files: Files
+    ) -> None:
         self._reader = reader
         self._writer = writer
-        self._client = Client(host)
+        self._server = server
+        self._files = files
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        self._client = Client("localhost" if server.path else f"{host}:{server.port}")
+        self._answered = False  # ever
         self.reusable = True
 
     @classmethod
@@ -90,8 +88,7 @@ class Connection:
         """Unavailable: nobody listens there, or TLS refuses who does."""
         try:
             if server.path:
-                reader, writer = await asyncio.open_unix_connection(server.path)
-                return cls(reader, writer, "localhost")
+                return cls(*await asyncio.open_unix_connection(server.path), server, files)
             context = await asyncio.to_thread(_tls, files) if server.tls else None
             sock = await _connect(server)
             try:
@@ -100,10 +97,9 @@ class Connection:
             except BaseException:
                 sock.close()
                 raise
-        except (OSError, ssl.SSLError) as error:
-            raise Unavailable(f"{server.url}: {_words(error)}") from error
-        host = f"[{server.host}]" if ":" in server.host else server.host
-        return cls(reader, writer, f"{host}:{server.port}")
+        except OSError as error:
+            raise Unavailable(f"{server.url}: {refusal.of_connection(error, files, tls=server.tls)}") from error
+        return cls(reader, writer, server, files)
 
     async def post(self, path: str, body: bytes, headers: Headers = ()) -> Answer:
         """A request and its answer.  Unavailable: the connection broke; whether the request was done is not known."""
@@ -144,14 +140,18 @@ class Connection:
             await self._writer.drain()
             while True:
                 data = await self._reader.read(CHUNK)
+                if not data and not self._answered:
+                    hint = "" if self._server.tls or self._server.path else ", so it may be https://"
+                    raise Unavailable(f"the server hangs up without an answer{hint}")
+                self._answered = True
                 for event in self._client.receive(data):
                     yield event
                     if isinstance(event, End):
                         return
                 if not data:
                     raise Unavailable("the server closed the connection")
-        except (OSError, ssl.SSLError) as error:
-            raise Unavailable(_words(error)) from error
+        except OSError as error:
+            raise Unavailable(refusal.of_connection(error, self._files, tls=self._server.tls)) from error
 
     @property
     def is_closed(self) -> bool:
@@ -191,13 +191,10 @@ async def _connect(server: Server) -> socket.socket:
 
 def _tls(files: Files) -> ssl.SSLContext:
     """Read anew for each connection, so that a renewed certificate counts from the next one on."""
-    context = client_context(files.authority)
-    if files.certificate:
-        context.load_cert_chain(files.certificate, files.key or None)
+    try:
+        context = client_context(files.authority)
+        if files.certificate:
+            context.load_cert_chain(files.certificate, files.key or None)
+    except OSError as error:
+        raise Unavailable(refusal.of_files(files, error)) from error
     return context
-
-
-def _words(error: OSError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {getattr(error, 'verify_message', '') or error.reason or error}"
-    return error.strerror or str(error) or type(error).__name__

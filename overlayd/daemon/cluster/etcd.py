@@ -12,12 +12,13 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple
 
-from overlayd.daemon.cluster.connection import BadStatus, Connection, Files, Headers, Server
+from overlayd.daemon.cluster.connection import BadStatus, Connection, Headers, Server
+from overlayd.daemon.cluster.refusal import Files
 from overlayd.errors import ProtocolError
 from overlayd.proto import etcd
 from overlayd.proto.etcd import Call, Lease, Outcome
 from overlayd.proto.store import List, Verify, Watch
-from overlayd.proto.store_answers import AuthFailed, Changes, Entry, Page, StoreError, Unavailable, Watching
+from overlayd.proto.store_answers import AuthFailed, Changes, Denied, Entry, Page, StoreError, Unavailable, Watching
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ class Etcd:
                         yield self._short_message(message)
             raise Unavailable(f"{self.servers[asked.endpoint].url}: the stream has ended")
         except BadStatus as refusal:
-            raise self._failure(refusal.answer.status, refusal.answer.body) from None
+            raise self._failure(asked.endpoint, refusal.answer.status, refusal.answer.body) from None
         except AuthFailed:
             self._token = ""
             raise
@@ -197,7 +198,7 @@ class Etcd:
         else:
             connection.close()
         if answer.status != 200:
-            raise self._failure(answer.status, answer.body)
+            raise self._failure(endpoint, answer.status, answer.body)
         return answer.body
 
     async def _open(self, endpoint: int) -> Connection:
@@ -221,11 +222,24 @@ class Etcd:
             self._token = etcd.read_token(await self._try(endpoint, call, ()))
         return (("Authorization", self._token),)
 
-    def _failure(self, status: int, body: bytes) -> StoreError:
-        error = etcd.read_failure(status, body)
+    def _failure(self, endpoint: int, status: int, body: bytes) -> StoreError:
+        """What an answer that is none means, with what to do about it."""
+        error, url, user = etcd.read_failure(status, body), self.servers[endpoint].url, self._user
         if isinstance(error, AuthFailed):
             self._token = ""
-        return error
+            if user is None:
+                advice = "it wants a user: give --etcd-user and --etcd-password-file"
+            elif "not enabled" in str(error):
+                advice = "leave --etcd-user out, or etcdctl auth enable"
+            else:
+                advice = f"of --etcd-user {user.name}; the password is in {user.password_file}"
+            return AuthFailed(f"{url}: {error}: {advice}", expired=error.expired)
+        if isinstance(error, Denied):
+            who = f"user {user.name}" if user is not None else "who has no --etcd-user"
+            return Denied(
+                f"{url}: {error}: to read and write {self._prefix}, for {who} (etcdctl role grant-permission)"
+            )
+        return Unavailable(f"{url}: {error}") if type(error) is Unavailable else error
 
     def _short(self, entry: Entry) -> Entry:
         return entry._replace(key=entry.key.removeprefix(self._prefix))

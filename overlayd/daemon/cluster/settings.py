@@ -9,8 +9,9 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
-from overlayd.daemon.cluster.connection import Files, Server, read_url
+from overlayd.daemon.cluster.connection import Server, read_url
 from overlayd.daemon.cluster.etcd import User
+from overlayd.daemon.cluster.refusal import Files
 from overlayd.daemon.config import Config, ConfigError
 from overlayd.errors import RequestError
 from overlayd.model import blocks

@@ -9,8 +9,9 @@ import pytest
 import uvloop
 from lab.patience import until_async
 
-from overlayd.daemon.cluster.connection import Connection, Files, Server, read_url
+from overlayd.daemon.cluster.connection import Connection, Server, read_url
 from overlayd.daemon.cluster.etcd import Etcd
+from overlayd.daemon.cluster.refusal import Files
 from overlayd.proto.store_answers import Unavailable
 
 ANSWER = b'{"header":{"revision":"7"},"TTL":"30","ID":"9"}'

@@ -13,9 +13,10 @@ from lab.patience import until, until_async
 from sim.node import Journal, NoNat, SimNode
 
 from overlayd.daemon.cluster.cluster import Cluster
-from overlayd.daemon.cluster.connection import Files, read_url
+from overlayd.daemon.cluster.connection import read_url
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.publishing import Place
+from overlayd.daemon.cluster.refusal import Files
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.model import joining, membership, services
 from overlayd.model.blocks import block_key

@@ -1,0 +1,207 @@
+"""What somebody reads who has just written down where the etcd is, and is wrong: each mistake is told by `cluster
+status`, the doctor and the log, with what to do, and nothing but the store is waited for.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from lab import Lab
+from lab.certificates import certify
+from lab.etcd import Etcd
+from lab.node import Node
+from lab.patience import until
+from lab.sites import Site
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab() as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def plain(lab: Lab) -> Iterator[Etcd]:
+    with Etcd(lab, name="p") as etcd:
+        yield etcd
+
+
+class Secure:
+    """An etcd with TLS that wants certificates of its clients, and files of all kinds for one."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.directory = lab.directory / "newcomers"
+        self.directory.mkdir()
+        self.ca, self.stranger = certify(self.directory, "ca", None), certify(self.directory, "stranger", None)
+        self.etcd = Etcd(lab, scheme="https", name="t")
+        self.member = self.etcd.members[0]
+        self.client = certify(self.directory, "client", self.ca)
+        ours = ["--cacert", self.ca, "--cert", self.client, "--key", self.client.with_suffix(".key")]
+        self.etcd.ctl_options = list(map(str, ours))
+        self.member.options += ["--client-cert-auth", "--trusted-ca-file", str(self.ca)]
+        self.present(certify(self.directory, "server", self.ca, self.address))
+
+    @property
+    def address(self) -> str:
+        return str(self.member.node.address)
+
+    def present(self, certificate: Path) -> None:
+        """Have etcd present this certificate, from its next start on."""
+        options = self.member.options
+        if "--cert-file" in options:
+            del options[options.index("--cert-file") :]
+        options += ["--cert-file", str(certificate), "--key-file", str(certificate.with_suffix(".key"))]
+
+    def start_again(self) -> None:
+        self.member.kill()
+        self.member.start(self.etcd.initial)
+        until(lambda: "ready to serve client requests" in self.member.node.log.read_text())
+
+
+@pytest.fixture(scope="module")
+def secure(lab: Lab) -> Iterator[Secure]:
+    made = Secure(lab)
+    with made.etcd:
+        yield made
+
+
+def told(lab: Lab, etcd: Etcd, options: list[str], failing: str) -> None:
+    """A daemon with these options says `failing`, a regular expression, wherever a person looks."""
+    site = Site(lab, etcd, f"new{len(lab.nodes)}")
+    site.node.start("--cluster", "prod", "--node", "new", "--cluster-cidr", "10.200.0.0/16", *options)
+    try:
+        until(lambda: re.search(failing, site.part.get("error") or ""), lambda: site.part)
+        assert site.part["state"] == "disconnected"
+        (finding,) = [each for each in site.request("doctor")["findings"] if each["code"] == "cluster-disconnected"]
+        assert re.search(failing, finding["problem"]), finding
+        assert "\n" not in finding["problem"]
+        assert re.search(failing, site.node.log_tail())
+        assert re.search(failing, site.node.overlayctl("cluster", "status"))
+    finally:
+        site.node.stop()
+
+
+@contextmanager
+def web_server(node: Node) -> Iterator[None]:
+    program = node.command(["python3", "-m", "http.server", "8000"])
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            until(lambda: node.run(["ss", "-Hltn", "sport = :8000"]))
+            yield
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "port", "failing"),
+    [
+        ("http", 2399, r"http://\S+:2399: Connection refused"),
+        ("http", 2380, r"http://\S+:2380: no answer of etcd, HTTP status 404: is this its port for clients\?"),
+        ("http", 8000, r"http://\S+:8000: no answer of etcd, HTTP status 501: is this its port for clients\? \w"),
+        ("https", 2379, r"https://\S+:2379: TLS: .*may be http://"),
+    ],
+    ids=["nobody listens", "the members' port", "a web server", "https to http"],
+)
+def test_a_wrong_url(lab: Lab, plain: Etcd, scheme: str, port: int, failing: str) -> None:
+    node = plain.members[0].node
+    url = f"{scheme}://{node.address}:{port}"
+    with web_server(node):
+        told(lab, plain, ["--etcd", url, "--etcd-insecure"], failing)
+
+
+def test_a_name_that_is_none(lab: Lab, plain: Etcd) -> None:
+    told(
+        lab,
+        plain,
+        ["--etcd", "http://etcd.invalid:2379", "--etcd-insecure"],
+        r"etcd\.invalid:2379: .*resolution|not known",
+    )
+
+
+def test_http_to_an_etcd_with_tls(lab: Lab, secure: Secure) -> None:
+    url = f"http://{secure.address}:2379"
+    told(lab, secure.etcd, ["--etcd", url, "--etcd-insecure"], r"may be https://|HTTP request to an HTTPS server")
+
+
+# What is given, and what is said.  {d}: the directory of the files.
+FILES: dict[str, tuple[str, str]] = {
+    "nothing": ("", r"signed by nobody whom this host trusts, so give --etcd-ca \(unable to get local issuer"),
+    "another authority": ("--etcd-ca {d}/stranger.pem", r"nobody whom --etcd-ca \S+/stranger\.pem trusts"),
+    "no authority file": ("--etcd-ca /nowhere/ca.pem", r"--etcd-ca /nowhere/ca\.pem: No such file or directory"),
+    "an authority that is none": ("--etcd-ca {d}/text", r"--etcd-ca \S+/text: there is no certificate in it"),
+    "no certificate of ours": ("--etcd-ca {d}/ca.pem", r"wants a certificate of ours, so give --etcd-cert"),
+    "no certificate file": (
+        "--etcd-ca {d}/ca.pem --etcd-cert /nowhere/c.pem",
+        r"--etcd-cert /nowhere/c\.pem: No such file or directory",
+    ),
+    "no key": ("--etcd-ca {d}/ca.pem --etcd-cert {d}/client.pem", r"its key is not in it, so it takes --etcd-key"),
+    "a key that is none": (
+        "--etcd-ca {d}/ca.pem --etcd-cert {d}/client.pem --etcd-key {d}/text",
+        r"--etcd-key \S+/text: there is no key in it",
+    ),
+    "the key of another": (
+        "--etcd-ca {d}/ca.pem --etcd-cert {d}/client.pem --etcd-key {d}/server.key",
+        r"--etcd-key \S+/server\.key is not the key of --etcd-cert \S+/client\.pem",
+    ),
+    "an expired certificate": (
+        "--etcd-ca {d}/ca.pem --etcd-cert {d}/old.pem --etcd-key {d}/old.key",
+        r"refuses our certificate, --etcd-cert \S+/old\.pem: .*valid now\?",
+    ),
+    "a certificate of a stranger": (
+        "--etcd-ca {d}/ca.pem --etcd-cert {d}/foreign.pem --etcd-key {d}/foreign.key",
+        r"refuses our certificate, --etcd-cert \S+/foreign\.pem: is that signed by who",
+    ),
+}
+
+
+@pytest.mark.parametrize("given", FILES)
+def test_wrong_files_of_tls(lab: Lab, secure: Secure, given: str) -> None:
+    options, failing = FILES[given]
+    (secure.directory / "text").write_text("not PEM\n")
+    match given:
+        case "an expired certificate":
+            certify(secure.directory, "old", secure.ca, days=("20200101000000Z", "20200201000000Z"))
+        case "a certificate of a stranger":
+            certify(secure.directory, "foreign", secure.stranger)
+    files = options.format(d=secure.directory).split()
+    told(lab, secure.etcd, ["--etcd", secure.etcd.urls, *files], failing)
+
+
+LONG_AGO, LATER = ("20200101000000Z", "20200201000000Z"), ("20450101000000Z", "20460101000000Z")
+
+
+@pytest.mark.parametrize(
+    ("address", "days", "failing"),
+    [
+        ("", LONG_AGO, r"its certificate has expired, or the clock here is wrong: it says 20\d\d-"),
+        ("", LATER, r"its certificate is not yet valid, or the clock here is wrong: it says 20\d\d-"),
+        ("192.0.2.250", None, r"its certificate is another server's: .*not valid for"),
+    ],
+    ids=["expired", "not yet valid", "of another server"],
+)
+def test_a_certificate_of_the_server_that_does_not_count(
+    lab: Lab, secure: Secure, address: str, days: tuple[str, str] | None, failing: str
+) -> None:
+    secure.present(certify(secure.directory, "wrong", secure.ca, address or secure.address, days=days))
+    secure.start_again()
+    ours = f"--etcd-ca {secure.ca} --etcd-cert {secure.client} --etcd-key {secure.client.with_suffix('.key')}".split()
+    told(lab, secure.etcd, ["--etcd", secure.etcd.urls, *ours], failing)
+
+
+def test_who_we_are_to_an_etcd_with_users(lab: Lab) -> None:
+    with Etcd(lab, name="u") as etcd:
+        store = ["--etcd", etcd.urls, "--etcd-insecure"]
+        password = lab.directory / "password"
+        password.write_text("x\n")
+        nobody = [*store, "--etcd-user", "nobody", "--etcd-password-file", str(password)]
+        told(lab, etcd, nobody, r"authentication is not enabled: leave --etcd-user out, or etcdctl auth enable")
+        for command in ("user add root:r", "user grant-role root root", "user add nobody:x", "auth enable"):
+            etcd.ctl(*command.split())
+        told(lab, etcd, store, r"user name is empty: it wants a user: give --etcd-user and --etcd-password-file")
+        told(lab, etcd, nobody, r"permission denied: to read and write /overlayd/prod/, for user nobody \(etcdctl role")
+        password.write_text("wrong\n")
+        told(lab, etcd, nobody, r"authentication failed, .*of --etcd-user nobody; the password is in \S+/password")
+        told(lab, etcd, [*nobody[:-1], "/nowhere"], r"password file /nowhere: No such file or directory")
