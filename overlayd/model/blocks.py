@@ -27,6 +27,8 @@ MOST_BLOCKS_BITS = 24
 
 Standing = Literal["ours", "absent", "freed", "others"]
 
+UNREADABLE = "?"  # the instance that holds a block whose entry makes no sense
+
 
 class Holding(NamedTuple):
     """An entry of the register.  node, instance: who has the block, both empty when it was freed; freed: at which
@@ -106,9 +108,11 @@ def service_ranges(blocks: Sequence[Network], service_share: int) -> list[Networ
 
 
 def standing(register: Register, block: Network, instance: str) -> Standing:
-    """Whose a block is that we take for ours."""
+    """Whose a block is that we take for ours.  Nobody's claim leaves an entry that makes no sense: whatever stood
+    there is lost.
+    """
     held = register.get(block)
-    if held is None:
+    if held is None or held.instance == UNREADABLE:
         return "absent"
     if not held.instance:
         return "freed"

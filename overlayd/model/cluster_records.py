@@ -31,6 +31,10 @@ LARGEST_VALUE = 64 * 1024  # bytes
 MOST_CANDIDATES, MOST_BLOCKS, MOST_NAMES = 16, 16, 2000
 LARGEST_NAMES = 32 * 1024  # bytes of names in one entry, that of others split behind it
 
+# Our own: numbers of records go on from Unix seconds.  One at the end counts for nothing: no node comes so far, and
+# whoever wrote it would have the last word for ever.
+LARGEST_SEQ = 2**40
+
 LONGEST_NODE_NAME = 63
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9._-]{1,253}(?<!-)")
@@ -58,7 +62,7 @@ class _Node(msgspec.Struct, kw_only=True, omit_defaults=True):
     block: str
     blocks: Annotated[list[str], Meta(max_length=MOST_BLOCKS - 1)] = []
     version: str = ""
-    seq: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    seq: Annotated[int, Meta(ge=0)] = 0
 
 
 class Config(msgspec.Struct, kw_only=True, frozen=True):
@@ -96,7 +100,7 @@ def read_config(value: bytes) -> Config:
     except (msgspec.MsgspecError, ValueError) as error:
         raise BadRecord(f"{CONFIG}: {error}") from error
     if config.format != FORMAT:
-        raise BadRecord(f"{CONFIG}: format {config.format}, and we know {FORMAT}: a newer overlayd made this cluster")
+        raise BadRecord(f"{CONFIG}: format {config.format}, and this overlayd knows {FORMAT}: install a newer one here")
     return config
 
 
@@ -130,7 +134,7 @@ def read_node(name: str, value: bytes, created: int) -> Member:
         version=record.version[:64],
         next_key=next_key,
         created=created,
-        seq=record.seq,
+        seq=min(record.seq, LARGEST_SEQ),
     )
 
 
@@ -243,7 +247,7 @@ def read_holding(value: bytes, modified: int) -> blocks.Holding:
     try:
         held = _HOLDING.decode(value)
     except msgspec.MsgspecError:
-        return blocks.Holding("?", "?", 0, modified)
+        return blocks.Holding("?", blocks.UNREADABLE, 0, modified)
     return blocks.Holding(held.node, held.instance, held.freed, modified)
 
 

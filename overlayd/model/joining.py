@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from overlayd.errors import RequestError
 from overlayd.model import peers
-from overlayd.model.cluster_records import Config
+from overlayd.model.cluster_records import LARGEST_SEQ, Config
 from overlayd.model.objects import Network
 from overlayd.model.rows import Change, Member, MemberNames, Membership, Peer, peer_of
 from overlayd.model.state import Draft
@@ -41,17 +41,36 @@ def begin(draft: Draft, cluster: str, node: str, instance: str, machine: str) ->
 
 
 def learned(known: Membership, config: Config) -> Membership:
-    """With how the cluster was made, and what can be set in it."""
+    """With how the cluster was made, and what can be set in it.  Its numbering does not change under our blocks."""
+    numbering = (config.cidr, config.block_prefix, config.service_share)
+    cidr, block_prefix, service_share = _numbering(known) if known.blocks else numbering
     return replace(
         known,
         cluster_id=config.id,
-        cidr=config.cidr,
-        block_prefix=config.block_prefix,
-        service_share=config.service_share,
+        cidr=cidr,
+        block_prefix=block_prefix,
+        service_share=service_share,
         zone=config.zone,
         node_ttl=config.node_ttl_secs,
         rate=config.rate,
     )
+
+
+def renumbered(known: Membership, config: Config) -> str:
+    """What the store says of the cluster's numbering that is not so: it was made once, and our blocks are of that.
+    Empty when nothing is.
+    """
+    if not known.blocks or _numbering(known) == (config.cidr, config.block_prefix, config.service_share):
+        return ""
+    return (
+        f"it has {config.cluster_cidr} in blocks of /{config.block_prefix} (service_share {config.service_share}), and "
+        f"the cluster was made with {known.cidr} in blocks of /{known.block_prefix} (service_share "
+        f"{known.service_share}), which nodes hold: that goes on, and whoever joins now is not reached; put that back"
+    )
+
+
+def _numbering(known: Membership) -> tuple[Network | None, int, int]:
+    return known.cidr, known.block_prefix, known.service_share
 
 
 def learn(draft: Draft, config: Config) -> None:
@@ -66,10 +85,11 @@ def hold(draft: Draft, held: Sequence[Network]) -> None:
 
 def raise_seq(draft: Draft, stored: int, now: int) -> int:
     """The number of what we put in the store next; to be on disk before it is put.  stored: that of our record there;
-    now: Unix seconds, so that the numbers go on behind what was told even if journal and store were both put back.
+    now: Unix seconds, so that the numbers go on behind what was told even if journal and store were both put back, and
+    to begin with again behind a number that somebody else wrote.
     """
     known = require(draft)
-    seq = max(known.seq + 1, stored + 1, now)
+    seq = max(number for number in (known.seq + 1, stored + 1, now) if number < LARGEST_SEQ)
     draft.put(replace(known, seq=seq))
     return seq
 

@@ -17,7 +17,7 @@ from itertools import count, islice
 from msgspec.structs import replace
 
 from overlayd.model import blocks
-from overlayd.model.cluster_records import NAMES, NODE, BadRecord, names_key, read_names, read_node
+from overlayd.model.cluster_records import LARGEST_SEQ, NAMES, NODE, BadRecord, names_key, read_names, read_node
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Change, Member, MemberNames, Peer, Row, RowId, numeric_endpoint
 
@@ -127,6 +127,13 @@ class Registry:
         elif key.startswith(NAMES):
             self._drop_part(key.removeprefix(NAMES))
 
+    def is_contested(self, key: str) -> bool:
+        """Whether somebody else claims something of the node whose record this is."""
+        member = self._members.get(key.removeprefix(NODE)) if key.startswith(NODE) else None
+        if member is None:
+            return False
+        return any(each in self.own_blocks or len(self._claims[each]) > 1 for each in _claimed(member))
+
     def complete(self, listed: Iterable[str], *, keep: bool) -> None:
         """These are the keys of all records that there are, each of which was put.  keep: no node goes that is not
         among them, however few these are.
@@ -185,7 +192,7 @@ class Registry:
         member = read_node(name, value, created)
         known = self._members.get(name)
         same = known is not None and known.instance == member.instance
-        if known is not None and same and member.seq < known.seq:
+        if known is not None and same and member.seq < known.seq < LARGEST_SEQ:
             self._return(name)
             self.older.add(name)
             self._touched[name] = None

@@ -3,6 +3,7 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
+from msgspec.structs import replace
 
 from overlayd.errors import Exhausted, RequestError
 from overlayd.model import ipam, joining, membership, overlay, peers, services
@@ -181,6 +182,34 @@ def test_what_is_put_has_a_higher_number_than_what_was_told_before() -> None:
     assert state.table(Membership)[""].seq == 1008
     decide(state, lambda draft: joining.raise_seq(draft, 3, 2000))  # and the store as well
     assert state.table(Membership)[""].seq == 2000
+
+
+def test_numbers_begin_again_behind_one_that_no_node_puts() -> None:
+    state = member()
+    decide(state, lambda draft: joining.raise_seq(draft, 2**40, 1000))
+    assert state.table(Membership)[""].seq == 1000
+    decide(state, lambda draft: joining.raise_seq(draft, 2**40 - 1, 1000))
+    assert state.table(Membership)[""].seq == 1001
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cluster_cidr": "10.99.0.0/16"}, {"block_prefix": 26}, {"service_share": 0}],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_numbering_of_a_cluster_does_not_change_under_blocks_that_are_held(change: dict[str, object]) -> None:
+    state = member()
+    other = replace(CONFIG, zone="corp.example", **change)
+    known = state.table(Membership)[""]
+    assert joining.renumbered(known, CONFIG) == ""
+    assert f"{next(iter(change.values()))}" in joining.renumbered(known, other)
+    decide(state, lambda draft: joining.learn(draft, other))
+    learned = state.table(Membership)[""]
+    assert (learned.cidr, learned.block_prefix, learned.service_share, learned.zone) == (CIDR, 24, 1, "corp.example")
+    decide(state, lambda draft: joining.hold(draft, []))
+    decide(state, lambda draft: joining.learn(draft, other))
+    assert joining.renumbered(state.table(Membership)[""], other) == ""
+    assert str(state.table(Membership)[""].cidr) == other.cluster_cidr
 
 
 def test_a_new_key_takes_the_block_of_the_old_one_in_one_change() -> None:

@@ -169,6 +169,30 @@ def test_what_a_store_that_went_back_has_of_known_nodes_waits_until_they_put_it_
     assert (told.older, told.guarded, told.faults) == (set(), False, {})
 
 
+def test_what_somebody_else_claims_is_contested() -> None:
+    told = registry()
+    told.put("s/node/a", record(1, 1), 5)
+    told.put("s/node/b", record(2, 2), 6)
+    assert not told.is_contested("s/node/a")
+    assert not told.is_contested("s/node/nobody")
+    told.claim_for_ourselves([ip_network("10.200.1.0/24")])
+    assert told.is_contested("s/node/a")
+    told.put("s/node/c", record(3, 2), 7)
+    assert told.is_contested("s/node/b")
+    assert not told.is_contested("s/name/b")
+
+
+@pytest.mark.parametrize("written", [2**40, 2**62, 2**64 - 1])
+def test_a_number_at_the_end_of_its_range_is_nobodys_last_word(written: int) -> None:
+    told, rows = registry(), Rows()
+    told.put("s/node/a", record(1, 1, seq=7), 5)
+    told.put("s/node/a", record(1, 1, seq=written, endpoint="192.0.2.9:1"), 5)
+    told.put("s/node/a", record(1, 1, seq=8, endpoint="192.0.2.1:1"), 5)
+    rows.take(told)
+    assert rows.peers()[key(1)].endpoint == "192.0.2.1:1"
+    assert (told.older, told.faults) == (set(), {})
+
+
 def test_another_installation_of_a_known_node_is_disputed_only_in_a_store_that_went_back() -> None:
     told, rows = registry(), Rows()
     told.put("s/node/a", record(1, 1, seq=7), 5)

@@ -130,7 +130,14 @@ class Cluster:
             await self._set_up()
         else:
             await self._until_confirmed()
-        news = self.news = News(self.node, self._own_record, self._configured, self._list_anew, self._went_back)
+        news = self.news = News(
+            self.node,
+            own_record=self._own_record,
+            own_names=self._own_names,
+            config=self._configured,
+            list_anew=self._list_anew,
+            went_back=self._went_back,
+        )
         known = self.membership
         witness = Witness(*known.witness) if known.witness is not None else None
         following = self.following = Following(self.etcd, WATCHED, known.revision, witness, self._told)
@@ -268,6 +275,21 @@ class Cluster:
             self._confirm.set()
         elif entry.modified >= known.modified:
             self.own.entry = entry
+
+    def _own_names(self, key: str, entry: Entry | None) -> None:
+        """Whatever an entry of our names has become but by us is put right."""
+        names, record = self.own.names, self.own.entry
+        if names is None or record is None or (entry is not None and entry.modified <= record.modified):
+            return  # they are being put, or this was before they were
+        if names.get(key) != (entry.value if entry is not None else None):
+            log.warning(
+                "cluster %s: somebody has %s %s in the store: our names are told again",
+                self.settings.cluster,
+                "changed" if entry is not None else "removed",
+                key,
+            )
+            self.own.names = None
+            self.publishing.tell_again()
 
     def _configured(self, config: Config | None) -> None:
         if config is None:

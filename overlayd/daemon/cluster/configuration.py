@@ -68,7 +68,7 @@ class Configuration:
         try:
             config = read_config(entry.value)
         except BadRecord as error:
-            raise Conflict(f"{error}: repair or remove that key") from error
+            raise Conflict(f"the store's configuration of the cluster is not understood: {error}") from error
         if self.unmarked is not None:
             await self._mark(entry, config)
         if known.cluster_id not in ("", config.id):

@@ -15,9 +15,19 @@ from overlayd.daemon.cluster.publishing import Publishing
 from overlayd.errors import OverlaydError, RequestError
 from overlayd.model.absence import Absence
 from overlayd.model.blocks import block_key
-from overlayd.model.cluster_records import BLOCK, JANITOR, NAMES, NODE, PRESENCE, read_holding, read_node, write_freed
+from overlayd.model.cluster_records import (
+    BLOCK,
+    JANITOR,
+    NAMES,
+    NODE,
+    PRESENCE,
+    BadRecord,
+    read_holding,
+    read_node,
+    write_freed,
+)
 from overlayd.model.rows import Membership
-from overlayd.proto.store_answers import Unavailable
+from overlayd.proto.store_answers import Entry, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +48,28 @@ async def remove(etcd: Etcd, name: str, instance: str = "") -> None:
         if not found:
             raise NoSuchNode(f"there is no node {name} in the store")
         record = found[0]
-        member = read_node(name, record.value, record.created)
-        if instance and member.instance != instance:
-            raise RequestError(f"node {name} is another installation by now")
         same, put = [(NODE + name, record.modified)], []
-        for block in member.blocks:
-            key = BLOCK + block_key(block)
-            held = (await etcd.read(key)).entries
-            if held and read_holding(held[0].value, held[0].modified).instance == member.instance:
-                same.append((key, held[0].modified))
-                put.append((key, write_freed(record.modified), 0))
+        for entry in await _held(etcd, name, record, instance):
+            same.append((entry.key, entry.modified))
+            put.append((entry.key, write_freed(record.modified), 0))
         gone = [(NODE + name, False), (NAMES + name, False), (f"{NAMES}{name}/", True)]
         if (await etcd.transact(same, put, gone)).done:
             return
     raise Unavailable(f"node {name} was not removed: it is written again and again")
+
+
+async def _held(etcd: Etcd, name: str, record: Entry, instance: str) -> list[Entry]:
+    """What stands in the register for a node's blocks: those of its record, or of its name when that makes no sense."""
+    try:
+        member = read_node(name, record.value, record.created)
+    except BadRecord:
+        entries = (await etcd.read(BLOCK, prefix=True)).entries
+        holdings = [(entry, read_holding(entry.value, entry.modified)) for entry in entries]
+        return [entry for entry, held in holdings if held.node == name and instance in ("", held.instance)]
+    if instance and member.instance != instance:
+        raise RequestError(f"node {name} is another installation by now")
+    entries = tuple([entry for block in member.blocks for entry in (await etcd.read(BLOCK + block_key(block))).entries])
+    return [each for each in entries if read_holding(each.value, each.modified).instance == member.instance]
 
 
 class Janitor:
@@ -96,9 +114,14 @@ class Janitor:
         if not lease:
             return False
         holder = (await self._etcd.read(JANITOR, any_member=True)).entries
+        if holder and holder[0].value == own.encode():
+            return True
+        if holder and self._news.registry.member(holder[0].value.decode(errors="replace")) is not None:
+            return False
         if holder:
-            return holder[0].value == own.encode()
-        return (await self._etcd.transact([(JANITOR, 0)], [(JANITOR, own.encode(), lease)])).done
+            log.warning("cluster: %s was held by no node that is known, and is ours now", JANITOR)
+        there = holder[0].modified if holder else 0
+        return (await self._etcd.transact([(JANITOR, there)], [(JANITOR, own.encode(), lease)])).done
 
     async def _remove(self, name: str) -> None:
         member = self._news.registry.member(name)

@@ -107,7 +107,7 @@ class Joining:
         """Our record as it is now, and the register.  Refused: the name is another's."""
         await self._own.read()
         await self._require_name(self._own.entry)
-        return await self._register()
+        return await self.register()
 
     async def _take_up(self, register: Register) -> list[Network]:
         """Hold what the register has for us beside what we hold, and return it: of a claim whose answer was lost, or
@@ -167,15 +167,20 @@ class Joining:
         content = self._own.with_blocks(known.blocks)
         if not missing and self._own.is_told(content):
             return
+        if self._own.entry is None:
+            log.warning("cluster %s: the store had no record of this node, which is put again", known.cluster)
+        elif self._own.stored is None:
+            log.warning("cluster %s: the store's record of this node made no sense, and is put again", known.cluster)
         await self._own.put(content, claims)
         if missing:
             again = ", ".join(map(str, missing))
-            log.warning("cluster %s: %s is claimed again, the store had forgotten it", known.cluster, again)
+            log.warning("cluster %s: %s is claimed again, the store had it no longer", known.cluster, again)
 
     async def _hold(self, held: list[Network]) -> None:
         await self._node.change(lambda draft: joining.hold(draft, held), exclusive=[NODE_LOCK, MEMBERSHIP])
 
-    async def _register(self) -> dict[Network, blocks.Holding]:
+    async def register(self) -> dict[Network, blocks.Holding]:
+        """The register of blocks as it is now."""
         page = await self._etcd.read(BLOCK, prefix=True)
         return read_register((each.key.removeprefix(BLOCK), each.value, each.modified) for each in page.entries)
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from overlayd import fault, keys
 from overlayd.daemon.change.node import Node
@@ -15,9 +16,10 @@ from overlayd.daemon.change.resources import MEMBERSHIP, RECORDS, peers_locks
 from overlayd.daemon.cluster.following import News as Message
 from overlayd.errors import OverlaydError
 from overlayd.model import joining
-from overlayd.model.cluster_records import CONFIG, NODE, PULSE, BadRecord, Config, read_config
+from overlayd.model.cluster_records import CONFIG, NAMES, NODE, PULSE, BadRecord, Config, read_config
 from overlayd.model.objects import GLOBAL
 from overlayd.model.registry import Registry
+from overlayd.model.removals import Removals
 from overlayd.model.rows import Change, Member, MemberNames, Membership
 from overlayd.proto.store import Delta, Snapshot, Witness
 from overlayd.proto.store_answers import Entry
@@ -34,7 +36,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds, after the disk or the kernel 
 
 
 class News:
-    """own_record, config: are told what the store has of these, and None when that is gone; went_back: that the store
+    """own_record, config: are told what the store has of these, and None when that is gone; own_names: of an entry of
+    our names, with its key; went_back: that the store
     went back, and has this mark still.  list_anew: has all of it told again.  pulse: the revision at which the pulse
     was put last.  foreign: the store has another cluster of our name; guarded: nodes that it lacks are kept.  problem:
     why rows are not taken over, empty when they are.
@@ -43,7 +46,9 @@ class News:
     def __init__(
         self,
         node: Node,
+        *,
         own_record: Callable[[Entry | None], None],
+        own_names: Callable[[str, Entry | None], None],
         config: Callable[[Config | None], None],
         list_anew: Callable[[], None],
         went_back: Callable[[str], None],
@@ -53,10 +58,12 @@ class News:
         self.problem = ""
         self._node = node
         self._own_record = own_record
+        self._own_names = own_names
         self._config = config
         self._list_anew = list_anew
         self._went_back = went_back
         self._waiting: deque[Message] = deque()
+        self._removals = Removals()
         self._arrived = asyncio.Event()
         state, known = node.state, node.state.table(Membership)[""]
         self._revision, self._history = known.revision, known.history
@@ -90,7 +97,9 @@ class News:
         """Take over what comes, until it is cancelled."""
         await self._take_over()
         while True:
-            await self._arrived.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._removals.next):
+                    await self._arrived.wait()
             self._arrived.clear()
             await asyncio.sleep(GATHER)
             while self._waiting:
@@ -135,6 +144,7 @@ class News:
             self._read(entry.key, entry, doubted=doubted)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
+        self._removals.clear()
         self.registry.complete(entries, keep=doubted)
         if len(self.registry.older) > older:
             log.warning(
@@ -190,11 +200,14 @@ class News:
     def _read(self, key: str, entry: Entry | None, *, doubted: bool = False) -> None:
         if key == NODE + self.registry.own:
             self._own_record(entry)
+        elif _is_names_of(self.registry.own, key):
+            self._own_names(key, entry)
         elif key == PULSE:
             self.pulse = entry.modified if entry is not None else 0
         elif entry is None:
-            self.registry.remove(key)
+            self._removals.remove(key, asyncio.get_running_loop().time())
         else:
+            self._removals.put(key)
             known = self.registry.faults.get(key)
             self.registry.put(key, entry.value, entry.created, doubted=doubted)
             fault_now = self.registry.faults.get(key)
@@ -208,19 +221,25 @@ class News:
             self.registry.faults[CONFIG] = str(error)
             log.error("cluster: %s", error)
             return
+        known = self._node.state.table(Membership)[""]
         self.registry.faults.pop(CONFIG, None)
-        self.foreign = config is not None and config.id != self._node.state.table(Membership)[""].cluster_id
+        self.foreign = config is not None and config.id != known.cluster_id
         if not self.foreign:
             if config is not None:
                 self._history = config.history
+                if wrong := joining.renumbered(known, config):
+                    self.registry.faults[CONFIG] = wrong
+                    log.error("cluster: %s: %s", CONFIG, wrong)
             self._config(config)
 
     # --- taking over --------------------------------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
         """Make rows of what was read; the revision goes with the last of them, and none while something is withheld, so
-        that the next start lists everything, and doubts it.
+        that the next start lists everything, and doubts it.  That of a removal goes when the removal counts.
         """
+        for key in self._removals.due(asyncio.get_running_loop().time(), self.registry.is_contested):
+            self.registry.remove(key)
         while True:
             change = self.registry.take(BATCH)
             whole = not self.registry.pending
@@ -228,7 +247,7 @@ class News:
             revision = 0 if self.guarded else self._revision
             if not change and whole and (bool(revision), self._history) == (bool(known.revision), known.history):
                 return
-            await self._commit(change, revision if whole else None)
+            await self._commit(change, revision if whole and not self._removals else None)
             if whole:
                 return
 
@@ -252,3 +271,7 @@ class News:
                     log.warning("cluster: %s", line)
                 fault.point("cluster:applied")
                 return
+
+
+def _is_names_of(node: str, key: str) -> bool:
+    return key == NAMES + node or key.startswith(f"{NAMES}{node}/")

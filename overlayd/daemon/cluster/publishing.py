@@ -5,6 +5,7 @@ when something may be told is `model.publication`'s.
 """
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -19,7 +20,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.faults import Conflict
 from overlayd.daemon.cluster.own_record import OwnRecord
-from overlayd.daemon.cluster.presence import PRESENCE_TTL, Presence
+from overlayd.daemon.cluster.presence import PRESENCE_TTL, Presence, read_presence
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.daemon.nat.session import Nat
 from overlayd.errors import MechanismError, OverlaydError
@@ -44,6 +45,7 @@ KEEP, KEEP_SPREAD = 20.0, 3.0
 LOOK = 1.0  # at what is to be told
 LOOK_AT_EGRESS = 30.0
 RETRY, RETRY_SPREAD = 2.0, 8.0
+LOOKED_UP = 15  # every so many times that the presence is kept up, which is five minutes
 
 
 class Place(NamedTuple):
@@ -217,11 +219,16 @@ class Publishing:
                 self.window.told(self._measured_rate(), known.rate if known is not None else 10.0)
 
     async def keep_presence(self) -> None:
-        """Say that we live, until it is cancelled."""
-        while True:
+        """Say that we live, until it is cancelled; now and then that is looked up, for somebody may have removed it."""
+        for number in itertools.count():
             try:
                 if self._lease:
                     await self._etcd.keep_alive(self._lease)
+                    if number % LOOKED_UP == LOOKED_UP - 1 and not await self._is_there():
+                        log.warning(
+                            "cluster: somebody has removed or changed our presence in the store: it is put again"
+                        )
+                        await self._appear()
                 else:
                     await self._appear()
             except LeaseGone:
@@ -233,6 +240,11 @@ class Publishing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(KEEP + random.uniform(-KEEP_SPREAD, KEEP_SPREAD)):
                     await self._appearing.wait()
+
+    async def _is_there(self) -> bool:
+        name = self._node.state.table(Membership)[""].node
+        entries = (await self._etcd.read(PRESENCE + name, any_member=True)).entries
+        return any(read_presence(each.value).lease == str(self._lease) for each in entries)
 
     @property
     def lease(self) -> int:

@@ -5,7 +5,7 @@ order at other times (`cluster`).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_network
 from typing import Any
 
@@ -19,7 +19,7 @@ from overlayd.daemon.cluster.configuration import new_config
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.faults import Waiting
 from overlayd.daemon.cluster.janitor import remove
-from overlayd.daemon.cluster.presence import read_presence
+from overlayd.daemon.cluster.presence import lives, read_presence
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.settings import Settings, machine_id
 from overlayd.daemon.nat.session import Nat
@@ -139,8 +139,8 @@ async def remove_node(cluster: Cluster, request: wire.RemoveNode) -> wire.Respon
     if name == cluster.membership.node and cluster.membership.blocks:
         raise RequestError(f"{name} is this node: overlayctl cluster leave")
     page = await cluster.etcd.read(PRESENCE + name)
-    if page.entries:
-        there = read_presence(page.entries[0].value)
+    there = read_presence(page.entries[0].value) if page.entries else None
+    if there is not None and await lives(cluster.etcd, there):
         where = f" at {there.address}" if there.address else ""
         raise RequestError(
             f"node {name} lives{where}: overlayctl cluster leave on it, or end it; one that ended counts as gone after "
@@ -207,8 +207,26 @@ async def check(cluster: Cluster, request: wire.CheckCluster) -> wire.Response:
     for name in sorted(stored.keys() & journalled.keys()):
         if stored[name] != replace(journalled[name], seq=stored[name].seq):  # which each change of names raises
             found.append(f"node {name} is another in the store than in the journal")
+    found += _check_register(await cluster.joining.register(), known, stored)
     found += await _check_device(cluster)
     return wire.ClusterDifferences(tuple(found))
+
+
+def _check_register(register: blocks.Register, known: Membership, stored: Mapping[str, Member]) -> list[str]:
+    """The register of blocks and the records that claim them."""
+    ours = [(known.node, block, known.instance) for block in known.blocks]
+    others = [(each.name, block, each.instance) for each in stored.values() for block in each.blocks]
+    found = []
+    for name, block, instance in (*ours, *(each for each in others if each[0] != known.node)):
+        match blocks.standing(register, block, instance):
+            case "absent" | "freed":
+                found.append(
+                    f"block {block} of node {name} is not in the register: it is claimed again when the daemon there "
+                    "starts, and until then another node may"
+                )
+            case "others":
+                found.append(f"block {block} of node {name} is that of node {register[block].node} in the register")
+    return found
 
 
 async def _check_device(cluster: Cluster) -> list[str]:
