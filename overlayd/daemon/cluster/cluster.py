@@ -186,7 +186,10 @@ class Cluster:
                 await asyncio.Event().wait()  # the daemon ends
             except Waiting as error:
                 self._tell(str(error))
-                await asyncio.sleep(WAIT_FOR_INIT * random.uniform(0.5, 1))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(WAIT_FOR_INIT * random.uniform(0.5, 1)):
+                        await self._confirm.wait()
+                self._confirm.clear()
             except Conflict as error:
                 await self._in_conflict(error)
             except OverlaydError as error:

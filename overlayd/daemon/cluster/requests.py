@@ -6,6 +6,7 @@ order at other times (`cluster`).
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from ipaddress import ip_network
 from typing import Any
 
@@ -29,6 +30,8 @@ from overlayd.model.cluster_records import NODE, PRESENCE, BadRecord, read_confi
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Member, MemberNames, Membership, Peer, Record
 from overlayd.proto.store_answers import StoreError
+
+JOINED_WITHIN = 5.0  # our own: seconds for which the answer to init waits for this node
 
 
 def _zone(text: str) -> str:
@@ -59,6 +62,10 @@ async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
     if not await cluster.configuration.make(config):
         raise RequestError(f"cluster {cluster.settings.cluster} is made already (overlayctl cluster status)")
     cluster.look_again()
+    cluster.look_again()
+    with suppress(TimeoutError):  # so that who looks next sees this node; others follow within seconds
+        async with asyncio.timeout(JOINED_WITHIN):
+            await cluster.joined.wait()
     return wire.Ok()
 
 
