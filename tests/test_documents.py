@@ -6,22 +6,38 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from pages import ROOT, blocks
 
 from overlayd.cli import arguments
 from overlayd.cli.call import parse_request
 from overlayd.daemon.config import parser
 from overlayd.model.subnets import choose, first_usable
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:^|[;&|(] *)((?:overlayctl|overlayd) (?=[a-z-])[^;|)&>]*)")
-BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Who pastes the blocks of a page, in their order.
+RUN_BY = {
+    "README": (
+        *("Makefile", "e2e/test_manual_blocks.py", "e2e/test_manual_blocks.py"),
+        *["e2e/test_quick_start.py"] * 8,
+        "Makefile",
+    ),
+    "cluster": ("e2e/test_manual_blocks.py",) * 3,
+    "cni": ("e2e/test_cni_runtimes.py",) * 3,
+    "fleet": ("e2e/test_fleet.py",) * 6,
+    "install": (
+        *("e2e/test_package.py", "e2e/test_manual_blocks.py", "image/test_image.py"),
+        *["e2e/test_manual_blocks.py"] * 2,
+    ),
+    "migration": ("e2e/test_fleet.py",),
+    "operations": ("e2e/test_manual_blocks.py",) * 2,
+}
 
 
 def commands(page: Path) -> list[str]:
     """What a reader would type: of code in lines and of blocks, without comments."""
     text = page.read_text().replace("\\\n", " ")
-    lines = [line.split(" #")[0] for block in BLOCK.findall(text) for line in block.splitlines()]
+    lines = [line.split(" #")[0] for block in blocks(page.stem) for line in block.replace("\\\n", " ").splitlines()]
     inline = [
         " ".join(code.split()) for code in re.findall("`([^`]+)`", re.sub("^```.*?^```$", "", text, flags=re.M | re.S))
     ]
@@ -66,6 +82,19 @@ def _of_a_request(op: str, pairs: list[str]) -> None:
 
 def _parse(words: list[str]) -> None:
     arguments.parser().parse_args(words)
+
+
+@pytest.mark.parametrize("page", RUN_BY)
+def test_every_block_of_commands_is_pasted_by_a_test(page: str) -> None:
+    assert len(RUN_BY[page]) == len(blocks(page))
+    for name in RUN_BY[page]:
+        if name != "Makefile":
+            text = (ROOT / "tests" / name).read_text()
+            assert f'blocks("{page}")' in text or f"{page}.md" in text, f"{name} does not read {page}"
+
+
+def test_no_page_with_commands_is_left_out() -> None:
+    assert {page.stem for page in PAGES if blocks(page.stem)} - {"architecture"} == RUN_BY.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,6 +1,5 @@
 """The blocks of docs/fleet.md, run on nodes as they stand there; stand-ins are systemctl, apt and /var/lib."""
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +8,12 @@ import pytest
 from lab import Lab, ping
 from lab.cluster import Member
 from lab.patience import LIMIT, until
-from lab.processes import ROOT
+from pages import blocks
 
-PAGE = (ROOT / "docs" / "fleet.md").read_text()
 BLOCKS = dict(
     zip(
         ("upgrade", "backup", "restore", "moved", "forget", "away"),
-        re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL),
+        blocks("fleet"),
         strict=True,
     )
 )
@@ -105,8 +103,7 @@ def test_a_node_is_upgraded_backed_up_and_replaced(lab: Lab, tmp_path: Path) -> 
 
 
 def test_the_steps_of_the_migration_remove_what_another_daemon_left(lab: Lab) -> None:
-    page = (ROOT / "docs" / "migration.md").read_text()
-    (block,) = re.findall(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (block,) = blocks("migration")
     member = Member(lab, 1, "alpha")
     member.node.run(["ip", "link", "add", "zl-lab-alpha-g", "type", "bridge"])
     member.node.run(["ip", "link", "add", "zl-407bb32319-b", "type", "bridge"])

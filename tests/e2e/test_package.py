@@ -9,19 +9,12 @@ from pathlib import Path
 
 import pytest
 from lab.processes import ROOT, run
+from lab.root_copy import run_in_copy
+from pages import blocks
 
 from overlayd import __version__
 
 BUILD = ROOT / "deploy" / "deb" / "build"
-
-# $1: where to mount.  What is written goes to memory, and with the namespace.
-COPY_OF_ROOT = """
-mount -t tmpfs tmpfs "$1" && mkdir "$1/new" "$1/work" "$1/merged" &&
-mount -t overlay overlay -o "lowerdir=/,upperdir=$1/new,workdir=$1/work" "$1/merged" &&
-mount -t proc proc "$1/merged/proc" && mount -t tmpfs tmpfs "$1/merged/run" &&
-cp "$2" "$1/merged/run/overlayd.deb" && root=$1/merged && shift 2 &&
-exec chroot "$root" env PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +30,7 @@ def package() -> Iterator[Path]:
 
 def inside(package: Path, script: str) -> str:
     """What a shell script prints that runs in a copy of this machine's root, with the package at /run/overlayd.deb."""
-    with tempfile.TemporaryDirectory() as directory:
-        copy = ["unshare", "--mount", "--", "sh", "-euc", COPY_OF_ROOT, "sh", directory, str(package)]
-        return run([*copy, "sh", "-euc", script])
+    return run_in_copy(script, {"overlayd.deb": package})
 
 
 def test_its_description(package: Path) -> None:
@@ -78,3 +69,23 @@ def test_it_is_installed_runs_and_leaves_nothing_but_the_state(package: Path) ->
     assert f"overlayd {__version__}\n" in shown
     assert re.search("^overlayd:x:", shown, re.MULTILINE)
     assert shown.partition("left:\n")[2].split() == ["/var/lib/overlayd"]
+
+
+def test_the_page_installs_it(package: Path) -> None:
+    """`make deb` is the fixture's; dpkg stands for apt, which asks the network."""
+    shown = inside(
+        package,
+        f"""
+        mkdir -p /run/checkout/dist && cp /run/overlayd.deb /run/checkout/dist/overlayd_1_all.deb
+        cd /run/checkout
+        make() {{ [ "$*" = deb ]; }}
+        apt() {{ [ "$1" = install ] && dpkg --install "$2" > /dev/null; }}
+        systemctl() {{ [ "$1 $2" = "enable --now" ] && command systemctl --root=/ enable "$3"; }}
+        {blocks("install")[0]}
+        overlayd --version
+        find /etc/systemd/system -name 'overlayd.*' -printf '%P\\n'
+        """,
+    )
+    assert f"overlayd {__version__}\n" in shown
+    enabled = {"multi-user.target.wants/overlayd.service", "sockets.target.wants/overlayd.socket"}
+    assert enabled <= {*shown.splitlines()}

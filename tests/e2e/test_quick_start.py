@@ -12,18 +12,18 @@ import psutil
 import pytest
 from lab import Lab, Node
 from lab.processes import ROOT, environment
+from pages import blocks_of
 
 # Pasted before anything else: what fails is told, whatever the next command does.
 TRAP = "trap 'echo \"failed: $BASH_COMMAND\"' ERR\n"
 SECONDS = 60  # for a block, on a busy machine
-FENCE = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks() -> list[str]:
     """The shell blocks of the quick start."""
     readme = (ROOT / "README.md").read_text()
     chapter = readme.partition("\n## Quick start\n")[2].partition("\n### ")[0]
-    return FENCE.findall(chapter)
+    return blocks_of(chapter)
 
 
 class Terminal:
