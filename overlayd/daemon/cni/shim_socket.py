@@ -92,7 +92,9 @@ class CniSocket:
             log.warning("CNI call refused: it is for root alone (%s)", client)
             connection.close()
             return
-        self._callers.add(_Caller(self, connection, client, asyncio.get_running_loop()))
+        caller = _Caller(self, connection, client, asyncio.get_running_loop())
+        self._callers.add(caller)
+        caller.begin()
 
     async def _serve(self, caller: "_Caller") -> None:
         try:
@@ -121,8 +123,15 @@ class _Caller:
         self._buffer = bytearray()
         self._reading = True
         self._held = 0
-        self._late = loop.call_later(INCOMPLETE, self._refuse, f"its request was incomplete for {INCOMPLETE:g} s")
-        loop.add_reader(connection, self._read)
+        self._late: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Read the request, which a shim sends as it connects: mostly it is there already."""
+        self._read()
+        if self._reading:
+            why = f"its request was incomplete for {INCOMPLETE:g} s"
+            self._late = self._loop.call_later(INCOMPLETE, self._refuse, why)
+            self._loop.add_reader(self._connection, self._read)
 
     @property
     def body(self) -> bytes:
@@ -130,9 +139,18 @@ class _Caller:
 
     async def answer(self, body: bytes) -> None:
         """Send an answer, unless the shim is gone."""
+        frame = len(body).to_bytes(4, "little") + body
         with suppress(OSError, TimeoutError):
-            frame = len(body).to_bytes(4, "little") + body
-            await asyncio.wait_for(self._loop.sock_sendall(self._connection, frame), INCOMPLETE)
+            # At once, for the runtime waits: what follows a command, as its line in the log, comes later.
+            sent = self._send(frame)
+            if sent < len(frame):
+                await asyncio.wait_for(self._loop.sock_sendall(self._connection, frame[sent:]), INCOMPLETE)
+
+    def _send(self, frame: bytes) -> int:
+        try:
+            return self._connection.send(frame)
+        except BlockingIOError:
+            return 0
 
     def give_up(self) -> None:
         """Hang up unless the request is complete."""
@@ -195,5 +213,6 @@ class _Caller:
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
-            self._late.cancel()
-            self._loop.remove_reader(self._connection)
+            if self._late is not None:
+                self._late.cancel()
+                self._loop.remove_reader(self._connection)
