@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "outlet": set(),
     "logs": {"outlet"},
     "parse": set(),
-    "service_manager": set(),
+    "systemd": set(),
     "tasks": set(),
     "tls": set(),
     "change": {"listeners"},

@@ -30,7 +30,7 @@ import uvloop
 
 from overlayd import __version__, wire
 from overlayd.daemon import config as configuration
-from overlayd.daemon import garbage, logs, service_manager, start
+from overlayd.daemon import garbage, logs, start, systemd
 from overlayd.daemon.change.claim import InUse as DirectoryInUse
 from overlayd.daemon.change.claim import claimed
 from overlayd.daemon.change.journal import Journal
@@ -55,7 +55,7 @@ from overlayd.daemon.server.listener import Place
 from overlayd.daemon.server.server import Server
 from overlayd.daemon.server.watchers import tell_finding, told
 from overlayd.daemon.status import About, StatusView
-from overlayd.daemon.tasks import Tasks
+from overlayd.daemon.tasks import KeepUp, Tasks
 from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.upkeep.conflicts import Conflicts
 from overlayd.daemon.upkeep.deaths import DeathWatch
@@ -274,7 +274,7 @@ async def _serve(
         await enter(runtimes.serving(bound.shims, sentinel, requests.spawn, PATIENCE))
         await enter(server.serving(bound.clients, PATIENCE))
         stack.enter_context(identity.published(me, config.identity_file))
-        await _run(config.socket, stopping, repetition, cluster)
+        await _run(config.socket, stopping, repetition, tasks.keep_up, cluster)
         return BAD_CONFIG if cluster is not None and cluster.refusal else 0
 
 
@@ -380,7 +380,7 @@ def _in_cluster(config: Config, node: Node, nat: Nat, boot: str, stop: Callable[
 
 
 async def _run(
-    path: str, stopping: asyncio.Event, repetition: logs.Repetition, cluster: "InCluster | None" = None
+    path: str, stopping: asyncio.Event, repetition: logs.Repetition, keep_up: KeepUp, cluster: "InCluster | None"
 ) -> None:
     """From the moment when everything is there until we are told to stop.  A node that is to join a cluster is ready
     when it has, and serves before.
@@ -390,14 +390,14 @@ async def _run(
     log.info("overlayd %s serves %s", __version__, path)
     if cluster is not None:
         await _joined(cluster, stopping)
-    service_manager.notify("READY=1\nSTATUS=")
-    feeding = asyncio.create_task(service_manager.feed())
+    systemd.notify("READY=1\nSTATUS=")
+    feeding = keep_up(systemd.feed)
     while not stopping.is_set():
         repetition.tell()
         with suppress(TimeoutError):
             await asyncio.wait_for(stopping.wait(), logs.WINDOW)
     feeding.cancel()
-    service_manager.notify("STOPPING=1")
+    systemd.notify("STOPPING=1")
     log.info("stopping; links, addresses and rules stay as they are")
 
 
@@ -408,7 +408,7 @@ async def _joined(cluster: "InCluster", stopping: asyncio.Event) -> None:
         for each in (
             cluster.joined(),
             stopping.wait(),
-            service_manager.go_on_starting("has not joined the cluster yet"),
+            systemd.go_on_starting("has not joined the cluster yet"),
         )
     ]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -62,7 +62,6 @@ async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
     if not await cluster.configuration.make(config):
         raise RequestError(f"cluster {cluster.settings.cluster} is made already (overlayctl cluster status)")
     cluster.look_again()
-    cluster.look_again()
     with suppress(TimeoutError):  # so that who looks next sees this node; others follow within seconds
         async with asyncio.timeout(JOINED_WITHIN):
             await cluster.joined.wait()
