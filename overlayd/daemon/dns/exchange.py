@@ -159,6 +159,12 @@ class Exchange:
         if not self.over:
             self._close(self._loop.time())
 
+    def leave(self, server: Upstream) -> None:
+        """Wait no longer for this server, which has been asked."""
+        trial = self._asked.get(server)
+        if trial is not None and not trial.over:
+            self.arrived(trial, None)
+
     def arrived(self, trial: "_Trial", answer: Answer | None) -> None:
         """A server has said its last word, None when it cannot be asked, or could not read the question."""
         if self.over:

@@ -113,8 +113,10 @@ class Forwarder:
         if asked is None:
             asked = _Asked(id, query, stream=stream)
         waiting = _Waiting(message, client, deliver, asked, stream=stream)
-        if self.loops.is_mark(query):
+        looping = self.loops.find(query)
+        if looping is not None:
             self._give(waiting, Answer.failure(dns.OTHER, "this node asked that itself"))
+            self._leave_server(looping)
             return
         if asked.stale is not None:
             self._give(waiting, asked.stale, stale=True)
@@ -159,6 +161,11 @@ class Forwarder:
         self._means.deadlines.close()
         self._means.sockets.close()
 
+    def _leave_server(self, server: Upstream) -> None:
+        """Whoever waits for an answer of a server that loops waits for nothing."""
+        for exchange in [asked.exchange for asked in self._asked.values() if asked.exchange is not None]:
+            exchange.leave(server)
+
     def _leave(self, waiting: _Waiting) -> None:
         """One that waited does no more; what nobody waits for is not asked on."""
         asked = waiting.asked
@@ -199,6 +206,7 @@ class Forwarder:
         if stale is not None:
             self._give_all(asked, stale, stale=True)
         else:
+            asking = [server for server in asking if server not in self.loops.looping]
             self._give_all(asked, answer or _failure(servers, asking))
 
     def _give_stale(self, asked: _Asked, stale: Answer) -> None:

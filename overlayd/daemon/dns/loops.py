@@ -36,7 +36,8 @@ class Loops:
     def __init__(self) -> None:
         self.looping: set[Upstream] = set()
         self._marked: dict[Upstream, float] = {}
-        self._marks: dict[bytes, Upstream] = {}  # by wire name
+        self._marks: dict[bytes, Upstream] = {}  # by wire name, while they may come back
+        self._back: set[bytes] = set()  # those that did
 
     def check(self, servers: Sequence[Upstream], now: float, has_missed: Callable[[Upstream], bool]) -> None:
         """Mark those servers whose turn it is.  has_missed: whether one owes us an answer, as one that loops does; then
@@ -50,23 +51,27 @@ class Loops:
                 asyncio.get_running_loop().call_later(RETURN, self._over, name)
                 _send(server, name)
 
-    def is_mark(self, query: Query) -> bool:
-        """Whether a query is for one of our marks, which tells that its server loops."""
-        if _BELOW not in query.key:
-            return False
-        server = self._marks.pop(query.name, None)
-        if server is not None and server not in self.looping:
-            self.looping.add(server)
-            log.warning(
-                "DNS upstream %s forwards to this node, so it is not asked: let it ask other servers, or choose others "
-                "with --dns-upstream",
-                server,
-            )
-        return True
+    def find(self, query: Query) -> Upstream | None:
+        """The server that loops, for one of our marks has come back by it; None for every other query, as for the marks
+        of another node, which may loop by way of us.
+        """
+        server = self._marks.get(query.name)
+        if server is not None:
+            self._back.add(query.name)
+            if server not in self.looping:
+                self.looping.add(server)
+                log.warning(
+                    "DNS upstream %s forwards to this node, so it is not asked: let it ask other servers, or choose "
+                    "others with --dns-upstream",
+                    server,
+                )
+        return server
 
     def _over(self, name: bytes) -> None:
-        server = self._marks.pop(name, None)
-        if server in self.looping:
+        server = self._marks.pop(name)
+        if name in self._back:
+            self._back.remove(name)
+        elif server in self.looping:
             self.looping.remove(server)
             log.info("DNS upstream %s no longer forwards to this node", server)
 

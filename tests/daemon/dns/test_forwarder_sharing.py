@@ -8,6 +8,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 from asked_forwarder import CLIENT, ask, at_rest, forward, forwarding, query
+from lab.patience import LIMIT
 from upstream_server import answer, refusing, serving, slow
 
 from overlayd._fast.dnscache import Cache, key_of
@@ -167,27 +168,56 @@ async def test_a_server_that_forwards_to_us_is_named_and_not_asked(monkeypatch, 
         assert caplog.text.count("forwards to this node, so") == 1
 
 
+def by_way_of(forwarder_of):
+    """A server that sends on what it is asked to this forwarder, and sends its answers back."""
+
+    def ask_again(asked):
+        def send(server, client):
+            deliver = lambda said, origin: server.transport.sendto(said, client)  # noqa: E731
+            forwarder_of().forward(asked, "web", CLIENT, deliver, stream=False)
+
+        return send
+
+    return ask_again
+
+
 async def test_a_server_that_begins_to_loop_is_found_when_it_owes_an_answer(monkeypatch, caplog):
     monkeypatch.undo()
     monkeypatch.setattr(loops, "RETURN", 0.2)
     for name in ("AGAIN", "TRY", "PATIENCE"):
         monkeypatch.setattr(exchange, name, getattr(exchange, name) / 10)
-
-    def looping(asked):
-        def send(server, client):
-            deliver = lambda said, origin: server.transport.sendto(said, client)  # noqa: E731
-            forwarder.forward(asked, "web", CLIENT, deliver, stream=False)
-
-        return send
-
     async with serving() as server:
         forwarder = forwarding(lambda: [server.upstream])
         assert (await ask(forwarder)).answer
-        server.by_datagram = looping
+        server.by_datagram = by_way_of(lambda: forwarder)
         await asyncio.sleep(loops.RETURN)
         for name in ("one", "two"):
             assert (await ask(forwarder, query(f"{name}.example.org"))).rcode() == dns.rcode.SERVFAIL
         assert f"DNS upstream {server.upstream} forwards to this node" in caplog.text
+
+
+async def test_who_waits_for_a_server_that_loops_is_told_so_at_once(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(exchange, "AGAIN", LIMIT)  # whoever waited for the times of an exchange would wait for ever
+    async with serving() as server, serving() as good:
+        server.by_datagram = by_way_of(lambda: forwarder)
+        forwarder = forwarding(lambda: [server.upstream])
+        failure = await asyncio.wait_for(ask(forwarder), LIMIT / 2)
+        assert failure.options[0].text == f"{server.upstream} would forward to this node again"
+        forwarder = forwarding(lambda: [server.upstream, good.upstream])
+        assert (await asyncio.wait_for(ask(forwarder), LIMIT / 2)).answer
+
+
+async def test_two_nodes_that_forward_to_each_other_find_that(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(exchange, "AGAIN", LIMIT)
+    async with serving(by_way_of(lambda: two)) as at_two, serving(by_way_of(lambda: one)) as at_one:
+        one, two = forwarding(lambda: [at_two.upstream]), forwarding(lambda: [at_one.upstream])
+        two.follow_servers()
+        failure = await asyncio.wait_for(ask(one), LIMIT / 2)
+        assert failure.rcode() == dns.rcode.SERVFAIL
+        assert at_two.upstream in one.loops.looping
+        assert len(at_two.asked) + len(at_one.asked) < 12, "nothing is multiplied"
 
 
 async def test_what_is_no_query_is_not_forwarded():
