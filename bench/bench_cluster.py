@@ -26,14 +26,16 @@ from lab.registered import Registered  # noqa: E402
 from lab.sites import Site, sites  # noqa: E402
 from smoke import SMOKE  # noqa: E402
 
-NODES, FOLLOWERS, BURST_FOLLOWERS, BURST, RUNS = (20, 5, 5, 30, 1) if SMOKE else (5_000, 5_000, 500, 500, 5)
+NODES, FOLLOWERS, BURST_FOLLOWERS, BURST, RUNS = (20, 5, 5, 30, 1) if SMOKE else (5_000, 5_000, 500, 1_000, 5)
 RATE = 10  # of the cluster, changes a second
 TICKS = 100  # of /proc/PID/stat, a second
 PATIENCE = 300.0  # seconds
 
 
-def told(what: str, value: str) -> None:
-    print(f"{what:<72}{value:>14}", flush=True)
+# From the specification (cluster.md, "Acceptance" 9).
+SOONEST, CHEAPEST = 2.0, 1 / 3  # seconds for one change; of etcd's processor time, by windows and by open streams
+
+Told = list[tuple[str, str]]  # what was measured, and how it came out
 
 
 def rss(pid: int) -> float:
@@ -75,45 +77,55 @@ def knows_all(site: Site) -> bool:
 
 
 def main() -> None:
+    for what, value in measure():
+        print(f"{what:<72}{value:>14}")
+
+
+def measure() -> Told:
+    """Everything, in the order of a table."""
+    told: Told = []
     with Lab() as lab, Etcd(lab, 3) as etcd:
         nodes = sites(lab, etcd, ["alpha", "beta", "gamma"], ["--cluster-cidr", "10.0.0.0/8"])
         time.sleep(0 if SMOKE else 3)
-        told("memory of a daemon, three nodes", f"{rss(pid_of(nodes[0])):.0f} MiB")
+        told.append(("memory of a daemon, three nodes", f"{rss(pid_of(nodes[0])):.0f} MiB"))
         with Registered(etcd.members[0].node, etcd.urls, "prod") as registered:
-            join(etcd, nodes, registered)
-            restart(nodes[2])
-            change(etcd, nodes, registered)
-            burst(etcd, nodes, registered)
+            told += join(etcd, nodes, registered)
+            told += restart(nodes[2])
+            told += change(etcd, nodes, registered)
+            told += burst(etcd, nodes, registered)
+    return told
 
 
-def join(etcd: Etcd, nodes: list[Site], registered: Registered) -> None:
+def join(etcd: Etcd, nodes: list[Site], registered: Registered) -> Told:
     before, used = time.monotonic(), processor(*map(pid_of, nodes))
     took = registered.ask("register", NODES)["seconds"]
     for site in nodes:
         until(partial(knows_all, site), site.node.log_tail, seconds=PATIENCE)
     everywhere = time.monotonic() - before
-    told(f"{NODES:,} nodes registered at once", f"{took:.1f} s")
-    told("all are peers of the three daemons' devices after", f"{everywhere:.1f} s")
-    told("processor time of a daemon for that", f"{(processor(*map(pid_of, nodes)) - used) / 3:.1f} s")
-    told(f"memory of a daemon, {NODES:,} nodes", f"{rss(pid_of(nodes[0])):.0f} MiB")
-    told("memory of a member of etcd", f"{max(map(rss, members(etcd))):.0f} MiB")
+    used = (processor(*map(pid_of, nodes)) - used) / 3
+    return [
+        (f"{NODES:,} nodes registered at once", f"{took:.1f} s"),
+        ("all are peers of the three daemons' devices after", f"{everywhere:.1f} s"),
+        ("processor time of a daemon for that", f"{used:.1f} s"),
+        (f"memory of a daemon, {NODES:,} nodes", f"{rss(pid_of(nodes[0])):.0f} MiB"),
+        ("memory of a member of etcd", f"{max(map(rss, members(etcd))):.0f} MiB"),
+    ]
 
 
-def restart(site: Site) -> None:
+def restart(site: Site) -> Told:
     taken = []
     for _ in range(RUNS):
         site.node.stop()
         began = time.monotonic()
         site.start()
         taken.append(time.monotonic() - began)
-    told("start of a daemon to ready, with these peers", f"{statistics.median(taken):.2f} s")
     site.state("connected")
+    return [("start of a daemon to ready, with these peers", f"{statistics.median(taken):.2f} s")]
 
 
-def change(etcd: Etcd, nodes: list[Site], registered: Registered) -> None:
+def change(etcd: Etcd, nodes: list[Site], registered: Registered) -> Told:
     opened = registered.ask("follow", FOLLOWERS, 1e9)["seconds"]
-    told(f"{FOLLOWERS:,} followers opened", f"{opened:.1f} s")
-    told("memory of a member of etcd, with its part of them", f"{max(map(rss, members(etcd))):.0f} MiB")
+    held = max(map(rss, members(etcd)))
     streams, devices, used = [], [], []
     for number in range(RUNS):
         before, began = processor(*members(etcd)), time.monotonic()
@@ -122,21 +134,32 @@ def change(etcd: Etcd, nodes: list[Site], registered: Registered) -> None:
         on_devices(nodes, answer)
         devices.append(time.monotonic() - began)
         used.append(processor(*members(etcd)) - before)
-    told("a change is known to all followers after", f"{statistics.median(streams):.2f} s")
-    told("and on the three daemons' devices after", f"{statistics.median(devices):.2f} s")
-    told("processor time of etcd's three members for it", f"{statistics.median(used):.2f} s")
+    everywhere = statistics.median(streams)
+    return [
+        (f"{FOLLOWERS:,} followers opened", f"{opened:.1f} s"),
+        ("memory of a member of etcd, with its part of them", f"{held:.0f} MiB"),
+        (f"a change is known to all followers after (goal: {SOONEST:g} s)", f"{everywhere:.2f} s"),
+        ("and on the three daemons' devices after", f"{statistics.median(devices):.2f} s"),
+        ("processor time of etcd's three members for it", f"{statistics.median(used):.2f} s"),
+    ]
 
 
-def burst(etcd: Etcd, nodes: list[Site], registered: Registered) -> None:
+def burst(etcd: Etcd, nodes: list[Site], registered: Registered) -> Told:
+    told, spent = Told(), []
     for what, rate in (("streams that stay open", 1e9), ("windows", RATE)):
         registered.ask("follow", BURST_FOLLOWERS, rate)
         before, began = processor(*members(etcd)), time.monotonic()
         answer = registered.ask("change", BURST, 0)
-        used = processor(*members(etcd)) - before
-        told(f"{BURST:,} changes in a burst, {BURST_FOLLOWERS:,} followers, {what}", f"{answer['seconds']:.1f} s")
-        told("processor time of etcd's three members for it", f"{used:.1f} s")
+        spent.append(processor(*members(etcd)) - before)
         on_devices(nodes, answer)
-        told("on the three daemons' devices after", f"{time.monotonic() - began:.1f} s")
+        told += [
+            (f"{BURST:,} changes in a burst, {BURST_FOLLOWERS:,} followers, {what}", f"{answer['seconds']:.1f} s"),
+            ("processor time of etcd's three members for it", f"{spent[-1]:.1f} s"),
+            ("on the three daemons' devices after", f"{time.monotonic() - began:.1f} s"),
+        ]
+    streaming, windowed = spent
+    told.append((f"etcd's by windows, of that by open streams (goal: {CHEAPEST:.2f})", f"{windowed / streaming:.2f}"))
+    return told
 
 
 if __name__ == "__main__":

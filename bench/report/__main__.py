@@ -6,6 +6,7 @@ The results are kept in build/bench-report.json; `--from FILE` writes the docume
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import bench_cluster
 import bench_cni
 from check.tree import BUILD, ROOT
 from engines import CniBridge
@@ -72,12 +74,15 @@ def measure() -> dict[str, Any]:
         held = series.by_state()
         tell("lookup by prefixes")
         grown["lookup"] = series.lookup_by_prefixes()
+        tell("a cluster on etcd")
+        clustered = bench_cluster.measure() if shutil.which("etcd") else None
         tell("answers beside Rust")
         result |= {
             "series": grown,
             "held": held,
             "answers": series.answers_beside_rust(),
             "functions": functions(Path(name)),
+            "cluster": clustered,
             "runtimes": None if CniBridge.missing() else bench_cni.measure(),
         }
     return result

@@ -15,6 +15,9 @@ Written by `make bench-report`; do not edit. Machines differ by a factor of two,
 every figure stands beside something measured in the same run, and only ratios say anything. How it is measured, and how
 to compare two commits: [bench/README](../bench/README).
 """
+CLUSTER = """All of it on this one machine, by `bench/bench_cluster.py`: the registered nodes are records, and followers
+are streams of what a daemon's own stream is made of. Processor time of etcd is that of its three members together.
+"""
 METRICS = {"time": "time", "tail": "99th percentile", "cpu": "processor time", "switches": "context switches"}
 
 
@@ -114,6 +117,11 @@ def runtimes(found: Mapping[str, Any]) -> str:
     )
 
 
+def cluster(found: Sequence[Sequence[str]]) -> str:
+    """Daemons beside registered nodes and followers, and the etcd of all of them."""
+    return table(("three daemons, three members of etcd, and thousands of registered nodes", ""), found)
+
+
 def micro(times: Mapping[str, float]) -> str:
     """Medians of single functions."""
     return table(("function", "time"), [[name, value("time", seconds)] for name, seconds in times.items()])
@@ -140,6 +148,7 @@ def write(result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> st
         series("From the start of the process until it listens:", "peers", grown["restart"]),
         "## Restarts\n",
         held(result["held"]),
+        *(("## A cluster on etcd\n", CLUSTER, cluster(result["cluster"])) if result.get("cluster") else ()),
         "## Requests that change nothing\n\n![answers beside Rust](performance/answers.svg)\n",
         answers(result["answers"]),
         "## Lookups\n\n![lookup by prefixes](performance/lookup.svg)\n",

@@ -25,6 +25,7 @@ def result() -> dict[str, Any]:
         "held": {"100,000 names": {"time": 0.9, "memory": 80.0 * 2**20}},
         "answers": {"ping-pong": {"overlayd": 90_000.0, "Rust": 100_000.0}},
         "functions": {"frame: one": 1.5e-7},
+        "cluster": [("memory of a daemon", "71 MiB")],
         "runtimes": {
             "add": {"overlayd-cni": 0.004, "bridge": 0.02},
             "tail": {"overlayd-cni": 0.006, "bridge": 0.03},
@@ -56,6 +57,7 @@ def test_every_figure_is_told() -> None:
         "| bridge | 20.00 ms | 30.00 ms | 10.00 ms | 50 | 5.0 x | 8.0 x |",
         "300 are valid takes 200.00 ms",
         "| 100,000 names | 900.00 ms | 80.0 MiB |",
+        "| memory of a daemon | 71 MiB |",
     ):
         assert wanted in text
 
