@@ -14,6 +14,7 @@ import pytest
 from lab import Lab, Refused
 from lab.cluster import CLUSTER, PORT, Member
 from lab.frames import Connection, request_frame
+from lab.http import get
 from lab.node import DAEMON
 from lab.patience import until
 from lab.processes import stop
@@ -106,6 +107,18 @@ def test_an_idle_daemon_is_small(fresh: Member) -> None:
     fresh.set_up()
     fresh.request("setup_service_overlay", service="web", mode="shared")
     assert resident(fresh) <= 35 * 1024
+
+
+def test_one_that_measures_is_little_larger(fresh: Member) -> None:
+    """At most 38 MiB, after scrapes."""
+    fresh.node.cold = True
+    fresh.start("--metrics", "9586")
+    until(lambda: "serves" in fresh.node.log.read_text())
+    fresh.set_up()
+    fresh.request("setup_service_overlay", service="web", mode="shared")
+    for _ in range(20):
+        assert get(fresh.node, "9586", "/metrics")[0] == 200
+    assert resident(fresh) <= 38 * 1024
 
 
 def resident(member: Member) -> int:
