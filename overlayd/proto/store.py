@@ -44,7 +44,7 @@ REST, REST_SPREAD = 2.0, 3.0  # how long a stream stays closed in a storm
 
 # Our own constants, seconds.
 PATIENCE = 30.0  # with an answer; whoever makes the connections has a shorter one
-LINGER = 0.5  # how long a stream is open in a storm: what it was behind comes at once
+LINGER = 0.5  # how long a stream is open in a storm when nothing comes
 STEADY = 10.0  # a stream that lived so long was none that fails at once
 DELIVERY = 10.0  # until a stream brings what was written
 
@@ -223,8 +223,8 @@ class Session:
         self.changes_seen += len(new)
         self._recent.append((now, len({change.revision for change in new})))
         delta = Delta(new, self.revision, self.witness)
-        if not self.windowed and self.measured_rate(now) > self.rate:
-            self.windowed = True
+        if self.measured_rate(now) > (self.rate / 2 if self.windowed else self.rate):
+            self.windowed = True  # what we were behind came at once, and what comes now would come one by one
             return [delta, *self._rest(now)]
         return [delta]
 

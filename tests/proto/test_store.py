@@ -51,6 +51,7 @@ class World:
         self.restored = 0
         self.quiet = 0
         self.opened: list[float] = []
+        self.deltas = 0
 
     # -- the store -----------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,7 @@ class World:
                     self.known = {entry.key: entry.value for entry in output.entries}
                     self.told_revision = output.revision
                 case Delta():
+                    self.deltas += 1
                     assert output.revision > self.told_revision
                     for change in output.changes:
                         assert self.told_revision < change.revision <= output.revision
@@ -278,14 +280,20 @@ def test_a_pulse_keeps_an_idle_stream() -> None:
 
 def test_a_storm_is_read_in_windows_and_then_as_a_stream_again() -> None:
     world, session = opened()
-    before = len(world.opened)
-    for _ in range(60):
-        for number in range(20):
-            world.put("b", b"%d" % number)
-        world.step(0.5)
+    while not session.windowed:
+        world.put("b", b"1")
+        world.step(0.05)
+    before, deltas, began = len(world.opened), world.deltas, world.now
+    for _ in range(600):
+        world.put("b", b"2")
+        world.put("b", b"3")
+        world.step(0.05)
     assert session.windowed
     windows = len(world.opened) - before
-    assert 30 / 5.6 - 1 <= windows <= 30 / 2.4
+    # One message of all that a window is behind, and none of what would come one by one.
+    assert world.deltas - deltas <= windows
+    passed = world.now - began
+    assert passed / 5.6 - 1 <= windows <= passed / 2 + 1
     world.step(30)
     assert not session.windowed
     assert world.known == {key: entry.value for key, entry in world.at(world.revision).items()}
