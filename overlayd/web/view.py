@@ -71,7 +71,8 @@ def peers(listed: Sequence[wire.ListedPeer]) -> dict[str, Any]:
 
 
 def _health(peer: wire.ListedPeer) -> str:
-    return peer.health or "answers"
+    """In the words of `overlayctl peers`."""
+    return peer.health or ("answers" if peer.last_handshake_unix_secs else "new")
 
 
 def _badness(peer: wire.ListedPeer) -> int:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from lab import Lab
+from lab import Lab, ping
 from lab.cluster import Pair
 from lab.patience import until
 from lab.processes import ROOT, environment
@@ -123,7 +123,9 @@ def test_the_node_is_shown(pair: Pair, browser: Browser) -> None:
     assert "10.200.1.1" in browser.text("#node")
     assert "onerror=" in browser.text("#peers"), "a name is text"
     assert browser.js("document.title") == "overlayd"
-    assert "direct" in browser.text("#peers") and "answers" in browser.text("#peers")
+    assert "direct" in browser.text("#peers") and "new" in browser.text("#peers"), "nothing was sent yet"
+    ping(pair.web, pair.db_address)
+    until(lambda: "answers" in browser.text("#peers"), lambda: browser.text("#peers"))
     assert f"pid:{pair.web.pid}" in browser.text("#services") and pair.web_address in browser.text("#services")
     assert "1 of 61" in browser.text("#pools") and pair.db_address in browser.text("#names")
     browser.shoot("node", 1400, 1000)
