@@ -8,6 +8,7 @@ do.
     python bench/bench_cluster.py           (root: makes network namespaces; etcd)
 """
 
+import os
 import re
 import statistics
 import sys
@@ -93,6 +94,7 @@ def measure() -> Told:
             told += restart(nodes[2])
             told += change(etcd, nodes, registered)
             told += burst(etcd, nodes, registered)
+    told.append(("processes that wanted this machine's processors meanwhile", f"{os.getloadavg()[1]:.0f}"))
     return told
 
 

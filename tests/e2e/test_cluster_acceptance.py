@@ -72,7 +72,6 @@ def test_time_in_which_etcd_was_away_removes_nobody_and_a_removed_node_leaves_it
     absent(gamma)
     alpha.etcd.stop()
     try:
-        alpha.state("disconnected")
         time.sleep(2 * TTL)
         # Its record and its names are known, and its container, which lives, is reached.
         assert alpha.status["peer_count"] == 2

@@ -2,6 +2,7 @@
 status`, the doctor and the log, with what to do, and nothing but the store is waited for.
 """
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from lab import Lab
+from lab import DaemonExited, Lab, Refused, ping
 from lab.certificates import certify
 from lab.etcd import Etcd
 from lab.node import Node
@@ -205,3 +206,57 @@ def test_who_we_are_to_an_etcd_with_users(lab: Lab) -> None:
         password.write_text("wrong\n")
         told(lab, etcd, nobody, r"authentication failed, .*of --etcd-user nobody; the password is in \S+/password")
         told(lab, etcd, [*nobody[:-1], "/nowhere"], r"password file /nowhere: No such file or directory")
+
+
+def test_a_node_that_has_another_name_now_is_told_its_old_one(lab: Lab, plain: Etcd) -> None:
+    site = Site(lab, plain, "renamed")
+    site.start("--cluster-cidr", "10.200.0.0/16")
+    site.join()
+    site.node.stop()
+    name = site.options.index("--node") + 1
+    options = [*site.options[:name], "another", *site.options[name + 1 :]]
+    told = "this node is renamed in cluster prod, not another: leave first .* start with --node renamed"
+    with pytest.raises(DaemonExited, match=told):
+        site.node.start(*options)
+    site.start()  # and nothing is lost
+    site.state("connected")
+    site.request("cluster_leave", force=True)
+    site.node.stop()
+    site.node.start(*options)
+    site.join()
+    assert site.part["node"] == "another"
+    site.request("cluster_leave")
+    site.node.stop()
+
+
+def test_a_machine_in_the_place_of_one_that_burned_is_told_how_to_take_its_name(lab: Lab, plain: Etcd) -> None:
+    made = [Site(lab, plain, name) for name in ("keeper", "burned")]
+    for site in made:
+        site.start("--cluster-cidr", "10.200.0.0/16")
+        site.join()
+        site.serve()
+    keeper, burned = made
+    keeper.knows(1)
+    until(lambda: keeper.resolve("burned-web") == burned.address, keeper.node.log_tail)
+    burned.node.kill()
+    burned.node.run(["ip", "link", "set", "uplink", "down"])
+    place = Site(lab, plain, "place")
+    place.options[place.options.index("--node") + 1] = "burned"
+    code, log = place.node.try_daemon(place.node.daemon_argv(*place.options))
+    assert code == 78
+    assert "node burned is registered by another installation" in log
+    assert "choose --node, or `overlayctl cluster remove-node burned`" in log
+    with pytest.raises(Refused, match=r"node burned lives at .*counts as gone after 60 s"):
+        keeper.request("cluster_remove_node", node="burned")
+    value = plain.ctl("get", "--print-value-only", "/overlayd/prod/p/burned").strip()
+    plain.ctl("lease", "revoke", f"{int(json.loads(value)['lease']):x}")  # as after 60 s
+    keeper.node.overlayctl("cluster", "remove-node", "burned")
+    place.start()
+    place.join()
+    place.serve()
+    keeper.knows(1)
+    until(lambda: not keeper.resolve("burned-web"), keeper.node.log_tail)
+    until(lambda: keeper.resolve("place-web") == place.address, keeper.node.log_tail)
+    ping(keeper.container, place.address, count=2)
+    for site in (keeper, place):
+        site.node.stop()
