@@ -165,6 +165,16 @@ def test_isolation_that_a_pod_asks_for(alpha: Side, lab: Lab) -> None:
             alpha.delete(pod)
 
 
+@pytest.mark.parametrize("network", ["blue\n2026-01-01 info forged", "\x1b[2J", "\0", "\u202eeulb", "b" * 239])
+def test_isolation_that_cannot_be_shown_is_refused(alpha: Side, container: Container, network: str) -> None:
+    annotations = {"io.kubernetes.cri.pod-annotations": {"overlayd.io/isolation": network}}
+    for config in ({"isolation": "annotation", "runtimeConfig": annotations}, {"isolation": network}):
+        code, words = alpha.add(container, config).error
+        assert (code, words.partition(":")[0]) == (7, "isolation")
+        assert words.isprintable()
+    assert alpha.attached() == {}
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

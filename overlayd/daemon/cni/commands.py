@@ -42,7 +42,8 @@ from overlayd.errors import (
 from overlayd.linux import veth
 from overlayd.model import attachments
 from overlayd.model.attachments import AttachSpec, StillThere
-from overlayd.model.objects import Address, Network
+from overlayd.model.names import require_printable
+from overlayd.model.objects import LONGEST_SCOPE, Address, Network
 from overlayd.model.rows import Attachment, Service
 from overlayd.proto import cni, cni_conflist, cni_network
 from overlayd.proto.cni import Answer, Call, CniError
@@ -170,6 +171,7 @@ class Commands:
             raise CniError(cni.INVALID_ENVIRONMENT, f"CNI_NETNS: {call.cni.netns} came without its namespace")
         if reason := readiness.missing(self._daemon):
             raise CniError(cni.TRY_AGAIN, f"overlayd cannot attach containers yet: {reason}", "the runtime tries again")
+        require_printable(asked.isolation, "isolation", LONGEST_SCOPE)  # a pod's annotation may be anything
         environment = asked.environment
         handle = attachments.namespace(environment.container_id, environment.ifname)
         async with self._locked(handle):
