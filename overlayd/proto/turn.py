@@ -42,9 +42,11 @@ RETRY_AFTER = 60  # RFC 8656 7.4: at least a minute for what may pass
 WAITING = 8  # datagrams held for a peer until the server lets them through: a handshake and a little more
 CHALLENGES = 3  # of one request: a nonce may be stale twice, not for ever
 
+TRY_ALTERNATE = 300  # RFC 8489 section 10
+
 # What an Allocate can be refused for, in words that help an operator; those that may pass are asked again.
 _ADVICE = {
-    300: "the server sends us to another one: configure that one",
+    TRY_ALTERNATE: "the server sends us to another one that we cannot ask",
     401: "the server does not accept the username or the credential",
     403: "the server does not allow us an allocation",
     437: "the server has an allocation for our address and port that we cannot release",
@@ -82,11 +84,12 @@ class Refused(NamedTuple):
 
 class Failed(NamedTuple):
     """There is no allocation, and the client is over.  retry_after: seconds; None when only a change of the
-    configuration helps.
+    configuration helps.  instead: another server that is to be asked (RFC 8489 section 10).
     """
 
     failure: Failure
     retry_after: float | None
+    instead: Endpoint | None = None
 
 
 class Expired(NamedTuple):
@@ -151,6 +154,7 @@ class TurnClient:
         self._realm, self._nonce = "", b""
         self._key: bytes | None = None
         self._over = False
+        self._instead: Endpoint | None = None  # the server that this one names
         self._released_earlier = False
         self._refresh_due = 0.0
         self._probing = False
@@ -298,6 +302,8 @@ class TurnClient:
         if request.key is not None and not stun.is_authentic(datagram, request.key):
             request.unproven = failure  # it must not end the request, but is the best reason if nothing else comes
             return
+        if failure is not None and failure.code == TRY_ALTERNATE:
+            self._instead = message.get(stun.ALTERNATE_SERVER)
         if failure is None and (unknown := message.unknown()):
             failure = Failure(0, f"an answer with attributes that we do not know: {', '.join(map(hex, unknown))}")
         del self._requests[message.transaction_id]
@@ -356,6 +362,7 @@ class TurnClient:
             Failed(
                 Failure(answer.code, f"{answer.reason}: {advice}" if advice else answer.reason),
                 RETRY_AFTER if answer.code in _MAY_PASS else None,
+                self._instead,
             )
         )
 

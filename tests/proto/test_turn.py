@@ -131,7 +131,7 @@ def test_an_ipv6_allocation_is_asked_for_by_name() -> None:
 
 
 @pytest.mark.parametrize(("code", "says", "retry"), [
-    (300, "configure that one", None),
+    (300, "that we cannot ask", None),
     (400, "Reason", None),
     (403, "does not allow us an allocation", None),
     (420, "Reason", None),
@@ -151,6 +151,21 @@ def test_what_a_refusal_means(code: int, says: str, retry: float | None) -> None
     assert says in str(failed)
     assert failed.retry_after == retry
     assert played.client.next_timeout() is None
+
+
+@pytest.mark.parametrize("challenged", [False, True])
+def test_another_server_is_named_by_one_that_may(challenged: bool) -> None:
+    """Before there are credentials by anybody, as of every answer then, and later by who has signed it."""
+    other = (ip_address("192.0.2.77"), 3479)
+    played = Played()
+    request = played.challenge(played.asked()) if challenged else played.asked()
+    if challenged:
+        played.refuse(request, 300, (stun.ALTERNATE_SERVER, PEER), key=None)
+        assert played.client.events() == []
+    played.refuse(request, 300, (stun.ALTERNATE_SERVER, other), key=KEY if challenged else None)
+    [failed] = played.client.events()
+    assert isinstance(failed, Failed)
+    assert failed.instead == other
 
 
 def test_wrong_credentials_are_final() -> None:

@@ -36,6 +36,7 @@ PAUSE = 60.0  # before servers are asked again that refuse: somebody may have re
 FIRST_PAUSE = 1.0  # before those are asked again that do not answer, doubling up to PAUSE
 UNSUPPORTED_PAUSE = 3600.0  # before servers are asked again of which none relays for an IP version
 BOTH = 2.0  # for an allocation of both IP versions, before one of IPv6 is asked for
+ALTERNATES = 3  # servers that one names after the other
 HEAD_START = 1.0  # of datagrams before connections: one may be lost, and is sent again after half of it
 
 UNSUPPORTED = 440  # RFC 8656, section 18.5: address family not supported
@@ -192,6 +193,18 @@ class Allocation:
         return _named(server, telling[0].failure, telling[0].retry_after)
 
     async def _ask_at(self, endpoint: Endpoint, at: turn_uri.Server, server: wire.TurnServer, version: int) -> _Asked:
+        """Ask there, or at the server that this one names instead (RFC 8489 section 10), with the same credential."""
+        asked = {endpoint}
+        while True:
+            answer = await self._ask_one(endpoint, at, server, version)
+            instead = answer.instead if isinstance(answer, Failed) else None
+            if instead is None or instead in asked or len(asked) > ALTERNATES:
+                return answer
+            log.info("TURN server %s sends us to %s", server.addr, endpoint_text(instead))
+            asked.add(instead)
+            endpoint = instead
+
+    async def _ask_one(self, endpoint: Endpoint, at: turn_uri.Server, server: wire.TurnServer, version: int) -> _Asked:
         try:
             if at.transport == "udp":
                 transport: Datagrams | Connection = Datagrams(endpoint)

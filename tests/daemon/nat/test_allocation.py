@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 
 import pytest
 from lab.patience import until_async as until
@@ -14,6 +15,8 @@ from overlayd.daemon.nat import turn_connection
 from overlayd.daemon.nat.allocation import Allocation
 from overlayd.daemon.nat.relay import Relay
 from overlayd.daemon.peers.lookup import Lookups
+from overlayd.proto import stun
+from overlayd.proto.stun import Failure, Kind, Message
 
 
 @contextlib.asynccontextmanager
@@ -75,3 +78,43 @@ async def test_of_a_relay_of_one_ip_version_there_is_that_one(port: int, externa
         assert addresses(allocation) == {version: external} and allocation.failure == ""
         await until(lambda: len(relay.server.sessions) == 1)
     relay.close()
+
+
+@contextlib.asynccontextmanager
+async def sending_on(port: int, own: int = 0) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that sends everybody to another port of this host: its own port, and what it was asked."""
+    asked: list[bytes] = []
+
+    class Server(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, client: tuple[str, int]) -> None:
+            asked.append(data)
+            request = stun.decode(data)
+            answer = Message(request.method, Kind.ERROR, request.transaction_id)
+            answer = answer.add(stun.ERROR_CODE, Failure(300, "Try Alternate"))
+            answer = answer.add(stun.ALTERNATE_SERVER, (ip_address("127.0.0.1"), port))
+            self.transport.sendto(stun.encode(answer), client)  # type: ignore[attr-defined]
+
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Server, ("127.0.0.1", own))
+    try:
+        yield transport.get_extra_info("sockname")[1], asked
+    finally:
+        transport.close()
+
+
+async def test_a_server_that_sends_us_on_is_followed(port: int) -> None:
+    relay = relay_at(port, "127.0.0.1")
+    async with sending_on(port) as (second, _), sending_on(second) as (first, _), allocating(first) as allocation:
+        await until(lambda: allocation.relayed)
+        assert addresses(allocation) == {4: "127.0.0.1"} and allocation.failure == ""
+    await until(lambda: not relay.server.sessions)
+    relay.close()
+
+
+async def test_servers_that_send_us_in_a_circle_are_named_and_left(port: int) -> None:
+    async with sending_on(port) as (first, asked), sending_on(first, port) as _, allocating(first) as allocation:
+        await until(lambda: allocation.failure)
+        assert f"TURN server 127.0.0.1:{first}: 300 " in allocation.failure
+        assert len(asked) == 2, "once for each IP version"
