@@ -14,7 +14,11 @@ from collections.abc import Iterable
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.diversions import Question, Way
+from overlayd.model.diversions import HERE, Question, Way
+from overlayd.proto.netlink import attribute
+
+# linux/rtnetlink.h
+_RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
 
 # What the kernel means by an errno here: fib_props in net/ipv4/fib_semantics.c, ip_route_input_slow().
 _WORDS = {
@@ -41,6 +45,10 @@ def ways(questions: Iterable[Question]) -> list[tuple[Question, Way]]:
 def _way(netlink: Netlink, question: Question, incoming: int, through: int) -> Way:
     """incoming, through: indexes of those links."""
     body = rt.lookup_body(question.destination, incoming=incoming, source=question.source)
+    if question.ports is not None:
+        body += attribute(_RTA_IP_PROTO, bytes([socket.IPPROTO_UDP]))
+        for kind, port in zip((_RTA_SPORT, _RTA_DPORT), question.ports, strict=True):
+            body += attribute(kind, port.to_bytes(2, "big"))
     try:
         replies = netlink.transact([Request("look up route", str(question.destination), rt.RTM_GETROUTE, 0, body)])
     except MechanismError as error:
@@ -48,6 +56,8 @@ def _way(netlink: Netlink, question: Question, incoming: int, through: int) -> W
     route = next((route for route in map(rt.parse_route, replies) if route is not None), None)
     if route is None or route.type in rt.REFUSING:
         return Way("", "a route refuses it")
+    if route.type == rt.RTN_LOCAL:
+        return Way(HERE)
     if route.type != rt.RTN_UNICAST or not route.hops:
         return Way("")
     index = route.hops[0][0]

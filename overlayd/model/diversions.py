@@ -9,7 +9,8 @@ for the way of some packets of each kind: by what goes wrong with such a rule, a
 addresses only is asked about by one of these.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from itertools import islice
 from typing import NamedTuple
 
@@ -22,17 +23,29 @@ from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import State
 
 SAMPLE = 16  # our own constant: packets of each kind
+HERE = "lo"  # where packets of the host's own go
+# The outside as such: nobody's addresses (RFC 5737, RFC 3849), to which only a default route leads.
+_OUTSIDE = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
 
 
 class Question(NamedTuple):
-    """A packet.  through: the link that it should leave by, "" for any, as to an endpoint.  incoming: the link that it
-    came by, with the address it is from; "" and None for one of the host's own.
+    """A packet.  through: the link that it should leave by, HERE for none, "" for any.  incoming: the link that it came
+    by, with the address it is from; "" and None for one of the host's own.  ports: UDP ports, from and to, of one of
+    WireGuard's own.
     """
 
     destination: Address
     through: str
     incoming: str = ""
     source: Address | None = None
+    ports: tuple[int, int] | None = None
+
+
+class WayOut(NamedTuple):
+    """The link that leads out of this host, and the host's address there."""
+
+    link: str
+    address: Address
 
 
 class Rule(NamedTuple):
@@ -49,27 +62,46 @@ class Way(NamedTuple):
     problem: str = ""
 
 
-def questions(state: State, facts: Facts, rules: Iterable[Rule] = ()) -> list[Question]:
-    """Packets of the host and of containers to peers, of WireGuard to endpoints, and of the host to containers.
+def questions(state: State, facts: Facts, rules: Iterable[Rule] = (), out: WayOut | None = None) -> list[Question]:
+    """Packets of the host and of containers to peers, of WireGuard to endpoints, of the host to containers; what peers
+    send to each of them; and of a container to the outside, with the answer.
 
-    rules: the host's, in their order.
+    rules: the host's, in their order.  out: None when nothing leads out.
     """
     overlay = state.get(Overlay)
     if overlay is None:
         return []
     links = {GLOBAL: overlay.interface} if overlay.up and facts.devices else {}
     services = {each.name: each for each in state.table(Service).values()}
+    ports = {GLOBAL: overlay.wg_port} | {name: each.wg_port for name, each in services.items() if each.dedicated}
     links |= {name: each.device for name, each in services.items() if each.dedicated and facts.devices}
     containers = [each for each in state.table(Attachment).values() if each.namespace is not None]
     sender = next((each for each in containers if each.service in services), None)
     found = []
     for scope, link in links.items():
-        endpoints = (endpoint_address(peer, facts) for peer in state.peers(scope).values())
-        found += [Question(each[0], "") for each in islice(filter(None, endpoints), SAMPLE)]
+        known = (endpoint_address(peer, facts) for peer in state.peers(scope).values())
+        endpoints = [*islice(filter(None, known), SAMPLE)]
+        found += [Question(address, "", ports=(ports[scope], port)) for address, port in endpoints]
+        if out is not None:
+            found += [
+                Question(out.address, HERE, out.link, address, (port, ports[scope]))
+                for address, port in endpoints
+                if address.version == out.address.version
+            ]
         for address in islice(_peers(state, scope, overlay.cluster.version), SAMPLE):
             found.append(Question(address, link))
             if sender is not None and scope == GLOBAL:
                 found.append(Question(address, link, services[sender.service].bridge, sender.address))
+        near = next((each for each in containers if each.service in services and _scope(each, services) == scope), None)
+        far = next(_peers(state, scope, overlay.cluster.version), None)
+        if far is not None and near is not None:
+            found.append(Question(near.address, services[near.service].bridge, link, far))
+        if far is not None and scope == GLOBAL and state.node_address is not None:
+            found.append(Question(state.node_address, HERE, link, far))
+    if out is not None and sender is not None and out.address.version == overlay.cluster.version:
+        outside, bridge = _OUTSIDE[overlay.cluster.version], services[sender.service].bridge
+        found.append(Question(outside, "", bridge, sender.address))
+        found.append(Question(sender.address, bridge, out.link, outside))
     # Those from addresses that no container has are the host's own business, and may be many.
     ours = (each for each in rules if each.source is None or _touches(each.source, overlay.cluster))
     named = list(islice(ours, SAMPLE))
@@ -91,6 +123,11 @@ def questions(state: State, facts: Facts, rules: Iterable[Rule] = ()) -> list[Qu
         if each.global_address is not None:
             found.append(Question(each.global_address, each.host_end("g")))
     return list(dict.fromkeys(found))
+
+
+def _scope(container: Attachment, services: Mapping[str, Service]) -> str:
+    """Of the device by which a container's service reaches other nodes."""
+    return container.service if services[container.service].dedicated else GLOBAL
 
 
 def _touches(network: Network, cluster: Network) -> bool:
@@ -123,29 +160,48 @@ def diversions(ways: Iterable[tuple[Question, Way]], cluster: Network, known: It
     known = [network for network in known if network.prefixlen and not is_inside(cluster, network)]
     found: dict[tuple[str, Way], Finding] = {}
     unreachable: dict[Way, list[Address]] = {}
+    ways = list(ways)
+    leaves_by = {way.link for question, way in ways if question.incoming and not question.through}
     for question, way in ways:
-        if not question.through:
+        if question.source in _OUTSIDE.values() and question.incoming not in leaves_by:
+            continue  # another link leads out, as of somebody's own VPN, and answers come by that
+        if not question.through and not question.incoming:
             if way.problem:
                 unreachable.setdefault(way, []).append(question.destination)
             continue
         told = any(question.destination in network for network in known)
-        if way.link == question.through or told or (question.incoming, way) in found:
+        if _is_right(question, way) or told or (question.incoming, way) in found:
             continue
-        origin = f"what {question.incoming} brings" if question.incoming else "what this host sends"
-        family = "ip -6" if cluster.version == 6 else "ip"
-        inside = question.destination in cluster
-        aim = cluster if inside else question.destination
-        found[question.incoming, way] = Finding(
-            code="route-diverted",
-            severity="error",
-            object=f"{origin} to {question.destination}",
-            problem=f"does not go through {question.through}: "
-            + (f"it goes through {way.link}" if way.link else way.problem or "it is taken for the host's own"),
-            symptom="it leaves outside of the overlay" if way.link and not question.incoming else "it is lost",
-            remedy=f"find the policy rule, VRF or route that leads it there ({family} rule; {family} route get"
-            f" {question.destination}), and have it spare the overlay: {family} rule add pref 1 to {aim} lookup main",
-        )
+        found[question.incoming, way] = _diverted(question, way, cluster)
     return [*found.values(), *(_unreachable(way.problem, endpoints) for way, endpoints in unreachable.items())]
+
+
+def _is_right(question: Question, way: Way) -> bool:
+    return way.link == question.through if question.through else not way.problem
+
+
+def _diverted(question: Question, way: Way, cluster: Network) -> Finding:
+    to = question.destination
+    family = "ip -6" if to.version == 6 else "ip"
+    origin = f"what {question.incoming} brings" if question.incoming else "what this host sends"
+    if question.through == HERE:
+        expected, remedy = "is not taken for the host's own", f"{family} rule add pref 0 lookup local"
+    else:
+        expected = f"does not go through {question.through}" if question.through else "does not leave"
+        aim = cluster if to in cluster else to
+        remedy = f"{family} rule add pref 1 {f'to {aim}' if question.through else f'from {cluster}'} lookup main"
+    taken = "it is taken for the host's own" if way.link == HERE else f"it goes through {way.link}"
+    return Finding(
+        code="route-diverted",
+        severity="error",
+        object=f"{origin} to {to if question.through else 'the outside'}",
+        problem=f"{expected}: {taken if way.link else way.problem or 'it goes nowhere'}",
+        symptom="it leaves outside of the overlay"
+        if way.link not in ("", HERE) and not question.incoming
+        else "it is lost",
+        remedy=f"find the policy rule, VRF or route that leads it there ({family} rule; {family} route get {to}), and"
+        f" have it spare the overlay: {remedy}",
+    )
 
 
 def _unreachable(problem: str, endpoints: list[Address]) -> Finding:
@@ -156,7 +212,7 @@ def _unreachable(problem: str, endpoints: list[Address]) -> Finding:
         object=f"the endpoint {endpoints[0]}{others}",
         problem=f"cannot be sent to: {problem}",
         symptom="nothing is sent to peers there",
-        remedy=f"give this host an address and a route that lead there (ip route get {endpoints[0]})",
+        remedy=f"give this host an address and a route that lead there (ip rule; ip route get {endpoints[0]})",
     )
 
 

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from overlayd.linux.ways import ways
-from overlayd.model.diversions import Question, Way
+from overlayd.model.diversions import HERE, Question, Way
 
 REMOTE, LOCAL = ip_address("10.2.9.1"), ip_address("10.2.7.2")
 OWN = Question(REMOTE, "tunnel")
@@ -32,7 +32,7 @@ def links(host, shell):
             Way("", "a blackhole, or a filter of reverse paths (rp_filter), drops it"),
         ),
         ("ip route add prohibit 10.2.9.1", Way("", "a rule or route of the type prohibit refuses it")),
-        ("ip route add local 10.2.9.1 dev lo", Way("")),
+        ("ip route add local 10.2.9.1 dev lo", Way(HERE)),
     ],
 )
 def test_a_way_is_told_whatever_leads_it(links, shell, question, damage, way):
@@ -63,3 +63,15 @@ def test_ipv6(host, shell):
     shell("ip -6 route add blackhole fd00::9")
     ((_, way),) = ways([question])
     assert way.link == "" and way.problem
+    shell("ip link set lo up")
+    own = Question(ip_address("fd00::1"), HERE, "tunnel", ip_address("fd00::7"))
+    assert ways([own]) == [(own, Way(HERE))]
+
+
+@pytest.mark.parametrize("rule", ["ipproto udp dport 51820", "ipproto udp sport 51821"])
+def test_rules_for_wireguards_ports(links, shell, rule):
+    shell(f"ip rule add pref 9 {rule} blackhole")
+    tunnel = Question(ip_address("192.0.2.9"), "", ports=(51821, 51820))
+    others = [tunnel._replace(ports=None), tunnel._replace(ports=(1, 2))]
+    first, *rest = [way.problem for _, way in ways([tunnel, *others])]
+    assert first and rest == ["", ""]

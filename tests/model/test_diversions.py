@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 
 from decisions import CLUSTER, FACTS, KEYS, attach, ready, serve
 
-from overlayd.model.diversions import SAMPLE, Question, Rule, Way, diversions, no_way_out, questions
+from overlayd.model.diversions import HERE, SAMPLE, Question, Rule, Way, WayOut, diversions, no_way_out, questions
 from overlayd.model.rows import Overlay, Peer, Service
 
 REMOTE, LOCAL = ip_address("10.200.9.1"), ip_address("10.200.40.66")
@@ -30,13 +30,23 @@ def test_the_ways_to_peers_of_the_host_and_of_containers_and_the_ways_to_contain
     device, bridge = state.get(Overlay).interface, state.get(Service, "web").bridge
     asked = questions(state, FACTS)
     assert asked == [
-        Question(ip_address("192.0.2.9"), ""),
+        Question(ip_address("192.0.2.9"), "", ports=(51820, 51820)),
         Question(ip_address("10.200.9.1"), device),
         Question(ip_address("10.200.9.1"), device, bridge, container.address),
+        Question(container.address, bridge, device, ip_address("10.200.9.1")),
+        Question(state.node_address, HERE, device, ip_address("10.200.9.1")),
         Question(container.address, bridge),
         Question(container.global_address, "veth-71-g"),
     ]
-    assert questions(state, replace(FACTS, devices=False)) == asked[3:], "without WireGuard there are no peers"
+    assert questions(state, replace(FACTS, devices=False)) == asked[5:], "without WireGuard there are no peers"
+    outside, uplink = ip_address("192.0.2.1"), WayOut("eth0", ip_address("198.51.100.7"))
+    assert [each for each in questions(state, FACTS, out=uplink) if each not in asked] == [
+        Question(uplink.address, HERE, "eth0", ip_address("192.0.2.9"), (51820, 51820)),
+        Question(outside, "", bridge, container.address),
+        Question(container.address, bridge, "eth0", outside),
+    ]
+    by_ipv6 = WayOut("eth0", ip_address("2001:db8::7"))
+    assert questions(state, FACTS, out=by_ipv6) == asked, "nothing of IPv4 leaves there"
 
 
 def test_of_many_a_few_are_asked_about_and_none_that_is_this_nodes_own():
@@ -47,7 +57,7 @@ def test_of_many_a_few_are_asked_about_and_none_that_is_this_nodes_own():
         peer = Peer(public_key=bytes([number]) * 32, listed=networks)
         state.apply({peer.id: peer})
     asked = questions(state, FACTS)
-    assert len(asked) == SAMPLE
+    assert len(asked) == SAMPLE + 1
     assert not any(each.destination in own for each in asked)
 
 
@@ -108,11 +118,32 @@ def test_of_an_overlap_that_is_told_already_nothing_is_said_again():
 
 def test_a_network_outside_of_the_cluster_is_named_by_itself_and_ipv6_has_its_own_command():
     beyond = ip_address("192.168.7.1")
-    (found,) = told((Question(beyond, "zl-d-1-g"), Way("")))
+    (found,) = told((Question(beyond, "zl-d-1-g"), Way(HERE)))
     assert found.problem.endswith("it is taken for the host's own")
     assert found.remedy.endswith("ip rule add pref 1 to 192.168.7.1 lookup main")
     (found,) = diversions([(Question(ip_address("fd00::9"), "d"), Way("eth0"))], ip_network("fd00::/48"), [])
     assert found.remedy.endswith("ip -6 rule add pref 1 to fd00::/48 lookup main")
+
+
+OUTSIDE = ip_address("192.0.2.1")
+LEAVING, ANSWER = Question(OUTSIDE, "", "zl-d-1-web-b", LOCAL), Question(LOCAL, "zl-d-1-web-b", "eth0", OUTSIDE)
+
+
+def test_containers_that_do_not_get_out_or_get_no_answer():
+    assert told((LEAVING, Way("eth0")), (ANSWER, Way("zl-d-1-web-b"))) == []
+    found, answer = told((LEAVING, Way("eth0")), (ANSWER, Way("", "gone")), (LEAVING, Way("", "no route")))[::-1]
+    assert found.line.startswith("what zl-d-1-web-b brings to the outside does not leave: no route; it is lost;")
+    assert found.remedy.endswith("ip rule add pref 1 from 10.200.0.0/16 lookup main")
+    assert answer.line.startswith("what eth0 brings to 10.200.40.66 does not go through zl-d-1-web-b: gone; it is lost")
+    assert told((LEAVING, Way("wg0")), (ANSWER, Way("", "filtered"))) == [], "a VPN of somebody else leads out"
+
+
+def test_what_is_for_this_host_and_is_not_taken():
+    tunnel = Question(ip_address("198.51.100.7"), HERE, "eth0", ip_address("192.0.2.9"), (51820, 51820))
+    assert told((tunnel, Way(HERE))) == []
+    (found,) = told((tunnel, Way("", "Network is unreachable")))
+    assert found.problem == "is not taken for the host's own: Network is unreachable"
+    assert found.remedy.endswith("have it spare the overlay: ip rule add pref 0 lookup local")
 
 
 def test_endpoints_that_nothing_leads_to_are_told_together():

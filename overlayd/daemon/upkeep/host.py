@@ -17,14 +17,15 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
-from overlayd.linux import egress, iptables
+from overlayd.linux import egress, ipsec, iptables
 from overlayd.linux.nft import Nft
 from overlayd.linux.policy_rules import policy_rules
 from overlayd.linux.ways import ways
 from overlayd.model.blockers import Traffic, blockers, unseen
-from overlayd.model.diversions import Question, diversions, no_way_out, questions
+from overlayd.model.diversions import Question, WayOut, diversions, no_way_out, questions
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset
+from overlayd.model.ipsec import ipsec_findings
 from overlayd.model.layout import Facts, endpoint_address
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
 from overlayd.model.parameters import uplink_findings
@@ -45,6 +46,7 @@ _WHOSE = {
     "route-diverted": "routing leads elsewhere what is for the overlay",
     "endpoint-unreachable": "routing does not lead to peers",
     "no-way-out": "routing does not lead out",
+    "ipsec-diverted": "IPsec takes what is for the overlay",
 }
 
 
@@ -103,7 +105,8 @@ class HostWatch:
             peers, facts = [*self._node.state.table(Peer).values()], self._node.facts
             self._had_way = self._had_way or way is not None
             rules = await self._node.run(policy_rules, traffic.cluster.version) if traffic is not None else ()
-            asked = questions(self._node.state, facts, rules)
+            out = WayOut(way.interface, way.address) if way is not None else None
+            asked = questions(self._node.state, facts, rules, out)
             look = self._node.run(self._look, traffic, peers, facts, way, asked) if traffic is not None else None
             found = tuple(await look) if look is not None else ()
         except MechanismError as error:
@@ -143,7 +146,9 @@ class HostWatch:
         else:
             found.append(no_way_out(lost=self._had_way))
         if any(each.code == "ipv6-disabled" for each in found):  # which says it already
-            asked = [each for each in asked if each.through or each.destination.version == 4]
+            asked = [each for each in asked if each.ports is None or each.destination.version == 4]
+        asked, own = [*asked], self._node.state.node_address
+        found += ipsec_findings(ipsec.policies(), asked, own, way.address if way is not None else None)
         known = [each.network for each in self._surroundings.networks]
         return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known)
 
