@@ -1,6 +1,7 @@
-"""What in other tables keeps our traffic out.
+"""What in other tables keeps our traffic out, or gives it other addresses.
 
-Owns: which packets of ours a host's own firewall has to let pass, at whichever hook, and the words for what is missing.
+Owns: which packets of ours a host's own firewall has to let pass as they are, at whichever hook, and the words for what
+is missing.
 Must not know: how a chain is read (`firewall`), how rulesets are listed (`linux`), our own tables (`ruleset`).
 
 Our accept cannot overrule another table's drop, so each chain has to let our packets pass by itself.  The commands are
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 
 from overlayd.model import iptables
 from overlayd.model.findings import Finding
-from overlayd.model.firewall import AT_A_LINK, BaseChain, Link, Packet, Ruleset, judge, matches
+from overlayd.model.firewall import AT_A_LINK, LOST, BaseChain, Link, Packet, Ruleset, judge, matches
 from overlayd.model.names import is_host_end
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, NFT_TABLE, Network
 
 _OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
 _FAMILIES = {"inet": (4, 6), "ip": (4,), "ip6": (6,)}
-_IPTABLES_TABLES = ("filter", "mangle", "raw", "security")
+_IPTABLES_TABLES = ("filter", "mangle", "raw", "security", "nat")
+_TRANSLATES = ("masquerade", "snat", "dnat", "redirect")
 _SOMEBODY = Link("\N{REPLACEMENT CHARACTER}")  # another link, of a name that no rule has
 # By which of its links a packet that a hook sees can be told: the one that it came by, the one that it goes by.
 _WAYS = {
@@ -60,7 +62,7 @@ def blockers(rulesets: Iterable[Ruleset], traffic: Traffic) -> list[Finding]:
         for ruleset in rulesets
         for chain in ruleset.hooked
         if chain.name[1] != NFT_TABLE and chain.hook in _WAYS
-        for judgement in (_passage, _wireguard, _dns)
+        for judgement in ((_translation,) if chain.translates else (_passage, _wireguard, _dns, _arp, _tracking))
         for finding in judgement(ruleset, chain, traffic)
     ]
 
@@ -81,9 +83,7 @@ def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[F
     """What passes through our links, whatever it is."""
     ours = _ours(ruleset, chain, traffic)
     blocked = [
-        verdict
-        for packet in _passing(chain, ours, traffic)
-        if (verdict := judge(ruleset, chain, packet)).end != "accept"
+        verdict for packet in _passing(chain, ours, traffic) if (verdict := judge(ruleset, chain, packet)).end in LOST
     ]
     if not blocked:
         return
@@ -92,7 +92,7 @@ def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[F
         (way, link)
         for way in ways
         for link in ours
-        if judge(ruleset, chain, _crossing(version, chain, way, link)).end != "accept"
+        if judge(ruleset, chain, _crossing(version, chain, way, link)).end in LOST
     ]
     certain = any(not verdict.may_pass for verdict in blocked)
     yield Finding(
@@ -173,7 +173,7 @@ def _wireguard(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator
         (packet.source_port if leaves else packet.port, verdict)
         for leaves in _directions(chain)
         for packet in _tunnels(versions, link, traffic, leaves=leaves)
-        if (verdict := judge(ruleset, chain, packet)).end != "accept"
+        if (verdict := judge(ruleset, chain, packet)).end in LOST
     ]
     if not closed:
         return
@@ -236,7 +236,7 @@ def _dns(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
                 else Packet(version, link, None, True, protocol, port, source=traffic.cluster),
             )
         ).end
-        != "accept"
+        in LOST
     }
     if not closed:
         return
@@ -251,6 +251,112 @@ def _dns(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
         symptom="containers that ask the gateway for a name wait in vain",
         remedy=_local_remedy(chain, list(closed), str(port), bridges=True),
     )
+
+
+def _arp(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
+    """By ARP containers and gateways find each other, and this host its own neighbours."""
+    if chain.name[0] != "arp" or chain.hook not in ("input", "output"):
+        return
+    links = [link for link in _unlike(traffic.links, ruleset.names()) if link.group == GROUP_BRIDGE]
+    links = links if traffic.cluster.version == 4 else []
+    if traffic.way_out and 4 in traffic.underlay:
+        links.append(Link(traffic.way_out))
+    way = _WAYS[chain.hook]
+    closed = [
+        (link, verdict)
+        for link in links
+        if (verdict := judge(ruleset, chain, _crossing(4, chain, way, link))).end in LOST
+    ]
+    if not closed:
+        return
+    by_arptables = chain.name[1:] == ("filter", chain.hook.upper())
+    names = dict.fromkeys("zl-" if link.group else link.name for link, _ in closed)
+    if by_arptables:
+        commands = [f"arptables -I {chain.name[2]} -{way} {name}{'+' * (name == 'zl-')} -j ACCEPT" for name in names]
+    else:
+        commands = [
+            f"nft insert rule {' '.join(chain.name)} {way}ifname {name}{'*' * (name == 'zl-')} accept" for name in names
+        ]
+    certain = any(not verdict.may_pass for _, verdict in closed)
+    _link, verdict = closed[0]
+    yield Finding(
+        code="arp-blocked",
+        severity="error" if certain else "warning",
+        object=_object(chain),
+        problem=f"{_reason(verdict.end, verdict.by_policy)}, and so keeps ARP in or out",
+        symptom="neighbours are not found: containers, and the hosts that tunnels go to",
+        remedy="; ".join(commands),
+    )
+
+
+def _tracking(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
+    """What is not tracked is not translated, and our own rules do not know an answer by its question."""
+    if chain.hook != "prerouting" or traffic.cluster.version not in _FAMILIES.get(chain.name[0], ()):
+        return
+    links = [link for link in _unlike(traffic.links, ruleset.names()) if link.group == GROUP_BRIDGE]
+    packets = (Packet(traffic.cluster.version, link, None, begins=True, source=traffic.cluster) for link in links)
+    if any(judge(ruleset, chain, packet).end == "notrack" for packet in packets):
+        yield Finding(
+            code="connections-untracked",
+            severity="error",
+            object=_object(chain),
+            problem="keeps the connections of containers from being tracked (notrack)",
+            symptom="containers reach nothing outside of the overlay",
+            remedy=_passage_remedy(chain, [("i", link) for link in links]),
+        )
+
+
+def _translation(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
+    """Within the overlay addresses stay what they are; nobody else answers for WireGuard or the name server.  Rules
+    with open conditions, as those of kube-proxy for marked packets, are taken not to mean ours.
+    """
+    version, cluster = traffic.cluster.version, traffic.cluster
+    links = _unlike(traffic.links, ruleset.names())
+    if version in _FAMILIES.get(chain.name[0], ()) and chain.hook in ("prerouting", "postrouting"):
+        way = _WAYS[chain.hook]
+        for link in links:
+            incoming, outgoing = (link, None) if way == "i" else (None, link)
+            packet = Packet(version, incoming, outgoing, begins=True, source=cluster, destination=cluster)
+            if judge(ruleset, chain, packet).end in _TRANSLATES:
+                yield Finding(
+                    code="overlay-translated",
+                    severity="warning" if way == "o" else "error",
+                    object=_object(chain),
+                    problem="changes the addresses of packets within the overlay",
+                    symptom="containers of other nodes see this host in place of who sends"
+                    if way == "o"
+                    else "they go elsewhere than to whom they were sent",
+                    remedy=_passage_remedy(chain, [(way, each) for each in links]),
+                )
+                return
+    if chain.hook != "prerouting":
+        return
+    for outer in traffic.underlay.intersection(_FAMILIES.get(chain.name[0], ())):
+        for port in traffic.wireguard:
+            packet = Packet(outer, Link(traffic.way_out) if traffic.way_out else None, None, True, "udp", port)
+            if judge(ruleset, chain, packet).end in _TRANSLATES:
+                yield Finding(
+                    code="wireguard-blocked",
+                    severity="error",
+                    object=_object(chain),
+                    problem=f"leads elsewhere what comes for WireGuard's UDP port {port}",
+                    symptom=_SOME_GET_IN,
+                    remedy=_local_remedy(chain, ["udp"], str(port), bridges=False),
+                )
+    questions = (
+        Packet(version, link, None, True, "udp", traffic.dns, source=cluster)
+        for link in links
+        if link.group == GROUP_BRIDGE and traffic.dns and version in _FAMILIES.get(chain.name[0], ())
+    )
+    if any(judge(ruleset, chain, packet).end in _TRANSLATES for packet in questions):
+        yield Finding(
+            code="dns-blocked",
+            severity="error",
+            object=_object(chain),
+            problem=f"leads elsewhere what containers send to the name server's port {traffic.dns}",
+            symptom="containers that ask the gateway for a name get another's answer, or none",
+            remedy=_local_remedy(chain, ["udp"], str(traffic.dns), bridges=True),
+        )
 
 
 def _unlike(links: Iterable[Link], names: set[str]) -> list[Link]:

@@ -24,8 +24,11 @@ _AT_LINKS = re.compile(r'\s*type \w+ hook (?:ingress|egress) (?:device ("?[^"\s]
 
 RETURN = ""  # the end of a packet that goes on behind the chain
 
-_VERDICTS = {"accept": "accept", "drop": "drop", "reject": "reject", "return": RETURN}
-_PLAIN = {"counter", "log", "comment", "mangle", "notrack"}  # statements that decide nothing
+LOST = ("drop", "reject")  # ends of packets that go no further
+_VERDICTS = {"accept": "accept", "drop": "drop", "reject": "reject", "return": RETURN, "notrack": "notrack"}
+_VERDICTS |= {each: each for each in ("masquerade", "snat", "dnat", "redirect")}
+_TARGETS = ("DROP", "REJECT", "NOTRACK", "MASQUERADE", "SNAT", "DNAT", "REDIRECT")  # of xtables
+_PLAIN = {"counter", "log", "comment", "mangle"}  # statements that decide nothing
 # linux/netfilter/nf_conntrack_common.h, as bits of nftables' ct state and ct status
 _STATES = {2: "established", 8: "new"}
 _NAT_STATUS = {16: "snat", 32: "dnat"}
@@ -43,7 +46,8 @@ class Link(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Packet:
     """A kind of packets; what is None, "" or 0 may be anything.  begins: it starts a connection, else it is of one.
-    port: that it is sent to, source_port: from.  source, destination: networks that hold the addresses.
+    port: that it is sent to, source_port: from.  source, destination: networks that hold the addresses.  mark: None
+    when somebody may have set one.
     """
 
     version: int
@@ -55,24 +59,29 @@ class Packet:
     source: Network | None = None
     destination: Network | None = None
     source_port: int = 0
+    mark: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
-    """A chain that packets enter by a hook.  devices: names of the links whose packets do, where the hook is theirs."""
+    """A chain that packets enter by a hook.  devices: names of the links whose packets do, where the hook is theirs.
+    translates: it is one of address translation, whose verdicts drop nothing.
+    """
 
     name: ChainName
     hook: str
     policy: str
     devices: tuple[str, ...] = ()
+    translates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """Chains and the statements of their rules, in order."""
+    """Chains and the statements of their rules, in order.  marks: whether one of them marks packets."""
 
     hooked: list[BaseChain] = field(default_factory=list)
     rules: dict[ChainName, list[list[Statement]]] = field(default_factory=dict)
+    marks: bool = True
 
     def names(self) -> set[str]:
         """The names of links in the conditions of all rules; one that ends with `*` stands for all that begin so."""
@@ -85,8 +94,8 @@ class Ruleset:
 
 
 class Verdict(NamedTuple):
-    """end: "accept", "drop" or "reject", as far as no open condition decides.  by_policy: it is the chain's policy.
-    may_pass: whether an open condition can let the packet through.
+    """end: "accept", one of LOST, "notrack" or a kind of translation, as far as no open condition decides.  by_policy:
+    it is the chain's policy.  may_pass: whether an open condition can let the packet through.
     """
 
     end: str
@@ -95,18 +104,30 @@ class Verdict(NamedTuple):
 
 
 def read(listing: dict[str, Any]) -> Ruleset:
-    """A JSON listing of the whole ruleset.  Chains that translate addresses drop nothing, and are left out."""
-    found = Ruleset()
+    """A JSON listing of the whole ruleset."""
+    found = Ruleset(marks=any(map(_marks, (item["rule"]["expr"] for item in listing["nftables"] if "rule" in item))))
     for item in listing["nftables"]:
         if "rule" in item:
             rule = item["rule"]
             found.rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule["expr"])
-        elif "hook" in (chain := item.get("chain", {})) and chain.get("type") != "nat":
+        elif "hook" in (chain := item.get("chain", {})):
             name = (chain["family"], chain["table"], chain["name"])
             devices = chain.get("dev", ())
             devices = (devices,) if isinstance(devices, str) else tuple(devices)
-            found.hooked.append(BaseChain(name, chain["hook"], chain.get("policy", "accept"), devices))
+            translates = chain.get("type") == "nat"
+            found.hooked.append(BaseChain(name, chain["hook"], chain.get("policy", "accept"), devices, translates))
     return found
+
+
+def _marks(statements: list[Statement]) -> bool:
+    """Whether a rule marks packets, which those of others may then match."""
+    for statement in statements:
+        ((kind, body),) = statement.items()
+        if kind == "mangle" and body["key"] == {"meta": {"key": "mark"}}:
+            return True
+        if kind == "xt" and body and body.get("type") == "target" and body.get("name") in ("MARK", "CONNMARK"):
+            return True
+    return False
 
 
 def with_devices(ruleset: Ruleset, text: str) -> Ruleset:
@@ -122,11 +143,12 @@ def with_devices(ruleset: Ruleset, text: str) -> Ruleset:
         elif found := _AT_LINKS.match(line):
             devices[family, table, chain] = tuple(each.strip(' "') for each in (found[1] or found[2]).split(","))
     hooked = [replace(each, devices=each.devices or devices.get(each.name, ())) for each in ruleset.hooked]
-    return Ruleset(hooked, ruleset.rules)
+    return replace(ruleset, hooked=hooked)
 
 
 def judge(ruleset: Ruleset, chain: BaseChain, packet: Packet) -> Verdict:
     """What the chain does with the packet."""
+    packet = packet if ruleset.marks else replace(packet, mark=0)
     end, possible = _follow(ruleset, chain.name, packet)
     may_pass = "accept" in possible or (RETURN in possible and chain.policy == "accept")
     if end == RETURN:
@@ -182,7 +204,7 @@ def _verdict(statements: list[Statement]) -> tuple[str, str] | None:
             return _VERDICTS[kind], ""
         if kind in ("jump", "goto"):
             return kind, body["target"]
-        if kind == "xt" and body and body.get("type") == "target" and body.get("name") in ("DROP", "REJECT"):
+        if kind == "xt" and body and body.get("type") == "target" and body.get("name") in _TARGETS:
             return body["name"].lower(), ""
     return None
 
@@ -231,6 +253,8 @@ def _value(left: Any, packet: Packet) -> Any:
     ((kind, body),) = left.items()
     if kind == "meta":
         return _meta(body["key"], packet)
+    if kind == "&":  # of no mark, no bit is set
+        return 0 if _value(body[0], packet) == 0 else _OPEN
     if kind == "ct":
         if body["key"] == "state":
             return "new" if packet.begins else "established"
@@ -246,6 +270,8 @@ def _meta(key: str, packet: Packet) -> Any:
         return link.group if key.endswith("group") else link
     if key == "nfproto":
         return packet.version
+    if key == "mark":
+        return _OPEN if packet.mark is None else packet.mark
     return packet.protocol or _OPEN if key == "l4proto" else _OPEN
 
 

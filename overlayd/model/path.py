@@ -245,7 +245,7 @@ def _host(known: Known, source: End, target: End, seen: Seen) -> Iterator[Hop]:
             remedy = "find who switched it off (/etc/sysctl.d); restart overlayd, which switches it on"
             yield Hop("forwarding", "is off on this host", "broken", remedy)
         for code, object, problem, remedy in known.findings:
-            if code in ("forward-blocked", "forwarding-off", "uplink-not-forwarding", "route-diverted"):
+            if code in _OF_FORWARDING:
                 yield Hop(object, problem, "broken", remedy)
         yield Hop("forwarding", "is on")
     if target.address is None or (source.kind == "node" and target.kind == "node"):
@@ -263,6 +263,18 @@ def _host(known: Known, source: End, target: End, seen: Seen) -> Iterator[Hop]:
         yield Hop("routes of this host", f"lead to {target.address} through {way.link or 'this host'}")
 
 
+# Codes of the doctor: what keeps packets from being passed on, and what keeps tunnels from peers.
+_OF_FORWARDING = (
+    "forward-blocked",
+    "forwarding-off",
+    "uplink-not-forwarding",
+    "route-diverted",
+    "ipsec-diverted",
+    "overlay-translated",
+    "connections-untracked",
+    "arp-blocked",
+)
+_OF_TUNNELS = ("wireguard-blocked", "endpoint-unreachable", "ipsec-diverted")
 _AGAIN = "restart overlayd, which puts it right; overlayctl doctor says why it did not"
 
 
@@ -358,7 +370,7 @@ def _session(known: Known, peer: Peer, shown: DevicePeer, seen: Seen, now: float
         yield Hop(where, f"lives: last handshake {max(0, int(age))} s ago, at {endpoint}")
         return
     for code, object, problem, remedy in known.findings:
-        if code == "wireguard-blocked":
+        if code in _OF_TUNNELS:
             yield Hop(object, problem, "broken", remedy)
     since = f"for {int(age)} s" if shown.last_handshake else "ever"
     problem = f"no handshake with {endpoint} {since}"
@@ -431,7 +443,7 @@ def _arrival(known: Known, source: End, target: End, seen: Seen) -> Hop:
 def _there(known: Known, source: End, target: End, peer: Peer, seen: Seen) -> Hop:
     """What is wrong beyond a session that lives, by who answers whom; a firewall may have closed it just now."""
     for code, object, problem, remedy in known.findings:
-        if code == "wireguard-blocked":
+        if code in _OF_TUNNELS:
             return Hop(object, problem, "broken", remedy)
     answers, own = seen.answers, known.devices.get(peer.scope, ("", ""))[1]
     at_home = answers.get("other node from here")

@@ -38,8 +38,7 @@ def found(*chain, traffic=TRAFFIC, policy="drop"):
     "chain",
     [
         ("inet", NFT_TABLE, "forward", "forward"),
-        ("arp", "fw", "in", "input"),
-        ("arp", "fw", "out", "output"),
+        ("arp", "fw", "f", "forward"),
         ("ip6", "fw", "f", "forward"),
         ("ip6", "fw", "in", "input"),
         ("ip6", "fw", "out", "output"),
@@ -316,3 +315,88 @@ def test_a_chain_of_single_links(devices, codes, hook):
     assert [each.code for each in findings] == codes
     way = {"ingress": "iifgroup", "egress": "oifgroup"}[hook]
     assert all(way in each.remedy for each in findings if each.code == "forward-blocked")
+
+
+def translated(family, hook, *rules, traffic=TRAFFIC):
+    chain = (family, "nat", hook.upper())
+    rulesets = [Ruleset([BaseChain(chain, hook, "accept", translates=True)], {chain: list(rules)})]
+    return {each.code: each for each in blockers(rulesets, traffic)}
+
+
+def field(protocol, name, value):
+    return {"match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": name}}, "right": value}}
+
+
+WITHIN = {"prefix": {"addr": "10.200.0.0", "len": 16}}
+
+
+@pytest.mark.parametrize(
+    ("hook", "rule", "codes"),
+    [
+        ("postrouting", [{"masquerade": None}], ["overlay-translated"]),
+        ("postrouting", [field("ip", "saddr", WITHIN), {"masquerade": None}], ["overlay-translated"]),
+        ("postrouting", [{"xt": {"type": "target", "name": "MASQUERADE"}}], ["overlay-translated"]),
+        ("postrouting", [OPEN, {"masquerade": None}], []),
+        ("postrouting", [link("oifname", "eth0"), {"masquerade": None}], []),
+        (
+            "postrouting",
+            [field("ip", "saddr", {"prefix": {"addr": "172.17.0.0", "len": 16}}), {"masquerade": None}],
+            [],
+        ),
+        ("prerouting", [field("ip", "daddr", WITHIN), {"redirect": None}], ["overlay-translated"]),
+        ("prerouting", [{"xt": {"type": "match", "name": "addrtype"}}, {"dnat": {"addr": "172.17.0.2"}}], []),
+        ("prerouting", [field("udp", "dport", 51820), {"redirect": {"port": 9}}], ["wireguard-blocked"]),
+        ("prerouting", [field("udp", "dport", 53), {"dnat": {"addr": "192.0.2.53"}}], ["dns-blocked"]),
+        ("prerouting", [field("tcp", "dport", 8080), {"dnat": {"addr": "172.17.0.2"}}], []),
+        ("output", [{"dnat": {"addr": "192.0.2.53"}}], []),
+    ],
+)
+def test_translation_of_what_is_the_overlays(hook, rule, codes):
+    assert [*translated("ip", hook, rule)] == codes
+    assert translated("ip6", hook, rule) == {}, "another version of IP"
+
+
+def test_the_advice_lets_the_overlay_keep_its_addresses():
+    found = translated("ip", "postrouting", [{"masquerade": None}])["overlay-translated"]
+    assert found.severity == "warning"
+    assert found.remedy.startswith(
+        "iptables -t nat -I POSTROUTING -o zl-+ -j ACCEPT (or, the same, nft insert rule ip nat"
+    )
+    found = translated("ip", "prerouting", [{"redirect": None}])["overlay-translated"]
+    assert (found.severity, found.symptom) == ("error", "they go elsewhere than to whom they were sent")
+    spared = [[link("oifname", "zl-*"), {"accept": None}], [{"masquerade": None}]]
+    assert translated("ip", "postrouting", *spared) == {}
+
+
+@pytest.mark.parametrize("hook", ["input", "output"])
+def test_arp(hook):
+    way = hook[0]
+    finding = found("arp", "filter", hook.upper(), hook)["arp-blocked"]
+    assert finding.line.startswith(
+        f"table arp filter chain {hook.upper()} has policy drop, and so keeps ARP in or out; neighbours are not"
+    )
+    assert finding.remedy == (
+        f"arptables -I {hook.upper()} -{way} zl-+ -j ACCEPT; arptables -I {hook.upper()} -{way} eth0 -j ACCEPT"
+    )
+    assert found("arp", "fw", "c", hook)["arp-blocked"].remedy.startswith(f"nft insert rule arp fw c {way}ifname zl-*")
+    assert found("arp", "fw", "c", hook, traffic=TRAFFIC6) == {}, "IPv6 has no ARP"
+    assert found("arp", "fw", "c", hook, [{"accept": None}]) == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "codes"), [([{"notrack": None}], ["connections-untracked"]), ([OPEN, {"notrack": None}], [])]
+)
+def test_connections_that_are_not_tracked(rule, codes):
+    assert [*found("inet", "raw", "pre", "prerouting", rule, policy="accept")] == codes
+    other = [link("iifname", "eth0"), {"notrack": None}]
+    assert found("inet", "raw", "pre", "prerouting", other, policy="accept") == {}
+
+
+@pytest.mark.parametrize(("marks", "severity"), [(False, "error"), (True, None)])
+def test_what_is_for_marked_packets_alone_drops_ours_where_nobody_marks(marks, severity):
+    mark = {"meta": {"key": "mark"}}
+    unmarked = [{"match": {"op": "!=", "left": mark, "right": 1}}, {"drop": None}]
+    bit = [{"match": {"op": "==", "left": {"&": [mark, 0x8000]}, "right": 0x8000}}, {"drop": None}]
+    for rule, expected in ((unmarked, severity), (bit, None)):
+        rules = replace(ruleset("inet", "fw", "f", "forward", rule, policy="accept"), marks=marks)
+        assert [each.severity for each in blockers([rules], TRAFFIC)] == ([expected] if expected else [])
