@@ -31,7 +31,8 @@ async def known(client: OverlayClient) -> Known | None:
     containers = (await client.list("containers")).containers
     peers = (await client.list("peers")).peers
     names = (await client.list_dns()).names
-    findings = [each for each in await client.doctor() if each.severity in ("error", None)]
+    found = await client.doctor()
+    findings = [each for each in found if each.severity in ("error", None) or each.code == "link-filtered"]
     devices = {each.service: (each.interface, each.public_key) for each in status.dedicated_services}
     if status.interface is not None:
         devices[""] = (status.interface, status.public_key or "")

@@ -123,7 +123,20 @@ def _way(known: Known, source: End, target: End, seen: Seen, now: float) -> Iter
         yield from _tunnel(known, target, target.peer, seen, now)
     elif target.kind == "outside":
         yield from _outside(seen)
+    if seen.answers.get("target", 0.0) is None:
+        yield from _filtered(known)
     yield _arrival(known, source, target, seen)
+
+
+def _filtered(known: Known) -> Iterator[Hop]:
+    """What may have lost a packet on a link, and nobody can judge: on one of ours it is the likeliest, when all else is
+    well.
+    """
+    names = {name for name, _key in known.devices.values()} | {each.bridge for each in known.services.values()}
+    for code, object, problem, remedy in known.findings:
+        if code == "link-filtered":
+            link = object.removeprefix("link ")
+            yield Hop(object, problem, "broken" if link in names or link.startswith("veth-") else "unknown", remedy)
 
 
 def _inside(known: Known, member: Member, shown: Namespace | None, seen: Seen, *, sends: bool) -> Iterator[Hop]:
@@ -273,6 +286,7 @@ _OF_FORWARDING = (
     "overlay-translated",
     "connections-untracked",
     "arp-blocked",
+    "link-closed",
 )
 _OF_TUNNELS = ("wireguard-blocked", "endpoint-unreachable", "ipsec-diverted")
 _AGAIN = "restart overlayd, which puts it right; overlayctl doctor says why it did not"
@@ -374,6 +388,7 @@ def _session(known: Known, peer: Peer, shown: DevicePeer, seen: Seen, now: float
             yield Hop(object, problem, "broken", remedy)
     since = f"for {int(age)} s" if shown.last_handshake else "ever"
     problem = f"no handshake with {endpoint} {since}"
+    yield from _filtered(known)
     there = [*_other_side(peer, seen)]
     if there and there[-1].state == "broken":
         yield Hop(where, problem, "unknown")

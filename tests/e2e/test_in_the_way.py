@@ -43,6 +43,7 @@ class Way:
             "here": str(self.node.address),
             "there": str(self.pair.beta.node.address),
         }
+        until(lambda: self.reaches("peer"), self.node.log_tail)
 
     def do(self, command: str) -> None:
         self.node.run(["sh", "-ec", command.format(**self.names)])
@@ -197,3 +198,41 @@ def test_arp_that_is_dropped(way: Way, hook: str) -> None:
         pytest.skip("IPv6 has no ARP")
     put, taken = chain("arp", f"filter hook {hook} priority 0", "counter", "policy drop;")
     told(way, (f"{put}; ip neigh flush all", taken), "peer", "arp-blocked", "table arp x chain y")
+
+
+TC = "tc qdisc add dev {0} clsact; tc filter add dev {0} {1} protocol all prio 8 {2}", "tc qdisc del dev {0} clsact"
+ALL = "u32 match u32 0 0 action mirred egress redirect dev lo"
+BLACKHOLE = "tc qdisc add dev {0} root blackhole", "tc qdisc del dev {0} root"
+
+
+@pytest.mark.parametrize("link", ["{device}", "{bridge}", "{port}", "uplink"])
+def test_a_blackhole(way: Way, link: str) -> None:
+    put, taken = (each.replace("{0}", link) for each in BLACKHOLE)
+    told(way, (put, taken), "peer", "link-closed", f"link {link} has a queueing discipline")
+
+
+@pytest.mark.parametrize(("link", "side"), [("{device}", "egress"), ("{bridge}", "egress"), ("{port}", "ingress")])
+def test_filters_of_our_links(way: Way, link: str, side: str) -> None:
+    put, taken = (each.replace("{0}", link).replace("{1}", side).replace("{2}", ALL) for each in TC)
+    told(way, (put, taken), "peer", "link-filtered", f"link {link} has a tc filter that leads packets to lo")
+
+
+def test_a_filter_of_the_uplink_is_a_hint(way: Way) -> None:
+    put, taken = (each.replace("{0}", "uplink").replace("{1}", "ingress").replace("{2}", ALL) for each in TC)
+    way.do(put)
+    assert [(each["code"], each["severity"]) for each in way.findings()] == [("link-filtered", "hint")]
+    way.do(taken)
+    assert way.findings() == []
+
+
+def test_what_shapes_a_container_is_no_filter(way: Way) -> None:
+    """As the CNI plugin bandwidth does."""
+    redirect = ALL.replace("dev lo", "dev ifb7")
+    put = TC[0].replace("{0}", "{port}").replace("{1}", "ingress").replace("{2}", redirect)
+    way.do(
+        "ip link add ifb7 type ifb; ip link set ifb7 up;"
+        " tc qdisc add dev {port} root tbf rate 1gbit burst 1m latency 9ms"
+    )
+    way.do(put)
+    assert way.findings() == [] and way.reaches("peer")
+    way.do("tc qdisc del dev {port} clsact; tc qdisc del dev {port} root; ip link del ifb7")

@@ -171,6 +171,8 @@ ELSEWHERE = {
     "container-gone": "test_requests_are_refused_as_a_whole_and_the_dead_are_buried_when_there_is_room",
     "journal-unwritable": "test_the_doctor_tells_of_a_disk_before_a_request_is_refused",
     "journal-behind": "test_a_start_without_room_forgets_the_dead_and_writes_it_later",
+    "link-filtered": "link-filtered",
+    "link-closed": "link-closed",
     "ipsec-diverted": "ipsec-diverted",
     "overlay-translated": "test_masquerade_of_everything",
     "connections-untracked": "connections-untracked",

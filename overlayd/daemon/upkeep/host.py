@@ -18,6 +18,7 @@ from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, ipsec, iptables
+from overlayd.linux.link_filters import link_filters
 from overlayd.linux.nft import Nft
 from overlayd.linux.policy_rules import policy_rules
 from overlayd.linux.ways import ways
@@ -27,6 +28,7 @@ from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset
 from overlayd.model.ipsec import ipsec_findings
 from overlayd.model.layout import Facts, endpoint_address
+from overlayd.model.link_filters import link_findings
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
 from overlayd.model.parameters import uplink_findings
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
@@ -46,6 +48,7 @@ _WHOSE = {
     "route-diverted": "routing leads elsewhere what is for the overlay",
     "endpoint-unreachable": "routing does not lead to peers",
     "no-way-out": "routing does not lead out",
+    "link-filtered": "links lose packets",
     "ipsec-diverted": "IPsec takes what is for the overlay",
 }
 
@@ -149,6 +152,7 @@ class HostWatch:
             asked = [each for each in asked if each.ports is None or each.destination.version == 4]
         asked, own = [*asked], self._node.state.node_address
         found += ipsec_findings(ipsec.policies(), asked, own, way.address if way is not None else None)
+        found += link_findings(link_filters(traffic.way_out), traffic.way_out)
         known = [each.network for each in self._surroundings.networks]
         return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known)
 

@@ -1,0 +1,90 @@
+"""XDP programs, tc filters and queueing disciplines of our links and of the way out that may drop packets.
+
+Owns: reading them.  Must not know: which of them are in the way (`model.link_filters`).  Sources: linux/if_link.h,
+linux/rtnetlink.h, linux/pkt_cls.h, linux/pkt_sched.h, linux/tc_act/tc_mirred.h.
+
+Acts in the network namespace that the calling thread is in.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+
+from overlayd.errors import MechanismError
+from overlayd.linux import rtnetlink as rt
+from overlayd.linux.netlink import Netlink
+from overlayd.model.link_filters import LinkFilter
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
+from overlayd.proto.netlink import attributes, number, string
+
+_RTM_GETQDISC, _RTM_GETTFILTER = 38, 46
+_IFLA_XDP, _XDP_ATTACHED = 43, 2
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TC = struct.Struct("=B3xiIII")  # tcmsg: family, link, handle, parent, info
+_ROOT, _INGRESS = 0xFFFFFFFF, 0xFFFF0000
+_SIDES = {"ingress": {"ingress": _INGRESS}, "clsact": {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}}
+_ACTIONS = {"u32": 7, "bpf": 1, "matchall": 2, "flower": 3, "basic": 3, "fw": 4}  # their attribute, by kind of filter
+_ACT_KIND, _ACT_OPTIONS, _ACT_PARAMETERS = 1, 2, 2
+_SHOT, _REDIRECTS = 2, (1, 3)  # TC_ACT_SHOT; TCA_EGRESS_REDIR, TCA_INGRESS_REDIR
+_GENERAL = struct.Struct("=IIiii")  # tc_gen: index, capability, action, two counts
+_MIRRED = struct.Struct("=iI")  # and of tc_mirred behind it: what is done, the link
+
+
+def link_filters(uplink: str) -> list[LinkFilter]:
+    """Those of our links and of the link of that name.  MechanismError when the kernel refuses."""
+    with Netlink() as netlink:
+        names = {}
+        found = []
+        for body in netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()):
+            about = dict(attributes(body[16:]))
+            name, group = string(about[rt.IFLA_IFNAME]), number(about.get(rt.IFLA_GROUP))
+            if group in (GROUP_DEVICE, GROUP_BRIDGE, GROUP_VETH) or name == uplink:
+                names[rt.link_index(body)] = name
+                if dict(attributes(about[_IFLA_XDP])).get(_XDP_ATTACHED, b"\0")[0] if _IFLA_XDP in about else 0:
+                    found.append(LinkFilter(name, "xdp"))
+        try:
+            disciplines = netlink.dump("list queueing disciplines", _RTM_GETQDISC, _TC.pack(0, 0, 0, 0, 0))
+        except MechanismError as error:
+            if error.errno != errno.EOPNOTSUPP:  # a kernel without any
+                raise
+            return found
+        for body in disciplines:
+            _family, index, _handle, parent, _info = _TC.unpack_from(body)
+            kind = string(dict(attributes(body[_TC.size :]))[_TCA_KIND])
+            if index not in names:
+                continue
+            if kind == "blackhole" and parent == _ROOT:
+                found.append(LinkFilter(names[index], "blackhole"))
+            for side, at in _SIDES.get(kind, {}).items():
+                asked = _TC.pack(0, index, 0, at, 0)
+                for each in netlink.dump("list filters", _RTM_GETTFILTER, asked):
+                    found += _filters(each, names[index], side)
+    return found
+
+
+def _filters(body: memoryview, link: str, side: str) -> Iterator[LinkFilter]:
+    about = dict(attributes(body[_TC.size :]))
+    kind = string(about[_TCA_KIND])
+    options = dict(attributes(about[_TCA_OPTIONS])) if _TCA_OPTIONS in about else {}
+    if kind == "bpf" and options:
+        yield LinkFilter(link, "bpf", side)
+    actions = options.get(_ACTIONS.get(kind, -1))
+    for _index, action in attributes(actions) if actions is not None else ():
+        parts = dict(attributes(action))
+        parameters = dict(attributes(parts[_ACT_OPTIONS])).get(_ACT_PARAMETERS) if _ACT_OPTIONS in parts else None
+        if parameters is None:
+            continue
+        if _GENERAL.unpack_from(parameters)[2] == _SHOT:
+            yield LinkFilter(link, "drop", side)
+        elif string(parts[_ACT_KIND]) == "mirred":
+            does, target = _MIRRED.unpack_from(parameters, _GENERAL.size)
+            if does in _REDIRECTS and not (name := _name(target)).startswith("ifb"):  # which shapes, and gives back
+                yield LinkFilter(link, "redirect", side, name)
+
+
+def _name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it has just gone
+        return f"link {index}"
