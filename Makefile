@@ -57,11 +57,13 @@ demo-cni: cni-packages build ## two nodes with containerd on each, whose contain
 demo-cluster: cluster-packages build ## three members of etcd, five nodes that find each other by it, no orchestrator (root)
 	@PYTHONPATH=tests $(PYTHON) -m lab.demo_cluster
 
+# What is unpacked for the tests, is unpacked beside the build, once nothing is left for apt to lock.
 # Six processes, for tests wait half of their time: each test makes its own namespaces.  A file is one process's, since
 # its tests share what it set up; tests/conftest.py has their order.  Lint is done beside them, and told of at the end.
 # The first collection compiles the tests for all processes.
 .PHONY: test
-test: test-packages build ## lint, types and every test (root)
+test: test-installed ## lint, types and every test (root)
+	@$(MAKE) --no-print-directory -j 2 test-packages build
 	@mkdir -p build && { $(MAKE) --no-print-directory lint > build/lint.log 2>&1 & lint=$$!; } && tested=0 linted=0 && \
 	  { $(PYTHON) -m pytest --collect-only -qq > /dev/null || true; } && \
 	  { $(PYTHON) -m pytest -rs -n 6 --dist loadfile --no-loadscope-reorder || tested=$$?; } && \
@@ -268,7 +270,7 @@ define unpack_runtimes
 $(call unpack_all,containerd runc,containerd); $(call unpack_all,podman conmon runc,podman)
 endef
 
-.PHONY: build-packages run-packages demo-packages bench-packages cluster-packages cni-packages test-packages
+.PHONY: build-packages run-packages demo-packages bench-packages cluster-packages cni-packages test-installed test-packages
 build-packages:
 	@if ((EUID == 0)) && command -v apt-get > /dev/null; then $(call install,$(BUILD_PACKAGES)); fi
 run-packages: root
@@ -277,8 +279,9 @@ demo-packages: root
 	@$(call install,$(DEMO_PACKAGES))
 bench-packages: root
 	@$(call install,$(BENCH_PACKAGES)); $(call stop_service,coturn,coturn); $(call stop_service,unbound,unbound)
-test-packages: root
+test-installed: root
 	@$(call install,$(TEST_PACKAGES)); $(call stop_service,coturn,coturn); $(call stop_service,etcd-server,etcd)
+test-packages: test-installed
 	@$(call unpack,miniupnpd-nftables,miniupnpd)
 	@$(call unpack,systemd-resolved,resolved)
 	@$(call unpack,$(PROMTOOL),prometheus)
