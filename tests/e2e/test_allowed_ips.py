@@ -1,16 +1,13 @@
 """Allowed IPs lead somewhere, and to nobody else's: routes outside of the cluster, and what is this node's own."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
 from lab import Lab, Refused, ping
 from lab.cluster import CLUSTER, CLUSTER6, PORT, Member, Pair, besides_version
-from lab.node import CONTROL
 from lab.patience import until
-from lab.processes import environment
 
 SITE = {4: ("192.168.77.0/24", "192.168.77.1"), 6: ("fd77::/64", "fd77::1")}
 FREE = {4: "10.200.250.0/24", 6: "fd00:200:0:250::/64"}
@@ -32,9 +29,7 @@ def installed(member: Member, public_key: str) -> set[str]:
 
 
 def findings(member: Member) -> list[dict[str, str]]:
-    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
-    return besides_version(json.loads(done.stdout))
+    return besides_version(json.loads(member.node.try_overlayctl("doctor", "-o", "json")[1]))
 
 
 def test_a_network_behind_a_peer_is_reached_through_the_tunnel_alone(nodes: Pair) -> None:

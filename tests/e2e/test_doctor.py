@@ -8,9 +8,7 @@ from collections.abc import Iterator
 import pytest
 from lab import Lab
 from lab.cluster import Member, besides_version
-from lab.node import CONTROL
-from lab.patience import LIMIT, until
-from lab.processes import environment
+from lab.patience import until
 
 FINDINGS = 4
 KEY = "C" * 42 + "A="
@@ -18,9 +16,7 @@ KEY = "C" * 42 + "A="
 
 def doctor(member: Member, *options: str) -> tuple[int, str, str]:
     """The exit code, what was printed, and what was complained about."""
-    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", *options])
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=LIMIT, check=False)
-    return done.returncode, done.stdout, done.stderr
+    return member.node.try_overlayctl("doctor", *options)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 from lab import Lab, ping
 from lab.cluster import CLUSTER, CLUSTER6, Member, Pair, besides_version
-from lab.node import CONTROL
-from lab.processes import environment
 
 PROGRAM = {4: "iptables", 6: "ip6tables"}
 FAMILY = {4: "ip", 6: "ip6"}
@@ -19,10 +16,9 @@ pytestmark = pytest.mark.skipif(shutil.which("iptables-nft") is None, reason="ip
 
 
 def doctor(member: Member) -> list[dict[str, str]]:
-    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
-    found: list[dict[str, str]] = json.loads(done.stdout)
-    assert done.returncode == (4 if any(each["severity"] == "error" for each in found) else 0)
+    code, printed, _ = member.node.try_overlayctl("doctor", "-o", "json")
+    found: list[dict[str, str]] = json.loads(printed)
+    assert code == (4 if any(each["severity"] == "error" for each in found) else 0)
     return besides_version(found)
 
 

@@ -1,7 +1,6 @@
 """Kernel parameters of a host as people set them: strict filters, a read-only /proc/sys, IPv6 switched off."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from lab import Lab, Refused, ping
 from lab.cluster import CLUSTER6, Member, Pair, besides_version
 from lab.container import Container
 from lab.lab import OUTSIDE
-from lab.node import CONTROL, DAEMON
+from lab.node import DAEMON
 from lab.patience import until
-from lab.processes import environment
 
 # As a container engine mounts it for a container that is not privileged.
 READ_ONLY = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
@@ -21,9 +19,7 @@ ELSEWHERE = "mkdir -p /run/sys && mount --bind /proc/sys /run/sys && " + READ_ON
 
 
 def findings(member: Member) -> list[dict[str, str]]:
-    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
-    return besides_version(json.loads(done.stdout))
+    return besides_version(json.loads(member.node.try_overlayctl("doctor", "-o", "json")[1]))
 
 
 def global_address(container: Container) -> str:

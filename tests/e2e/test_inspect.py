@@ -1,7 +1,6 @@
 """`overlayctl inspect` on real nodes: beside the daemon, without it, and what it says of damage."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -9,7 +8,6 @@ import pytest
 from lab import Lab
 from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
 from lab.node import CONTROL
-from lab.processes import environment
 from lab.traffic import ping
 
 from overlayd import keys
@@ -34,10 +32,9 @@ def pair() -> Iterator[Pair]:
 
 def inspect(member: Member, *words: str) -> tuple[int, dict]:
     """The exit code, and what it prints as JSON."""
-    node = member.node
-    argv = [*CONTROL, "--socket", node.socket, "inspect", "--data-dir", node.data_dir, "-o", "json", *words]
-    done = subprocess.run(node.command(argv), env=environment(node.prefix), stdout=subprocess.PIPE, check=False)
-    return done.returncode, json.loads(done.stdout)
+    directory = str(member.node.data_dir)
+    code, printed, _ = member.node.try_overlayctl("inspect", "--data-dir", directory, "-o", "json", *words)
+    return code, json.loads(printed)
 
 
 def test_it_shows_what_is_there_and_the_daemon_never_has_pyroute2(pair: Pair) -> None:

@@ -2,16 +2,14 @@
 
 import re
 import socket
-import subprocess
 
 import pytest
 from lab import Lab
 from lab.cluster import CLUSTER, CLUSTER6, Member
 from lab.dig import dig, listening
 from lab.dnsmasq import Outside
-from lab.node import CONTROL
 from lab.patience import LIMIT, until
-from lab.processes import environment, run
+from lab.processes import run
 
 NODE = "10.200.1.1"  # the node address of the first node
 
@@ -95,8 +93,7 @@ def test_the_orchestrators_own_resolver_has_the_node_address(cluster: str) -> No
 
 
 def doctor(member: Member) -> str:
-    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor"])
-    return subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=LIMIT, check=False).stdout
+    return member.node.try_overlayctl("doctor")[1]
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])

@@ -8,9 +8,7 @@ from typing import Any
 
 from lab import Lab, ping
 from lab.cluster import Member, Pair
-from lab.node import CONTROL
 from lab.patience import until
-from lab.processes import environment
 
 from overlayd import __version__
 
@@ -96,14 +94,13 @@ def test_a_node_is_ready_when_it_is_set_up() -> None:
     with Lab() as lab:
         member = Member(lab, 1, "alpha")
         member.start()
-        argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "ready"])
-        done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
-        assert (done.returncode, done.stdout.startswith("not ready: not set up")) == (4, True)
-        told = subprocess.run([*argv, "--json"], capture_output=True, text=True, env=environment(), check=False)
-        assert told.returncode == 4
-        answer = json.loads(told.stdout)
+        code, said, _ = member.node.try_overlayctl("ready")
+        assert (code, said.startswith("not ready: not set up")) == (4, True)
+        code, printed, _ = member.node.try_overlayctl("ready", "--json")
+        assert code == 4
+        answer = json.loads(printed)
         assert answer["ready"] is False
-        assert f"not ready: {answer['reason']}\n" == done.stdout
+        assert f"not ready: {answer['reason']}\n" == said
         member.set_up()
         assert member.node.overlayctl("ready") == "ready\n"
         assert json.loads(member.node.overlayctl("ready", "--json")) == {"ready": True, "reason": None}

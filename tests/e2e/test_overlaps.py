@@ -1,25 +1,20 @@
 """The host keeps its own networks: an overlay that would take them is refused, and what comes later is told."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 from lab import Lab, Refused, ping
 from lab.cluster import Member, besides_version
 from lab.lab import UNDERLAY
-from lab.node import CONTROL
 from lab.patience import until
-from lab.processes import environment
 
 GATEWAY = str(UNDERLAY.ip)
 PEER = "p" * 42 + "0="
 
 
 def findings(member: Member) -> list[dict[str, str]]:
-    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=60, check=False)
-    return besides_version(json.loads(done.stdout))
+    return besides_version(json.loads(member.node.try_overlayctl("doctor", "-o", "json")[1]))
 
 
 @pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])

@@ -263,9 +263,8 @@ def test_a_peer_that_never_answers_goes_stale_after_its_time(nodes: tuple[Member
 
 
 def doctor_codes(member: Member) -> list[str]:
-    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "doctor", "-o", "json"])
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), check=False)
-    return [finding["code"] for finding in besides_version(json.loads(done.stdout))]
+    found = json.loads(member.node.try_overlayctl("doctor", "-o", "json")[1])
+    return [finding["code"] for finding in besides_version(found)]
 
 
 def test_many_changes_on_one_connection_end_as_if_made_one_by_one(nodes: tuple[Member, Member]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -10,9 +9,7 @@ from typing import NamedTuple
 import pytest
 from lab import Container, Lab
 from lab.cluster import Member, Pair
-from lab.node import CONTROL
-from lab.patience import LIMIT, until
-from lab.processes import environment
+from lab.patience import until
 
 KEY = "C" * 42 + "A="
 
@@ -71,10 +68,9 @@ class Place:
 
 def why(member: Member, *words: str) -> tuple[int, str]:
     """The exit code and what was printed."""
-    argv = member.node.command([*CONTROL, "--socket", str(member.node.socket), "why", *words])
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=LIMIT, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout + done.stderr
+    code, printed, complained = member.node.try_overlayctl("why", *words)
+    assert "Traceback" not in complained, complained
+    return code, printed + complained
 
 
 @pytest.fixture(scope="module")

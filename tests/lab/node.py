@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from lab import netns, processes
 from lab.frames import Connection
@@ -85,30 +85,36 @@ class Node:
         return run(self.command(argv), timeout=timeout, prefix=self.prefix)
 
     def overlayctl(self, *arguments: str) -> str:
-        """What `overlayctl --socket SOCKET ARGUMENTS` prints."""
+        """What `overlayctl --socket SOCKET ARGUMENTS` prints; CommandFailed when it fails."""
+        code, printed, complained = self.try_overlayctl(*arguments)
+        if code:
+            said = f"{printed}{complained}".rstrip()
+            raise CommandFailed(f"overlayctl {' '.join(arguments)}: exit code {code}\n{said}")
+        return printed
+
+    def try_overlayctl(self, *arguments: str) -> tuple[int, str, str]:
+        """The exit code of `overlayctl --socket SOCKET ARGUMENTS`, what it prints, and what it complains of."""
         arguments = ("--socket", str(self.socket), *arguments)
-        if (warm := process()) is None:
-            return self.run([*CONTROL, *arguments])
         with TemporaryFile() as output, TemporaryFile() as errors:
-            code = self._fork(warm, "control", arguments, output, errors).wait(LIMIT)
+            if (warm := process("control")) is not None:
+                code = self._fork(warm, arguments, output, errors).wait(LIMIT)
+            else:
+                argv = self.command([*CONTROL, *arguments])
+                code = subprocess.run(
+                    argv, stdout=output, stderr=errors, timeout=LIMIT, env=environment(self.prefix), check=False
+                ).returncode
             output.seek(0)
             errors.seek(0)
-            printed = output.read().decode()
-            if code:
-                said = f"{printed}{errors.read().decode()}".rstrip()
-                raise CommandFailed(f"overlayctl {' '.join(arguments)}: exit code {code}\n{said}")
-            return printed
+            return code, output.read().decode(), errors.read().decode()
 
     def _fork(
         self,
         warm: Warm,
-        command: Literal["daemon", "control"],
         arguments: Sequence[str],
         output: IO[bytes],
         errors: IO[bytes],
     ) -> Forked:
         return warm.start(
-            command,
             arguments,
             namespace=self.netns,
             binds=self._binds(),
@@ -154,8 +160,8 @@ class Node:
         """Start the daemon and wait until it listens; DaemonExited when it ends instead."""
         assert self.daemon is None, f"{self.name}: the daemon runs already"
         with self.log.open("ab") as log:
-            if (warm := process()) is not None and self.program is DAEMON and not self.cold:
-                self.daemon = self._fork(warm, "daemon", self._daemon_options(*options), log, log)
+            if (warm := process("daemon")) is not None and self.program is DAEMON and not self.cold:
+                self.daemon = self._fork(warm, self._daemon_options(*options), log, log)
             else:
                 # Its own session: Ctrl-C in the terminal reaches the laboratory alone, which then ends the daemon.
                 self.daemon = subprocess.Popen(

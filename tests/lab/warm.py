@@ -1,9 +1,9 @@
-"""A process that has imported overlayd and forks into its two commands: the same code, ready in a tenth of the time.
+"""Processes that have imported overlayd and fork into its two commands: the same code, ready in a tenth of the time.
 
-Owns: that process, its children, and how they come into the namespaces of a node.  Must not know: nodes, or what the
-commands do.
+Owns: such a process for each command, its children, and how they come into the namespaces of a node.  Must not know:
+nodes, or what the commands do.
 
-Only tests have one (`tests/conftest.py`); a demonstration or a benchmark starts the commands themselves, and so does a
+Only tests have them (`tests/conftest.py`); a demonstration or a benchmark starts the commands themselves, and so does a
 test that looks at the process: at its memory, or its command line.
 """
 
@@ -27,6 +27,12 @@ from lab.patience import LIMIT
 from lab.processes import environment
 
 Binds = Sequence[tuple[str, str]]  # what is mounted over what, in this order
+Command = Literal["daemon", "control"]
+# What of overlayd takes long to import.  The daemon never has pyroute2, which some of overlayctl's words take.
+IMPORTED = {
+    "daemon": ("daemon.main", "daemon.cluster.requests"),
+    "control": ("cli.commands", "cli.inspection", "cli.why"),
+}
 
 
 class Forked:
@@ -67,14 +73,14 @@ class Forked:
 
 
 class Warm:
-    """The warm process, as its parent has it."""
+    """The warm process of a command, as its parent has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Command) -> None:
         self._asks, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with asked:
             # Its own session, as each child has: Ctrl-C in the terminal reaches the laboratory alone.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from lab.warm import main; main()", str(asked.fileno())],
+                [sys.executable, "-c", "from lab.warm import main; main()", command, str(asked.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[asked.fileno()],
                 env=environment(),
@@ -83,7 +89,6 @@ class Warm:
 
     def start(
         self,
-        command: Literal["daemon", "control"],
         arguments: Sequence[str],
         *,
         namespace: str,
@@ -92,8 +97,8 @@ class Warm:
         output: IO[bytes],
         errors: IO[bytes],
     ) -> Forked:
-        """Run a command in a node's namespaces, with nothing to read."""
-        asked = {"command": command, "arguments": arguments, "namespace": namespace, "binds": binds}
+        """Run the command in a node's namespaces, with nothing to read."""
+        asked = {"arguments": arguments, "namespace": namespace, "binds": binds}
         message = json.dumps(asked | {"environment": dict(environment)}).encode()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -107,11 +112,13 @@ class Warm:
 
 
 class _Place:
-    """For all laboratories of this process.  allowed: whether there may be one, which starts when it is first asked."""
+    """For all laboratories of this process.  allowed: whether there may be any, each of which starts when it is first
+    asked.
+    """
 
     def __init__(self) -> None:
         self.allowed = False
-        self.warm: Warm | None = None
+        self.warm: dict[Command, Warm] = {}
         self.lock = threading.Lock()
 
 
@@ -120,32 +127,32 @@ _place = _Place()
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """Laboratories may have a warm process within the block."""
+    """Laboratories may have warm processes within the block."""
     _place.allowed = True
     try:
         yield
     finally:
         _place.allowed = False
-        if _place.warm is not None:
-            _place.warm.close()
-            _place.warm = None
+        while _place.warm:
+            _place.warm.popitem()[1].close()
 
 
-def process() -> Warm | None:
-    """The warm process, where there may be one."""
+def process(command: Command) -> Warm | None:
+    """The warm process of a command, where there may be one."""
     with _place.lock:
-        if _place.allowed and _place.warm is None:
-            _place.warm = Warm()
-        return _place.warm
+        if _place.allowed and command not in _place.warm:
+            _place.warm[command] = Warm(command)
+        return _place.warm.get(command)
 
 
-# --- in the warm process ----------------------------------------------------------------------------------------------
+# --- in a warm process ----------------------------------------------------------------------------------------------
 
 
 class _Children:
-    """asked: the socket by which the parent asks."""
+    """command: what they become.  asked: the socket by which the parent asks."""
 
-    def __init__(self, asked: socket.socket) -> None:
+    def __init__(self, command: str, asked: socket.socket) -> None:
+        self._command = command
         self._asked = asked
         self._selector = selectors.DefaultSelector()
         self._selector.register(asked, selectors.EVENT_READ)
@@ -166,7 +173,7 @@ class _Children:
                 pid = os.fork()
                 if not pid:
                     self._forget_parent()
-                    return partial(_become, json.loads(message), descriptors)
+                    return partial(_become, self._command, json.loads(message), descriptors)
                 told, output, errors = descriptors
                 os.close(output)
                 os.close(errors)
@@ -199,7 +206,7 @@ def _tell(told: socket.socket, number: int) -> None:
         told.sendall(b"%d\n" % number)
 
 
-def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
+def _become(command: str, asked: dict[str, Any], descriptors: Sequence[int]) -> None:
     """Be the command, as a new process is that `ip netns exec` has started."""
     told, output, errors = descriptors
     os.setsid()
@@ -211,14 +218,22 @@ def _become(asked: dict[str, Any], descriptors: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     importlib.reload(sys.modules["overlayd.fault"])  # it has read the environment
-    command: Callable[[], None] = getattr(sys.modules["overlayd.cli"], asked["command"])
-    sys.argv = [asked["command"], *asked["arguments"]]
-    command()
+    sys.argv = [command, *asked["arguments"]]
+    try:
+        getattr(sys.modules["overlayd.cli"], command)()
+    except SystemExit as end:
+        if isinstance(end.code, str) or threading.active_count() > 1:
+            raise
+        # Without taking the interpreter apart: that would copy every page that is shared with the warm process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
 
 
 def main() -> None:
     """Be the warm process."""
-    for module in ("cli.commands", "daemon.main", "daemon.cluster.requests"):
+    command, asked = sys.argv[1:]
+    for module in ("fault", "cli", *IMPORTED[command]):
         importlib.import_module(f"overlayd.{module}")
     gc.freeze()  # what is imported stays: children need not touch it
-    _Children(socket.socket(fileno=int(sys.argv[1]))).serve()()
+    _Children(command, socket.socket(fileno=int(asked))).serve()()
