@@ -13,12 +13,11 @@ from overlayd.model.findings import Finding
 
 Kind = Literal["xdp", "bpf", "drop", "redirect", "blackhole"]
 
-_WORDS: dict[Kind, tuple[str, str]] = {  # the problem, and the command that takes it away
-    "xdp": ("has a BPF program (XDP) that may drop what comes", "ip link set dev {link} xdp off"),
-    "bpf": ("has a BPF program (tc) that may drop its packets", "tc filter show dev {link} {side}"),
-    "drop": ("has a tc filter that drops packets", "tc filter show dev {link} {side}"),
-    "redirect": ("has a tc filter that leads packets to {target}", "tc filter show dev {link} {side}"),
-    "blackhole": ("has a queueing discipline that drops all it sends (blackhole)", "tc qdisc del dev {link} root"),
+_PROBLEMS: dict[Kind, str] = {
+    "xdp": "has a BPF program (XDP) that may drop what comes",
+    "bpf": "has a BPF program (tc) that may drop its packets",
+    "drop": "has a tc filter that drops packets",
+    "redirect": "has a tc filter that leads packets to {target}",
 }
 
 
@@ -33,18 +32,31 @@ class LinkFilter(NamedTuple):
 
 def link_findings(filters: Iterable[LinkFilter], uplink: str) -> list[Finding]:
     """One for each filter that may lose packets of the overlay."""
-    found = []
-    for each in dict.fromkeys(filters):
-        problem, remedy = (words.format(**each._asdict()) for words in _WORDS[each.kind])
-        closed = each.kind == "blackhole"
-        found.append(
-            Finding(
-                code="link-closed" if closed else "link-filtered",
-                severity="error" if closed else "hint" if each.link == uplink else "warning",
-                object=f"link {each.link}",
-                problem=problem,
-                symptom="what it takes is lost",
-                remedy=remedy if closed or each.kind == "xdp" else f"see whose it is ({remedy}), and remove it",
-            )
-        )
-    return found
+    return [
+        _closed(each.link) if each.kind == "blackhole" else _filtered(each, uplink) for each in dict.fromkeys(filters)
+    ]
+
+
+def _closed(link: str) -> Finding:
+    return Finding(
+        code="link-closed",
+        severity="error",
+        object=f"link {link}",
+        problem="has a queueing discipline that drops all it sends (blackhole)",
+        symptom="nothing leaves by it",
+        remedy=f"tc qdisc del dev {link} root",
+    )
+
+
+def _filtered(filter: LinkFilter, uplink: str) -> Finding:
+    shown = f"tc filter show dev {filter.link} {filter.side}"
+    return Finding(
+        code="link-filtered",
+        severity="hint" if filter.link == uplink else "warning",
+        object=f"link {filter.link}",
+        problem=_PROBLEMS[filter.kind].format(target=filter.target),
+        symptom="what it takes is lost",
+        remedy=f"ip link set dev {filter.link} xdp off"
+        if filter.kind == "xdp"
+        else f"see whose it is ({shown}), and remove it",
+    )
