@@ -101,7 +101,10 @@ def dns_name(text: str, field: str) -> str:
         for label in labels
     )
     if not good:
-        raise InvalidValue(f"request.{field}: {quoted(text)} is not a DNS name")
+        raise InvalidValue(
+            f"request.{field}: {quoted(text)} is not a DNS name: at most 253 characters in labels of 1 to 63 letters, "
+            "digits, - and _, with no - at either end; other scripts in their form xn--"
+        )
     return name
 
 
