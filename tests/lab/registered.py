@@ -50,7 +50,7 @@ class Registered:
         self._process.communicate()
 
     def ask(self, what: str, *numbers: float) -> dict[str, Any]:
-        """`register COUNT`, `follow COUNT RATE` or `change COUNT FROM`; what it says of that."""
+        """`register COUNT`, `change COUNT FROM A_SECOND`, `follow COUNT RATE` or `reach REVISION`; what it says."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(what, *numbers, file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
@@ -90,7 +90,7 @@ class Program:
             holding = json.dumps({"node": name, "instance": f"i{number}"}).encode()
             puts += [(f"s/node/{name}", json.dumps(record).encode(), 0), (f"b/{block.replace('/', '-')}", holding, 0)]
         began = asyncio.get_running_loop().time()
-        await self._put(puts, TOGETHER)
+        await self._put(puts)
         return {"seconds": asyncio.get_running_loop().time() - began, "revision": self._revision}
 
     async def follow(self, count: int, rate: float) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Program:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._revision = (await self._etcd.read("s/pulse")).revision
-        self._followers, self._sessions = [], []
+        self._followers, self._sessions, self._windowed = [], [], 0
         opening = asyncio.Semaphore(AT_ONCE)
         followings: list[Following] = []
         for number in range(count):
@@ -115,35 +115,35 @@ class Program:
         self._sessions = [each.session for each in followings]
         return {"seconds": loop.time() - began}
 
-    async def change(self, count: int, first: int) -> dict[str, Any]:
-        """So many records have another endpoint; tell how long it took to put them, and until all followers knew."""
+    async def change(self, count: int, first: int, pace: float) -> dict[str, Any]:
+        """So many records have another endpoint, so many a second; tell what the last one is, and its revision."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        puts = []
+        at_once = asyncio.Semaphore(AT_ONCE)
+        puts, key, record = set[asyncio.Task[None]](), "", dict[str, Any]()
+
+        async def put(key: str, value: bytes) -> None:
+            async with at_once:
+                self._revision = max(self._revision, (await self._etcd.transact((), [(key, value, 0)])).revision)
+
         for number in range(count):
             key, record = self._records[(first + number) % len(self._records)]
             host, _, port = record["endpoint"].partition(":")
             record["endpoint"] = f"{host}:{int(port) % 60000 + 1}"
-            puts.append((key, json.dumps(record).encode(), 0))
-        self._goal, self._behind, self._windowed = sys.maxsize, set(range(len(self._followers))), 0
-        self._caught_up.clear()
-        await self._put(puts, 1)
-        put = loop.time() - began
-        self._goal = self._revision
-        for number, session in enumerate(self._sessions):
-            if session.revision >= self._goal:
-                self._behind.discard(number)
+            puts.add(asyncio.create_task(put(key, json.dumps(record).encode())))
+            await asyncio.sleep(max(0.0, began + (number + 1) / pace - loop.time()))
+        await asyncio.gather(*puts)
+        told = {"revision": self._revision, "key": record["key"], "endpoint": record["endpoint"]}
+        return {"seconds": loop.time() - began, **told}
+
+    async def reach(self, revision: int) -> dict[str, Any]:
+        """Wait until all followers know of a revision; tell how many messages were read in windows by then."""
+        self._goal = revision
+        self._behind = {number for number, each in enumerate(self._sessions) if each.revision < revision}
         while self._behind:
             self._caught_up.clear()
             await self._caught_up.wait()
-        last = json.loads(puts[-1][1])
-        return {
-            "put": put,
-            "seconds": loop.time() - began,
-            "key": last["key"],
-            "endpoint": last["endpoint"],
-            "windowed": self._windowed,
-        }
+        return {"windowed": self._windowed}
 
     async def _run(self, following: Following, opening: asyncio.Semaphore) -> None:
         async with opening:
@@ -162,14 +162,15 @@ class Program:
                 self._behind.discard(number)
                 self._caught_up.set()
 
-    async def _put(self, puts: Sequence[tuple[str, bytes, int]], together: int) -> None:
+    async def _put(self, puts: Sequence[tuple[str, bytes, int]]) -> None:
+        """Some of them in each transaction."""
         at_once = asyncio.Semaphore(AT_ONCE)
 
         async def put(part: Sequence[tuple[str, bytes, int]]) -> None:
             async with at_once:
                 self._revision = max(self._revision, (await self._etcd.transact((), part)).revision)
 
-        await asyncio.gather(*(put(puts[start : start + together]) for start in range(0, len(puts), together)))
+        await asyncio.gather(*(put(puts[start : start + TOGETHER]) for start in range(0, len(puts), TOGETHER)))
 
 
 async def main() -> None:
@@ -184,8 +185,10 @@ async def main() -> None:
             answer = await program.register(count)
         elif what == "follow":
             answer = await program.follow(count, float(numbers[1]))
+        elif what == "change":
+            answer = await program.change(count, int(numbers[1]), float(numbers[2]))
         else:
-            answer = await program.change(count, int(numbers[1]))
+            answer = await program.reach(count)
         print(json.dumps(answer), flush=True)
     os._exit(0)  # thousands of streams need no ceremony
 
