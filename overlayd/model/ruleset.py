@@ -161,10 +161,13 @@ table inet {NFT_TABLE} {{
         drop
     }}
 
-    # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.  The first rule
-    # is for nearly all packets of the overlay, which none of the next ones would drop.
+    # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.  The rule for
+    # established connections is for nearly all packets of the overlay, which none of the next ones would drop.
     chain forward {{
         type filter hook forward priority filter; policy accept;
+        # To the next hop of a source route, not to the destination that every other rule judges.
+        ip hdrlength > 5 oifgroup {_OURS} ip option lsrr exists drop
+        ip hdrlength > 5 oifgroup {_OURS} ip option ssrr exists drop
         ct state established,related iifgroup {_OURS} oifgroup {_OURS} accept
 {
         _by_version('''
@@ -404,12 +407,8 @@ def port(name: str, mac: bytes, addresses: Iterable[Address]) -> list[Element]:
 
     name: of the veth's host end.  mac: of the container's end.
     """
-    return [
-        Element(
-            "bridge", f"port{each.version}", f'"{name}" . {mac.hex(":")} . {each if each.version == 4 else _bare(each)}'
-        )
-        for each in addresses
-    ]
+    ends = [(each.version, each if each.version == 4 else _bare(each)) for each in addresses]
+    return [Element("bridge", f"port{version}", f'"{name}" . {mac.hex(":")} . {end}') for version, end in ends]
 
 
 def leg(name: str, addresses: Iterable[Address]) -> list[Element]:
@@ -472,13 +471,11 @@ def _classid(number: int) -> str:
     return f"{number >> 16:x}:{number & 0xFFFF:x}"
 
 
-def _bare(address: Address | int) -> str:
-    """An IPv6 address as bare bytes."""
+def _bare(address: Address | int) -> str:  # an IPv6 address as bare bytes
     return f"{int(address):#x}"
 
 
-def _prefix(network: Network) -> str:
-    """As nftables writes it: a host prefix is a bare address."""
+def _prefix(network: Network) -> str:  # as nftables writes it: a host prefix is a bare address
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 

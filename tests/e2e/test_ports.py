@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from ipaddress import ip_address, ip_interface
 
 import pytest
@@ -22,6 +22,7 @@ from lab.packets import (
     multicast_mac,
     neighbour_advertisement,
     router_advertisement,
+    source_routed,
 )
 from lab.patience import until
 
@@ -218,6 +219,49 @@ def test_a_container_offers_no_addresses(street: Street) -> None:
             client.recv(64)
         street.send(frame(mine, victim, datagram(*ends, (ports[0] + 10, ports[1]), b"other")))
         assert client.recv(64) == b"other"
+
+
+@pytest.mark.parametrize("kind", [131, 137], ids=["loose", "strict"])
+@pytest.mark.parametrize("sender", ["container", "stranger of the LAN"])
+def test_a_source_route_leads_into_no_isolation_network(street: Street, kind: int, sender: str) -> None:
+    """Where the host takes them (accept_source_route) the destination that filters see is the gateway, or the host."""
+    if street.version == 6:
+        pytest.skip("Linux takes none of IPv6 that a filter does not see")
+    lab, node = street.member.lab, street.member.node
+    node.run(["sh", "-c", "for each in /proc/sys/net/ipv4/conf/*/accept_source_route; do echo 1 > $each; done"])
+    apart = lab.container()
+    target = street.member.attach(apart, "web", isolation_network="apart")
+    if sender == "container":
+        place, interface, ends = street.rogue, "eth0", (street.addresses[street.rogue], street.gateway)
+        own, at = street.mac(street.rogue), street.bridge
+    else:
+        place, interface = lab.node(f"s{kind}"), "uplink"
+        ends, at = (str(place.address), str(node.address)), "uplink"
+        (link,) = json.loads(place.run(["ip", "-j", "link", "show", "dev", "uplink"]))
+        own = bytes.fromhex(link["address"].replace(":", ""))
+    (link,) = json.loads(node.run(["ip", "-j", "link", "show", "dev", at]))
+    there = bytes.fromhex(link["address"].replace(":", ""))
+    with ExitStack() as stack:
+        ears = [
+            stack.enter_context(each.open_socket(socket.AF_PACKET, socket.SOCK_RAW)) for each in (apart, street.victim)
+        ]
+        for each in ears:
+            each.bind(("eth0", 0x0800))
+            each.setblocking(False)
+        mouth = stack.enter_context(place.open_socket(socket.AF_PACKET, socket.SOCK_RAW))
+        mouth.bind((interface, 0))
+        for hop in (target, street.addresses[street.victim]):
+            packet = source_routed(datagram(*ends, (9, 9999), b"by a route"), kind, hop)
+            for _ in range(3):
+                mouth.send(frame(own, there, packet))
+        time.sleep(SETTLE)
+        heard = []
+        for each in ears:
+            with suppress(BlockingIOError):
+                while True:
+                    heard.append(each.recv(2000))
+    assert not [each for each in heard if b"by a route" in each]
+    street.member.detach(apart)
 
 
 def test_a_source_of_the_outside_does_not_reach_the_uplink(street: Street) -> None:

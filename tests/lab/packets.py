@@ -25,6 +25,16 @@ def datagram(source: str, destination: str, ports: tuple[int, int], payload: byt
     return _packet(ip_address(source), ip_address(destination), UDP, head + payload, checksum_at=6)
 
 
+def source_routed(packet: bytes, kind: int, hop: str) -> bytes:
+    """An IPv4 packet that is to go on to `hop` from where it arrives (RFC 791, section 3.1).  kind: of the option, 131
+    loose, 137 strict.
+    """
+    option = bytes([kind, 7, 4]) + ip_address(hop).packed + b"\0"
+    length = struct.pack("!H", len(packet) + len(option))
+    head = bytes([0x47, packet[1]]) + length + packet[4:10] + b"\0\0" + packet[12:20] + option
+    return head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + packet[20:]
+
+
 def neighbour_advertisement(source: str, destination: str, target: str, mac: bytes) -> bytes:
     """`target` is at `mac`, says `source`; it overrides what was known."""
     override = 0x2000_0000
