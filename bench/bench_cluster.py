@@ -27,8 +27,8 @@ from lab.registered import Registered  # noqa: E402
 from lab.sites import Site, sites  # noqa: E402
 from smoke import SMOKE  # noqa: E402
 
-NODES, FOLLOWERS, BURST_FOLLOWERS, BURST, RUNS = (20, 5, 5, 30, 1) if SMOKE else (5_000, 5_000, 100, 1_000, 5)
-PACE = 50.0  # changes a second of a burst, which followers of one process can read as they come
+NODES, FOLLOWERS, BURST_FOLLOWERS, BURST, RUNS = (20, 5, 5, 30, 1) if SMOKE else (5_000, 5_000, 500, 1_000, 5)
+PACE = 50.0  # changes a second of a burst, five times the rate from which on nodes read in windows
 RATE = 10  # of the cluster, changes a second
 TICKS = 100  # of /proc/PID/stat, a second
 PATIENCE = 300.0  # seconds
