@@ -202,6 +202,8 @@ class Forwarder:
         now = self._loop.time()
         if answer is not None and servers is self._last:
             self._cache.put(asked.query.key, answer, now)
+        if answer is None:
+            self.loops.doubt(asking)
         stale = self._cache.stale(asked.query.key, now) if answer is None else None
         if stale is not None:
             self._give_all(asked, stale, stale=True)

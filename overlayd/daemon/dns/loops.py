@@ -38,18 +38,25 @@ class Loops:
         self._marked: dict[Upstream, float] = {}
         self._marks: dict[bytes, Upstream] = {}  # by wire name, while they may come back
         self._back: set[bytes] = set()  # those that did
+        self._doubted: set[Upstream] = set()
 
     def check(self, servers: Sequence[Upstream], now: float, has_missed: Callable[[Upstream], bool]) -> None:
         """Mark those servers whose turn it is.  has_missed: whether one owes us an answer, as one that loops does; then
-        it is its turn as soon as the mark before has had its time.
+        it is its turn as soon as the mark before has had its time, as that of one in doubt is.
         """
         for server in servers:
-            if now - self._marked.get(server, -PERIOD) >= (RETURN if has_missed(server) else PERIOD):
+            soon = server in self._doubted or has_missed(server)
+            if now - self._marked.get(server, -PERIOD) >= (RETURN if soon else PERIOD):
+                self._doubted.discard(server)
                 self._marked[server] = now
                 name = wire_name(secrets.token_hex(8))[:-1] + _BELOW
                 self._marks[name] = server
                 asyncio.get_running_loop().call_later(RETURN, self._over, name)
                 _send(server, name)
+
+    def doubt(self, servers: Sequence[Upstream]) -> None:
+        """A question to these servers came to nothing: one that loops may still say something, too late."""
+        self._doubted.update(servers)
 
     def find(self, query: Query) -> Upstream | None:
         """The server that loops, for one of our marks has come back by it; None for every other query, as for the marks

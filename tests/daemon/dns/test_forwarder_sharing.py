@@ -181,7 +181,8 @@ def by_way_of(forwarder_of):
     return ask_again
 
 
-async def test_a_server_that_begins_to_loop_is_found_when_it_owes_an_answer(monkeypatch, caplog):
+@pytest.mark.parametrize("late", [False, True], ids=["owes an answer", "answers late"])
+async def test_a_server_that_begins_to_loop_is_found_when_a_question_comes_to_nothing(late, monkeypatch, caplog):
     monkeypatch.undo()
     monkeypatch.setattr(loops, "RETURN", 0.2)
     for name in ("AGAIN", "TRY", "PATIENCE"):
@@ -193,6 +194,8 @@ async def test_a_server_that_begins_to_loop_is_found_when_it_owes_an_answer(monk
         await asyncio.sleep(loops.RETURN)
         for name in ("one", "two"):
             assert (await ask(forwarder, query(f"{name}.example.org"))).rcode() == dns.rcode.SERVFAIL
+            if late:
+                forwarder._means.silence.heard(server.upstream)
         assert f"DNS upstream {server.upstream} forwards to this node" in caplog.text
 
 
