@@ -21,7 +21,7 @@ from overlayd.linux import neighbours
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, connected
 from overlayd.linux.syscalls import drain
-from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL
+from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL, Interface
 from overlayd.proto.netlink import Message, attributes, messages, string
 
 # linux/netlink.h, asm-generic/socket.h, linux/filter.h
@@ -87,11 +87,13 @@ class MacTold(NamedTuple):
 class AddressChanged(NamedTuple):
     """An address, IPv6 link-local ones excepted, was added to the link with that index, or removed from it.
 
-    port: see `netlink.Message`; a program's first netlink socket has its pid for a port.
+    port: see `netlink.Message`; a program's first netlink socket has its pid for a port.  added: the address; None for
+    one that was removed.
     """
 
     ifindex: int
     port: int
+    added: Interface | None = None
 
 
 class RouteChanged(NamedTuple):
@@ -232,8 +234,9 @@ def _event(message: Message) -> Event | None:
     kind, body, port = message.type, message.body, message.port
     if kind in (rt.RTM_NEWADDR, rt.RTM_DELADDR):
         address = rt.parse_address(body)
-        universal = address is not None and address.scope == rt.RT_SCOPE_UNIVERSE
-        return AddressChanged(address.ifindex, port) if address is not None and universal else None
+        if address is None or address.scope != rt.RT_SCOPE_UNIVERSE:
+            return None
+        return AddressChanged(address.ifindex, port, address.interface if kind == rt.RTM_NEWADDR else None)
     if kind in (rt.RTM_NEWROUTE, rt.RTM_DELROUTE):
         route = rt.parse_route(body)
         if route is None or (route.protocol == rt.RTPROT_KERNEL and route.destination.is_link_local):

@@ -6,6 +6,7 @@ who asks.
 Routes of a routing daemon (BGP and the like) are not read: there may be a million, and they are its affair.
 """
 
+import sys
 from collections.abc import Iterable
 from errno import ENODEV
 from functools import partial
@@ -16,30 +17,42 @@ from overlayd.linux.egress import VIRTUAL_PREFIXES
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Network
 from overlayd.model.overlaps import HostNetwork
-from overlayd.proto.netlink import u32
+from overlayd.proto.netlink import attributes, number, u32
 
 _OURS = (GROUP_DEVICE, GROUP_BRIDGE, GROUP_VETH, GROUP_DOOMED)
 
 
-def host_networks() -> tuple[HostNetwork, ...]:
+def host_networks(ours: set[int] | None = None) -> tuple[HostNetwork, ...]:
     """Every network, route and default gateway of the calling thread's network namespace that is not ours.
 
     Reads addresses and the routes of people and of the kernel once, and of the links only those that have some.  Raises
     MechanismError when the kernel refuses.
+
+    ours: the indexes of links that the last call found to be ours, which this one has to look at no more, and those of
+    this one afterwards.  The kernel does not give an index to another link.
     """
+    ours = set() if ours is None else ours
     with Netlink() as netlink:
-        bodies = netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter())
+        bodies = [*netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter())]
+        seen = {_link_of_address(body) for body in bodies}
+        ours &= seen  # of the others some are gone
         addresses = [
-            each for each in map(rt.parse_address, bodies) if each is not None and each.scope == rt.RT_SCOPE_UNIVERSE
+            each
+            for body in bodies
+            if _link_of_address(body) not in ours
+            and (each := rt.parse_address(body)) is not None
+            and each.scope == rt.RT_SCOPE_UNIVERSE
         ]
         routes = [
             route
             for protocol in rt.HOST_PROTOCOLS
             for body in netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol, rt.RTN_UNSPEC))
-            if (route := rt.parse_route(body)) is not None and route.table == rt.RT_TABLE_MAIN
+            if _link_of_route(body) not in ours
+            and (route := rt.parse_route(body)) is not None
+            and route.table == rt.RT_TABLE_MAIN
         ]
         ways = {index for route in routes for index, _flags in route.hops[:1]}
-        names = _names(netlink, {address.ifindex for address in addresses} | ways)
+        names = _names(netlink, {address.ifindex for address in addresses} | ways, ours)
     found: dict[HostNetwork, None] = {}
     for address in addresses:
         if address.ifindex in names:
@@ -63,11 +76,22 @@ def host_networks() -> tuple[HostNetwork, ...]:
     return tuple(found)
 
 
-def _names(netlink: Netlink, indices: Iterable[int]) -> dict[int, str]:
-    """Of the links with these indices, those that are not ours."""
+def _link_of_address(body: memoryview) -> int:
+    """Cheaper than all of `parse_address`."""
+    return int.from_bytes(body[4:8], sys.byteorder)  # in ifaddrmsg
+
+
+def _link_of_route(body: memoryview) -> int:
+    """0 for a route through several or none; cheaper than all of `parse_route`."""
+    return number(dict(attributes(body[12:])).get(rt.RTA_OIF))  # behind rtmsg
+
+
+def _names(netlink: Netlink, indices: Iterable[int], ours: set[int]) -> dict[int, str]:
+    """Of the links with these indices, those that are not ours; the others are added to `ours`."""
     body = partial(rt.link_body, u32(rt.IFLA_EXT_MASK, rt.RTEXT_FILTER_SKIP_STATS))
     asked = [Request("look up link", str(each), rt.RTM_GETLINK, 0, body(index=each), (ENODEV,)) for each in indices]
-    links = map(rt.parse_link, netlink.transact(asked))
+    links = [*map(rt.parse_link, netlink.transact(asked))]
+    ours.update(link.ifindex for link in links if link.group in _OURS)
     return {link.ifindex: link.name for link in links if link.group not in _OURS}
 
 

@@ -275,7 +275,7 @@ def bridge(service: Service, facts: Facts) -> Bridge:
     return Bridge(
         service=service.name,
         name=service.bridge,
-        address=ip_interface(f"{first_usable(service.subnet)}/{service.subnet.prefixlen}"),
+        address=ip_interface((first_usable(service.subnet).packed, service.subnet.prefixlen)),
         mtu=facts.mtu,
     )
 

@@ -12,8 +12,8 @@ from overlayd.model import attachments, ipam, overlay, records, subnets
 from overlayd.model.names import bridge_name, dedicated_name, require_legal, require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Address, Network
 from overlayd.model.overlaps import HostNetwork, occupant
-from overlayd.model.rows import Attachment, Lease, Overlay, Service
-from overlayd.model.state import Draft, State
+from overlayd.model.rows import Attachment, Lease, Membership, Overlay, Service
+from overlayd.model.state import Draft, State, further_blocks
 
 # Our own constant, from the contract: dedicated devices listen on one of this many ports above the global one.
 DEDICATED_PORTS = 256
@@ -146,7 +146,8 @@ def _taken(draft: Draft, around: Overlay, slot: Network, host: Sequence[HostNetw
             return service.subnet
     if around.slice is not None and around.slice.overlaps(slot):
         return around.slice
-    if (around.slice is None or len(state.pools(GLOBAL)) > 1) and _inhabited(draft, slot):
+    scattered = around.slice is None or further_blocks(state.get(Membership))
+    if scattered and _inhabited(draft, slot):
         return slot
     lived_in = occupant(slot, around.cluster, host)
     return lived_in.network if lived_in is not None else _routed_elsewhere(state, around, slot)

@@ -4,7 +4,7 @@ import os
 import select
 import socket
 import threading
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,9 @@ def test_addresses_and_not_those_that_ipv6_gives_itself(monitor, shell):
     shell("ip link add d0 type bridge; ip link set d0 up")
     index = of(LinkChanged, heard(monitor))[0].link.ifindex
     shell("ip address add 10.1.2.3/24 dev d0; ip address del 10.1.2.3/24 dev d0; ip address add fd01::1/64 dev d0")
-    assert {event.ifindex for event in of(AddressChanged, heard(monitor))} == {index}
+    events = of(AddressChanged, heard(monitor))
+    assert {event.ifindex for event in events} == {index}
+    assert [event.added for event in events] == [ip_interface("10.1.2.3/24"), None, ip_interface("fd01::1/64")]
     shell("ip address flush dev d0; ip link set d0 down")
     heard(monitor)
     shell("ip link set d0 up; sleep 0.1")

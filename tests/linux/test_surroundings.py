@@ -1,5 +1,6 @@
 """What this host reaches without us is read from links, addresses and routes; what is ours is not among it."""
 
+import socket
 from ipaddress import ip_interface
 
 from veth_legs import make_bridge, service_leg
@@ -44,6 +45,20 @@ def test_networks_routes_and_gateways_that_are_not_ours(host, container, shell):
         "route 10.50.0.0/16 via 192.0.2.2 on lan",
     }
     assert {each.link for each in host_networks() if each.virtual} == {"docker0", "lo"}
+
+
+def test_links_of_ours_are_looked_at_once(host, shell):
+    make_bridge()
+    shell("ip link add lan type veth peer name far; ip link set lan up; ip address add 192.0.2.7/24 dev lan")
+    ours: set[int] = set()
+    first = host_networks(ours)
+    assert ours == {socket.if_nametoindex("zl-web-b")}
+    shell("ip address add 192.0.3.7/24 dev lan; ip route add 10.50.0.0/16 dev lan")
+    assert len(host_networks(ours)) == len(first) + 2
+    assert host_networks(ours) == host_networks()
+    shell("ip link delete zl-web-b")
+    host_networks(ours)
+    assert ours == set()
 
 
 def test_routes_that_lead_nowhere_are_routes(host, shell):

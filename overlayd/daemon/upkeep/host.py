@@ -10,7 +10,7 @@ as it lasts.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from overlayd.daemon.change.node import Node
@@ -35,8 +35,9 @@ from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
 
 log = logging.getLogger(__name__)
 
-# Our own constant: seconds between two looks at the host's whole ruleset while nothing is set up.
-INTERVAL = 60.0
+# Our own constants, seconds.
+INTERVAL = 60.0  # between two looks at the host's whole ruleset while nothing is set up
+GATHER = 0.5  # from a change until a look: services that are set up in a row cost one, after the last answer
 PORTS = 8  # our own constant: of so many of the peers' UDP ports it is judged whether packets to them leave
 
 
@@ -81,7 +82,7 @@ class HostWatch:
                 watch.cancel()
 
     def follow(self, change: Change) -> None:
-        """Look at once when something was set up that forwards."""
+        """Look soon when something was set up that forwards."""
         if any(table in (Overlay.table, Service.table) for table, _ in change):
             self.look()
 
@@ -94,11 +95,10 @@ class HostWatch:
         while True:
             self._wanted.clear()
             await self.check()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL):
                     await self._wanted.wait()
-            except TimeoutError:
-                continue
+                    await asyncio.sleep(GATHER)
 
     async def check(self) -> None:
         """Look, and log what has changed."""

@@ -27,6 +27,7 @@ class Surroundings:
         self.networks: tuple[HostNetwork, ...] = ()
         self.findings: tuple[Finding, ...] = ()
         self._node = node
+        self._ours: set[int] = set()  # the indexes of links that are ours, as they were read last
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -40,7 +41,7 @@ class Surroundings:
 
     def read(self) -> None:
         """Read the host's networks.  Blocks: for worker threads.  MechanismError when the kernel refuses."""
-        self.networks = host_networks()
+        self.networks = host_networks(self._ours)
 
     async def look(self) -> None:
         """Read the host's networks, and log what is new.  MechanismError when the kernel refuses."""

@@ -32,7 +32,16 @@ from overlayd.linux.monitor import (
 )
 from overlayd.model.layout import bridge, has_fence, has_way, layout
 from overlayd.model.names import is_host_end
-from overlayd.model.objects import ALIAS, GLOBAL, GROUP_BRIDGE, GROUP_VETH, Veth, label_of_veth, scope_of_alias
+from overlayd.model.objects import (
+    ALIAS,
+    GLOBAL,
+    GROUP_BRIDGE,
+    GROUP_VETH,
+    Interface,
+    Veth,
+    label_of_veth,
+    scope_of_alias,
+)
 from overlayd.model.rows import Service
 
 # linux/threads.h, PID_MAX_LIMIT.  A program's first netlink socket has its pid for a port, the others have higher ones.
@@ -91,15 +100,19 @@ class Judge:
                 self._judge_link(event.link, event.gone)
             case PortChanged(link=link):
                 self._judge_port(link)
-            case MacForgotten(ifindex=index):
+            case MacForgotten(ifindex=index, mac=mac):
                 if (part := self._parts.get(index)) is not None:
-                    suspect(part, f"MAC at {index}", changing=True)  # nearly always the port leaves
+                    if self._is_its_own(index, mac):
+                        suspect(part, f"MAC at {index}", changing=True)  # nearly always the port leaves
+                    else:  # the one that the kernel made a bridge of ours with
+                        self._verdicts.acquit(part, _told(index, mac))
             case MacTold(ifindex=index, mac=mac):
                 if (part := self._parts.get(index)) is not None and not self._is_its_own(index, mac):
-                    suspect(part, f"MAC at {index}")
-            case AddressChanged(ifindex=index, port=port):
+                    suspect(part, _told(index, mac))
+            case AddressChanged(ifindex=index, port=port, added=added):
                 if (part := self._parts.get(index)) is not None:
-                    suspect(part, f"address {index}", _asker(port))
+                    if added is None or added != self._address_of(part):
+                        suspect(part, f"address {index}", _asker(port))
                 else:
                     suspect(SURROUNDINGS, "address")
                     if index in self._ways_out:
@@ -142,6 +155,11 @@ class Judge:
             self._verdicts.acquit(part, found.name)
         else:
             self._verdicts.suspect(part, found.name, changing=self._is_changing(part, found))
+
+    def _address_of(self, part: Part) -> Interface | None:
+        """The address that the bridge of a service should have; None of any other part."""
+        service = self._node.state.get(Service, part.name) if part.kind == "service" else None
+        return bridge(service, self._node.facts).address if service is not None else None
 
     def _is_changing(self, part: Part, found: rt.Link) -> bool:
         """Whether a request that makes or changes a link of a service is under way."""
@@ -235,6 +253,11 @@ class Judge:
             (found.kind, found.mtu, found.group, found.mac, found.alias)
             == ("bridge", want.mtu, GROUP_BRIDGE, bridges.mac(want.address.ip), f"{ALIAS} bridge {service}")
         )
+
+
+def _told(index: int, mac: bytes) -> str:
+    """The cause of a suspicion: a bridge was told a MAC that is not its own, or its port's."""
+    return f"MAC {mac.hex(':')} at {index}"
 
 
 def _asker(port: int) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -88,14 +88,17 @@ class Record:
 
     def __init__(self) -> None:
         self.verdicts: list[tuple[Part, str] | Part] = []
+        self.causes: list[str] = []
         self.patient: list[str] = []  # the causes that can wait
 
     def suspect(self, part: Part, cause: str, who: str = "", *, changing: bool = False) -> None:
         self.verdicts.append((part, who))
+        self.causes.append(cause)
         self.patient += [cause] * changing
 
     def acquit(self, part: Part, cause: str) -> None:
         self.verdicts.append(part)
+        self.causes.append(cause)
 
 
 def judged(*events: Event) -> list[Any]:
@@ -221,6 +224,22 @@ def test_a_mac_that_somebody_told() -> None:
     if VETH.mac[:1] == b"\xfe":
         own.append(MacTold(VETH.ifindex, inner))
     assert judged(*own, MacTold(UPLINK.ifindex, foreign), MacTold(99, foreign)) == []
+
+
+def test_the_mac_that_a_bridge_was_made_with_is_no_suspicion_once_it_is_forgotten() -> None:
+    first = b"\x5e\1\2\3\4\5"
+    record = recorded(MacTold(BRIDGE.ifindex, first), MacForgotten(BRIDGE.ifindex, first))
+    assert record.verdicts == [(SERVICE, ""), SERVICE]
+    assert record.causes == ["MAC 5e:01:02:03:04:05 at 3"] * 2
+    assert judged(MacForgotten(BRIDGE.ifindex, BRIDGE.mac)) == [(SERVICE, "")]
+
+
+def test_an_address_that_a_bridge_should_have_may_come_and_not_go() -> None:
+    wanted, other = ip_interface("10.200.0.1/28"), ip_interface("10.99.0.1/26")
+    assert judged(AddressChanged(BRIDGE.ifindex, 0, wanted)) == []
+    assert judged(AddressChanged(BRIDGE.ifindex, 0, other)) == [(SERVICE, "")]
+    assert judged(AddressChanged(BRIDGE.ifindex, 0)) == [(SERVICE, "")]
+    assert judged(AddressChanged(DEVICE.ifindex, 0, wanted)) == [(OWN, "")], "not the bridge's"
 
 
 def test_what_was_deleted() -> None:
