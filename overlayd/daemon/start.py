@@ -16,7 +16,7 @@ from overlayd.daemon.change.node import Node as LiveNode
 from overlayd.daemon.change.presence import ended
 from overlayd.errors import MechanismError, StateError
 from overlayd.linux import egress, forwarding, netns
-from overlayd.linux.nft import INET, Nft
+from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
 from overlayd.linux.wireguard.choice import Preference, choose, missing
 from overlayd.model import attachments, drift, edges, overlay, ruleset
@@ -152,7 +152,7 @@ def _host(nft: Nft) -> tuple[set[int], set[int]]:
     """What the host was before we made it forward (see `Host`).  An earlier daemon of this boot may have made it so,
     and not been able to write what it was before.
     """
-    closed, bridged = ruleset.remembered_host(nft.observe([INET]).values())
+    closed, bridged = ruleset.remembered_host(nft.observe(ruleset.OF_HOST).values())
     return {*forwarding.closed(), *closed}, {*forwarding.bridged(), *bridged}
 
 

@@ -1,9 +1,9 @@
 """nftables by its own program.
 
-Rules and listings go through nft(8), a process for each, as its library ends the process that it is in when it gets no
-descriptor or memory, prints to our stderr, and (1.0.6) damages the heap.  Elements do not: whatever it adds, nft first
-reads all tables, and the members of every interval set on the host, whoever owns it.  They have a codec of their own,
-`linux.setelem`.
+Rules and their listings go through nft(8), a process for each, as its library ends the process that it is in when it
+gets no descriptor or memory, prints to our stderr, and (1.0.6) damages the heap.  Elements do not: whatever it adds,
+nft first reads all tables, and the members of every interval set on the host, whoever owns it.  They have a codec of
+their own, `linux.setelem`.
 
 Owns: running the program, and the life of our two tables in the kernel.  Must not know: what the rules mean
 (`model.ruleset`), or when to change them.
@@ -15,7 +15,6 @@ import re
 import subprocess
 import threading
 from collections.abc import Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from errno import EEXIST, ENOENT, ETIMEDOUT, errorcode
 from pathlib import Path
 
@@ -24,20 +23,16 @@ import msgspec
 from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import netlink, setelem
+from overlayd.linux.netlink import Netlink
 from overlayd.model import firewall, ruleset, set_changes
 from overlayd.model.objects import NFT_TABLE, Element, Step
 
 _log = logging.getLogger(__name__)
 
-# Two calls, not one: nft 1.0.6 reads only the last table that a script lists.
-OURS = (INET, _BRIDGE) = (f"table inet {NFT_TABLE}", f"table bridge {NFT_TABLE}")
-
 _ERRNO = {os.strerror(number): number for number in errorcode}  # nft gives the kernel's errors as words only
 _CHAIN = re.compile(r"^\s+chain (\S+) \{", re.MULTILINE)
 _REASON = re.compile(r"(?:\S+: )?Error: (?:Could not process rule: )?(.*?)(?:; did you mean.*)?")
 
-# Our own: listings until two in a row agree.  The kernel is done in milliseconds; others may change members meanwhile.
-_LISTINGS = 16
 _DEADLINE = 60.0  # our own, seconds: transactions take milliseconds, and wait for those of others
 
 
@@ -52,12 +47,14 @@ class Nft:
         self._lock = threading.Lock()
         self._installed = ""  # our tables as listed right after ensure(), without elements
         self._netlink = netlink.connected(netlink.NETLINK_NETFILTER)
+        self._lister = Netlink(netlink.NETLINK_NETFILTER)
         self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close the socket and the namespace; the tables stay.  Idempotent."""
         with self._lock:
             self._netlink.close()
+            self._lister.close()
             if self._namespace >= 0:
                 os.close(self._namespace)
                 self._namespace = -1
@@ -105,21 +102,10 @@ class Nft:
             steps = [Step(have.get(key), want) for key, want in wanted.items()]
             self._change(set_changes.changes(steps))
 
-    def observe(self, tables: Sequence[str] = OURS) -> dict[Hashable, Element]:
-        """Every element of our sets and maps, by key; a table that is missing has none.  tables: of OURS.
-
-        They are listed at the same time, for a process takes some milliseconds, and a start waits for it.
-        """
-        with ThreadPoolExecutor(len(tables)) as beside:
-            return {key: element for found in beside.map(self._elements, tables) for key, element in found.items()}
-
-    def _elements(self, table: str) -> dict[Hashable, Element]:
-        try:
-            return ruleset.elements(msgspec.json.decode(self._stable(table)))
-        except MechanismError as error:
-            if error.errno != ENOENT:
-                raise
-            return {}
+    def observe(self, sets: Iterable[tuple[str, str]] = ruleset.SETS) -> dict[Hashable, Element]:
+        """Every element of these sets and maps of ours, by key; one that is missing has none."""
+        with self._lock:
+            return {each.key: each for family, name in sets for each in setelem.listed(self._lister, family, name)}
 
     def intact(self) -> bool:
         """Whether tables, chains, sets and rules are as ensure() left them; elements are not read."""
@@ -149,20 +135,6 @@ class Nft:
         text = "\n" + self._list("ruleset", "--terse", "--stateless")
         heads = (f"\ntable {family} {NFT_TABLE} {{\n" for family in ("inet", "bridge"))
         return "".join(text[start : text.index("\n}", start)] for head in heads if (start := text.find(head)) >= 0)
-
-    def _stable(self, what: str) -> str:
-        """A listing with elements that came out twice in a row, or the last of _LISTINGS.
-
-        The kernel moves the elements of a set that has grown or shrunk to a larger or smaller hash table in its own
-        time, and a listing goes by position in it, a part at a time: what moves between two parts is passed over
-        (nft_rhash_walk() in net/netfilter/nft_set_hash.c), and nothing tells.  Seen: 500 elements of 5,000.
-        """
-        text = self._list(what, "--json")
-        for _ in range(_LISTINGS - 1):
-            before, text = text, self._list(what, "--json")
-            if text == before:
-                break
-        return text
 
     def _run(self, script: str) -> str:
         return self._nft(["-f", "-"], script)

@@ -44,10 +44,9 @@ Before that, sources are proven, whatever a container (with CAP_NET_RAW) or a ho
 And what is for the cluster CIDR is forwarded through a link of ours or not at all.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import collapse_addresses, ip_address, ip_network
-from typing import Any
+from ipaddress import collapse_addresses
 
 from overlayd.model.objects import (
     GROUP_BRIDGE,
@@ -99,7 +98,8 @@ SETS = {  # by family and name
     # an address: so the source is looked up as bare bytes too.
     ("bridge", "port6"): Set(("ifname", "ether_addr", "integer"), typeof="iifname . ether saddr . @nh,64,128"),
 }
-SETS |= {("inet", "closed"): Set(("nf_proto",)), ("inet", "bridged"): Set(("nf_proto",))}
+OF_HOST = (("inet", "closed"), ("inet", "bridged"))  # see `host`
+SETS |= {each: Set(("nf_proto",)) for each in OF_HOST}
 for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
     SETS |= {
         ("inet", f"cluster{_version}"): Set((_address,), interval=True),
@@ -370,7 +370,7 @@ def remembered_host(things: Iterable[object]) -> tuple[list[int], list[int]]:
     closed: list[int] = []
     bridged: list[int] = []
     for each in things:
-        if isinstance(each, Element) and each.set in ("closed", "bridged"):
+        if isinstance(each, Element) and (each.family, each.set) in OF_HOST:
             (closed if each.set == "closed" else bridged).append(int(each.member[-1]))
     return sorted(closed), sorted(bridged)
 
@@ -391,7 +391,7 @@ def member(address: Address, network: int | None, port: str | None = None) -> li
         return []
     if not 1 <= network <= MAX_NETWORK:
         raise ValueError(f"network number {network} is not in 1..{MAX_NETWORK}")
-    number, version = _classid(network), address.version
+    number, version = classid(network), address.version
     elements = [
         Element("inet", f"network{version}", str(address), number),
         Element("inet", f"member{version}", f"{number} . {address}"),
@@ -436,37 +436,11 @@ def edge(address: Address, allowed: Sequence[Network], subnets: Sequence[Network
     return [Element("inet", f"edge{version}", str(address)), *grants]
 
 
-def elements(listing: dict[str, Any]) -> dict[Hashable, Element]:
-    """Every element of our sets in a JSON listing (libnftables-json(5)), written as `member` and the others write it.
-
-    Whoever added it: what others put into our sets is there to be found and removed.
-    """
-    found: dict[Hashable, Element] = {}
-    for item in listing["nftables"]:
-        holder = item.get("set") or item.get("map")
-        if holder is None or (holder["family"], holder["name"]) not in SETS:
-            continue
-        form = SETS[holder["family"], holder["name"]]
-        for entry in holder.get("elem", ()):
-            key, value = entry if isinstance(entry, list) else (entry, None)
-            if isinstance(key, dict) and "elem" in key:  # with a comment, which none of ours has
-                key = key["elem"]["val"]
-            parts = key["concat"] if isinstance(key, dict) and "concat" in key else [key]
-            element = Element(
-                holder["family"],
-                holder["name"],
-                " . ".join(_datum(type, part) for type, part in zip(form.key, parts, strict=True)),
-                "" if value is None else _datum(form.value, value),
-            )
-            found[element.key] = element
-    return found
-
-
 def _inside(inner: Network, outer: Network) -> bool:
     return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
-def _classid(number: int) -> str:
+def classid(number: int) -> str:
     """A number as a traffic class handle, the type of `meta priority`: major and minor half, in hexadecimal."""
     return f"{number >> 16:x}:{number & 0xFFFF:x}"
 
@@ -477,21 +451,3 @@ def _bare(address: Address | int) -> str:  # an IPv6 address as bare bytes
 
 def _prefix(network: Network) -> str:  # as nftables writes it: a host prefix is a bare address
     return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
-
-
-def _datum(type: str, value: Any) -> str:
-    """One value of a listing as this module writes it: nftables has other spellings for some."""
-    if type == "classid":
-        major, minor = value.split(":")
-        return _classid(int(major or "0", 16) << 16 | int(minor or "0", 16))
-    if type == "ifname":
-        return f'"{value}"'
-    if type == "integer":
-        return _bare(int(str(value), 0))
-    if type in ("ether_addr", "nf_proto"):
-        return str(value)
-    if isinstance(value, dict):
-        if "prefix" in value:
-            return _prefix(ip_network((value["prefix"]["addr"], value["prefix"]["len"])))
-        return "-".join(value["range"])
-    return _prefix(ip_network(value)) if "/" in value else str(ip_address(value))

@@ -1,7 +1,7 @@
 """The codec of set elements against nft(8), which reads and lists the same sets."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from errno import EEXIST, ENOENT
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -12,7 +12,7 @@ from throwaway import Namespace
 
 from overlayd.errors import MechanismError
 from overlayd.linux import setelem
-from overlayd.linux.netlink import NETLINK_NETFILTER, connected
+from overlayd.linux.netlink import NETLINK_NETFILTER, Netlink, connected
 from overlayd.model import ruleset, set_changes
 from overlayd.model.objects import Element, Step
 
@@ -74,6 +74,60 @@ def test_elements_are_those_that_nft_would_make(
     assert space.nft("list ruleset") == ours
     transact(netlink, *(Step(element, None) for element in elements))
     assert space.nft("list ruleset") == empty
+
+
+everywhere = st.one_of(
+    everything,
+    st.builds(ruleset.leg, st.from_regex(r"veth-[0-9]{1,7}-g", fullmatch=True), st.lists(addresses, max_size=2)),
+    st.builds(ruleset.port, st.just("veth-7-s"), st.binary(min_size=6, max_size=6), st.lists(addresses, max_size=2)),
+    st.builds(ruleset.host, st.just([4]), st.just([4, 6])),
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(elements=everywhere)
+def test_what_is_listed_is_what_was_added(space: Namespace, netlink: socket.socket, elements: list[Element]) -> None:
+    wanted = {element.key: element for element in elements}
+    transact(netlink, *(Step(None, element) for element in wanted.values()))
+    with space.entered():
+        assert every_element() == wanted
+    transact(netlink, *(Step(element, None) for element in wanted.values()))
+    with space.entered():
+        assert every_element() == {}
+
+
+def every_element() -> dict[Hashable, Element]:
+    with Netlink(NETLINK_NETFILTER) as lister:
+        return {each.key: each for family, name in ruleset.SETS for each in setelem.listed(lister, family, name)}
+
+
+@pytest.mark.parametrize(
+    ("set", "added", "members"),
+    [
+        ("node4", '10.200.0.9 comment "mine"', {"10.200.0.9"}),
+        ("cluster4", "10.0.0.1-10.0.0.9", {"10.0.0.1-10.0.0.9"}),
+        ("cluster4", "0.0.0.0/8, 1.0.0.0/8, 3.0.0.0/8", {"0.0.0.0/8", "1.0.0.0/8", "3.0.0.0/8"}),  # neighbours
+        ("cluster4", "10.0.0.0/8, 255.255.255.255", {"10.0.0.0/8", "255.255.255.255"}),
+        ("cluster6", "fd00::1-fd00::5, ff00::/8", {"fd00::1-fd00::5", "ff00::/8"}),
+        ("grant4", "10.0.0.1-10.0.0.9 . 10.1.0.0/16", {"10.0.0.1-10.0.0.9 . 10.1.0.0/16"}),
+    ],
+)
+def test_what_others_put_into_our_sets_is_listed(space: Namespace, set: str, added: str, members: object) -> None:
+    space.nft(f"add element inet overlayd {set} {{ {added} }}")
+    with space.entered():
+        found = every_element()
+    assert {each.member for each in found.values()} == members
+    space.nft(f"flush set inet overlayd {set}")
+
+
+def test_sets_of_another_version_are_listed_without_what_has_another_form() -> None:
+    with Namespace() as old:
+        old.nft("add table inet overlayd; add set inet overlayd member4 { type ipv4_addr; }")
+        old.nft("add element inet overlayd member4 { 10.0.0.1 }; add table bridge overlayd")
+        with old.entered():
+            assert every_element() == {}
+    with Namespace() as empty, empty.entered():
+        assert every_element() == {}
 
 
 @pytest.mark.parametrize("cidr", ["0.0.0.0/0", "128.0.0.0/1"])
