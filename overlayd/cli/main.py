@@ -6,16 +6,16 @@ Owns: the entry points.  Must not know: the daemon's insides, what `overlayctl` 
 Each imports late what is slow, and once: a mistyped argument should not wait for asyncio.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from overlayd.cli.arguments import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, parser
-
 
 def daemon() -> NoReturn:
     """The `overlayd` command."""
+    gc.disable()  # what is imported stays: a tenth of the time; `daemon.garbage` enables it
     from overlayd.daemon.main import main  # noqa: PLC0415
 
     sys.exit(main(sys.argv[1:]))
@@ -34,6 +34,8 @@ def control() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Do what `overlayctl ARGUMENTS` should.  Returns the exit code; raises SystemExit for a wrong word and --help."""
+    from overlayd.cli.arguments import EXIT_INTERRUPTED, parser  # noqa: PLC0415 - which the daemon needs not
+
     args = parser().parse_args(arguments)
     try:
         from overlayd.cli import commands  # noqa: PLC0415
@@ -58,6 +60,8 @@ def _flushed(code: int) -> int:
 
 def _to_nobody() -> int:
     """The interpreter flushes the streams once more when it exits: let that succeed."""
+    from overlayd.cli.arguments import EXIT_BROKEN_PIPE  # noqa: PLC0415
+
     nobody = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nobody, descriptor)

@@ -56,7 +56,6 @@ from overlayd.daemon.server.server import Server
 from overlayd.daemon.server.watchers import tell_finding, told
 from overlayd.daemon.status import About, StatusView
 from overlayd.daemon.tasks import KeepUp, Tasks
-from overlayd.daemon.teardown import remove_everything
 from overlayd.daemon.upkeep.conflicts import Conflicts
 from overlayd.daemon.upkeep.deaths import DeathWatch
 from overlayd.daemon.upkeep.host import HostWatch
@@ -155,6 +154,8 @@ def _claim_and_run(
 ) -> int:
     directory = Path(config.data_dir)
     if options.teardown:
+        from overlayd.daemon.teardown import remove_everything  # noqa: PLC0415 - no other daemon needs it
+
         claims.enter_context(claimed(directory))
         _claim_namespace(claims)
         return 0 if remove_everything() else FAILED

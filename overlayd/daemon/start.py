@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from overlayd import keys
-from overlayd.daemon import adopt
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node as LiveNode
@@ -132,6 +131,8 @@ async def _adopt(node: LiveNode, boot: str) -> None:
     if node.state.get(Overlay) is not None:
         log.info("nothing to adopt: the journal knows this node's overlay")
         return
+    from overlayd.daemon import adopt  # noqa: PLC0415 - no other start needs it
+
     own = node.state.get(Node)
     adoption = await node.run(adopt.read, node.kernel, boot, own.private_key if own else keys.generate())
     if not adoption.rows:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # Our own constants, seconds.
 INTERVAL = 60.0  # between two looks at the host's whole ruleset while nothing is set up
-GATHER = 0.5  # from a change until a look: services that are set up in a row cost one, after the last answer
+GATHER = 0.5  # from a start or a change until a look: services that are set up in a row cost one, after the answers
 PORTS = 8  # our own constant: of so many of the peers' UDP ports it is judged whether packets to them leave
 
 
@@ -93,12 +93,12 @@ class HostWatch:
     async def watch(self) -> None:
         """Look now and then, for ever."""
         while True:
+            await asyncio.sleep(GATHER)
             self._wanted.clear()
             await self.check()
             with suppress(TimeoutError):
                 async with asyncio.timeout(INTERVAL):
                     await self._wanted.wait()
-                    await asyncio.sleep(GATHER)
 
     async def check(self) -> None:
         """Look, and log what has changed."""
