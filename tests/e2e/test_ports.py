@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from ipaddress import ip_address, ip_interface
 
 import pytest
-from lab import Container, Lab, ping
+from lab import CommandFailed, Container, Lab, ping
 from lab.cluster import CLUSTER, CLUSTER6, Member
 from lab.packets import (
     ARP_REPLY,
@@ -262,6 +262,66 @@ def test_a_source_route_leads_into_no_isolation_network(street: Street, kind: in
                     heard.append(each.recv(2000))
     assert not [each for each in heard if b"by a route" in each]
     street.member.detach(apart)
+
+
+VLAN, PROVIDER = 0x8100, 0x88A8  # IEEE 802.1Q
+DISGUISES = {
+    "a VLAN": [(VLAN, 5)],
+    "a priority": [(VLAN, 0)],
+    "two VLANs": [(VLAN, 5), (VLAN, 6)],
+    "a provider's VLAN": [(PROVIDER, 5), (VLAN, 6)],
+}
+
+
+@pytest.mark.parametrize("tags", DISGUISES.values(), ids=DISGUISES)
+@pytest.mark.parametrize("claimed", ["third", "rogue"])
+def test_a_tag_hides_no_forged_source_and_crosses_into_no_isolation_network(
+    street: Street, tags: list[tuple[int, int]], claimed: str
+) -> None:
+    apart = street.member.lab.container()
+    street.member.attach(apart, "web", isolation_network="apart")
+    source = street.addresses[street.third if claimed == "third" else street.rogue]
+    target = apart if claimed == "rogue" else street.victim
+    to = street.addresses.get(target) or apart_address(street, apart)
+    plain = frame(street.mac(street.rogue), street.mac(target), datagram(source, to, (7, 7), b"in disguise"))
+    tagged = plain[:12] + b"".join(struct.pack("!HH", *tag) for tag in tags) + plain[12:]
+    with target.open_socket(socket.AF_PACKET, socket.SOCK_RAW) as ear:
+        ear.bind(("eth0", 3))  # ETH_P_ALL
+        ear.setblocking(False)
+        street.send(*[tagged] * 3)
+        heard = []
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(ear.recv(2000))
+    assert not [each for each in heard if b"in disguise" in each]
+    street.member.detach(apart)
+
+
+def apart_address(street: Street, container: Container) -> str:
+    shown = json.loads(container.run(["ip", "-j", "address", "show", "dev", "eth0", "scope", "global"]))
+    return next(str(each["local"]) for each in shown[0]["addr_info"] if each.get("family"))
+
+
+def test_links_that_a_container_makes_of_its_own_get_nobody_anywhere(street: Street) -> None:
+    """With CAP_NET_ADMIN it makes a bridge of eth0, a link with a MAC of its own, and takes a neighbour's address."""
+    ip, address = ("ip", "-6") if street.version == 6 else ("ip",), street.addresses[street.third]
+    known = entries(street)
+    script = (
+        "ip link add own0 link eth0 type macvlan mode bridge; ip link set own0 up;"
+        f" ip address add {address}/{street.prefix} dev own0 || true; ping -c 1 -W 1 -I own0 {street.gateway}"
+    )
+    with pytest.raises(CommandFailed):
+        street.rogue.run(["sh", "-c", script])
+    assert entries(street) == known
+    street.rogue.run(["sh", "-c", "ip link del own0; ip link add own1 type bridge; ip link set own1 up"])
+    before = street.rogue.run([*ip, "route", "show", "default"]).strip()
+    street.rogue.run(["ip", "link", "set", "eth0", "master", "own1"])
+    ping(street.victim, address)
+    ping(street.third, street.gateway)
+    street.rogue.run(["ip", "link", "del", "own1"])
+    assert street.rogue.run([*ip, "route", "show", "default"]).strip() == before
+    ping(street.rogue, street.gateway)
+    assert street.member.findings() == []
 
 
 def test_a_source_of_the_outside_does_not_reach_the_uplink(street: Street) -> None:
