@@ -1,11 +1,13 @@
 """Longest-prefix matching, slow and obvious: a dictionary of networks, searched whole."""
 
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 Network = IPv4Network | IPv6Network
 Entry = tuple[bytes, int, object]
 
 
+@cache
 def network(packed: bytes, prefix_len: int) -> Network:
     return ip_network((packed, prefix_len), strict=False)
 
@@ -14,7 +16,7 @@ def inside(inner: Network, outer: Network) -> bool:
     return (
         inner.version == outer.version
         and inner.prefixlen >= outer.prefixlen
-        and int(outer[0]) <= int(inner[0]) <= int(outer[-1])
+        and int(outer.network_address) <= int(inner.network_address) <= int(outer.broadcast_address)
     )
 
 
@@ -38,10 +40,12 @@ class DictAllowedIPs:
         return entries[-1][2] if entries else None
 
     def covering(self, packed: bytes, prefix_len: int) -> list[Entry]:
-        return self._entries(lambda held: inside(network(packed, prefix_len), held))
+        asked = network(packed, prefix_len)
+        return self._entries(lambda held: inside(asked, held))
 
     def within(self, packed: bytes, prefix_len: int) -> list[Entry]:
-        return self._entries(lambda held: inside(held, network(packed, prefix_len)))
+        asked = network(packed, prefix_len)
+        return self._entries(lambda held: inside(held, asked))
 
     def entries(self) -> list[Entry]:
         return self._entries(lambda held: True)
