@@ -7,6 +7,7 @@ Read from the source, not from running it: `ast` for .py and .pyi, import and ci
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -109,13 +110,21 @@ def absolute(source: str, path: Path, package: Path) -> str:
     return ".".join((*base, *filter(None, source.lstrip(".").split("."))))
 
 
-def imports(path: Path, package: Path) -> Iterator[str]:
+def imports(path: Path, package: Path) -> tuple[str, ...]:
     """Every module that a file imports, as an absolute dotted name.
 
     `from a import b` gives a.b, because b may be a module: the longer name says more about the layer.  Imports inside
     functions and under TYPE_CHECKING count as well.
     """
-    text = path.read_text()
+    return _imports(path.read_text(), path, package)
+
+
+@cache
+def _imports(text: str, path: Path, package: Path) -> tuple[str, ...]:
+    return tuple(_read_imports(text, path, package))
+
+
+def _read_imports(text: str, path: Path, package: Path) -> Iterator[str]:
     if path.suffix in (".pyx", ".pxd"):
         for line in text.replace("\\\n", " ").splitlines():
             if (match := CYTHON_IMPORT.match(line)) is None:
