@@ -11,12 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 from lab import Lab, Node
+from lab.patience import LIMIT
 from lab.processes import ROOT, environment
 from pages import blocks_of
 
 # Pasted before anything else: what fails is told, whatever the next command does.
 TRAP = "trap 'echo \"failed: $BASH_COMMAND\"' ERR\n"
-SECONDS = 60  # for a block, on a busy machine
+SECONDS = LIMIT  # for a block
 
 
 def blocks() -> list[str]:
