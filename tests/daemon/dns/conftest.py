@@ -4,6 +4,7 @@ import socket
 
 import pytest
 from asked_forwarder import made
+from lab.patience import LIMIT
 
 from overlayd.daemon.dns import exchange, loops
 from overlayd.daemon.dns import forwarder as module
@@ -17,6 +18,13 @@ def quick(monkeypatch):
         monkeypatch.setattr(exchange, name, getattr(exchange, name) / 5)
     monkeypatch.setattr(module, "STALE_AFTER", module.STALE_AFTER / 5)
     monkeypatch.setattr(loops.Loops, "check", lambda self, *_: None)
+
+
+@pytest.fixture
+def patient(quick, monkeypatch):
+    """A server that answers is asked once, however busy the machine is: for tests that count questions."""
+    for name, seconds in {"AGAIN": LIMIT, "TRY": 2 * LIMIT, "PATIENCE": 4 * LIMIT}.items():
+        monkeypatch.setattr(exchange, name, seconds)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ async def test_an_answer_comes_back_as_it_was():
         assert 4 < len(ports) <= upstream_sockets.SOCKETS and len(ids) > 30, "by chance"
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("limit", ["LIFETIME", "QUERIES"])
 async def test_no_socket_is_used_for_long_and_none_is_closed_that_waits_for_an_answer(monkeypatch, limit):
     monkeypatch.setattr(upstream_sockets, limit, {"LIFETIME": 0.0, "QUERIES": 1}[limit])

@@ -37,6 +37,7 @@ async def test_forged_clients_of_one_service_do_not_take_the_places_of_another(m
         assert not forwarder._asked and not len(forwarder._shares)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_clients_that_ask_the_same_share_one_question():
     async with serving(slow(0.1)) as server:
         forwarder = forwarding(lambda: [server.upstream])
