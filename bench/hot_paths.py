@@ -24,6 +24,7 @@ from model.decisions import FACTS, KEYS, attach, new_state, serve, set_up  # noq
 from smoke import SMOKE  # noqa: E402
 
 from overlayd import wire  # noqa: E402
+from overlayd._fast import addresses  # noqa: E402
 from overlayd._fast.allowedips import AllowedIPs  # noqa: E402
 from overlayd._fast.bitmap import Bitmap  # noqa: E402
 from overlayd._fast.dnsquery import wire_name  # noqa: E402
@@ -168,6 +169,12 @@ def test_read_links(benchmark: Timed) -> None:
     named = [text(3, "veth-1234-s"), attribute(1, bytes(6)), *(u32(at, at) for at in (4, 5, 10, 27, *range(60, 85)))]
     body = bytes(16) + b"".join([*named, info, nested(26, *settings)])
     assert len(benchmark(lambda: [parse_link(memoryview(body)) for _ in range(100)])) == 100
+
+
+def test_read_cidrs(benchmark: Timed) -> None:
+    """A hundred, half of them IPv6."""
+    texts = [f"10.201.{number}.7/32" for number in range(50)] + [f"fd00:{number:x}::/64" for number in range(50)]
+    assert None not in benchmark(lambda: [addresses.network(text) for text in texts])
 
 
 def test_decide_and_plan_an_attach(benchmark: Timed, busy: State) -> None:

@@ -16,11 +16,11 @@ from overlayd.daemon.change.presence import ended
 from overlayd.errors import MechanismError, StateError
 from overlayd.linux import egress, forwarding, netns
 from overlayd.linux.nft import Nft
-from overlayd.linux.observe import DeviceLink, observe_host
+from overlayd.linux.observe import MarkedLink, marked_links
 from overlayd.linux.wireguard.choice import Preference, choose, missing
 from overlayd.model import attachments, drift, edges, overlay, ruleset
 from overlayd.model.layout import Facts
-from overlayd.model.objects import GLOBAL, Bridge, Veth
+from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Attachment, Lease, Node, Overlay, Row, decode
 from overlayd.model.state import Draft, State
 
@@ -81,12 +81,12 @@ def _refuse_strangers(node: LiveNode) -> None:
     A state without an overlay has no links, for an overlay that was torn down stays in it, but for the device of a
     first setup that the kernel refused and we died taking back; and a device has the key of its node for good.
     """
-    links = [thing for thing in observe_host([]).values() if isinstance(thing, Bridge | Veth | DeviceLink)]
+    links = marked_links()
     overlay = node.state.get(Overlay)
     if overlay is None:
-        strangers = [thing for thing in links if not _is_half_made(node, thing)]
+        strangers = [link for link in links if not _is_half_made(node, link)]
         if strangers:
-            names = sorted(thing.name for thing in strangers)
+            names = sorted(link.name for link in strangers)
             shown = ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
             raise StateError(
                 f"this host carries {len(strangers)} links of an overlay that this state does not know ({shown}): "
@@ -94,12 +94,12 @@ def _refuse_strangers(node: LiveNode) -> None:
                 "to keep them, as far as they tell what they are: overlayd --adopt"
             )
         return
-    devices = [thing.name for thing in links if isinstance(thing, DeviceLink) and thing.scope == GLOBAL]
+    devices = [link.name for link in links if link.device == GLOBAL]
     backend = node.kernel.backend
     if not devices or backend is None or not backend.alive(devices[0]):
         return
     try:
-        key = backend.read(devices[0]).private_key
+        key = backend.read_own(devices[0]).private_key
     except MechanismError as error:
         log.warning("start: %s; it is not known whether the device is of this state", error)
         return
@@ -111,15 +111,15 @@ def _refuse_strangers(node: LiveNode) -> None:
         )
 
 
-def _is_half_made(node: LiveNode, thing: Bridge | Veth | DeviceLink) -> bool:
+def _is_half_made(node: LiveNode, link: MarkedLink) -> bool:
     """Whether it is the device of a setup that has been taken back on disk, but not in the kernel: it has the key of
     this node, or none yet.
     """
     own, backend = node.state.get(Node), node.kernel.backend
-    if own is None or backend is None or not isinstance(thing, DeviceLink) or thing.scope != GLOBAL:
+    if own is None or backend is None or link.device != GLOBAL:
         return False
     try:
-        key = backend.read(thing.name).private_key if backend.alive(thing.name) else b""
+        key = backend.read_own(link.name).private_key if backend.alive(link.name) else b""
     except MechanismError as error:
         log.warning("start: %s; it is not known whether the device is of this state", error)
         return False

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
+from typing import NamedTuple
 
 from overlayd.linux import bridge as bridges
 from overlayd.linux import bridge_options, forwarding, sysctl, veth
@@ -79,6 +80,13 @@ class DeviceLink:
     def key(self) -> Hashable:
         """That of the `Device`."""
         return ("device", self.scope)
+
+
+class MarkedLink(NamedTuple):
+    """A link with our mark.  device: the scope whose WireGuard device it is, None for a bridge or a veth."""
+
+    name: str
+    device: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +172,19 @@ def all_links() -> list[rt.Link]:
     """Every link of the namespace, whoever made it."""
     with Netlink() as netlink:
         return list(read_links(netlink).values())
+
+
+def marked_links() -> list[MarkedLink]:
+    """The links with our mark; nothing else of them is looked at."""
+    with Netlink() as netlink:
+        links = read_links(netlink).values()
+    found = []
+    for link in links:
+        device = _scope(link, "device") if link.group == GROUP_DEVICE else None
+        bridge = _scope(link, "bridge") if link.group == GROUP_BRIDGE else None
+        if device is not None or bridge is not None or veth.is_marked(link):
+            found.append(MarkedLink(link.name, device))
+    return found
 
 
 def observe_bridge(name: str) -> Bridge | None:

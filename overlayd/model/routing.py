@@ -22,7 +22,9 @@ def has_route(scope: str, allowed: Network, cluster: Network) -> bool:
         return False
     if allowed.version != cluster.version:
         return True
-    return (scope != GLOBAL or not is_inside(allowed, cluster)) and not is_inside(cluster, allowed)
+    if allowed.prefixlen > cluster.prefixlen:
+        return scope != GLOBAL or not is_inside(allowed, cluster)
+    return not is_inside(cluster, allowed)
 
 
 def is_inside(inner: Network, outer: Network) -> bool:

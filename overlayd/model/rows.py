@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from overlayd._fast import addresses
 from overlayd.errors import StateError
 from overlayd.model.names import Leg, namespace_veth_name, veth_name
 from overlayd.model.objects import GLOBAL, Address, Netns, NetnsPath, Network
@@ -138,8 +139,9 @@ class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
 def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
     """`1.2.3.4:5` or `[fd00::1]:5` as an address and a port; None when the host is a name."""
     host, _, port = endpoint.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
     try:
-        return ip_address(host.removeprefix("[").removesuffix("]")), int(port)
+        return addresses.address(host) or ip_address(host), int(port)
     except ValueError:
         return None
 
@@ -370,7 +372,9 @@ ROWS: tuple[type[Row], ...] = (
 
 
 def _decode_hook(kind: type[Any], value: Any) -> Any:
-    return ip_network(value) if issubclass(IPv4Network, kind) else ip_address(value)
+    if issubclass(IPv4Network, kind):
+        return addresses.network(value) or ip_network(value)
+    return addresses.address(value) or ip_address(value)
 
 
 def _encode_hook(value: Any) -> str:

@@ -9,13 +9,14 @@ operation and a response are lines of `key=value` and end with an empty line; th
 """
 
 from binascii import a2b_hex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from overlayd._fast import addresses
 from overlayd.errors import ProtocolError
 from overlayd.keys import KEY_SIZE
-from overlayd.proto.wireguard import Activity, DeviceState, Endpoint, Network, PeerChange, PeerState
+from overlayd.proto.wireguard import Activity, DeviceState, Endpoint, Network, Own, PeerChange, PeerState
 
 GET = b"get=1\n\n"
 
@@ -129,39 +130,37 @@ def parse_device(lines: bytes) -> DeviceState:
 
     Raises ProtocolError on a line that is not `key=value`, and on a value that is not of its key's type.
     """
-    head, *peers = _split_by_peer(lines)
-    private_key = bytes(KEY_SIZE)
-    listen_port = 0
-    for key, value in _pairs(head):
-        if key == b"private_key":
-            private_key = _key(value)
-        elif key == b"listen_port":
-            listen_port = _number("listen_port", value)
+    _, *peers = _split_by_peer(lines)
     states = [_parse_peer(peer) for peer in peers]
-    return DeviceState(private_key, listen_port, {state.public_key: state for state in states})
+    return DeviceState(*parse_own(lines), {state.public_key: state for state in states})
+
+
+def parse_own(lines: bytes) -> Own:
+    """Key and port from the lines of a get response, as `parse_device` reads them; no peer is looked at."""
+    head = dict(_pairs((b"\n" + lines).partition(b"\npublic_key=")[0]))
+    private_key, listen_port = head.get(b"private_key"), head.get(b"listen_port", b"0")
+    return Own(_key(private_key) if private_key is not None else bytes(KEY_SIZE), _number("listen_port", listen_port))
 
 
 def _parse_peer(lines: bytes) -> PeerState:
-    endpoint: Endpoint | None = None
-    keepalive = last_handshake = rx_bytes = tx_bytes = 0
-    allowed_ips = []
-    for key, value in _pairs(lines[_KEY_DIGITS + 1 :]):
-        match key:
-            case b"allowed_ip":
-                allowed_ips.append(_network(value))
-            case b"endpoint":
-                endpoint = _endpoint(value)
-            case b"persistent_keepalive_interval":
-                keepalive = _number("persistent_keepalive_interval", value)
-            case b"last_handshake_time_sec":
-                last_handshake = _number("last_handshake_time_sec", value)
-            case b"rx_bytes":
-                rx_bytes = _number("rx_bytes", value)
-            case b"tx_bytes":
-                tx_bytes = _number("tx_bytes", value)
-            case _:
-                pass
-    return PeerState(_peer_key(lines), endpoint, keepalive, frozenset(allowed_ips), last_handshake, rx_bytes, tx_bytes)
+    pairs = _pairs(lines[_KEY_DIGITS + 1 :])
+    said = dict(pairs)
+    endpoint = said.get(b"endpoint")
+    return PeerState(
+        _peer_key(lines),
+        _endpoint(endpoint) if endpoint is not None else None,
+        _said(said, b"persistent_keepalive_interval"),
+        frozenset([_network(value) for key, value in pairs if key == b"allowed_ip"]),
+        _said(said, b"last_handshake_time_sec"),
+        _said(said, b"rx_bytes"),
+        _said(said, b"tx_bytes"),
+    )
+
+
+def _said(said: Mapping[bytes, bytes], key: bytes) -> int:
+    """A number that a peer's lines say, 0 when they do not."""
+    value = said.get(key)
+    return _number(key.decode(), value) if value is not None else 0
 
 
 class ActivityReader:
@@ -205,13 +204,12 @@ def _split_by_peer(lines: bytes) -> list[bytes]:
     return (b"\n" + lines).split(b"\npublic_key=")
 
 
-def _pairs(lines: bytes) -> Iterator[tuple[bytes, bytes]]:
-    for line in lines.split(b"\n"):
-        key, separator, value = line.partition(b"=")
-        if separator:
-            yield key, value
-        elif line:
+def _pairs(lines: bytes) -> list[tuple[bytes, bytes]]:
+    split = [line.partition(b"=") for line in lines.split(b"\n") if line]
+    for line, separator, _ in split:
+        if not separator:
             raise ProtocolError(f"UAPI: not a key=value line: {line!r}")
+    return [(key, value) for key, _, value in split]
 
 
 def _value_of(key: bytes, peer: bytes) -> bytes:
@@ -247,6 +245,8 @@ def _number(key: str, value: bytes) -> int:
 
 
 def _network(value: bytes) -> Network:
+    if (plain := addresses.network(value)) is not None:
+        return plain
     text = value.decode(errors="replace")
     try:
         return IPv6Network(text) if ":" in text else IPv4Network(text)
@@ -258,6 +258,8 @@ def _network(value: bytes) -> Network:
 def _endpoint(value: bytes) -> Endpoint:
     name, _, port = value.rpartition(b":")
     host = name.decode(errors="replace")
+    if (plain := addresses.address(host)) is not None and plain.version == 4:
+        return plain, _number("port", port)
     try:
         if host.startswith("[") and host.endswith("]"):
             return IPv6Address(host[1:-1]), _number("port", port)

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from overlayd.errors import ProtocolError
 from overlayd.keys import KEY_SIZE
 from overlayd.proto.netlink import attribute, attributes, nested, text, u16, u32
-from overlayd.proto.wireguard import Activity, DeviceState, Endpoint, Network, PeerChange, PeerState
+from overlayd.proto.wireguard import Activity, DeviceState, Endpoint, Network, Own, PeerChange, PeerState
 
 FAMILY = "wireguard"  # WG_GENL_NAME
 VERSION = 1  # WG_GENL_VERSION
@@ -139,21 +139,27 @@ class _Peer:
     allowed_ips: list[Network] = field(default_factory=list)
 
 
-def parse_device(messages: Iterable[memoryview]) -> DeviceState:
-    """The whole state from the messages of a dump, in their order.
-
-    The first message carries the device's own attributes; a peer that is cut between two messages comes again with its
-    key and the rest of its allowed IPs.  Raises ProtocolError on attributes that are cut short or are no WireGuard's.
-    """
-    private_key = bytes(KEY_SIZE)
-    listen_port = 0
-    peers: dict[bytes, _Peer] = {}
+def parse_own(messages: Iterable[memoryview]) -> Own:
+    """Key and port from the messages of a dump, as `parse_device` reads them; no peer is looked at."""
+    private_key, listen_port = bytes(KEY_SIZE), 0
     for message in messages:
         for kind, payload in attributes(message[_HEADER.size :]):
             if kind == _DEVICE_PRIVATE_KEY:
                 private_key = _key(payload)
             elif kind == _DEVICE_LISTEN_PORT:
                 listen_port = _number(_U16, payload)
+    return Own(private_key, listen_port)
+
+
+def parse_device(messages: Iterable[memoryview]) -> DeviceState:
+    """The whole state from the messages of a dump, in their order.
+
+    The first message carries the device's own attributes; a peer that is cut between two messages comes again with its
+    key and the rest of its allowed IPs.  Raises ProtocolError on attributes that are cut short or are no WireGuard's.
+    """
+    messages = list(messages)
+    peers: dict[bytes, _Peer] = {}
+    for message in messages:
         for fields in _peers(message):
             peer = peers.setdefault(_public_key(fields), _Peer())
             for kind, payload in fields:
@@ -161,8 +167,7 @@ def parse_device(messages: Iterable[memoryview]) -> DeviceState:
                 if kind == _PEER_ALLOWED_IPS:
                     peer.allowed_ips += [_allowed_ip(each) for _, each in attributes(payload)]
     return DeviceState(
-        private_key,
-        listen_port,
+        *parse_own(messages),
         {
             key: PeerState(
                 key,

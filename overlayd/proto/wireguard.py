@@ -49,6 +49,13 @@ class PeerState(NamedTuple):
     tx_bytes: int
 
 
+class Own(NamedTuple):
+    """What a device has beside its peers; see DeviceState."""
+
+    private_key: bytes
+    listen_port: int
+
+
 class DeviceState(NamedTuple):
     """A device as it shows itself.  private_key: 32 bytes, all zero when unset.  listen_port: UDP, 0 when unset."""
 

@@ -190,6 +190,7 @@ def dumps(draw):
 def test_a_dump_becomes_the_state_with_cut_peers_made_whole(dump):
     messages, state = dump
     assert wgnl.parse_device(map(memoryview, messages)) == state
+    assert wgnl.parse_own(map(memoryview, messages)) == state[:2]
 
 
 @settings(max_examples=50)  # pyroute2 is slow

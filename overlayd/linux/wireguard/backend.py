@@ -11,7 +11,7 @@ from errno import EADDRINUSE
 from typing import Literal, Protocol
 
 from overlayd.model.objects import Device, DevicePeer, Step
-from overlayd.proto.wireguard import Activity, DeviceState, PeerChange
+from overlayd.proto.wireguard import Activity, DeviceState, Own, PeerChange
 
 
 class Backend(Protocol):
@@ -66,6 +66,9 @@ class Backend(Protocol):
 
     def read(self, device: str) -> DeviceState:
         """Everything.  Costs tens of milliseconds for thousands of peers: for a start and an audit."""
+
+    def read_own(self, device: str) -> Own:
+        """Its key and port; the peers are not looked at."""
 
     def activity(self, device: str) -> dict[bytes, Activity]:
         """Per public key what traffic has changed, without the allowed IPs: for polling.

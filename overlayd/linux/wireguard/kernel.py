@@ -24,7 +24,7 @@ from overlayd.linux.wireguard.backend import peer_changes
 from overlayd.model.objects import Device, Step
 from overlayd.proto import wgnl
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, attributes, nested, text
-from overlayd.proto.wireguard import Activity, DeviceState, PeerChange
+from overlayd.proto.wireguard import Activity, DeviceState, Own, PeerChange
 
 # linux/genetlink.h
 _GENL_ID_CTRL, _CTRL_CMD_GETFAMILY = 16, 3
@@ -75,7 +75,7 @@ class Kernel:
                 route.transact([Request("create WireGuard device", device.name, rt.RTM_NEWLINK, flags, body)])
         try:
             fault.point("wireguard:started")
-            shown = self.read(device.name)
+            shown = self.read_own(device.name)
             self._set_device(device, key=shown.private_key, port=shown.listen_port)
         except BaseException:
             if made:
@@ -109,6 +109,10 @@ class Kernel:
     def read(self, device: str) -> DeviceState:
         with _reported("read", device):
             return wgnl.parse_device(_dump(device))
+
+    def read_own(self, device: str) -> Own:
+        with _reported("read", device):
+            return wgnl.parse_own(_dump(device))
 
     def activity(self, device: str) -> dict[bytes, Activity]:
         with _reported("read", device):

@@ -20,7 +20,7 @@ from overlayd.linux.wireguard import process, program
 from overlayd.linux.wireguard.backend import peer_changes, udp_port_is_free
 from overlayd.model.objects import Device, Step
 from overlayd.proto import uapi
-from overlayd.proto.wireguard import Activity, DeviceState, PeerChange
+from overlayd.proto.wireguard import Activity, DeviceState, Own, PeerChange
 
 _IFNAMSIZ = 16  # linux/if.h, with the terminating zero
 # What a dialogue with a process ends in that ends: EPROTO is an answer cut short.
@@ -98,7 +98,7 @@ class Userspace:
         self._forget(have.name)
         try:
             # What is there, and not what should be: after a failure half-way only the device knows.
-            shown = self.read(want.name)
+            shown = self.read_own(want.name)
             self._set_device(want, key=shown.private_key, port=shown.listen_port)
         except BaseException:
             process.rename_socket(want.name, have.name)
@@ -130,10 +130,10 @@ class Userspace:
                     dialogue.ask(operation)
 
     def read(self, device: str) -> DeviceState:
-        with self._dialogue("read", device) as dialogue:
-            if device not in self._versions:
-                self._versions[device] = dialogue.version()
-            return uapi.parse_device(dialogue.ask(uapi.GET))
+        return uapi.parse_device(self._shown(device))
+
+    def read_own(self, device: str) -> Own:
+        return uapi.parse_own(self._shown(device))
 
     def activity(self, device: str) -> dict[bytes, Activity]:
         with self._dialogue("read", device, patient=True) as dialogue:
@@ -168,11 +168,18 @@ class Userspace:
                     return serving.serves(link)
         return False
 
+    def _shown(self, device: str) -> bytes:
+        """What a device says of itself and its peers."""
+        with self._dialogue("read", device) as dialogue:
+            if device not in self._versions:
+                self._versions[device] = dialogue.version()
+            return dialogue.ask(uapi.GET)
+
     def _take_up(self, device: Device) -> None:
         """Give the process that serves a device what it lacks of its key and port."""
         fault.point("wireguard:started")
         self._versions.pop(device.name, None)
-        shown = self.read(device.name)
+        shown = self.read_own(device.name)
         self._set_device(device, key=shown.private_key, port=shown.listen_port)
         with process.reported("create", device.name):
             serving = process.process_behind(device.name)

@@ -1,0 +1,69 @@
+"""The short reading of addresses and CIDRs beside the standard library's: never another value, and only seldom none."""
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from overlayd._fast import addresses
+
+ODD = st.text("0123456789abcdefx.:/ %+-_\u0663\0", max_size=50)
+ADDRESSES = st.one_of(st.ip_addresses().map(str), ODD)
+CIDRS = st.one_of(
+    st.ip_addresses().map(str),
+    st.builds("{}/{}".format, st.ip_addresses(), st.integers(-1, 1300)),
+    st.builds(
+        lambda ip, prefix: str(ip_network((ip, prefix % (ip.max_prefixlen + 1)), strict=False)),
+        st.ip_addresses(),
+        st.integers(0, 128),
+    ),
+    st.builds("{}/{}".format, st.ip_addresses(v=4), st.ip_addresses(v=4)),
+    ODD,
+)
+
+
+def by_library(read, text):
+    try:
+        return read(text)
+    except ValueError:
+        return None
+
+
+@given(ADDRESSES)
+@example("1.2.3.4\0")
+@example("01.2.3.4")
+@example("fe80::1%eth0")
+@example("\udc80")
+@example("0000:0000:0000:0000:0000:ffff:255.255.255.255")
+@example("0000:0000:0000:0000:0000:0000:255.255.255.2555")
+def test_an_address_is_the_librarys_or_none(text):
+    assert addresses.address(text) in (by_library(ip_address, text), None)
+
+
+@given(CIDRS)
+@example("10.0.0.0/-1")
+@example("10.0.0.0/+8")
+@example("10.0.0.0/")
+@example("10.0.0.1/8")
+@example("10.0.0.0/255.0.0.0")
+@example("fd00::/129")
+@example("0.0.0.0/99999999999")
+def test_a_cidr_is_the_librarys_or_none(text):
+    assert addresses.network(text) in (by_library(ip_network, text), None)
+
+
+@given(st.ip_addresses(), st.integers(0, 128))
+def test_what_is_usual_is_read(address, prefix):
+    cidr = ip_network((address, prefix % (address.max_prefixlen + 1)), strict=False)
+    for text in (str, lambda value: str(value).encode()):
+        assert addresses.address(text(address)) == address
+        assert addresses.network(text(address)) == ip_network(address)
+        assert addresses.network(text(cidr)) == cidr
+
+
+def test_what_is_no_text_is_refused():
+    with pytest.raises(TypeError):
+        addresses.address(7)
+    with pytest.raises(TypeError):
+        addresses.network(None)
