@@ -39,7 +39,7 @@ _OUR_FAMILIES = (1, 7)  # NFPROTO_INET, NFPROTO_BRIDGE
 
 # Our own: room for a few thousand notifications, while something else keeps us busy.
 _BUFFER = 16 << 20
-_READS = 512  # datagrams taken at a time, in some 2 ms: a flood must not keep the caller from its other work
+_READS = 128  # datagrams taken at a time, in some 2 ms: a flood must not keep the caller from its other work
 
 _GROUPS = (
     rt.RTNLGRP_LINK,

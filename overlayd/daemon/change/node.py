@@ -338,8 +338,8 @@ class Node:
                         taken += 1
                         first = draft.rows.keys() - touched
                         await slices.pause()
-                        if not everything:
-                            have = leave_out(self.state, self.facts, draft.rows, touched, besides) | have
+                        if not everything and (ways := leave_out(self.state, self.facts, draft.rows, touched, besides)):
+                            have = ways | have
                         if not all(id[0] == Peer.table and self.state.get(Peer, id[1]) is None for id in first):
                             have |= await self._layout(first, everything, besides)  # of a new peer there is nothing yet
                         await slices.pause()

@@ -5,7 +5,7 @@ Owns: what that locks, and when it is due.  Must not know: how the death was not
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -32,12 +32,20 @@ async def detach(node: Node, handle: str, *, dead: bool = False) -> Attachment |
     attachment = _attached(node.state, handle, dead)
     if attachment is None and node.is_settled(handle, EVERYTHING):
         return None
-    decide = _decision(handle, dead)
+    seen: list[bool] = []
+
+    def look() -> None:
+        found = _attached(node.state, handle, dead)
+        if found is not None and found.file is not None:
+            seen.append(lives(found))
+
+    decide = _decision(handle, dead, seen)
+    prepare = look if dead and attachment is not None and attachment.file is not None else None
     if attachment is None or not node.is_settled(handle):
         # What there will be to take back, and so what to lock for it, is for somebody ahead of us to say.
-        return await node.change(decide, everything=True)
+        return await node.change(decide, everything=True, prepare=prepare)
     locks = _locks(handle, attachment)
-    return await node.change(decide, exclusive=locks.exclusive, shared=locks.shared)
+    return await node.change(decide, exclusive=locks.exclusive, shared=locks.shared, prepare=prepare)
 
 
 async def detach_all(
@@ -62,12 +70,14 @@ async def detach_all(
     return ends
 
 
-def _decision(handle: str, dead: bool) -> Callable[[Draft], Attachment | None]:
+def _decision(handle: str, dead: bool, seen: Sequence[bool] = ()) -> Callable[[Draft], Attachment | None]:
+    """seen: whether the container lives, if somebody has looked; else it is looked at when it is decided."""
+
     def decide(draft: Draft) -> Attachment | None:
         found = _attached(draft.state, handle, dead)
         if found is None or (dead and found.namespace is None):
             return None
-        if dead and found.file is not None and lives(found):
+        if dead and found.file is not None and (seen[-1] if seen else lives(found)):
             return None
         leaving = () if dead else (handle,)
         keepers = attachments.leave(

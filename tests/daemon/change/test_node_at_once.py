@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from errno import ENOMEM
 from ipaddress import ip_network
-from threading import Event
+from threading import Event, current_thread
 from time import sleep
 
 import pytest
@@ -17,12 +17,13 @@ from overlayd.daemon.change.apply import HalfDone, one_by_one
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import attachment_locks, service_lock
+from overlayd.daemon.upkeep import reclaim
 from overlayd.daemon.upkeep.reclaim import detach, detach_all
 from overlayd.errors import Exhausted, MechanismError, OverlaydError, RequestError, StateError
 from overlayd.model import attachments, overlay, services
-from overlayd.model.attachments import AttachSpec
+from overlayd.model.attachments import AttachSpec, Place
 from overlayd.model.layout import Facts, layout
-from overlayd.model.objects import Netns, Veth
+from overlayd.model.objects import Netns, NetnsPath, Veth
 from overlayd.model.rows import ROWS, Attachment, Isolation, Lease, Service, decode
 from overlayd.model.rows import Node as Identity
 from overlayd.model.state import State
@@ -219,6 +220,29 @@ async def test_a_detach_that_is_refused_does_not_make_a_later_one_believe_that_i
         kernel.allowed.set()
         outcomes = await asyncio.gather(gone, second, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [MechanismError, MechanismError]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_whether_a_container_without_a_process_is_there_is_asked_beside_the_loop(
+    tmp_path, monkeypatch, is_there: bool
+) -> None:
+    asked: list[str] = []
+
+    def lives(_: Attachment) -> bool:
+        asked.append(current_thread().name)
+        return is_there
+
+    monkeypatch.setattr(reclaim, "lives", lives)
+    async with ready(tmp_path) as (node, kernel):
+        kernel.allowed.set()
+        place = Place("one", "eth0", NetnsPath("/run/netns/one", device=4, inode=77, cookie=7))
+        spec = AttachSpec(service="web")
+        attachment = await node.change(
+            lambda draft: attachments.attach_namespace(draft, spec, place, "boot", lives), exclusive=["web"]
+        )
+        asked.clear()
+        assert await detach(node, attachment.handle, dead=True) == (None if is_there else attachment)
+        assert len(asked) == 1 and asked[0].startswith("kernel")
 
 
 async def test_what_is_not_attached_is_detached_without_waiting(tmp_path) -> None:
