@@ -8,6 +8,8 @@ than leaving out the one CIDR: this node's containers keep their addresses, and 
 conflict when something of this node holds all of it; a wider one is not, for longer prefixes lead home.
 """
 
+from collections.abc import Iterable
+
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Peer
 from overlayd.model.state import State
@@ -26,7 +28,7 @@ def holder(state: State, network: Network) -> str:
 
 def withheld(state: State, peer: Peer) -> dict[Network, str]:
     """The allowed IPs of a peer that are not installed, each with its holder."""
-    return _held(state, peer, peer.allowed_ips)
+    return _held(state, peer, (*peer.listed, *peer.added))
 
 
 def installed(state: State, peer: Peer) -> frozenset[Network]:
@@ -36,7 +38,7 @@ def installed(state: State, peer: Peer) -> frozenset[Network]:
     return announced - conflicting.keys() if conflicting else announced
 
 
-def _held(state: State, peer: Peer, announced: frozenset[Network]) -> dict[Network, str]:
+def _held(state: State, peer: Peer, announced: Iterable[Network]) -> dict[Network, str]:
     """A guest has its own address."""
     if peer.scope == GLOBAL and state.guest(peer.public_key) is not None:
         return {}

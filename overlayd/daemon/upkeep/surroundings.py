@@ -57,7 +57,7 @@ class Surroundings:
         overlay = self._node.state.overlay
         if not isinstance(row, Peer) or overlay is None:
             return False
-        return any(has_route(row.scope, network, overlay.cluster) for network in row.allowed_ips)
+        return any(has_route(row.scope, network, overlay.cluster) for network in (*row.listed, *row.added))
 
     def _judge(self) -> None:
         found = tuple(overlaps.findings(self._node.state, self.networks))
