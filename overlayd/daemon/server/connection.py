@@ -431,8 +431,9 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def busy(self) -> bool:
-        """Whether the client is owed answers that it would read."""
-        return self.queued or bool(self._examining) or self._order.is_owed
+        """Whether the client is owed answers that it would read, or will: it may only be behind with those before."""
+        behind = not self._order.reads and self._inbox.buffered > 0
+        return self.queued or bool(self._examining) or behind or self._order.is_owed
 
     def give_up(self) -> None:
         """Tell the client of every change in flight that the daemon stops before it is done."""
