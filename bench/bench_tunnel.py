@@ -6,9 +6,11 @@ Run as root; everything runs in throw-away network namespaces.  Each wireguard-g
 and those that `make test-wireguard-go` has put into .cache/wireguard-go.  All ways are there at once and take turns, a
 second each: only what one carries beside another, in the same turn, is worth something.
 
-"bare" is the device alone: wireguard-go driven by wg(8), from node to node.  "node" goes from node to node through the
-device that overlayd made; "containers" from a container on a bridge to one on another node's.  "local" is between two
-containers of one node, beside a pair of veths on a bridge ("bridge alone") without anything of overlayd's.
+"bare" is the device alone: wireguard-go driven by wg(8), from node to node, in a session of its own as overlayd's is:
+the kernel shares the processors out by session (autogroup in sched(7)), and in that of iperf3 it carries a fifth more.
+"node" goes from node to node through the device that overlayd made; "containers" from a container on a bridge to one on
+another node's.  "local" is between two containers of one node, beside a pair of veths on a bridge ("bridge alone")
+without anything of overlayd's.
 """
 
 import json
@@ -76,7 +78,7 @@ def bare_devices(nodes: tuple[Node, Node], program: str) -> None:
         other = 1 - number
         peer = f"peer {keys.text(keys.public(private[other]))} endpoint {nodes[other].endpoint(PORT)}"
         script = (
-            f"mkdir -p /run/wireguard && LOG_LEVEL=error {program} bare > /dev/null 2>&1 &&"
+            f"mkdir -p /run/wireguard && LOG_LEVEL=error setsid --wait {program} bare > /dev/null 2>&1 &&"
             f" echo {keys.text(private[number])} | wg set bare listen-port {PORT} private-key /dev/stdin"
             f" {peer} allowed-ips {BARE[other]}/32 &&"
             f" ip address add {BARE[number]}/24 dev bare && ip link set bare mtu {MTU} up"
