@@ -273,8 +273,9 @@ class Cluster:
 
     def _own_record(self, entry: Entry | None) -> None:
         known = self.own.entry
-        expected = (known.value, self.own.putting) if known is not None and not self.conflict else ()
-        if entry is None or known is None or (entry.modified > known.modified and entry.value not in expected):
+        expected = (self.own.told, self.own.putting) if not self.conflict else ()
+        # Also what we have seen already, as who puts names does: to look is not to see to it.
+        if entry is None or known is None or (entry.modified >= known.modified and entry.value not in expected):
             self._confirm.set()
         elif entry.modified >= known.modified:
             self.own.entry = entry

@@ -165,7 +165,8 @@ class Joining:
                 missing.append(block)
         claims = [(BLOCK + block_key(block), register[block].modified if block in register else 0) for block in missing]
         content = self._own.with_blocks(known.blocks)
-        if not missing and self._own.is_told(content):
+        if self._own.entry is not None and not missing and self._own.is_told(content):
+            self._own.told = self._own.entry.value
             return
         if self._own.entry is None:
             log.warning("cluster %s: the store had no record of this node, which is put again", known.cluster)

@@ -32,13 +32,14 @@ class OwnRecord:
     """content, own_names: what is to be in our record, and in the entries of our names.
 
     entry, names: these as they were last seen in the store, None when it has no record, or when it is not known what
-    names it has; putting: our record as it was put last, though no answer came yet.
+    names it has; putting: our record as it was put last, though no answer came yet; told: as the store is known to have
+    had it from us.
     """
 
     def __init__(self, node: Node, etcd: Etcd, settings: Settings, content: Content, own_names: Names) -> None:
         self.entry: Entry | None = None
         self.names: dict[str, bytes] | None = None
-        self.putting = b""
+        self.putting = self.told = b""
         self.turn = asyncio.Lock()  # who changes our blocks or our record in the store builds on what both are
         self._own_names = own_names
         self._node = node
@@ -144,6 +145,7 @@ class OwnRecord:
         )
         if outcome.done:
             self.entry, self.names = Entry(NODE + name, self.putting, 0, outcome.revision), wanted
+            self.told = self.putting
         else:
             self.entry, self.names = next((each for each in outcome.found if each.key == NODE + name), None), names
         return outcome
