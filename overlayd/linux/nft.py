@@ -39,12 +39,13 @@ _DEADLINE = 60.0  # our own, seconds: transactions take milliseconds, and wait f
 class Nft:
     """The nftables of one network namespace: that of the thread which makes the instance, whoever calls it later.
 
-    Any thread may call; changes of members wait for each other.  Every method raises MechanismError, with the kernel's
-    errno and nft's message, when the kernel or the parser refuses, or the program cannot be run.
+    Any thread may call; changes of members wait for each other, and listings do.  Every method raises MechanismError,
+    with the kernel's errno and nft's message, when the kernel or the parser refuses, or the program cannot be run.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of changes
+        self._listing = threading.Lock()  # which takes longer than a change
         self._installed = ""  # our tables as listed right after ensure(), without elements
         self._netlink = netlink.connected(netlink.NETLINK_NETFILTER)
         self._lister = Netlink(netlink.NETLINK_NETFILTER)
@@ -52,7 +53,7 @@ class Nft:
 
     def close(self) -> None:
         """Close the socket and the namespace; the tables stay.  Idempotent."""
-        with self._lock:
+        with self._lock, self._listing:
             self._netlink.close()
             self._lister.close()
             if self._namespace >= 0:
@@ -104,7 +105,7 @@ class Nft:
 
     def observe(self, sets: Iterable[tuple[str, str]] = ruleset.SETS) -> dict[Hashable, Element]:
         """Every element of these sets and maps of ours, by key; one that is missing has none."""
-        with self._lock:
+        with self._listing:
             return {each.key: each for family, name in sets for each in setelem.listed(self._lister, family, name)}
 
     def intact(self) -> bool:

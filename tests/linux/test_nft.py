@@ -2,14 +2,17 @@
 
 import threading
 from collections.abc import Hashable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from errno import ENOENT
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
+from lab.patience import LIMIT
 from throwaway import Namespace
 
 from overlayd.errors import MechanismError
+from overlayd.linux import setelem
 from overlayd.linux.nft import Nft
 from overlayd.model import ruleset
 from overlayd.model.objects import Element, Step
@@ -266,3 +269,20 @@ def test_two_instances_in_two_threads(space: Namespace) -> None:
         thread.join()
     for nft in instances:
         nft.close()
+
+
+def test_a_listing_holds_up_no_change(nft: Nft, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing, changed = threading.Event(), threading.Event()
+
+    def listed(*_: object) -> list[Element]:
+        listing.set()
+        assert changed.wait(LIMIT)
+        return []
+
+    monkeypatch.setattr(setelem, "listed", listed)
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(nft.observe)
+        assert listing.wait(LIMIT)
+        nft.apply([Step(None, every_kind()[0])])
+        changed.set()
+        assert found.result() == {}
