@@ -15,7 +15,7 @@ class Datagrams:
         """before_cache: called in each batch before the cache is asked, if it is."""
     def admit(self, network: bytes, prefix_length: int) -> None:
         """Take queries from sources in this network only, packed (4 or 16 bytes); before the first call from nobody."""
-    def serve_ready(self, ready: int, now: float, seconds: float) -> list[tuple[int, bytes, bytes]]:
+    def serve(self, ready: int, now: float, seconds: float) -> list[tuple[int, bytes, bytes]]:
         """Take queries from the non-blocking sockets that an epoll(7) descriptor watches, a batch from each in turn,
         until nobody waits any more, one is to be forwarded, or so many seconds have passed since `now`.
 
@@ -24,7 +24,5 @@ class Datagrams:
         that was answered and is to be asked anew for the cache alone.  OSError when a socket fails; answers that the
         kernel does not take are lost, as datagrams may be.
         """
-    def serve(self, descriptor: int, now: float) -> list[tuple[int, bytes, bytes]]:
-        """The same of one socket: up to BATCH queries."""
     def send(self, descriptor: int, response: bytes, receiver: bytes) -> None:
         """Send a response to an address that came from `serve`; it may be lost."""

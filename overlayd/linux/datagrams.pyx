@@ -126,19 +126,20 @@ cdef class Datagrams:
         self.family = AF_INET if size == 4 else AF_INET6
         self.prefix_length = prefix_length
 
-    def serve_ready(self, int ready, double now, double seconds):
+    def serve(self, int ready, double now, double seconds):
         cdef epoll_event event
+        cdef int count
         cdef list others = []
-        # One at a time: the kernel puts who has had a turn behind the others.
-        while not others and epoll_wait(ready, &event, 1, 0) > 0:
+        while not others:
+            # One at a time: the kernel puts who has had a turn behind the others.
+            count = epoll_wait(ready, &event, 1, 0)
+            if count < 0 and errno != EINTR:
+                PyErr_SetFromErrno(OSError)
+            if count <= 0:
+                break
             self.take(event.data.fd, now, others)
             if monotonic() >= now + seconds:
                 break
-        return others
-
-    def serve(self, int descriptor, double now):
-        cdef list others = []
-        self.take(descriptor, now, others)
         return others
 
     def send(self, int descriptor, bytes response not None, bytes receiver not None):

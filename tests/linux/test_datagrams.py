@@ -48,6 +48,20 @@ def datagrams(table, cache):
     return datagrams
 
 
+@contextmanager
+def watched(*sockets):
+    with select.epoll() as ready:
+        for each in sockets:
+            ready.register(each, select.EPOLLIN)
+        yield ready.fileno()
+
+
+def served(datagrams, server, now=0.0):
+    """One batch of one socket."""
+    with watched(server) as ready:
+        return datagrams.serve(ready, now, 0.0)
+
+
 def query(name, id=0):
     return dns.message.make_query(name, "A", id=id).to_wire()
 
@@ -60,7 +74,7 @@ def test_ours_are_answered_and_others_handed_on(datagrams, family):
         for id, name in enumerate(["web", "www.example.org", "nope"]):
             client.sendto(query(name, id), server.getsockname())
         client.sendto(b"noise", server.getsockname())
-        ((descriptor, other, sender),) = datagrams.serve(server.fileno(), 0.0)
+        ((descriptor, other, sender),) = served(datagrams, server)
         assert descriptor == server.fileno()
         assert other == query("www.example.org", 1)
         answers = [dns.message.from_wire(client.recv(2000)) for _ in range(2)]
@@ -80,32 +94,24 @@ def test_what_the_cache_has_is_answered_and_asked_for_anew_near_its_end(datagram
     with bound(family) as server, bound(family) as client:
         for now, ttl, others in ((0.0, 100, []), (95.0, 5, [(query("www.example.org", 1), b"")]), (96.0, 4, [])):
             client.sendto(query("www.example.org", 1), server.getsockname())
-            assert [tuple(rest) for _, *rest in datagrams.serve(server.fileno(), now)] == others
+            assert [tuple(rest) for _, *rest in served(datagrams, server, now)] == others
             assert dns.message.from_wire(client.recv(2000)).answer[0].ttl == ttl
         client.sendto(query("www.example.org", 1), server.getsockname())
-        assert len(datagrams.serve(server.fileno(), 100.0)) == 1
+        assert len(served(datagrams, server, 100.0)) == 1
 
 
 def test_nothing_there_is_nothing_done(datagrams):
     with bound() as server:
-        assert datagrams.serve(server.fileno(), 0.0) == []
+        assert served(datagrams, server) == []
 
 
 def test_a_batch_is_bounded(datagrams):
     with bound() as server, bound() as client:
         for id in range(BATCH + 3):
             client.sendto(query("www.example.org", id), server.getsockname())
-        assert len(datagrams.serve(server.fileno(), 0.0)) == BATCH
-        rest = datagrams.serve(server.fileno(), 0.0)
+        assert len(served(datagrams, server)) == BATCH
+        rest = served(datagrams, server)
         assert [int.from_bytes(message[:2], "big") for _, message, _ in rest] == [BATCH, BATCH + 1, BATCH + 2]
-
-
-@contextmanager
-def watched(*sockets):
-    with select.epoll() as ready:
-        for each in sockets:
-            ready.register(each, select.EPOLLIN)
-        yield ready.fileno()
 
 
 def ids(others):
@@ -117,7 +123,7 @@ def test_all_that_waits_is_served_in_one_go(datagrams):
         for id in range(BATCH + 3):
             for server in (first, second):
                 client.sendto(query("web", id), server.getsockname())
-        assert datagrams.serve_ready(ready, time.monotonic(), LIMIT) == []
+        assert datagrams.serve(ready, time.monotonic(), LIMIT) == []
         answered = [int.from_bytes(client.recv(2000)[:2], "big") for _ in range(2 * (BATCH + 3))]
         assert sorted(answered) == sorted([*range(BATCH + 3)] * 2)
 
@@ -128,7 +134,7 @@ def test_a_socket_with_many_queries_leaves_the_others_their_turns(datagrams):
             client.sendto(query("web", id), first.getsockname())
         client.sendto(query("web", BATCH + 1), second.getsockname())
         for _ in range(2):
-            datagrams.serve_ready(ready, time.monotonic(), 0.0)  # one batch
+            datagrams.serve(ready, time.monotonic(), 0.0)  # one batch
         answered = [int.from_bytes(client.recv(2000)[:2], "big") for _ in range(BATCH + 1)]
         assert answered == [*range(BATCH), BATCH + 1]
 
@@ -137,16 +143,16 @@ def test_what_is_to_be_forwarded_does_not_wait_for_what_comes_behind_it(datagram
     with bound() as server, bound() as client, watched(server) as ready:
         for id in range(BATCH + 1):
             client.sendto(query("www.example.org" if id in (0, BATCH) else "web", id), server.getsockname())
-        assert ids(datagrams.serve_ready(ready, time.monotonic(), LIMIT)) == [0]
-        assert ids(datagrams.serve_ready(ready, time.monotonic(), LIMIT)) == [BATCH]
-        assert datagrams.serve_ready(ready, time.monotonic(), LIMIT) == []
+        assert ids(datagrams.serve(ready, time.monotonic(), LIMIT)) == [0]
+        assert ids(datagrams.serve(ready, time.monotonic(), LIMIT)) == [BATCH]
+        assert datagrams.serve(ready, time.monotonic(), LIMIT) == []
 
 
 def test_a_query_that_is_too_long_is_none(datagrams):
     with bound() as server, bound() as client:
         for size in (MAX_DATAGRAM + 1, MAX_DATAGRAM):
             client.sendto(query("web", size).ljust(size, b"\0"), server.getsockname())
-        datagrams.serve(server.fileno(), 0.0)
+        served(datagrams, server)
         assert int.from_bytes(client.recv(2000)[:2], "big") == MAX_DATAGRAM
 
 
@@ -166,7 +172,7 @@ def test_each_socket_gets_its_own_answers_whatever_their_sizes(datagrams, table,
             message = query(chance.choice(names), id)
             clients[client].append(table.respond(message, False))
             client.sendto(message, server.getsockname())
-        assert datagrams.serve(server.fileno(), 0.0) == []
+        assert served(datagrams, server) == []
         for client, answers in clients.items():
             assert answers
             assert sorted(client.recv(2000) for _ in answers) == sorted(answers)
@@ -181,7 +187,7 @@ def test_answers_to_one_socket_leave_as_one_message(datagrams, table):
         messages = [query("web", id) for id in range(BATCH)]
         for message in messages:
             client.sendto(message, server.getsockname())
-        datagrams.serve(server.fileno(), 0.0)
+        served(datagrams, server)
         answer = len(table.respond(messages[0], False))
         assert len(client.recv(65535)) == BATCH * answer
 
@@ -193,7 +199,7 @@ def test_what_the_kernel_does_not_take_apart_is_sent_singly(host, datagrams, tab
         for id in range(3):
             message = dns.message.make_query("many", "A", id=id, use_edns=0, payload=MAX_DATAGRAM)
             client.sendto(message.to_wire(), server.getsockname())
-        datagrams.serve(server.fileno(), 0.0)
+        served(datagrams, server)
         answers = [dns.message.from_wire(client.recv(2000)) for _ in range(3)]
         assert [(answer.id, len(answer.answer[0])) for answer in answers] == [(id, 60) for id in range(3)]
 
@@ -206,7 +212,7 @@ def test_the_servers_may_be_others_before_the_cache_is_asked(table, cache):
         for names, times in ((["web", "nope"], 0), (["www.example.org", "web", "www.example.net"], 1)):
             for name in names:
                 client.sendto(query(name), server.getsockname())
-            datagrams.serve(server.fileno(), 0.0)
+            served(datagrams, server)
             assert len(asked) == times
 
 
@@ -219,7 +225,7 @@ def test_one_that_cannot_be_reached_does_not_cost_the_others_their_answers(datag
             broken.bind(("127.0.0.1", 0))
             datagrams.send(server.fileno(), b"x", b"\2\0" + bytes(14))  # port 0: refused by the kernel
         gone.close()
-        datagrams.serve(server.fileno(), 0.0)
+        served(datagrams, server)
         assert client.recv(2000)[:2] == b"\0\2"
 
 
@@ -241,21 +247,21 @@ def test_who_may_ask(datagrams, network, prefix, admitted):
         for id, address in enumerate(asking):
             with bound(address=address) as client:
                 client.sendto(query("www.example.org", id), server.getsockname())
-        taken = [int.from_bytes(message[:2], "big") for _, message, _ in datagrams.serve(server.fileno(), 0.0)]
+        taken = [int.from_bytes(message[:2], "big") for _, message, _ in served(datagrams, server)]
     assert [asking[id] for id in taken] == admitted
 
 
 def test_before_it_is_told_who_may_ask_nobody_may(table):
     with bound() as server, bound() as client:
         client.sendto(query("www.example.org"), server.getsockname())
-        assert Datagrams(table, Cache(1, 1000), lambda: None).serve(server.fileno(), 0.0) == []
+        assert served(Datagrams(table, Cache(1, 1000), lambda: None), server) == []
 
 
 def test_a_family_is_never_taken_for_the_other(datagrams):
     datagrams.admit(bytes(4), 0)
     with bound(socket.AF_INET6) as server, bound(socket.AF_INET6) as client:
         client.sendto(query("www.example.org"), server.getsockname())
-        assert datagrams.serve(server.fileno(), 0.0) == []
+        assert served(datagrams, server) == []
 
 
 @pytest.mark.parametrize(("network", "prefix"), [(b"", 0), (bytes(4), 33), (bytes(16), 129), (bytes(4), -1)])
@@ -266,4 +272,4 @@ def test_what_is_no_network(datagrams, network, prefix):
 
 def test_a_socket_that_is_none(datagrams):
     with pytest.raises(OSError):
-        datagrams.serve(-1, 0.0)
+        datagrams.serve(-1, 0.0, 0.0)

@@ -249,7 +249,7 @@ class Nameserver:
     def _readable(self) -> None:
         """Serve the sockets that are ready, for no longer than other work on the loop may wait."""
         try:
-            others = self._datagrams.serve_ready(self._ready.fileno(), time.monotonic(), SLICE)
+            others = self._datagrams.serve(self._ready.fileno(), time.monotonic(), SLICE)
         except OSError as error:
             log.debug("DNS socket: %s", error)
             return
