@@ -469,37 +469,3 @@ def test_a_peer_that_was_permitted_and_then_used_is_renewed_once_an_interval() -
         asked.append((played.now, request.method))
         played.answer(request)
     assert asked == [(245, stun.CHANNEL_BIND), (485, stun.CHANNEL_BIND), (540, stun.REFRESH)]
-
-
-# --- through a connection -------------------------------------------------------------------------------------------
-
-
-def test_a_connection_takes_a_request_once() -> None:
-    played = Played(stream=True)
-    played.asked()
-    assert played.silence() == [Failed(Failure(0, "no answer"), RETRY_AFTER)]
-    assert played.now == PATIENCE
-    played = Played(stream=True)
-    played.allocate()
-    renewal = played.next_request()
-    asked_at, again = played.now, 0
-    while not (events := played.client.events()):
-        timeout = played.client.next_timeout()
-        assert timeout is not None
-        played.now = max(played.now, timeout)
-        sent = map(stun.decode, played.client.datagrams_to_send(played.now))
-        again += sum(message.kind is Kind.REQUEST for message in sent)
-    assert renewal.method == stun.REFRESH and again == 0
-    assert events == [Expired(Failure(0, "no answer"))] and played.now == asked_at + 39.5
-
-
-def test_data_of_a_channel_is_padded_in_a_connection() -> None:
-    played = Played(stream=True)
-    played.allocate()
-    played.client.send(PEER, b"first", 0.0)
-    played.answer(played.asked())
-    assert played.client.datagrams_to_send(0.0) == [b"\x40\x00\x00\x05first\0\0\0"]
-    played.client.send(PEER, b"four", 0.0)
-    assert played.client.datagrams_to_send(0.0) == [b"\x40\x00\x00\x04four"]
-    played.client.datagram_received(b"\x40\x00\x00\x05answer\0\0", 0.0)
-    assert played.client.events() == [Received(PEER, b"answe")]

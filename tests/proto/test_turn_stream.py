@@ -1,12 +1,14 @@
-"""The messages of a TURN stream, however the network cuts it."""
+"""The messages of a TURN stream, however the network cuts it, and a client that is at the end of one."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_turn import PEER, Played
 
 from overlayd.errors import ProtocolError
 from overlayd.proto import stun
-from overlayd.proto.stun import Kind, Message
+from overlayd.proto.stun import Failure, Kind, Message
+from overlayd.proto.turn import PATIENCE, RETRY_AFTER, Expired, Failed, Received
 from overlayd.proto.turn_stream import Unframer, may_be_dropped
 
 ids = st.binary(min_size=12, max_size=12)
@@ -73,3 +75,34 @@ def test_only_requests_have_to_arrive() -> None:
     assert not may_be_dropped(stun.encode(Message(stun.CHANNEL_BIND, Kind.REQUEST, id)))
     assert may_be_dropped(stun.encode(Message(stun.SEND, Kind.INDICATION, id)))
     assert may_be_dropped(channel_data(0x4000, b"data"))
+
+
+def test_a_connection_takes_a_request_once() -> None:
+    played = Played(stream=True)
+    played.asked()
+    assert played.silence() == [Failed(Failure(0, "no answer"), RETRY_AFTER)]
+    assert played.now == PATIENCE
+    played = Played(stream=True)
+    played.allocate()
+    renewal = played.next_request()
+    asked_at, again = played.now, 0
+    while not (events := played.client.events()):
+        timeout = played.client.next_timeout()
+        assert timeout is not None
+        played.now = max(played.now, timeout)
+        sent = map(stun.decode, played.client.datagrams_to_send(played.now))
+        again += sum(message.kind is Kind.REQUEST for message in sent)
+    assert renewal.method == stun.REFRESH and again == 0
+    assert events == [Expired(Failure(0, "no answer"))] and played.now == asked_at + 39.5
+
+
+def test_data_of_a_channel_is_padded_in_a_connection() -> None:
+    played = Played(stream=True)
+    played.allocate()
+    played.client.send(PEER, b"first", 0.0)
+    played.answer(played.asked())
+    assert played.client.datagrams_to_send(0.0) == [b"\x40\x00\x00\x05first\0\0\0"]
+    played.client.send(PEER, b"four", 0.0)
+    assert played.client.datagrams_to_send(0.0) == [b"\x40\x00\x00\x04four"]
+    played.client.datagram_received(b"\x40\x00\x00\x05answer\0\0", 0.0)
+    assert played.client.events() == [Received(PEER, b"answe")]
