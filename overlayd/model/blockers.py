@@ -1,8 +1,8 @@
 """What in other tables keeps our traffic out, or gives it other addresses.
 
 Owns: which packets of ours a host's own firewall has to let pass as they are, at whichever hook, and the words for what
-is missing.
-Must not know: how a chain is read (`firewall`), how rulesets are listed (`linux`), our own tables (`ruleset`).
+is missing.  Must not know: how a chain is read (`firewall`), how rulesets are listed (`linux`), our own tables
+(`ruleset`).
 
 Our accept cannot overrule another table's drop, so each chain has to let our packets pass by itself.  The commands are
 those of the program that owns the chain: a rule that iptables does not understand makes iptables refuse its own table,

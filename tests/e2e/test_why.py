@@ -494,8 +494,7 @@ def test_a_node_that_does_not_tell_its_side_is_no_fault(place: Place) -> None:
 def test_a_peer_is_pinged_through_the_tunnel(place: Place) -> None:
     said = place.alpha.node.overlayctl("ping", place.beta.public_key[:10], "-c", "2")
     assert len(re.findall(r"10\.200\.2\.1: \d+\.\d ms, direct to ", said)) == 2
-    told = place.alpha.node.overlayctl("ping", place.beta.public_key[:10], "-c", "2", "--json").splitlines()
-    for each in map(json.loads, told):
-        assert (each["address"], each["path"]) == ("10.200.2.1", "direct")
-        assert 0 < each["milliseconds"] < 1000
-    assert len(told) == 2
+    lines = place.alpha.node.overlayctl("ping", place.beta.public_key[:10], "-c", "2", "--json").splitlines()
+    told = [json.loads(each) for each in lines]
+    assert [(each["address"], each["path"]) for each in told] == [("10.200.2.1", "direct")] * 2
+    assert all(each["milliseconds"] > 0 for each in told)

@@ -37,10 +37,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds, after the disk or the kernel 
 
 class News:
     """own_record, config: are told what the store has of these, and None when that is gone; own_names: of an entry of
-    our names, with its key; went_back: that the store
-    went back, and has this mark still.  list_anew: has all of it told again.  pulse: the revision at which the pulse
-    was put last.  foreign: the store has another cluster of our name; guarded: nodes that it lacks are kept.  problem:
-    why rows are not taken over, empty when they are.
+    our names, with its key; went_back: that the store went back, and has this mark still.  list_anew: has all of it
+    told again.  pulse: the revision at which the pulse was put last.  foreign: the store has another cluster of our
+    name; guarded: nodes that it lacks are kept.  problem: why rows are not taken over, empty when they are.
     """
 
     def __init__(
