@@ -51,6 +51,7 @@ def test_services_and_containers_go_on_in_a_further_block(nodes: list[Site]) -> 
     assert all(ip_address(each) in first for each in taken)
     container, address = join_global(alpha)
     assert ip_address(address) in further
+    until(lambda: any(str(further) in each for each in beta.device_peers()), beta.device_peers)
     ping(beta.container, address, count=2)
     alpha.request("setup_service_overlay", service="db", mode="auto")
     assert ip_network(subnet(alpha, "db")).subnet_of(further)  # type: ignore[arg-type]
@@ -99,4 +100,8 @@ def test_a_cluster_without_free_blocks_is_told_and_nothing_stops(nodes: list[Sit
     beta.request("cluster_leave", force=True)
     gamma.join()
     until(lambda: not told(alpha) and not told(gamma), lambda: (told(alpha), told(gamma)))
+    # Each has the other, or WireGuard's first words are lost, and the next ones follow after five seconds.
+    for one, other in ((alpha, gamma), (gamma, alpha)):
+        key = other.status["public_key"]
+        until(lambda one=one, key=key: any(key in each for each in one.device_peers()), one.device_peers)
     ping(alpha.container, gamma.status["node_ip"], count=2)
