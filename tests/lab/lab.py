@@ -12,6 +12,7 @@ masqueraded traffic gets an answer from outside.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -85,11 +86,23 @@ def _laboratories() -> Iterator[tuple[str, Path, int, bool]]:
             yield match["prefix"], directory, pid, processes.start_time(pid) == int(match["started"])
 
 
+@contextlib.contextmanager
+def _sweeping() -> Iterator[None]:
+    """One process sweeps at a time: another would find half of what this one removes."""
+    directory = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
 def sweep() -> list[str]:
     """Remove what laboratories of dead processes left behind; return their prefixes."""
-    dead = [(prefix, directory) for prefix, directory, _, lives in _laboratories() if not lives]
-    for prefix, directory in dead:
-        _remove(prefix, directory)
+    with _sweeping():
+        dead = [(prefix, directory) for prefix, directory, _, lives in _laboratories() if not lives]
+        for prefix, directory in dead:
+            _remove(prefix, directory)
     return [prefix for prefix, _ in dead]
 
 
