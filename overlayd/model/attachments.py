@@ -132,20 +132,22 @@ def attach_namespace(
     other = draft.state.of_link(link)
     if other is not None and other.handle != handle:
         raise RequestError(f"{handle}: its link would be {link}, which is that of {other.handle}: use another id")
-    if spec.join_global and draft.state.pool_of(service.name) != GLOBAL:
+    if spec.join_global:
         _require_alone(draft, handle, file)
     return _attach(draft, service, spec, handle, file=file, interface=interface, boot_id=boot_id)
 
 
 def _require_alone(draft: Draft, handle: str, file: NetnsPath) -> None:
-    """RequestError when a namespace has joined the global overlay already: its way there is one."""
+    """RequestError when a namespace has joined the global overlay already: its way there is one, and the answers of
+    another interface would leave by it too, with an address that its port does not pass.
+    """
     for other in draft.all(Attachment):
         here = other.file is not None and other.file.identity == file.identity
         here = here or (other.netns is not None and other.netns.inode == file.inode)
-        if here and other.global_address is not None and other.handle != handle:
+        if here and (other.joined or other.global_address is not None) and other.handle != handle:
             raise RequestError(
                 f"{other.handle}, in the same network namespace, has joined the global overlay with "
-                f"{other.global_address}: attach {handle} without join_global"
+                f"{other.global_address or other.address}: attach {handle} without join_global"
             )
 
 

@@ -298,7 +298,7 @@ class Model(Peers):
         fellows = [
             it for other, it in self.attachments.items() if contained and container_of(other) == container_of(name)
         ]
-        if join_global and self.pool_of(service) and any(fellow["global"] for fellow in fellows):
+        if join_global and any(fellow["joined"] or fellow["global"] for fellow in fellows):
             raise Refused
         pool = self.pool_of(NODE_POOL if hosted or service not in self.services else service)
         address = self._claim(pool, ip, name) if ip else self._lease(pool, name)

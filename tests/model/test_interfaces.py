@@ -3,7 +3,7 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from decisions import FACTS, attach, change, dump, enter, ready, serve
+from decisions import FACTS, SLICE, attach, change, dump, enter, ready, serve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -191,7 +191,21 @@ def test_a_second_interface_for_the_global_overlay() -> None:
     row = enter(state, "a", "eth0", join_global=True)
     with pytest.raises(RequestError, match="attach netns:b/net1 without join_global"):
         enter(state, "b", "net1", join_global=True)
+    serve(state, "pods", subnet=SLICE)
+    with pytest.raises(RequestError, match="a/eth0, in the same network namespace, has joined the global overlay"):
+        enter(state, "b", "net1", "pods", join_global=True)
     enter(state, "b", "fifteen-bytes-x", cookie=2, join_global=True)
     shown = {veth.interface: name for name, veth in veths(state).items()}
     assert shown.keys() == {"eth0", "eth0-g", "fifteen-bytes-x", "fifteen-bytes-g"}
     assert shown["eth0-g"] == row.host_end("g")
+
+
+def test_a_route_to_the_cluster_is_had_once_as_well() -> None:
+    """Answers of an interface without it would leave by the other one, which does not pass their address."""
+    state = ready()
+    serve(state, "pods", subnet=SLICE)
+    row = enter(state, "a", "eth0", "pods", join_global=True)
+    for service in ("web", "pods"):
+        with pytest.raises(RequestError, match=f"has joined the global overlay with {row.address}"):
+            enter(state, "b", "net1", service, join_global=True)
+        enter(state, "b", f"{service}0", service)
