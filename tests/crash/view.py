@@ -3,10 +3,10 @@
 Owns: reading them, and blanking what differs from one run of the same requests to another.  Must not know: what should
 be there.
 
-The kernel is read through `ip`, `wg` and `nft`, the journal by the few lines below: not through overlayd's own code,
-which is what is judged.  Blanked are keys that the daemon made, and what numbers the kernel gave to namespaces and
-processes.  Left out is what the kernel adds by itself (IPv6 link-local addresses and their routes, the address that the
-routers of a network share, which outlives the one that it came with), and our nftables tables while they hold no
+The kernel is read through `network`, `wg` and `nft`, the journal by the few lines below: not through overlayd's own
+code, which is what is judged.  Blanked are keys that the daemon made, and what numbers the kernel gave to namespaces
+and processes.  Left out is what the kernel adds by itself (IPv6 link-local addresses and their routes, the address that
+the routers of a network share, which outlives the one that it came with), and our nftables tables while they hold no
 element, in which case they do nothing: the first request that needs them leaves them behind when it is taken back.
 """
 
@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from crash.cell import Cell
+from crash.network import Network
 
 View = dict[str, dict[str, Any]]
 
-# What of an interface's JSON (ip -j -d address) matters.
+# What of an interface matters.
 LINK = ("mtu", "group", "ifalias", "master", "address", "altnames")
-SHOW = "ip -j -d address && ip -j route show table all && ip -j -6 route show table all"
-PROXIES = "ip -j neigh show proxy && ip -j -6 neigh show proxy"
-FORWARDING_DATABASES = "bridge -j fdb show"
 
 _KEY = re.compile(r"(?<![A-Za-z0-9+/])[A-Za-z0-9+/]{43}=")  # base64 of 32 bytes
 _HOST_END = re.compile(r"zl-([cg])[0-9a-f]{10}")  # of a container that is attached by its namespace
@@ -43,14 +41,10 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     known_keys: those of the requests, which stay as they are; every other one was made by the daemon.
     """
     cell.reap()
-    host = _start(SHOW)
-    proxies = _start(PROXIES)
-    databases = _start(FORWARDING_DATABASES)
-    devices = _start("wg show all dump")
-    firewall = _start("nft -j list ruleset")
-    containers = {pid: _start(f"nsenter -t {pid} -n sh -c '{SHOW}'") for pid in sorted(cell.containers)}
+    devices = _start("wg", "show", "all", "dump")
+    firewall = _start("nft", "-j", "list", "ruleset")
     view: View = {
-        "host": _network(_finish(host)) | _proxies(_finish(proxies)) | _static_entries(_finish(databases)),
+        "host": _host(),
         "wireguard": _wireguard(_finish(devices)),
         "elements": _elements(_finish(firewall)),
         "rows": rows(cell),
@@ -64,8 +58,8 @@ def take(cell: Cell, known_keys: frozenset[str] = frozenset()) -> View:
     links = [name.removeprefix("link ") for name in view["host"] if name.startswith(("link zl-", "link veth-"))]
     forwarding = (link for link in links if link.startswith("zl-") and not _HOST_END.fullmatch(link))
     view["forwarding"] = _forwarding(forwarding) | _routers(links)
-    for pid, shown in containers.items():
-        view[f"container {pid}"] = {name: it for name, it in _network(_finish(shown)).items() if " lo" not in name}
+    for pid in sorted(cell.containers):
+        view[f"container {pid}"] = {name: it for name, it in _container(pid).items() if " lo" not in name}
     own = view["status"]["public_key"]
     view["status"]["changed identity"] = bool(cell.identity) and cell.identity != own
     cell.identity = own
@@ -103,12 +97,11 @@ def _host_ends(view: View) -> dict[str, str]:
 def remains(cell: Cell) -> list[str]:
     """What of ours is there, as far as `overlayd --teardown` removes it."""
     cell.reap()
-    found = [name for name, thing in _network(_finish(_start(SHOW))).items() if _carries_our_mark(name, thing)]
-    tables = _finish(_start("nft list tables"))
+    found = [name for name, thing in _host().items() if _carries_our_mark(name, thing)]
+    tables = _finish(_start("nft", "list", "tables"))
     found += [table for table in tables.splitlines() if "overlayd" in table]
     for pid in sorted(cell.containers):
-        inner = _network(_finish(_start(f"nsenter -t {pid} -n sh -c '{SHOW}'")))
-        found += [f"{name} in container {pid}" for name in inner if _ours(name)]
+        found += [f"{name} in container {pid}" for name in _container(pid) if _ours(name)]
     found += [f"/run/wireguard/{file.name}" for file in Path("/run/wireguard").glob("*")]
     return found + ["wireguard-go"] * _programs("wireguard-go")
 
@@ -149,8 +142,8 @@ def rows(cell: Cell) -> dict[str, Any]:
     return _rows(journal.read_bytes()) if journal.exists() else {}
 
 
-def _start(script: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def _start(*argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _finish(program: subprocess.Popen[str]) -> str:
@@ -160,9 +153,23 @@ def _finish(program: subprocess.Popen[str]) -> str:
     return text
 
 
-def _network(text: str) -> dict[str, Any]:
-    """Links with their addresses, and routes, of one namespace."""
-    links, routes, routes6 = _json_texts(text)
+def _host() -> dict[str, Any]:
+    """The cell's own namespace.  With its links and routes: for whom which bridge answers ARP and neighbour discovery,
+    and which MAC a port is held to, the entries of a bridge's forwarding database that it did not learn.
+    """
+    with Network() as network:
+        proxies = {f"proxy {address} {link}": {} for address, link in network.proxies()}
+        entries = {f"MAC {mac} {link}": {} for mac, link in network.static_entries()}
+        return links_and_routes(network.links(), network.routes()) | proxies | entries
+
+
+def _container(pid: int) -> dict[str, Any]:
+    with Network(Path(f"/proc/{pid}/ns/net")) as network:
+        return links_and_routes(network.links(), network.routes())
+
+
+def links_and_routes(links: Iterable[dict[str, Any]], routes: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What of a namespace's links, with their addresses, and of its routes matters."""
     found: dict[str, Any] = {}
     for link in links:
         shown = {key: link[key] for key in LINK if key in link}
@@ -179,7 +186,7 @@ def _network(text: str) -> dict[str, Any]:
             if not address["local"].startswith("fe80:")
         )
         found[f"link {link['ifname']}"] = shown
-    for route in (*routes, *routes6):
+    for route in routes:
         destination = route["dst"]
         if not destination.startswith(("fe80:", "ff00:")) and route.get("type") != "anycast":
             unreachable = route.get("type") == "unreachable"
@@ -187,16 +194,6 @@ def _network(text: str) -> dict[str, Any]:
             where = {key: route[key] for key in keys if key in route}
             found[f"route {destination} {route.get('dev')} {route.get('table', 'main')}"] = where
     return found
-
-
-def _proxies(text: str) -> dict[str, Any]:
-    """For whom which bridge answers ARP and neighbour discovery."""
-    return {f"proxy {proxy['dst']} {proxy['dev']}": {} for proxies in _json_texts(text) for proxy in proxies}
-
-
-def _static_entries(text: str) -> dict[str, Any]:
-    """Which MAC a port is held to: the entries of a bridge's forwarding database that it did not learn."""
-    return {f"MAC {entry['mac']} {entry['ifname']}": {} for entry in json.loads(text) if entry.get("state") == "static"}
 
 
 def _ours(name: str) -> bool:
@@ -216,17 +213,6 @@ def _routers(links: Iterable[str]) -> dict[str, str]:
     """Whether links take router advertisements and redirects."""
     names = [f"ipv6/conf/{link}/{what}" for link in links for what in ("accept_ra", "accept_redirects")]
     return {name: (Path("/proc/sys/net") / name).read_text().strip() for name in names}
-
-
-def _json_texts(text: str) -> list[Any]:
-    """The JSON texts that follow each other in a program's output."""
-    decoder = json.JSONDecoder()
-    found, at = [], 0
-    while at < len(text.rstrip()):
-        value, at = decoder.raw_decode(text, at)
-        found.append(value)
-        at += len(text[at:]) - len(text[at:].lstrip())
-    return found
 
 
 def _wireguard(text: str) -> dict[str, Any]:
