@@ -7,6 +7,7 @@ shows is in `shown`.
 
 import copy
 from ipaddress import ip_address, ip_network
+from itertools import permutations
 from typing import Any
 
 from crash.model_peers import Peers, inside
@@ -40,6 +41,17 @@ class Model(Peers):
             return model, meaning(**keys) or {"result": "ok"}
         except Refused:
             return self, {"result": "err"}
+
+    def after_death(self, pid: int) -> list["Model"]:
+        """The states that may follow a container's end: its interfaces go in the order in which the kernel tells."""
+        possible = []
+        for order in permutations([each for each in self.attachments if container_of(each) == pid]):
+            model = copy.deepcopy(self)
+            model.containers.discard(pid)
+            for handle in order:
+                model._detach(handle)
+            possible.append(model)
+        return possible
 
     # What happens.
 

@@ -89,13 +89,15 @@ class _Sequence:
         if answer is not None and _without_message(answer) != expected:
             return [f"{step}: expected {expected}, got {answer}"]
         certain = answer is not None or step["op"].startswith("!")
+        possible = before.after_death(step["pid"]) if step["op"] == "!die" else [after]
         self.model = after
-        if not self.cell.ended():
+        if self.cell.ended():
+            self.told.append("the daemon is dead")
+            self._revive()
+            self._start()
+        elif len(possible) == 1:
             return []
-        self.told.append("the daemon is dead")
-        self._revive()
-        self._start()
-        return self._settle([after] if certain else [before, after])
+        return self._settle(possible if certain else [before, *possible])
 
     def _happen_together(self, sent: list[Sent]) -> list[str]:
         self.told.append("together:")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crash.model import Model, Step
-from crash.scenarios import ATTACHED, FIRST, SECOND, SERVED, A, B, attach, container, detach, peer, service, step
+from crash.scenarios import ATTACHED, FIRST, SECOND, SERVED, A, B, attach, container, detach, enter, peer, service, step
 from crash.together import Answer, Sent, explanations, overtakes
 
 SUBNET = "10.200.16"  # of service w
@@ -121,3 +121,12 @@ def test_a_detach_waits_for_names_only_when_it_may_take_some_away() -> None:
     assert not overtakes(before, over_one(name, detach(SECOND)), backwards)
     with_attach = over_one(attach(SECOND), name, detach(SECOND))
     assert overtakes(before, with_attach, [Answer(0, attached(67)), Answer(2, OK), Answer(1, OK)])
+
+
+def test_the_interfaces_of_a_dead_namespace_go_in_any_order() -> None:
+    before = state(*ATTACHED[:-1], enter(FIRST, "w", "net0"), enter(FIRST, "w", "net1", default_route=False))
+    orders = [
+        sorted((lease["released"], address) for address, lease in model.leases.items() if lease["released"])
+        for model in before.after_death(FIRST)
+    ]
+    assert [[address[-2:] for _, address in released] for released in orders] == [["66", "67"], ["67", "66"]]
