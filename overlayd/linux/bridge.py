@@ -16,8 +16,6 @@ from overlayd.errors import MechanismError
 from overlayd.linux import bridge_options, forwarding, link, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
-    IGNORED,
-    UNWRITABLE,
     address_request,
     addresses,
     await_own,
@@ -150,8 +148,7 @@ def _reconfigure(netlink: Netlink, bridge: Bridge) -> None:
 
 def _configure(script: Script, bridge: Bridge, name: str) -> None:
     """All but its addresses.  name: that it carries."""
-    for parameter in IGNORED:
-        script.set_parameter(f"ipv6/conf/{name}/{parameter}", "0", UNWRITABLE)
+    script.ignore_routers(name)
     if bridge.address.version == 6:
         script.set_parameter(f"ipv6/conf/{name}/disable_ipv6", "0", unless_there=True)
     script.find(name)

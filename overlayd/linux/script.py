@@ -17,7 +17,7 @@ from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import netns, syscalls, sysctl
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import look_up_request, solicited_group
+from overlayd.linux.link import IGNORED, UNWRITABLE, look_up_request, solicited_group
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.linux.syscalls import LATER
 from overlayd.model.objects import Interface
@@ -80,6 +80,11 @@ class Script:
         self.point("sysctl")
         self._calls.write(sysctl.path(name).encode() + b"\0", value.encode(), tolerated, unless_there=unless_there)
         self._refusals.append(partial(sysctl.refused, name, value))
+
+    def ignore_routers(self, name: str) -> None:
+        """As `link.ignore_routers`, of the link of that name."""
+        for parameter in IGNORED:
+            self.set_parameter(f"ipv6/conf/{name}/{parameter}", "0", UNWRITABLE)
 
     def enter(self, descriptor: int) -> None:
         """Act inside the namespace of `descriptor`, which has to stay open until the script is finished."""

@@ -21,7 +21,6 @@ from overlayd.errors import MechanismError
 from overlayd.linux import bridge_options, forwarding, netns, own_routes, route, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
-    IGNORED,
     UNWRITABLE,
     address_request,
     addresses,
@@ -323,10 +322,12 @@ def _secure(script: Script, veth: Veth, *more: bytes) -> None:
     """Hold the container to what it was given, before it can send.  more: settings of the host end.
 
     A locked port (Linux 5.18) takes frames from the one MAC that its bridge has been told of; so neither our rules nor
-    what the bridge learns decide about it.
+    what the bridge learns decide about it.  An end that routes no IPv6 has none: the kernel would give it addresses and
+    routes that nobody uses, and look at those of all such ends whenever one of them changes (rt6_sync_down_dev()).
     """
-    for parameter in IGNORED:
-        script.set_parameter(f"ipv6/conf/{veth.name}/{parameter}", "0", UNWRITABLE)
+    if veth.bridge is not None or veth.address.version == 4:
+        script.set_parameter(f"ipv6/conf/{veth.name}/disable_ipv6", "1", UNWRITABLE)
+    script.ignore_routers(veth.name)
     script.find(veth.name)
     settings = [forwarding.NO_REDIRECTS, *more]
     requests = []

@@ -125,6 +125,23 @@ def test_both_legs_and_both_go(host, container, shell):
     assert "eth" not in box.run("ip -br link")
 
 
+@VERSIONS
+def test_a_host_end_has_ipv6_where_it_routes_it(host, container, shell, version):
+    """Else each of a thousand would have addresses and routes, which the kernel looks at when one link changes."""
+    make_bridge(version)
+    make_node(shell, version)
+    box = container()
+    port, routed = service_leg(box, version=version), global_leg(box, version)
+    for wanted in (port, routed):
+        veth.create(wanted)
+    veth.change(replace(port, mtu=1300), port)
+    shown = [
+        shell(f"ip -6 address show dev {each.name}; ip -6 route show table all dev {each.name}")
+        for each in (port, routed)
+    ]
+    assert [bool(each.strip()) for each in shown] == [False, version == 6]
+
+
 def test_ipv6_switched_off_inside_is_switched_on_for_our_interface(host, container):
     make_bridge(6)
     box = container()
