@@ -37,15 +37,5 @@ cdef class Cache:
     cdef Py_ssize_t most, largest
     cdef readonly bint refresh
 
-    cdef Py_ssize_t answer(
-        self,
-        const uint8_t *query,
-        Py_ssize_t size,
-        const uint8_t *client,
-        Py_ssize_t client_size,
-        uint8_t *out,
-        Py_ssize_t capacity,
-        bint stream,
-        double now,
-    ) except -2
+    cdef Py_ssize_t answer(self, Question *q, const uint8_t *query, uint8_t *out, Py_ssize_t end, double now) except -2
     cdef int drop(self, bytes key, Entry entry) except -1

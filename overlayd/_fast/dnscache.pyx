@@ -299,16 +299,14 @@ cdef class Cache:
     def respond(self, bytes query not None, bint stream, bytes client not None, double now):
         cdef Py_ssize_t capacity = LONGEST_MESSAGE if stream else DATAGRAM
         cdef bytearray out = bytearray(capacity)
-        cdef Py_ssize_t size = self.answer(
-            <const uint8_t *>PyBytes_AS_STRING(query),
-            PyBytes_GET_SIZE(query),
-            <const uint8_t *>PyBytes_AS_STRING(client),
-            min(PyBytes_GET_SIZE(client), 16),
-            out,
-            capacity,
-            stream,
-            now,
-        )
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(query)
+        cdef Question q
+        cdef Py_ssize_t size
+        q.client = <const uint8_t *>PyBytes_AS_STRING(client)
+        q.client_size = min(PyBytes_GET_SIZE(client), 16)
+        size = begin(data, PyBytes_GET_SIZE(query), out, capacity, stream, &self.secret, &q)
+        if not q.done:
+            size = self.answer(&q, data, out, size, now)
         return None if size == FORWARD else bytes(out[:size])
 
     def stale(self, bytes key not None, double now):
@@ -350,30 +348,13 @@ cdef class Cache:
         self.size -= size_of(key, entry.answer)
         return 0
 
-    cdef Py_ssize_t answer(
-        self,
-        const uint8_t *query,
-        Py_ssize_t size,
-        const uint8_t *client,
-        Py_ssize_t client_size,
-        uint8_t *out,
-        Py_ssize_t capacity,
-        bint stream,
-        double now,
-    ) except -2:
-        """Write the response to a well-formed query and return its size; FORWARD when there is no answer."""
-        cdef Question q
+    cdef Py_ssize_t answer(self, Question *q, const uint8_t *query, uint8_t *out, Py_ssize_t end, double now) except -2:
+        """Write the rest of the response that `begin` began, and return its size; FORWARD when there is no answer."""
         cdef uint8_t key[LONGEST_QUESTION + 1]
-        cdef Py_ssize_t end
         cdef Entry entry
         cdef double age
+        cdef Py_ssize_t size = write_key(key, out + HEADER, q, query)
         self.refresh = False
-        q.client = client
-        q.client_size = client_size
-        end = begin(query, size, out, capacity, stream, &self.secret, &q)
-        if q.done:
-            return end
-        size = write_key(key, out + HEADER, &q, query)
         found = PyDict_GetItemWithError(self.entries, PyBytes_FromStringAndSize(<char *>key, size))
         if found is NULL:
             self.misses += 1
@@ -393,4 +374,4 @@ cdef class Cache:
             and (entry.answer.lifetime - age) * LAST_PART < entry.answer.lifetime
         ):
             entry.refreshing = self.refresh = True
-        return entry.answer.write(&q, out, end, age, False, &self.secret)
+        return entry.answer.write(q, out, end, age, False, &self.secret)

@@ -11,16 +11,7 @@ cdef class NameTable:
     cdef dict groups  # packed address -> number of the isolation network it is a member of, 0 for the node's own
     cdef Py_ssize_t turn
 
-    cdef Py_ssize_t answer(
-        self,
-        const uint8_t *query,
-        Py_ssize_t size,
-        const uint8_t *client,
-        Py_ssize_t client_size,
-        uint8_t *out,
-        Py_ssize_t capacity,
-        bint stream,
-    ) except -2
+    cdef Py_ssize_t answer(self, Question *q, uint8_t *out, Py_ssize_t end) except -2
     cdef Py_ssize_t look_up(self, Question *q, uint8_t *out, Py_ssize_t end) except -2
     cdef tuple visible(self, tuple addresses, Question *q)
     cdef Py_ssize_t write_addresses(self, tuple addresses, Question *q, uint8_t *out, Py_ssize_t end) except -2

@@ -155,16 +155,16 @@ cdef class NameTable:
             self.count(name, -1)
 
     def respond(self, bytes query not None, bint stream, bytes client=b""):
+        cdef Question q
         cdef uint8_t out[STREAM]
-        cdef Py_ssize_t size = self.answer(
-            <const uint8_t *>PyBytes_AS_STRING(query),
-            PyBytes_GET_SIZE(query),
-            <const uint8_t *>PyBytes_AS_STRING(client),
-            min(PyBytes_GET_SIZE(client), 16),
-            out,
-            STREAM,
-            stream,
+        cdef Py_ssize_t size
+        q.client = <const uint8_t *>PyBytes_AS_STRING(client)
+        q.client_size = min(PyBytes_GET_SIZE(client), 16)
+        size = begin(
+            <const uint8_t *>PyBytes_AS_STRING(query), PyBytes_GET_SIZE(query), out, STREAM, stream, &self.secret, &q
         )
+        if not q.done:
+            size = self.answer(&q, out, size)
         return None if size == FORWARD else PyBytes_FromStringAndSize(<char *>out, size)
 
     cdef int put(self, bytes name, tuple addresses, tuple targets, bytes reverse) except -1:
@@ -190,29 +190,10 @@ cdef class NameTable:
                 self.inner.pop(above, None)
         return 0
 
-    cdef Py_ssize_t answer(
-        self,
-        const uint8_t *query,
-        Py_ssize_t size,
-        const uint8_t *client,
-        Py_ssize_t client_size,
-        uint8_t *out,
-        Py_ssize_t capacity,
-        bint stream,
-    ) except -2:
-        """Write the response to a client at this address, and return its size; else DROP or FORWARD.
-
-        capacity: bytes of `out`: at least DATAGRAM, and STREAM for a stream.
-        """
-        cdef Question q
-        cdef Py_ssize_t end
-        q.client = client
-        q.client_size = client_size
-        end = begin(query, size, out, capacity, stream, &self.secret, &q)
-        if q.done:
-            return end
-        end = self.look_up(&q, out, end)
-        return end if end == FORWARD else finish(out, end, &q, NOERROR, NULL, 0, &self.secret)
+    cdef Py_ssize_t answer(self, Question *q, uint8_t *out, Py_ssize_t end) except -2:
+        """Write the rest of the response that `begin` began, and return its size; else FORWARD, and it is as it was."""
+        end = self.look_up(q, out, end)
+        return end if end == FORWARD else finish(out, end, q, NOERROR, NULL, 0, &self.secret)
 
     cdef Py_ssize_t look_up(self, Question *q, uint8_t *out, Py_ssize_t end) except -2:
         """Add the records for the question, which is in `out` already, and the response code; the new end, or FORWARD.

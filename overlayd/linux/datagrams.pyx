@@ -16,7 +16,7 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from overlayd._fast.dnscache cimport Cache
-from overlayd._fast.dnsquery cimport DATAGRAM, FORWARD
+from overlayd._fast.dnsquery cimport DATAGRAM, FORWARD, Question, begin
 from overlayd._fast.nametable cimport NameTable
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -74,7 +74,7 @@ BATCH = BATCH_SIZE
 
 cdef struct Segmentation:  # a control message
     cmsghdr header
-    uint16_t size  # of each answer but the last
+    uint16_t size  # of each answer
 
 
 cdef inline double monotonic() noexcept:
@@ -97,6 +97,9 @@ cdef class Datagrams:
     cdef mmsghdr outgoing[BATCH_SIZE]
     cdef iovec answers[BATCH_SIZE][BATCH_SIZE]
     cdef Segmentation segmentations[BATCH_SIZE]
+    # Which of them may take one more answer: chains by its socket and length, of indices plus one; 0 ends them.
+    cdef uint8_t heads[256]
+    cdef uint8_t following[BATCH_SIZE]
     cdef uint8_t network[16]  # who may ask
     cdef int family, prefix_length
 
@@ -154,7 +157,8 @@ cdef class Datagrams:
 
     cdef int take(self, int descriptor, double now, list others) except -1:
         """Take a batch from a socket; add those that are to be forwarded to `others`."""
-        cdef Py_ssize_t size
+        cdef Question q
+        cdef Py_ssize_t size, end
         cdef int count, messages = 0
         cdef bint may_use_cache = False
         cdef int address = 4 if self.family == AF_INET else 8  # where sin_addr, sin6_addr is
@@ -166,32 +170,28 @@ cdef class Datagrams:
             if errno not in (EAGAIN, EINTR):
                 PyErr_SetFromErrno(OSError)
             return 0
+        memset(self.heads, 0, sizeof(self.heads))
         for i in range(count):
             if self.incoming[i].msg_hdr.msg_flags & MSG_TRUNC or not self.admitted(self.peers[i]):
                 continue
-            size = self.table.answer(
+            q.client = self.peers[i] + address
+            q.client_size = width
+            size = end = begin(
                 self.received[i],
                 self.incoming[i].msg_len,
-                self.peers[i] + address,
-                width,
                 self.written[i],
                 DATAGRAM,
                 False,
+                &self.table.secret,
+                &q,
             )
+            if not q.done:
+                size = self.table.answer(&q, self.written[i], end)
             if size == FORWARD:
                 if not may_use_cache:
                     self.before_cache()
                     may_use_cache = True
-                size = self.cache.answer(
-                    self.received[i],
-                    self.incoming[i].msg_len,
-                    self.peers[i] + address,
-                    width,
-                    self.written[i],
-                    DATAGRAM,
-                    False,
-                    now,
-                )
+                size = self.cache.answer(&q, self.received[i], self.written[i], end, now)
                 if self.cache.refresh:
                     others.append((
                         descriptor, PyBytes_FromStringAndSize(<char *>self.received[i], self.incoming[i].msg_len), b""
@@ -222,27 +222,30 @@ cdef class Datagrams:
 
     cdef bint add(self, int messages, int i, size_t size) noexcept:
         """Prepare to send the answer to a query, and tell whether that takes one more message.  It takes none when it
-        goes behind others to the same socket: the kernel takes these apart again where they are as long as the first
-        one, and the last one no longer.
+        goes behind others of one length to the same socket: the kernel takes these apart again.
         """
         cdef msghdr *message
         cdef msghdr *query = &self.incoming[i].msg_hdr
-        cdef iovec *last
-        for j in range(messages):
+        # The low byte of sin_port or sin6_port, so that other sockets are looked at only by chance.
+        cdef uint8_t *head = &self.heads[(<const uint8_t *>query.msg_name)[3] + size & 0xFF]
+        cdef int j = head[0] - 1
+        while j >= 0:
             message = &self.outgoing[j].msg_hdr
-            last = &message.msg_iov[message.msg_iovlen - 1]
             if (
-                size <= last.iov_len == message.msg_iov.iov_len
+                size == message.msg_iov.iov_len
                 and message.msg_namelen == query.msg_namelen
                 and not memcmp(message.msg_name, query.msg_name, query.msg_namelen)
             ):
-                self.segmentations[j].size = <uint16_t>last.iov_len
+                self.segmentations[j].size = <uint16_t>size
                 message.msg_control = &self.segmentations[j]
                 message.msg_controllen = sizeof(Segmentation)
-                last[1].iov_base = self.written[i]
-                last[1].iov_len = size
+                message.msg_iov[message.msg_iovlen].iov_base = self.written[i]
+                message.msg_iov[message.msg_iovlen].iov_len = size
                 message.msg_iovlen += 1
                 return False
+            j = self.following[j] - 1
+        self.following[messages] = head[0]
+        head[0] = <uint8_t>(messages + 1)
         message = &self.outgoing[messages].msg_hdr
         message.msg_name = query.msg_name
         message.msg_namelen = query.msg_namelen

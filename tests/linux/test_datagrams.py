@@ -192,6 +192,35 @@ def test_answers_to_one_socket_leave_as_one_message(datagrams, table):
         assert len(client.recv(65535)) == BATCH * answer
 
 
+def test_answers_of_two_sizes_to_one_socket_leave_as_two_messages(datagrams, table):
+    table.set_addresses(wire_name("longer"), (bytes([10, 200, 1, 6]),))
+    messages = [query(name, id) for id, name in enumerate(["web", "longer"] * 8)]
+    with bound() as server, bound() as client:
+        client.setsockopt(SOL_UDP, UDP_GRO, 1)
+        for message in messages:
+            client.sendto(message, server.getsockname())
+        served(datagrams, server)
+        for which in (0, 1):
+            assert client.recv(65535) == b"".join(table.respond(each, False) for each in messages[which::2])
+
+
+def test_sockets_with_one_port_are_told_apart(datagrams, table):
+    with bound(address="0.0.0.0") as server, bound() as first, ExitStack() as stack:
+        clients = [first]
+        for last in (2, 3, 4):
+            other = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            other.bind((f"127.0.0.{last}", first.getsockname()[1]))
+            other.settimeout(LIMIT)
+            clients.append(other)
+        messages = [query("web", id) for id in range(16)]
+        for at, message in enumerate(messages):
+            clients[at % 4].setsockopt(SOL_UDP, UDP_GRO, 1)
+            clients[at % 4].sendto(message, ("127.0.0.1", server.getsockname()[1]))
+        served(datagrams, server)
+        for at, client in enumerate(clients):
+            assert client.recv(65535) == b"".join(table.respond(each, False) for each in messages[at::4])
+
+
 def test_what_the_kernel_does_not_take_apart_is_sent_singly(host, datagrams, table):
     subprocess.run(["ip", "link", "set", "lo", "mtu", "600", "up"], check=True)
     table.set_addresses(wire_name("many"), tuple(bytes([10, 200, 2, last]) for last in range(60)))
