@@ -9,7 +9,7 @@ a service counts as its peers, its attachments and what edge peers may reach: th
 its subnet.
 """
 
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_interface, ip_network
 from itertools import chain
@@ -87,14 +87,20 @@ def layout(
     state: State, facts: Facts, touched: Collection[RowId] | None = None, besides: Mapping[RowId, Networks] = _NOTHING
 ) -> Layout:
     """The objects that the rows `touched` imply, or all rows (None), by key.  besides: see `implied`."""
-    return {thing.key: thing for thing in implied(state, facts, touched, besides)}
+    return by_key(implied(state, facts, touched, besides))
+
+
+def by_key(objects: Iterable[Object]) -> Layout:
+    """The later ones of a key count."""
+    return {thing.key: thing for thing in objects}
 
 
 def implied(
     state: State, facts: Facts, touched: Collection[RowId] | None = None, besides: Mapping[RowId, Networks] = _NOTHING
 ) -> Iterator[Object]:
-    """The same as they are made, for who has other work in between; the later ones of a key count.  besides: by the
-    rows of peers, allowed IPs whose ways are left out.
+    """The same as they are made, for who has other work in between; the later ones of a key count.  What hangs on a
+    service is of the rows that there are when it is its turn, whatever comes or goes meanwhile.  besides: by the rows
+    of peers, allowed IPs whose ways are left out.
     """
     if touched is None or ("overlay", "") in touched or ("node", "") in touched:
         return _everything(state, facts)
@@ -124,24 +130,26 @@ def leave_out(
     return found
 
 
-def of_service(state: State, facts: Facts, name: str) -> Layout:
+# Parts of the layout, as they are made, for who compares them with the kernel.  As of `implied`.
+
+
+def of_service(state: State, facts: Facts, name: str) -> Iterator[Object]:
     """The bridge of a service, the veths of its containers, and the proxies on it."""
-    objects = layout(state, facts, [(Service.table, name)])
-    return {key: thing for key, thing in objects.items() if isinstance(thing, Bridge | Veth | Proxy)}
+    for thing in implied(state, facts, [(Service.table, name)]):
+        if isinstance(thing, Bridge | Veth | Proxy):
+            yield thing
 
 
-def of_device(state: State, facts: Facts, scope: str) -> Layout:
+def of_device(state: State, facts: Facts, scope: str) -> Iterator[Object]:
     """The device of a scope with its peers, and the routes and aliases on it."""
-    objects = layout(state, facts)
-    return {
-        key: thing
-        for key, thing in objects.items()
-        if (isinstance(thing, Device | DevicePeer | Route) and thing.scope == scope)
-        or (isinstance(thing, Alias) and scope == GLOBAL)
-    }
+    for thing in implied(state, facts):
+        if (isinstance(thing, Device | DevicePeer | Route) and thing.scope == scope) or (
+            isinstance(thing, Alias) and scope == GLOBAL
+        ):
+            yield thing
 
 
-def of_peers(state: State, facts: Facts, scope: str) -> Layout:
+def of_peers(state: State, facts: Facts, scope: str) -> Iterator[Object]:
     """The device of a scope with its peers, without what else is on it."""
     rows: list[RowId] = [peer.id for peer in state.peers(scope).values()]
     if scope == GLOBAL:
@@ -150,14 +158,24 @@ def of_peers(state: State, facts: Facts, scope: str) -> Layout:
     else:
         service = state.get(Service, scope)
         device = _service(state, facts, service) if service is not None else iter(())
-    objects = (*device, *layout(state, facts, rows).values())
-    return {thing.key: thing for thing in objects if isinstance(thing, Device | DevicePeer)}
+    for thing in chain(device, implied(state, facts, rows)):
+        if isinstance(thing, Device | DevicePeer):
+            yield thing
 
 
-def fences(state: State, facts: Facts) -> Layout:
+def fences(state: State, facts: Facts) -> Iterator[Object]:
     """The unreachable routes behind ours."""
-    objects = layout(state, facts, [peer.id for peer in state.table(Peer).values()])
-    return {key: thing for key, thing in objects.items() if isinstance(thing, Fence)}
+    for thing in implied(state, facts, [peer.id for peer in state.table(Peer).values()]):
+        if isinstance(thing, Fence):
+            yield thing
+
+
+def elements(state: State, facts: Facts) -> Iterator[Object]:
+    """All members of our nftables sets."""
+    rows = [row.id for table in (Service, Attachment, Edge) for row in state.table(table).values()]
+    for thing in chain(_overlay(state, facts), implied(state, facts, rows)):
+        if isinstance(thing, Element):
+            yield thing
 
 
 def has_fence(state: State, network: Network) -> bool:
@@ -175,13 +193,6 @@ def has_way(state: State, network: Network) -> bool:
         return False
     lease = state.lease(network.network_address.packed) if network.num_addresses == 1 else None
     return network == overlay.cluster or (lease is not None and lease.holder.startswith(edges.holder("")))
-
-
-def elements(state: State, facts: Facts) -> Layout:
-    """All members of our nftables sets."""
-    rows = [row.id for table in (Service, Attachment, Edge) for row in state.table(table).values()]
-    objects = (*_overlay(state, facts), *layout(state, facts, rows).values())
-    return {thing.key: thing for thing in objects if isinstance(thing, Element)}
 
 
 def _everything(state: State, facts: Facts) -> Iterator[Object]:
@@ -203,7 +214,7 @@ def _of_row(state: State, facts: Facts, id: RowId, besides: Mapping[RowId, Netwo
         if service := state.get(Service, key):
             yield from _service(state, facts, service)
             yield from _on_service(state, facts, service)
-        for granted in state.table(Edge).values():
+        for granted in [*state.table(Edge).values()]:
             if key in granted.services:  # also without the service: what else they may reach stays
                 yield from ruleset.edge(granted.address, granted.allowed, edges.subnets(state, granted))
     elif table == Peer.table and (peer := state.get(Peer, key)):
@@ -282,15 +293,15 @@ def bridge(service: Service, facts: Facts) -> Bridge:
 
 def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
     """What hangs on a service's device and bridge: not guests that were there before it, with the node's addresses."""
-    for peer in state.peers(service.name).values():
+    for peer in [*state.peers(service.name).values()]:
         yield from _peer(state, facts, peer)
     own = service is state.slice_service
-    for attachment in state.table(Attachment).values():
+    for attachment in [*state.table(Attachment).values()]:
         here = attachment.address in service.subnet and (own or attachment.service == service.name)
         if here or (own and attachment.global_address is not None):
             yield from _attachment(state, facts, attachment)
     if own:
-        for edge in state.table(Edge).values():
+        for edge in [*state.table(Edge).values()]:
             yield from _edge(state, facts, edge)
 
 

@@ -6,10 +6,9 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,18 +20,17 @@ from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.lane import Lane
 from overlayd.daemon.change.locks import ResourceLocks
 from overlayd.daemon.change.slices import Slices
+from overlayd.daemon.change.transition import Encoded, Transition
 from overlayd.daemon.change.work import Work, end, resolve
 from overlayd.daemon.listeners import Listeners
 from overlayd.errors import MechanismError, StateError
-from overlayd.model.layout import Facts, Layout, Networks, implied, layout, leave_out
-from overlayd.model.objects import Address, Element, Step, Veth
+from overlayd.model.layout import Facts, Layout, Networks, by_key, implied, leave_out
+from overlayd.model.objects import Address, Element, Object, Step, Veth
 from overlayd.model.plan import plan
 from overlayd.model.rows import Change, Lease, Peer, Row, RowId, encode
 from overlayd.model.state import Draft, NotYet, State
 
 T = TypeVar("T")
-
-Encoded = dict[RowId, bytes | None]  # None for rows that go
 
 log = logging.getLogger(__name__)
 
@@ -53,24 +51,6 @@ MANY = 256  # objects, which are compared beside the loop
 BIRTHS, BURIALS = 8, 512
 
 FACTS = "facts"  # the resource that stands for `Node.facts`
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """A change that is in the state, but not on disk or in the kernel yet.
-
-    change, inverse: the rows as they become, and as they were.  encoded: the first, for the journal.  have, want: the
-    objects of these rows before and after.  verify: `have` is looked up in the kernel rather than believed.
-    everything: everything is held, so that the state stands still and what takes long may be done beside the loop.
-    """
-
-    change: Change
-    inverse: Change
-    encoded: Encoded
-    have: Layout
-    want: Layout
-    verify: bool
-    everything: bool
 
 
 class Node:
@@ -211,11 +191,15 @@ class Node:
         all; exclusive: the resources that guard them, none for all there are.  On MechanismError the facts are as
         they were.
         """
-        async with self._hold([*exclusive, FACTS], everything=not exclusive):
-            before, have = self.facts, layout(self.state, self.facts, touched)
-            self.facts = update(before)
+        everything = not exclusive
+        async with self._hold([*exclusive, FACTS], everything=everything):
+            before = self.facts
             try:
-                await self._apply(plan(have, layout(self.state, self.facts, touched)))
+                async with self._deciding:
+                    have = await self._layout(touched, everything)
+                    self.facts = update(before)
+                    want = await self._layout(touched, everything)
+                await self._apply(await self._plan(have, want))
             except BaseException as error:
                 self.facts = before
                 await self._undo(error)
@@ -223,13 +207,13 @@ class Node:
 
     async def reconcile(self) -> tuple[list[Step], list[Failure]]:
         """Make the kernel what the state implies, whatever it is now.  Returns the steps, and those that failed."""
-        async with self.comparing(layout, observe) as steps:
+        async with self.comparing(implied, observe) as steps:
             return steps, await self.repair(steps)
 
     @asynccontextmanager
     async def comparing(
         self,
-        part: Callable[[State, Facts], Layout],
+        part: Callable[[State, Facts], Iterator[Object]],
         look: Callable[[Kernel, Layout], Layout],
         *,
         exclusive: Collection[str] | None = None,
@@ -237,16 +221,15 @@ class Node:
         """Compare the kernel with what the state implies, and let nobody change that before the block ends.  Yields the
         steps from the one to the other, for `repair`.
 
-        part: of the layout.  look: what the kernel has of it, in a worker thread.  exclusive: the resources that nobody
-        may change meanwhile, None for all there are.  MechanismError: the kernel refuses the look.
+        part: of the layout, as it is made.  look: what the kernel has of it, in a worker thread.  exclusive: the
+        resources that nobody may change meanwhile, None for all there are.  MechanismError: the kernel refuses that.
         """
         everything = exclusive is None
         async with self._hold(exclusive or (), everything=everything):
-            # With everything held the state stands still, and a large part may be put together beside the loop.
-            want = await self.run(part, self.state, self.facts) if everything else part(self.state, self.facts)
+            async with self._deciding:
+                want = await self._put_together(part(self.state, self.facts), everything)
             have = await self.run(look, self.kernel, want)
-            many = len(have) + len(want) > MANY
-            yield await self.run(plan, have, want) if many else plan(have, want)
+            yield await self._plan(have, want)
 
     async def repair(self, steps: Sequence[Step]) -> list[Failure]:
         """Take steps of `comparing`, each for itself, within its block.  Returns those that failed."""
@@ -361,19 +344,29 @@ class Node:
         return Transition(change, inverse, encoded, have, want, bool(verify), everything) if taken else None
 
     async def _layout(
-        self, touched: Collection[RowId], everything: bool, besides: Mapping[RowId, Networks] | None = None
+        self, touched: Collection[RowId] | None, everything: bool, besides: Mapping[RowId, Networks] | None = None
     ) -> Layout:
-        """The objects of these rows as the state is now: put together beside the loop if that stands still, for they
-        may be all there are; else before another change is decided, and in slices when they are many.
+        """The objects of these rows, or of all, as the state is now."""
+        return await self._put_together(implied(self.state, self.facts, touched, besides or {}), everything)
+
+    async def _put_together(self, objects: Iterator[Object], everything: bool) -> Layout:
+        """By key: beside the loop if the state stands still, for they may be all there are; else before another change
+        is decided, and in slices when they are many.
         """
         if everything:
-            return await self.run(layout, self.state, self.facts, touched)
+            return await self.run(by_key, objects)
         slices, found = Slices(), Layout()
-        for number, thing in enumerate(implied(self.state, self.facts, touched, besides or {}), 1):
+        for number, thing in enumerate(objects, 1):
             found[thing.key] = thing
             if number % FEW == 0:
                 await slices.pause()
         return found
+
+    async def _plan(self, have: Layout, want: Layout) -> list[Step]:
+        """Beside the loop when there is much to compare."""
+        if len(have) + len(want) > MANY:
+            return await self.run(plan, have, want)
+        return plan(have, want)
 
     async def _take_effect(self, transition: Transition) -> None:
         """Disk and kernel follow the state, or the state goes back; until then nothing that the change gives up is
@@ -444,9 +437,7 @@ class Node:
         have = transition.have
         if transition.verify and have:
             have = await self.run(present, self.kernel, have)
-        if transition.everything or len(have) + len(transition.want) > MANY:
-            return await self.run(plan, have, transition.want)
-        return plan(have, transition.want)
+        return await self._plan(have, transition.want)
 
     def _released(self, inverse: Change) -> list[Address]:
         """The addresses that lost their holder."""

@@ -54,9 +54,7 @@ async def restore(node: Node, row: Attachment, descriptor: int) -> None:
 
     locks = [*attachment_locks(row.handle, file, row.isolation_network), service_lock(row.service)]
     with netns.lent(file, descriptor):
-        async with node.comparing(
-            lambda state, facts: {leg.key: leg for leg in legs(state, facts, row)}, look, exclusive=locks
-        ) as steps:
+        async with node.comparing(lambda state, facts: iter(legs(state, facts, row)), look, exclusive=locks) as steps:
             failures = await node.repair(steps)
     if found:
         log.warning("%s is made anew, for it is added again, and %s", row.handle, "; ".join(found))

@@ -13,7 +13,7 @@ import logging
 import select
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Hashable
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,8 +42,8 @@ from overlayd.linux.monitor import Monitor
 from overlayd.linux.observe import all_links
 from overlayd.model import drift
 from overlayd.model.backoff import Backoff
-from overlayd.model.layout import Facts, Layout, elements, fences, layout, of_device, of_peers, of_service
-from overlayd.model.objects import NetnsPath, Step, Veth
+from overlayd.model.layout import Facts, Layout, elements, fences, implied, of_device, of_peers, of_service
+from overlayd.model.objects import NetnsPath, Object, Step, Veth
 from overlayd.model.pacing import Pacing, pace_key
 from overlayd.model.rows import Attachment, Host, Overlay, Service
 from overlayd.model.state import State
@@ -308,7 +308,7 @@ class Sentinel:
                 "the way out is %s with MTU %d: MTU %d inside, was %d", way.interface, way.mtu, mtu, node.facts.mtu
             )
             await node.update_facts(lambda facts: replace(facts, mtu=mtu), ())
-            async with node.comparing(layout, inspect.audit) as steps:
+            async with node.comparing(implied, inspect.audit) as steps:
                 failures = await node.repair(steps)
             if failures:
                 self.suspect(EVERYTHING, "mtu")  # which says what, and tries again
@@ -373,7 +373,7 @@ def link_names(state: State) -> list[str]:
     return [*names, overlay.interface] if overlay is not None and overlay.up else names
 
 
-Way = tuple[Callable[[State, Facts], Layout], Callable[[Kernel, Layout], Layout], Collection[str] | None]
+Way = tuple[Callable[[State, Facts], Iterator[Object]], Callable[[Kernel, Layout], Layout], Collection[str] | None]
 
 
 def _way(part: Part) -> Way:
@@ -390,7 +390,7 @@ def _way(part: Part) -> Way:
         case FENCE.kind:
             return fences, inspect.look, None
         case _:
-            return layout, inspect.audit, None
+            return implied, inspect.audit, None
 
 
 def _by(who: str) -> str:

@@ -26,7 +26,7 @@ from overlayd.daemon.upkeep.suspects import EVERYTHING, Part
 from overlayd.errors import MechanismError
 from overlayd.linux.monitor import Overrun
 from overlayd.model import overlay, services
-from overlayd.model.layout import Facts, layout, of_service
+from overlayd.model.layout import Facts, implied, of_service
 from overlayd.model.rows import Node as Identity
 from overlayd.model.state import State
 
@@ -148,7 +148,7 @@ async def ready(directory: Path) -> AsyncIterator[Watched]:
 @pytest.fixture
 async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Watched]:
     def way(part: Part):
-        of = (lambda state, facts: of_service(state, facts, name="web")) if part == WEB else layout
+        of = (lambda state, facts: of_service(state, facts, name="web")) if part == WEB else implied
         return of, MapKernel.look, None
 
     monkeypatch.setattr(sentinel, "_way", way)

@@ -1,0 +1,29 @@
+"""A change between its decision and its end.
+
+Owns: what `node` hands from one step of that way to the next.  Must not know: how a step is done.
+"""
+
+from dataclasses import dataclass
+
+from overlayd.model.layout import Layout
+from overlayd.model.rows import Change, RowId
+
+Encoded = dict[RowId, bytes | None]  # None for rows that go
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change that is in the state, but not on disk or in the kernel yet.
+
+    change, inverse: the rows as they become, and as they were.  encoded: the first, for the journal.  have, want: the
+    objects of these rows before and after.  verify: `have` is looked up in the kernel rather than believed.
+    everything: everything is held, so that the state stands still and what takes long may be done beside the loop.
+    """
+
+    change: Change
+    inverse: Change
+    encoded: Encoded
+    have: Layout
+    want: Layout
+    verify: bool
+    everything: bool
