@@ -311,51 +311,59 @@ def _translation(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterat
     with open conditions, as those of kube-proxy for marked packets, are taken not to mean ours.
     """
     version, cluster = traffic.cluster.version, traffic.cluster
-    links = _unlike(traffic.links, ruleset.names())
-    if version in _FAMILIES.get(chain.name[0], ()) and chain.hook in ("prerouting", "postrouting"):
+    known_family = version in _FAMILIES.get(chain.name[0], ())
+    links = _unlike(traffic.links, ruleset.names()) if known_family else []
+
+    def translates(packet: Packet) -> bool:
+        return judge(ruleset, chain, packet).end in _TRANSLATES
+
+    if chain.hook in ("prerouting", "postrouting"):
         way = _WAYS[chain.hook]
-        for link in links:
-            incoming, outgoing = (link, None) if way == "i" else (None, link)
-            packet = Packet(version, incoming, outgoing, begins=True, source=cluster, destination=cluster)
-            if judge(ruleset, chain, packet).end in _TRANSLATES:
-                yield Finding(
-                    code="overlay-translated",
-                    severity="warning" if way == "o" else "error",
-                    object=_object(chain),
-                    problem="changes the addresses of packets within the overlay",
-                    symptom="containers of other nodes see this host in place of who sends"
-                    if way == "o"
-                    else "they go elsewhere than to whom they were sent",
-                    remedy=_passage_remedy(chain, [(way, each) for each in links]),
-                )
-                return
+        ends = {link: (link, None) if way == "i" else (None, link) for link in links}
+        taken = [
+            (way, link)
+            for link, (incoming, outgoing) in ends.items()
+            if translates(Packet(version, incoming, outgoing, begins=True, source=cluster, destination=cluster))
+        ]
+        if taken:
+            yield Finding(
+                code="overlay-translated",
+                severity="warning" if way == "o" else "error",
+                object=_object(chain),
+                problem="changes the addresses of packets within the overlay",
+                symptom="containers of other nodes see this host in place of who sends"
+                if way == "o"
+                else "they go elsewhere than to whom they were sent",
+                remedy=_passage_remedy(chain, taken),
+            )
     if chain.hook != "prerouting":
         return
-    for outer in traffic.underlay.intersection(_FAMILIES.get(chain.name[0], ())):
-        for port in traffic.wireguard:
-            packet = Packet(outer, Link(traffic.way_out) if traffic.way_out else None, None, True, "udp", port)
-            if judge(ruleset, chain, packet).end in _TRANSLATES:
-                yield Finding(
-                    code="wireguard-blocked",
-                    severity="error",
-                    object=_object(chain),
-                    problem=f"leads elsewhere what comes for WireGuard's UDP port {port}",
-                    symptom=_SOME_GET_IN,
-                    remedy=_local_remedy(chain, ["udp"], str(port), bridges=False),
-                )
-    questions = (
-        Packet(version, link, None, True, "udp", traffic.dns, source=cluster)
-        for link in links
-        if link.group == GROUP_BRIDGE and traffic.dns and version in _FAMILIES.get(chain.name[0], ())
-    )
-    if any(judge(ruleset, chain, packet).end in _TRANSLATES for packet in questions):
+    versions = traffic.underlay.intersection(_FAMILIES.get(chain.name[0], ()))
+    link = Link(traffic.way_out) if traffic.way_out else None
+    tunnels = (packet for packet in _tunnels(versions, link, traffic, leaves=False) if translates(packet))
+    if ports := ",".join(str(port) for port in dict.fromkeys(packet.port for packet in tunnels)):
+        yield Finding(
+            code="wireguard-blocked",
+            severity="error",
+            object=_object(chain),
+            problem=f"leads elsewhere what comes for WireGuard's UDP port {ports}",
+            symptom=_SOME_GET_IN,
+            remedy=_local_remedy(chain, ["udp"], ports, bridges=False),
+        )
+    bridges = [link for link in links if link.group == GROUP_BRIDGE and traffic.dns]
+    protocols = [
+        protocol
+        for protocol in ("udp", "tcp")
+        if any(translates(Packet(version, link, None, True, protocol, traffic.dns, source=cluster)) for link in bridges)
+    ]
+    if protocols:
         yield Finding(
             code="dns-blocked",
             severity="error",
             object=_object(chain),
             problem=f"leads elsewhere what containers send to the name server's port {traffic.dns}",
             symptom="containers that ask the gateway for a name get another's answer, or none",
-            remedy=_local_remedy(chain, ["udp"], str(traffic.dns), bridges=True),
+            remedy=_local_remedy(chain, protocols, str(traffic.dns), bridges=True),
         )
 
 

@@ -368,6 +368,34 @@ def test_the_advice_lets_the_overlay_keep_its_addresses():
     assert translated("ip", "postrouting", *spared) == {}
 
 
+def test_a_chain_that_takes_everything_is_told_for_each_kind_of_what_it_takes():
+    """Two devices and two bridges, and each finding once."""
+    traffic = replace(
+        TRAFFIC,
+        links=(DEVICE, Link("zl-a-own", GROUP_DEVICE), BRIDGE, Link("zl-a-api-b", GROUP_BRIDGE)),
+        underlay=frozenset({4, 6}),
+        wireguard=(51820, 51821),
+    )
+    chain = ("inet", "nat", "PREROUTING")
+    rules = {chain: [[{"redirect": None}]]}
+    told = blockers([Ruleset([BaseChain(chain, "prerouting", "accept", translates=True)], rules)], traffic)
+    assert [each.code for each in told] == ["overlay-translated", "wireguard-blocked", "dns-blocked"]
+    assert "UDP port 51820,51821" in told[1].problem
+    assert "51820, 51821" in told[1].remedy
+    assert "udp dport 53" in told[2].remedy
+    assert "tcp dport 53" in told[2].remedy
+
+
+def test_the_advice_for_a_translation_names_the_links_that_it_takes():
+    leg = replace(TRAFFIC, links=(DEVICE, LEG))
+    taken = translated("ip", "postrouting", [link("oifname", LEG.name), {"masquerade": None}], traffic=leg)
+    assert taken["overlay-translated"].remedy.startswith("iptables -t nat -I POSTROUTING -o veth-+ -j ACCEPT (or")
+    by_tcp = translated("ip", "prerouting", [field("tcp", "dport", 53), {"redirect": None}])
+    assert [*by_tcp] == ["dns-blocked"]
+    assert "-p tcp --dport 53" in by_tcp["dns-blocked"].remedy
+    assert "-p udp" not in by_tcp["dns-blocked"].remedy
+
+
 @pytest.mark.parametrize("hook", ["input", "output"])
 def test_arp(hook):
     way = hook[0]
