@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 
 from overlayd import keys
 from overlayd.daemon.change import inspect
+from overlayd.daemon.change.disposal import dispose
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.presence import lives
 from overlayd.daemon.dns.nameserver import Nameserver
@@ -154,7 +155,9 @@ class Doctor:
         """In a worker thread: what differs in the kernel, who died, and which peers have no address."""
         node = self._node
         want = layout(node.state, node.facts)
-        steps = plan(inspect.audit(node.kernel, want), want)
+        have = inspect.audit(node.kernel, want)
+        steps = plan(have, want)
+        dispose(have, want)
         failures = self._sentinel.failures
         others = [step for step in steps if pace_key(step) not in failures]
         remedy = "restart overlayd, which puts it right"

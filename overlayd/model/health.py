@@ -5,6 +5,7 @@ and how many readings without an answer make a device count as hung.  Must not k
 told.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
@@ -82,6 +83,8 @@ class HealthTracker:
         self.turned: dict[bytes, Condition] = {}  # those whose condition the last observation has changed
         self._patience = min(UNANSWERED, fresh)
         self._peers: dict[bytes, _Peer] = {}
+        self._counts: Counter[Condition] = Counter()
+        self._silent: dict[bytes, _Peer] = {}
 
     def condition(self, key: bytes) -> Condition:
         """How a peer was at the last observation."""
@@ -90,15 +93,12 @@ class HealthTracker:
 
     def count(self, condition: Condition) -> int:
         """How many peers are so."""
-        return sum(known.condition == condition for known in self._peers.values())
+        return self._counts[condition]
 
     def silent(self, now: float) -> dict[bytes, float]:
         """The peers that do not answer, and for how many seconds what was sent has waited."""
-        return {
-            key: now - known.waiting_since
-            for key, known in self._peers.items()
-            if known.condition == "silent" and known.waiting_since is not None
-        }
+        silent = self._silent.items()
+        return {key: now - since for key, known in silent if (since := known.waiting_since) is not None}
 
     def resume(self, peers: Mapping[bytes, Seen], now: float) -> None:
         """Take what a device shows that an earlier daemon watched.
@@ -111,6 +111,7 @@ class HealthTracker:
             self._update(known, seen, now)
             if known.condition == "answers":
                 known.announced = True
+        self._peers_are(self._peers)
 
     def observe(self, peers: Mapping[bytes, Seen], now: float) -> list[tuple[bytes, bool]]:
         """Take what a device shows of all its peers; return those whose health has changed, and what it is now.
@@ -131,8 +132,15 @@ class HealthTracker:
             if healthy is not None and healthy != known.announced:
                 known.announced = healthy
                 changes.append((key, healthy))
-        self._peers, self.turned = now_known, turned
+        self._peers_are(now_known)
+        self.turned = turned
         return changes
+
+    def _peers_are(self, peers: dict[bytes, _Peer]) -> None:
+        """What is asked every second is counted here, beside the loop."""
+        counts = Counter([known.condition for known in peers.values()])
+        silent = {key: known for key, known in peers.items() if known.condition == "silent"}
+        self._peers, self._counts, self._silent = peers, counts, silent
 
     def _update(self, known: _Peer, seen: Seen, now: float) -> None:
         heard = seen.rx_bytes > known.rx_bytes or seen.last_handshake > known.last_handshake

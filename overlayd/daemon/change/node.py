@@ -6,7 +6,7 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
@@ -14,20 +14,21 @@ from typing import Any, TypeVar
 
 from overlayd import fault
 from overlayd.daemon.change.apply import Failure, HalfDone, Kernel
+from overlayd.daemon.change.disposal import dispose
 from overlayd.daemon.change.gather import Decision, Gathering
 from overlayd.daemon.change.inspect import observe, present
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.lane import Lane
 from overlayd.daemon.change.locks import ResourceLocks
 from overlayd.daemon.change.slices import Slices
-from overlayd.daemon.change.transition import Encoded, Transition
+from overlayd.daemon.change.transition import Encoded, Transition, encode_rows
 from overlayd.daemon.change.work import Work, end, resolve
 from overlayd.daemon.listeners import Listeners
 from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, Networks, by_key, implied, leave_out
 from overlayd.model.objects import Address, Element, Object, Step, Veth
 from overlayd.model.plan import plan
-from overlayd.model.rows import Change, Lease, Peer, Row, RowId, encode
+from overlayd.model.rows import Change, Lease, Peer, Row, RowId
 from overlayd.model.state import Draft, NotYet, State
 
 T = TypeVar("T")
@@ -145,13 +146,19 @@ class Node:
         return await decision.outcome
 
     async def change_all(
-        self, decides: Sequence[Callable[[Draft], T]], exclusive: Collection[str], shared: Collection[str] = ()
+        self,
+        decides: Sequence[Callable[[Draft], T]],
+        exclusive: Collection[str],
+        shared: Collection[str] = (),
+        prepare: Callable[[], object] | None = None,
     ) -> list[T | BaseException]:
         """Like `change` for each, but together, as `change_together` does it.  None may raise `NotYet`.  Returns what
         each returned or raised.
         """
         decisions = [Decision(decide) for decide in decides]
         async with self._hold(exclusive, shared):
+            if prepare is not None:
+                await self.run(prepare)
             await self._carry_out_group(decisions)
         return await asyncio.gather(*(each.outcome for each in decisions), return_exceptions=True)
 
@@ -164,7 +171,7 @@ class Node:
             decide(draft)
             inverse = self.state.apply(draft.rows)
             try:
-                await self._commit(_encoded(draft.rows))
+                await self._commit(encode_rows(draft.rows))
             except StateError as error:
                 if not at_any_price:
                     self.state.apply(inverse)
@@ -196,10 +203,11 @@ class Node:
             before = self.facts
             try:
                 async with self._deciding:
-                    have = await self._layout(touched, everything)
+                    have = await self._put_together(implied(self.state, self.facts, touched), everything)
                     self.facts = update(before)
-                    want = await self._layout(touched, everything)
+                    want = await self._put_together(implied(self.state, self.facts, touched), everything)
                 await self._apply(await self._plan(have, want))
+                self._dispose(have, want)
             except BaseException as error:
                 self.facts = before
                 await self._undo(error)
@@ -230,6 +238,7 @@ class Node:
                 want = await self._put_together(part(self.state, self.facts), everything)
             have = await self.run(look, self.kernel, want)
             yield await self._plan(have, want)
+            self._dispose(have, want)
 
     async def repair(self, steps: Sequence[Step]) -> list[Failure]:
         """Take steps of `comparing`, each for itself, within its block.  Returns those that failed."""
@@ -295,7 +304,10 @@ class Node:
         """
         transition = await self._decide(decisions, verify, everything)
         if transition is not None:
-            await self._take_effect(transition)
+            try:
+                await self._take_effect(transition)
+            finally:
+                self._dispose(transition.have, transition.want)
         for at, decision in enumerate(decisions, 1):
             decision.settle()
             if at % FEW == 0:
@@ -308,7 +320,7 @@ class Node:
         async with self._deciding:
             touched: set[RowId] = set(verify)
             besides: dict[RowId, Networks] = {}  # of peers, to which the ways stay as they are
-            have = await self._layout(touched, everything)
+            have = await self._put_together(implied(self.state, self.facts, touched), everything)
             change: dict[RowId, Row | None] = {}
             inverse: dict[RowId, Row | None] = {}
             taken = 0
@@ -324,7 +336,9 @@ class Node:
                         if not everything and (ways := leave_out(self.state, self.facts, draft.rows, touched, besides)):
                             have = ways | have
                         if not all(id[0] == Peer.table and self.state.get(Peer, id[1]) is None for id in first):
-                            have |= await self._layout(first, everything, besides)  # of a new peer there is nothing yet
+                            # Of a new peer there is nothing yet.
+                            present = implied(self.state, self.facts, first, besides)
+                            have |= await self._put_together(present, everything)
                         await slices.pause()
                         touched |= first
                         for id, row in self.state.apply(draft.rows).items():
@@ -332,26 +346,21 @@ class Node:
                         change |= draft.rows
                 await slices.pause()
                 # Now, while the state shows this change and no later one: what those bring about is their own affair.
-                want = await self._layout(touched, everything, besides) if taken else {}
+                objects = implied(self.state, self.facts, touched, besides) if taken else iter(())
+                want = await self._put_together(objects, everything)
                 # Before another change is decided, which may not come to the disk sooner.
                 encoded: Encoded = {}
                 for id, row in change.items():
-                    encoded |= _encoded({id: row})
+                    encoded |= encode_rows({id: row})
                     await slices.pause()
             except BaseException:
                 self.state.apply(inverse)
                 raise
         return Transition(change, inverse, encoded, have, want, bool(verify), everything) if taken else None
 
-    async def _layout(
-        self, touched: Collection[RowId] | None, everything: bool, besides: Mapping[RowId, Networks] | None = None
-    ) -> Layout:
-        """The objects of these rows, or of all, as the state is now."""
-        return await self._put_together(implied(self.state, self.facts, touched, besides or {}), everything)
-
     async def _put_together(self, objects: Iterator[Object], everything: bool) -> Layout:
-        """By key: beside the loop if the state stands still, for they may be all there are; else before another change
-        is decided, and in slices when they are many.
+        """What the state implies now, by key: beside the loop if the state stands still, for that may be all there is;
+        else before another change is decided, and in slices.
         """
         if everything:
             return await self.run(by_key, objects)
@@ -361,6 +370,11 @@ class Node:
             if number % FEW == 0:
                 await slices.pause()
         return found
+
+    def _dispose(self, *layouts: Layout) -> None:
+        """Have those that are large emptied beside the loop, some time."""
+        if sum(map(len, layouts)) > MANY:
+            self._workers.submit(dispose, *layouts)
 
     async def _plan(self, have: Layout, want: Layout) -> list[Step]:
         """Beside the loop when there is much to compare."""
@@ -448,7 +462,7 @@ class Node:
     async def _take_back(self, inverse: Change) -> None:
         self.state.apply(inverse)
         try:
-            await self._commit(_encoded(inverse))
+            await self._commit(encode_rows(inverse))
         except StateError as error:
             self._owe(inverse, error)
 
@@ -460,7 +474,7 @@ class Node:
         """A commit cannot be stopped: whoever is cancelled waits for its end, and is cancelled then.  then: see
         `Journal.commit`.
         """
-        rows = _encoded(self._owed) | encoded
+        rows = encode_rows(self._owed) | encoded
         if not rows and then is not None:
             then()
         if rows:
@@ -484,8 +498,3 @@ class Node:
         if isinstance(error, HalfDone):
             await self.run(self.kernel.undo, error.done)
             raise error.error from error.error.__cause__
-
-
-def _encoded(change: Change) -> Encoded:
-    """Some 4 us for each allowed IP."""
-    return {id: encode(row) if row is not None else None for id, row in change.items()}

@@ -6,7 +6,7 @@ Owns: what `node` hands from one step of that way to the next.  Must not know: h
 from dataclasses import dataclass
 
 from overlayd.model.layout import Layout
-from overlayd.model.rows import Change, RowId
+from overlayd.model.rows import Change, RowId, encode
 
 Encoded = dict[RowId, bytes | None]  # None for rows that go
 
@@ -27,3 +27,8 @@ class Transition:
     want: Layout
     verify: bool
     everything: bool
+
+
+def encode_rows(change: Change) -> Encoded:
+    """Some 4 us for each allowed IP."""
+    return {id: encode(row) if row is not None else None for id, row in change.items()}

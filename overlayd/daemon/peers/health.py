@@ -8,7 +8,7 @@ back (`sentinel`).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Set
+from collections.abc import AsyncIterator, Collection, Mapping, Set
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from errno import ETIMEDOUT
 from typing import NamedTuple
@@ -200,8 +200,7 @@ class Health:
                     log.debug("reading %s: %s", device, error)
                 continue
             self._hear(scope, device, found.keys())
-            ours = self._node.state.peers(scope)
-            shown[scope] = {key: activity for key, activity in found.items() if key in ours}
+            shown[scope] = await self._node.run(_of_these, found, self._node.state.peers(scope))
         return shown
 
     def _scope(self, scope: str) -> "_Scope":
@@ -243,6 +242,11 @@ class Health:
         devices = {} if state.overlay is None else {GLOBAL: state.overlay.interface}
         dedicated = (service for service in state.table(Service).values() if service.dedicated)
         return devices | {service.name: service.device for service in dedicated}
+
+
+def _of_these(found: Mapping[bytes, Activity], peers: Collection[bytes]) -> dict[bytes, Activity]:
+    """In a worker thread; peers: are only looked up, for some come and go meanwhile."""
+    return {key: activity for key, activity in found.items() if key in peers}
 
 
 class _Reading(NamedTuple):
