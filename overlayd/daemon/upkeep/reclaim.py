@@ -5,13 +5,14 @@ Owns: what that locks, and when it is due.  Must not know: how the death was not
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple
 
 from overlayd.daemon.change.locks import EVERYTHING
 from overlayd.daemon.change.node import Node
-from overlayd.daemon.change.presence import lives
+from overlayd.daemon.change.presence import ended, lives
 from overlayd.daemon.change.resources import RECORDS, attachment_locks, peers_locks, service_lock
 from overlayd.linux import netns
 from overlayd.model import attachments
@@ -32,15 +33,15 @@ async def detach(node: Node, handle: str, *, dead: bool = False) -> Attachment |
     attachment = _attached(node.state, handle, dead)
     if attachment is None and node.is_settled(handle, EVERYTHING):
         return None
-    seen: list[bool] = []
+    gone: set[str] = set()
 
     def look() -> None:
         found = _attached(node.state, handle, dead)
-        if found is not None and found.file is not None:
-            seen.append(lives(found))
+        if found is not None and found.file is not None and not lives(found):
+            gone.add(handle)
 
-    decide = _decision(handle, dead, seen)
-    prepare = look if dead and attachment is not None and attachment.file is not None else None
+    decide = _decision(handle, dead, gone)
+    prepare = look if dead and (attachment is None or attachment.file is not None) else None
     if attachment is None or not node.is_settled(handle):
         # What there will be to take back, and so what to lock for it, is for somebody ahead of us to say.
         return await node.change(decide, everything=True, prepare=prepare)
@@ -62,22 +63,31 @@ async def detach_all(
         if present:
             locks = [_locks(handle, row) for handle, row in present.items()]
             exclusive, shared = (list(chain.from_iterable(each)) for each in zip(*locks, strict=True))
-            decisions = [_decision(handle, handle in dead) for handle in present]
-            ends |= zip(present, await node.change_all(decisions, exclusive, shared), strict=True)
+            gone: set[str] = set()
+            decisions = [_decision(handle, handle in dead, gone) for handle in present]
+            suspects = [handle for handle in present if handle in dead]
+            prepare = partial(_look, node.state, suspects, gone) if suspects else None
+            ends |= zip(present, await node.change_all(decisions, exclusive, shared, prepare), strict=True)
         others = [handle for handle in several if handle not in present]
         one_by_one = (detach(node, handle, dead=handle in dead) for handle in others)
         ends |= zip(others, await asyncio.gather(*one_by_one, return_exceptions=True), strict=True)
     return ends
 
 
-def _decision(handle: str, dead: bool, seen: Sequence[bool] = ()) -> Callable[[Draft], Attachment | None]:
-    """seen: whether the container lives, if somebody has looked; else it is looked at when it is decided."""
+def _look(state: State, handles: Iterable[str], gone: set[str]) -> None:
+    """In a worker thread, all at once: add those that are attached by their namespace, of which nothing is there."""
+    rows = (state.get(Attachment, handle) for handle in handles)
+    gone.update(row.handle for row in ended(row for row in rows if row is not None and row.file is not None))
+
+
+def _decision(handle: str, dead: bool, gone: Collection[str]) -> Callable[[Draft], Attachment | None]:
+    """gone: of those that are attached by their namespace, the ones that somebody has looked for in vain."""
 
     def decide(draft: Draft) -> Attachment | None:
         found = _attached(draft.state, handle, dead)
         if found is None or (dead and found.namespace is None):
             return None
-        if dead and found.file is not None and (seen[-1] if seen else lives(found)):
+        if dead and found.file is not None and handle not in gone:
             return None
         leaving = () if dead else (handle,)
         keepers = attachments.leave(

@@ -266,6 +266,56 @@ async def test_many_are_detached_with_one_commit(tmp_path) -> None:
         assert not node.state.table(Isolation)
 
 
+async def test_links_of_many_that_may_be_dead_are_looked_at_once_and_beside_the_loop(tmp_path, monkeypatch) -> None:
+    looks = []
+
+    def ended(rows) -> list[Attachment]:
+        looks.append((asyncio._get_running_loop(), rows := [*rows]))
+        return [row for row in rows if row.handle.endswith("0/eth0")]
+
+    def lives(row: Attachment) -> bool:
+        raise AssertionError(f"{row.handle} is looked at by itself")
+
+    monkeypatch.setattr(reclaim, "ended", ended)
+    monkeypatch.setattr(reclaim, "lives", lives)
+    async with ready(tmp_path) as (node, kernel):
+        kernel.allowed.set()
+        rows = [await enter(node, number) for number in range(20)]
+        unlisted = [await enter(node, number) for number in range(20, 22)]
+        handles = [row.handle for row in rows]
+        ends = await detach_all(node, [*(row.handle for row in unlisted), *handles], dead=set(handles))
+        assert [(loop, len(seen)) for loop, seen in looks] == [(None, 20)]
+        assert {handle for handle, row in ends.items() if row is not None} == {
+            "netns:c0/eth0",
+            "netns:c10/eth0",
+            "netns:c20/eth0",
+            "netns:c21/eth0",
+        }
+        assert len(node.state.table(Attachment)) == 18
+
+
+async def test_who_was_not_looked_at_is_not_taken_for_dead(tmp_path, monkeypatch) -> None:
+    """Somebody attaches what an earlier detach of a dead container has not found."""
+    monkeypatch.setattr(reclaim, "lives", lambda _: True)
+    async with ready(tmp_path) as (node, kernel):
+        kernel.allowed.set()
+        coming = asyncio.create_task(enter(node, 1))
+        await asyncio.sleep(0)
+        going = asyncio.create_task(detach(node, "netns:c1/eth0", dead=True))
+        row = await coming
+        assert await going is None
+        assert node.state.get(Attachment, row.handle) == row
+
+
+async def enter(node: Node, number: int) -> Attachment:
+    place = Place(f"c{number}", "eth0", NetnsPath(f"/run/netns/c{number}", device=4, inode=100 + number, cookie=number))
+    return await node.change(
+        lambda draft: attachments.attach_namespace(draft, AttachSpec(service="api"), place, "boot", lambda _: True),
+        exclusive=[attachments.namespace(f"c{number}", "eth0")],
+        shared=[service_lock("api")],
+    )
+
+
 async def test_of_many_that_are_refused_together_each_is_tried_alone(tmp_path) -> None:
     async with ready(tmp_path, Moody([False, True, False, True])) as (node, _):
         first, second, third = [await attach(node, pid, "api") for pid in (1, 2, 3)]
