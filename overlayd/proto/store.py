@@ -16,6 +16,7 @@ not have it so; and a listing that has this key as it was before is of another h
 
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Literal, NamedTuple
 from zlib import crc32
 
@@ -44,7 +45,7 @@ REST, REST_SPREAD = 2.0, 3.0  # how long a stream stays closed in a storm
 
 # Our own constants, seconds.
 PATIENCE = 30.0  # with an answer; whoever makes the connections has a shorter one
-LINGER = 0.5  # how long a stream is open in a storm when nothing comes
+AT_ONCE, CROWD = 2.0, 500  # times the rate within a second that is a storm already before so many nodes
 STEADY = 10.0  # a stream that lived so long was none that fails at once
 DELIVERY = 10.0  # until a stream brings what was written
 
@@ -166,6 +167,7 @@ class Session:
         self._owed = 0  # the revision of a change that the stream has not brought
         self._owed_due = 0.0
         self._recent: deque[tuple[float, int]] = deque()  # changes by when they came, those made together as one
+        self._recent_count = 0
 
     def tick(self, now: float) -> list[Output]:
         """Time has passed."""
@@ -221,12 +223,13 @@ class Session:
             return []
         self._witness(new)
         self.changes_seen += len(new)
-        self._recent.append((now, len({change.revision for change in new})))
+        count = len({change.revision for change in new})
+        self._recent.append((now, count))
+        self._recent_count += count
         delta = Delta(new, self.revision, self.witness)
-        if self.measured_rate(now) > (self.rate / 2 if self.windowed else self.rate):
-            self.windowed = True  # what we were behind came at once, and what comes now would come one by one
-            return [delta, *self._rest(now)]
-        return [delta]
+        self.windowed = self._is_storm(now)
+        # What we were behind came at once, and in a storm what comes now would come one by one.
+        return [delta, *self._rest(now)] if self.windowed else [delta]
 
     def failed(self, number: int, error: OverlaydError, now: float) -> list[Output]:
         """A question was not answered, or the stream has ended."""
@@ -247,8 +250,8 @@ class Session:
     def measured_rate(self, now: float) -> float:
         """Changes a second, of late."""
         while self._recent and self._recent[0][0] <= now - RATE_OVER:
-            self._recent.popleft()
-        return sum(count for _, count in self._recent) / RATE_OVER
+            self._recent_count -= self._recent.popleft()[1]
+        return self._recent_count / RATE_OVER
 
     def list_anew(self) -> None:
         """Whoever follows lost count: the next tick begins a listing."""
@@ -261,13 +264,24 @@ class Session:
     # --- from one phase to the next -----------------------------------------------------------------------------------
 
     def _go_on(self, now: float) -> list[Output]:
-        if self.windowed and self.measured_rate(now) < self.rate / 2:
-            self.windowed = False
-        if not self.windowed or self._relist:
-            self._stand("syncing", now)
+        if self._phase == "resting" and not self._relist:
+            return [self._watch(now)]
+        self._stand("syncing", now)
         if self._relist:
             return [self._list(now)]
-        return [self._watch(now) if self.windowed or self.witness is None else self._verify(self.witness[0], now)]
+        return [self._watch(now) if self.witness is None else self._verify(self.witness[0], now)]
+
+    def _is_storm(self, now: float) -> bool:
+        """Whether more changes come than a stream is good for.  Before many nodes a burst is dear from its first second
+        on: they do not wait until it is one by the rate.
+        """
+        rate = self.measured_rate(now)
+        if self.windowed or rate > self.rate:
+            return rate > self.rate / 2
+        if self.nodes < CROWD:
+            return False
+        of_late = takewhile(lambda came: came[0] > now - 1, reversed(self._recent))
+        return sum(count for _, count in of_late) > AT_ONCE * self.rate
 
     def _verify(self, key: str, now: float) -> Verify:
         self._phase = "verifying"
@@ -321,9 +335,7 @@ class Session:
 
     def _watch_over(self, now: float) -> list[Output]:
         """The stream is open, and it is time for something."""
-        if self.windowed and now >= self._opened + LINGER:
-            if self.measured_rate(now) >= self.rate / 2:
-                return self._rest(now)
+        if self.windowed and now >= self._opened + RATE_OVER:
             self.windowed = False
         if now >= self.heard + SILENCE:
             return self._lose(Unavailable(f"nothing was heard for {SILENCE:g} s"), now)
@@ -346,7 +358,7 @@ class Session:
         if self._home_due:
             self.due = min(self.due, max(self._home_due, now))
         if self.windowed:
-            self.due = min(self.due, max(self._opened + LINGER, now))
+            self.due = min(self.due, max(self._opened + RATE_OVER, now))
 
     def _rest(self, now: float) -> list[Output]:
         self._phase = "resting"

@@ -4,8 +4,10 @@ Owns: the members' processes and data.  Must not know: what is kept in it.
 """
 
 import json
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -48,6 +50,11 @@ class EtcdMember:
         """SIGSTOP: it is there, and does not answer."""
         assert self.process is not None
         stop(self.process.pid)
+
+    def metrics(self) -> str:
+        """As it tells them."""
+        program = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+        return self.node.run([sys.executable, "-c", program, f"{self.url}/metrics"])
 
     def kill(self) -> None:
         if self.process is not None:
@@ -148,6 +155,13 @@ class Etcd:
     def initial(self) -> str:
         """All of them, as a member's first start takes them."""
         return ",".join(f"{each.node.name}={each.peer_url}" for each in self.members)
+
+    def told(self) -> tuple[int, int]:
+        """Messages of streams that all members have sent so far, and changes in them."""
+        text = "".join(member.metrics() for member in self.members)
+        messages = re.findall(r'^grpc_server_msg_sent_total\{grpc_method="Watch",.*\} (\S+)', text, re.MULTILINE)
+        changes = re.findall(r"^etcd_debugging_mvcc_events_total (\S+)", text, re.MULTILINE)
+        return int(sum(map(float, messages))), int(sum(map(float, changes)))
 
     def compact(self) -> None:
         """Forget the history, on every member: one that lags would still tell of it."""

@@ -50,7 +50,7 @@ class Registered:
         self._process.communicate()
 
     def ask(self, what: str, *numbers: float) -> dict[str, Any]:
-        """`register COUNT`, `change COUNT FROM A_SECOND`, `follow COUNT RATE` or `reach REVISION`; what it says."""
+        """`register COUNT`, `change COUNT FROM A_SECOND`, `follow COUNT RATE NODES` or `reach REVISION`: its answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(what, *numbers, file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
@@ -93,8 +93,8 @@ class Program:
         await self._put(puts)
         return {"seconds": asyncio.get_running_loop().time() - began, "revision": self._revision}
 
-    async def follow(self, count: int, rate: float) -> dict[str, Any]:
-        """So many followers, in the place of those before."""
+    async def follow(self, count: int, rate: float, nodes: int) -> dict[str, Any]:
+        """So many followers, in the place of those before, of a cluster of so many nodes."""
         for task in self._followers:
             task.cancel()
         await asyncio.gather(*self._followers, return_exceptions=True)
@@ -107,7 +107,7 @@ class Program:
         for number in range(count):
             client = self._client(f"follower-{number}")
             following = Following(client, "s/", self._revision, None, partial(self._told, number))
-            following.session.rate = rate
+            following.session.rate, following.session.nodes = rate, nodes
             followings.append(following)
             self._followers.append(asyncio.create_task(self._run(following, opening)))
         while any(each.session.state != "connected" for each in followings):  # noqa: ASYNC110 nobody tells of it
@@ -184,7 +184,7 @@ async def main() -> None:
         if what == "register":
             answer = await program.register(count)
         elif what == "follow":
-            answer = await program.follow(count, float(numbers[1]))
+            answer = await program.follow(count, float(numbers[1]), int(numbers[2]))
         elif what == "change":
             answer = await program.change(count, int(numbers[1]), float(numbers[2]))
         else:

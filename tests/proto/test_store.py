@@ -289,17 +289,49 @@ def test_a_storm_is_read_in_windows_and_then_as_a_stream_again() -> None:
         world.put("b", b"3")
         world.step(0.05)
     assert session.windowed
+    # Two in each step of the world, which is a tenth of a second; what a window has not brought yet is not counted.
+    assert 20 * (1 - 5.6 / store.RATE_OVER) <= session.measured_rate(world.now) <= 20 * (1 + 5.6 / store.RATE_OVER)
     windows = len(world.opened) - before
     # One message of all that a window is behind, and none of what would come one by one.
     assert world.deltas - deltas <= windows
     passed = world.now - began
     assert passed / 5.6 - 1 <= windows <= passed / 2 + 1
+    during = len(world.opened)
     world.step(30)
     assert not session.windowed
     assert world.known == {key: entry.value for key, entry in world.at(world.revision).items()}
+    # One window brings the rest, and the next one, which brings nothing, is the stream from then on.
+    assert len(world.opened) - during <= 2
+    assert session.measured_rate(world.now) == 0
     after = len(world.opened)
     world.step(20)
     assert len(world.opened) == after
+
+
+def test_a_burst_is_a_storm_at_once_before_many_nodes_only() -> None:
+    brought = {}
+    for nodes in (store.CROWD - 1, store.CROWD):
+        world, session = opened()
+        session.nodes, before = nodes, world.told_revision
+        while not session.windowed:
+            for _ in range(5):
+                world.put("b", b"1")
+            world.step(0.1)
+        brought[nodes] = world.told_revision - before
+    enough = store.AT_ONCE * session.rate
+    assert enough < brought[store.CROWD] <= enough + 10
+    assert brought[store.CROWD - 1] > store.RATE_OVER * session.rate
+
+
+def test_before_many_nodes_a_change_now_and_then_is_no_storm() -> None:
+    world, session = opened()
+    session.nodes = 5000
+    for _ in range(60):
+        for _ in range(9):
+            world.put("b", b"1")
+        world.step(1)
+        assert not session.windowed
+    assert len(world.opened) == 1
 
 
 def test_tries_come_slower_and_never_faster_than_at_first() -> None:
