@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
+from overlayd import wire
 from overlayd.cli.call import NotFound
 from overlayd.cli.columns import Paper, Tone, printable, toned
 from overlayd.cli.tables import line_json
@@ -32,7 +33,8 @@ async def known(client: OverlayClient) -> Known | None:
     peers = (await client.list("peers")).peers
     names = (await client.list_dns()).names
     found = await client.doctor()
-    findings = [each for each in found if each.severity in ("error", None) or each.code == "link-filtered"]
+    doubts = [each for each in found if each.code == "link-filtered" or _in_doubt(each)]
+    findings = [each for each in found if each.severity in ("error", None) and each not in doubts]
     devices = {each.service: (each.interface, each.public_key) for each in status.dedicated_services}
     if status.interface is not None:
         devices[""] = (status.interface, status.public_key or "")
@@ -75,7 +77,13 @@ async def known(client: OverlayClient) -> Known | None:
         ),
         names={each.name: tuple(map(ip_address, each.ips)) for each in names},
         findings=tuple((each.code or "", each.object, each.problem, each.remedy) for each in findings),
+        doubts=tuple((each.code or "", each.object, each.problem, each.remedy) for each in doubts),
     )
+
+
+def _in_doubt(finding: wire.Finding) -> bool:
+    """Whether it may lose packets that are forwarded, or not."""
+    return finding.code == "forward-blocked" and finding.severity not in ("error", None)
 
 
 def known_without_daemon(directory: Path, error: OverlaydError) -> Known | None:

@@ -10,7 +10,8 @@ or loses its condition when the table is saved and restored.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
 
 from overlayd.model import iptables
 from overlayd.model.findings import Finding
@@ -23,6 +24,7 @@ _FAMILIES = {"inet": (4, 6), "ip": (4,), "ip6": (6,)}
 _IPTABLES_TABLES = ("filter", "mangle", "raw", "security", "nat")
 _TRANSLATES = ("masquerade", "snat", "dnat", "redirect")
 _SOMEBODY = Link("\N{REPLACEMENT CHARACTER}")  # another link, of a name that no rule has
+_OUTSIDE: dict[int, Network] = {4: ip_network("11.22.33.44"), 6: ip_network("2001:1890:1:2::3")}
 # By which of its links a packet that a hook sees can be told: the one that it came by, the one that it goes by.
 _WAYS = {
     "prerouting": "i",
@@ -82,12 +84,20 @@ def unseen(family: str, program: str) -> Finding:
 def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
     """What passes through our links, whatever it is."""
     ours = _ours(ruleset, chain, traffic)
-    blocked = [
-        verdict for packet in _passing(chain, ours, traffic) if (verdict := judge(ruleset, chain, packet)).end in LOST
-    ]
-    if not blocked:
-        return
+    packets = [*_passing(chain, ours, traffic)]
+    blocked = [verdict for packet in packets if (verdict := judge(ruleset, chain, packet)).end in LOST]
     version, ways = traffic.cluster.version, _WAYS[chain.hook]
+    if not blocked:
+        if any(judge(ruleset, chain, _anywhere(packet)).may_be_lost for packet in packets):
+            yield Finding(
+                code="forward-blocked",
+                severity="hint",
+                object=_object(chain),
+                problem="drops packets by a condition that cannot be judged (some addresses, a mark, a set, a limit)",
+                symptom="if the overlay's are among them, they do not arrive",
+                remedy=_passage_remedy(chain, [(way, link) for way in ways for link in ours]),
+            )
+        return
     missing = [
         (way, link)
         for way in ways
@@ -105,6 +115,14 @@ def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[F
         else "only what its other rules let pass reaches containers",
         remedy=_passage_remedy(chain, missing or [(way, link) for way in ways for link in ours]),
     )
+
+
+def _anywhere(packet: Packet) -> Packet:
+    """The same packet with no address of the outside that a rule has in particular: a host may well keep its containers
+    from its cloud's metadata.
+    """
+    outside = _OUTSIDE[packet.version]
+    return replace(packet, source=packet.source or outside, destination=packet.destination or outside)
 
 
 def _ours(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> list[Link]:
@@ -132,7 +150,7 @@ def _passing(chain: BaseChain, ours: Sequence[Link], traffic: Traffic) -> Iterat
         incoming = link if "i" in _WAYS[chain.hook] else None
         outgoing = link if "o" in _WAYS[chain.hook] else None
         cluster = None if within_a_bridge else traffic.cluster
-        yield Packet(
+        packet = Packet(
             traffic.cluster.version,
             incoming,
             outgoing,
@@ -140,6 +158,9 @@ def _passing(chain: BaseChain, ours: Sequence[Link], traffic: Traffic) -> Iterat
             source=cluster if incoming else None,
             destination=cluster if outgoing else None,
         )
+        yield packet
+        if cluster is not None:  # and what stays within the overlay
+            yield replace(packet, source=cluster, destination=cluster)
 
 
 def _forwarded(links: Sequence[Link], traffic: Traffic) -> Iterator[Packet]:
@@ -179,7 +200,7 @@ def _wireguard(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator
         return
     ports = ",".join(str(port) for port in dict.fromkeys(port for port, _ in closed))
     certain = any(not verdict.may_pass for _, verdict in closed)
-    end, by_policy, _ = closed[0][1]
+    end, by_policy, *_ = closed[0][1]
     (leaves,) = _directions(chain)
     what = f"keeps in what WireGuard sends from UDP port {ports}" if leaves else f"closes WireGuard's UDP port {ports}"
     some = "only peers that its other rules let through are reached" if leaves else _SOME_GET_IN
@@ -241,7 +262,7 @@ def _dns(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
     if not closed:
         return
     certain = any(not verdict.may_pass for verdict in closed.values())
-    end, by_policy, _ = next(iter(closed.values()))
+    end, by_policy, *_ = next(iter(closed.values()))
     what = "keeps in what the name server answers" if answers else f"closes the name server's port {port} to containers"
     yield Finding(
         code="dns-blocked",

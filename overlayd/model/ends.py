@@ -73,7 +73,8 @@ class Peer(NamedTuple):
 class Known(NamedTuple):
     """What a node knows of itself.  public_key: in base64.  mtu: of its links, 0 when that is not known.  devices: the
     names and public keys of its devices by scope.  names: registered ones.  findings: the objects, problems and
-    remedies of the doctor's errors, by code; none when no daemon was there to be asked.
+    remedies of the doctor's errors, by code; none when no daemon was there to be asked.  doubts: likewise of what may
+    lose packets, and cannot be judged.
     """
 
     cluster: Network
@@ -86,6 +87,7 @@ class Known(NamedTuple):
     peers: tuple[Peer, ...]
     names: Mapping[str, tuple[Address, ...]]
     findings: tuple[tuple[str, str, str, str], ...] = ()
+    doubts: tuple[tuple[str, str, str, str], ...] = ()
 
 
 class End(NamedTuple):
@@ -121,7 +123,7 @@ def find(known: Known, text: str) -> End:
         if name in known.names:
             return _named(known, name, text)
     for peer in known.peers:
-        if text == peer.name or (len(text) >= 4 and peer.key.startswith(text.removesuffix("..."))):
+        if text == peer.name != "" or (len(text) >= 4 and peer.key.startswith(text.removesuffix("..."))):
             return End("peer", text, node_of(peer), peer=peer)
     meant = perhaps_meant(text, filter(None, (*(peer.name for peer in known.peers), *known.names)))
     remedy = f"{meant} see overlayctl containers, dns and peers".lstrip()
@@ -135,6 +137,9 @@ def _at(known: Known, address: Address, text: str) -> End:
             return End("member", text, address, member)
     if address == known.node_address or any(address == each.gateway for each in known.services.values()):
         return End("node", text, address)
+    if address.is_loopback or address.is_unspecified or address.is_link_local or address.is_multicast:
+        hop = Hop(text, "means another host at each place, or many", "broken", "name an address that is one host's")
+        return End("nobody", text, name=hop)
     peer = owner(known.peers, address)
     if peer is not None:
         return End("peer", text, address, peer=peer)

@@ -95,12 +95,14 @@ class Ruleset:
 
 class Verdict(NamedTuple):
     """end: "accept", one of LOST, "notrack" or a kind of translation, as far as no open condition decides.  by_policy:
-    it is the chain's policy.  may_pass: whether an open condition can let the packet through.
+    it is the chain's policy.  may_pass: whether an open condition can let the packet through.  may_be_lost: whether one
+    can keep it from going on.
     """
 
     end: str
     by_policy: bool
     may_pass: bool
+    may_be_lost: bool
 
 
 def read(listing: dict[str, Any]) -> Ruleset:
@@ -151,9 +153,10 @@ def judge(ruleset: Ruleset, chain: BaseChain, packet: Packet) -> Verdict:
     packet = packet if ruleset.marks else replace(packet, mark=0)
     end, possible = _follow(ruleset, chain.name, packet)
     may_pass = "accept" in possible or (RETURN in possible and chain.policy == "accept")
+    may_be_lost = not possible.isdisjoint(LOST) or (RETURN in possible and chain.policy in LOST)
     if end == RETURN:
-        return Verdict(chain.policy, True, may_pass)
-    return Verdict(end, False, may_pass)
+        return Verdict(chain.policy, True, may_pass, may_be_lost)
+    return Verdict(end, False, may_pass, may_be_lost)
 
 
 def _follow(ruleset: Ruleset, chain: ChainName, packet: Packet) -> tuple[str, set[str]]:
@@ -188,7 +191,7 @@ def _outcomes(statements: list[Statement], packet: Packet) -> Iterator[tuple[boo
         if kind == "vmap":
             yield from _mapped(body, holds, packet)
             return
-        truth = _holds(kind, body, packet, accepts=verdict == ("accept", ""))
+        truth = _holds(kind, body, packet, verdict)
         if truth is False:
             return
         holds = None if truth is None else holds
@@ -219,8 +222,8 @@ def _mapped(body: dict[str, Any], holds: bool | None, packet: Packet) -> Iterato
             yield (None if truth is None else holds, *verdict)
 
 
-def _holds(kind: str, body: Any, packet: Packet, *, accepts: bool) -> bool | None:
-    """Whether one statement lets a rule go on, None when that is open."""
+def _holds(kind: str, body: Any, packet: Packet, verdict: tuple[str, str] | None) -> bool | None:
+    """Whether one statement lets a rule go on, None when that is open.  verdict: of the rule."""
     if kind == "match":
         return _compare(body["left"], body["op"], body["right"], packet)
     if kind in _PLAIN or kind in _VERDICTS or kind in ("jump", "goto"):
@@ -228,8 +231,11 @@ def _holds(kind: str, body: Any, packet: Packet, *, accepts: bool) -> bool | Non
     if kind == "xt" and body:
         if body.get("type") == "target" or body.get("name") == "comment":
             return True
-        if body.get("name") in ("conntrack", "state") and accepts:
-            return not packet.begins  # nothing tells which states: what is accepted so is established, nearly always
+        # Nothing tells which states: nearly always, what is accepted so is established, and what is lost is invalid.
+        if body.get("name") in ("conntrack", "state") and verdict is not None and not verdict[1]:
+            if verdict[0] == "accept":
+                return not packet.begins
+            return False if verdict[0] in LOST else None
     return None
 
 

@@ -125,6 +125,8 @@ def _way(known: Known, source: End, target: End, seen: Seen, now: float) -> Iter
         yield from _outside(seen)
     if seen.answers.get("target", 0.0) is None:
         yield from _filtered(known)
+    if seen.answers.get("target") is None and _forwarded(source, target):
+        yield from _forwarding_doubts(known, seen)
     yield _arrival(known, source, target, seen)
 
 
@@ -133,10 +135,20 @@ def _filtered(known: Known) -> Iterator[Hop]:
     well.
     """
     names = {name for name, _key in known.devices.values()} | {each.bridge for each in known.services.values()}
-    for code, object, problem, remedy in known.findings:
+    for code, object, problem, remedy in known.doubts:
         if code == "link-filtered":
             link = object.removeprefix("link ")
             yield Hop(object, problem, "broken" if link in names or link.startswith("veth-") else "unknown", remedy)
+
+
+def _forwarding_doubts(known: Known, seen: Seen) -> Iterator[Hop]:
+    """What may have lost a packet that this host forwards, and nobody can judge: the likeliest, when all else is well
+    and what this host itself sends arrives.
+    """
+    arrives = any(seen.answers.get(each) is not None for each in ("target from here", "other node from here"))
+    for code, object, problem, remedy in known.doubts:
+        if code == "forward-blocked":
+            yield Hop(object, problem, "broken" if arrives and "target" in seen.answers else "unknown", remedy)
 
 
 def _inside(known: Known, member: Member, shown: Namespace | None, seen: Seen, *, sends: bool) -> Iterator[Hop]:
@@ -248,12 +260,16 @@ def _missing(known: Known, target: End) -> Hop:
     return Hop("allowed IPs", f"no container here and no peer has {target.address}", "broken", remedy)
 
 
+def _forwarded(source: End, target: End) -> bool:
+    """Whether this host forwards what goes from one end to the other."""
+    if source.member is None or target.kind == "node":
+        return False
+    return target.member is None or source.member.service != target.member.service
+
+
 def _host(known: Known, source: End, target: End, seen: Seen) -> Iterator[Hop]:
     """What this host does with packets that are not its own."""
-    same = (
-        source.member is not None and target.member is not None and source.member.service == target.member.service
-    ) or target.kind == "node"
-    if source.member is not None and not same:
+    if _forwarded(source, target):
         if not seen.forwards:
             remedy = "find who switched it off (/etc/sysctl.d); restart overlayd, which switches it on"
             yield Hop("forwarding", "is off on this host", "broken", remedy)

@@ -71,7 +71,7 @@ def test_a_clean_host_and_harmless_rules(look: Look, space: Namespace) -> None:
     space.nft(
         """
         table inet other {
-            chain f { type filter hook forward priority 0; policy accept; iifname "x" drop; limit rate 1/second drop; }
+            chain f { type filter hook forward priority 0; policy accept; iifname "x" drop; ip daddr 192.0.2.1 drop; }
             chain i { type filter hook input priority 0; policy accept; ip saddr 192.0.2.1 drop; tcp dport 22 drop; }
             chain o { type filter hook output priority 0; policy accept; tcp dport 25 drop; }
             chain p { type filter hook prerouting priority -300; ip daddr 192.0.2.1 iifname != "x" drop; }
@@ -79,6 +79,40 @@ def test_a_clean_host_and_harmless_rules(look: Look, space: Namespace) -> None:
         }
         """
     )
+    assert look() == []
+
+
+def test_what_drops_some_packets_and_nobody_knows_which_is_a_hint(look: Look, space: Namespace) -> None:
+    space.nft(
+        """
+        table inet other {
+            set some { type ipv4_addr; elements = { 192.0.2.1 }; }
+            map marked { type ipv4_addr : mark; flags interval; elements = { 10.200.0.0/16 : 0x99 }; }
+            chain a { type filter hook prerouting priority -150; meta mark set ip saddr map @marked; }
+            chain p { type filter hook prerouting priority -140; ip saddr @some drop; }
+            chain f { type filter hook forward priority 5; meta mark 0x99 drop; }
+            chain m { type filter hook forward priority 6; meta length > 1000 drop; }
+            chain o { type filter hook postrouting priority 5; limit rate over 1/minute drop; }
+        }
+        """
+    )
+    hints = look()
+    assert {(each.code, each.severity) for each in hints} == {("forward-blocked", "hint")}
+    assert sorted(each.object[-1] for each in hints) == ["f", "m", "o", "p"]
+    for hint in hints:
+        take(space, hint)
+    assert look() == []
+
+
+def test_a_rule_against_the_clusters_addresses_on_other_links(look: Look, space: Namespace) -> None:
+    """As those that keep strangers away from another program's containers."""
+    space.nft(
+        "table ip raw { chain PREROUTING { type filter hook prerouting priority -300; policy accept;"
+        ' iifname != "cali*" ip daddr 10.200.0.0/16 drop; }; }'
+    )
+    (found,) = look()
+    assert (found.code, found.severity, found.object) == ("forward-blocked", "error", "table ip raw chain PREROUTING")
+    space.nft(found.remedy.partition("same, nft ")[2].rstrip(")"))
     assert look() == []
 
 

@@ -420,11 +420,43 @@ def test_connections_that_are_not_tracked(rule, codes):
     assert found("inet", "raw", "pre", "prerouting", other, policy="accept") == {}
 
 
-@pytest.mark.parametrize(("marks", "severity"), [(False, "error"), (True, None)])
+def address(field, right):
+    return {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
+
+
+def cidr(network, length):
+    return {"prefix": {"addr": network, "len": length}}
+
+
+@pytest.mark.parametrize("hook", ["prerouting", "forward", "postrouting"])
+@pytest.mark.parametrize("field", ["saddr", "daddr"])
+def test_what_is_dropped_by_its_addresses(hook, field):
+    """As rules against a network's addresses on other links do, wherever they are."""
+    whole, part, other = (
+        address(field, cidr("10.200.0.0", 16)),
+        address(field, "10.200.9.1"),
+        address(field, "10.9.0.1"),
+    )
+    for condition, severity in ((whole, "error"), (part, "hint"), (other, None)):
+        findings = found("ip", "fw", "c", hook, [condition, {"drop": None}], policy="accept")
+        found_here = findings.get("forward-blocked")
+        assert (found_here.severity if found_here else None) == severity
+
+
+@pytest.mark.parametrize("rule", [[OPEN, {"drop": None}], [address("saddr", "@some"), {"reject": None}]])
+def test_what_may_be_dropped_is_a_hint(rule):
+    finding = found("ip", "mangle", "FORWARD", "forward", rule, policy="accept")["forward-blocked"]
+    assert finding.severity == "hint"
+    assert finding.remedy.startswith("iptables -t mangle -I FORWARD -i zl-+ -j ACCEPT; iptables")
+    passed = [link("iifname", "zl-*"), {"accept": None}], [link("oifname", "zl-*"), {"accept": None}]
+    assert found("ip", "mangle", "FORWARD", "forward", *passed, rule, policy="accept") == {}, "the remedy's"
+
+
+@pytest.mark.parametrize(("marks", "severity"), [(False, "error"), (True, "hint")])
 def test_what_is_for_marked_packets_alone_drops_ours_where_nobody_marks(marks, severity):
     mark = {"meta": {"key": "mark"}}
     unmarked = [{"match": {"op": "!=", "left": mark, "right": 1}}, {"drop": None}]
     bit = [{"match": {"op": "==", "left": {"&": [mark, 0x8000]}, "right": 0x8000}}, {"drop": None}]
-    for rule, expected in ((unmarked, severity), (bit, None)):
+    for rule, expected in ((unmarked, severity), (bit, "hint" if marks else None)):
         rules = replace(ruleset("inet", "fw", "f", "forward", rule, policy="accept"), marks=marks)
         assert [each.severity for each in blockers([rules], TRAFFIC)] == ([expected] if expected else [])

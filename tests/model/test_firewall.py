@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlayd.model.firewall import BaseChain, Link, Packet, Ruleset, judge, read, with_devices
+from overlayd.model.firewall import LOST, BaseChain, Link, Packet, Ruleset, judge, read, with_devices
 
 OURS, OTHER = Link("zl-a-b", 7), Link("eth0", 0)
 PACKET = Packet(4, OURS, OTHER, True, "udp", 53, ip_network("10.200.0.0/16"), ip_network("192.0.2.0/24"))
@@ -99,13 +99,18 @@ def test_what_answers_is_established():
     for statement in (ct("state", [2, 4], "in"), {"xt": {"type": "match", "name": "conntrack"}}):
         assert verdict([[statement, {"accept": None}]], answer).end == "accept"
         assert verdict([[statement, {"accept": None}]]).end == "drop"
-    assert verdict([[{"xt": {"type": "match", "name": "conntrack"}}, {"drop": None}]], answer, "accept").end == "accept"
+    assert verdict([[{"xt": {"type": "match", "name": "conntrack"}}, {"drop": None}]], answer, "accept") == (
+        "accept",
+        True,
+        True,
+        False,
+    ), "what is dropped by its state is invalid"
 
 
 def test_verdict_maps():
     states = {"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [[2, {"accept": None}], [1, {"drop": None}]]}}}
     assert verdict([[states]], Packet(4, OTHER, OURS, begins=False)).end == "accept"
-    assert verdict([[states]]) == ("drop", True, False)
+    assert verdict([[states]])[:3] == ("drop", True, False)
     links = {
         "vmap": {
             "key": {"meta": {"key": "iifname"}},
@@ -119,11 +124,11 @@ def test_verdict_maps():
 
 def test_a_goto_does_not_come_back():
     found = ruleset({"base": [[{"goto": {"target": "x"}}], [{"accept": None}]], "x": []}, "drop")
-    assert judge(found, found.hooked[0], PACKET) == ("drop", True, False)
+    assert judge(found, found.hooked[0], PACKET)[:3] == ("drop", True, False)
 
 
 def test_targets_of_xtables():
-    assert verdict([[{"xt": {"type": "target", "name": "REJECT"}}]], policy="accept") == ("reject", False, False)
+    assert verdict([[{"xt": {"type": "target", "name": "REJECT"}}]], policy="accept")[:3] == ("reject", False, False)
     assert verdict([[{"xt": {"type": "target", "name": "LOG"}}]], policy="accept").end == "accept"
 
 
@@ -192,8 +197,11 @@ def test_every_way_it_may_turn_out(chains, policy):
         passes = "accept" in ends or ("return" in ends and policy == "accept")
         # A chain that is entered twice may turn out otherwise the second time: then more may pass, never less.
         assert judged.may_pass or not passes
+        lost = not ends.isdisjoint(LOST) or ("return" in ends and policy in LOST)
+        assert judged.may_be_lost or not lost
         if sum(bool(rule[-1].keys() & {"jump", "goto"}) for rule in (*chains["base"], *chains["a"])) <= 1:
             assert judged.may_pass == passes
+            assert judged.may_be_lost == lost
 
 
 def test_the_links_of_chains_by_the_listing_as_text():

@@ -251,6 +251,10 @@ def test_isolation_and_names_and_those_that_nobody_has() -> None:
     assert "lost stands for 10.0.77.7, which nobody has" in broken(SEEN, target="lost")
     assert "no peer has 10.0.77.8" in broken(SEEN, target="10.0.77.8")
     assert "is no container" in broken(SEEN, target="nonsense")
+    nameless = KNOWN._replace(peers=(PEER._replace(name=""),))
+    assert "'' is no container" in broken(SEEN, target="", known=nameless), "a peer without a name is not called so"
+    for everywhere in ("127.0.0.1", "::1", "0.0.0.0", "224.0.0.1", "fe80::1", "ff02::1"):
+        assert f"{everywhere} means another host at each place" in broken(SEEN, target=everywhere)
 
 
 def test_a_finding_of_the_doctor_is_told_where_it_stops_the_packet() -> None:
@@ -266,6 +270,23 @@ def test_a_finding_of_the_doctor_is_told_where_it_stops_the_packet() -> None:
     assert broken(cut_off, known=known) == "table ip filter chain INPUT drops port 51820", "since a moment ago"
     diverted = ("route-diverted", "what zl-b brings to 10.0.2.2", "does not go through zl-g", "ip rule add")
     assert broken(SEEN, known=KNOWN._replace(findings=(diverted,))) == " ".join(diverted[1:3])
+
+
+def test_what_cannot_be_judged_is_to_blame_when_only_what_is_forwarded_is_lost() -> None:
+    doubt = ("forward-blocked", "table ip filter chain FORWARD", "may drop it", "insert a rule")
+    known = KNOWN._replace(doubts=(doubt,))
+    assert broken(SEEN, known=known) == "", "it answers"
+    lost = Case("", silent=("target", "other node")).applied()
+    assert broken(lost, known=known) == "table ip filter chain FORWARD may drop it"
+    assert "that node lacks it" in broken(lost)
+    told = lost._replace(other_side=OtherSide((Hop("allowed IPs", "have it", "broken", "add it"),)))
+    assert "on node beta: allowed IPs have it" in broken(told, known=known), "what the other node says comes first"
+    all_lost = Case("", silent=("target", "target from here", "other node", "other node from here")).applied()
+    assert "table ip" not in broken(all_lost, known=known), "this host's own packets do not pass that chain"
+    same = near()._replace(answers={"target": None, "target from here": 0.001})
+    assert "table ip" not in broken(same, target="8", known=known), "nor do those within a bridge"
+    outside = explain(known, ends.find(known, "7"), ends.find(known, "outside"), SEEN._replace(answers={}), NOW)
+    assert [each.where for each in outside if each.state == "unknown"] == [doubt[1], "arrival"]
 
 
 @given(
