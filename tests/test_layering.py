@@ -59,7 +59,7 @@ ROOMS: dict[str, set[str]] = {
     "start": {"adopt", "change"},
     "teardown": {"change"},
     "status": {"change", "peers"},
-    "doctor": {"change", "listeners", "peers", "dns", "upkeep", "nat", "tasks"},
+    "doctor": {"change", "garbage", "listeners", "peers", "dns", "upkeep", "nat", "tasks"},
     "handlers": {"change", "peers", "dns", "upkeep", "nat", "status", "doctor", "parse"},
     "metrics": {"handlers", "upkeep", "tasks"},
     "server": {"change", "handlers", "tasks"},

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
 
 from overlayd import keys
+from overlayd.daemon import garbage
 from overlayd.daemon.change import inspect
 from overlayd.daemon.change.disposal import dispose
 from overlayd.daemon.change.node import Node
@@ -154,10 +155,11 @@ class Doctor:
     def _look(self) -> list[Finding]:
         """In a worker thread: what differs in the kernel, who died, and which peers have no address."""
         node = self._node
-        want = layout(node.state, node.facts)
-        have = inspect.audit(node.kernel, want)
-        steps = plan(have, want)
-        dispose(have, want)
+        with garbage.nothing_stays():
+            want = layout(node.state, node.facts)
+            have = inspect.audit(node.kernel, want)
+            steps = plan(have, want)
+            dispose(have, want)
         failures = self._sentinel.failures
         others = [step for step in steps if pace_key(step) not in failures]
         remedy = "restart overlayd, which puts it right"

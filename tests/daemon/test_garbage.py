@@ -23,6 +23,15 @@ assert len(most) > 50, "it has looked"
 assert max(most) < 40_000, "there is seldom much to look at"
 gc.callbacks.pop()
 
+with garbage.nothing_stays():
+    gc.callbacks.append(lambda phase, about: most.append(len(gc.get_objects())) if phase == "start" else None)
+    del most[:]
+    passing = [[] for _ in range(200_000)]
+    del passing
+    gc.callbacks.pop()
+    assert not most, "it has not looked"
+assert gc.isenabled()
+
 dropped = weakref.ref(Circle())
 gc.collect()
 assert dropped() is None, "garbage"
