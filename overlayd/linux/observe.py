@@ -46,6 +46,7 @@ from overlayd.model.objects import (
     Interface,
     Netns,
     NetnsPath,
+    Network,
     Proxy,
     Route,
     Veth,
@@ -137,12 +138,14 @@ def observe(veths: Iterable[Veth], others: Mapping[str, Netns | NetnsPath] | Non
     return {thing.key: thing for thing in found}
 
 
-def observe_host(veths: Iterable[Veth]) -> dict[Hashable, Observed]:
+def observe_host(veths: Iterable[Veth], networks: Iterable[Network] = ()) -> dict[Hashable, Observed]:
     """As `observe`, without a look into the namespaces: of `veths`, which should be there, the inner ends are believed
-    to be as wanted.  What a container does to its own end is its own affair.
+    to be as wanted.  What a container does to its own end is its own affair.  networks: where routes should lead; the
+    same values come out, which saves half the time of thousands.
     """
+    known = {(each.network_address.packed, each.prefixlen): each for each in networks}
     with Netlink() as netlink:
-        return _from_outside(read_host(netlink), veths)
+        return _from_outside(read_host(netlink, known), veths)
 
 
 def observe_service(bridge: str, veths: Collection[Veth]) -> dict[Hashable, Observed] | None:
@@ -345,7 +348,8 @@ def _routes(host: View) -> Iterable[Route]:
         link = host.links.get(index)
         scope = None if link is None or link.group != GROUP_DEVICE else _scope(link, "device")
         if link is not None and scope is not None:
-            yield Route(scope, link.name, destination, host.sources.get((index, destination)))
+            source = host.sources.get((index, destination)) if host.sources else None
+            yield Route(scope, link.name, destination, source)
 
 
 def _proxies(host: View) -> Iterable[Proxy]:

@@ -41,7 +41,9 @@ def plan(have: Mapping[Hashable, Object], want: Mapping[Hashable, Object]) -> li
     removed = [Step(thing, None) for key, thing in have.items() if key not in want]
     dead = {step.have.scope for step in removed if isinstance(step.have, Device)}
     removed = [Step(step.have, None, along=device_scope(step.have) in dead) for step in removed]
-    changed = [Step(have.get(key), thing) for key, thing in want.items() if have.get(key) != thing]
+    changed = [
+        Step(there, thing) for key, thing in want.items() if (there := have.get(key)) is not thing and there != thing
+    ]
     removed.sort(key=_rank, reverse=True)
     changed.sort(key=_rank)
     swaps = [step for step in changed if _swaps_prefix(step)]

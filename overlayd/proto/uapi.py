@@ -9,7 +9,7 @@ operation and a response are lines of `key=value` and end with an empty line; th
 """
 
 from binascii import a2b_hex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -143,24 +143,26 @@ def parse_own(lines: bytes) -> Own:
 
 
 def _parse_peer(lines: bytes) -> PeerState:
-    pairs = _pairs(lines[_KEY_DIGITS + 1 :])
-    said = dict(pairs)
+    said: dict[bytes, bytes] = {}
+    allowed_ips = []
+    for line in lines[_KEY_DIGITS + 1 :].split(b"\n"):
+        key, separator, value = line.partition(b"=")
+        if key == b"allowed_ip" and separator:
+            allowed_ips.append(_network(value))
+        elif separator:
+            said[key] = value
+        elif line:
+            raise _no_pair(line)
     endpoint = said.get(b"endpoint")
     return PeerState(
         _peer_key(lines),
         _endpoint(endpoint) if endpoint is not None else None,
-        _said(said, b"persistent_keepalive_interval"),
-        frozenset([_network(value) for key, value in pairs if key == b"allowed_ip"]),
-        _said(said, b"last_handshake_time_sec"),
-        _said(said, b"rx_bytes"),
-        _said(said, b"tx_bytes"),
+        _number("persistent_keepalive_interval", said.get(b"persistent_keepalive_interval", b"0")),
+        frozenset(allowed_ips),
+        _number("last_handshake_time_sec", said.get(b"last_handshake_time_sec", b"0")),
+        _number("rx_bytes", said.get(b"rx_bytes", b"0")),
+        _number("tx_bytes", said.get(b"tx_bytes", b"0")),
     )
-
-
-def _said(said: Mapping[bytes, bytes], key: bytes) -> int:
-    """A number that a peer's lines say, 0 when they do not."""
-    value = said.get(key)
-    return _number(key.decode(), value) if value is not None else 0
 
 
 class ActivityReader:
@@ -208,8 +210,12 @@ def _pairs(lines: bytes) -> list[tuple[bytes, bytes]]:
     split = [line.partition(b"=") for line in lines.split(b"\n") if line]
     for line, separator, _ in split:
         if not separator:
-            raise ProtocolError(f"UAPI: not a key=value line: {line!r}")
+            raise _no_pair(line)
     return [(key, value) for key, _, value in split]
+
+
+def _no_pair(line: bytes) -> ProtocolError:
+    return ProtocolError(f"UAPI: not a key=value line: {line!r}")
 
 
 def _value_of(key: bytes, peer: bytes) -> bytes:
