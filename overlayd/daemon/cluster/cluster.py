@@ -48,6 +48,7 @@ Run = Callable[[wire.Request], Awaitable[wire.Response | bytes]]
 # Our own constants, seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before joining is tried again
 WAIT_FOR_INIT = 5.0
+LOOK_AT_BLOCKS = 300.0
 MOST_FAULTS = 20  # that the doctor names
 
 
@@ -157,6 +158,7 @@ class Cluster:
                     group.create_task(self.rotation.run())
                     group.create_task(self.publishing.keep_names(self.own))
                     group.create_task(self.publishing.keep_presence())
+                    group.create_task(self._keep_blocks())
                     group.create_task(Janitor(self.node, self.etcd, news, self.publishing).run())
             except BaseExceptionGroup as bugs:
                 raise bugs.exceptions[0] from bugs
@@ -169,6 +171,14 @@ class Cluster:
             await self._until_confirmed()
             self.own.names = None
             self.publishing.tell_again()
+
+    async def _keep_blocks(self) -> None:
+        """Now and then look whether the register has our blocks still, which no stream tells, and see to it."""
+        while True:
+            await asyncio.sleep(LOOK_AT_BLOCKS * random.uniform(0.9, 1.1))
+            with suppress(OverlaydError):  # the next time is soon enough
+                if not await self.joining.are_held():
+                    self._confirm.set()
 
     async def _until_confirmed(self) -> None:
         """Be a member, or end: by the store's answers, however long these take."""

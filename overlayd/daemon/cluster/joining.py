@@ -10,7 +10,7 @@ register of blocks, and keeps that block.
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from overlayd import fault
 from overlayd.daemon.change.node import Node
@@ -180,10 +180,22 @@ class Joining:
     async def _hold(self, held: list[Network]) -> None:
         await self._node.change(lambda draft: joining.hold(draft, held), exclusive=[NODE_LOCK, MEMBERSHIP])
 
+    async def are_held(self) -> bool:
+        """Whether our blocks are ours in the register, as whichever member is asked knows it."""
+        known = self.membership
+        for block in known.blocks:
+            entries = (await self._etcd.read(BLOCK + block_key(block), any_member=True)).entries
+            if blocks.standing(_read(entries), block, known.instance) != "ours":
+                return False
+        return True
+
     async def register(self) -> dict[Network, blocks.Holding]:
         """The register of blocks as it is now."""
-        page = await self._etcd.read(BLOCK, prefix=True)
-        return read_register((each.key.removeprefix(BLOCK), each.value, each.modified) for each in page.entries)
+        return _read((await self._etcd.read(BLOCK, prefix=True)).entries)
+
+
+def _read(entries: Iterable[Entry]) -> dict[Network, blocks.Holding]:
+    return read_register((each.key.removeprefix(BLOCK), each.value, each.modified) for each in entries)
 
 
 def _instance_of(name: str, record: Entry) -> str:

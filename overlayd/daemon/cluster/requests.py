@@ -227,8 +227,8 @@ def _check_register(register: blocks.Register, known: Membership, stored: Mappin
         match blocks.standing(register, block, instance):
             case "absent" | "freed":
                 found.append(
-                    f"block {block} of node {name} is not in the register: it is claimed again when the daemon there "
-                    "starts, and until then another node may"
+                    f"block {block} of node {name} is not in the register: the daemon there claims it again "
+                    "within minutes, and until then another node may"
                 )
             case "others":
                 found.append(f"block {block} of node {name} is that of node {register[block].node} in the register")

@@ -12,6 +12,7 @@ import pytest
 from lab.patience import until, until_async
 from sim.node import Journal, NoNat, SimNode
 
+from overlayd.daemon.cluster import cluster
 from overlayd.daemon.cluster.cluster import Cluster
 from overlayd.daemon.cluster.connection import read_url
 from overlayd.daemon.cluster.etcd import Etcd
@@ -102,6 +103,31 @@ async def test_a_node_that_leaves_does_not_join_again_when_it_hears_that_it_is_g
         assert not (await node.etcd.read("s/node/", prefix=True)).entries
         (block,) = (await node.etcd.read("b/", prefix=True)).entries
         assert b"freed" in block.value
+    life.cancel()
+    await asyncio.gather(life, return_exceptions=True)
+
+
+@pytest.mark.parametrize("what", ["removed", "spoilt", "another's"])
+async def test_what_hands_do_to_a_block_of_a_node_is_noticed_while_it_runs(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    monkeypatch.setattr(cluster, "LOOK_AT_BLOCKS", 0.2)
+    node = Joined("holding", endpoint)
+    life = asyncio.get_running_loop().create_task(_live(node))
+    async with asyncio.timeout(60):
+        await until_async(lambda: node.cluster.publishing.lease != 0)
+        (block,) = (await node.etcd.read("b/", prefix=True)).entries
+        if what == "removed":
+            await node.etcd.transact((), (), [(block.key, False)])
+        elif what == "spoilt":
+            await node.etcd.transact((), [(block.key, b"garbage", 0)])
+        else:
+            await node.etcd.transact((), [(block.key, b'{"node": "thief", "instance": "e"}', 0)])
+            await until_async(lambda: node.cluster.state == "conflict")
+            assert any("is held by node thief in the store" in each.problem for each in node.cluster.findings())
+        if what != "another's":
+            await until_async(lambda: "is claimed again, the store had it no longer" in caplog.text)
+            assert [each.value for each in (await node.etcd.read("b/", prefix=True)).entries] == [block.value]
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
 
