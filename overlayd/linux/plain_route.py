@@ -13,9 +13,13 @@ from types import MappingProxyType
 from overlayd.linux import rtnetlink as rt
 from overlayd.model.objects import Network
 
-# linux/rtnetlink.h: rtmsg, and of IPv4 three attributes of four bytes: RTA_TABLE, RTA_DST, and RTA_OIF or RTA_PRIORITY.
-_PLAIN = struct.Struct("=BBBBBBBBIHHIHH4sHHI")
-_SIZE = 8  # of each of the attributes
+# linux/rtnetlink.h: rtmsg, of which some is not looked at, and of IPv4 three attributes, each with its head: RTA_TABLE,
+# RTA_DST, and RTA_OIF or RTA_PRIORITY.
+_PLAIN = struct.Struct("=xBxxxBBBI4sI4s4s4sI")
+_HEAD = struct.Struct("=HH")
+_TABLE, _DESTINATION, _LINK, _METRIC = (
+    _HEAD.pack(8, each) for each in (rt.RTA_TABLE, rt.RTA_DST, rt.RTA_OIF, rt.RTA_PRIORITY)
+)
 
 # Values that may be the destination of a route, by their first address and their length.
 Known = Mapping[tuple[bytes, int], Network]
@@ -28,23 +32,10 @@ def parse_route(body: memoryview, known: Known = NOTHING_KNOWN) -> rt.KernelRout
     """
     if len(body) != _PLAIN.size or body[0] != socket.AF_INET:
         return rt.parse_route(body)
-    head, told = (values := _PLAIN.unpack(body))[:9], values[9:]
-    _family, prefix, _source, _tos, _table, protocol, scope, kind, flags = head
-    first, table_type, table, second, destination_type, packed, third, type, value = told
-    if (first, second, third) != (_SIZE, _SIZE, _SIZE) or (table_type, destination_type) != (rt.RTA_TABLE, rt.RTA_DST):
+    prefix, protocol, scope, kind, flags, first, table, second, packed, third, value = _PLAIN.unpack(body)
+    if first != _TABLE or second != _DESTINATION or third not in (_LINK, _METRIC):
         return rt.parse_route(body)
-    if type not in (rt.RTA_OIF, rt.RTA_PRIORITY):
-        return rt.parse_route(body)
-    through = type == rt.RTA_OIF
-    return rt.KernelRoute(
-        destination=known.get((packed, prefix)) or IPv4Network((packed, prefix)),
-        table=table,
-        protocol=protocol,
-        scope=scope,
-        type=kind,
-        gateway=None,
-        source=None,
-        metric=0 if through else value,
-        mtu=0,
-        hops=((value, flags),) if through else (),
-    )
+    destination = known.get((packed, prefix)) or IPv4Network((packed, prefix))
+    if third == _LINK:
+        return rt.KernelRoute(destination, table, protocol, scope, kind, None, None, 0, 0, ((value, flags),))
+    return rt.KernelRoute(destination, table, protocol, scope, kind, None, None, value, 0, ())

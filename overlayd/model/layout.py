@@ -335,7 +335,7 @@ def _peer(state: State, facts: Facts, peer: Peer, besides: Networks = _NONE) -> 
 
 def _way(scope: str, device: str, network: Network, cluster: Network) -> Iterator[Route | Fence]:
     """The route to an allowed IP, and a fence of its own where the cluster's is not around it."""
-    yield Route(scope=scope, device=device, destination=network)
+    yield Route(scope, device, network)
     if scope == GLOBAL or not is_inside(network, cluster):  # there none of the cluster has a route
         yield Fence(network)
 

@@ -81,13 +81,6 @@ NFT_TABLE = "overlayd"
 GLOBAL = ""  # the scope of the global overlay; every other scope is the name of a service with a dedicated device
 
 
-def prefix(network: Network) -> tuple[int, int, int]:
-    """Stands for a network in keys: of those a network itself, whose hash is computed anew each time, is the slowest
-    part.
-    """
-    return network.version, int(network.network_address), network.prefixlen
-
-
 def device_alias(scope: str, label: str = "") -> str:
     """The alias of a device's link."""
     return f"{ALIAS} node {label}" if label and scope == GLOBAL else f"{ALIAS} device {scope}"
@@ -267,7 +260,8 @@ class Route:
 
     @property
     def key(self) -> Hashable:
-        return ("route", *prefix(self.destination))
+        network = self.destination  # itself it would be the slowest part: its hash is computed anew each time
+        return "route", network.version, int(network.network_address), network.prefixlen
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +274,8 @@ class Fence:
 
     @property
     def key(self) -> Hashable:
-        return ("fence", *prefix(self.destination))
+        network = self.destination  # as of `Route`
+        return "fence", network.version, int(network.network_address), network.prefixlen
 
 
 @dataclass(frozen=True, slots=True)

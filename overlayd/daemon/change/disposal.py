@@ -11,7 +11,7 @@ def dispose(*tables: MutableMapping[Any, Any]) -> None:
     """Empty tables that nobody needs any more, one entry after the other.  For worker threads.
 
     Left to themselves, their objects end all together, with the last reference to the table, and nobody else gets the
-    interpreter in between: of 50,000 peers that takes 60 ms.
+    interpreter in between: of 50,000 peers, or of 500 with 63 allowed IPs each, that takes 20 to 60 ms.
     """
     for table in tables:
         while table:

@@ -214,13 +214,7 @@ def _peers(device: Device, state: DeviceState, want: Layout) -> Layout:
         endpoint = peer.endpoint
         if isinstance(wanted, DevicePeer) and (wanted.endpoint is None or now - peer.last_handshake < FRESH):
             endpoint = wanted.endpoint
-        found = DevicePeer(
-            scope=device.scope,
-            device=device.name,
-            public_key=peer.public_key,
-            endpoint=endpoint,
-            keepalive=peer.keepalive,
-            allowed_ips=peer.allowed_ips,
-        )
+        key, keepalive, allowed_ips = peer.public_key, peer.keepalive, peer.allowed_ips
+        found = DevicePeer(device.scope, device.name, key, endpoint, keepalive, allowed_ips)
         peers[found.key] = found
     return peers

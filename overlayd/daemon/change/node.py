@@ -307,7 +307,7 @@ class Node:
             try:
                 await self._take_effect(transition)
             finally:
-                self._dispose(transition.have, transition.want)
+                self._dispose(transition.have, transition.want, transition.inverse)
         for at, decision in enumerate(decisions, 1):
             decision.settle()
             if at % FEW == 0:
@@ -371,10 +371,10 @@ class Node:
                 await slices.pause()
         return found
 
-    def _dispose(self, *layouts: Layout) -> None:
+    def _dispose(self, *tables: dict[Any, Any]) -> None:
         """Have those that are large emptied beside the loop, some time."""
-        if sum(map(len, layouts)) > MANY:
-            self._workers.submit(dispose, *layouts)
+        if sum(map(len, tables)) > MANY:
+            self._workers.submit(dispose, *tables)
 
     async def _plan(self, have: Layout, want: Layout) -> list[Step]:
         """Beside the loop when there is much to compare."""

@@ -6,7 +6,7 @@ Owns: what `node` hands from one step of that way to the next.  Must not know: h
 from dataclasses import dataclass
 
 from overlayd.model.layout import Layout
-from overlayd.model.rows import Change, RowId, encode
+from overlayd.model.rows import Change, Row, RowId, encode
 
 Encoded = dict[RowId, bytes | None]  # None for rows that go
 
@@ -21,7 +21,7 @@ class Transition:
     """
 
     change: Change
-    inverse: Change
+    inverse: dict[RowId, Row | None]
     encoded: Encoded
     have: Layout
     want: Layout
