@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from lab import CommandFailed, Lab, Ping, Refused, ping
+from lab import CommandFailed, Lab, Refused, ping
 from lab.etcd import Etcd
 from lab.patience import until
-from lab.sites import Site, sites
+from lab.sites import Site, pinging, sites
 
 PREFIX = "/overlayd/prod/"
 AGREE = "the store, the journal and the device agree\n"
@@ -86,13 +86,11 @@ def place() -> Iterator[Place]:
 @contextmanager
 def nothing_lost(place: Place) -> Iterator[None]:
     """No echo between any two of the containers, and no peer of any device, at any time that was looked."""
-    pings = [Ping(one.container, other.address) for one in place.sites for other in place.sites if one is not other]
+    pings = pinging(place.sites)
     before = [site.device_peers() for site in place.sites]
     counted = [received(site) for site in place.sites]
     lost: list[list[int]] = []
     try:
-        for each in pings:
-            each.wait_for(3)
         yield
         place.agree()
         for each in pings:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from lab import Lab, Ping, ping
+from lab import Lab, ping
 from lab.etcd import Etcd
-from lab.sites import Site, sites
+from lab.sites import Site, pinging, sites
 
 OUTAGE = float(os.environ.get("OVERLAYD_OUTAGE", "6"))
 
@@ -27,9 +27,7 @@ def nodes() -> Iterator[list[Site]]:
 def test_an_outage_under_ping_and_attaches(nodes: list[Site]) -> None:
     alpha, beta, gamma = nodes
     peers, addresses = alpha.device_peers(), [each.address for each in nodes]
-    pings = [Ping(one.container, other.address, 0.1) for one in nodes for other in nodes if one is not other]
-    for each in pings:
-        each.wait_for(5)
+    pings = pinging(nodes, 0.1)
     for member in alpha.etcd.members:
         member.kill()
         for each in pings:

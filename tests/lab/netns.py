@@ -81,7 +81,9 @@ def enter(name: str, binds: Iterable[tuple[str, str]]) -> None:
         _mount(place, over, None, MS_BIND)
 
 
-def open_socket(namespace: Path, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+def open_socket(
+    namespace: Path, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0
+) -> socket.socket:
     """A socket of the namespace behind `namespace` (/run/netns/NAME, /proc/PID/ns/net), for use from anywhere.
 
     A socket stays in the namespace it was made in (network_namespaces(7)), so this thread enters, makes it and returns.
@@ -89,6 +91,6 @@ def open_socket(namespace: Path, family: int = socket.AF_INET, kind: int = socke
     with Path("/proc/thread-self/ns/net").open("rb") as home, namespace.open("rb") as target:
         _enter(target.fileno())
         try:
-            return socket.socket(family, kind)
+            return socket.socket(family, kind, protocol)
         finally:
             _enter(home.fileno())

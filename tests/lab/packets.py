@@ -1,13 +1,15 @@
 """Packets and frames that no honest stack would send.
 
 Owns: their bytes.  Must not know: who sends them, or whether they arrive.  Formats: Ethernet II, ARP (RFC 826), IPv4
-(RFC 791), IPv6 (RFC 8200), UDP (RFC 768), ICMPv6 (RFC 4443), neighbour discovery (RFC 4861).
+(RFC 791), IPv6 (RFC 8200), UDP (RFC 768), ICMP (RFC 792), ICMPv6 (RFC 4443), neighbour discovery (RFC 4861).
 """
 
 import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 UDP, ICMPV6 = 17, 58
+ECHO_REQUEST = {4: 8, 6: 128}
+ECHO_REPLY = {4: 0, 6: 129}
 ROUTER_ADVERTISEMENT, NEIGHBOUR_ADVERTISEMENT, REDIRECT = 134, 136, 137
 ARP_REQUEST, ARP_REPLY = 1, 2
 EVERYBODY = b"\xff" * 6
@@ -33,6 +35,12 @@ def source_routed(packet: bytes, kind: int, hop: str) -> bytes:
     length = struct.pack("!H", len(packet) + len(option))
     head = bytes([0x47, packet[1]]) + length + packet[4:10] + b"\0\0" + packet[12:20] + option
     return head[:10] + struct.pack("!H", _checksum(head)) + head[12:] + packet[20:]
+
+
+def echo_request(version: int, identifier: int, payload: bytes) -> bytes:
+    """What a raw socket of ICMP or ICMPv6 is given to send; the checksum of ICMPv6 is the kernel's to add."""
+    message = struct.pack("!BBHHH", ECHO_REQUEST[version], 0, 0, identifier, 0) + payload
+    return message if version == 6 else message[:2] + struct.pack("!H", _checksum(message)) + message[4:]
 
 
 def neighbour_advertisement(source: str, destination: str, target: str, mac: bytes) -> bytes:

@@ -5,6 +5,7 @@ Owns: starting them with the options of such a cluster, and what is asked of the
 
 import json
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 from lab.cluster import CLUSTER
@@ -12,6 +13,7 @@ from lab.container import Container
 from lab.etcd import Etcd
 from lab.lab import Lab
 from lab.patience import until
+from lab.traffic import Ping
 
 
 class Site:
@@ -104,3 +106,16 @@ def sites(
     for each in made:
         each.knows(len(made) - 1)
     return made
+
+
+def pinging(sites: Sequence[Site], interval: float = 0.01) -> list[Ping]:
+    """Echoes from each site's container to each other one's, all of which are answered.
+
+    One begins after the other: where both ends of a tunnel begin it at once, each gives its own handshake up for the
+    other's, and WireGuard tries again after five seconds.
+    """
+    pings = []
+    for one, other in permutations(sites, 2):
+        pings.append(Ping(one.container, other.address, interval))
+        pings[-1].wait_for(3)
+    return pings

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lab import CommandFailed, Lab, Node, netns, ping, processes, run, sweep, transfer
+from lab import CommandFailed, Lab, Node, Ping, netns, ping, processes, run, sweep, transfer
 from lab.lab import OUTSIDE
+from lab.patience import until
 from lab.traffic import MARKER
 
 # What `overlayd` will do for a container, by hand: veth, address, default route through a bridge.
@@ -89,12 +90,43 @@ def test_a_capture_sees_sizes_ports_and_contents(lab: Lab, alpha: Node, beta: No
     assert not datagrams[0].is_wireguard(4568)
 
 
-def test_a_ping_reports_what_was_lost(alpha: Node, beta: Node) -> None:
-    running = ping(alpha, str(beta.address), count=20)
-    assert running.stop() == []
-    running.received -= {7, 8}
-    assert running.stop() == [7, 8]
-    assert running.round_trip() > 0
+def test_a_ping_has_all_echoes_and_a_time(alpha: Node, beta: Node) -> None:
+    done = ping(alpha, str(beta.address), count=20)
+    assert done.received == set(range(1, 21))
+    assert done.round_trip() > 0
+
+
+def test_a_running_ping_reports_what_was_lost(alpha: Node, beta: Node) -> None:
+    first, second = Ping(alpha, str(beta.address)), Ping(alpha, str(beta.address))
+    second.wait_for(20)
+    assert second.stop() == []
+    first.wait_for(20)
+    beta.run(["ip", "link", "set", "uplink", "down"])
+    time.sleep(0.1)
+    before = max(first.received)
+    beta.run(["ip", "link", "set", "uplink", "up"])
+    first.wait_for(1)
+    lost = first.stop()
+    assert lost
+    assert lost == list(range(before + 1, min(first.received - set(range(before + 1)))))
+
+
+def test_a_running_ping_of_ipv6_and_one_without_a_way(lab: Lab, alpha: Node) -> None:
+    alpha.write_sysctl("net/ipv6/conf/lo/disable_ipv6", "0")
+    through = Ping(alpha, "::1", 0.001)
+    through.wait_for(20)
+    assert through.stop() == []
+    nowhere = Ping(alpha, "2001:db8::1")
+    with pytest.raises(TimeoutError, match="last error"):
+        nowhere.wait_for(1, timeout=0.1)
+    assert nowhere.stop() == []
+    assert not nowhere.received
+
+
+def test_a_running_ping_ends_with_its_container(lab: Lab) -> None:
+    with lab.container() as container:
+        running = Ping(container, "127.0.0.1")
+    until(lambda: not running._thread.is_alive())
 
 
 def test_each_node_has_its_own_run(alpha: Node, beta: Node) -> None:
