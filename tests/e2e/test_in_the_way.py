@@ -5,16 +5,13 @@ Each case loses traffic of a kind until it is undone: from a container to one of
 """
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 from lab import Lab, ping
 from lab.cluster import CLUSTER, CLUSTER6, Pair, besides_version
-from lab.node import CONTROL
 from lab.patience import until
-from lab.processes import environment
 
 
 class Way:
@@ -55,11 +52,7 @@ class Way:
         return False
 
     def control(self, *argv: str) -> str:
-        command = [*CONTROL, "--socket", str(self.node.socket), *argv]
-        done = subprocess.run(
-            self.node.command(command), capture_output=True, text=True, env=environment(), check=False
-        )
-        return done.stdout
+        return self.node.try_overlayctl(*argv)[1]
 
     def findings(self) -> list[dict[str, str]]:
         return besides_version(json.loads(self.control("doctor", "-o", "json")))

@@ -18,7 +18,7 @@ from typing import IO, Any
 from lab import netns, processes
 from lab.frames import Connection
 from lab.patience import LIMIT, until
-from lab.processes import CommandFailed, environment, run
+from lab.processes import CommandFailed, environment
 from lab.warm import Forked, Warm, process
 
 DAEMON = [sys.executable, "-c", "from overlayd.cli import daemon; daemon()"]
@@ -82,7 +82,11 @@ class Node:
 
     def run(self, argv: Sequence[str | Path], *, timeout: float = LIMIT) -> str:
         """Run a program on this node and return what it printed."""
-        return run(self.command(argv), timeout=timeout, prefix=self.prefix)
+        words = [str(each) for each in argv]
+        code, printed, complained = self._run_to_end(process("program"), words, words, timeout)
+        if code:
+            raise CommandFailed(f"{' '.join(words)}: exit code {code}\n{printed}{complained}".rstrip())
+        return printed
 
     def overlayctl(self, *arguments: str) -> str:
         """What `overlayctl --socket SOCKET ARGUMENTS` prints; CommandFailed when it fails."""
@@ -95,13 +99,31 @@ class Node:
     def try_overlayctl(self, *arguments: str) -> tuple[int, str, str]:
         """The exit code of `overlayctl --socket SOCKET ARGUMENTS`, what it prints, and what it complains of."""
         arguments = ("--socket", str(self.socket), *arguments)
+        return self._run_to_end(process("control"), arguments, [*CONTROL, *arguments], LIMIT)
+
+    def _run_to_end(
+        self, warm: Warm | None, arguments: Sequence[str], argv: Sequence[str], timeout: float
+    ) -> tuple[int, str, str]:
+        """The exit code of a command with these arguments, forked of its warm process or else executed as `argv`, what
+        it prints, and what it complains of.
+        """
         with TemporaryFile() as output, TemporaryFile() as errors:
-            if (warm := process("control")) is not None:
-                code = self._fork(warm, arguments, output, errors).wait(LIMIT)
+            if warm is not None:
+                forked = self._fork(warm, arguments, output, errors)
+                try:
+                    code = forked.wait(timeout)
+                except subprocess.TimeoutExpired:
+                    forked.send_signal(signal.SIGKILL)
+                    raise
             else:
-                argv = self.command([*CONTROL, *arguments])
                 code = subprocess.run(
-                    argv, stdout=output, stderr=errors, timeout=LIMIT, env=environment(self.prefix), check=False
+                    self.command(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=errors,
+                    timeout=timeout,
+                    env=environment(self.prefix),
+                    check=False,
                 ).returncode
             output.seek(0)
             errors.seek(0)
@@ -146,15 +168,10 @@ class Node:
 
     def try_daemon(self, argv: Sequence[str], timeout: float = LIMIT) -> tuple[int, str]:
         """Run a daemon that is expected to end by itself; return its exit code and what it logged."""
-        done = subprocess.run(
-            self.command(argv),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=environment(self.prefix),
-            check=False,
-        )
-        return done.returncode, done.stdout + done.stderr
+        own = len(DAEMON)
+        warm = process("daemon") if list(argv[:own]) == DAEMON and not self.cold else None
+        code, printed, complained = self._run_to_end(warm, argv[own:], argv, timeout)
+        return code, printed + complained
 
     def start(self, *options: str, timeout: float = LIMIT) -> None:
         """Start the daemon and wait until it listens; DaemonExited when it ends instead."""
