@@ -33,7 +33,6 @@ from lab.container import Container
 from lab.crun import CrunContainer
 from lab.natbox import INSIDE, NatBox
 from lab.node import Node
-from lab.processes import run
 
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
@@ -46,7 +45,7 @@ OUTSIDE6 = IPv6Interface("2001:db8:51::1/64")  # RFC 3849
 OUTSIDE6_ROUTER = IPv6Interface("2001:db8:51::fe/64")
 DIRECTORY = re.compile(r"overlayd-lab-(?P<prefix>ot[0-9a-f]{6})-(?P<pid>\d+)-(?P<started>\d+)")
 # A cable carries one packet at a time: what is sent in segments is cut before it is captured, as before a real card.
-CABLE = ("gso_max_segs", "1")
+CABLE = "gso_max_segs 1"
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # beside SIGINT, which Python turns into KeyboardInterrupt by itself
 
 
@@ -182,20 +181,24 @@ class Lab:
             netns.add(name)
             self._prepare(name, "default")
         netns.add_bridge(self.router, "underlay", self.underlay, self.mtu)
-        ip = ["ip", "-n", self.router]
-        run([*ip, "link", "add", "outside", "type", "veth", "peer", "name", "uplink", "netns", self.outside])
-        run([*ip, "address", "add", str(router), "dev", "outside"])
-        run([*ip, "link", "set", "outside", "up"])
-        run(["ip", "netns", "exec", self.router, "sh", "-c", f"echo 1 > /proc/sys/net/{forwarding}"])
-        run(["ip", "-n", self.outside, "address", "add", str(self.outside_address), "dev", "uplink"])
-        run(["ip", "-n", self.outside, "link", "set", "uplink", "up"])
-        run(["ip", "-n", self.outside, "route", "add", str(self.underlay.network), "via", str(router.ip)])
+        netns.ip(
+            self.router,
+            f"link add outside type veth peer name uplink netns {self.outside}",
+            f"address add {router} dev outside",
+            "link set outside up",
+        )
+        netns.write_sysctl(self.router, f"net/{forwarding}", 1)
+        netns.ip(
+            self.outside,
+            f"address add {self.outside_address} dev uplink",
+            "link set uplink up",
+            f"route add {self.underlay.network} via {router.ip}",
+        )
 
     def _prepare(self, namespace: str, interface: str) -> None:
         """Without IPv6 there is no neighbour discovery in the captures; with it, addresses are good at once."""
         setting, value = ("accept_dad", 0) if self.ipv6 else ("disable_ipv6", 1)
-        write = f"echo {value} > /proc/sys/net/ipv6/conf/{interface}/{setting}"
-        run(["ip", "netns", "exec", namespace, "sh", "-c", write])
+        netns.write_sysctl(namespace, f"net/ipv6/conf/{interface}/{setting}", value)
 
     def node(self, name: str, behind: NatBox | None = None) -> Node:
         """A new node on the underlay, or behind a NAT; its default route leads outside.  The daemon is not started."""
@@ -227,14 +230,16 @@ class Lab:
     ) -> None:
         """Join a namespace by its `uplink` to a bridge in another one, with a default route to the gateway."""
         router, master = bridge
-        ip = ["ip", "-n", namespace]
-        mtu = ["mtu", str(self.mtu)]
-        run([*ip, "link", "add", "uplink", *mtu, *CABLE, "type", "veth", "peer", "name", name, *mtu, "netns", router])
+        size = f"mtu {self.mtu} {CABLE}"
+        netns.ip(
+            router,
+            f"link add name {name} {size} type veth peer name uplink {size} netns {namespace}",
+            f"link set dev {name} master {master} up",
+        )
         self._prepare(namespace, "uplink")
-        run([*ip, "address", "add", str(address), "dev", "uplink"])
-        run([*ip, "link", "set", "uplink", "up"])
-        run([*ip, "route", "add", "default", "via", str(gateway)])
-        run(["ip", "-n", router, "link", "set", "dev", name, "master", master, "up"])
+        netns.ip(
+            namespace, f"address add {address} dev uplink", "link set uplink up", f"route add default via {gateway}"
+        )
 
     def container(self) -> Container:
         """A new process in a network namespace of its own, with nothing in it but a loopback that is down."""

@@ -45,7 +45,7 @@ class NatBox:
         self.nodes = 0
         netns.add(name)
         netns.add_bridge(name, "inside", INSIDE)
-        run(["ip", "netns", "exec", name, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
+        netns.write_sysctl(name, "net/ipv4/ip_forward", 1)
         how = "random,fully-random" if symmetric else ""
         run(["ip", "netns", "exec", name, "nft", "-f", "-"], stdin=_RULES.format(how=how))
 

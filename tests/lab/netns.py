@@ -5,9 +5,12 @@ is.
 """
 
 import ctypes
+import fcntl
 import os
 import socket
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
@@ -18,6 +21,7 @@ BRIDGE_MAC = "02:00:00:00:00:fe"  # of every bridge, which are in namespaces of 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # include/uapi/linux/sched.h
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000  # include/uapi/linux/mount.h
 MNT_DETACH = 2  # umount2(2)
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # netdevice(7)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,23 +29,38 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def add(name: str) -> None:
     """Make the namespace, with its loopback up."""
     run(["ip", "netns", "add", name])
-    run(["ip", "-n", name, "link", "set", "lo", "up"])
+    with open_socket(DIRECTORY / name, kind=socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP))
+
+
+def ip(namespace: str, *commands: str) -> None:
+    """Run commands of ip(8) in the namespace, by one process."""
+    run(["ip", "-n", namespace, "-batch", "-"], stdin="\n".join(commands))
+
+
+def write_sysctl(namespace: str, path: str, value: int) -> None:
+    """Set /proc/sys/PATH, below net/, of the namespace."""
+    with _entered(DIRECTORY / namespace):
+        Path("/proc/sys", path).write_text(str(value))
 
 
 def add_bridge(namespace: str, name: str, address: IPv4Interface | IPv6Interface, mtu: int = 1500) -> None:
     """Make a bridge, up.  Its hardware address is given to it: else it would take the lowest one of its ports, and each
     port that comes with a lower one would make the neighbours lose it until they ask again.
     """
-    ip = ["ip", "-n", namespace]
-    run([*ip, "link", "add", name, "address", BRIDGE_MAC, "mtu", str(mtu), "type", "bridge", "mcast_snooping", "0"])
-    run([*ip, "address", "add", str(address), "dev", name])
-    run([*ip, "link", "set", name, "up"])
+    ip(
+        namespace,
+        f"link add name {name} address {BRIDGE_MAC} mtu {mtu} type bridge mcast_snooping 0",
+        f"address add {address} dev {name}",
+        f"link set dev {name} up",
+    )
 
 
 def delete(name: str) -> None:
     """Remove the namespace, and with it every link in it once no process lives there; a missing one is fine."""
-    if (DIRECTORY / name).exists():
-        run(["ip", "netns", "delete", name])
+    path = DIRECTORY / name
+    _libc.umount2(bytes(path), MNT_DETACH)
+    path.unlink(missing_ok=True)
 
 
 def named(prefix: str) -> list[str]:
@@ -86,11 +105,18 @@ def open_socket(
 ) -> socket.socket:
     """A socket of the namespace behind `namespace` (/run/netns/NAME, /proc/PID/ns/net), for use from anywhere.
 
-    A socket stays in the namespace it was made in (network_namespaces(7)), so this thread enters, makes it and returns.
+    A socket stays in the namespace it was made in (network_namespaces(7)).
     """
+    with _entered(namespace):
+        return socket.socket(family, kind, protocol)
+
+
+@contextmanager
+def _entered(namespace: Path) -> Iterator[None]:
+    """This thread is in the namespace within the block."""
     with Path("/proc/thread-self/ns/net").open("rb") as home, namespace.open("rb") as target:
         _enter(target.fileno())
         try:
-            return socket.socket(family, kind, protocol)
+            yield
         finally:
             _enter(home.fileno())
