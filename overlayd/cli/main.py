@@ -15,10 +15,24 @@ from typing import NoReturn
 
 def daemon() -> NoReturn:
     """The `overlayd` command."""
+    _open_standard_streams()
     gc.disable()  # what is imported stays: a tenth of the time; `daemon.garbage` enables it
     from overlayd.daemon.main import main  # noqa: PLC0415
 
     sys.exit(main(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Have nobody's device in place of a stream that who started us has closed: a socket that got its number would be
+    sent our log.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w")
 
 
 def control() -> NoReturn:

@@ -318,6 +318,9 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
         raise ConfigError(f"wireguard-go: not an absolute path: {config.wireguard_go}")
     if config.no_probe and config.identity_file:
         raise ConfigError("identity-file: of no use with no-probe, since nobody could check it")
+    for setting, path in (("data-dir", config.data_dir), ("socket", config.socket)):
+        if not path:
+            raise ConfigError(f"{setting}: the path is empty")
     for setting, path in (("socket", config.socket), ("cni-socket", config.cni_path)):
         if len(os.fsencode(path)) > 107:  # sun_path of struct sockaddr_un, less its NUL
             raise ConfigError(f"{setting}: the path is longer than the 107 bytes a Unix socket may have: {path}")

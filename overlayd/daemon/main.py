@@ -5,6 +5,7 @@ Owns: the order of start and stop, signals, exit codes.  Must not know: what a r
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import resource
@@ -146,6 +147,11 @@ def _check_and_run(config: Config, options: argparse.Namespace, repetition: logs
         return BAD_CONFIG
     except OverlaydError as error:
         log.error("%s", error)
+        return FAILED
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        log.error("start: %s; give overlayd more descriptors (LimitNOFILE=, ulimit -n)", error)
         return FAILED
 
 
@@ -289,10 +295,17 @@ def _answering_nodes(
 
 
 def _told_to_stop() -> asyncio.Event:
-    """Set by the signals that end the daemon."""
+    """Set by the signals that end the daemon.  SIGHUP does when a terminal hangs up; who rotates logs, or wants
+    settings to be read again, sends it too.
+    """
     stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stopping.set)
+    if os.isatty(2):
+        loop.add_signal_handler(signal.SIGHUP, stopping.set)
+    else:
+        loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP changes nothing: settings are read at a start")
     return stopping
 
 

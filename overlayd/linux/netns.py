@@ -154,7 +154,7 @@ def process_of(pid: int) -> int:
     try:
         os.close(os.pidfd_open(pid))
         return pid
-    except OSError:
+    except (OSError, OverflowError):  # no process has a number that does not fit
         pass
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -32,6 +32,9 @@ _NAMESPACE_LEGS = {"s": "c", "g": "g"}
 _END = b"\xff"  # closes each hashed string; no byte of UTF-8
 _MASK = (1 << 64) - 1
 
+# Byte for byte, whatever they encode; 0xa0 is white space in the kernel's table (lib/ctype.c), as in Latin-1.
+_REFUSED = frozenset(b"/:%\0 \t\n\v\f\r\xa0")
+
 
 def name(parts: Sequence[str], suffix: str) -> str:
     """The name of the link of these parts, at most 15 bytes of UTF-8; suffix may be empty."""
@@ -84,10 +87,10 @@ def require_legal(link: str, after: str) -> None:
     """RequestError when Linux does not take a link's name (dev_valid_name() in net/core/dev.c).  after: whose name it
     is made of, for the message.
     """
-    if any(character in "/:%\0" or character.isspace() for character in link):
+    if not _REFUSED.isdisjoint(link.encode()):
         raise RequestError(
-            f"{after} makes the link name {link!r}, but Linux takes no '/', ':' or white space there, and a '%' as a "
-            "template for numbers"
+            f"{after} makes the link name {link!r}, but Linux takes no '/', ':', white space or byte 0xa0 (as in the "
+            "letter \N{LATIN SMALL LETTER A WITH GRAVE}) there, and a '%' as a template for numbers"
         )
 
 

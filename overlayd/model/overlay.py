@@ -117,6 +117,8 @@ def setup_global(
     for service in list(draft.all(Service)):
         bridge = bridge_name(deployment, instance_id, service.name)
         device = dedicated_name(deployment, instance_id, service.name) if service.dedicated else ""
+        for link in (bridge, device):
+            require_legal(link, f"service {service.name!r}")
         draft.put(replace(service, bridge=bridge, device=device))
     return overlay
 

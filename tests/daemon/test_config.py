@@ -81,6 +81,13 @@ def test_a_socket_path_too_long_for_the_kernel_is_refused():
         load("--socket", "/" + "s" * 107)
 
 
+@pytest.mark.parametrize("setting", ["data-dir", "socket"])
+def test_an_empty_path_is_refused(setting):
+    """It would be the working directory, or a name that the kernel chooses."""
+    with pytest.raises(config.ConfigError, match=f"{setting}: the path is empty"):
+        load(f"--{setting}", "")
+
+
 def test_the_name_server_is_on_unless_it_is_turned_off():
     settings = load()
     assert (settings.dns_port, settings.dns_zone, settings.upstreams) == (53, None, ())

@@ -3,10 +3,13 @@
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 from lab import Lab
 from lab.cluster import Member
 from lab.node import DAEMON, Node
+from lab.patience import until
 
 IN_USE = os.EX_UNAVAILABLE  # 69, sysexits.h
 NO_PERMISSION = os.EX_NOPERM  # 77
@@ -109,6 +112,40 @@ def test_signals_and_the_shutdown_request_end_it_cleanly(lab: Lab) -> None:
     assert member.node.wait() == 0
     assert interface not in member.node.run(["ip", "-br", "link"])
     assert member.node.wireguard_pids() == set()
+
+
+def test_who_hangs_up_ends_a_daemon_that_is_at_a_terminal_alone(lab: Lab) -> None:
+    member = Member(lab, 6, "hung")
+    member.start()
+    assert member.node.daemon is not None
+    member.node.daemon.send_signal(signal.SIGHUP)
+    until(lambda: "SIGHUP changes nothing" in member.node.log.read_text(), "SIGHUP is told of")
+    assert member.request("status")["result"] == "status"
+    assert member.node.stop() == 0
+    at_a_terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    member.node.program = [sys.executable, "-c", at_a_terminal, *member.node.program]
+    member.start()
+    terminal = member.node.daemon.pid
+    (child,) = Path(f"/proc/{terminal}/task/{terminal}/children").read_text().split()
+    os.kill(int(child), signal.SIGHUP)
+    assert member.node.wait() == 0
+    assert "stopping" in member.node.log.read_text()
+
+
+def test_a_start_with_closed_streams_and_one_with_few_descriptors(lab: Lab) -> None:
+    member = Member(lab, 5, "closed")
+    program = member.node.program
+    member.node.program = ["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *program]
+    member.start()
+    assert member.node.daemon is not None
+    for descriptor in (0, 1, 2):
+        assert Path(f"/proc/{member.node.daemon.pid}/fd/{descriptor}").readlink() == Path("/dev/null")
+    assert member.node.stop() == 0
+    member.node.program = ["prlimit", "--nofile=20:20", "--", *program]
+    code, said = member.node.try_daemon(member.node.daemon_argv())
+    assert code == 1
+    assert "Too many open files; give overlayd more descriptors" in said
+    assert "Traceback" not in said
 
 
 def test_what_was_opened_is_closed_after_a_stop_and_after_a_start_that_fails_half_way(lab: Lab) -> None:

@@ -47,6 +47,11 @@ def test_a_name_with_parentheses_and_spaces_does_not_confuse(host, tmp_path):
         process.wait()
 
 
+def test_a_number_that_no_process_can_have(host):
+    assert netns.process_of(2**32 - 1) == 2**32 - 1
+    assert errno_of(netns.identify, 2**32 - 1) in (errno.ENOENT, errno.ESRCH)
+
+
 def test_a_dead_process(host, container):
     box = container()
     box.kill()

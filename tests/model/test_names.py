@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlayd.errors import RequestError
 from overlayd.model import names
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "names.json").read_text())
@@ -65,6 +66,14 @@ def test_a_suffix_without_room_for_a_digit_is_left_out(length: int, digits: int)
     got = names.name(["a-long-enough-part"], suffix)
     assert got == "zl-" + got[3 : 3 + digits] + (f"-{suffix}" if digits < 12 else "")
     assert len(got) == 15
+
+
+def test_linux_refuses_white_space_byte_for_byte() -> None:
+    for link in ("zl-a b-b", "zl-a:b-b", "zl-a/b-b", "zl-a%d-b", "zl-\u00e0-b", "zl-\u0420-b"):
+        with pytest.raises(RequestError, match="service 'x' makes the link name"):
+            names.require_legal(link, "service 'x'")
+    for link in ("zl-\u00e9-b", "zl-\u0411-b", ""):
+        names.require_legal(link, "service 'x'")
 
 
 def test_each_object_has_its_suffix() -> None:

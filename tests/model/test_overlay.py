@@ -41,6 +41,20 @@ def test_a_new_instance_renames_and_keeps_everything_else():
     assert all(step.have and step.want for step in steps)
 
 
+def test_a_new_instance_that_makes_a_link_name_that_linux_refuses_is_refused():
+    """The name was hashed before, and has room now."""
+    state = set_up_with_names(name="x y", instance_id="a-long-one")
+    with pytest.raises(RequestError, match="service 'x y' makes the link name 'zl-d-2-x y-b'"):
+        set_up(state, deployment="d", instance_id="2")
+
+
+def set_up_with_names(name, instance_id):
+    state = new_state()
+    set_up(state, instance_id=instance_id)
+    serve(state, name)
+    return state
+
+
 def test_a_port_of_nobody_and_a_cluster_of_everybody_are_refused():
     with pytest.raises(RequestError, match="0 is no port"):
         set_up(ready(), port=0)
