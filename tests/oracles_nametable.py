@@ -127,7 +127,8 @@ class Oracle:
         fixed = (OPT, MAX_DATAGRAM, code >> 4, 0, opt[2] if opt else 0, len(given))
         tail = b"\0" + struct.pack(">HHBBHH", *fixed) + given if opt else b""
         if 12 + len(asked) + len(b"".join(records)) + len(tail) > limit:
-            records, flags = [], flags | 0x0200
+            room = limit - 12 - len(asked) - len(tail)
+            records, flags = fitting(records, room) if type in (A, AAAA) else [], flags | 0x0200
         counts = (1, len(records), len(authority), 1 if opt else 0)
         head = struct.pack(">6H", id, flags | code & 15, *counts)
         return head + asked + b"".join(records) + b"".join(authority) + tail
@@ -173,6 +174,11 @@ class Oracle:
         below = [other for other in [*self.addresses, *self.pointers, *self.zones] if other != name]
         there = has or apex or any(other[len(other) - len(name) :] == name for other in below if len(other) > len(name))
         return NOERROR if there else NXDOMAIN, [], [soa]
+
+
+def fitting(records: list[bytes], room: int) -> list[bytes]:
+    """As many of the first ones as there is room for, bytes."""
+    return [each for number, each in enumerate(records, 1) if len(b"".join(records[:number])) <= room]
 
 
 def soa_record(owner: int | None, primary: bytes) -> bytes:

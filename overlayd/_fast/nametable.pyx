@@ -270,19 +270,19 @@ cdef class NameTable:
         return tuple(seen)
 
     cdef Py_ssize_t write_addresses(self, tuple addresses, Question *q, uint8_t *out, Py_ssize_t end) except -2:
-        """Add the addresses of the type that was asked for, each time beginning with the next one; or the bit that says
-        that they do not fit.
+        """Add the addresses of the type that was asked for, each time beginning with the next one: as many as fit, with
+        the bit that says so.  Some C libraries (musl before 1.2.4) do not ask again by TCP.
         """
-        cdef Py_ssize_t size = 4 if q.type == A else 16, count = 0, i, first
+        cdef Py_ssize_t size = 4 if q.type == A else 16, count = 0, i, first, place, room
         cdef uint8_t *p = out + end
         for address in addresses:
             count += PyBytes_GET_SIZE(<bytes>address) == size
         if count == 0:
             return end
         out[2] |= AA
-        if end + count * (RECORD + size) > q.limit:
+        room = max(q.limit - end, 0) // (RECORD + size)
+        if count > room:
             out[2] |= TC
-            return end
         first = 0
         if count > 1:
             self.turn += 1
@@ -291,9 +291,12 @@ cdef class NameTable:
         for address in addresses:
             if PyBytes_GET_SIZE(<bytes>address) == size:
                 # The first one in turn is written first, those before it behind the last.
-                p = out + end + (i - first if i >= first else i - first + count) * (RECORD + size)
-                write_bytes(write_record(p, HEADER, q.type, size), <bytes>address)
+                place = i - first if i >= first else i - first + count
+                if place < room:
+                    p = out + end + place * (RECORD + size)
+                    write_bytes(write_record(p, HEADER, q.type, size), <bytes>address)
                 i += 1
+        count = min(count, room)
         write16(out + 6, <int>count)
         return end + count * (RECORD + size)
 
