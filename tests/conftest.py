@@ -26,7 +26,8 @@ NEIGHBOURS = 16_384
 # Files and folders that take longest, as `pytest --durations=0` has it.
 LONGEST = (
     *("test_crash.py", "test_scripts.py", "crash", "test_nat_matrix.py", "test_resolvers.py", "test_why.py"),
-    *("test_nameserver_upstreams.py", "test_cluster_bad_days.py", "test_cluster.py", "test_troubleshooting.py"),
+    *("test_in_the_way.py", "test_nameserver_upstreams.py", "test_cluster_hands.py", "test_cluster_bad_days.py"),
+    *("test_cluster.py", "test_troubleshooting.py"),
     *("test_cluster_rotation.py", "test_examples.py", "e2e", "sim", "cni", "fuzz", "daemon", "linux"),
 )
 # Where an installed overlayd and container runtimes have their files
