@@ -221,6 +221,11 @@ bench-proof: bench-packages build ## bench-check finds a planted delay, and noth
 bench-report: bench-packages .venv/benched ## docs/performance.md and its plots, measured now (root; ten minutes)
 	@PYTHONPATH=bench:tests:. $(PYTHON) -m report $(if $(RELEASE),--release $(RELEASE))
 
+.PHONY: bench-profile
+bench-profile: bench-packages build ## docs/profile.md: where the daemon's processor time goes, by perf (root; a minute)
+	@$(call install,linux-perf)
+	@PYTHONPATH=bench:tests:. $(PYTHON) bench/bench_profile.py
+
 .PHONY: build
 build: .venv/built ## virtual environment in .venv, extension modules and bytecode compiled in place
 	@$(PYTHON) -m compileall -q overlayd tests

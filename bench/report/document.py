@@ -136,6 +136,7 @@ def write(result: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> st
         "## Requests through the socket\n",
         "Medians of six samples. A ratio below 1 beats the yardstick; the goals are in `bench/budgets.toml`.\n",
         cases(result),
+        "What limits those that miss their goal is in [profile.md](profile.md).\n",
         *skipped(result["skipped"]),
         "## Containers\n\n![attach by containers](performance/attach.svg)\n",
         series("One attach, by the containers on the bridge:", "containers", grown["attach"]),
