@@ -85,7 +85,7 @@ class Network:
     def proxies(self) -> list[tuple[str, str]]:
         """Addresses for which a link answers, and its name: `ip neighbour show proxy`, of IPv4 and then of IPv6."""
         return [
-            (_address(version, found[NDA_DST]), self._names[fixed[1]])
+            (_address(version, found[NDA_DST]), self._name(fixed[1]))
             for version in (socket.AF_INET, socket.AF_INET6)
             for fixed, found in self._table(RTM_GETNEIGH, _NEIGHBOUR, version, 0, 0, NTF_PROXY)
         ]
@@ -93,10 +93,14 @@ class Network:
     def static_entries(self) -> list[tuple[str, str]]:
         """MAC addresses that a port is held to, and its name: those of `bridge fdb show` whose state is `static`."""
         return [
-            (found[NDA_LLADDR].hex(":"), self._names[index])
+            (found[NDA_LLADDR].hex(":"), self._name(index))
             for (_, index, state, *_), found in self._table(RTM_GETNEIGH, _NEIGHBOUR, AF_BRIDGE)
             if state & NUD_NOARP and not state & NUD_PERMANENT
         ]
+
+    def _name(self, index: int) -> str:
+        """As ip(8) names a link that has come since the links were listed, or has gone."""
+        return self._names.get(index, f"if{index}")
 
     def _link(self, flags: int, found: Attributes) -> dict[str, Any]:
         about = _attributes(found.get(IFLA_LINKINFO, b""))
@@ -114,7 +118,7 @@ class Network:
         if IFLA_IFALIAS in found:
             shown["ifalias"] = _text(found[IFLA_IFALIAS])
         if IFLA_MASTER in found:
-            shown["master"] = self._names[_number(found[IFLA_MASTER])]
+            shown["master"] = self._name(_number(found[IFLA_MASTER]))
         if IFLA_ADDRESS in found:
             shown["address"] = found[IFLA_ADDRESS].hex(":")
         if IFLA_PROP_LIST in found:
@@ -134,7 +138,7 @@ class Network:
         if (number := _number(found[RTA_TABLE]) if RTA_TABLE in found else table) != RT_TABLE_MAIN:
             shown["table"] = TABLES.get(number, str(number))
         if RTA_OIF in found:
-            shown["dev"] = self._names[_number(found[RTA_OIF])]
+            shown["dev"] = self._name(_number(found[RTA_OIF]))
         for key, attribute in (("gateway", RTA_GATEWAY), ("prefsrc", RTA_PREFSRC)):
             if attribute in found:
                 shown[key] = _address(version, found[attribute])

@@ -82,3 +82,14 @@ def test_a_machine_is_read_as_programs_show_it(machine: str) -> None:
     assert found[0][0]["proxies"]
     for programs, ourselves in found:
         assert not difference(programs, ourselves)
+
+
+def test_a_link_that_came_after_the_links_were_listed_has_the_name_that_ip_gives_it() -> None:
+    def work(cell: Cell) -> list[str | None]:
+        with Network() as network:
+            cell.run(["ip", "link", "add", "late", "index", "77", "type", "bridge"])
+            cell.run(["ip", "link", "set", "late", "up"])
+            cell.run(["ip", "address", "add", "192.0.2.1/24", "dev", "late"])
+            return [route.get("dev") for route in network.routes()]
+
+    assert "if77" in inside(work)
