@@ -8,7 +8,6 @@ do; and once by nobody, since the changes themselves cost etcd the same however 
     python bench/bench_cluster.py           (root: makes network namespaces; etcd)
 """
 
-import operator
 import os
 import re
 import statistics
@@ -177,15 +176,16 @@ def burst(etcd: Etcd, nodes: list[Site], writer: Registered, reader: Registered)
             ("on the three daemons' devices after", f"{everywhere:.1f} s"),
         ]
     streaming, windowed = reading
-    whole = (unread + each * FOLLOWERS / BURST_FOLLOWERS for each in (windowed, streaming))
+    whole = [unread + each * FOLLOWERS / BURST_FOLLOWERS for each in reading]
     told += [
-        ("etcd's by windows, of that by open streams, without the changes themselves", f"{windowed / streaming:.2f}"),
-        (
-            f"with them, as it is before {FOLLOWERS:,} followers (computed; goal: {CHEAPEST:.2f})",
-            f"{operator.truediv(*whole):.2f}",
-        ),
+        ("etcd's by windows, of that by open streams, without the changes themselves", _part(windowed, streaming)),
+        (f"with them, as it is before {FOLLOWERS:,} followers (computed; goal: {CHEAPEST:.2f})", _part(*whole[::-1])),
     ]
     return told
+
+
+def _part(some: float, whole: float) -> str:
+    return f"{some / whole:.2f}" if whole > 0 else "too little"
 
 
 def _burst(etcd: Etcd, nodes: list[Site], writer: Registered, reader: Registered) -> tuple[float, float, float]:
