@@ -65,11 +65,12 @@ def opened(trees: Mapping[str, Tree]) -> Iterator[Subjects]:
             with daemon.client() as client:
                 client.ask_all([request("register_dns", name=each, ip=ip) for each, ip in names.items()])
             address = daemon.member.slice.partition("/")[0].removesuffix("0") + "1"
-            subjects[name] = {"dns": NameServer(daemon.member.node, daemon.pid, address, 53).dns}
-        node = lab.node("dnsmasq")
-        pid = stack.enter_context(running(node, *dnsmasq(node, names, ZONE, "127.0.0.1", DNSMASQ_PORT)))
+            node = daemon.member.node
+            subjects[name] = {"dns": NameServer(node, daemon.pid, address, 53).dns}
+        # At the address of one of ours: to another than the loopback's the kernel makes the route anew for each packet.
+        pid = stack.enter_context(running(node, *dnsmasq(node, names, ZONE, address, DNSMASQ_PORT)))
         machine.pin(machine.SERVER, pid)
-        subjects[YARDSTICK] = {"dns": NameServer(node, pid, "127.0.0.1", DNSMASQ_PORT).dns}
+        subjects[YARDSTICK] = {"dns": NameServer(node, pid, address, DNSMASQ_PORT).dns}
         yield subjects
 
 
