@@ -83,7 +83,7 @@ async def known(client: OverlayClient) -> Known | None:
 
 def _in_doubt(finding: wire.Finding) -> bool:
     """Whether it may lose packets that are forwarded, or not."""
-    return finding.code == "forward-blocked" and finding.severity not in ("error", None)
+    return finding.code in ("forward-blocked", "route-diverted") and finding.severity not in ("error", None)
 
 
 def known_without_daemon(directory: Path, error: OverlaydError) -> Known | None:

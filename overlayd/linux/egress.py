@@ -160,6 +160,18 @@ def physical_addresses() -> list[Address]:
     return list(dict.fromkeys(address.interface.ip for address in found))
 
 
+def addressed_links() -> frozenset[str]:
+    """The names of the links with a global address."""
+    with Netlink() as netlink:
+        links = {
+            link.ifindex: link.name
+            for link in map(rt.parse_link, netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()))
+        }
+        parsed = map(rt.parse_address, netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter()))
+        found = [each.ifindex for each in parsed if each is not None and each.scope == rt.RT_SCOPE_UNIVERSE]
+    return frozenset(links[each] for each in found if each in links)
+
+
 def router() -> IPv4Address | None:
     """Whom this host sends to what is for the outside, over IPv4; None when there is nobody."""
     with Netlink() as netlink:

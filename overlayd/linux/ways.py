@@ -15,9 +15,10 @@ from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.diversions import HERE, Question, Way
-from overlayd.proto.netlink import attribute
+from overlayd.proto.netlink import attribute, u32
 
 # linux/rtnetlink.h
+_RTA_MARK = 16
 _RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
 
 # What the kernel means by an errno here: fib_props in net/ipv4/fib_semantics.c, ip_route_input_slow().
@@ -45,10 +46,12 @@ def ways(questions: Iterable[Question]) -> list[tuple[Question, Way]]:
 def _way(netlink: Netlink, question: Question, incoming: int, through: int) -> Way:
     """incoming, through: indexes of those links."""
     body = rt.lookup_body(question.destination, incoming=incoming, source=question.source)
-    if question.ports is not None:
-        body += attribute(_RTA_IP_PROTO, bytes([socket.IPPROTO_UDP]))
-        for kind, port in zip((_RTA_SPORT, _RTA_DPORT), question.ports, strict=True):
-            body += attribute(kind, port.to_bytes(2, "big"))
+    if question.mark is not None:
+        body += u32(_RTA_MARK, question.mark.value)
+    if (flow := question.kind) is not None:
+        body += attribute(_RTA_IP_PROTO, bytes([flow.protocol]))
+        for kind, port in ((_RTA_SPORT, flow.source_port), (_RTA_DPORT, flow.port)):
+            body += attribute(kind, port.to_bytes(2, "big")) if port else b""
     try:
         replies = netlink.transact([Request("look up route", str(question.destination), rt.RTM_GETROUTE, 0, body)])
     except MechanismError as error:

@@ -33,7 +33,7 @@ _PLAIN = {"counter", "log", "comment", "mangle"}  # statements that decide nothi
 _STATES = {2: "established", 8: "new"}
 _NAT_STATUS = {16: "snat", 32: "dnat"}
 _NFPROTO = {2: 4, 10: 6, "ipv4": 4, "ipv6": 6}
-_PROTOCOLS = {6: "tcp", 17: "udp"}
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
 class Link(NamedTuple):
@@ -46,8 +46,8 @@ class Link(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Packet:
     """A kind of packets; what is None, "" or 0 may be anything.  begins: it starts a connection, else it is of one.
-    port: that it is sent to, source_port: from.  source, destination: networks that hold the addresses.  mark: None
-    when somebody may have set one.
+    port: that it is sent to, source_port: from.  source, destination: networks that hold the addresses.  mark,
+    connection_mark: None when somebody may have set one.
     """
 
     version: int
@@ -60,12 +60,14 @@ class Packet:
     destination: Network | None = None
     source_port: int = 0
     mark: int | None = None
+    connection_mark: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BaseChain:
     """A chain that packets enter by a hook.  devices: names of the links whose packets do, where the hook is theirs.
-    translates: it is one of address translation, whose verdicts drop nothing.
+    translates: it is one of address translation, whose verdicts drop nothing.  priority: among those of its hook, the
+    lowest first.  reroutes: a mark that it sets on a packet of the host's own leads that another way.
     """
 
     name: ChainName
@@ -73,6 +75,8 @@ class BaseChain:
     policy: str
     devices: tuple[str, ...] = ()
     translates: bool = False
+    priority: int = 0
+    reroutes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +120,17 @@ def read(listing: dict[str, Any]) -> Ruleset:
             name = (chain["family"], chain["table"], chain["name"])
             devices = chain.get("dev", ())
             devices = (devices,) if isinstance(devices, str) else tuple(devices)
-            translates = chain.get("type") == "nat"
-            found.hooked.append(BaseChain(name, chain["hook"], chain.get("policy", "accept"), devices, translates))
+            found.hooked.append(
+                BaseChain(
+                    name,
+                    chain["hook"],
+                    chain.get("policy", "accept"),
+                    devices,
+                    translates=chain.get("type") == "nat",
+                    priority=chain.get("prio", 0),
+                    reroutes=chain.get("type") == "route",
+                )
+            )
     return found
 
 
@@ -184,14 +197,14 @@ def _follow(ruleset: Ruleset, chain: ChainName, packet: Packet) -> tuple[str, se
 
 def _outcomes(statements: list[Statement], packet: Packet) -> Iterator[tuple[bool | None, str, str]]:
     """What a rule may do with the packet: whether it does (None: open), its verdict, and the chain to go on in."""
-    verdict = _verdict(statements)
+    verdict = verdict_of(statements)
     holds: bool | None = True
     for statement in statements:
         ((kind, body),) = statement.items()
         if kind == "vmap":
-            yield from _mapped(body, holds, packet)
+            yield from mapped(body, holds, packet)
             return
-        truth = _holds(kind, body, packet, verdict)
+        truth = truth_of(kind, body, packet, verdict)
         if truth is False:
             return
         holds = None if truth is None else holds
@@ -199,7 +212,7 @@ def _outcomes(statements: list[Statement], packet: Packet) -> Iterator[tuple[boo
         yield (holds, *verdict)
 
 
-def _verdict(statements: list[Statement]) -> tuple[str, str] | None:
+def verdict_of(statements: list[Statement]) -> tuple[str, str] | None:
     """The verdict of a rule, and the chain to go on in."""
     for statement in statements:
         ((kind, body),) = statement.items()
@@ -212,20 +225,20 @@ def _verdict(statements: list[Statement]) -> tuple[str, str] | None:
     return None
 
 
-def _mapped(body: dict[str, Any], holds: bool | None, packet: Packet) -> Iterator[tuple[bool | None, str, str]]:
+def mapped(body: dict[str, Any], holds: bool | None, packet: Packet) -> Iterator[tuple[bool | None, str, str]]:
     """The entries of a verdict map, each like a rule of its own."""
     entries = body["data"].get("set", ()) if isinstance(body["data"], dict) else ()
     for value, statement in entries:
-        truth = _compare(body["key"], "==", value, packet)
-        verdict = _verdict([statement])
+        truth = compare(body["key"], "==", value, packet)
+        verdict = verdict_of([statement])
         if truth is not False and verdict is not None:
             yield (None if truth is None else holds, *verdict)
 
 
-def _holds(kind: str, body: Any, packet: Packet, verdict: tuple[str, str] | None) -> bool | None:
+def truth_of(kind: str, body: Any, packet: Packet, verdict: tuple[str, str] | None) -> bool | None:
     """Whether one statement lets a rule go on, None when that is open.  verdict: of the rule."""
     if kind == "match":
-        return _compare(body["left"], body["op"], body["right"], packet)
+        return compare(body["left"], body["op"], body["right"], packet)
     if kind in _PLAIN or kind in _VERDICTS or kind in ("jump", "goto"):
         return True
     if kind == "xt" and body:
@@ -242,7 +255,7 @@ def _holds(kind: str, body: Any, packet: Packet, verdict: tuple[str, str] | None
 _OPEN, _NEVER = object(), object()  # nothing is known; the packet has no such thing
 
 
-def _compare(left: Any, op: str, right: Any, packet: Packet) -> bool | None:
+def compare(left: Any, op: str, right: Any, packet: Packet) -> bool | None:
     value = _value(left, packet)
     if value is _NEVER:
         return False
@@ -259,11 +272,16 @@ def _value(left: Any, packet: Packet) -> Any:
     ((kind, body),) = left.items()
     if kind == "meta":
         return _meta(body["key"], packet)
-    if kind == "&":  # of no mark, no bit is set
-        return 0 if _value(body[0], packet) == 0 else _OPEN
+    if kind == "&":
+        value, mask = _value(body[0], packet), body[1]
+        if value == 0:  # of no mark, no bit is set
+            return 0
+        return value & mask if isinstance(value, int) and isinstance(mask, int) else _OPEN
     if kind == "ct":
         if body["key"] == "state":
             return "new" if packet.begins else "established"
+        if body["key"] == "mark":
+            return _OPEN if packet.connection_mark is None else packet.connection_mark
         return "no NAT" if body["key"] == "status" else _OPEN
     return _payload(body["protocol"], body["field"], packet) if kind == "payload" and "protocol" in body else _OPEN
 

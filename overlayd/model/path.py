@@ -147,7 +147,7 @@ def _forwarding_doubts(known: Known, seen: Seen) -> Iterator[Hop]:
     """
     arrives = any(seen.answers.get(each) is not None for each in ("target from here", "other node from here"))
     for code, object, problem, remedy in known.doubts:
-        if code == "forward-blocked":
+        if code in ("forward-blocked", "route-diverted"):
             yield Hop(object, problem, "broken" if arrives and "target" in seen.answers else "unknown", remedy)
 
 
@@ -304,7 +304,7 @@ _OF_FORWARDING = (
     "arp-blocked",
     "link-closed",
 )
-_OF_TUNNELS = ("wireguard-blocked", "endpoint-unreachable", "ipsec-diverted")
+_OF_TUNNELS = ("wireguard-blocked", "endpoint-unreachable", "endpoint-diverted", "ipsec-diverted")
 _AGAIN = "restart overlayd, which puts it right; overlayctl doctor says why it did not"
 
 

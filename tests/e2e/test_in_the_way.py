@@ -30,6 +30,7 @@ class Way:
         self.names = {
             "outside": "2000::/3" if ipv6 else "128.0.0.0/1",
             "strange": "2001:db8:77::/48" if ipv6 else "203.0.113.0/24",
+            "icmp": "ipv6-icmp" if ipv6 else "icmp",
             "ip": "ip -6" if ipv6 else "ip",
             "family": "ip6" if ipv6 else "ip",
             "bridge": self.pair.bridges[0],
@@ -41,6 +42,7 @@ class Way:
             "there": str(self.pair.beta.node.address),
         }
         until(lambda: self.reaches("peer"), self.node.log_tail)
+        self.do("{ip} route add blackhole default table 77")
 
     def do(self, command: str) -> None:
         self.node.run(["sh", "-ec", command.format(**self.names)])
@@ -92,6 +94,11 @@ def told(way: Way, change: tuple[str, str], lost: str, code: str, words: str) ->
         ("from {web} blackhole", "peer", "what {bridge} brings to"),
         ("iif uplink blackhole", "outside", ""),
         ("from {cluster} to {outside} blackhole", "outside", "brings to the outside does not leave"),
+        ("ipproto {icmp} blackhole", "peer", "({icmp})"),
+        ("ipproto {icmp} prohibit", "peer", "what {device} brings to {web} ({icmp})"),
+        ("not ipproto udp lookup 77", "peer", "what {bridge} brings to"),
+        ("to {cluster} ipproto {icmp} lookup 77", "peer", "({icmp}) does not go through"),
+        ("ipproto {icmp} blackhole", "outside", "({icmp})"),
     ],
 )
 def test_policy_rules(way: Way, rule: str, lost: str, words: str) -> None:
@@ -183,6 +190,99 @@ def test_masquerade_of_everything(way: Way) -> None:
         assert way.findings() == []
     finally:
         way.do(taken)
+
+
+PREROUTING, OUTPUT = "filter hook prerouting priority -150", "route hook output priority -150"
+MARKS = "{ip} rule add pref 40 fwmark {0} lookup 77; {1}", "{ip} rule del pref 40; {0}"
+SETS = "mark 0x7, which table inet x chain y sets"
+
+
+def marked(hook: str, rule: str, mark: str = "7") -> tuple[str, str]:
+    """A chain that marks packets, and a policy rule that leads these into a blackhole."""
+    put, taken = chain("inet", hook, rule)
+    return MARKS[0].replace("{0}", mark).replace("{1}", put), MARKS[1].replace("{0}", taken)
+
+
+@pytest.mark.parametrize(
+    ("change", "lost", "words"),
+    [
+        (marked(PREROUTING, "iifname {bridge} meta mark set 7"), "peer", SETS),
+        (marked(PREROUTING, "iifname {device} meta l4proto {icmp} meta mark set 7", "7/0xf"), "peer", SETS),
+        (marked(PREROUTING, "{family} daddr {cluster} ct state new meta mark set 7"), "peer", SETS),
+        (marked(PREROUTING, "meta mark set {family} saddr map {{ {web} : 7 }}"), "peer", SETS),
+        (marked(PREROUTING, "ct mark set 3; add rule inet x y meta mark set ct mark | 4"), "peer", SETS),
+        (marked(PREROUTING, "ct mark set 7; add rule inet x y meta mark set ct mark"), "outside", SETS),
+    ],
+)
+def test_marks_that_a_policy_rule_is_for(way: Way, change: tuple[str, str], lost: str, words: str) -> None:
+    told(way, change, lost, "route-diverted", words)
+    assert way.control("doctor") and way.findings() == []
+
+
+def test_marks_of_connections_lose_all_but_the_first_packet(way: Way) -> None:
+    put, taken = marked(PREROUTING, "meta mark set ct mark")
+    put = put.replace("; conntrack -F", "") + (
+        "; nft 'add chain inet x z {{ type filter hook postrouting priority 0; }};"
+        " add rule inet x z oifname {device} ct mark set 7'; conntrack -F; ping -c 1 -W 1 {there} > /dev/null"
+    )
+    way.do(put)
+    try:
+        (found, *_) = way.findings()
+        assert (found["code"], found["severity"]) == ("route-diverted", "error")
+        assert "mark 0x7, which table inet x chain y or table inet x chain z sets" in found["object"]
+    finally:
+        way.do(taken)
+    assert way.findings() == []
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        "nft 'add table inet x; add map inet x m {{ type inet_service : mark; }}; add chain inet x y"
+        " {{ type filter hook prerouting priority -150; }}; add rule inet x y meta mark set tcp dport map @m'",
+        "nft 'add table inet x; add chain inet x y {{ type filter hook prerouting priority -150; }};"
+        " add rule inet x y limit rate 1/hour meta mark set 7'",
+    ],
+)
+def test_marks_that_nobody_can_tell_are_a_hint(way: Way, put: str) -> None:
+    way.do("{ip} rule add pref 40 fwmark 7 lookup 77; " + put)
+    try:
+        found = way.findings()
+        assert {(each["code"], each["severity"]) for each in found} == {("route-diverted", "hint")}, found
+        assert "rule 40" in found[0]["object"] and "table inet x chain y sets that mark" in found[0]["symptom"]
+    finally:
+        way.do("nft delete table inet x; {ip} rule del pref 40")
+    assert way.findings() == []
+
+
+@pytest.mark.parametrize(("table", "code"), [("77", "endpoint-unreachable"), ("78", "endpoint-diverted")])
+def test_marks_of_what_wireguard_sends(way: Way, table: str, code: str) -> None:
+    put, taken = marked(OUTPUT, "udp sport 51820 meta mark set 7")
+    put = "{ip} route replace default dev veth-astray table 78; " + put.replace("lookup 77", f"lookup {table}")
+    put = "ip link add veth-astray type veth peer name veth-astray2; ip link set veth-astray up; " + put
+    told(way, (put, f"{taken}; ip link del veth-astray"), "peer", code, SETS)
+
+
+def test_rules_and_marks_of_a_healthy_host_are_nothing_to_us(way: Way) -> None:
+    """As wg-quick, Tailscale, the VPC CNI of AWS and kube-proxy have them."""
+    way.do(
+        "{ip} rule add pref 41 not fwmark 51820 table 79; {ip} rule add pref 40 table main suppress_prefixlength 0;"
+        " {ip} rule add pref 5210 fwmark 0x80000/0xff0000 lookup main;"
+        " {ip} rule add pref 5230 fwmark 0x80000/0xff0000 lookup default;"
+        " {ip} rule add pref 5250 fwmark 0x80000/0xff0000 unreachable; {ip} rule add pref 5270 lookup 52;"
+        " {ip} rule add pref 1024 fwmark 0x80/0x80 lookup main;"
+        " nft 'add table inet x; add chain inet x y {{ type filter hook prerouting priority -150; }};"
+        " add rule inet x y meta l4proto udp meta mark set ct mark;"
+        " add rule inet x y meta mark set meta mark | 0x4000; add rule inet x y meta mark set meta mark | 0x80;"
+        " add chain inet x z {{ type filter hook postrouting priority -150; }};"
+        " add rule inet x z meta l4proto udp meta mark 51820 ct mark set meta mark'"
+    )
+    try:
+        assert way.findings() == []
+        assert way.reaches("peer")
+    finally:
+        way.do("nft delete table inet x; for pref in 40 41 1024 5210 5230 5250 5270; do {ip} rule del pref $pref; done")
+    assert way.findings() == []
 
 
 @pytest.mark.parametrize("hook", ["input", "output"])

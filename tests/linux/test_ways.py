@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from overlayd.linux.ways import ways
-from overlayd.model.diversions import HERE, Question, Way
+from overlayd.model.diversions import HERE, ICMP, ICMPV6, TCP, UDP, Flow, Mark, Question, Way
 
 REMOTE, LOCAL = ip_address("10.2.9.1"), ip_address("10.2.7.2")
 OWN = Question(REMOTE, "tunnel")
@@ -75,3 +75,25 @@ def test_rules_for_wireguards_ports(links, shell, rule):
     others = [tunnel._replace(ports=None), tunnel._replace(ports=(1, 2))]
     first, *rest = [way.problem for _, way in ways([tunnel, *others])]
     assert first and rest == ["", ""]
+
+
+@pytest.mark.parametrize("question", [OWN, CARRIED])
+def test_rules_for_protocols_and_marks(links, shell, question):
+    shell("ip rule add pref 9 ipproto icmp blackhole; ip rule add pref 10 ipproto tcp dport 80-90 blackhole")
+    shell("ip rule add pref 11 fwmark 4/0xc lookup 9; ip route add default via 192.0.2.1 table 9")
+    flows = [Flow(ICMP), Flow(TCP, port=80), Flow(TCP), Flow(TCP, 80), Flow(UDP, port=80)]
+    assert [bool(way.problem) for _, way in ways(question._replace(flow=each) for each in flows)] == [
+        *(True, True),
+        *(False, False, False),
+    ]
+    marked = [question._replace(mark=Mark(each, ("chain",), True)) for each in (4, 0x14, 8, 0)]
+    assert [way.link for _, way in ways(marked)] == ["lan", "lan", "tunnel", "tunnel"]
+
+
+def test_rules_for_protocols_and_marks_of_ipv6(host, shell):
+    shell("ip link add tunnel type veth peer name far; ip link set tunnel up; ip link set far up")
+    shell("ip -6 address add fd00::1/48 dev tunnel nodad; ip -6 rule add pref 9 ipproto ipv6-icmp prohibit")
+    shell("ip -6 rule add pref 10 fwmark 7 blackhole")
+    question = Question(ip_address("fd00::9"), "tunnel")
+    asked = [question, question._replace(flow=Flow(ICMPV6)), question._replace(mark=Mark(7, ("chain",), True))]
+    assert [bool(way.problem) for _, way in ways(asked)] == [False, True, True]

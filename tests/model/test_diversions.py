@@ -4,8 +4,29 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from decisions import CLUSTER, FACTS, KEYS, attach, ready, serve
+from hypothesis import given
+from hypothesis import strategies as st
 
-from overlayd.model.diversions import HERE, SAMPLE, Question, Rule, Way, WayOut, diversions, no_way_out, questions
+from overlayd.model.diversions import (
+    FLOWS,
+    HERE,
+    ICMP,
+    ICMPV6,
+    PROTOCOLS,
+    SAMPLE,
+    TCP,
+    UDP,
+    Flow,
+    Mark,
+    Question,
+    Rule,
+    Way,
+    WayOut,
+    diversions,
+    no_way_out,
+    questions,
+    samples,
+)
 from overlayd.model.rows import Overlay, Peer, Service
 
 REMOTE, LOCAL = ip_address("10.200.9.1"), ip_address("10.200.40.66")
@@ -161,3 +182,118 @@ def test_endpoints_that_nothing_leads_to_are_told_together():
 def test_a_host_that_lost_its_way_out_is_worse_off_than_one_that_never_had_any():
     assert no_way_out(lost=True).severity == "warning"
     assert no_way_out(lost=False).severity == "hint"
+
+
+def peered():
+    """A node with a container, and a peer that has an endpoint."""
+    state = ready()
+    serve(state, "web")
+    peer = Peer(public_key=KEYS[0], endpoint="192.0.2.9:51820", listed=(ip_network("10.200.9.0/28"),))
+    state.apply({peer.id: peer})
+    attach(state, 71, "web")
+    return state
+
+
+@given(
+    version=st.sampled_from([4, 6]),
+    protocol=st.sampled_from([0, ICMP, TCP, UDP, ICMPV6, 132]),
+    source_ports=st.sampled_from([None, (7, 7), (7, 9)]),
+    ports=st.sampled_from([None, (53, 53), (1, 65535)]),
+    inverted=st.booleans(),
+)
+def test_the_packets_of_a_rule_by_protocol_and_ports_are_those_that_it_is_for(
+    version, protocol, source_ports, ports, inverted
+):
+    rule = Rule(None, None, None, protocol, source_ports, ports, inverted, version)
+
+    def meant(flow):
+        """As fib_rule_match() has it: packets without ports have 0."""
+        fits = protocol in (0, flow.protocol)
+        for wanted, port in ((source_ports, flow.source_port), (ports, flow.port)):
+            fits = fits and (wanted is None or wanted[0] <= port <= wanted[1])
+        return fits != inverted
+
+    assert all(meant(flow) for flow in rule.flows)
+    known = {flow.protocol for flow in rule.flows}
+    assert known <= set(PROTOCOLS[version])
+    if protocol or source_ports or ports:
+        every = (Flow(each, *ends) for each in PROTOCOLS[version] for ends in ((0, 0), (7, 53)))
+        by_port = (source_ports or ports) and not inverted
+        assert {each.protocol for each in every if meant(each)} - known <= ({ICMP, ICMPV6} if by_port else set())
+    else:
+        assert rule.flows == []
+
+
+def test_rules_for_protocols_and_ports_are_asked_about_once_for_each_way():
+    state, uplink = peered(), WayOut("eth0", ip_address("198.51.100.7"))
+    before = questions(state, FACTS, out=uplink)
+
+    def added(*rules):
+        return [each for each in questions(state, FACTS, rules, uplink) if each not in before]
+
+    twin = Question(ip_address("192.0.2.9"), "", flow=Flow(TCP))
+    inside = [each for each in samples(before) if each.ports is None and not each.is_of_the_outside]
+    outside = [each for each in before if each.is_of_the_outside]
+    icmp = added(Rule(protocol=ICMP), Rule(protocol=ICMP))
+    assert set(icmp) == {twin, *(each._replace(flow=Flow(ICMP)) for each in (*inside, *outside))}
+    web = added(Rule(protocol=TCP, ports=(80, 90)))
+    other = twin._replace(flow=Flow(ICMP))
+    assert set(web) == {other, *(each._replace(flow=Flow(TCP, 0, 80)) for each in inside)}, "the outside is the host's"
+    assert added(Rule(protocol=UDP, ports=(51820, 51820))) == [twin], "WireGuard's own is asked about as it is"
+    assert added(Rule(mark=(7, 7))) == [twin]
+    assert added(Rule(mark=(7, 7), inverted=True)) == []
+    assert added(Rule(protocol=ICMPV6, version=6)) == [twin], "the overlay is of IPv4, WireGuard's may be of both"
+    many = added(*(Rule(protocol=TCP, ports=(port, port)) for port in range(1, 2 * FLOWS)))
+    assert len({each.flow for each in many}) == FLOWS + 1
+
+
+def test_a_protocol_is_named_and_shown():
+    (found,) = told((CARRIED, Way("zl-d-1-g")), (CARRIED._replace(flow=Flow(TCP, 0, 80)), Way("", "dropped")))
+    assert found.object == "what zl-d-1-web-b brings to 10.200.9.1 (tcp dport 80)"
+    assert "ip route get 10.200.9.1 ipproto tcp dport 80)" in found.remedy
+    both = [(CARRIED._replace(flow=Flow(each)), Way("", "dropped")) for each in (TCP, UDP)]
+    assert len(told(*both)) == 2
+    assert len(told((CARRIED, Way("", "dropped")), *both)) == 1, "all packets, and so those"
+
+
+CHAINS = ("table ip x chain y", "table ip x chain z")
+SURE, PERHAPS = Mark(7, CHAINS, certain=True), Mark(7, CHAINS, certain=False, rule=40)
+
+
+def test_marks_that_packets_surely_carry_and_those_that_they_may():
+    (found,) = told((CARRIED._replace(mark=SURE), Way("eth1")))
+    assert (found.code, found.severity) == ("route-diverted", "error")
+    assert "(mark 0x7, which table ip x chain y or table ip x chain z sets)" in found.object
+    assert "ip route get 10.200.9.1 mark 0x7)" in found.remedy
+    perhaps = [(each._replace(mark=PERHAPS), Way("", "dropped")) for each in (OWN, CARRIED)]
+    (found,) = told(*perhaps)
+    assert (found.code, found.severity) == ("route-diverted", "hint")
+    assert found.line.startswith("ip rule 40 is for packets of mark 0x7, which are lost: dropped;")
+    assert found.symptom.startswith("if table ip x chain y or table ip x chain z sets that mark on the overlay's")
+    assert found.remedy.endswith("ip rule add pref 1 to 10.200.0.0/16 lookup main")
+    assert told((CARRIED._replace(mark=PERHAPS), Way("zl-d-1-g"))) == []
+
+
+WIREGUARD = Question(ip_address("192.0.2.9"), "", ports=(51820, 51821))
+TWIN = WIREGUARD._replace(ports=None, flow=Flow(TCP))
+
+
+def test_what_wireguard_sends_goes_as_all_else_to_there():
+    assert told((WIREGUARD, Way("eth0")), (TWIN, Way("eth0"))) == []
+    assert told((WIREGUARD, Way("eth0"))) == [], "with nothing to compare"
+    assert told((WIREGUARD, Way("eth0")), (TWIN, Way("", "dropped"))) == [], "which is none of ours"
+    astray = [(WIREGUARD._replace(mark=SURE), Way("astray")), (TWIN, Way("eth0"))]
+    (found,) = diversions(astray, CLUSTER, [])
+    assert (found.code, found.severity) == ("endpoint-diverted", "error")
+    assert found.object.startswith("what WireGuard sends to 192.0.2.9 (mark 0x7, which")
+    assert found.problem == "goes through astray, and all else to there through eth0"
+    assert "ip route get 192.0.2.9 ipproto udp sport 51820 dport 51821 mark 0x7)" in found.remedy
+    assert found.remedy.endswith("have it spare WireGuard's UDP port 51820")
+    (found,) = diversions(astray, CLUSTER, [], uplinks={"eth0", "astray"})
+    assert found.severity == "warning", "it may be meant so"
+    lost = (WIREGUARD._replace(mark=SURE), Way("", "dropped")), (WIREGUARD, Way("eth0")), (TWIN, Way("eth0"))
+    (found,) = told(*lost)
+    assert (found.code, found.severity) == ("endpoint-unreachable", "error")
+    assert "mark 0x7, which table ip x chain y" in found.problem
+    (found,) = told((WIREGUARD._replace(mark=PERHAPS), Way("astray")), (TWIN, Way("eth0")))
+    assert found.severity == "hint" and "leave WireGuard's packets unmarked" in found.remedy

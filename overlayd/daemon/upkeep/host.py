@@ -9,26 +9,28 @@ as it lasts.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
-from overlayd.linux import egress, ipsec, iptables
+from overlayd.linux import egress, ipsec, iptables, sysctl
 from overlayd.linux.link_filters import link_filters
 from overlayd.linux.nft import Nft
 from overlayd.linux.policy_rules import policy_rules
 from overlayd.linux.ways import ways
 from overlayd.model.blockers import Traffic, blockers, unseen
-from overlayd.model.diversions import Question, WayOut, diversions, no_way_out, questions
+from overlayd.model.diversions import Question, Rule, WayOut, diversions, no_way_out, questions
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset
 from overlayd.model.ipsec import ipsec_findings
 from overlayd.model.layout import Facts, endpoint_address
 from overlayd.model.link_filters import link_findings
+from overlayd.model.marks import marked
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
 from overlayd.model.parameters import uplink_findings
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
@@ -107,10 +109,14 @@ class HostWatch:
             traffic = self._traffic(way)
             peers, facts = [*self._node.state.table(Peer).values()], self._node.facts
             self._had_way = self._had_way or way is not None
-            rules = await self._node.run(policy_rules, traffic.cluster.version) if traffic is not None else ()
+            rules = await self._node.run(_rules) if traffic is not None else []
             out = WayOut(way.interface, way.address) if way is not None else None
             asked = questions(self._node.state, facts, rules, out)
-            look = self._node.run(self._look, traffic, peers, facts, way, asked) if traffic is not None else None
+            look = (
+                self._node.run(partial(self._look, rules=rules), traffic, peers, facts, way, asked)
+                if traffic is not None
+                else None
+            )
             found = tuple(await look) if look is not None else ()
         except MechanismError as error:
             log.error("looking for what is in the overlay's way: %s", error)
@@ -129,6 +135,8 @@ class HostWatch:
         facts: Facts,
         way: egress.Egress | None,
         asked: Iterable[Question],
+        *,
+        rules: Sequence[Rule],
     ) -> list[Finding]:
         """In a worker thread: a large ruleset takes long to judge, too, and so do many peers."""
         endpoints = [endpoint for peer in peers if (endpoint := endpoint_address(peer, facts)) is not None]
@@ -154,7 +162,9 @@ class HostWatch:
         found += ipsec_findings(ipsec.policies(), asked, own, way.address if way is not None else None)
         found += link_findings(link_filters(traffic.way_out), traffic.way_out)
         known = [each.network for each in self._surroundings.networks]
-        return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known)
+        asked += marked(rulesets[0], asked, rules, traffic.links, traffic.way_out)
+        uplinks = egress.addressed_links() if any(each.flow is not None for each in asked) else frozenset[str]()
+        return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known, uplinks)
 
     def _traffic(self, way: egress.Egress | None) -> Traffic | None:
         """What of ours meets the host's firewall, but for what peers add to it; None while nothing is set up."""
@@ -184,6 +194,11 @@ class HostWatch:
             wireguard=tuple(ports) if facts.devices else (),
             dns=self._dns_port,
         )
+
+
+def _rules() -> list[Rule]:
+    """The policy rules of both versions of IP: WireGuard's packets may be of the other one."""
+    return [rule for version in ((4, 6) if sysctl.has_ipv6() else (4,)) for rule in policy_rules(version)]
 
 
 def _missing(some: Iterable[Finding], others: Iterable[Finding]) -> list[Finding]:
