@@ -24,8 +24,9 @@ SETTINGS = rt.ipv4_settings(
         rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0,
     }
 )
-# And into one about a bridge's port.
-NO_REDIRECTS = rt.ipv4_settings({rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0})
+# And into one about a host end, a bridge's port or not.  It answers ARP only to whom it leads: else the host would
+# learn a neighbour from every address that a container asks from, until its table, one for all links, is full.
+WARY = rt.ipv4_settings({rt.IPV4_DEVCONF_ACCEPT_REDIRECTS: 0, rt.IPV4_DEVCONF_ARPFILTER: 1})
 # And into one about a container's end, which is answered through another interface than the question came by.
 LOOSE = rt.ipv4_settings({rt.IPV4_DEVCONF_RP_FILTER: 2})
 

@@ -329,7 +329,7 @@ def _secure(script: Script, veth: Veth, *more: bytes) -> None:
         script.set_parameter(f"ipv6/conf/{veth.name}/disable_ipv6", "1", UNWRITABLE)
     script.ignore_routers(veth.name)
     script.find(veth.name)
-    settings = [forwarding.NO_REDIRECTS, *more]
+    settings = [forwarding.WARY, *more]
     requests = []
     if veth.bridge is not None:
         settings.append(_PORT_SETTINGS)

@@ -121,6 +121,21 @@ def _by_version(rules: str) -> str:
     return rules + rules.replace("4", "6").replace("ip ", "ip6 ")
 
 
+# A container may have any link-local addresses, but not many anew: who is asked from one learns a neighbour, and the
+# neighbour table is one for all links and containers of the host.  Those of a port that is not known have each second
+# one more, after the first ones.  Its members come by packets alone, and go by themselves.
+_LINK_LOCAL = """
+    set link_local { typeof iifname . ip6 saddr; size 65535; flags dynamic,timeout; timeout 5m; }
+    set newcomers { typeof iifname; size 65535; flags dynamic,timeout; timeout 1m; }
+
+    chain link_local {
+        iifname . ip6 saddr @link_local accept
+        update @newcomers { iifname limit rate over 1/second burst 16 packets } drop
+        add @link_local { iifname . ip6 saddr } accept
+        drop
+    }
+"""
+
 # How their bridges are called; "br-" are those of the networks that users of Docker make.
 _ENGINES = ("docker", "br-", "virbr", "cni", "podman", "lxcbr", "lxdbr", "incusbr")
 
@@ -157,9 +172,11 @@ table inet {NFT_TABLE} {{
 ''')
     }
         icmpv6 type {{ nd-router-advert, nd-redirect }} drop
-        ip6 saddr {{ ::, fe80::/10 }} accept
+        ip6 saddr :: accept
+        ip6 saddr fe80::/10 goto link_local
         drop
     }}
+{_LINK_LOCAL}
 
     # The accepting policy is what forwards our traffic; what is not ours is for other tables to judge.  The rule for
     # established connections is for nearly all packets of the overlay, which none of the next ones would drop.
@@ -296,9 +313,10 @@ table bridge {NFT_TABLE} {{
         icmpv6 type nd-neighbor-advert jump advertised
         iifname . ether saddr . @nh,64,128 @port6 accept
         ip6 saddr {LINK_LOCAL_GATEWAY} drop
-        ip6 saddr fe80::/10 accept
+        ip6 saddr fe80::/10 goto link_local
         drop
     }}
+{_LINK_LOCAL}
 
     # The target of a neighbour advertisement: an address of who is behind the port, or a link-local one.
     chain advertised {{
@@ -308,9 +326,13 @@ table bridge {NFT_TABLE} {{
         drop
     }}
 
-    # By the gateway's MAC, what is for a neighbour's link-local address would be routed back, past the ports.
     chain input {{
         type filter hook input priority filter; policy accept;
+        iifgroup {GROUP_VETH:#x} goto port_input
+    }}
+
+    # By the gateway's MAC, what is for a neighbour's link-local address would be routed back, past the ports.
+    chain port_input {{
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
         ip6 daddr fe80::/10 ip6 daddr != {LINK_LOCAL_GATEWAY} drop
     }}

@@ -235,7 +235,7 @@ def _elements(text: str) -> dict[str, Any]:
     rules = []
     for item in json.loads(text)["nftables"]:
         holder = item.get("set") or item.get("map")
-        if holder is not None and holder.get("elem"):
+        if holder is not None and holder.get("elem") and "timeout" not in holder.get("flags", ()):  # of packets
             elements = holder["elem"]
             found[f"{holder['family']} {holder['table']} {holder['name']}"] = sorted(elements, key=json.dumps)
         elif "rule" in item:

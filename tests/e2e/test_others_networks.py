@@ -1,10 +1,11 @@
 """A host that forwards only because overlayd switched that on is no router between its other networks."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 
 import pytest
-from lab import Lab, ping
+from lab import Lab, Node, ping
 from lab.cluster import Member
 from lab.container import Container
 from lab.patience import until
@@ -134,3 +135,19 @@ def test_a_link_that_comes_later_goes_on_taking_router_advertisements(lab: Lab) 
     member.node.run(["ip", *["link", "add", "eth7", "type", "veth", "peer", "name", "away"]])
     until(lambda: member.node.run(["cat", "/proc/sys/net/ipv6/conf/eth7/accept_ra"]).strip() == "2")
     assert "eth7 goes on taking router advertisements" in member.node.log.read_text()
+
+
+def test_a_bridge_of_others_is_reached_at_its_link_local_address(lab: Lab) -> None:
+    """Our table of the bridge family sees every bridge of the host."""
+    member = Member(lab, 1, "alpha")
+    set_up(member)
+    neighbour = Neighbour(lab, member, "virbr0")
+    for place, interface in ((member.node, "virbr0"), (neighbour.machine, "eth0")):
+        place.run(["sh", "-c", f"echo 0 > /proc/sys/net/ipv6/conf/{interface}/disable_ipv6"])
+    echo = neighbour.machine.command(["ping", "-c", "1", "-W", "1", f"{link_local(member.node, 'virbr0')}%eth0"])
+    until(lambda: subprocess.run(echo, capture_output=True, check=False).returncode == 0, member.node.log_tail)
+
+
+def link_local(node: Node, interface: str) -> str:
+    (shown,) = json.loads(node.run(["ip", "-j", "-6", "address", "show", "dev", interface, "scope", "link"]))
+    return next(str(each["local"]) for each in shown["addr_info"])

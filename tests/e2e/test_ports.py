@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from ipaddress import ip_address, ip_interface
 
 import pytest
-from lab import CommandFailed, Container, Lab, ping
+from lab import CommandFailed, Container, Lab, Node, ping
 from lab.cluster import CLUSTER, CLUSTER6, Member
 from lab.packets import (
     ARP_REPLY,
@@ -21,6 +21,7 @@ from lab.packets import (
     frame,
     multicast_mac,
     neighbour_advertisement,
+    neighbour_solicitation,
     router_advertisement,
     source_routed,
 )
@@ -167,6 +168,48 @@ def entries(street: Street) -> set[tuple[str, str]]:
     """Which MAC the bridge has behind which port."""
     shown = json.loads(street.member.node.run(["bridge", "-j", "fdb", "show", "br", street.bridge]))
     return {(each["mac"], each["ifname"]) for each in shown if "master" in each}
+
+
+@pytest.mark.parametrize("interface", ["eth0", "eth1"])
+@pytest.mark.parametrize("asked", ["host", "neighbour"])
+def test_the_neighbour_table_stays_small(street: Street, interface: str, asked: str) -> None:
+    """It is one for the host and all its containers: who fills it cuts off everybody who is new."""
+    mine, device = address_of(street.rogue, interface), "zl-lab-alpha-g"
+    place = street.victim if asked == "neighbour" else street.member.node
+    target = street.addresses[street.victim] if asked == "neighbour" else street.gateway
+    targets = [target, *(each for each in addresses(street.member.node, device) if asked == "host")]
+    host_end = bytes([0xFE]) + mine[1:]
+    reserved = [bytes.fromhex(f"0180c20000{last:02x}") for last in (0, 3, 14)]  # taken by the port itself
+    around = [street.mac(street.victim), gateway_mac(street), host_end, EVERYBODY, *reserved]
+    frames = []
+    for n in range(300):
+        who = eui64(struct.pack("!HI", 0x0200, n)) if street.version == 6 else f"10.200.{100 + n // 250}.{n % 250}"
+        if street.version == 6:
+            packets = [neighbour_solicitation(who, to, to, mine) for to in targets]
+            packets += [datagram(who, to, (7, 7), b"answer me") for to in targets]
+        else:
+            packets = [arp(ARP_REQUEST, (mine, who), (bytes(6), to)) for to in targets]
+        frames += [frame(mine, mac, packet) for mac in around for packet in packets]
+    street.send(*frames, interface=interface)
+    known = json.loads(place.run(["ip", "-j", "neigh", "show"]))
+    assert len(known) < 60, known[:5]
+    ping(street.third, street.gateway)
+    ping(street.rogue, street.gateway)
+
+
+def address_of(container: Container, interface: str) -> bytes:
+    (link,) = json.loads(container.run(["ip", "-j", "link", "show", "dev", interface]))
+    return bytes.fromhex(link["address"].replace(":", ""))
+
+
+def addresses(node: Node, interface: str) -> list[str]:
+    (link,) = json.loads(node.run(["ip", "-j", "address", "show", "dev", interface]))
+    return [str(each["local"]) for each in link["addr_info"]]
+
+
+def gateway_mac(street: Street) -> bytes:
+    (bridge,) = json.loads(street.member.node.run(["ip", "-j", "link", "show", "dev", street.bridge]))
+    return bytes.fromhex(bridge["address"].replace(":", ""))
 
 
 @pytest.mark.parametrize("claimed", ["neighbour", "gateway", "nobody"])
@@ -342,8 +385,9 @@ def test_a_source_of_the_outside_does_not_reach_the_uplink(street: Street) -> No
 def test_a_container_costs_one_element_and_no_rule(street: Street) -> None:
     def count() -> tuple[int, int]:
         shown = json.loads(street.member.node.run(["nft", "-j", "list", "ruleset"]))["nftables"]
-        holders = [each.get("set") or each.get("map") for each in shown]
-        return sum("rule" in each for each in shown), sum(len(each.get("elem", ())) for each in holders if each)
+        holders = [holder for each in shown if (holder := each.get("set") or each.get("map"))]
+        told = [each.get("elem", ()) for each in holders if "timeout" not in each.get("flags", ())]  # not by packets
+        return sum("rule" in each for each in shown), sum(map(len, told))
 
     rules, elements = count()
     containers = [street.member.lab.container() for _ in range(5)]

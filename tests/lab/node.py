@@ -256,12 +256,14 @@ class Node:
         """Links, addresses, routes and firewall, for comparing before and after.
 
         Left out is what comes and goes by itself, carrier and the addresses that IPv6 gives every link, and what says
-        nothing of what a packet meets: counters and the numbers (handles) of rules.
+        nothing of what a packet meets: counters, numbers (handles) of rules, and members that packets put into sets.
         """
         ruleset = json.loads(self.run(["nft", "--json", "--stateless", "list", "ruleset"]))["nftables"]
         for statement in ruleset:
             for body in statement.values():
                 body.pop("handle", None)
+                if "timeout" in body.get("flags", ()):
+                    body.pop("elem", None)  # what packets have put there
                 if "elem" in body:
                     body["elem"].sort(key=json.dumps)
         return {

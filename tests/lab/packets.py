@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 UDP, ICMPV6 = 17, 58
 ECHO_REQUEST = {4: 8, 6: 128}
 ECHO_REPLY = {4: 0, 6: 129}
-ROUTER_ADVERTISEMENT, NEIGHBOUR_ADVERTISEMENT, REDIRECT = 134, 136, 137
+ROUTER_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT, REDIRECT = 134, 135, 136, 137
 ARP_REQUEST, ARP_REPLY = 1, 2
 EVERYBODY = b"\xff" * 6
 ALL_NODES = "ff02::1"
@@ -48,6 +48,12 @@ def neighbour_advertisement(source: str, destination: str, target: str, mac: byt
     override = 0x2000_0000
     body = struct.pack("!I", override) + ip_address(target).packed + _link_layer(_TYPE_TARGET_LINK_LAYER, mac)
     return _icmpv6(source, destination, NEIGHBOUR_ADVERTISEMENT, body)
+
+
+def neighbour_solicitation(source: str, destination: str, target: str, mac: bytes) -> bytes:
+    """Who is `target`, asks `source`, who is at `mac`?"""
+    body = bytes(4) + ip_address(target).packed + _link_layer(_TYPE_SOURCE_LINK_LAYER, mac)
+    return _icmpv6(source, destination, NEIGHBOUR_SOLICITATION, body)
 
 
 def router_advertisement(source: str, mac: bytes, prefix: str) -> bytes:
