@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
@@ -101,6 +102,19 @@ def test_connections_are_counted_while_they_are_open() -> None:
         for each in more:
             each.close()
         until(lambda: connected() == 1)
+
+
+def test_who_connects_and_asks_nothing_keeps_nobody_from_asking() -> None:
+    with Lab() as lab, ExitStack() as stack:
+        alpha = Member(lab, 1, "alpha")
+        alpha.start("--metrics", "9586")
+        for half in (b"", b"GET /healthz HTT") * 50:
+            idler = stack.enter_context(alpha.node.open_socket())
+            idler.connect(("127.0.0.1", 9586))
+            with suppress(ConnectionError):  # when it is closed already
+                idler.sendall(half)
+        assert get(alpha.node, "9586", "/healthz") == (200, "ok\n")
+        assert "16 connections at once: the oldest that has asked nothing is closed" in alpha.node.log.read_text()
 
 
 def test_every_change_is_one_line_with_who_asked_for_it() -> None:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 LONGEST = 8192  # bytes of a request's head
 MOST = 16  # connections at once
 PATIENCE = 10.0  # seconds for a request to come and its answer to be read
+IDLE = "the oldest that has asked nothing is closed"
 
 PLAIN = "text/plain; charset=utf-8"
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
@@ -37,7 +38,7 @@ class Endpoint:
         self._metrics = metrics
         self._readiness = readiness
         self._spawn = spawn
-        self.connections: set[_Connection] = set()
+        self.connections: dict[_Connection, None] = {}  # the oldest first
 
     @asynccontextmanager
     async def serving(self, place: str) -> AsyncIterator[None]:
@@ -53,6 +54,18 @@ class Endpoint:
             for connection in list(self.connections):
                 connection.abort()
             _forget(place)
+
+    def admit(self, newcomer: "_Connection") -> bool:
+        """Make room for a connection: whoever came first of those that have asked nothing has to go."""
+        if len(self.connections) >= MOST:
+            silent = next((each for each in self.connections if not each.asked), None)
+            log.warning("metrics: %d connections at once: %s", MOST, "a new one is refused" if silent is None else IDLE)
+            if silent is None:
+                return False
+            del self.connections[silent]
+            silent.abort()
+        self.connections[newcomer] = None
+        return True
 
     def answer(self, connection: "_Connection", head: bytes) -> None:
         """Answer a request by its head."""
@@ -85,31 +98,28 @@ class _Connection(asyncio.Protocol):
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._head = b""
-        self._asked = False
+        self.asked = False
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if len(self._endpoint.connections) >= MOST:
-            self._transport.abort()
-            return
-        self._endpoint.connections.add(self)
         self._patience = asyncio.get_running_loop().call_later(PATIENCE, self.abort)
+        if not self._endpoint.admit(self):
+            self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self in self._endpoint.connections:
-            self._endpoint.connections.remove(self)
-            self._patience.cancel()
+        self._endpoint.connections.pop(self, None)
+        self._patience.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._asked:
+        if self.asked:
             return
         self._head += data
         if len(self._head) > LONGEST:
-            self._asked = True
+            self.asked = True
             self.send(400, PLAIN, "too long\n")
         elif b"\r\n\r\n" in self._head:
-            self._asked = True
+            self.asked = True
             self._endpoint.answer(self, self._head)
 
     def send(self, status: int, kind: str, text: str) -> None:
