@@ -50,13 +50,13 @@ class Forked:
         self.pid = int(self._line())
 
     def poll(self) -> int | None:
-        if self.returncode is None and select.select([self._told], [], [], 0)[0]:
+        if self.returncode is None and self._has_told(0):
             self._end()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            if not select.select([self._told], [], [], timeout)[0]:
+            if not self._has_told(timeout):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
             self._end()
         assert self.returncode is not None
@@ -65,6 +65,12 @@ class Forked:
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def _has_told(self, seconds: float | None) -> bool:
+        """Whether it has ended, or does in time.  Not by select(), which knows no descriptor above 1,023."""
+        told = select.poll()
+        told.register(self._told, select.POLLIN)
+        return bool(told.poll(None if seconds is None else seconds * 1000))
 
     def _end(self) -> None:
         self.returncode = int(self._line())

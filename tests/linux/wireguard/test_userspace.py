@@ -218,8 +218,10 @@ class TestFaults(Namespaces):
         alpha.names.add(renamed.name)
         alpha.namespace("ip", "link", "set", device.name, "name", renamed.name)
         alpha.configure(device, renamed)
-        os.kill(pid_of(device.name), signal.SIGKILL)
+        pid = pid_of(device.name)
+        os.kill(pid, signal.SIGKILL)
         until(lambda: not alpha.alive(renamed.name))
+        until(lambda: not Path(f"/proc/{pid}").exists())  # until then it may hold the link
         alpha.namespace.call(alpha.backend.create, renamed)
         assert alpha.read(renamed.name)[:2] == (device.private_key, device.listen_port)
         assert [path.name for path in SOCKETS.glob(f"{device.name}*")] == [f"{renamed.name}.sock"]
