@@ -4,6 +4,7 @@ Owns: which files these are, and the order in which they come and go.  Must not 
 """
 
 import asyncio
+import errno
 import filecmp
 import json
 import os
@@ -34,6 +35,15 @@ PAUSE = 0.3  # seconds between two looks whether containers can be attached
 
 async def _install(args: Namespace) -> int:
     bin_dir, conf_dir = _directory(args.bin_dir), _directory(args.conf_dir)
+    target = conf_dir / FILE
+    others = _others(conf_dir) if args.exclusive else []
+    if _is_of_others(target):
+        raise FileExistsError(errno.EEXIST, "it is not overlayd's: move it away first", str(target))
+    for other in others:
+        if (aside := Path(f"{other}{ASIDE}")).exists():
+            raise FileExistsError(
+                errno.EEXIST, f"{other} was put aside before: move one of both away first", str(aside)
+            )
     _copy(SHIM, bin_dir / SHIM.name)
     print(f"{bin_dir / SHIM.name}: in place")
     plugins = {name: versions for name in cni_conflist.CHAINED if (versions := _versions(bin_dir / name))}
@@ -42,13 +52,12 @@ async def _install(args: Namespace) -> int:
         text = cni_conflist.conflist(args.name, args.subnet, [*plugins], common).decode()
     except CniError as error:
         raise UsageError(str(error)) from None
-    target = conf_dir / FILE
     await _offer(args, text, target)
     chained = f", behind it {', '.join(plugins)}" if plugins else ""
     print(f"{target}: the network {args.name}{chained}")
     if lacking := [name for name in cni_conflist.CHAINED if name not in plugins]:
         print(f"not in {bin_dir}, and left out: {', '.join(lacking)} (package containernetworking-plugins)")
-    for other in _others(conf_dir) if args.exclusive else ():
+    for other in others:
         other.rename(f"{other}{ASIDE}")
         print(f"{other}: put aside as {other.name}{ASIDE}")
     return 0
@@ -80,7 +89,10 @@ async def _uninstall(args: Namespace) -> int:
             print(f"{attached} containers are attached, and cannot be removed without the plugin", file=sys.stderr)
         return EXIT_ERR
     conf_dir = Path(args.conf_dir)
-    for file in (conf_dir / FILE, Path(args.bin_dir) / SHIM.name):
+    plugin, network = Path(args.bin_dir) / SHIM.name, conf_dir / FILE
+    if theirs := _is_of_others(network):
+        print(f"{network}: is not overlayd's, and stays")
+    for file in (plugin,) if theirs else (network, plugin):
         if file.exists():
             file.unlink()
             print(f"{file}: removed")
@@ -97,14 +109,15 @@ async def _check(args: Namespace) -> int:
         amiss.append(f"{binary} is of another version: overlayctl cni install")
     text = ""
     try:
-        text = file.read_text()
-        cni_conflist.read(text)
+        read = file.read_text(errors="surrogateescape")
+        cni_conflist.read(read)
+        text = read
     except FileNotFoundError:
         amiss.append(f"{file} is not there: overlayctl cni install")
     except CniError as error:
-        amiss.append(f"{file}: {error}")
+        amiss.append(f"{file}: {error}: move it away, and overlayctl cni install")
     earlier = [each for each in _others(Path(args.conf_dir)) if each.name < FILE]
-    if text and earlier:
+    if file.exists() and earlier:
         amiss.append(
             f"{earlier[0]} comes before {FILE}, and is what the runtime takes: move it, or install --exclusive"
         )
@@ -146,17 +159,30 @@ def _directory(path: str) -> Path:
 def _put_back(conf_dir: Path) -> None:
     """Give the networks that --exclusive put aside their names again."""
     for aside in sorted(conf_dir.glob(f"*{ASIDE}")):
-        before = str(aside).removesuffix(ASIDE)
-        aside.rename(before)
-        print(f"{before}: has its name back")
+        before = Path(str(aside).removesuffix(ASIDE))
+        if before.exists():
+            print(f"{aside}: stays, for there is another {before.name} by now")
+        else:
+            aside.rename(before)
+            print(f"{before}: has its name back")
+
+
+def _is_of_others(file: Path) -> bool:
+    """Whether networks are there that have no plugin of ours; of an empty file nothing is lost."""
+    held = file.read_bytes() if file.is_file() else b""
+    return bool(held) and cni_conflist.PLUGIN.encode() not in held
 
 
 def _copy(source: Path, target: Path) -> None:
     """By rename: runtimes may be executing what is there."""
     draft = target.with_name(f".{target.name}.new")
-    shutil.copyfile(source, draft)
-    draft.chmod(0o755)
-    draft.rename(target)
+    try:
+        shutil.copyfile(source, draft)
+        draft.chmod(0o755)
+        draft.rename(target)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _versions(plugin: Path) -> list[str]:

@@ -289,6 +289,37 @@ def test_an_installation_is_checked_and_removed(members: list[Member], lab: Lab,
     assert "has host bits set" in wrong.stderr
 
 
+def test_an_installation_loses_no_file_of_others(members: list[Member], tmp_path: Path) -> None:
+    node, (bin_dir, conf_dir) = members[0].node, (tmp_path / "bin", tmp_path / "net.d")
+    conf_dir.mkdir()
+    ours, other = conf_dir / "05-overlayd.conflist", conf_dir / "10-other.conf"
+    aside = conf_dir / "10-other.conf.overlayd-aside"
+
+    def control(word: str, *more: str) -> tuple[int, str]:
+        code, printed, complained = node.try_overlayctl(
+            "cni", word, "--bin-dir", str(bin_dir), "--conf-dir", str(conf_dir), *more
+        )
+        return code, f"{printed}{complained}"
+
+    for theirs in (b"{}", b"\xff", b'{"cniVersion":"1.0.0","name":"lan","plugins":[{"type":"bridge"}]}'):
+        ours.write_bytes(theirs)
+        assert control("install") == (1, f"overlayctl: {ours}: it is not overlayd's: move it away first\n")
+        code, told = control("check")
+        assert (code, f"{ours}: " in told, "move it away" in told) == (4, True, True), told
+        code, told = control("uninstall")
+        assert (code, f"{ours}: is not overlayd's, and stays" in told, ours.read_bytes()) == (0, True, theirs), told
+    ours.unlink()
+
+    other.write_text("first")
+    assert control("install", "--exclusive")[0] == 0
+    other.write_text("second")
+    code, told = control("install", "--exclusive")
+    assert (code, f"{aside}: {other} was put aside before" in told) == (1, True), told
+    code, told = control("uninstall")
+    assert (code, f"{aside}: stays, for there is another 10-other.conf by now" in told) == (0, True), told
+    assert (other.read_text(), aside.read_text()) == ("second", "first")
+
+
 def test_no_network_is_offered_before_containers_can_be_attached(lab: Lab, tmp_path: Path) -> None:
     late = Member(lab, 7, "late")
     late.start()
