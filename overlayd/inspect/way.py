@@ -73,7 +73,7 @@ def known_of_journal(directory: Path) -> Known | None:
 
 def _look(known: Known, source: End, target: End) -> Seen:
     """Everything that the decision needs.  Pings come first: they wake a session that sleeps."""
-    answers, refused = _pings(known, source, target)
+    answers, refused = _pings(known, source, _pinged(known, target))
     address = (
         _SOMEWHERE[known.cluster.version] if (target.kind, target.address) == ("outside", None) else target.address
     )
@@ -94,6 +94,15 @@ def _look(known: Known, source: End, target: End) -> Seen:
         underlay=_way(endpoint[0]) if endpoint is not None else None,
         refused=refused,
     )
+
+
+def _pinged(known: Known, target: End) -> End:
+    """The end that stands for it in pings: for the outside as such the router to there, if it has an address."""
+    if target.kind != "outside" or target.address is not None:
+        return target
+    via = _way(_SOMEWHERE[known.cluster.version]).via
+    router = ip_address(via) if via else None
+    return target if router is None or router.is_link_local else target._replace(address=router)
 
 
 def _other_side(known: Known, source: End, target: End) -> OtherSide | None:

@@ -447,7 +447,7 @@ def _outside(seen: Seen) -> Iterator[Hop]:
         yield Hop("way out of this host", f"there is none: {seen.host.way.problem}", "broken", remedy)
 
 
-NOT_TRIED = Hop("arrival", "was not tried: there is no one address to ping", "unknown")
+NOT_TRIED = Hop("arrival", "was not tried: nobody is there to ping; name an address, for one", "unknown")
 
 
 def _arrival(known: Known, source: End, target: End, seen: Seen) -> Hop:
@@ -455,14 +455,14 @@ def _arrival(known: Known, source: End, target: End, seen: Seen) -> Hop:
     if "target" not in answers:
         return NOT_TRIED
     seconds = answers["target"]
-    where = f"{target.address}"
+    where = f"{target.address or f'router {seen.host.way.via}'}"
     if seconds is not None:
         return Hop(where, f"answers a ping in {seconds * 1000:.1f} ms")
     if target.kind == "outside":
         if answers.get("target from here") is not None:
             remedy = "overlayctl doctor: the masquerade, or the host's own firewall, is in the way"
             return Hop(where, "answers this host, but not the container", "broken", remedy)
-        return Hop(where, "answers no ping, of this host neither", "unknown")
+        return Hop(where, "answers no ping, of this host neither: name an address that does", "unknown")
     if target.peer is not None:
         return _there(known, source, target, target.peer, seen)
     if answers.get("target from here") is not None and source.member is not None:

@@ -196,7 +196,8 @@ def test_what_cannot_be_known_is_told_and_is_no_fault() -> None:
     silent: dict[str, float | None] = {"target": None, "target from here": None}
     assert last(near(**silent), "8") == "10.0.9.3 answers no ping; it may filter them"
     assert "of this host neither" in last(SEEN._replace(answers={**SEEN.answers, **silent}), "198.51.100.1")
-    assert "was not tried" in last(SEEN._replace(answers={}), "outside")
+    assert "name an address that does" in last(SEEN._replace(answers={**SEEN.answers, **silent}), "198.51.100.1")
+    assert "was not tried: nobody is there to ping; name an address" in last(SEEN._replace(answers={}), "outside")
     linkless = KNOWN._replace(members=(WEB._replace(link=""), NEAR))
     assert "no link on this host" in last(SEEN, "db", linkless)
 
@@ -205,6 +206,8 @@ def test_a_ping_that_only_this_node_gets_answered() -> None:
     assert "not that container" in broken(near(target=None), target="8")
     outside = SEEN._replace(answers={**SEEN.answers, "target": None})
     assert "answers this host, but not the container" in broken(outside, target="198.51.100.1")
+    routed = outside._replace(host=HOST._replace(way=Way("eth0", "192.0.2.254")))
+    assert broken(routed, target="outside").startswith("router 192.0.2.254 answers this host, but not the container")
     no_way = SEEN._replace(host=HOST._replace(way=Way(problem="Network is unreachable")))
     assert "way out of this host there is none" in broken(no_way, target="outside")
 
