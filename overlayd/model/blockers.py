@@ -341,21 +341,36 @@ def _translation(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterat
     if chain.hook in ("prerouting", "postrouting"):
         way = _WAYS[chain.hook]
         ends = {link: (link, None) if way == "i" else (None, link) for link in links}
-        taken = [
-            (way, link)
-            for link, (incoming, outgoing) in ends.items()
-            if translates(Packet(version, incoming, outgoing, begins=True, source=cluster, destination=cluster))
-        ]
+        within = Packet(version, None, None, begins=True, source=cluster, destination=cluster)
+        packets = {link: replace(within, incoming=each[0], outgoing=each[1]) for link, each in ends.items()}
+        taken = [(way, link) for link, packet in packets.items() if translates(packet)]
+        hidden = [(way, link) for link, packet in packets.items() if translates(replace(packet, hidden=True))]
         if taken:
+            # Peers take nothing from an address that is not in our allowed IPs; what is masqueraded has our own.
+            cut = way == "i" or any(
+                link.group == GROUP_DEVICE and judge(ruleset, chain, packets[link]).end == "snat" for _, link in taken
+            )
+            seen = (
+                "peers drop what has another source"
+                if cut
+                else "containers of other nodes see this host in place of who sends"
+            )
             yield Finding(
                 code="overlay-translated",
-                severity="warning" if way == "o" else "error",
+                severity="error" if cut else "warning",
                 object=_object(chain),
                 problem="changes the addresses of packets within the overlay",
-                symptom="containers of other nodes see this host in place of who sends"
-                if way == "o"
-                else "they go elsewhere than to whom they were sent",
+                symptom=seen if way == "o" else "they go elsewhere than to whom they were sent",
                 remedy=_passage_remedy(chain, taken),
+            )
+        elif hidden and way == "o":  # Docker has such a rule for what comes in, and means addresses of the host
+            yield Finding(
+                code="overlay-translated",
+                severity="hint",
+                object=_object(chain),
+                problem="may change the addresses of packets within the overlay: a match of iptables cannot be judged",
+                symptom="if it holds for them, containers of other nodes see this host in place of who sends",
+                remedy=_passage_remedy(chain, hidden),
             )
     if chain.hook != "prerouting":
         return

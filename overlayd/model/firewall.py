@@ -28,6 +28,7 @@ LOST = ("drop", "reject")  # ends of packets that go no further
 _VERDICTS = {"accept": "accept", "drop": "drop", "reject": "reject", "return": RETURN, "notrack": "notrack"}
 _VERDICTS |= {each: each for each in ("masquerade", "snat", "dnat", "redirect")}
 _TARGETS = ("DROP", "REJECT", "NOTRACK", "MASQUERADE", "SNAT", "DNAT", "REDIRECT")  # of xtables
+_OF_SOME = ("set", "mark", "connmark", "owner", "socket")  # matches of xtables that are for what somebody singles out
 _PLAIN = {"counter", "log", "comment", "mangle"}  # statements that decide nothing
 # linux/netfilter/nf_conntrack_common.h, as bits of nftables' ct state and ct status
 _STATES = {2: "established", 8: "new"}
@@ -47,7 +48,7 @@ class Link(NamedTuple):
 class Packet:
     """A kind of packets; what is None, "" or 0 may be anything.  begins: it starts a connection, else it is of one.
     port: that it is sent to, source_port: from.  source, destination: networks that hold the addresses.  mark,
-    connection_mark: None when somebody may have set one.
+    connection_mark: None when somebody may have set one.  hidden: what the matches of xtables say that nft hides.
     """
 
     version: int
@@ -61,6 +62,7 @@ class Packet:
     source_port: int = 0
     mark: int | None = None
     connection_mark: int | None = None
+    hidden: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,7 @@ def truth_of(kind: str, body: Any, packet: Packet, verdict: tuple[str, str] | No
             if verdict[0] == "accept":
                 return not packet.begins
             return False if verdict[0] in LOST else None
+        return packet.hidden if body.get("name") not in _OF_SOME else None
     return None
 
 

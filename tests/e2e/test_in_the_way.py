@@ -285,6 +285,21 @@ def test_rules_and_marks_of_a_healthy_host_are_nothing_to_us(way: Way) -> None:
     assert way.findings() == []
 
 
+def test_a_source_that_peers_do_not_take(way: Way) -> None:
+    change = chain("{family}", "nat hook postrouting priority 99", "oifname zl-* snat to {here}")
+    told(way, change, "peer", "overlay-translated", "table {family} x chain y")
+
+
+def test_masquerade_behind_a_match_of_xtables_is_a_hint(way: Way) -> None:
+    program = "ip6tables-nft" if way.names["family"] == "ip6" else "iptables-nft"
+    way.do(program + " -t nat -A POSTROUTING -m addrtype ! --src-type LOCAL -j MASQUERADE")
+    try:
+        assert [(each["code"], each["severity"]) for each in way.findings()] == [("overlay-translated", "hint")]
+    finally:
+        way.do("nft delete table {family} nat; conntrack -F")
+    assert way.findings() == []
+
+
 @pytest.mark.parametrize("hook", ["input", "output"])
 def test_arp_that_is_dropped(way: Way, hook: str) -> None:
     if way.names["family"] == "ip6":

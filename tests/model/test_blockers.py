@@ -356,6 +356,36 @@ def test_translation_of_what_is_the_overlays(hook, rule, codes):
     assert translated("ip6", hook, rule) == {}, "another version of IP"
 
 
+@pytest.mark.parametrize(
+    ("match", "severity"),
+    [("addrtype", "hint"), ("policy", "hint"), ("mark", None), ("set", None), ("comment", "warning")],
+)
+def test_masquerade_behind_a_match_that_nft_does_not_show(match, severity):
+    rule = [{"xt": {"type": "match", "name": match}}, {"xt": {"type": "target", "name": "MASQUERADE"}}]
+    found = translated("ip", "postrouting", rule)
+    assert [(code, each.severity) for code, each in found.items()] == [("overlay-translated", severity)] * bool(
+        severity
+    )
+    assert translated("ip", "postrouting", [link("oifname", "eth0"), *rule]) == {}
+    assert translated("ip", "prerouting", [{"xt": {"type": "match", "name": match}}, {"redirect": None}]).keys() <= {
+        *(("overlay-translated", "wireguard-blocked", "dns-blocked") if match == "comment" else ())
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "severity"),
+    [
+        ({"snat": {"addr": "192.0.2.1"}}, "error"),
+        ({"masquerade": None}, "warning"),
+        ({"xt": {"type": "target", "name": "SNAT"}}, "error"),
+    ],
+)
+def test_what_is_given_a_source_that_peers_do_not_take(target, severity):
+    found = translated("ip", "postrouting", [link("oifname", "zl-*"), target])["overlay-translated"]
+    assert found.severity == severity
+    assert ("peers drop" in found.symptom) == (severity == "error")
+
+
 def test_the_advice_lets_the_overlay_keep_its_addresses():
     found = translated("ip", "postrouting", [{"masquerade": None}])["overlay-translated"]
     assert found.severity == "warning"
