@@ -11,6 +11,7 @@ the packet meets if no open condition lets it through or keeps it, and all ends 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any, NamedTuple
 
@@ -366,9 +367,12 @@ def _within(network: Network, right: Any) -> bool | None:
     return None if any(network.overlaps(each) for each in inside) else False
 
 
+_network = lru_cache(maxsize=1 << 14)(ip_network)  # a ruleset is judged for several packets
+
+
 def _networks(right: Any) -> Iterator[Network]:
     if isinstance(right, str):
-        yield ip_network(right)
+        yield _network(right)
     elif "prefix" in right:
         yield ip_network((right["prefix"]["addr"], right["prefix"]["len"]), strict=False)
     else:

@@ -34,6 +34,7 @@ from overlayd.model.names import is_host_end
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_VETH, NFT_TABLE
 
 _MANY = 16  # our own constant: of more marks that a packet may have, none is known
+_LONG = 256  # our own constant: more rules than these take too long to follow, as those of kube-proxy for many services
 _SHOWN = 3  # our own constant: chains that a finding names
 _NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "icmpv6"}
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
@@ -58,8 +59,8 @@ def marked(
     carry and for which there is a rule.  links: ours.  way_out: the uplink's name, "" when there is none.
     """
     wanted = [each for each in rules if each.mark is not None]
-    ruleset = _marking(ruleset)
-    if not wanted or not ruleset.hooked:
+    ruleset, length = _marking(ruleset) if wanted else (Ruleset(), 0)
+    if not ruleset.hooked:
         return []
     chains = tuple(f"table {' '.join(each.name[:2])} chain {each.name[2]}" for each in ruleset.hooked[:_SHOWN])
     known = {link.name: link for link in links}
@@ -68,7 +69,10 @@ def marked(
         version = question.destination.version
         for flow in (None, *(map(Flow, PROTOCOLS[version]) if question.ports is None else ())):
             packet = _packet(question, flow, known, way_out)
-            sure, possible = _carried(ruleset, packet, forwarded=question.through != HERE)
+            if length > _LONG:
+                sure, possible = 0, set[int | None]({None})
+            else:
+                sure, possible = _carried(ruleset, packet, forwarded=question.through != HERE)
             if sure:
                 found.append(question._replace(flow=flow, mark=Mark(sure, chains, certain=True)))
             if sure or possible == {0}:
@@ -86,8 +90,10 @@ def marked(
     return found
 
 
-def _marking(ruleset: Ruleset) -> Ruleset:
-    """Without the base chains, and our own, in which no mark is set; in the order in which packets meet them."""
+def _marking(ruleset: Ruleset) -> tuple[Ruleset, int]:
+    """Without the base chains, and our own, in which no mark is set; in the order in which packets meet them.  With the
+    number of rules that lead to marks.
+    """
     leads: dict[ChainName, set[ChainName]] = {}
     marking: set[ChainName] = set()
     for chain, rules in ruleset.rules.items():
@@ -103,7 +109,8 @@ def _marking(ruleset: Ruleset) -> Ruleset:
         fresh += more
     hooked = [each for each in ruleset.hooked if each.name in marking and each.name[1] != NFT_TABLE]
     order = sorted(hooked, key=lambda each: (each.name[0] != "bridge", each.priority))
-    return Ruleset(order, {chain: rules for chain, rules in ruleset.rules.items() if chain[1] != NFT_TABLE})
+    others = {chain: rules for chain, rules in ruleset.rules.items() if chain[1] != NFT_TABLE}
+    return Ruleset(order, others), sum(len(others.get(chain, ())) for chain in marking)
 
 
 def _targets(statement: Statement) -> Iterator[str]:
@@ -208,6 +215,8 @@ def _follow(ruleset: Ruleset, chain: ChainName, packet: Packet, marks: Marks) ->
     for statements in ruleset.rules.get(chain, ()):
         then: set[Marks] = set()
         for each in now:
+            if each != (packet.mark, packet.connection_mark):
+                packet = replace(packet, mark=each.packet, connection_mark=each.connection)
             for verdict, target, carried in _outcomes(statements, packet, each):
                 if verdict in ("jump", "goto"):
                     passed, accepted = _follow(ruleset, (*chain[:2], target), packet, carried)
@@ -230,13 +239,13 @@ def _outcomes(statements: list[Statement], packet: Packet, marks: Marks) -> Iter
     """What a rule may do: its verdict, "" to go on with the next rule, the chain to go on in, and what the packet
     carries then.
     """
-    verdict = verdict_of(statements)
-    now = {marks}
+    now, known, verdict = {marks}, packet, verdict_of(statements)
     for statement in statements:
         ((kind, body),) = statement.items()
         fields, then = _sets(statement), set[Marks]()
         for each in now:
-            known = replace(packet, mark=each.packet, connection_mark=each.connection)
+            if each != (known.mark, known.connection_mark):
+                known = replace(packet, mark=each.packet, connection_mark=each.connection)
             if fields:
                 values = _values(body["value"], known) if kind == "mangle" else {None}
                 then |= {each._replace(**dict.fromkeys(fields, value)) for value in values}

@@ -251,3 +251,9 @@ def test_ipv6_and_rules_of_the_other_version():
 def test_of_too_many_marks_none_is_known():
     rules = [[OPEN, sets({"|": [META, 1 << bit]})] for bit in range(6)]
     assert {-each.priority for each in ANY} == set(told(ruleset(chain(*rules)), CARRIED))
+
+
+def test_what_takes_too_long_to_follow_is_open():
+    certain = [[sets(7)]] * 256
+    assert told(ruleset(chain(*certain)), CARRIED) == [7]
+    assert set(told(ruleset(chain(*certain, [sets(7)])), CARRIED, rules=ANY[:1])) == {-1}
