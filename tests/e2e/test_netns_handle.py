@@ -265,6 +265,24 @@ def test_of_two_default_routes_the_first_one_counts(both: Pair) -> None:
     assert not alpha.findings()
 
 
+def test_an_interface_without_the_default_route_is_reached_from_elsewhere_by_a_rule_inside(both: Pair) -> None:
+    """As docs/cni.md has it; without the rule, answers would leave with a foreign address, and `why` says so."""
+    container, alpha = both.lab.container(), both.alpha
+    ip = ["ip", "-6" if ":" in both.web_address else "-4"]
+    alpha.set_up_service("second")
+    attach(alpha, container.interface("net0", "two"))
+    second = attach(alpha, container.interface("net1", "two"), "second", default_route=False)
+    alpha.announce(both.beta, second["ip"])
+    code, told, _ = alpha.node.try_overlayctl("why", both.web_address, second["ip"])
+    assert (code, "routes of netns:two/net1 lead net0, not through net1 back" in told) == (4, True), told
+    container.run([*ip, "rule", "add", "from", second["ip"], "table", "77"])
+    container.run([*ip, "route", "add", "default", "via", second["gateway"], "dev", "net1", "table", "77"])
+    for place in (both.db, both.web):
+        ping(place, second["ip"])
+    for each in ("net0", "net1"):
+        alpha.request("detach_container", handle=container.interface(each, "two"))
+
+
 def test_the_same_id_in_another_namespace(both: Pair) -> None:
     lab, alpha = both.lab, both.alpha
     before, after = lab.container(), lab.container()
