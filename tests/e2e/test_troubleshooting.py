@@ -174,6 +174,7 @@ ELSEWHERE = {
     "link-filtered": "link-filtered",
     "link-closed": "link-closed",
     "ipsec-diverted": "ipsec-diverted",
+    "endpoint-diverted": "endpoint-diverted",
     "overlay-translated": "test_masquerade_of_everything",
     "connections-untracked": "connections-untracked",
     "arp-blocked": "test_arp_that_is_dropped",
