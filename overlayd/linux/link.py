@@ -21,7 +21,7 @@ from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nest
 
 # Our own: how long the kernel may take to let packets through a new link, and how often we look, in seconds.  Linux 6.8
 # and later handles a carrier when it is first asked; else a kernel worker does, normally within a millisecond.
-_READY_TIMEOUT = 1.0
+_READY_TIMEOUT = 3.0
 _READY_INTERVAL = 0.0002
 
 # What the kernel says of an address that no route leads to, or one that leads nowhere.

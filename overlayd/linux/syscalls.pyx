@@ -39,7 +39,7 @@ cdef enum:
     READ = 16384
     DATAGRAM = 0x10000  # bytes of a notification at most; a larger one counts as lost
     EXPLANATION = 512
-    NUMBERS = 0x10000  # of messages that a sequence sends at most: an AWAIT asks some 5,000 times
+    NUMBERS = 0x10000  # of messages that a sequence sends at most: an AWAIT asks some 15,000 times
     NAME = 16  # IFNAMSIZ
     # Kinds of operations.
     SEND = 1
@@ -59,7 +59,7 @@ cdef enum:
     ROUTE_ATTRIBUTE = 16 + 12
 
 # Our own: how long an AWAIT asks, and how often, in nanoseconds.
-cdef long PATIENCE = 1_000_000_000
+cdef long PATIENCE = 3_000_000_000
 cdef long INTERVAL = 200_000
 
 

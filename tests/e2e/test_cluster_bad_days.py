@@ -238,7 +238,7 @@ def grow(site: Site) -> list[str]:
         if site.part.get("blocks", []) != before:
             break
     until(lambda: site.part.get("blocks", []) != before, lambda: site.part)
-    found: list[str] = site.part["blocks"]
+    found: list[str] = site.part.get("blocks", [])
     return found
 
 

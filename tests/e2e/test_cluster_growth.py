@@ -22,7 +22,7 @@ def nodes() -> Iterator[list[Site]]:
 
 
 def blocks(site: Site) -> list[str]:
-    return [site.part["block"], *site.part["blocks"]]
+    return [site.part["block"], *site.part.get("blocks", [])]
 
 
 def told(site: Site) -> str:
