@@ -3,13 +3,16 @@
 import os
 import select
 import socket
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 
 import pytest
 from lab.patience import LIMIT
 from throwaway import Namespace
 
 from overlayd.errors import MechanismError
+from overlayd.linux.link import await_own
+from overlayd.linux.netlink import Netlink
+from overlayd.linux.rtnetlink import LOOPBACK
 from overlayd.linux.shared_port import SharedPort, _checksum
 
 PORT, SERVER = 51820, 3478
@@ -25,6 +28,9 @@ def place(request):
         for address in (ours, theirs):
             here.ip(f"address add {address}/{bits} dev lo {'nodad' if request.param == 6 else ''}")
         with here.entered():
+            with Netlink() as netlink:
+                for address in (ours, theirs):  # of IPv6 a kernel worker makes the route
+                    await_own(netlink, LOOPBACK, ip_interface(address))
             owner, server = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
             shared = SharedPort(request.param, PORT)
             owner.bind(("", PORT))
