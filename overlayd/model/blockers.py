@@ -64,7 +64,9 @@ def blockers(rulesets: Iterable[Ruleset], traffic: Traffic) -> list[Finding]:
         for ruleset in rulesets
         for chain in ruleset.hooked
         if chain.name[1] != NFT_TABLE and chain.hook in _WAYS
-        for judgement in ((_translation,) if chain.translates else (_passage, _wireguard, _dns, _arp, _tracking))
+        for judgement in (
+            (_rewriting, _redirecting) if chain.translates else (_passage, _wireguard, _dns, _arp, _tracking)
+        )
         for finding in judgement(ruleset, chain, traffic)
     ]
 
@@ -327,57 +329,63 @@ def _tracking(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[
         )
 
 
-def _translation(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
-    """Within the overlay addresses stay what they are; nobody else answers for WireGuard or the name server.  Rules
-    with open conditions, as those of kube-proxy for marked packets, are taken not to mean ours.
-    """
+def _translates(ruleset: Ruleset, chain: BaseChain, packet: Packet) -> bool:
+    """Rules with open conditions, as those of kube-proxy for marked packets, are taken not to mean ours."""
+    return judge(ruleset, chain, packet).end in _TRANSLATES
+
+
+def _rewriting(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
+    """Within the overlay addresses stay what they are."""
     version, cluster = traffic.cluster.version, traffic.cluster
-    known_family = version in _FAMILIES.get(chain.name[0], ())
-    links = _unlike(traffic.links, ruleset.names()) if known_family else []
+    if version not in _FAMILIES.get(chain.name[0], ()) or chain.hook not in ("prerouting", "postrouting"):
+        return
+    arrives, way = chain.hook == "prerouting", _WAYS[chain.hook]
+    within = Packet(version, None, None, begins=True, source=cluster, destination=cluster)
+    packets = {
+        link: replace(within, incoming=link) if arrives else replace(within, outgoing=link)
+        for link in _unlike(traffic.links, ruleset.names())
+    }
+    taken = [link for link, packet in packets.items() if _translates(ruleset, chain, packet)]
+    hidden = [link for link, packet in packets.items() if _translates(ruleset, chain, replace(packet, hidden=True))]
+    if taken:
+        # Peers take nothing from an address that is not in our allowed IPs; what is masqueraded has our own.
+        dropped = not arrives and any(
+            link.group == GROUP_DEVICE and judge(ruleset, chain, packets[link]).end == "snat" for link in taken
+        )
+        if arrives:
+            symptom = "they go elsewhere than to whom they were sent"
+        elif dropped:
+            symptom = "peers drop what has another source"
+        else:
+            symptom = "containers of other nodes see this host in place of who sends"
+        yield Finding(
+            code="overlay-translated",
+            severity="error" if arrives or dropped else "warning",
+            object=_object(chain),
+            problem="changes the addresses of packets within the overlay",
+            symptom=symptom,
+            remedy=_passage_remedy(chain, [(way, link) for link in taken]),
+        )
+    elif hidden and not arrives:  # Docker has such a rule for what comes in, and means addresses of the host
+        yield Finding(
+            code="overlay-translated",
+            severity="hint",
+            object=_object(chain),
+            problem="may change the addresses of packets within the overlay: a match of iptables cannot be judged",
+            symptom="if it holds for them, containers of other nodes see this host in place of who sends",
+            remedy=_passage_remedy(chain, [(way, link) for link in hidden]),
+        )
 
-    def translates(packet: Packet) -> bool:
-        return judge(ruleset, chain, packet).end in _TRANSLATES
 
-    if chain.hook in ("prerouting", "postrouting"):
-        way = _WAYS[chain.hook]
-        ends = {link: (link, None) if way == "i" else (None, link) for link in links}
-        within = Packet(version, None, None, begins=True, source=cluster, destination=cluster)
-        packets = {link: replace(within, incoming=each[0], outgoing=each[1]) for link, each in ends.items()}
-        taken = [(way, link) for link, packet in packets.items() if translates(packet)]
-        hidden = [(way, link) for link, packet in packets.items() if translates(replace(packet, hidden=True))]
-        if taken:
-            # Peers take nothing from an address that is not in our allowed IPs; what is masqueraded has our own.
-            cut = way == "i" or any(
-                link.group == GROUP_DEVICE and judge(ruleset, chain, packets[link]).end == "snat" for _, link in taken
-            )
-            seen = (
-                "peers drop what has another source"
-                if cut
-                else "containers of other nodes see this host in place of who sends"
-            )
-            yield Finding(
-                code="overlay-translated",
-                severity="error" if cut else "warning",
-                object=_object(chain),
-                problem="changes the addresses of packets within the overlay",
-                symptom=seen if way == "o" else "they go elsewhere than to whom they were sent",
-                remedy=_passage_remedy(chain, taken),
-            )
-        elif hidden and way == "o":  # Docker has such a rule for what comes in, and means addresses of the host
-            yield Finding(
-                code="overlay-translated",
-                severity="hint",
-                object=_object(chain),
-                problem="may change the addresses of packets within the overlay: a match of iptables cannot be judged",
-                symptom="if it holds for them, containers of other nodes see this host in place of who sends",
-                remedy=_passage_remedy(chain, hidden),
-            )
+def _redirecting(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
+    """Nobody else answers for WireGuard or the name server."""
     if chain.hook != "prerouting":
         return
-    versions = traffic.underlay.intersection(_FAMILIES.get(chain.name[0], ()))
+    version, families = traffic.cluster.version, _FAMILIES.get(chain.name[0], ())
     link = Link(traffic.way_out) if traffic.way_out else None
-    tunnels = (packet for packet in _tunnels(versions, link, traffic, leaves=False) if translates(packet))
-    if ports := ",".join(str(port) for port in dict.fromkeys(packet.port for packet in tunnels)):
+    tunnels = _tunnels(traffic.underlay.intersection(families), link, traffic, leaves=False)
+    led = (packet.port for packet in tunnels if _translates(ruleset, chain, packet))
+    if ports := ",".join(map(str, dict.fromkeys(led))):
         yield Finding(
             code="wireguard-blocked",
             severity="error",
@@ -386,11 +394,14 @@ def _translation(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterat
             symptom=_SOME_GET_IN,
             remedy=_local_remedy(chain, ["udp"], ports, bridges=False),
         )
-    bridges = [link for link in links if link.group == GROUP_BRIDGE and traffic.dns]
+    if version not in families or not traffic.dns:
+        return
+    bridges = [each for each in _unlike(traffic.links, ruleset.names()) if each.group == GROUP_BRIDGE]
+    asks = Packet(version, None, None, True, port=traffic.dns, source=traffic.cluster)
     protocols = [
         protocol
         for protocol in ("udp", "tcp")
-        if any(translates(Packet(version, link, None, True, protocol, traffic.dns, source=cluster)) for link in bridges)
+        if any(_translates(ruleset, chain, replace(asks, incoming=each, protocol=protocol)) for each in bridges)
     ]
     if protocols:
         yield Finding(

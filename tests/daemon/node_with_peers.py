@@ -19,16 +19,19 @@ from overlayd.model.rows import Node as Identity
 from overlayd.model.state import Draft, State
 
 
+def set_up_overlay(draft: Draft, port: int = 51820) -> None:
+    """A global overlay without a slice."""
+    cluster = ip_network("10.200.0.0/16")
+    overlay.setup_global(draft, deployment="d", instance_id="1", cluster=cluster, slice=None, wg_port=port, nat=None)
+
+
 class NodeWithPeers:
     """device: what stands for WireGuard's; None on a node without any."""
 
     def __init__(self, directory: Path, device: Any = None, port: int = 51820) -> None:
         state = State([Identity(private_key=keys.generate())])
         draft = Draft(state)
-        cluster = ip_network("10.200.0.0/16")
-        overlay.setup_global(
-            draft, deployment="d", instance_id="1", cluster=cluster, slice=None, wg_port=port, nat=None
-        )
+        set_up_overlay(draft, port)
         state.apply(draft.rows)
         self.journal = Journal.open(directory)
         self.node = Node(state, self.journal, Kernel(device, Nft()), Facts(mtu=1420, devices=device is not None))

@@ -10,6 +10,7 @@ from ipaddress import ip_address, ip_network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from node_with_peers import set_up_overlay
 
 from overlayd.daemon.change.apply import HalfDone, one_by_one
 from overlayd.daemon.change.journal import Journal
@@ -64,18 +65,6 @@ class MapKernel:
         pass
 
 
-def set_up(draft) -> None:
-    overlay.setup_global(
-        draft,
-        deployment="d",
-        instance_id="1",
-        cluster=ip_network("10.200.0.0/16"),
-        slice=None,
-        wg_port=51820,
-        nat=None,
-    )
-
-
 def operation(kind, key, network, endpoint=GOOD):
     """A change of peers, as a decision.
 
@@ -105,7 +94,7 @@ def operation(kind, key, network, endpoint=GOOD):
         case "teardown":
             return overlay.teardown_global
         case "setup":
-            return set_up
+            return set_up_overlay
     raise AssertionError(kind)
 
 
@@ -123,7 +112,7 @@ def one_after_the_other(operations):
     """The slow way: each alone, on a state of its own; the outcomes, and the peers that are left."""
     state, outcomes = State([Identity(private_key=b"k" * 32)]), []
     draft = Draft(state)
-    set_up(draft)
+    set_up_overlay(draft)
     state.apply(draft.rows)
     for kind, *arguments in operations:
         draft = Draft(state)
@@ -149,7 +138,7 @@ def test_together_as_one_after_the_other(tmp_path_factory, operations):
         directory = tmp_path_factory.mktemp("data")
         journal, kernel = Journal.open(directory), MapKernel()
         node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))
-        await node.change(set_up, everything=True)
+        await node.change(set_up_overlay, everything=True)
         asked = []
         for kind, *arguments in operations:
             if kind == "pause":
@@ -185,7 +174,7 @@ def test_together_as_one_after_the_other(tmp_path_factory, operations):
 async def test_those_who_wait_share_one_visit_to_the_kernel(tmp_path):
     journal, kernel = Journal.open(tmp_path), MapKernel()
     node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))
-    await node.change(set_up, everything=True)
+    await node.change(set_up_overlay, everything=True)
     before = kernel.calls
     many = [operation("add", n.to_bytes(32), ip_network((n << 8, 24))) for n in range(1, 401)]
     syncs = journal.syncs
@@ -199,7 +188,7 @@ async def test_those_who_wait_share_one_visit_to_the_kernel(tmp_path):
 async def test_what_is_learned_and_refused_is_not_known(tmp_path):
     journal, kernel = Journal.open(tmp_path), MapKernel()
     node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))
-    await node.change(set_up, everything=True)
+    await node.change(set_up_overlay, everything=True)
     await node.change_together(operation("add", KEYS[0], NETWORKS[0], "beta.example:13"), PEERS)
     peer = node.state.peers(GLOBAL)[KEYS[0]]
 

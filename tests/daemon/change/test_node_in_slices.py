@@ -10,6 +10,7 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
+from node_with_peers import set_up_overlay
 
 from overlayd.daemon.change import node as node_module
 from overlayd.daemon.change import slices
@@ -68,15 +69,7 @@ class Turns:
 
 
 def fill(draft: Draft) -> None:
-    overlay.setup_global(
-        draft,
-        deployment="d",
-        instance_id="1",
-        cluster=ip_network("10.200.0.0/16"),
-        slice=None,
-        wg_port=51820,
-        nat=None,
-    )
+    set_up_overlay(draft)
     for number in range(MANY):
         network = ip_network(((10 << 24) + (201 << 16) + (number << 8), 24))
         key = (number + 1).to_bytes(32)

@@ -9,11 +9,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from errno import EPERM
-from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from lab.patience import LIMIT
+from node_with_peers import set_up_overlay
 
 from overlayd.daemon.change.apply import one_by_one
 from overlayd.daemon.change.journal import Journal
@@ -25,7 +25,7 @@ from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.daemon.upkeep.suspects import EVERYTHING, Part
 from overlayd.errors import MechanismError
 from overlayd.linux.monitor import Overrun
-from overlayd.model import overlay, services
+from overlayd.model import services
 from overlayd.model.layout import Facts, implied, of_service
 from overlayd.model.rows import Node as Identity
 from overlayd.model.state import State
@@ -123,15 +123,7 @@ async def ready(directory: Path) -> AsyncIterator[Watched]:
     journal, kernel = Journal.open(directory), MapKernel()
     node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))  # type: ignore[arg-type]
     await node.change(
-        lambda draft: overlay.setup_global(
-            draft,
-            deployment="d",
-            instance_id="1",
-            cluster=ip_network("10.200.0.0/16"),
-            slice=None,
-            wg_port=51820,
-            nat=None,
-        ),
+        set_up_overlay,
         everything=True,
     )
     await node.change(
