@@ -1,40 +1,26 @@
 """What in other tables keeps our traffic out, or gives it other addresses.
 
-Owns: which packets of ours a host's own firewall has to let pass as they are, at whichever hook, and the words for what
-is missing.  Must not know: how a chain is read (`firewall`), how rulesets are listed (`linux`), our own tables
-(`ruleset`).
+Owns: which packets of ours a host's own firewall has to let pass as they are, at whichever hook.  Must not know: how a
+chain is read (`firewall`), how rulesets are listed (`linux`), our own tables (`ruleset`), what the owner of a chain has
+to run (`remedies`).
 
-Our accept cannot overrule another table's drop, so each chain has to let our packets pass by itself.  The commands are
-those of the program that owns the chain: a rule that iptables does not understand makes iptables refuse its own table,
-or loses its condition when the table is saved and restored.
+Our accept cannot overrule another table's drop, so each chain has to let our packets pass by itself.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from overlayd.model import iptables
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import AT_A_LINK, LOST, BaseChain, Link, Packet, Ruleset, judge, matches
 from overlayd.model.names import is_host_end
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, NFT_TABLE, Network
+from overlayd.model.remedies import WAYS, command_of, describe, let_in, let_pass, reason
 
-_OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
 _FAMILIES = {"inet": (4, 6), "ip": (4,), "ip6": (6,)}
-_IPTABLES_TABLES = ("filter", "mangle", "raw", "security", "nat")
 _TRANSLATES = ("masquerade", "snat", "dnat", "redirect")
 _SOMEBODY = Link("\N{REPLACEMENT CHARACTER}")  # another link, of a name that no rule has
 _OUTSIDE: dict[int, Network] = {4: ip_network("11.22.33.44"), 6: ip_network("2001:1890:1:2::3")}
-# By which of its links a packet that a hook sees can be told: the one that it came by, the one that it goes by.
-_WAYS = {
-    "prerouting": "i",
-    "ingress": "i",
-    "input": "i",
-    "forward": "io",
-    "output": "o",
-    "postrouting": "o",
-    "egress": "o",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +49,7 @@ def blockers(rulesets: Iterable[Ruleset], traffic: Traffic) -> list[Finding]:
         finding
         for ruleset in rulesets
         for chain in ruleset.hooked
-        if chain.name[1] != NFT_TABLE and chain.hook in _WAYS
+        if chain.name[1] != NFT_TABLE and chain.hook in WAYS
         for judgement in (
             (_rewriting, _redirecting) if chain.translates else (_passage, _wireguard, _dns, _arp, _tracking)
         )
@@ -76,7 +62,7 @@ def unseen(family: str, program: str) -> Finding:
     return Finding(
         code="iptables-unseen",
         severity="warning",
-        object=f"the table filter of legacy {_program(family)}",
+        object=f"the table filter of legacy {command_of(family)}",
         problem=f"is loaded, and cannot be judged: {program} is not installed",
         symptom="what it drops does not arrive, and nothing tells",
         remedy=f"run `{program} -S` where it is installed, and let the overlay pass in FORWARD and INPUT",
@@ -88,16 +74,16 @@ def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[F
     ours = _ours(ruleset, chain, traffic)
     packets = [*_passing(chain, ours, traffic)]
     blocked = [verdict for packet in packets if (verdict := judge(ruleset, chain, packet)).end in LOST]
-    version, ways = traffic.cluster.version, _WAYS[chain.hook]
+    version, ways = traffic.cluster.version, WAYS[chain.hook]
     if not blocked:
         if any(judge(ruleset, chain, _anywhere(packet)).may_be_lost for packet in packets):
             yield Finding(
                 code="forward-blocked",
                 severity="hint",
-                object=_object(chain),
+                object=describe(chain),
                 problem="drops packets by a condition that cannot be judged (some addresses, a mark, a set, a limit)",
                 symptom="if the overlay's are among them, they do not arrive",
-                remedy=_passage_remedy(chain, [(way, link) for way in ways for link in ours]),
+                remedy=let_pass(chain, [(way, link) for way in ways for link in ours]),
             )
         return
     missing = [
@@ -110,12 +96,12 @@ def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[F
     yield Finding(
         code="forward-blocked",
         severity="error" if certain else "warning",
-        object=_object(chain),
-        problem=f"{_reason(blocked[0].end, blocked[0].by_policy)}, and so keeps the overlay from forwarding",
+        object=describe(chain),
+        problem=f"{reason(blocked[0].end, blocked[0].by_policy)}, and so keeps the overlay from forwarding",
         symptom="containers reach neither other nodes nor the outside"
         if certain
         else "only what its other rules let pass reaches containers",
-        remedy=_passage_remedy(chain, missing or [(way, link) for way in ways for link in ours]),
+        remedy=let_pass(chain, missing or [(way, link) for way in ways for link in ours]),
     )
 
 
@@ -149,8 +135,8 @@ def _passing(chain: BaseChain, ours: Sequence[Link], traffic: Traffic) -> Iterat
         return
     within_a_bridge = chain.name[0] == "bridge"
     for link in ours:
-        incoming = link if "i" in _WAYS[chain.hook] else None
-        outgoing = link if "o" in _WAYS[chain.hook] else None
+        incoming = link if "i" in WAYS[chain.hook] else None
+        outgoing = link if "o" in WAYS[chain.hook] else None
         cluster = None if within_a_bridge else traffic.cluster
         packet = Packet(
             traffic.cluster.version,
@@ -209,13 +195,13 @@ def _wireguard(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator
     yield Finding(
         code="wireguard-blocked",
         severity="error" if certain else "warning",
-        object=_object(chain),
-        problem=f"{_reason(end, by_policy)}, and so {what}",
+        object=describe(chain),
+        problem=f"{reason(end, by_policy)}, and so {what}",
         symptom=f"a peer gets through only while {'it' if leaves else 'this node'} keeps up a session"
         f" with {'this node' if leaves else 'it'}"
         if certain
         else some,
-        remedy=_local_remedy(chain, ["udp"], ports, bridges=False),
+        remedy=let_in(chain, ["udp"], ports, bridges=False),
     )
 
 
@@ -236,7 +222,7 @@ def _directions(chain: BaseChain) -> tuple[bool, ...]:
     """Whether what a chain of a host's own packets sees leaves the host; empty for one that sees none."""
     if chain.name[0] == "bridge" or chain.hook == "forward":
         return ()
-    return ("o" in _WAYS[chain.hook],)
+    return ("o" in WAYS[chain.hook],)
 
 
 def _dns(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
@@ -269,10 +255,10 @@ def _dns(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
     yield Finding(
         code="dns-blocked",
         severity="error" if certain else "warning",
-        object=_object(chain),
-        problem=f"{_reason(end, by_policy)}, and so {what}",
+        object=describe(chain),
+        problem=f"{reason(end, by_policy)}, and so {what}",
         symptom="containers that ask the gateway for a name wait in vain",
-        remedy=_local_remedy(chain, list(closed), str(port), bridges=True),
+        remedy=let_in(chain, list(closed), str(port), bridges=True),
     )
 
 
@@ -284,7 +270,7 @@ def _arp(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
     links = links if traffic.cluster.version == 4 else []
     if traffic.way_out and 4 in traffic.underlay:
         links.append(Link(traffic.way_out))
-    way = _WAYS[chain.hook]
+    way = WAYS[chain.hook]
     closed = [
         (link, verdict)
         for link in links
@@ -305,8 +291,8 @@ def _arp(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
     yield Finding(
         code="arp-blocked",
         severity="error" if certain else "warning",
-        object=_object(chain),
-        problem=f"{_reason(verdict.end, verdict.by_policy)}, and so keeps ARP in or out",
+        object=describe(chain),
+        problem=f"{reason(verdict.end, verdict.by_policy)}, and so keeps ARP in or out",
         symptom="neighbours are not found: containers, and the hosts that tunnels go to",
         remedy="; ".join(commands),
     )
@@ -322,10 +308,10 @@ def _tracking(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[
         yield Finding(
             code="connections-untracked",
             severity="error",
-            object=_object(chain),
+            object=describe(chain),
             problem="keeps the connections of containers from being tracked (notrack)",
             symptom="containers reach nothing outside of the overlay",
-            remedy=_passage_remedy(chain, [("i", link) for link in links]),
+            remedy=let_pass(chain, [("i", link) for link in links]),
         )
 
 
@@ -339,7 +325,7 @@ def _rewriting(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator
     version, cluster = traffic.cluster.version, traffic.cluster
     if version not in _FAMILIES.get(chain.name[0], ()) or chain.hook not in ("prerouting", "postrouting"):
         return
-    arrives, way = chain.hook == "prerouting", _WAYS[chain.hook]
+    arrives, way = chain.hook == "prerouting", WAYS[chain.hook]
     within = Packet(version, None, None, begins=True, source=cluster, destination=cluster)
     packets = {
         link: replace(within, incoming=link) if arrives else replace(within, outgoing=link)
@@ -361,19 +347,19 @@ def _rewriting(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator
         yield Finding(
             code="overlay-translated",
             severity="error" if arrives or dropped else "warning",
-            object=_object(chain),
+            object=describe(chain),
             problem="changes the addresses of packets within the overlay",
             symptom=symptom,
-            remedy=_passage_remedy(chain, [(way, link) for link in taken]),
+            remedy=let_pass(chain, [(way, link) for link in taken]),
         )
     elif hidden and not arrives:  # Docker has such a rule for what comes in, and means addresses of the host
         yield Finding(
             code="overlay-translated",
             severity="hint",
-            object=_object(chain),
+            object=describe(chain),
             problem="may change the addresses of packets within the overlay: a match of iptables cannot be judged",
             symptom="if it holds for them, containers of other nodes see this host in place of who sends",
-            remedy=_passage_remedy(chain, [(way, link) for link in hidden]),
+            remedy=let_pass(chain, [(way, link) for link in hidden]),
         )
 
 
@@ -389,10 +375,10 @@ def _redirecting(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterat
         yield Finding(
             code="wireguard-blocked",
             severity="error",
-            object=_object(chain),
+            object=describe(chain),
             problem=f"leads elsewhere what comes for WireGuard's UDP port {ports}",
             symptom=_SOME_GET_IN,
-            remedy=_local_remedy(chain, ["udp"], ports, bridges=False),
+            remedy=let_in(chain, ["udp"], ports, bridges=False),
         )
     if version not in families or not traffic.dns:
         return
@@ -407,10 +393,10 @@ def _redirecting(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterat
         yield Finding(
             code="dns-blocked",
             severity="error",
-            object=_object(chain),
+            object=describe(chain),
             problem=f"leads elsewhere what containers send to the name server's port {traffic.dns}",
             symptom="containers that ask the gateway for a name get another's answer, or none",
-            remedy=_local_remedy(chain, protocols, str(traffic.dns), bridges=True),
+            remedy=let_in(chain, protocols, str(traffic.dns), bridges=True),
         )
 
 
@@ -422,80 +408,3 @@ def _unlike(links: Iterable[Link], names: set[str]) -> list[Link]:
         meant = link.name if link.name in names else ""
         kinds.setdefault((link.group, meant, *(matches(each, link.name) for each in patterns)), link)
     return list(kinds.values())
-
-
-# The words.
-
-
-def _object(chain: BaseChain) -> str:
-    family, table, name = chain.name
-    if table == iptables.LEGACY:
-        return f"chain {name} of the table filter of legacy {_program(family)}"
-    return f"table {family} {table} chain {name}"
-
-
-def _reason(end: str, by_policy: bool) -> str:
-    return f"has policy {end}" if by_policy else {"drop": "drops", "reject": "rejects"}[end]
-
-
-def _is_iptables(chain: BaseChain) -> bool:
-    """Whether iptables-nft made the chain: it takes such names for its own, whoever made them."""
-    family, table, name = chain.name
-    return family in ("ip", "ip6") and table in _IPTABLES_TABLES and name == chain.hook.upper()
-
-
-def _program(family: str) -> str:
-    return "ip6tables" if family == "ip6" else "iptables"
-
-
-def _passage_remedy(chain: BaseChain, missing: Sequence[tuple[str, Link]]) -> str:
-    family, table, name = chain.name
-    patterns = list(dict.fromkeys((way, "veth-" if link.group == GROUP_VETH else "zl-") for way, link in missing))
-    if table == "firewalld":
-        names = " ".join(dict.fromkeys(f"--add-interface={prefix}+" for _, prefix in patterns))
-        return f"firewall-cmd --permanent --zone=trusted {names}; firewall-cmd --reload"
-    if table == iptables.LEGACY or _is_iptables(chain):
-        program = _program(family) + ("-legacy" if table == iptables.LEGACY else "")
-        option = "" if table in ("filter", iptables.LEGACY) else f"-t {table} "
-        commands = [f"{program} {option}-I {name} -{way} {prefix}+ -j ACCEPT" for way, prefix in patterns]
-        # The same rules, for where iptables is the legacy one or is not there: iptables-nft reads them as its own.
-        same = [
-            f"nft insert rule {family} {table} {name} {way}ifname {prefix}* counter accept" for way, prefix in patterns
-        ]
-        return "; ".join(commands) + ("" if table == iptables.LEGACY else f" (or, the same, {'; '.join(same)})")
-    if family == "bridge" and table == "filter" and name == chain.hook.upper():
-        return "; ".join(f"ebtables -I {name} -{way} veth-+ -j ACCEPT" for way in _WAYS[chain.hook])
-    ways = dict.fromkeys(way for way, _ in missing)
-    return "; ".join(f"nft insert rule {family} {table} {name} {way}ifgroup {_OURS} accept" for way in ways)
-
-
-def _local_remedy(chain: BaseChain, protocols: Sequence[str], ports: str, *, bridges: bool) -> str:
-    """For what comes to this host, or leaves it.  bridges: only what comes, or goes, through our bridges."""
-    family, table, name = chain.name
-    way = _WAYS[chain.hook]
-    end = "dport" if way == "i" else "sport"
-    if table == "firewalld":
-        return _firewalld(protocols, ports, way, bridges=bridges)
-    if table == iptables.LEGACY or _is_iptables(chain):
-        program = _program(family) + ("-legacy" if table == iptables.LEGACY else "")
-        option = "" if table in ("filter", iptables.LEGACY) else f"-t {table} "
-        through = f" -{way} zl-+" if bridges else ""
-        several = "," in ports
-        to = f"-m multiport --{end}s {ports}" if several else f"--{end} {ports}"
-        return "; ".join(f"{program} {option}-I {name}{through} -p {each} {to} -j ACCEPT" for each in protocols)
-    through = f"{way}ifgroup {GROUP_BRIDGE:#x} " if bridges else ""
-    to = f"{{ {ports.replace(',', ', ')} }}" if "," in ports else ports
-    return "; ".join(f"nft insert rule {family} {table} {name} {through}{each} {end} {to} accept" for each in protocols)
-
-
-def _firewalld(protocols: Sequence[str], ports: str, way: str, *, bridges: bool) -> str:
-    if way == "o":
-        return f"let {'/'.join(protocols)} from port {ports} leave in the policy that drops it (--list-all-policies)"
-    if bridges:
-        opened = " ".join(f"--add-port={ports}/{protocol}" for protocol in protocols)
-        return (
-            f"firewall-cmd --permanent --zone=trusted --add-interface=zl-+; firewall-cmd --reload"
-            f" (or open the port in their zone: firewall-cmd --permanent --zone=ZONE {opened})"
-        )
-    opened = " ".join(f"--add-port={port}/udp" for port in ports.split(","))
-    return f"firewall-cmd --permanent {opened}; firewall-cmd --reload"

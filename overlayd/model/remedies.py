@@ -1,0 +1,104 @@
+"""What has to be said of a chain of somebody else's that keeps our packets out, and what its owner has to run.
+
+Owns: those words and commands.  Must not know: which packets of ours are kept out (`blockers`).
+
+The commands are those of the program that owns the chain: a rule that iptables does not understand makes iptables
+refuse its own table, or loses its condition when the table is saved and restored.
+"""
+
+from collections.abc import Sequence
+
+from overlayd.model import iptables
+from overlayd.model.firewall import BaseChain, Link
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
+
+_OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
+_IPTABLES_TABLES = ("filter", "mangle", "raw", "security", "nat")
+# By which of its links a packet that a hook sees can be told: the one that it came by, the one that it goes by.
+WAYS = {
+    "prerouting": "i",
+    "ingress": "i",
+    "input": "i",
+    "forward": "io",
+    "output": "o",
+    "postrouting": "o",
+    "egress": "o",
+}
+
+
+def describe(chain: BaseChain) -> str:
+    """The chain as its owner knows it."""
+    family, table, name = chain.name
+    if table == iptables.LEGACY:
+        return f"chain {name} of the table filter of legacy {command_of(family)}"
+    return f"table {family} {table} chain {name}"
+
+
+def reason(end: str, by_policy: bool) -> str:
+    """What the chain does.  end: "drop" or "reject"."""
+    return f"has policy {end}" if by_policy else {"drop": "drops", "reject": "rejects"}[end]
+
+
+def _is_iptables(chain: BaseChain) -> bool:
+    """Whether iptables-nft made the chain: it takes such names for its own, whoever made them."""
+    family, table, name = chain.name
+    return family in ("ip", "ip6") and table in _IPTABLES_TABLES and name == chain.hook.upper()
+
+
+def command_of(family: str) -> str:
+    """iptables' program for an nftables family."""
+    return "ip6tables" if family == "ip6" else "iptables"
+
+
+def let_pass(chain: BaseChain, missing: Sequence[tuple[str, Link]]) -> str:
+    """For what passes through our links.  missing: these, each with "i" for what comes by it or "o" for what goes."""
+    family, table, name = chain.name
+    patterns = list(dict.fromkeys((way, "veth-" if link.group == GROUP_VETH else "zl-") for way, link in missing))
+    if table == "firewalld":
+        names = " ".join(dict.fromkeys(f"--add-interface={prefix}+" for _, prefix in patterns))
+        return f"firewall-cmd --permanent --zone=trusted {names}; firewall-cmd --reload"
+    if table == iptables.LEGACY or _is_iptables(chain):
+        command = command_of(family) + ("-legacy" if table == iptables.LEGACY else "")
+        option = "" if table in ("filter", iptables.LEGACY) else f"-t {table} "
+        commands = [f"{command} {option}-I {name} -{way} {prefix}+ -j ACCEPT" for way, prefix in patterns]
+        # The same rules, for where iptables is the legacy one or is not there: iptables-nft reads them as its own.
+        same = [
+            f"nft insert rule {family} {table} {name} {way}ifname {prefix}* counter accept" for way, prefix in patterns
+        ]
+        return "; ".join(commands) + ("" if table == iptables.LEGACY else f" (or, the same, {'; '.join(same)})")
+    if family == "bridge" and table == "filter" and name == chain.hook.upper():
+        return "; ".join(f"ebtables -I {name} -{way} veth-+ -j ACCEPT" for way in WAYS[chain.hook])
+    ways = dict.fromkeys(way for way, _ in missing)
+    return "; ".join(f"nft insert rule {family} {table} {name} {way}ifgroup {_OURS} accept" for way in ways)
+
+
+def let_in(chain: BaseChain, protocols: Sequence[str], ports: str, *, bridges: bool) -> str:
+    """For what comes to this host, or leaves it.  bridges: only what comes, or goes, through our bridges."""
+    family, table, name = chain.name
+    way = WAYS[chain.hook]
+    end = "dport" if way == "i" else "sport"
+    if table == "firewalld":
+        return _firewalld(protocols, ports, way, bridges=bridges)
+    if table == iptables.LEGACY or _is_iptables(chain):
+        command = command_of(family) + ("-legacy" if table == iptables.LEGACY else "")
+        option = "" if table in ("filter", iptables.LEGACY) else f"-t {table} "
+        through = f" -{way} zl-+" if bridges else ""
+        several = "," in ports
+        to = f"-m multiport --{end}s {ports}" if several else f"--{end} {ports}"
+        return "; ".join(f"{command} {option}-I {name}{through} -p {each} {to} -j ACCEPT" for each in protocols)
+    through = f"{way}ifgroup {GROUP_BRIDGE:#x} " if bridges else ""
+    to = f"{{ {ports.replace(',', ', ')} }}" if "," in ports else ports
+    return "; ".join(f"nft insert rule {family} {table} {name} {through}{each} {end} {to} accept" for each in protocols)
+
+
+def _firewalld(protocols: Sequence[str], ports: str, way: str, *, bridges: bool) -> str:
+    if way == "o":
+        return f"let {'/'.join(protocols)} from port {ports} leave in the policy that drops it (--list-all-policies)"
+    if bridges:
+        opened = " ".join(f"--add-port={ports}/{protocol}" for protocol in protocols)
+        return (
+            f"firewall-cmd --permanent --zone=trusted --add-interface=zl-+; firewall-cmd --reload"
+            f" (or open the port in their zone: firewall-cmd --permanent --zone=ZONE {opened})"
+        )
+    opened = " ".join(f"--add-port={port}/udp" for port in ports.split(","))
+    return f"firewall-cmd --permanent {opened}; firewall-cmd --reload"
