@@ -50,7 +50,7 @@ class Place(Protocol):
 
 class Ping:
     """Echoes to a destination, `interval` seconds apart, until `stop`, which tells what was lost, or until the network
-    of the source is gone.  received: the numbers of those that were answered; the first one is 1.
+    of the source is gone.  received: the numbers of those that were answered; the first one is 1.  sent: the last one.
 
     A thread sends them, for the program ping spins before an echo when the next one is due within 10 ms: a test would
     take a processor from what it tests.
@@ -58,6 +58,7 @@ class Ping:
 
     def __init__(self, source: Place, destination: str, interval: float = 0.01) -> None:
         self.received: set[int] = set()
+        self.sent = 0
         self._destination = ip_address(destination)
         self._interval = interval
         self._namespace = source.namespace
@@ -73,11 +74,11 @@ class Ping:
         self._thread.start()
 
     def _run(self) -> None:
-        number, due = 0, time.monotonic()
+        due = time.monotonic()
         with self._socket:
             while not self._stopping and self._namespace.exists():
-                number += 1
-                self._send(number)
+                self._send(self.sent + 1)
+                self.sent += 1
                 due = max(due + self._interval, time.monotonic())
                 while (left := due - time.monotonic()) > 0 and self._receive(left):
                     pass
