@@ -302,9 +302,10 @@ cni-packages: root
 cluster-packages: root
 	@$(call install,$(CLUSTER_PACKAGES)); $(call stop_service,etcd-server,etcd)
 
-# The first python3 in PATH that is new enough and can make virtual environments, else Debian's own.
+# Debian's own Python, which is built with profile-guided optimisation and takes a quarter less processor time than one
+# that was not; else the first in PATH, if that is new enough and can make virtual environments.
 .venv/created: | build-packages
-	@for python in python3 /usr/bin/python3; do \
+	@for python in /usr/bin/python3 python3; do \
 	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then break; fi; \
 	done; \
 	echo "virtual environment: .venv, by $$("$$python" --version)"; \

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Mapping
@@ -35,11 +36,14 @@ def processor_model() -> str:
 
 def interpreter() -> str:
     """What compiled and ran both versions: an interpreter built with profiles is a third faster than one without."""
+    version = f"{platform.python_implementation()} {platform.python_version()}"
+    if sys.base_prefix == "/usr":  # Debian's, which is built with profiles and does not say so
+        return f"{version}, as Debian builds it, with profile-guided optimisation"
     arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
     flags = str(sysconfig.get_config_var("PY_CORE_CFLAGS") or "")
     profiled = "--enable-optimizations" in arguments or "-fprofile-use" in flags
     return (
-        f"{platform.python_implementation()} {platform.python_version()}, "
+        f"{version}, "
         f"{'with' if profiled else 'without'} profile-guided optimisation, "
         f"{'with' if '--with-lto' in arguments or '-flto' in flags else 'without'} link-time optimisation"
     )
