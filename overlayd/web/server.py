@@ -22,8 +22,8 @@ from overlayd.errors import OverlaydError
 
 # Our own constants.
 LONGEST = 8192  # bytes of a request's head
-PATIENCE = 10.0  # seconds for a request to come
-MOST = 64  # connections at once
+PATIENCE = 10.0  # seconds for a request to come, and as many for its answer to be read
+MOST = 64  # connections at once, before the oldest that has asked nothing has to go
 
 HOST = "127.0.0.1"
 LOCAL = {"127.0.0.1", "localhost", "[::1]"}  # with any port: it may be forwarded by ssh -L
@@ -62,7 +62,8 @@ class Site:
         self._feeds = feeds
         self._page = (files("overlayd.web") / "page.html").read_bytes()
         self._policy = _policy(self._page.decode())
-        self._open = 0
+        self._open: dict[asyncio.StreamWriter, None] = {}  # the oldest first
+        self._asked: set[asyncio.StreamWriter] = set()  # those of them whose request has come
 
     async def serve(self, port: int, ready: Callable[[str], None]) -> None:
         """Serve until cancelled.  port: 0 for any; ready: told the address to open.  OSError: it cannot be had."""
@@ -72,20 +73,32 @@ class Site:
             await server.serve_forever()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
+        self._make_room()
+        self._open[writer] = None
         try:
-            if self._open <= MOST:
-                await self._converse(reader, writer)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
-            pass  # who has gone needs no answer
-        finally:
-            self._open -= 1
+            await self._converse(reader, writer)
             writer.close()
+            async with asyncio.timeout(PATIENCE):
+                await writer.wait_closed()
+        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # who has gone, or does not read, needs no answer
+        finally:
+            writer.transport.abort()
+            self._open.pop(writer, None)
+            self._asked.discard(writer)
+
+    def _make_room(self) -> None:
+        """Any program of this machine can connect: who asks nothing must not keep the browser out."""
+        if len(self._open) >= MOST:
+            oldest = next((each for each in self._open if each not in self._asked), next(iter(self._open)))
+            del self._open[oldest]
+            oldest.transport.abort()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
                 head = await reader.readuntil(b"\r\n\r\n")
+            self._asked.add(writer)
             request = _parse(head)
             self._admit(request)
             if feed := self._feeds.get(request.path):
@@ -99,7 +112,6 @@ class Site:
             self._write(writer, refused.status, "text/plain", f"{refused}\n".encode())
         except OverlaydError as error:
             self._write(writer, 503, "text/plain", f"{error}\n".encode())
-        await writer.drain()
 
     def _admit(self, request: _Request) -> None:
         """Raises unless this request is for us, of our page, and of somebody who may."""

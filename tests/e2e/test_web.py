@@ -1,6 +1,7 @@
 """`overlayctl web`: who is answered, and what the page is told, by real daemons; tests/web opens it in a browser."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -65,6 +66,26 @@ def test_what_is_no_request_of_the_page_is_refused(web: Web) -> None:
 def test_it_listens_on_the_loopback_alone(web: Web) -> None:
     with web.node.open_socket() as link, pytest.raises(ConnectionRefusedError):
         link.connect((str(web.node.address), web.port))
+
+
+def test_who_asks_nothing_or_reads_nothing_keeps_no_browser_out(web: Web) -> None:
+    """Connections of another user of this machine, more than there may be."""
+    idle = [web.node.open_socket() for _ in range(200)]
+    try:
+        for each in idle:
+            each.connect(("127.0.0.1", web.port))
+        began = time.monotonic()
+        assert web.ask("/api/node")[0] == 200
+        assert time.monotonic() - began < 10, "which is how long an idle connection has"
+    finally:
+        for each in idle:
+            each.close()
+    deaf = [web.open("/", {"Host": "localhost"}) for _ in range(200)]
+    try:
+        assert web.ask("/api/node")[0] == 200
+    finally:
+        for each in deaf:
+            each.close()
 
 
 def test_what_the_page_is_told(pair: Pair, web: Web) -> None:
