@@ -8,15 +8,14 @@ Nothing slow is imported here: `--help` and a mistyped argument should not wait 
 import argparse
 import re
 from collections.abc import Iterable
-from typing import NoReturn
 
 from overlayd import __version__
 from overlayd.cli import cluster_words, cni_words, edge_words
-from overlayd.cli.words import Command, Option
+from overlayd.cli.usage import Parser
+from overlayd.cli.words import Command, Option, path
 from overlayd.cli.words import duration as _duration
 from overlayd.cli.words import option as _option
 from overlayd.cli.words import output as _output
-from overlayd.spelling import perhaps_meant
 
 EXIT_ERR = 1  # the daemon answered err
 EXIT_USAGE = 2  # argparse's own
@@ -411,35 +410,11 @@ COMMANDS = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that says what was perhaps meant.  Its commands' parsers are of its class too."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message)
-        if wrong:
-            meant = perhaps_meant(wrong[1] or wrong[2], _words(self))
-            if meant:
-                message = f"{message.partition(' (choose from')[0]}; {meant}"
-        super().error(message)
-
-
-def _words(parser: argparse.ArgumentParser) -> list[str]:
-    """The commands and options that a parser knows."""
-    known: list[str] = []
-    for action in parser._actions:
-        known += action.option_strings
-        known += [str(each) for each in action.choices or ()]
-        if isinstance(action.choices, dict):
-            for each in action.choices.values():
-                known += [option for one in each._actions for option in one.option_strings]
-    return sorted(set(known))
-
-
 def parser() -> argparse.ArgumentParser:
     """What it parses has the words of the command, such as "edge mint", as `command`, and as `usage` what ends
     the program with a message and how that command is used.
     """
-    top = _Parser(
+    top = Parser(
         prog="overlayctl",
         description="Ask the overlayd of this node.",
         epilog=_EPILOG,
@@ -458,6 +433,7 @@ def _add_global(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--socket",
         metavar="PATH",
+        type=path,
         default=argparse.SUPPRESS,
         help="the daemon's socket (default: $OVERLAYD_SOCKET, else /run/overlayd/overlayd.sock)",
     )

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ PAUSE = 0.3  # seconds between two looks whether containers can be attached
 
 
 async def _install(args: Namespace) -> int:
+    _conflist(args, [])
     bin_dir, conf_dir = _directory(args.bin_dir), _directory(args.conf_dir)
     target = conf_dir / FILE
     others = _others(conf_dir) if args.exclusive else []
@@ -48,11 +49,7 @@ async def _install(args: Namespace) -> int:
     print(f"{bin_dir / SHIM.name}: in place")
     plugins = {name: versions for name in cni_conflist.CHAINED if (versions := _versions(bin_dir / name))}
     common = [each for each in VERSIONS if all(each in versions for versions in plugins.values())]
-    try:
-        text = cni_conflist.conflist(args.name, args.subnet, [*plugins], common).decode()
-    except CniError as error:
-        raise UsageError(str(error)) from None
-    await _offer(args, text, target)
+    await _offer(args, _conflist(args, [*plugins], common), target)
     chained = f", behind it {', '.join(plugins)}" if plugins else ""
     print(f"{target}: the network {args.name}{chained}")
     if lacking := [name for name in cni_conflist.CHAINED if name not in plugins]:
@@ -61,6 +58,16 @@ async def _install(args: Namespace) -> int:
         other.rename(f"{other}{ASIDE}")
         print(f"{other}: put aside as {other.name}{ASIDE}")
     return 0
+
+
+def _conflist(args: Namespace, plugins: list[str], versions: Sequence[str] = VERSIONS) -> str:
+    """The file of a network.  UsageError when its name or its subnet is none."""
+    try:
+        text = cni_conflist.conflist(args.name, args.subnet, plugins, versions).decode()
+        cni_conflist.read(text)
+    except CniError as error:
+        raise UsageError(str(error)) from None
+    return text
 
 
 async def _offer(args: Namespace, text: str, target: Path) -> None:

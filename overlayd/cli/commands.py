@@ -44,7 +44,7 @@ def run(args: Namespace) -> int:
     except NotFound as error:
         return _fail(EXIT_ERR, printable(str(error)))
     except CallError as error:
-        return _fail(EXIT_ERR, "\n".join(map(printable, str(error).split("\n"))))
+        return _fail(EXIT_ERR, str(error))
     except Unreachable as error:
         return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(error.reason, _socket(args))}")
     except ConnectionLost as error:
@@ -460,7 +460,7 @@ def _paper() -> Paper:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"overlayctl: {message}", file=sys.stderr)
+    print("\n".join(map(printable, f"overlayctl: {message}".split("\n"))), file=sys.stderr)
     return code
 
 
@@ -471,6 +471,8 @@ def _advice(reason: OSError, path: str) -> str:
                 "There is no such socket: is overlayd running on this node (systemctl status overlayd)?\n"
                 "If it listens elsewhere, name the socket with --socket or OVERLAYD_SOCKET."
             )
+        case ConnectionRefusedError() if not Path(path).is_socket():
+            return f"{path} is no socket: name overlayd's with --socket or OVERLAYD_SOCKET."
         case ConnectionRefusedError():
             return (
                 f"Nobody listens there: overlayd stopped or crashed (journalctl -u overlayd), and left {path} behind."

@@ -50,8 +50,8 @@ def run(arguments: list[str]) -> int:
     """Do what `overlayctl ARGUMENTS` should.  Returns the exit code; raises SystemExit for a wrong word and --help."""
     from overlayd.cli.arguments import EXIT_INTERRUPTED, parser  # noqa: PLC0415 - which the daemon needs not
 
-    args = parser().parse_args(arguments)
     try:
+        args = parser().parse_args(arguments)
         from overlayd.cli import commands  # noqa: PLC0415
 
         return commands.run(args)

@@ -31,7 +31,17 @@ class Command(NamedTuple):
 
 
 def option(*names: str, **settings: Any) -> Option:
+    """The metavars DIR, FILE and PATH are of paths."""
+    if settings.get("metavar") in ("DIR", "FILE", "PATH"):
+        settings["type"] = path
     return Option(names, settings)
+
+
+def path(text: str) -> str:
+    """Of an unset variable of a shell nothing is left, which would be the present directory, or the default."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
 
 
 def output(*formats: str) -> tuple[Option, ...]:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,7 @@ def test_what_is_missing_or_unknown_on_the_line_is_named(words: list[str], capsy
         (["peers", "-o", "jsno"], "json"),
         (["Status"], "status"),
         (["call", "STATUS"], "status"),
+        (["status", "--wiat"], "--wait?\n"),
     ],
 )
 def test_what_was_perhaps_meant(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +140,58 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err == f"overlayctl: {below}: Not a directory\n"
     assert cli.run(["cni", "install", "--bin-dir", str(below)]) == 1
     assert capsys.readouterr().err == f"overlayctl: {below}: Not a directory\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bundle", ""],
+        ["inspect", "--data-dir", ""],
+        ["--socket", "", "status"],
+        ["cni", "uninstall", "--bin-dir="],
+        ["whoami", "--identity-file", ""],
+    ],
+)
+def test_an_unset_variable_of_a_shell_is_no_path(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(words)
+    assert caught.value.code == 2
+    assert "the path is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[""], ["dns", ""], ["peers", "--filter", "x", "y"], ["status", "--filter", "x"]])
+def test_wrong_words_are_named_once(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(words)
+    assert caught.value.code == 2
+    assert "did you mean --filter" not in capsys.readouterr().err, "which was said"
+
+
+@pytest.mark.parametrize(
+    "words", [["st\x1b[31m"], ["--socket", "/nonexistent/\x1b[31m", "status"], ["call", "\x1b[31m"]]
+)
+def test_what_was_said_is_not_told_to_the_terminal(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with suppress(SystemExit):
+        cli.run(words)
+    told = capsys.readouterr().err
+    assert "\x1b" not in told and r"\x1b[31m" in told
+
+
+def test_a_file_that_is_no_socket_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert cli.run(["--socket", str(tmp_path / "file"), "status"]) == 69
+    assert f"{tmp_path}/file is no socket" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--name", "a b"], ["--name", ""], ["--subnet", "10.0.0.0/99"], ["--subnet", "x"]])
+def test_a_network_that_is_none_leaves_no_plugin(
+    wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--bin-dir", str(tmp_path / "bin"), "--conf-dir", str(tmp_path / "conf"), "--cni-socket", "/nonexistent"]
+    with pytest.raises(SystemExit) as caught:
+        cli.run(["cni", "install", "--timeout", "0.1", *places, *wrong])
+    assert caught.value.code == 2
+    assert not [*tmp_path.iterdir()], capsys.readouterr().out
 
 
 @pytest.mark.parametrize("port", ["65536", "99999", "x", "-1"])

@@ -1,0 +1,45 @@
+"""A parser of command lines that says what was perhaps meant.
+
+Owns: the words for wrong usage.  Must not know: any command.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from overlayd.cli.columns import printable
+from overlayd.spelling import perhaps_meant
+
+
+class Parser(argparse.ArgumentParser):
+    """Its commands' parsers are of its class too, and are told as `usage` of what they parsed."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']+)'|unrecognized arguments: (\S+)", message)
+        if wrong:
+            meant = perhaps_meant(wrong[1] or wrong[2], _words(self))
+            if meant:
+                message = f"{message.partition(' (choose from')[0]}; {meant}"
+        super().error("\n".join(map(printable, message.split("\n"))))
+
+    def parse_args(  # type: ignore[override]  # nobody gives a namespace
+        self, args: Sequence[str] | None = None
+    ) -> argparse.Namespace:
+        """What is too much is said by the parser of the command, which knows what else there may be."""
+        parsed, left = self.parse_known_args(args)
+        if left:
+            parsed.usage(f"unrecognized arguments: {' '.join(left)}")
+        return parsed
+
+
+def _words(parser: argparse.ArgumentParser) -> list[str]:
+    """The commands and options that a parser knows."""
+    known: list[str] = []
+    for action in parser._actions:
+        known += action.option_strings
+        known += [str(each) for each in action.choices or ()]
+        if isinstance(action.choices, dict):
+            for each in action.choices.values():
+                known += [option for one in each._actions for option in one.option_strings]
+    return sorted(set(known))
