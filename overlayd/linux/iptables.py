@@ -7,23 +7,26 @@ Every function acts in the network namespace that the calling thread is in.
 """
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from overlayd.errors import MechanismError
 from overlayd.linux import programs
 from overlayd.model import iptables
 from overlayd.model.firewall import Ruleset
+from overlayd.model.iptables import TABLES
 
 # By family: where the kernel lists its tables, and the program that shows them.
 _FAMILIES = {"ip": ("ip_tables_names", "iptables-legacy"), "ip6": ("ip6_tables_names", "ip6tables-legacy")}
 _PATIENCE = 5  # our own constant: seconds for a program that prints some lines
 
 
-def families() -> list[str]:
-    """The families, "ip" and "ip6", for which the table "filter" is loaded.  To be asked first: `iptables-legacy -S`
-    itself loads it.
+def tables() -> dict[str, list[str]]:
+    """The tables that are loaded, by family ("ip", "ip6"), where there are any.  To be asked first: `iptables-legacy`
+    itself loads one that it shows.
     """
-    return [family for family, (names, _) in _FAMILIES.items() if "filter" in _read(names).split()]
+    loaded = {family: set(_read(names).split()) for family, (names, _) in _FAMILIES.items()}
+    return {family: found for family, names in loaded.items() if (found := [each for each in TABLES if each in names])}
 
 
 def program(family: str) -> str:
@@ -31,17 +34,24 @@ def program(family: str) -> str:
     return _FAMILIES[family][1]
 
 
-def ruleset(family: str) -> Ruleset | None:
-    """The chains of the table "filter", None when the program is not installed.  MechanismError when it fails."""
+def ruleset(family: str, loaded: Iterable[str]) -> Ruleset | None:
+    """The chains of some tables, None when the program is not installed.  MechanismError when it fails."""
     name = program(family)
     if programs.find(name) is None:
         return None
-    try:
-        done = subprocess.run([name, "-S"], capture_output=True, text=True, timeout=_PATIENCE, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
-        raise MechanismError("ask", f"{name} -S", 0, str(said).strip()) from error
-    return iptables.read(family, done.stdout)
+    found = Ruleset()
+    for table in loaded:
+        try:
+            done = subprocess.run(
+                [name, "-t", table, "-S"], capture_output=True, text=True, timeout=_PATIENCE, check=True
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            said = error.stderr if isinstance(error, subprocess.CalledProcessError) else str(error)
+            raise MechanismError("ask", f"{name} -t {table} -S", 0, str(said).strip()) from error
+        shown = iptables.read(family, table, done.stdout)
+        found.hooked.extend(shown.hooked)
+        found.rules.update(shown.rules)
+    return found
 
 
 def _read(names: str) -> str:

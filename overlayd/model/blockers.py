@@ -57,13 +57,14 @@ def blockers(rulesets: Iterable[Ruleset], traffic: Traffic) -> list[Finding]:
     ]
 
 
-def unseen(family: str, program: str) -> Finding:
-    """Legacy iptables filters here, and the program that would show its rules is not installed."""
+def unseen(family: str, tables: Sequence[str], program: str) -> Finding:
+    """Legacy iptables is at work here, and the program that would show its rules is not installed."""
+    several = len(tables) > 1
     return Finding(
         code="iptables-unseen",
         severity="warning",
-        object=f"the table filter of legacy {command_of(family)}",
-        problem=f"is loaded, and cannot be judged: {program} is not installed",
+        object=f"the table{'s' if several else ''} {', '.join(tables)} of legacy {command_of(family)}",
+        problem=f"{'are' if several else 'is'} loaded, and cannot be judged: {program} is not installed",
         symptom="what it drops does not arrive, and nothing tells",
         remedy=f"run `{program} -S` where it is installed, and let the overlay pass in FORWARD and INPUT",
     )

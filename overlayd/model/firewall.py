@@ -164,6 +164,15 @@ def with_devices(ruleset: Ruleset, text: str) -> Ruleset:
     return replace(ruleset, hooked=hooked)
 
 
+def together(rulesets: Iterable[Ruleset]) -> Ruleset:
+    """One ruleset of several that packets meet."""
+    found = Ruleset()
+    for each in rulesets:
+        found.hooked.extend(each.hooked)
+        found.rules.update(each.rules)
+    return found
+
+
 def judge(ruleset: Ruleset, chain: BaseChain, packet: Packet) -> Verdict:
     """What the chain does with the packet."""
     packet = packet if ruleset.marks else replace(packet, mark=0)

@@ -9,16 +9,21 @@ from typing import Any
 
 from overlayd.model.firewall import BaseChain, ChainName, Ruleset, Statement
 
-_HOOKS = {"FORWARD": "forward", "INPUT": "input", "OUTPUT": "output"}
-_VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return"}
+_HOOKS = {name: name.lower() for name in ("PREROUTING", "FORWARD", "INPUT", "OUTPUT", "POSTROUTING")}
+# The tables, with the priority of their hooks in nftables (linux/netfilter_ipv4.h); that of "nat" depends on the hook.
+TABLES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}
+_SOURCES = 100  # after the routing decision it is sources that are translated
+_VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return", "NOTRACK": "notrack"}
+_VERDICTS |= {"MASQUERADE": "masquerade", "SNAT": "snat", "NETMAP": "snat", "DNAT": "dnat", "REDIRECT": "redirect"}
+_MARKS = {"mark": {"meta": {"key": "mark"}}, "connmark": {"ct": {"key": "mark"}}}
 _OPEN: Statement = {"xt": None}  # a condition that is not judged
 _PLAIN_MATCHES = {"tcp", "udp", "conntrack", "state", "comment", "multiport"}  # what matters of them are their options
-_PLAIN_OPTIONS = {"--comment", "--reject-with"}
+_PLAIN_OPTIONS = {"--comment"}
 
 
-def read(family: str, printed: str) -> Ruleset:
-    """The chains of the table "filter".  family: "ip" or "ip6".  Built-in chains and the others, with every rule; a
-    target that is no verdict and no chain (LOG, MARK) decides nothing.
+def read(family: str, table: str, printed: str) -> Ruleset:
+    """The chains of a table.  family: "ip" or "ip6".  Built-in chains and the others, with every rule; a target that is
+    no verdict and no chain (LOG) decides nothing.
     """
     found = Ruleset()
     policies: dict[str, str] = {}
@@ -28,39 +33,64 @@ def read(family: str, printed: str) -> Ruleset:
         if len(words) >= 3 and words[0] == "-P":
             policies[words[1]] = words[2].lower()
         elif len(words) >= 2 and words[0] == "-N":
-            found.rules[_name(family, words[1])] = []
+            found.rules[family, legacy(table), words[1]] = []
         elif len(words) >= 2 and words[0] == "-A":
             rules.append((words[1], words[2:]))
     for chain, words in rules:
-        found.rules.setdefault(_name(family, chain), []).append(_statements(family, words, found))
+        name = (family, legacy(table), chain)
+        found.rules.setdefault(name, []).append(_statements(name, words, found))
     for chain, hook in _HOOKS.items():
         if chain in policies:
-            found.hooked.append(BaseChain(_name(family, chain), hook, policies[chain]))
+            found.hooked.append(
+                BaseChain(
+                    (family, legacy(table), chain),
+                    hook,
+                    policies[chain],
+                    translates=table == "nat",
+                    priority=_SOURCES if table == "nat" and hook in ("input", "postrouting") else TABLES[table],
+                    reroutes=table == "mangle",
+                )
+            )
     return found
 
 
-def _name(family: str, chain: str) -> ChainName:
-    return (family, LEGACY, chain)
+_LEGACY = " of legacy iptables"  # our own words for its tables, which nftables does not have
 
 
-LEGACY = "filter of legacy iptables"  # our own word for that table, which nftables does not have
+def legacy(table: str) -> str:
+    """What a table of legacy iptables is called here."""
+    return table + _LEGACY
 
 
-def _statements(family: str, words: list[str], found: Ruleset) -> list[Statement]:
+def legacy_table(table: str) -> str | None:
+    """The name that legacy iptables has for a table, None when it has no such table."""
+    return table.removesuffix(_LEGACY) if table.endswith(_LEGACY) else None
+
+
+def _statements(chain: ChainName, words: list[str], found: Ruleset) -> list[Statement]:
     statements: list[Statement] = []
     rest = iter(words)
-    negated = False
+    negated, match = False, ""
     for word in rest:
         if word == "!":
             negated = True
             continue
-        statements += _statement(family, word, rest, "!=" if negated else "==", found)
+        op = "!=" if negated else "=="
         negated = False
+        if word == "-m":
+            match = next(rest)
+            statements += [] if match in _PLAIN_MATCHES or match in _MARKS else [_OPEN]
+        elif word == "--mark" and match in _MARKS:
+            value, mask = _number_and_mask(next(rest))
+            statements.append(_match({"&": [_MARKS[match], mask]}, op, value))
+        else:
+            statements += _statement(chain, word, rest, op, found)
     return statements
 
 
-def _statement(family: str, option: str, rest: Iterator[str], op: str, found: Ruleset) -> list[Statement]:
+def _statement(chain: ChainName, option: str, rest: Iterator[str], op: str, found: Ruleset) -> list[Statement]:
     """What one option, whose arguments follow in `rest`, says."""
+    family = chain[0]
     if option in ("-i", "-o"):
         return [_match({"meta": {"key": f"{option[1]}ifname"}}, op, next(rest).replace("+", "*"))]
     if option in ("-s", "-d"):
@@ -75,22 +105,36 @@ def _statement(family: str, option: str, rest: Iterator[str], op: str, found: Ru
     if option in ("--ctstate", "--state"):
         states = {"set": [each.lower() for each in next(rest).split(",")]}
         return [_match({"ct": {"key": "state"}}, op, states)]
-    if option == "-m":
-        return [] if next(rest) in _PLAIN_MATCHES else [_OPEN]
     if option in ("-j", "-g"):
-        return _target(family, option, next(rest), found)
+        return _target(chain, option, next(rest), rest, found)
     if option in _PLAIN_OPTIONS:
         next(rest)
         return []
     return [_OPEN] if option.startswith("-") else []
 
 
-def _target(family: str, option: str, target: str, found: Ruleset) -> list[Statement]:
-    if target in _VERDICTS:
-        return [{_VERDICTS[target]: None}]
-    if _name(family, target) in found.rules:
+def _target(chain: ChainName, option: str, target: str, rest: Iterator[str], found: Ruleset) -> list[Statement]:
+    """The target and, as it is the last of a rule, its own options, which are no conditions."""
+    if (*chain[:2], target) in found.rules:
         return [{"goto" if option == "-g" else "jump": {"target": target}}]
-    return []
+    own = [*rest]
+    if target == "CT" and "--notrack" in own:
+        return [{"notrack": None}]
+    if target == "MARK" and own[:1] == ["--set-xmark"]:
+        value, mask = _number_and_mask(own[1])
+        kept: Any = {"&": [_MARKS["mark"], ~mask & _ALL]}
+        return [{"mangle": {"key": _MARKS["mark"], "value": {"^": [kept, value]} if mask != _ALL else value}}]
+    if target in ("MARK", "CONNMARK"):
+        return [{"xt": {"type": "target", "name": target}}]
+    return [{_VERDICTS[target]: None}] if target in _VERDICTS else []
+
+
+_ALL = 0xFFFF_FFFF
+
+
+def _number_and_mask(text: str) -> tuple[int, int]:
+    value, _, mask = text.partition("/")
+    return int(value, 0), int(mask, 0) if mask else _ALL
 
 
 def _match(left: Statement, op: str, right: Any) -> Statement:

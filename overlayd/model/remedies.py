@@ -29,8 +29,8 @@ WAYS = {
 def describe(chain: BaseChain) -> str:
     """The chain as its owner knows it."""
     family, table, name = chain.name
-    if table == iptables.LEGACY:
-        return f"chain {name} of the table filter of legacy {command_of(family)}"
+    if (legacy := iptables.legacy_table(table)) is not None:
+        return f"chain {name} of the table {legacy} of legacy {command_of(family)}"
     return f"table {family} {table} chain {name}"
 
 
@@ -50,6 +50,13 @@ def command_of(family: str) -> str:
     return "ip6tables" if family == "ip6" else "iptables"
 
 
+def _iptables(family: str, table: str) -> str:
+    """The program that a chain of such a table is changed with, and its option for that table."""
+    legacy = iptables.legacy_table(table)
+    command, table = command_of(family) + ("-legacy" if legacy is not None else ""), legacy or table
+    return command if table == "filter" else f"{command} -t {table}"
+
+
 def let_pass(chain: BaseChain, missing: Sequence[tuple[str, Link]]) -> str:
     """For what passes through our links.  missing: these, each with "i" for what comes by it or "o" for what goes."""
     family, table, name = chain.name
@@ -57,15 +64,14 @@ def let_pass(chain: BaseChain, missing: Sequence[tuple[str, Link]]) -> str:
     if table == "firewalld":
         names = " ".join(dict.fromkeys(f"--add-interface={prefix}+" for _, prefix in patterns))
         return f"firewall-cmd --permanent --zone=trusted {names}; firewall-cmd --reload"
-    if table == iptables.LEGACY or _is_iptables(chain):
-        command = command_of(family) + ("-legacy" if table == iptables.LEGACY else "")
-        option = "" if table in ("filter", iptables.LEGACY) else f"-t {table} "
-        commands = [f"{command} {option}-I {name} -{way} {prefix}+ -j ACCEPT" for way, prefix in patterns]
+    if (legacy := iptables.legacy_table(table)) is not None or _is_iptables(chain):
+        command = _iptables(family, table)
+        commands = [f"{command} -I {name} -{way} {prefix}+ -j ACCEPT" for way, prefix in patterns]
         # The same rules, for where iptables is the legacy one or is not there: iptables-nft reads them as its own.
         same = [
             f"nft insert rule {family} {table} {name} {way}ifname {prefix}* counter accept" for way, prefix in patterns
         ]
-        return "; ".join(commands) + ("" if table == iptables.LEGACY else f" (or, the same, {'; '.join(same)})")
+        return "; ".join(commands) + ("" if legacy is not None else f" (or, the same, {'; '.join(same)})")
     if family == "bridge" and table == "filter" and name == chain.hook.upper():
         return "; ".join(f"ebtables -I {name} -{way} veth-+ -j ACCEPT" for way in WAYS[chain.hook])
     ways = dict.fromkeys(way for way, _ in missing)
@@ -79,13 +85,12 @@ def let_in(chain: BaseChain, protocols: Sequence[str], ports: str, *, bridges: b
     end = "dport" if way == "i" else "sport"
     if table == "firewalld":
         return _firewalld(protocols, ports, way, bridges=bridges)
-    if table == iptables.LEGACY or _is_iptables(chain):
-        command = command_of(family) + ("-legacy" if table == iptables.LEGACY else "")
-        option = "" if table in ("filter", iptables.LEGACY) else f"-t {table} "
+    if iptables.legacy_table(table) is not None or _is_iptables(chain):
+        command = _iptables(family, table)
         through = f" -{way} zl-+" if bridges else ""
         several = "," in ports
         to = f"-m multiport --{end}s {ports}" if several else f"--{end} {ports}"
-        return "; ".join(f"{command} {option}-I {name}{through} -p {each} {to} -j ACCEPT" for each in protocols)
+        return "; ".join(f"{command} -I {name}{through} -p {each} {to} -j ACCEPT" for each in protocols)
     through = f"{way}ifgroup {GROUP_BRIDGE:#x} " if bridges else ""
     to = f"{{ {ports.replace(',', ', ')} }}" if "," in ports else ports
     return "; ".join(f"nft insert rule {family} {table} {name} {through}{each} {end} {to} accept" for each in protocols)

@@ -79,6 +79,25 @@ def test_legacy_iptables_is_seen(pair: Pair, version: int) -> None:
     assert doctor(pair.alpha) == []
 
 
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ("-t raw -I PREROUTING -i zl-+ -j DROP", "forward-blocked"),
+        ("-t mangle -I POSTROUTING -o zl-+ -j DROP", "forward-blocked"),
+        ("-t mangle -I PREROUTING -i zl-+ -j MARK --set-xmark 0x7/0xff", "route-diverted"),
+    ],
+)
+def test_every_table_of_legacy_iptables_is_seen(pair: Pair, version: int, rule: str, code: str) -> None:
+    program, ip = f"{PROGRAM[version]}-legacy", "ip -6" if version == 6 else "ip"
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    shell(pair.alpha, f"{ip} route add blackhole default table 77; {ip} rule add pref 40 fwmark 7 lookup 77")
+    assert doctor(pair.alpha) == []
+    shell(pair.alpha, f"{program} {rule}")
+    assert not reaches(pair)
+    assert {(each["code"], each["severity"]) for each in doctor(pair.alpha)} == {(code, "error")}
+
+
 def test_a_closed_host_says_which_ports_the_overlay_needs(pair: Pair, version: int) -> None:
     beta = pair.beta
     shell(

@@ -46,7 +46,8 @@ def look(space: Namespace) -> Iterator[Look]:
 
     def look(traffic: Traffic = TRAFFIC) -> list[Finding]:
         with space.entered():
-            legacy = [found for family in iptables.families() if (found := iptables.ruleset(family)) is not None]
+            shown = (iptables.ruleset(family, tables) for family, tables in iptables.tables().items())
+            legacy = [found for found in shown if found is not None]
         return blockers([nft.chains(), *legacy], traffic)
 
     yield look
@@ -183,10 +184,10 @@ def test_legacy_iptables(look: Look, space: Namespace, program: str) -> None:
     if program.startswith("ip6"):
         family, traffic = "ip6", replace(TRAFFIC, cluster=ip_network("fd00::/48"), underlay=frozenset({6}))
     with space.entered():
-        assert iptables.families() == []
+        assert iptables.tables() == {}
     run(space, f"{program} -P FORWARD DROP; {program} -P INPUT DROP; {program} -A INPUT -i lo -j ACCEPT")
     with space.entered():
-        assert iptables.families() == [family]
+        assert iptables.tables() == {family: ["filter"]}
     found = look(traffic)
     assert [each.code for each in found] == ["forward-blocked", "wireguard-blocked", "dns-blocked"]
     assert all(program in each.remedy for each in found)
@@ -196,8 +197,36 @@ def test_legacy_iptables(look: Look, space: Namespace, program: str) -> None:
     assert look(replace(TRAFFIC, cluster=ip_network("fd00::/48"))) == [] or family == "ip6"
 
 
+@needs_iptables
+@pytest.mark.parametrize("program", ["iptables-legacy", "ip6tables-legacy"])
+@pytest.mark.parametrize(
+    ("rule", "codes"),
+    [
+        ("-t raw -I PREROUTING -i zl-+ -j DROP", ["forward-blocked"]),
+        ("-t raw -I PREROUTING -i zl-+ -j CT --notrack", ["connections-untracked"]),
+        ("-t mangle -I POSTROUTING -o zl-+ -j DROP", ["forward-blocked"]),
+        ("-t mangle -I INPUT -p udp --dport 51820 -j DROP", ["wireguard-blocked"]),
+        ("-t security -I FORWARD -j DROP", ["forward-blocked"]),
+        ("-t nat -I POSTROUTING -j MASQUERADE", ["overlay-translated"]),
+        ("-t nat -I PREROUTING -p udp --dport 53 -j REDIRECT --to-ports 5353", ["dns-blocked"]),
+    ],
+)
+def test_every_table_of_legacy_iptables(
+    look: Look, space: Namespace, program: str, rule: str, codes: list[str]
+) -> None:
+    traffic = TRAFFIC
+    if program.startswith("ip6"):
+        traffic = replace(TRAFFIC, cluster=ip_network("fd00::/48"), underlay=frozenset({6}))
+    run(space, f"{program} {rule}")
+    found = look(traffic)
+    assert [each.code for each in found] == codes
+    assert all(f"{program} {rule[:6]}" in each.remedy for each in found)
+    take(space, found[0])
+    assert look(traffic) == []
+
+
 def test_legacy_iptables_without_its_program(space: Namespace) -> None:
-    finding = unseen("ip6", "ip6tables-legacy")
+    finding = unseen("ip6", ["filter"], "ip6tables-legacy")
     assert finding.severity == "warning"
     assert "legacy ip6tables is loaded, and cannot be judged: ip6tables-legacy is not installed" in finding.line
 

@@ -10,7 +10,7 @@ import pytest
 
 from overlayd.model.blockers import Traffic, blockers, unseen
 from overlayd.model.firewall import BaseChain, Link, Ruleset
-from overlayd.model.iptables import LEGACY
+from overlayd.model.iptables import legacy
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, NFT_TABLE
 
 DEVICE, BRIDGE, LEG = Link("zl-a-g", GROUP_DEVICE), Link("zl-a-web-b", GROUP_BRIDGE), Link("veth-7-g", GROUP_VETH)
@@ -77,8 +77,13 @@ def test_what_our_traffic_does_not_meet(chain):
             " oifname zl-* counter accept)",
         ),
         (
-            ("ip", LEGACY, "FORWARD"),
+            ("ip", legacy("filter"), "FORWARD"),
             "iptables-legacy -I FORWARD -i zl-+ -j ACCEPT; iptables-legacy -I FORWARD -o zl-+ -j ACCEPT",
+        ),
+        (
+            ("ip", legacy("mangle"), "FORWARD"),
+            "iptables-legacy -t mangle -I FORWARD -i zl-+ -j ACCEPT; iptables-legacy -t mangle -I FORWARD -o zl-+ -j"
+            " ACCEPT",
         ),
         (
             ("bridge", "filter", "FORWARD"),
@@ -93,7 +98,7 @@ def test_the_advice_is_in_the_language_of_who_owns_the_chain(chain, remedy):
 
 
 def test_legacy_iptables_has_no_table_of_nft():
-    finding = found("ip6", LEGACY, "FORWARD", "forward", traffic=TRAFFIC6)["forward-blocked"]
+    finding = found("ip6", legacy("filter"), "FORWARD", "forward", traffic=TRAFFIC6)["forward-blocked"]
     assert finding.object == "chain FORWARD of the table filter of legacy ip6tables"
     assert finding.remedy.startswith("ip6tables-legacy -I FORWARD")
 
@@ -106,7 +111,7 @@ def test_only_the_ways_that_are_missing_are_advised():
 
 def test_a_container_of_the_global_overlay_has_links_of_its_own_name():
     traffic = replace(TRAFFIC, links=(*TRAFFIC.links, LEG))
-    remedy = found("ip", LEGACY, "FORWARD", "forward", traffic=traffic)["forward-blocked"].remedy
+    remedy = found("ip", legacy("filter"), "FORWARD", "forward", traffic=traffic)["forward-blocked"].remedy
     assert "-i veth-+ -j ACCEPT" in remedy and "-i zl-+ -j ACCEPT" in remedy
 
 
@@ -172,7 +177,7 @@ def test_nobody_asks_a_name_server_that_is_off():
             " --dport 53 -j ACCEPT",
         ),
         (
-            ("ip", LEGACY, "INPUT"),
+            ("ip", legacy("filter"), "INPUT"),
             "iptables-legacy -I INPUT -p udp --dport 51820 -j ACCEPT",
             "iptables-legacy -I INPUT -i zl-+ -p udp --dport 53 -j ACCEPT; iptables-legacy -I INPUT -i zl-+ -p tcp"
             " --dport 53 -j ACCEPT",
@@ -204,10 +209,12 @@ def test_a_node_of_several_devices(chain, remedy):
 
 
 def test_the_rules_of_a_program_that_is_not_installed():
-    finding = unseen("ip", "iptables-legacy")
+    finding = unseen("ip", ["filter"], "iptables-legacy")
     assert (finding.code, finding.severity) == ("iptables-unseen", "warning")
     assert finding.object == "the table filter of legacy iptables"
     assert "`iptables-legacy -S`" in finding.remedy
+    line = unseen("ip6", ["raw", "nat"], "ip6tables-legacy").line
+    assert line.startswith("the tables raw, nat of legacy ip6tables are loaded, and cannot be judged")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +254,7 @@ OUTGOING = [{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "fiel
             " -j ACCEPT",
         ),
         (
-            ("ip", LEGACY, "OUTPUT", "output"),
+            ("ip", legacy("filter"), "OUTPUT", "output"),
             "iptables-legacy -I OUTPUT -p udp --sport 51820 -j ACCEPT",
             "iptables-legacy -I OUTPUT -o zl-+ -p udp --sport 53 -j ACCEPT; iptables-legacy -I OUTPUT -o zl-+ -p tcp"
             " --sport 53 -j ACCEPT",

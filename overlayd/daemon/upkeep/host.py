@@ -26,7 +26,7 @@ from overlayd.linux.ways import ways
 from overlayd.model.blockers import Traffic, blockers, unseen
 from overlayd.model.diversions import Question, Rule, WayOut, diversions, no_way_out, questions
 from overlayd.model.findings import Finding
-from overlayd.model.firewall import Link, Ruleset
+from overlayd.model.firewall import Link, Ruleset, together
 from overlayd.model.ipsec import ipsec_findings
 from overlayd.model.layout import Facts, endpoint_address
 from overlayd.model.link_filters import link_findings
@@ -145,10 +145,10 @@ class HostWatch:
         traffic = replace(traffic, underlay=underlay, peer_ports=ports)
         rulesets: list[Ruleset] = [self._nft.chains()]
         found: list[Finding] = []
-        for family in iptables.families():
-            legacy = iptables.ruleset(family)
+        for family, tables in iptables.tables().items():
+            legacy = iptables.ruleset(family, tables)
             if legacy is None:
-                found.append(unseen(family, iptables.program(family)))
+                found.append(unseen(family, tables, iptables.program(family)))
             else:
                 rulesets.append(legacy)
         if way is not None:
@@ -162,7 +162,7 @@ class HostWatch:
         found += ipsec_findings(ipsec.policies(), asked, own, way.address if way is not None else None)
         found += link_findings(link_filters(traffic.way_out), traffic.way_out)
         known = [each.network for each in self._surroundings.networks]
-        asked += marked(rulesets[0], asked, rules, traffic.links, traffic.way_out)
+        asked += marked(together(rulesets), asked, rules, traffic.links, traffic.way_out)
         uplinks = egress.addressed_links() if any(each.flow is not None for each in asked) else frozenset[str]()
         return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known, uplinks)
 
