@@ -7,13 +7,11 @@ Both are compiled and run by the interpreter that runs the harness, with the pac
 compared is our code.
 """
 
-import io
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tomllib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -77,8 +75,8 @@ def checked_out(revision: str) -> Tree:
         archive = subprocess.run(["git", "-C", ROOT, "archive", commit], check=True, capture_output=True).stdout
         unfinished = CACHE / f"{commit}.unpacking"
         shutil.rmtree(unfinished, ignore_errors=True)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-            packed.extractall(unfinished, filter="data")
+        unfinished.mkdir(parents=True)
+        subprocess.run(["tar", "-x", "-C", unfinished], input=archive, check=True)
         unfinished.rename(directory)
     tree = Tree(commit, directory)
     compile_tree(tree)
