@@ -9,6 +9,7 @@ linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h.
 
 import ctypes
 import errno
+import os
 import socket
 import struct
 from itertools import chain
@@ -219,7 +220,7 @@ def is_own_thread(thread: int) -> bool:
     """Whether a `RulesetChanged` is by a thread of this process, which changes members of sets itself, and rules by
     nft(8); never true in a pid namespace other than the initial one, where threads have other numbers.
     """
-    return Path(f"/proc/self/task/{thread}").exists()
+    return os.path.exists(f"/proc/self/task/{thread}")  # noqa: PTH110 - a fifth of the time of Path.exists
 
 
 def process_name(port: int) -> str:

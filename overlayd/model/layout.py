@@ -104,7 +104,9 @@ def implied(
     """
     if touched is None or ("overlay", "") in touched or ("node", "") in touched:
         return _everything(state, facts)
-    return chain(_fence(state), (thing for id in touched for thing in _of_row(state, facts, id, besides)))
+    things = (thing for id in touched for thing in _of_row(state, facts, id, besides))
+    # While the overlay is up the fence around the cluster hangs on its row alone, and that is not touched.
+    return things if state.overlay is not None else chain(_fence(state), things)
 
 
 def leave_out(
@@ -165,6 +167,8 @@ def of_peers(state: State, facts: Facts, scope: str) -> Iterator[Object]:
 
 def fences(state: State, facts: Facts) -> Iterator[Object]:
     """The unreachable routes behind ours."""
+    if state.overlay is not None:
+        yield from _fence(state)
     for thing in implied(state, facts, [peer.id for peer in state.table(Peer).values()]):
         if isinstance(thing, Fence):
             yield thing
@@ -343,27 +347,33 @@ def _way(scope: str, device: str, network: Network, cluster: Network) -> Iterato
 def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[Object]:
     number = state.get(Isolation, attachment.isolation_network)
     network = number.number if number else None
-    service = state.get(Service, attachment.service)
-    namespace = attachment.namespace
-    if namespace is None:
+    if attachment.namespace is None:
         yield from ruleset.member(attachment.address, network)
         if state.overlay and facts.devices:
+            service = state.get(Service, attachment.service)
             yield from _on_device(state, attachment, service, state.overlay.interface)
         return
-    overlay = state.get(Overlay)
-    node = state.node_address
-    if service is None or overlay is None or node is None:
-        return
-    leg = _service_leg(attachment, namespace, service, overlay, facts)
-    yield from ruleset.member(attachment.address, network, leg.name)
     # What reaches the container through one of its interfaces may be answered through the other.
     sources = [address for address in (attachment.address, attachment.global_address) if address is not None]
-    yield from ruleset.port(leg.name, leg.mac, sources)
-    yield leg
+    for leg, address in zip(veths(state, facts, attachment), sources, strict=False):  # none of what is not set up
+        if leg.bridge is not None:
+            yield from ruleset.member(address, network, leg.name)
+            yield from ruleset.port(leg.name, leg.mac, sources)
+        else:
+            yield from ruleset.leg(leg.name, sources)
+            yield from ruleset.member(address, network)
+            yield from _stand_in(state, address)
+        yield leg
+
+
+def veths(state: State, facts: Facts, attachment: Attachment) -> Iterator[Veth]:
+    """The links of a container: to its service, and to the global overlay if that is another one."""
+    service, overlay, node = state.get(Service, attachment.service), state.get(Overlay), state.node_address
+    namespace = attachment.namespace
+    if namespace is None or service is None or overlay is None or node is None:
+        return
+    yield _service_leg(attachment, namespace, service, overlay, facts)
     if attachment.global_address is not None:
-        yield from ruleset.leg(attachment.host_end("g"), sources)
-        yield from ruleset.member(attachment.global_address, network)
-        yield from _stand_in(state, attachment.global_address)
         yield Veth(
             name=attachment.host_end("g"),
             netns=namespace,

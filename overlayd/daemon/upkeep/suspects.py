@@ -30,7 +30,7 @@ from overlayd.linux.monitor import (
     is_own_thread,
     process_name,
 )
-from overlayd.model.layout import bridge, has_fence, has_way, layout
+from overlayd.model.layout import bridge, has_fence, has_way, veths
 from overlayd.model.names import is_host_end
 from overlayd.model.objects import (
     ALIAS,
@@ -38,7 +38,6 @@ from overlayd.model.objects import (
     GROUP_BRIDGE,
     GROUP_VETH,
     Interface,
-    Veth,
     label_of_veth,
     scope_of_alias,
 )
@@ -238,8 +237,8 @@ class Judge:
             return False
         attachment = state.of_link(found.name)
         if attachment is not None:
-            thing = layout(state, facts, [attachment.id]).get(("veth", found.name))
-            if not isinstance(thing, Veth):
+            thing = next((leg for leg in veths(state, facts, attachment) if leg.name == found.name), None)
+            if thing is None:
                 return False
             master = Part("service", thing.service) if thing.service is not None else None
             wanted = (master, thing.mtu, GROUP_VETH, veth.host_mac(thing.mac), thing.label)
