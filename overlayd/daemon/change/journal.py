@@ -105,7 +105,10 @@ class Journal:
             raise
 
     def commit(
-        self, change: Mapping[log.Row, bytes | None], then: Callable[[], None] | None = None
+        self,
+        change: Mapping[log.Row, bytes | None],
+        then: Callable[[], None] | None = None,
+        done: asyncio.Future[None] | None = None,
     ) -> asyncio.Future[None]:
         """Keep `change` (None removes the row), after every change committed before it and all or nothing.
 
@@ -114,14 +117,15 @@ class Journal:
         so a caller whose next change builds on this one awaits it.  Cancelling the future takes nothing back.
         Raises ValueError for a value that is not JSON: see `log.encode_change`.
 
-        then: called by the thread that has made the change durable, before the future resolves; it neither waits nor
-        raises.
+        then: called by the thread that has made the change durable; it neither waits nor raises.  It hands on to
+        whoever resolves `done`, which is the future then: the loop hears of both together.
         """
         if self._closing:
             raise StateError(f"{self._path} is closed")
-        commit = _Commit(dict(change), log.encode_change(change), asyncio.get_running_loop().create_future(), then)
-        self._queue.put(commit)
-        return commit.done
+        if done is None:
+            done = asyncio.get_running_loop().create_future()
+        self._queue.put(_Commit(dict(change), log.encode_change(change), done, then))
+        return done
 
     async def check(self) -> None:
         """Rewrite the log if somebody removed, moved, replaced or cut it, as every commit does.  Raises StateError when
@@ -167,7 +171,9 @@ class Journal:
                 for commit in batch:
                     if commit.then is not None:
                         commit.then()
-            batch[0].done.get_loop().call_soon_threadsafe(_settle, batch, refused)
+                batch = [commit for commit in batch if commit.then is None]
+            if batch:
+                batch[0].done.get_loop().call_soon_threadsafe(_settle, batch, refused)
             if not more:
                 break
             if refused is None:

@@ -22,7 +22,7 @@ from overlayd.daemon.change.lane import Lane
 from overlayd.daemon.change.locks import ResourceLocks
 from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.change.transition import Encoded, Transition, encode_rows
-from overlayd.daemon.change.work import Work, end, resolve
+from overlayd.daemon.change.work import Work, end, resolve, wait_out
 from overlayd.daemon.listeners import Listeners
 from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, Networks, by_key, implied, leave_out
@@ -320,7 +320,8 @@ class Node:
         async with self._deciding:
             touched: set[RowId] = set(verify)
             besides: dict[RowId, Networks] = {}  # of peers, to which the ways stay as they are
-            have = await self._put_together(implied(self.state, self.facts, touched), everything)
+            there = implied(self.state, self.facts, touched) if touched else iter(())
+            have = await self._put_together(there, everything)
             change: dict[RowId, Row | None] = {}
             inverse: dict[RowId, Row | None] = {}
             taken = 0
@@ -389,7 +390,7 @@ class Node:
         change, inverse = transition.change, transition.inverse
         self.state.departing.update((id, row) for id, row in inverse.items() if row is not None)
         try:
-            await self._change_kernel(transition, await self._write(transition))
+            await self._follow(transition)
             fault.point("node:applied")
             self.kernel.forget(self._released(inverse))
         finally:
@@ -400,18 +401,22 @@ class Node:
         for observer in self._observers:
             observer(change)
 
-    async def _write(self, transition: Transition) -> Work | None:
-        """Returns the kernel's part if the thread that made the change durable has handed it on."""
+    async def _follow(self, transition: Transition) -> None:
+        """First the disk, then the kernel."""
         looks = transition.everything or (transition.verify and transition.have)
-        work = None if looks else self._work(transition)
+        # What the disk is owed is not settled before the loop has heard of its commit.
+        work = None if looks or self._owed or not transition.encoded else self._work(transition)
         try:
-            await self._commit(transition.encoded, work.begin if work is not None else None)
+            if work is None:
+                await self._commit(transition.encoded)
+            else:
+                self._journal.commit(transition.encoded, work.begin, work.done)
         except BaseException:
             self.state.apply(transition.inverse)
             raise
         if work is None:
             fault.point("node:journaled")
-        return work
+        await self._change_kernel(transition, work)
 
     def _work(self, transition: Transition) -> Work | None:
         """The steps, if they are few enough to be put together before the change is durable: a container's coming or
@@ -437,9 +442,12 @@ class Node:
     async def _change_kernel(self, transition: Transition, work: Work | None) -> None:
         try:
             if work is not None:
-                await end(work.done, work.steps)
+                await end(work)
             else:
                 await self._apply(await self._steps(transition))
+        except StateError:  # the disk has refused it
+            self.state.apply(transition.inverse)
+            raise
         except BaseException as error:
             # On disk first: were we to die on the way back, the next start has to want what was there before, for
             # else nobody would know whose a half-made link is.
@@ -470,28 +478,19 @@ class Node:
         self._owed |= change
         log.error("%d rows could not be written, they will be with the next change: %s", len(change), error)
 
-    async def _commit(self, encoded: Encoded, then: Callable[[], None] | None = None) -> None:
-        """A commit cannot be stopped: whoever is cancelled waits for its end, and is cancelled then.  then: see
-        `Journal.commit`.
-        """
+    async def _commit(self, encoded: Encoded) -> None:
+        """What the disk is owed goes along."""
         rows = encode_rows(self._owed) | encoded
-        if not rows and then is not None:
-            then()
         if rows:
-            done = self._journal.commit(rows, then)
-            try:
-                await asyncio.wait([done])
-            except asyncio.CancelledError:
-                await asyncio.wait([done])
-                if (task := asyncio.current_task()) is not None:
-                    task.cancel()
-            done.result()
+            await wait_out(self._journal.commit(rows))
             self._owed = {id: row for id, row in self._owed.items() if id not in rows}
 
     async def _apply(self, steps: Sequence[Step]) -> None:
         """Do the steps in the kernel.  On any error `_undo` has to follow."""
         if steps:
-            await end(asyncio.wrap_future(self._workers.submit(self.kernel.apply, steps)), steps)
+            work = Work(self._put, steps)
+            self._put(work.steps, work.done)
+            await end(work)
 
     async def _undo(self, error: BaseException) -> None:
         """Take back what `_apply` did before it raised the error.  Raises what made it fail."""

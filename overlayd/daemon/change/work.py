@@ -1,6 +1,7 @@
 """A change's steps on their way from the thread that made it durable to the one that does them, and back to the loop.
 
-Owns: the future that tells of their end.  Must not know: how they are done, or by which thread.
+Owns: the future that tells of their end, and that nobody gives them up before.  Must not know: how they are done, or by
+which thread.
 """
 
 import asyncio
@@ -10,17 +11,25 @@ from functools import partial
 
 from overlayd import fault
 from overlayd.daemon.change.apply import HalfDone
+from overlayd.errors import StateError
 from overlayd.model.objects import Step
 
 
+class _End(asyncio.Future[None]):
+    """What a thread resolves, which cannot be stopped: a task that waits for it is cancelled when that is over."""
+
+    def cancel(self, msg: object = None) -> bool:
+        return False
+
+
 class Work:
-    """Steps that are done once they are begun.  done: their end, with what `Kernel.apply` raises.  put: has them done,
-    called from any thread.
+    """Steps that are done once they are begun.  done: their end, with what `Kernel.apply` raises, or with the
+    StateError of a disk that refused them before.  put: has them done, called from any thread.
     """
 
     def __init__(self, put: Callable[[Sequence[Step], asyncio.Future[None]], None], steps: Sequence[Step]) -> None:
         self.steps = steps
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done = _End(loop=asyncio.get_running_loop())
         self._put = put
 
     def begin(self) -> None:
@@ -36,12 +45,23 @@ def resolve(done: asyncio.Future[None], ended: Future[None]) -> None:
     done.get_loop().call_soon_threadsafe(settle)
 
 
-async def end(done: asyncio.Future[None], steps: Sequence[Step]) -> None:
-    """The end of steps.  A thread cannot be stopped: whoever is cancelled waits for it, and all is to be undone."""
+async def end(work: Work) -> None:
+    """The end of steps.  Whoever is cancelled meanwhile hears of it then, and all is to be undone."""
+    try:
+        await work.done
+    except asyncio.CancelledError as cancelled:
+        failure = work.done.exception()
+        if isinstance(failure, StateError):
+            raise failure from None
+        raise HalfDone(cancelled, failure.done if isinstance(failure, HalfDone) else work.steps) from None
+
+
+async def wait_out(done: asyncio.Future[None]) -> None:
+    """The end of what cannot be stopped and was not begun as work: whoever is cancelled meanwhile is cancelled then."""
     try:
         await asyncio.wait([done])
-    except asyncio.CancelledError as cancelled:
+    except asyncio.CancelledError:
         await asyncio.wait([done])
-        failure = done.exception()
-        raise HalfDone(cancelled, failure.done if isinstance(failure, HalfDone) else steps) from None
+        if (task := asyncio.current_task()) is not None:
+            task.cancel()
     done.result()

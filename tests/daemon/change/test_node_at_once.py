@@ -359,6 +359,48 @@ def refused_commit(journal: Journal, change: object, then: object = None) -> asy
     return refusal
 
 
+async def test_the_loop_hears_of_the_disk_and_of_the_kernel_together(tmp_path, monkeypatch) -> None:
+    async with ready(tmp_path) as (node, _):
+        loop, told = asyncio.get_running_loop(), []
+
+        def tell(*what) -> asyncio.Handle:
+            told.append(current_thread().name)
+            return call_soon(*what)
+
+        call_soon = loop.call_soon_threadsafe
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", tell)
+            await attach(node, 1)
+        assert told == ["births"], "the thread that made it durable has handed it on, and woken nobody else"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_what_the_disk_refuses_is_not_begun_in_the_kernel(tmp_path, monkeypatch, cancelled) -> None:
+    async with ready(tmp_path) as (node, kernel):
+        asked, allowed, things = Event(), Event(), dict(kernel.things)
+
+        def refuse(_journal, _batch) -> str:
+            asked.set()
+            assert allowed.wait(LIMIT)
+            return "no space left on device"
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "_write", refuse)
+            coming = asyncio.create_task(attach(node, 1))
+            assert await asyncio.to_thread(asked.wait, LIMIT)
+            if cancelled:
+                coming.cancel()
+                await asyncio.sleep(0.01)
+                assert not coming.done(), "the disk may still take it"
+            allowed.set()
+            with pytest.raises(StateError, match="no space left"):
+                await coming
+        assert kernel.things == things
+        assert not node.state.table(Attachment)
+        assert not node.owed
+        assert await attach(node, 1)
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.sampled_from(["attach"] * 4 + ["detach"] * 4 + ["serve", "pause", "pause"]),
