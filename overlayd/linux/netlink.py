@@ -34,8 +34,8 @@ NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 # linux/rtnetlink.h: the kind of a message, its two lowest bits, that only reads.
 _GET = 2
 
-# Our own.  A socket's receive buffer holds some 270 acknowledgements, or 40 descriptions of links; an overflow would
-# lose the rest.
+# Our own.  A socket's receive buffer holds some 270 refusals, or 40 descriptions of links; an overflow would lose the
+# rest.
 _BATCH, _LOOK_UPS = 64, 16
 # Most that one read takes; the kernel builds dumps in pieces of at most 32 KiB.
 _READ = 1 << 16
@@ -101,23 +101,26 @@ class Netlink:
                 fault.point(f"netlink:{batch[0].operation}")
             first = self._sequence + 1
             self._sequence += len(batch)
+            # The kernel tells of each that it refuses, whether asked to or not, and takes them in order: when the last
+            # is acknowledged, the others are done.
+            flags = [NLM_F_REQUEST] * (len(batch) - 1) + [NLM_F_REQUEST | NLM_F_ACK]
             self._socket.send(
                 b"".join(
-                    message(each.type, each.flags | NLM_F_REQUEST | NLM_F_ACK, sequence, each.body)
-                    for sequence, each in enumerate(batch, first)
+                    message(each.type, each.flags | more, sequence, each.body)
+                    for sequence, (each, more) in enumerate(zip(batch, flags, strict=True), first)
                 )
             )
-            unanswered = len(batch)
-            while unanswered:
-                for kind, flags, sequence, _port, body in receive(self._socket):
+            answered = False
+            while not answered:
+                for kind, told, sequence, _port, body in receive(self._socket):
                     if sequence < first:  # to what an exception has cut short
                         continue
                     if kind != NLMSG_ERROR:
                         replies.append(body)
                         continue
-                    unanswered -= 1
+                    answered = sequence == self._sequence
                     request = batch[sequence - first]
-                    number, detail = refusal(flags, body, 20)
+                    number, detail = refusal(told, body, 20)
                     if number and number not in request.tolerated and failure is None:
                         failure = MechanismError(request.operation, request.object, number, detail)
         if failure is not None:

@@ -124,6 +124,27 @@ def test_more_requests_than_the_receive_buffer_holds_acknowledgements(host):
     assert found >= set(many)
 
 
+def test_what_is_done_is_told_once_a_batch_and_what_is_refused_each_time(host, monkeypatch):
+    told = []
+
+    def receive(opened):
+        for each in received(opened):
+            told.append(each)
+            yield each
+
+    received = netlink_module.receive
+    monkeypatch.setattr(netlink_module, "receive", receive)
+    with Netlink() as netlink:
+        netlink.transact([bridge(f"a{number}") for number in range(20)])
+        assert len(told) == 1
+        again = [bridge(f"a{number}") for number in (3, 7, 20, 9)]
+        with pytest.raises(MechanismError) as raised:
+            netlink.transact([again[0]._replace(tolerated=(errno.EEXIST,)), *again[1:]])
+    assert raised.value.object == "a7"
+    assert len(told) == 1 + 3
+    assert link_index("a20")
+
+
 def test_an_interrupted_dump_is_read_again(host, monkeypatch):
     """The kernel sets the flag on its own time: here it is set on the first message of the first reading."""
     genuine = netlink_module.messages
