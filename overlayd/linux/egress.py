@@ -103,7 +103,7 @@ def physical_egress() -> Egress | None:
         addresses = [address for address in parsed if address is not None and address.scope == rt.RT_SCOPE_UNIVERSE]
     defaults = [
         route
-        for route in map(rt.parse_route, filter(rt.is_default, bodies))
+        for route in (rt.parse_route(body) for body in bodies if not rt.prefix_of(body))
         if route is not None and route.table == rt.RT_TABLE_MAIN
     ]
     defaults.sort(key=lambda route: (route.destination.version, route.metric))

@@ -47,7 +47,9 @@ def _present(netlink: Netlink, destinations: Collection[Network]) -> dict[Networ
         address = each.network_address if each.version == 4 else each.broadcast_address
         body = rt.lookup_body(address, rt.RTM_F_FIB_MATCH)
         asked.append(Request("look up route", str(address), rt.RTM_GETROUTE, 0, body, NO_WAY))
-    found = map(rt.parse_route, netlink.transact(asked))
+    lengths = {each.prefixlen for each in destinations}
+    # Nearly all are a wider route, which counts for nothing and need not be read.
+    found = (rt.parse_route(body) for body in netlink.transact(asked) if rt.prefix_of(body) in lengths)
     return {
         each.destination: each
         for each in found

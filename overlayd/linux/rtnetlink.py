@@ -11,10 +11,11 @@ byte order.
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from types import MappingProxyType
 from typing import NamedTuple
 
+from overlayd._fast import addresses
 from overlayd._fast.links import LinkAttributes
 from overlayd.model.objects import Address, Interface, Network
 from overlayd.proto.netlink import attribute, attributes, nested, number, text, u32
@@ -462,7 +463,7 @@ def parse_route(body: memoryview) -> KernelRoute | None:
     if RTA_MULTIPATH in found:
         hops += _nexthops(found[RTA_MULTIPATH])
     return KernelRoute(
-        destination=IPv4Network((packed, prefix)) if kind == socket.AF_INET else IPv6Network((packed, prefix)),
+        destination=addresses.of_bytes(packed, prefix),
         table=number(found[RTA_TABLE]) if RTA_TABLE in found else table,
         protocol=protocol,
         scope=scope,
@@ -477,9 +478,8 @@ def parse_route(body: memoryview) -> KernelRoute | None:
 
 def parse_netconf(body: memoryview) -> Netconf:
     """Decode the body of an RTM_NEWNETCONF message."""
-    found = {
-        kind: int(_S32.unpack(value[:4])[0]) for kind, value in attributes(body[_NETCONF_HEAD:]) if len(value) >= 4
-    }
+    sizeable = (each for each in attributes(body[_NETCONF_HEAD:]) if len(each[1]) >= 4)
+    found = {kind: int(_S32.unpack(value[:4])[0]) for kind, value in sizeable}
     return Netconf(found.get(NETCONFA_IFINDEX, 0), found.get(NETCONFA_FORWARDING), found.get(NETCONFA_RP_FILTER))
 
 
@@ -488,9 +488,9 @@ def is_local(body: memoryview) -> bool:
     return int(_ROUTE.unpack_from(body)[7]) == RTN_LOCAL
 
 
-def is_default(body: memoryview) -> bool:
-    """Whether an RTM_NEWROUTE message is about a default route; cheap, where there may be a million others."""
-    return body[1] == 0
+def prefix_of(body: memoryview) -> int:
+    """The length of an RTM_NEWROUTE message's prefix; cheap, where there may be a million routes."""
+    return body[1]
 
 
 def _nexthops(data: memoryview) -> Iterator[tuple[int, int]]:

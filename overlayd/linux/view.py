@@ -16,7 +16,7 @@ from overlayd.linux import neighbours, netns
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, read_link
 from overlayd.linux.netlink import Netlink
-from overlayd.linux.plain_route import NOTHING_KNOWN, Known, parse_route
+from overlayd.linux.plain_route import parse_route
 from overlayd.model.objects import FENCE_METRIC, ROUTE_PROTOCOL, Address, Interface, Netns, NetnsPath, Network
 
 _log = logging.getLogger(__name__)
@@ -51,15 +51,14 @@ class View:
     neighbours: Mapping[tuple[int, Address], bytes] = field(default_factory=dict)
 
 
-def read_host(netlink: Netlink, known: Known = NOTHING_KNOWN) -> View:
-    """known: where routes of ours may lead, for many are read faster so."""
+def read_host(netlink: Netlink) -> View:
     made_of_addresses, _ = read_routes(netlink, rt.RTPROT_KERNEL)
     connected = frozenset((index, destination) for index, destination, _ in made_of_addresses)
     return replace(
-        _read(netlink, known),
+        _read(netlink),
         proxies=_read_proxies(netlink),
         connected=connected,
-        fences=_read_fences(netlink, known),
+        fences=_read_fences(netlink),
         forwarding=read_forwarding(netlink),
         neighbours=neighbours.told(netlink),
     )
@@ -105,10 +104,10 @@ def _with_addresses(netlink: Netlink, view: View, index: int) -> View:
     )
 
 
-def _read(netlink: Netlink, known: Known = NOTHING_KNOWN) -> View:
+def _read(netlink: Netlink) -> View:
     links = read_links(netlink)
     addresses, near = read_addresses(netlink)
-    routes, sources = read_routes(netlink, known=known)
+    routes, sources = read_routes(netlink)
     return View(links, addresses, routes, sources, near)
 
 
@@ -130,15 +129,13 @@ def read_addresses(netlink: Netlink, index: int = 0) -> tuple[Addresses, frozens
     return found, frozenset(near)
 
 
-def read_routes(
-    netlink: Netlink, protocol: int = ROUTE_PROTOCOL, index: int = 0, known: Known = NOTHING_KNOWN
-) -> tuple[set[Hop], _Sources]:
+def read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL, index: int = 0) -> tuple[set[Hop], _Sources]:
     """The routes of a protocol, through all links or one."""
     found: set[Hop] = set()
     sources: _Sources = {}
     asked = rt.route_filter(protocol, index=index)
     for body in netlink.dump("list routes", rt.RTM_GETROUTE, asked):
-        route = parse_route(body, known)
+        route = parse_route(body)
         if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == protocol:
             for hop, _flags in route.hops:
                 found.add((hop, route.destination, route.gateway))
@@ -147,14 +144,12 @@ def read_routes(
     return found, sources
 
 
-def _read_fences(netlink: Netlink, known: Known) -> frozenset[Network]:
+def _read_fences(netlink: Netlink) -> frozenset[Network]:
     bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL, rt.RTN_UNREACHABLE))
     return frozenset(
         route.destination
         for body in bodies
-        if (route := parse_route(body, known)) is not None
-        and route.table == rt.RT_TABLE_MAIN
-        and route.metric == FENCE_METRIC
+        if (route := parse_route(body)) is not None and route.table == rt.RT_TABLE_MAIN and route.metric == FENCE_METRIC
     )
 
 

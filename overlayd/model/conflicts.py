@@ -10,6 +10,7 @@ conflict when something of this node holds all of it; a wider one is not, for lo
 
 from collections.abc import Iterable
 
+from overlayd._fast.addresses import place
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Peer
 from overlayd.model.state import State
@@ -17,7 +18,7 @@ from overlayd.model.state import State
 
 def holder(state: State, network: Network) -> str:
     """What of this node holds all of a network, for a person; empty when nothing does."""
-    packed, length = network.network_address.packed, network.prefixlen
+    packed, length = place(network)
     if length == network.max_prefixlen:
         lease = state.lease(packed)
         if lease is not None and lease.holder:
@@ -44,8 +45,8 @@ def _held(state: State, peer: Peer, announced: Iterable[Network]) -> dict[Networ
         return {}
     own, lease, held = state.own_networks().covering, state.lease, {}
     for network in announced:  # of which nearly all are nobody's: `holder` is for the others
-        packed = network.network_address.packed
-        if (own(packed, network.prefixlen) or lease(packed) is not None) and (by := holder(state, network)):
+        packed, length = place(network)
+        if (own(packed, length) or lease(packed) is not None) and (by := holder(state, network)):
             held[network] = by
     return held
 

@@ -15,6 +15,7 @@ from ipaddress import ip_interface, ip_network
 from itertools import chain
 from typing import NamedTuple
 
+from overlayd._fast.addresses import place
 from overlayd.model import conflicts, edges, ruleset
 from overlayd.model.attachments import OWN_MACS
 from overlayd.model.labels import container, label
@@ -186,7 +187,7 @@ def has_fence(state: State, network: Network) -> bool:
     """Whether there should be a fence around exactly this network; cheap."""
     if Fence(network) in _fence(state):
         return True
-    packed, length = network.network_address.packed, network.prefixlen
+    packed, length = place(network)
     return any(state.allowed_ips(scope).exact(packed, length) is not None for scope in state.scopes())
 
 

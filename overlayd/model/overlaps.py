@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from overlayd import keys
+from overlayd._fast.addresses import place
 from overlayd.model.findings import Finding, Severity
 from overlayd.model.objects import Address, Network
 from overlayd.model.routing import has_route, is_inside
@@ -106,7 +107,7 @@ def _peers_at(
     """The allowed IPs that overlap with a network, in words.  narrower_than: only those of a longer prefix;
     routed_beside: only those that have a route of their own beside that cluster.
     """
-    packed, length = network.network_address.packed, network.prefixlen
+    packed, length = place(network)
     words = []
     for scope in state.scopes():
         allowed = state.allowed_ips(scope)

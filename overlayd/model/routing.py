@@ -4,9 +4,8 @@ Owns: which allowed IPs get a route, and where an address's packets go by that. 
 (`peers`, `conflicts`), or the host's own routes.
 """
 
-from ipaddress import ip_network
-
 from overlayd import keys
+from overlayd._fast import addresses
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.rows import Overlay
 from overlayd.model.state import State
@@ -44,7 +43,7 @@ def routed_into_overlay(state: State, address: Address) -> str:
         return f"the cluster CIDR {around.cluster}"
     for scope in state.scopes():
         for packed, length, key in state.allowed_ips(scope).covering(address.packed, address.max_prefixlen):
-            network = ip_network((packed, length))
+            network = addresses.of_bytes(packed, length)
             if has_route(scope, network, around.cluster):
                 return f"the allowed IP {network} of peer {keys.text(key)}"
     return ""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 from typing import TypeVar, cast
 
+from overlayd._fast.addresses import place
 from overlayd._fast.allowedips import AllowedIPs
 from overlayd.errors import RequestError
 from overlayd.model.names import LEGS, pid_of
@@ -118,7 +119,7 @@ class State:
     def announcers(self, network: Network) -> Iterator[str]:
         """The keys of the rows of all peers that have an allowed IP within the network."""
         for scope, allowed in self._allowed.items():
-            for _packed, _length, owner in allowed.within(network.network_address.packed, network.prefixlen):
+            for _packed, _length, owner in allowed.within(*place(network)):
                 yield peer_key(scope, owner)
         for (scope, claimed), others in self._claimed.items():
             if claimed.version == network.version and claimed.subnet_of(network):  # type: ignore[arg-type]
@@ -137,14 +138,14 @@ class State:
                 own[ip_network(first_usable(overlay.cluster))] = "this node's own address"
             own |= dict.fromkeys(further_blocks(self.get(Membership)), "this node's own block")
             for network, name in own.items():
-                self._own.insert(network.network_address.packed, network.prefixlen, name)
+                self._own.insert(*place(network), name)
         return self._own
 
     def endpoint_in(self, network: Network, other_than: str = "") -> Peer | None:
         """A peer whose endpoint, given as an address, is in the network.  other_than: the key of the row of one that
         does not count.
         """
-        found = self._endpoints.within(network.network_address.packed, network.prefixlen)
+        found = self._endpoints.within(*place(network))
         keys = (key for _packed, _length, there in found for key in _each(there) if key != other_than)
         key = next(keys, None)
         return self.get(Peer, key) if key is not None else None
@@ -268,7 +269,7 @@ class State:
         if new:
             allowed = self._allowed.setdefault(new.scope, AllowedIPs())
             for network in after - before:
-                other = allowed.insert(network.network_address.packed, network.prefixlen, new.public_key)
+                other = allowed.insert(*place(network), new.public_key)
                 if other is not None:
                     self._claimed.setdefault((new.scope, network), []).append(other)
             self._peers.setdefault(new.scope, {})[new.public_key] = new
@@ -277,7 +278,7 @@ class State:
 
     def _disown(self, peer: Peer, network: Network, allowed: AllowedIPs[bytes]) -> None:
         """A peer no longer has an allowed IP: whoever else claims it, as a guest and somebody else may, owns it."""
-        packed, length = network.network_address.packed, network.prefixlen
+        packed, length = place(network)
         others = self._claimed.get((peer.scope, network))
         if others and peer.public_key in others:
             others.remove(peer.public_key)
@@ -422,7 +423,7 @@ class Draft:
 
     def owner(self, scope: str, network: Network) -> Peer | None:
         """The peer that has exactly this allowed IP."""
-        key = self.state.allowed_ips(scope).exact(network.network_address.packed, network.prefixlen)
+        key = self.state.allowed_ips(scope).exact(*place(network))
         if key is None:
             return None
         peer = self.peer(scope, key)

@@ -10,8 +10,9 @@ attributes.  Numbers are in host byte order, addresses and ports in network byte
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 
+from overlayd._fast import addresses
 from overlayd.errors import ProtocolError
 from overlayd.keys import KEY_SIZE
 from overlayd.proto.netlink import attribute, attributes, nested, text, u16, u32
@@ -255,6 +256,6 @@ def _allowed_ip(payload: memoryview) -> Network:
     fields = dict(attributes(payload))
     try:
         packed, prefix = bytes(fields[_ALLOWED_IP_ADDRESS]), fields[_ALLOWED_IP_PREFIX][0]
-        return IPv4Network((packed, prefix)) if len(packed) == 4 else IPv6Network((packed, prefix))
+        return addresses.of_bytes(packed, prefix)
     except (KeyError, IndexError, ValueError) as error:
         raise ProtocolError(f"WireGuard netlink: not an allowed IP: {payload.hex()}") from error

@@ -1,19 +1,15 @@
-"""Routes of the form that nearly all of ours have are read in one go: as every other, and with the networks that are
-known.
-"""
+"""Routes of the form that nearly all of ours have are read in one go, as every other."""
 
 import socket
 from ipaddress import IPv4Network, ip_network
-from unittest.mock import Mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from overlayd.errors import ProtocolError
-from overlayd.linux import plain_route, view
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.plain_route import parse_route
-from overlayd.model.objects import FENCE_METRIC, ROUTE_PROTOCOL
+from overlayd.model.objects import ROUTE_PROTOCOL
 from overlayd.proto.netlink import attribute, u32
 
 NETWORKS = st.builds(
@@ -54,18 +50,3 @@ def test_what_only_is_as_long_is_read_as_every_other(value, at) -> None:
         except (ProtocolError, ValueError, KeyError) as error:
             outcomes.append(type(error))
     assert outcomes[0] == outcomes[1]
-
-
-def test_the_networks_that_are_known_come_out_and_none_is_made_anew(monkeypatch) -> None:
-    networks = [ip_network(f"10.201.{number}.0/24") for number in range(100)]
-    known = {(each.network_address.packed, each.prefixlen): each for each in networks}
-    through = [body(each, rt.RT_TABLE_MAIN, u32(rt.RTA_OIF, 7)) for each in networks]
-    nowhere = [
-        body(each, rt.RT_TABLE_MAIN, u32(rt.RTA_PRIORITY, FENCE_METRIC), kind=rt.RTN_UNREACHABLE) for each in networks
-    ]
-    monkeypatch.setattr(plain_route, "IPv4Network", Mock(side_effect=AssertionError("made anew")))
-    routes, sources = view.read_routes(Mock(dump=Mock(return_value=through)), known=known)
-    assert {id(destination) for _, destination, _ in routes} == set(map(id, networks))
-    assert not sources
-    fences = view._read_fences(Mock(dump=Mock(return_value=nowhere)), known)
-    assert set(map(id, fences)) == set(map(id, networks))

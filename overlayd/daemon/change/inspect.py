@@ -15,7 +15,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import observe as links
 from overlayd.model.health import FRESH
 from overlayd.model.layout import Layout
-from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Netns, NetnsPath, Proxy, Route, Veth
+from overlayd.model.objects import Bridge, Device, DevicePeer, Element, Netns, NetnsPath, Proxy, Veth
 from overlayd.model.plan import device_scope
 from overlayd.proto.wireguard import DeviceState
 
@@ -34,8 +34,7 @@ def audit(kernel: Kernel, want: Layout) -> Layout:
     """Everything that carries our mark, as far as it is seen from the host: what a container does inside is its own
     affair.
     """
-    routed = [thing.destination for thing in want.values() if isinstance(thing, Route)]
-    return _links(kernel, want, links.observe_host(_veths(want), routed)) | kernel.members()
+    return _links(kernel, want, links.observe_host(_veths(want))) | kernel.members()
 
 
 def survey(kernel: Kernel, namespaces: Mapping[str, Netns | NetnsPath]) -> Layout:
