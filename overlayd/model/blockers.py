@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from overlayd.model.findings import Finding
-from overlayd.model.firewall import AT_A_LINK, LOST, BaseChain, Link, Packet, Ruleset, judge, matches
+from overlayd.model.firewall import AT_A_LINK, LOST, BaseChain, Link, Packet, Ruleset, Verdict, judge, matches
+from overlayd.model.marks import Carried, is_lost
 from overlayd.model.names import is_host_end
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, NFT_TABLE, Network
-from overlayd.model.remedies import WAYS, command_of, describe, let_in, let_pass, reason
+from overlayd.model.remedies import WAYS, command_of, describe, let_answer, let_in, let_out, let_pass, reason
 
 _FAMILIES = {"inet": (4, 6), "ip": (4,), "ip6": (6,)}
 _TRANSLATES = ("masquerade", "snat", "dnat", "redirect")
@@ -45,16 +46,20 @@ def blockers(rulesets: Iterable[Ruleset], traffic: Traffic) -> list[Finding]:
     """What keeps our traffic from passing, tunnels from this node, or containers from its name server; one finding for
     each chain and kind.
     """
-    return [
-        finding
-        for ruleset in rulesets
-        for chain in ruleset.hooked
-        if chain.name[1] != NFT_TABLE and chain.hook in WAYS
-        for judgement in (
-            (_rewriting, _redirecting) if chain.translates else (_passage, _wireguard, _dns, _arp, _tracking)
-        )
-        for finding in judgement(ruleset, chain, traffic)
-    ]
+    rulesets = [*rulesets]
+    marks = any(each.marks for each in rulesets)
+    rulesets = [replace(each, marks=marks) for each in rulesets]  # of whoever sets them
+    carried = Carried(rulesets)
+    found: list[Finding] = []
+    for ruleset in rulesets:
+        for chain in ruleset.hooked:
+            if chain.name[1] == NFT_TABLE or chain.hook not in WAYS:
+                continue
+            if not chain.translates:
+                found += _passage(ruleset, chain, traffic, carried)
+            others = (_rewriting, _redirecting) if chain.translates else (_wireguard, _dns, _arp, _tracking)
+            found += [finding for judgement in others for finding in judgement(ruleset, chain, traffic)]
+    return found
 
 
 def unseen(family: str, tables: Sequence[str], program: str) -> Finding:
@@ -70,14 +75,18 @@ def unseen(family: str, tables: Sequence[str], program: str) -> Finding:
     )
 
 
-def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
-    """What passes through our links, whatever it is."""
+def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic, carried: Carried) -> Iterator[Finding]:
+    """What passes through our links, whatever it is, and what goes on from there to the outside."""
     ours = _ours(ruleset, chain, traffic)
     packets = [*_passing(chain, ours, traffic)]
-    blocked = [verdict for packet in packets if (verdict := judge(ruleset, chain, packet)).end in LOST]
+    blocked = [verdict for packet in packets if (verdict := _judged(ruleset, chain, packet, carried)).end in LOST]
     version, ways = traffic.cluster.version, WAYS[chain.hook]
     if not blocked:
-        if any(judge(ruleset, chain, _anywhere(packet)).may_be_lost for packet in packets):
+        outward = [*_outward(ruleset, chain, traffic)]
+        verdicts = [_judged(ruleset, chain, packet, carried) for packet in outward]
+        if lost := [verdict for verdict in verdicts if verdict.end in LOST]:
+            yield _kept_in(chain, lost, traffic)
+        elif any(_judged(ruleset, chain, _anywhere(packet), carried).may_be_lost for packet in packets):
             yield Finding(
                 code="forward-blocked",
                 severity="hint",
@@ -103,6 +112,54 @@ def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[F
         if certain
         else "only what its other rules let pass reaches containers",
         remedy=let_pass(chain, missing or [(way, link) for way in ways for link in ours]),
+    )
+
+
+def _judged(ruleset: Ruleset, chain: BaseChain, packet: Packet, carried: Carried) -> Verdict:
+    """What a chain does with a packet, by the marks that it carries there."""
+    verdict = judge(ruleset, chain, packet)
+    if verdict.end in LOST or not verdict.may_be_lost or not ruleset.marks:
+        return verdict
+    marks = carried.at(chain, packet)
+    if marks is None:
+        return verdict
+    if is_lost(ruleset, chain, packet, marks):
+        return Verdict("drop", False, False, True)
+    known = [replace(packet, mark=each.packet, connection_mark=each.connection) for each in marks]
+    return verdict._replace(may_be_lost=any(judge(ruleset, chain, each).may_be_lost for each in known))
+
+
+def _outward(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Packet]:
+    """What containers send to the outside, and what is answered, where it passes no link of ours: behind the hook of
+    translation it is from this host, and before it for this host.
+    """
+    version, uplink = traffic.cluster.version, Link(traffic.way_out)
+    if version not in _FAMILIES.get(chain.name[0], ()) or not traffic.way_out:
+        return
+    if chain.hook == "prerouting":
+        yield Packet(version, uplink, None, False, destination=traffic.cluster if chain.priority > _TO else None)
+    elif chain.hook == "postrouting":
+        source = traffic.cluster if chain.priority < _FROM else None
+        for link in _unlike(traffic.links, ruleset.names()):
+            if link.group != GROUP_DEVICE:
+                yield Packet(version, link, uplink, begins=True, source=source)
+
+
+# Priorities at which destinations and sources are translated (linux/netfilter_ipv4.h).
+_TO, _FROM = -100, 100
+
+
+def _kept_in(chain: BaseChain, lost: Sequence[Verdict], traffic: Traffic) -> Finding:
+    """Containers are kept from the outside alone."""
+    comes = "i" in WAYS[chain.hook]
+    return Finding(
+        code="forward-blocked",
+        severity="error" if any(not verdict.may_pass for verdict in lost) else "warning",
+        object=describe(chain),
+        problem=f"{reason(lost[0].end, lost[0].by_policy)}, and so keeps "
+        + ("the outside's answers from containers" if comes else "containers from the outside"),
+        symptom="containers do not reach the outside",
+        remedy=let_answer(chain) if comes else let_out(chain, traffic.cluster),
     )
 
 

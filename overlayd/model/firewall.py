@@ -35,6 +35,8 @@ _PLAIN = {"counter", "log", "comment", "mangle"}  # statements that decide nothi
 _STATES = {2: "established", 8: "new"}
 _NAT_STATUS = {16: "snat", 32: "dnat"}
 _NFPROTO = {2: 4, 10: 6, "ipv4": 4, "ipv6": 6}
+# By name and number (linux/if_ether.h), which nft 1.0.6 prints as on the wire, and on little-endian machines reversed.
+_FRAMES = {"ip": ("ip", 0x0800, 0x0008), "ip6": ("ip6", 0x86DD, 0xDD86)}
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
@@ -166,7 +168,8 @@ def with_devices(ruleset: Ruleset, text: str) -> Ruleset:
 
 def together(rulesets: Iterable[Ruleset]) -> Ruleset:
     """One ruleset of several that packets meet."""
-    found = Ruleset()
+    rulesets = [*rulesets]
+    found = Ruleset(marks=any(each.marks for each in rulesets))
     for each in rulesets:
         found.hooked.extend(each.hooked)
         found.rules.update(each.rules)
@@ -307,12 +310,16 @@ def _meta(key: str, packet: Packet) -> Any:
         return link.group if key.endswith("group") else link
     if key == "nfproto":
         return packet.version
+    if key == "protocol":
+        return {4: "ip", 6: "ip6"}[packet.version]
     if key == "mark":
         return _OPEN if packet.mark is None else packet.mark
     return packet.protocol or _OPEN if key == "l4proto" else _OPEN
 
 
 def _payload(protocol: str, part: str, packet: Packet) -> Any:
+    if (protocol, part) == ("ether", "type"):
+        return _meta("protocol", packet)
     if protocol in ("ip", "ip6"):
         if packet.version != {"ip": 4, "ip6": 6}[protocol]:
             return _NEVER
@@ -343,6 +350,8 @@ def _equal(value: Any, right: Any) -> bool | None:
         return _within(value, right)
     if isinstance(value, int):
         return _is_number(value, right)
+    if value in _FRAMES:
+        return right in _FRAMES[value]
     if value == "no NAT":
         return False if right in (*_NAT_STATUS, *_NAT_STATUS.values()) else None
     if isinstance(right, int):

@@ -27,6 +27,7 @@ from overlayd.model.firewall import (
     Statement,
     compare,
     mapped,
+    together,
     truth_of,
     verdict_of,
 )
@@ -88,6 +89,45 @@ def marked(
                 ):
                     found.append(question._replace(flow=flow, mark=Mark(value, chains, False, rule.priority)))
     return found
+
+
+class Carried:
+    """What packets carry when they come to a chain, by rules that mark them before.  rulesets: all that they meet."""
+
+    def __init__(self, rulesets: Iterable[Ruleset]) -> None:
+        self._rulesets = rulesets
+        self._marking: tuple[Ruleset, int, bool] | None = None
+
+    def at(self, chain: BaseChain, packet: Packet) -> set[Marks] | None:
+        """All that a packet that is forwarded may carry there; None when that cannot be told."""
+        if packet.incoming is None or chain.hook not in _ON_THE_WAY:
+            return None
+        if self._marking is None:
+            ruleset, length = _marking(together(self._rulesets))
+            self._marking = ruleset, length, _tracks(ruleset)
+        ruleset, length, tracks = self._marking
+        if length > _LONG:
+            return None
+        # What another packet of its connection left behind there, nothing tells.
+        marks = {Marks() if packet.begins or not tracks else Marks(0, None)}
+        for hook in _ON_THE_WAY[: _ON_THE_WAY.index(chain.hook) + 1]:
+            before = [each for each in ruleset.hooked if each.hook != chain.hook or each.priority < chain.priority]
+            seen = packet if hook in _ON_THE_WAY[2:] else replace(packet, outgoing=None)
+            marks = _at(Ruleset(before, ruleset.rules), hook, seen, marks)
+        return marks if UNKNOWN not in marks else None
+
+
+_ON_THE_WAY = ("ingress", "prerouting", "forward", "postrouting")  # of what is forwarded
+
+
+def is_lost(ruleset: Ruleset, chain: BaseChain, packet: Packet, marks: Iterable[Marks]) -> bool:
+    """Whether a chain surely loses a packet that carries one of these marks, those that it sets itself among them."""
+    behind, left = set[Marks](), set[Marks]()
+    for each in marks:
+        passed, accepted = _follow(ruleset, chain.name, packet, each)
+        behind |= passed
+        left |= accepted
+    return not left and (not behind or chain.policy in LOST)
 
 
 def _marking(ruleset: Ruleset) -> tuple[Ruleset, int]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from overlayd.model import iptables
 from overlayd.model.firewall import BaseChain, Link
-from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, Network
 
 _OURS = f"{{ {GROUP_DEVICE:#x}, {GROUP_BRIDGE:#x}, {GROUP_VETH:#x} }}"
 _IPTABLES_TABLES = ("filter", "mangle", "raw", "security", "nat")
@@ -76,6 +76,22 @@ def let_pass(chain: BaseChain, missing: Sequence[tuple[str, Link]]) -> str:
         return "; ".join(f"ebtables -I {name} -{way} veth-+ -j ACCEPT" for way in WAYS[chain.hook])
     ways = dict.fromkeys(way for way, _ in missing)
     return "; ".join(f"nft insert rule {family} {table} {name} {way}ifgroup {_OURS} accept" for way in ways)
+
+
+def let_out(chain: BaseChain, cluster: Network) -> str:
+    """For what containers send to the outside, where it leaves this host."""
+    family, table, name = chain.name
+    if iptables.legacy_table(table) is not None or _is_iptables(chain):
+        return f"{_iptables(family, table)} -I {name} -s {cluster} -j ACCEPT"
+    return f"nft insert rule {family} {table} {name} iifgroup {_OURS} accept"
+
+
+def let_answer(chain: BaseChain) -> str:
+    """For what answers this host, and whom it forwards for, where it comes in."""
+    family, table, name = chain.name
+    if iptables.legacy_table(table) is not None or _is_iptables(chain):
+        return f"{_iptables(family, table)} -I {name} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
+    return f"nft insert rule {family} {table} {name} ct state established,related accept"
 
 
 def let_in(chain: BaseChain, protocols: Sequence[str], ports: str, *, bridges: bool) -> str:

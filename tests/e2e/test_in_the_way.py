@@ -160,6 +160,26 @@ def chain(family: str, hook: str, rule: str, policy: str = "") -> tuple[str, str
         (chain("inet", "filter hook prerouting priority -300", "notrack"), "outside", "connections-untracked"),
         (chain("inet", "filter hook forward priority 0", "meta mark != 1 drop"), "peer", "forward-blocked"),
         (
+            chain("inet", "filter hook postrouting priority 200", "oifname uplink iifname zl-* drop"),
+            "outside",
+            "forward-blocked",
+        ),
+        (
+            chain(
+                "inet",
+                "filter hook postrouting priority 200",
+                "ct mark 7 drop; add chain inet x z {{ type filter hook prerouting priority -150; }};"
+                " add rule inet x z ct mark set 7",
+            ),
+            "outside",
+            "forward-blocked",
+        ),
+        (
+            chain("bridge", "filter hook prerouting priority -400", "ether type {family} drop"),
+            "peer",
+            "forward-blocked",
+        ),
+        (
             chain("{family}", "nat hook prerouting priority -101", "{family} daddr {cluster} redirect"),
             "peer",
             "overlay-translated",
@@ -175,7 +195,7 @@ def test_rules_that_drop_nothing_by_themselves(way: Way, change: tuple[str, str]
         finally:
             way.do(change[1])
         return
-    told(way, change, lost, code, "table inet x chain y")
+    told(way, change, lost, code, "x chain y")
 
 
 def test_masquerade_of_everything(way: Way) -> None:

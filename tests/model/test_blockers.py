@@ -487,13 +487,3 @@ def test_what_may_be_dropped_is_a_hint(rule):
     assert finding.remedy.startswith("iptables -t mangle -I FORWARD -i zl-+ -j ACCEPT; iptables")
     passed = [link("iifname", "zl-*"), {"accept": None}], [link("oifname", "zl-*"), {"accept": None}]
     assert found("ip", "mangle", "FORWARD", "forward", *passed, rule, policy="accept") == {}, "the remedy's"
-
-
-@pytest.mark.parametrize(("marks", "severity"), [(False, "error"), (True, "hint")])
-def test_what_is_for_marked_packets_alone_drops_ours_where_nobody_marks(marks, severity):
-    mark = {"meta": {"key": "mark"}}
-    unmarked = [{"match": {"op": "!=", "left": mark, "right": 1}}, {"drop": None}]
-    bit = [{"match": {"op": "==", "left": {"&": [mark, 0x8000]}, "right": 0x8000}}, {"drop": None}]
-    for rule, expected in ((unmarked, severity), (bit, "hint" if marks else None)):
-        rules = replace(ruleset("inet", "fw", "f", "forward", rule, policy="accept"), marks=marks)
-        assert [each.severity for each in blockers([rules], TRAFFIC)] == ([expected] if expected else [])
