@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "proto": {"errors", "keys", "wire", "_fast"},
     "model": {"errors", "keys", "spelling", "_fast"},
     "linux": {"errors", "fault", "keys", "_fast", "proto", "model"},
-    "daemon": {"", "errors", "fault", "keys", "wire", "_fast", "proto", "model", "linux"},
+    "daemon": {"", "errors", "fault", "keys", "spelling", "wire", "_fast", "proto", "model", "linux"},
     "client": {"", "errors", "wire", "_fast", "proto"},
     "inspect": {"errors", "keys", "_fast", "proto", "model"},
     "web": {"errors", "wire", "client"},

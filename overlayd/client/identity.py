@@ -6,6 +6,7 @@ impostor, a stale file and a replaced executable apart.  Must not know: requests
 
 import os
 import socket
+import stat
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -88,9 +89,14 @@ def peer(connection: socket.socket) -> Peer:
 def read(file: str) -> Published:
     """Read an identity file.  Raises NotPublished when it does not exist, StateError when it is none."""
     try:
-        with Path(file).open("rb") as stream:
-            owner = os.fstat(stream.fileno()).st_uid
-            return Published(file, owner, identity.from_json(stream.read()))
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as stream:
+            there = os.fstat(stream.fileno())
+            if not stat.S_ISREG(there.st_mode):
+                raise StateError(f"{file} is no file, and so no identity file")
+            try:
+                return Published(file, there.st_uid, identity.from_json(stream.read(identity.LONGEST_FILE)))
+            except StateError as error:
+                raise StateError(f"{file}: {error}") from None
     except FileNotFoundError:
         raise NotPublished(f"no identity file {file}: is overlayd running with --identity-file?") from None
     except OSError as error:

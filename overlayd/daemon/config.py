@@ -23,6 +23,7 @@ from overlayd.model import zone
 from overlayd.proto import inquiry
 from overlayd.proto.cni import socket_beside
 from overlayd.proto.envelope import is_consumer_protocol
+from overlayd.spelling import perhaps_meant
 
 DATA_DIR = "/var/lib/overlayd"
 SOCKET = "/run/overlayd/overlayd.sock"
@@ -35,6 +36,9 @@ LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 WireGuard = Literal["auto", "kernel", "userspace"]
 Quota = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+
+LONGEST_FILE = 1 << 20  # our own constant, bytes of a configuration file
+_ON_THE_LINE = ("teardown", "adopt", "salvage-journal")  # options that are no settings
 
 
 class ConfigError(Exception):
@@ -324,7 +328,37 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
     for setting, path in (("socket", config.socket), ("cni-socket", config.cni_path)):
         if len(os.fsencode(path)) > 107:  # sun_path of struct sockaddr_un, less its NUL
             raise ConfigError(f"{setting}: the path is longer than the 107 bytes a Unix socket may have: {path}")
+    _require_apart(config)
     return config
+
+
+def perhaps_settings(environment: Mapping[str, str]) -> list[str]:
+    """Variables of the environment that are no settings and look as if they were to be, in words."""
+    prefix = "OVERLAYD_"
+    known = [field.name.upper() for field in msgspec.structs.fields(Config)]
+    told = []
+    for name in sorted(each.removeprefix(prefix) for each in environment if each.startswith(prefix)):
+        option = name.lower().replace("_", "-")
+        if option in _ON_THE_LINE:
+            told.append(f"{prefix}{name} is no setting: --{option} is of the command line alone")
+        elif name not in (*known, "CONFIG") and (meant := perhaps_meant(name, known)):
+            told.append(f"{prefix}{name} is no setting: {meant}")
+    return told
+
+
+def _require_apart(config: Config) -> None:
+    """ConfigError when one file would be two things: each of them would replace the other."""
+    metrics = config.metrics if config.metrics.startswith("/") else ""
+    seen: dict[str, str] = {}
+    for setting, path in (
+        ("data-dir", config.data_dir),
+        ("socket", config.socket),
+        ("cni-socket", config.cni_path),
+        ("metrics", metrics),
+        ("identity-file", config.identity_file),
+    ):
+        if path and (other := seen.setdefault(os.path.realpath(path), setting)) != setting:
+            raise ConfigError(f"{setting}: {path} is what {other} names too: give them paths of their own")
 
 
 def _is_place(text: str) -> bool:
@@ -340,7 +374,11 @@ def _is_place(text: str) -> bool:
 
 def _read_file(path: str | None) -> dict[str, object]:
     try:
-        found: dict[str, object] = msgspec.toml.decode(Path(path or CONFIG_FILE).read_text())
+        with Path(path or CONFIG_FILE).open("rb") as file:
+            text = file.read(LONGEST_FILE + 1)
+        if len(text) > LONGEST_FILE:
+            raise ConfigError(f"{path or CONFIG_FILE}: more than {LONGEST_FILE} bytes, so no configuration file")
+        found: dict[str, object] = msgspec.toml.decode(text.decode())
     except FileNotFoundError as error:
         if path is None:
             return {}
@@ -350,5 +388,7 @@ def _read_file(path: str | None) -> dict[str, object]:
     known = [field.encode_name for field in msgspec.structs.fields(Config)]
     for key in found:
         if key not in known:
-            raise ConfigError(f"{path or CONFIG_FILE}: unknown setting {key}; there is {', '.join(known)}")
+            meant = perhaps_meant(key, known)
+            there = f"there is {', '.join(known)}"
+            raise ConfigError("; ".join(filter(None, (f"{path or CONFIG_FILE}: unknown setting {key}", there, meant))))
     return found

@@ -176,7 +176,8 @@ class Doctor:
         backend = node.kernel.backend
         if backend is not None and backend.name == "userspace":
             versions = [(device, backend.version(device)) for device in self._health.devices().values()]
-            found += wireguard_go.findings(versions, backend.installed())
+            installed = backend.installed()
+            found += wireguard_go.findings(versions, installed) if installed else [wireguard_go.unknown()]
         found += crowded((each.version, each.entries, each.limit) for each in neighbours.tables())
         found += tracked(*connections) if (connections := conntrack.load()) is not None else []
         return [*found, *self._dead(), *self._unresolved()]

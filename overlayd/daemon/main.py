@@ -113,6 +113,8 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
         print(f"overlayd: {error}", file=sys.stderr)
         return BAD_CONFIG
     repetition = logs.set_up(config.log_format, config.log_level)
+    for mistake in configuration.perhaps_settings(os.environ):
+        log.warning("environment: %s", mistake)
     try:
         return _check_and_run(config, options, repetition, fresh)
     finally:

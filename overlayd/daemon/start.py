@@ -23,6 +23,7 @@ from overlayd.model.layout import Facts
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Attachment, Lease, Node, Overlay, Row, decode
 from overlayd.model.state import Draft, State
+from overlayd.model.wireguard_go import unknown as unknown_program
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ def node(journal: Journal, wireguard: Preference, wireguard_go: str = "") -> Liv
             "no WireGuard on this host (%s): no tunnels, guests only; install wireguard-go or load its module",
             missing(wireguard, wireguard_go),
         )
+    elif backend.name == "userspace" and not backend.installed():
+        log.warning("%s", unknown_program().line)
     facts = Facts(mtu=egress.overlay_mtu(egress.physical_egress()), devices=backend is not None)
     if journal.recovered:
         log.warning("journal: %s", journal.recovered)

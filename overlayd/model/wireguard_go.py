@@ -48,3 +48,15 @@ def findings(devices: Iterable[tuple[str, str]], installed: str) -> list[Finding
             problem = f"is served by wireguard-go {version}, until it is renewed or the machine starts anew"
             found.append(Finding("device-renewable", "hint", f"device {name}", problem, "", renew))
     return found
+
+
+def unknown() -> Finding:
+    """What would serve a device anew is not known to be wireguard-go."""
+    return Finding(
+        code="wireguard-unknown",
+        severity="warning",
+        object="wireguard-go",
+        problem="is gone, or is another program: it does not tell its version (--version)",
+        symptom="a device may not come back once the process that serves it has ended, after a reboot at the latest",
+        remedy="install it, or name the right one with --wireguard-go",
+    )

@@ -21,6 +21,7 @@ from overlayd.proto.envelope import Frame, bytes_field, varint, varint_field
 # Protocol constants.
 NONCE_SIZE = 32
 HASH_SIZE = 32
+LONGEST_FILE = 1 << 16  # bytes of an identity file; ours
 HASH_ALGORITHM = "blake3"
 
 MAX_DEPTH = 100

@@ -279,3 +279,20 @@ def test_a_process_that_executes_another_file_and_lies_about_it(
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("kind", ["/dev/zero", "fifo", "directory", "text"])
+def test_what_is_no_identity_file_is_named_at_once(tmp_path: Path, kind: str) -> None:
+    at = tmp_path / kind if kind != "/dev/zero" else Path(kind)
+    match kind:
+        case "fifo":
+            os.mkfifo(at)
+        case "directory":
+            at.mkdir()
+        case "text":
+            at.write_text("a: b\n" * 100_000)
+    code = "import sys; from overlayd.client import identity; identity.read(sys.argv[1])"
+    done = subprocess.run(  # a process of its own: it may be read for ever
+        [sys.executable, "-c", code, str(at)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "StateError" in done.stderr and str(at) in done.stderr.splitlines()[-1]

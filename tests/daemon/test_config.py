@@ -35,6 +35,8 @@ def test_without_any_source_there_are_defaults():
     ("content", "complaint"),
     [
         ('data_dir = "/x"', "overlayd.toml: unknown setting data_dir; there is data-dir, "),
+        ('sokcet = "/x"', "overlayd.toml: unknown setting sokcet; .*; did you mean socket"),
+        (f"# {'x' * 2**20}", "overlayd.toml: more than 1048576 bytes"),
         ("socket = 7", "^socket: "),
         ('wireguard = "magic"', "^wireguard: .*magic"),
         ("socket = ", "overlayd.toml"),
@@ -117,3 +119,27 @@ def test_upstreams_may_be_repeated_or_listed(tmp_path):
 def test_what_the_name_server_cannot_use_is_refused(option, value):
     with pytest.raises(config.ConfigError, match=option):
         load(f"--{option}={value}")
+
+
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        (["--cni-socket", "/run/a.sock"], "socket"),
+        (["--metrics", "/run/../run/a.sock"], "socket"),
+        (["--identity-file", "/run/a.sock"], "socket"),
+        (["--identity-file", "/run/a.cni"], "cni-socket"),
+        (["--data-dir", "/run/a.sock"], "data-dir"),
+    ],
+)
+def test_one_file_is_not_two_things(given, other):
+    with pytest.raises(config.ConfigError, match=f"is what {other} names too"):
+        load("--socket", "/run/a.sock", *given)
+
+
+def test_a_mistyped_variable_of_the_environment_is_told():
+    given = {"OVERLAYD_SOKCET": "", "OVERLAYD_SOCKET": "", "OVERLAYD_TEARDOWN": "1", "OVERLAYD_CONFIG": "", "HOME": ""}
+    told = config.perhaps_settings({**given, "OVERLAYD_OF_SOMEBODY_ELSE": ""})
+    assert told == [
+        "OVERLAYD_SOKCET is no setting: did you mean SOCKET or CNI_SOCKET?",
+        "OVERLAYD_TEARDOWN is no setting: --teardown is of the command line alone",
+    ]

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from lab import Lab
 from lab.cluster import Member
 from lab.node import DAEMON, Node
@@ -91,6 +93,42 @@ def test_a_disk_that_refuses_is_worth_another_try_and_a_wrong_or_damaged_one_is_
         assert_ends(node, BAD_CONFIGURATION, str(journal), node.daemon_argv())
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link", "device", "huge"])
+def test_what_is_no_journal_is_told_and_stays(lab: Lab, kind: str) -> None:
+    node = lab.node(kind)
+    node.data_dir.mkdir(mode=0o700)
+    journal = node.data_dir / "journal"
+    match kind:
+        case "fifo":
+            os.mkfifo(journal, 0o600)
+        case "directory":
+            journal.mkdir()
+        case "link":
+            journal.symlink_to("/dev/zero")
+        case "device":
+            os.mknod(journal, 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+        case "huge":
+            journal.touch(0o600)
+            os.truncate(journal, 1 << 33)
+    saying = f"{journal} has {1 << 33} bytes" if kind == "huge" else f"{journal} is no regular file: move it away"
+    assert_ends(node, BAD_CONFIGURATION, saying, node.daemon_argv())
+    assert [each.name for each in node.data_dir.glob("journal*")] == ["journal"]
+
+
+def test_a_journal_of_two_names_and_a_program_that_is_no_wireguard_go_are_told(lab: Lab) -> None:
+    node = lab.node("doubtful")
+    node.start()
+    node.stop()
+    os.link(node.data_dir / "journal", node.data_dir.with_name("other"))
+    node.start("--wireguard", "userspace", "--wireguard-go", "/bin/false")
+    log = node.log_tail()
+    assert "journal has 2 names" in log
+    assert "wireguard-go is gone, or is another program" in log
+    with node.connect() as connection:
+        found = {each["code"]: each for each in connection.request("doctor")["findings"]}
+    assert "--wireguard-go" in found["wireguard-unknown"]["remedy"]
 
 
 def assert_ends(node: Node, code: int, saying: str, argv: list[str]) -> None:

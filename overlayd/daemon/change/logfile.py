@@ -9,6 +9,7 @@ which nobody knows which pages are on the disk), the file is suspect, and has to
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,12 +18,14 @@ from pathlib import Path
 from overlayd import fault
 from overlayd.daemon.change.claim import require_own
 from overlayd.daemon.change.durable import sync_directory, write_all
+from overlayd.errors import StateError
 from overlayd.proto import log
 
 logger = logging.getLogger(__name__)
 
 # What a row costs in a log beside its table, key and value: quotes, colon, comma.
 _ROW_OVERHEAD = 6
+LONGEST = 1 << 30  # our own constant, bytes: a start reads all of it; 10,000 peers take some 5 MiB
 
 
 class LogFile:
@@ -57,9 +60,20 @@ class LogFile:
         """Open the file that is there, and return what it holds.  FileNotFoundError when there is none; StateError when
         others may have written it.
         """
+        if not stat.S_ISREG(self.path.lstat().st_mode):
+            raise StateError(f"{self.path} is no regular file: move it away, and put the journal itself in its place")
         self._file = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
         found = os.fstat(self._file)
         require_own(self.path, found)
+        if found.st_size > LONGEST:
+            raise StateError(f"{self.path} has {found.st_size} bytes, which is no journal: restore it from a backup")
+        if found.st_nlink > 1:
+            logger.warning(
+                "journal: %s has %d names (find -samefile), and each can damage it: while no overlayd runs, "
+                "replace it by a copy",
+                self.path,
+                found.st_nlink,
+            )
         if found.st_mode & 0o077:  # as a restored backup may be
             logger.warning("journal: %s could be read by others, and the node's key is in it: now mode 0600", self.path)
             os.fchmod(self._file, 0o600)

@@ -78,8 +78,9 @@ def publish(identity: DaemonProcess, file: Path) -> None:
     """Write the identity file, mode 0600, durable, in one step: a reader sees the old one or the new one, whole.
 
     Call it when the socket listens, since a prober that finds the file connects at once.  The directory must exist.
-    Raises StateError if the disk refuses; what was published before is then untouched.
+    Raises StateError if the disk refuses, or when another kind of file is there; what was there is then untouched.
     """
+    _require_ours(file)
     draft = file.with_name(f".{file.name}.{identity.pid}")
     try:
         draft.unlink(missing_ok=True)  # of a process with our number that died here
@@ -97,6 +98,24 @@ def publish(identity: DaemonProcess, file: Path) -> None:
         _sync_directory(file.parent)
     except OSError as error:
         raise refusal(f"cannot publish the identity file {file}: {error}", error) from error
+
+
+def _require_ours(file: Path) -> None:
+    """StateError when there is a file that is no identity file, which nobody wants to lose."""
+    try:
+        if file.exists() and not (file.is_file() and (file.stat().st_size == 0 or _looks_published(file))):
+            raise StateError(
+                f"identity-file {file}: what is there is no identity file, and stays: move it away, or change "
+                "--identity-file"
+            )
+    except OSError as error:
+        raise refusal(f"cannot publish the identity file {file}: {error}", error) from error
+
+
+def _looks_published(file: Path) -> bool:
+    """By a key that it has in every version."""
+    with file.open("rb") as stream:
+        return b'"boot_id"' in stream.read(proto.LONGEST_FILE)
 
 
 def withdraw(identity: DaemonProcess, file: Path) -> None:
