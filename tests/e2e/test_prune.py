@@ -154,10 +154,13 @@ def test_a_bridge_is_known_by_its_mark_while_its_name_is_gone(member: Member) ->
     """A guest has no port on it, so nothing but the record says who lives there; and its name may be listed."""
     bridge = member.set_up_service("marked")
     member.node.run(["ip", "link", "add", "spare", "type", "veth", "peer", "sparep"])
-    rename = f"ip link set {bridge} name zl-astray-b; ip link property add dev spare altname {bridge}"
     guest = {"platform": "guest_managed", "id": "vm"}
     member.request("attach_container", handle=guest, service="marked", join_global=False)
-    member.node.run(["sh", "-c", rename])  # taken, so that it cannot be given back
+    assert member.node.daemon is not None
+    stop(member.node.daemon.pid)  # it would give the bridge its name back at once
+    member.node.run(["ip", "link", "set", bridge, "name", "zl-astray-b"])
+    member.node.run(["ip", "link", "property", "add", "dev", "spare", "altname", bridge])  # taken
+    member.node.daemon.send_signal(signal.SIGCONT)
     assert prune(member, "zl-unknown-b") == []
     member.request("detach_container", handle=guest)
     assert prune(member, bridge) == []
