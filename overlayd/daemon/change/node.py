@@ -28,7 +28,7 @@ from overlayd.errors import MechanismError, StateError
 from overlayd.model.layout import Facts, Layout, Networks, by_key, implied, leave_out
 from overlayd.model.objects import Address, Element, Object, Step, Veth
 from overlayd.model.plan import plan
-from overlayd.model.rows import Change, Lease, Peer, Row, RowId
+from overlayd.model.rows import Change, Lease, Peer, Row, RowId, encode
 from overlayd.model.state import Draft, NotYet, State
 
 T = TypeVar("T")
@@ -316,7 +316,7 @@ class Node:
     async def _decide(
         self, decisions: Sequence[Decision[Any]], verify: Collection[RowId], everything: bool
     ) -> Transition | None:
-        """Put decisions into the state, each on the one before it.  None when all refuse."""
+        """Put decisions into the state, each on the one before it.  None when all refuse, or nothing is to be done."""
         async with self._deciding:
             touched: set[RowId] = set(verify)
             besides: dict[RowId, Networks] = {}  # of peers, to which the ways stay as they are
@@ -346,18 +346,19 @@ class Node:
                             inverse.setdefault(id, row)
                         change |= draft.rows
                 await slices.pause()
+                if not taken or not (change or verify or self._owed):
+                    return None
                 # Now, while the state shows this change and no later one: what those bring about is their own affair.
-                objects = implied(self.state, self.facts, touched, besides) if taken else iter(())
-                want = await self._put_together(objects, everything)
+                want = await self._put_together(implied(self.state, self.facts, touched, besides), everything)
                 # Before another change is decided, which may not come to the disk sooner.
                 encoded: Encoded = {}
                 for id, row in change.items():
-                    encoded |= encode_rows({id: row})
+                    encoded[id] = encode(row) if row is not None else None
                     await slices.pause()
             except BaseException:
                 self.state.apply(inverse)
                 raise
-        return Transition(change, inverse, encoded, have, want, bool(verify), everything) if taken else None
+        return Transition(change, inverse, encoded, have, want, bool(verify), everything)
 
     async def _put_together(self, objects: Iterator[Object], everything: bool) -> Layout:
         """What the state implies now, by key: beside the loop if the state stands still, for that may be all there is;

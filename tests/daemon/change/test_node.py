@@ -185,6 +185,26 @@ async def test_those_who_wait_share_one_visit_to_the_kernel(tmp_path):
     await journal.close()
 
 
+async def test_what_changes_nothing_is_neither_written_nor_told(tmp_path):
+    journal, kernel = Journal.open(tmp_path), MapKernel()
+    node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))
+    await node.change(set_up_overlay, everything=True)
+    same = operation("add", KEYS[0], NETWORKS[0])
+    await node.change_together(same, PEERS)
+    told = []
+    with node.subscribe(told.append):
+        assert await node.change_together(same, PEERS) == []
+        assert await node.change(lambda draft: "nothing", exclusive=PEERS) == "nothing"
+        assert not told
+        await asyncio.gather(
+            node.change_together(same, PEERS), node.change_together(operation("remove", KEYS[0], None), PEERS)
+        )
+    assert [list(change.values()) for change in told] == [[None]]
+    assert not node.state.peers(GLOBAL)
+    await node.close()
+    await journal.close()
+
+
 async def test_what_is_learned_and_refused_is_not_known(tmp_path):
     journal, kernel = Journal.open(tmp_path), MapKernel()
     node = Node(State([Identity(private_key=b"k" * 32)]), journal, kernel, Facts(mtu=1420))
