@@ -17,5 +17,8 @@ def network(text: str | bytes) -> IPv4Network | IPv6Network | None:
 def of_bytes(data: bytes, prefix: int) -> IPv4Network | IPv6Network:
     """A network from the bytes of its address; ValueError: these are none, or have bits beyond the prefix."""
 
+def is_inside(inner: IPv4Network | IPv6Network, outer: IPv4Network | IPv6Network) -> bool:
+    """Whether a network holds all of another one; False for those of different versions."""
+
 def place(network: IPv4Network | IPv6Network) -> tuple[bytes, int]:
     """The bytes of a network's address, and its prefix: where it is in a trie."""

@@ -12,7 +12,7 @@ in a dozen tables, for which the library's hash of one takes as long as reading 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr, memcpy
 
@@ -116,6 +116,16 @@ def of_bytes(bytes data not None, int prefix):
     if length not in (4, 16) or not 0 <= prefix <= 8 * length or not _is_masked(packed, length, prefix):
         raise ValueError(f"no network: {data!r}/{prefix}")
     return _network(packed, length, prefix)
+
+
+def is_inside(inner, outer):
+    cdef int length = outer._prefixlen, bits
+    if inner._version != outer._version or inner._prefixlen < length:
+        return False
+    if inner._version == 4:
+        bits = 32 - length
+        return <uint64_t>(<uint32_t>inner.network_address._ip ^ <uint32_t>outer.network_address._ip) >> bits == 0
+    return (inner.network_address._ip ^ outer.network_address._ip) >> (128 - length) == 0
 
 
 def place(network):

@@ -37,31 +37,27 @@ class Tasks:
 
     def spawn(self, work: Work) -> asyncio.Task[None]:
         """Start a task.  A bug in it is logged, and ends neither the daemon nor other tasks."""
-        task = self._start(_guarded(work))
-        task.add_done_callback(lambda _: work.close())  # it may have been cancelled before it began
-        return task
+        return self._start(work, self._ended)
 
     def keep_up(self, watch: Callable[[], Work]) -> asyncio.Task[None]:
         """Start work that is done when it returns.  After a bug it begins anew."""
-        return self._start(_kept_up(watch))
+        return self._start(_kept_up(watch), self._tasks.discard)
 
     def cancel(self) -> None:
         """Cancel all tasks."""
         for task in self._tasks:
             task.cancel()
 
-    def _start(self, work: Work) -> asyncio.Task[None]:
+    def _start(self, work: Work, ended: Callable[[asyncio.Task[None]], object]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(ended)
         return task
 
-
-async def _guarded(work: Work) -> None:
-    try:
-        await work
-    except Exception:
-        log.exception("background work failed")
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background work failed", exc_info=error)
 
 
 async def _kept_up(watch: Callable[[], Work]) -> None:

@@ -14,11 +14,11 @@ from ipaddress import ip_address
 from itertools import islice
 from typing import NamedTuple
 
+from overlayd._fast.addresses import is_inside
 from overlayd.model.conflicts import holder
 from overlayd.model.findings import Finding
 from overlayd.model.layout import Facts, endpoint_address
 from overlayd.model.objects import GLOBAL, Address, Network
-from overlayd.model.routing import is_inside
 from overlayd.model.rows import Attachment, Overlay, Service
 from overlayd.model.state import State
 

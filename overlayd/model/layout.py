@@ -15,7 +15,7 @@ from ipaddress import ip_interface, ip_network
 from itertools import chain
 from typing import NamedTuple
 
-from overlayd._fast.addresses import place
+from overlayd._fast.addresses import is_inside, place
 from overlayd.model import conflicts, edges, ruleset
 from overlayd.model.attachments import OWN_MACS
 from overlayd.model.labels import container, label
@@ -37,7 +37,7 @@ from overlayd.model.objects import (
     Route,
     Veth,
 )
-from overlayd.model.routing import has_route, is_inside
+from overlayd.model.routing import has_route
 from overlayd.model.rows import (
     Attachment,
     Change,

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from overlayd._fast.addresses import place
+
 if TYPE_CHECKING:
     Address = IPv4Address | IPv6Address
     Network = IPv4Network | IPv6Network
@@ -260,8 +262,7 @@ class Route:
 
     @property
     def key(self) -> Hashable:
-        network = self.destination  # itself it would be the slowest part: its hash is computed anew each time
-        return "route", network.version, int(network.network_address), network.prefixlen
+        return "route", place(self.destination)  # whose own hash is computed anew each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +275,7 @@ class Fence:
 
     @property
     def key(self) -> Hashable:
-        network = self.destination  # as of `Route`
-        return "fence", network.version, int(network.network_address), network.prefixlen
+        return "fence", place(self.destination)
 
 
 @dataclass(frozen=True, slots=True)

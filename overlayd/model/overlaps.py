@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from overlayd import keys
-from overlayd._fast.addresses import place
+from overlayd._fast.addresses import is_inside, place
 from overlayd.model.findings import Finding, Severity
 from overlayd.model.objects import Address, Network
-from overlayd.model.routing import has_route, is_inside
+from overlayd.model.routing import has_route
 from overlayd.model.rows import Overlay, Service
 from overlayd.model.state import State
 

@@ -14,7 +14,7 @@ from overlayd.model import conflicts, overlay
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.overlaps import HostNetwork, cuts_off
 from overlayd.model.routing import has_route, routed_into_overlay
-from overlayd.model.rows import Edge, Overlay, Peer, Service, numeric_endpoint, peer_key, peer_of
+from overlayd.model.rows import Edge, Overlay, Peer, Service, numeric_endpoint, peer_key
 from overlayd.model.state import Draft, State
 
 # Our own constant: of one peer.  What is done for each of them is done beside the requests of others.
@@ -48,7 +48,7 @@ def add_peer(
     at = numeric_endpoint(endpoint)
     if at is not None:
         _require_underlay(draft, endpoint, at[0])
-    _require_ways(draft, peer_key(scope, public_key), allowed_ips, at[0] if at is not None else None, host)
+    _require_ways(draft, scope, public_key, allowed_ips, endpoint=at[0] if at is not None else None, host=host)
     _require_installable(draft, allowed_ips)
     old = draft.peer(scope, public_key)
     _require_few(allowed_ips, old.added if old else (), "allowed_ips")
@@ -98,7 +98,7 @@ def add_allowed_ip(
         return []
     _require_few(peer.listed, (*peer.added, network), "cidr")
     at = numeric_endpoint(peer.endpoint)
-    _require_ways(draft, peer.key, [network], at[0] if at is not None else resolved, host)
+    _require_ways(draft, scope, public_key, [network], endpoint=at[0] if at is not None else resolved, host=host)
     _require_installable(draft, [network])
     moved = take_networks(draft, scope, [network], public_key)
     draft.put(replace(peer, added=(*peer.added, network)))
@@ -163,13 +163,19 @@ def _require_underlay(draft: Draft, endpoint: str, address: Address) -> None:
 
 
 def _require_ways(
-    draft: Draft, peer: str, networks: Collection[Network], endpoint: Address | None, host: Sequence[HostNetwork]
+    draft: Draft,
+    scope: str,
+    public_key: bytes,
+    networks: Collection[Network],
+    *,
+    endpoint: Address | None,
+    host: Sequence[HostNetwork],
 ) -> None:
     """RequestError when the route of an allowed IP would lead a tunnel into the overlay, cut the host off from a
-    network of its own, or take a destination from another device: this host has one route to each.  peer: the key of
-    the row of who announces them; endpoint: where that is, if it is known.
+    network of its own, or take a destination from another device: this host has one route to each.  endpoint: where
+    the peer that announces them is, if it is known.
     """
-    scope, around = peer_of(peer)[1], draft.get(Overlay)
+    around = draft.get(Overlay)
     routed = [each for each in networks if around is not None and has_route(scope, each, around.cluster)]
     if around is None or not routed:
         return
@@ -177,6 +183,7 @@ def _require_ways(
     host = [each for each in host if each.kind != "route"]
     scopes = (GLOBAL, *(service.name for service in draft.all(Service) if service.dedicated))
     others = [each for each in scopes if each != scope]
+    peer = peer_key(scope, public_key)
     for network in routed:
         own = endpoint is not None and endpoint in network
         other = draft.state.endpoint_in(network, other_than=peer)

@@ -6,6 +6,7 @@ Owns: which allowed IPs get a route, and where an address's packets go by that. 
 
 from overlayd import keys
 from overlayd._fast import addresses
+from overlayd._fast.addresses import is_inside
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.rows import Overlay
 from overlayd.model.state import State
@@ -24,14 +25,6 @@ def has_route(scope: str, allowed: Network, cluster: Network) -> bool:
     if allowed.prefixlen > cluster.prefixlen:
         return scope != GLOBAL or not is_inside(allowed, cluster)
     return not is_inside(cluster, allowed)
-
-
-def is_inside(inner: Network, outer: Network) -> bool:
-    """Whether a network holds all of another one; a tenth of the time that `subnet_of` takes, for thousands of them."""
-    length = outer.prefixlen
-    if inner.version != outer.version or inner.prefixlen < length:
-        return False
-    return (int(inner.network_address) ^ int(outer.network_address)) >> (inner.max_prefixlen - length) == 0
 
 
 def routed_into_overlay(state: State, address: Address) -> str:

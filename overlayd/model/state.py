@@ -12,9 +12,9 @@ A change is in the state as soon as it is decided, so that the next decision bui
 free before it has taken effect, for it may yet be taken back: `departing` has the rows as they were.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_network
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from overlayd._fast.addresses import place
 from overlayd._fast.allowedips import AllowedIPs
@@ -41,6 +41,8 @@ from overlayd.model.rows import (
 from overlayd.model.subnets import first_usable
 
 R = TypeVar("R", bound=Row)
+
+_NONE: frozenset[Network] = frozenset()
 
 
 class NotYet(RequestError):
@@ -69,6 +71,15 @@ class State:
         self._names: dict[Address, dict[str, None]] = {}
         self.departing: dict[RowId, Row] = {}  # kept by the writer
         self.releases = 0  # the newest order of release
+        self._indexes: dict[str, Callable[[Any, Any], None]] = {  # of a row that was, and is; by table
+            Lease.table: self._index_lease,
+            Peer.table: self._index_peer,
+            Attachment.table: self._index_attachment,
+            Record.table: self._index_record,
+            Overlay.table: self._index_range,
+            Service.table: self._index_range,
+            Membership.table: self._index_range,
+        }
         self.apply({row.id: row for row in rows})
 
     def table(self, kind: type[R]) -> dict[str, R]:
@@ -218,26 +229,16 @@ class State:
                 table.pop(id[1], None)
             else:
                 table[id[1]] = row
-            self._index(old, row)
+            index = self._indexes.get(id[0])
+            if index is not None:
+                index(old, row)
         return inverse
 
-    def _index(self, old: Row | None, new: Row | None) -> None:
-        match new or old:
-            case Lease():
-                self._index_lease(cast(Lease | None, old), cast(Lease | None, new))
-            case Peer():
-                self._index_peer(cast(Peer | None, old), cast(Peer | None, new))
-                self._index_endpoint(cast(Peer | None, old), cast(Peer | None, new))
-            case Attachment():
-                self._index_attachment(cast(Attachment | None, old), cast(Attachment | None, new))
-            case Record():
-                self._index_record(cast(Record | None, old), cast(Record | None, new))
-            case Overlay() | Service():
-                self._pools.clear()
-                self._own = None
-            case Membership() if further_blocks(old) != further_blocks(new):
-                self._pools.clear()
-                self._own = None
+    def _index_range(self, old: Row | None, new: Row | None) -> None:
+        """What of the addresses is this node's own."""
+        if not isinstance(new or old, Membership) or further_blocks(old) != further_blocks(new):
+            self._pools.clear()
+            self._own = None
 
     def _index_lease(self, old: Lease | None, new: Lease | None) -> None:
         for lease in (old, new):
@@ -260,7 +261,8 @@ class State:
                         pool.update(lease.address, new)
 
     def _index_peer(self, old: Peer | None, new: Peer | None) -> None:
-        before, after = (peer.allowed_ips if peer is not None else frozenset[Network]() for peer in (old, new))
+        before = old.allowed_ips if old is not None else _NONE
+        after = new.allowed_ips if new is not None else _NONE
         if old:
             allowed = self._allowed[old.scope]
             for network in before - after:
@@ -275,6 +277,8 @@ class State:
             self._peers.setdefault(new.scope, {})[new.public_key] = new
         elif old and not self._peers[old.scope]:
             del self._peers[old.scope], self._allowed[old.scope]
+        if old is None or new is None or old.endpoint != new.endpoint:
+            self._index_endpoint(old, new)
 
     def _disown(self, peer: Peer, network: Network, allowed: AllowedIPs[bytes]) -> None:
         """A peer no longer has an allowed IP: whoever else claims it, as a guest and somebody else may, owns it."""
@@ -407,10 +411,11 @@ class Draft:
 
     def put(self, row: Row) -> None:
         """Add or replace a row; putting what is there already changes nothing."""
-        if self.state.get(type(row), row.key) == row:
-            self.rows.pop(row.id, None)
+        id = row.id
+        if self.state.get(type(row), id[1]) == row:
+            self.rows.pop(id, None)
         else:
-            self.rows[row.id] = row
+            self.rows[id] = row
 
     def drop(self, row: Row) -> None:
         if self.state.get(type(row), row.key) is None:

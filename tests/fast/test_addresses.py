@@ -106,6 +106,15 @@ def test_a_network_is_in_all_like_the_librarys(one, two):
     assert list(islice(made.hosts(), 4)) == list(islice(one.hosts(), 4))
 
 
+@given(NETWORKS, NETWORKS, st.integers(0, 128))
+def test_one_is_inside_another_where_the_library_calls_it_a_subnet(one, two, prefix):
+    around = one.supernet(new_prefix=min(prefix, one.prefixlen))
+    for inner in (one, two, addresses.network(str(one))):
+        for outer in (one, two, around, addresses.network(str(around))):
+            expected = inner.version == outer.version and inner.subnet_of(outer)
+            assert addresses.is_inside(inner, outer) is expected
+
+
 @given(NETWORKS)
 def test_its_place_and_back(network):
     packed, length = network.network_address.packed, network.prefixlen

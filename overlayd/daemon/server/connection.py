@@ -123,6 +123,7 @@ class Connection(asyncio.BufferedProtocol):
         self._order: AnswerOrder[int | Frame, wire.Request | wire.Err] = AnswerOrder(server.limits.events)
         self._out: list[bytes] = []
         self._out_bytes = 0
+        self._flushing = False  # soon
         self.get_buffer = self._inbox.get_buffer  # type: ignore[method-assign]  # once for each read: no step between
         self.watches = False  # has asked for `changed` events
         self._program = ""  # the client's, once it has asked for a change
@@ -341,7 +342,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._order.done(number):  # else the client was told that it is not waited for
             self._answer(to, response)
             self._release()
-            self._flush()
+            if not self._order.in_flight:
+                self._flush()
+            elif not self._flushing:  # those that end together are answered in one write
+                self._flushing = True
+                self._loop.call_soon(self._flush)
             if not self._reading:
                 self._server.queue(self)
         # The client need not wait for what is written of its request.
@@ -416,6 +421,7 @@ class Connection(asyncio.BufferedProtocol):
             self._flush()
 
     def _flush(self) -> None:
+        self._flushing = False
         if not self._out:
             return
         pieces, self._out = self._out, []

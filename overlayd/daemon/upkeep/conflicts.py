@@ -97,6 +97,8 @@ class Conflicts:
                 self._held[key] = now
             if now != before:
                 different.append(key)
+            if not now and not before:
+                continue
             name = keys.text(peer_of(key)[0])
             for network, by in now.items():
                 if network not in before:
