@@ -27,6 +27,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import capability, conntrack, forwarding, neighbours
 from overlayd.model import drift, wireguard_go
 from overlayd.model.crowding import crowded, tracked
+from overlayd.model.endpoints import misplaced
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.pacing import pace_key
@@ -180,7 +181,7 @@ class Doctor:
             found += wireguard_go.findings(versions, installed) if installed else [wireguard_go.unknown()]
         found += crowded((each.version, each.entries, each.limit) for each in neighbours.tables())
         found += tracked(*connections) if (connections := conntrack.load()) is not None else []
-        return [*found, *self._dead(), *self._unresolved()]
+        return [*found, *self._dead(), *self._unreached()]
 
     def _dead(self) -> list[Finding]:
         found = []
@@ -227,16 +228,25 @@ class Doctor:
             for upstream in sorted(server.looping)
         ]
 
-    def _unresolved(self) -> list[Finding]:
+    def _unreached(self) -> list[Finding]:
         state, facts = self._node.state, self._node.facts
         found = []
         for peer in state.table(Peer).values():
-            if not peer.endpoint or endpoint_address(peer, facts) is not None:
+            if not peer.endpoint:
                 continue
-            problem = f"cannot be reached: {peer.endpoint} does not resolve to an address outside of the overlay"
+            at = endpoint_address(peer, facts)
+            wrong = misplaced(state, at, self._surroundings.here) if at is not None else ""
+            if at is not None and not wrong:
+                continue
             name = f"peer {called(state, peer.scope, peer.public_key)}"
-            remedy = "check the name, and this host's resolver"
-            found.append(Finding("endpoint-unresolved", "error", name, problem, "", remedy))
+            if at is None:
+                problem = f"cannot be reached: {peer.endpoint} does not resolve to an address outside of the overlay"
+                remedy = "check the name, and this host's resolver"
+                found.append(Finding("endpoint-unresolved", "error", name, problem, "", remedy))
+            else:
+                problem = f"cannot be reached: its endpoint {peer.endpoint} {wrong}"
+                remedy = "add the peer again, with the address of its own node"
+                found.append(Finding("endpoint-misplaced", "error", name, problem, "", remedy))
         return found
 
     def _unanswered(self) -> list[Finding]:

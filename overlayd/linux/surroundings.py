@@ -7,22 +7,22 @@ Routes of a routing daemon (BGP and the like) are not read: there may be a milli
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from errno import ENODEV
 from functools import partial
-from ipaddress import ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_network
 
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.egress import VIRTUAL_PREFIXES
 from overlayd.linux.netlink import Netlink, Request
-from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Network
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Address, Network
 from overlayd.model.overlaps import HostNetwork
 from overlayd.proto.netlink import attributes, number, u32
 
 _OURS = (GROUP_DEVICE, GROUP_BRIDGE, GROUP_VETH, GROUP_DOOMED)
 
 
-def host_networks(ours: set[int] | None = None) -> tuple[HostNetwork, ...]:
+def host_networks(ours: set[int] | None = None, here: dict[Address, str] | None = None) -> tuple[HostNetwork, ...]:
     """Every network, route and default gateway of the calling thread's network namespace that is not ours.
 
     Reads addresses and the routes of people and of the kernel once, and of the links only those that have some.  Raises
@@ -30,6 +30,8 @@ def host_networks(ours: set[int] | None = None) -> tuple[HostNetwork, ...]:
 
     ours: the indexes of links that the last call found to be ours, which this one has to look at no more, and those of
     this one afterwards.  The kernel does not give an index to another link.
+
+    here: filled with this host's addresses, and with the broadcast addresses of its networks and what these are.
     """
     ours = set() if ours is None else ours
     with Netlink() as netlink:
@@ -57,6 +59,8 @@ def host_networks(ours: set[int] | None = None) -> tuple[HostNetwork, ...]:
     for address in addresses:
         if address.ifindex in names:
             _add(found, address.interface.network, names[address.ifindex])
+    if here is not None:
+        here |= _here([address.interface for address in addresses])
     for route in routes:
         if route.type in rt.REFUSING:
             if route.destination.prefixlen:
@@ -74,6 +78,14 @@ def host_networks(ours: set[int] | None = None) -> tuple[HostNetwork, ...]:
             else:
                 found[HostNetwork(route.destination, name, "route", route.gateway)] = None
     return tuple(found)
+
+
+def _here(interfaces: Collection[IPv4Interface | IPv6Interface]) -> dict[Address, str]:
+    found: dict[Address, str] = {}
+    for each in interfaces:
+        if each.version == 4 and each.network.prefixlen < 31:  # RFC 3021
+            found.setdefault(each.network.broadcast_address, str(each.network))
+    return found | {each.ip: "" for each in interfaces}
 
 
 def _link_of_address(body: memoryview) -> int:

@@ -7,6 +7,7 @@ addresses come from, servers, or when what is tried (`traversal`).
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from overlayd.model.endpoints import nobodys
 from overlayd.model.objects import Address
 from overlayd.model.rows import numeric_endpoint
 
@@ -64,13 +65,13 @@ def node_candidates(
 
 
 def peer_candidates(given: Iterable[tuple[str, str, int]]) -> list[Candidate]:
-    """A peer's candidates as a row holds them, the best first.  What is no ip:port, or of no known type, is left out:
-    it may come from a newer node.
+    """A peer's candidates as a row holds them, the best first.  What is no ip:port of a host, or of no known type, is
+    left out: it may come from a newer node.
     """
     known = []
     for kind, address, rank in given:
         endpoint = numeric_endpoint(address)
-        if endpoint is not None and kind in PREFERENCES and 0 < endpoint[1] < 65536:
+        if endpoint is not None and kind in PREFERENCES and 0 < endpoint[1] < 65536 and not nobodys(endpoint[0]):
             known.append(Candidate(kind, *endpoint, rank))
     return sorted(known, key=lambda candidate: -candidate.priority)
 

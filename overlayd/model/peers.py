@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from overlayd import keys
 from overlayd.errors import NotSetUp, RequestError
 from overlayd.model import conflicts, overlay
+from overlayd.model.endpoints import nobodys
 from overlayd.model.objects import GLOBAL, Address, Network
 from overlayd.model.overlaps import HostNetwork, cuts_off
 from overlayd.model.routing import has_route, routed_into_overlay
@@ -153,7 +154,9 @@ def _require_no_guest(draft: Draft, scope: str, public_key: bytes, field: str) -
 
 
 def _require_underlay(draft: Draft, endpoint: str, address: Address) -> None:
-    """RequestError when the tunnel to an endpoint would be led into the overlay."""
+    """RequestError when nobody can be at an endpoint, or the tunnel to it would be led into the overlay."""
+    if nobody := nobodys(address):
+        raise RequestError(f"request.endpoint: {endpoint}: {address} {nobody}; give the peer's address, or none")
     inside = routed_into_overlay(draft.state, address)
     if inside:
         raise RequestError(

@@ -328,6 +328,28 @@ def test_an_endpoint_that_nobody_could_have_is_refused(nodes: tuple[Member, Memb
     for at in ("beta.example", "beta.example:", "beta.example:0", "a..b:7", "a b:7", "fd00::1:7", "[fd00::g]:7", ":7"):
         with pytest.raises(Refused, match=r"request\.endpoint"):
             add(alpha, GHOST, at)
+    for at in ("0.0.0.0:7", "[::]:7", "224.0.0.1:7", "[ff02::1]:7", "255.255.255.255:7"):
+        with pytest.raises(Refused, match=r"request\.endpoint: .* is the address of"):
+            add(alpha, GHOST, at)
+
+
+def test_an_endpoint_that_is_this_node_itself_is_told(nodes: tuple[Member, Member]) -> None:
+    alpha, _ = nodes
+    for at, why in (
+        (alpha.node.endpoint(PORT), "is this node's own WireGuard port"),
+        (f"127.0.0.1:{PORT}", "is this node's own WireGuard port"),
+        ("172.31.0.255:7", "is the broadcast address of network 172.31.0.0/24"),
+    ):
+        add(alpha, GHOST, at)
+        assert f"the endpoint {at} of peer {GHOST} {why}" in alpha.node.log_tail()
+        (found,) = [each for each in alpha.findings() if each["code"] == "endpoint-misplaced"]
+        assert at in found["problem"] and why in found["problem"]
+    add(alpha, GHOST, "127.0.0.1:7")  # where a tunnel of another kind may begin
+    assert "endpoint-misplaced" not in [each["code"] for each in alpha.findings()]
+    name(alpha, nobody="0.0.0.0")
+    add(alpha, GHOST, "nobody.example:7")
+    until(lambda: "nobody.example does not resolve: 0.0.0.0 is the address of nobody" in alpha.node.log_tail())
+    alpha.request("remove_peer", pubkey=GHOST)
 
 
 def test_names_and_zones_are_checked(nodes: tuple[Member, Member]) -> None:

@@ -11,11 +11,11 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
-from overlayd.model import membership, peers
+from overlayd.model import endpoints, membership, peers
 from overlayd.model.layout import configured_address
 from overlayd.model.names import require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Network
-from overlayd.model.rows import Service
+from overlayd.model.rows import Service, numeric_endpoint
 from overlayd.model.state import Draft
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
     else:
         moved = await daemon.node.change(decide, exclusive=peers_locks(scope), prepare=read)
     _log_moves(moved)
+    _tell_misplaced(daemon, key, endpoint)
     return wire.Ok()
 
 
@@ -115,6 +116,13 @@ async def remove_allowed_ip(daemon: Daemon, request: wire.RemoveAllowedIp) -> wi
         lambda draft: peers.remove_allowed_ip(draft, scope, key, network), exclusive=peers_locks(scope)
     )
     return wire.Ok()
+
+
+def _tell_misplaced(daemon: Daemon, key: bytes, endpoint: str) -> None:
+    """The doctor says it as well: an address may come to this host later, or leave it."""
+    at = numeric_endpoint(endpoint)
+    if at is not None and (misplaced := endpoints.misplaced(daemon.node.state, at, daemon.surroundings.here)):
+        log.warning("the endpoint %s of peer %s %s: packets for the peer end here", endpoint, keys.text(key), misplaced)
 
 
 def _log_moves(moved: list[str]) -> None:

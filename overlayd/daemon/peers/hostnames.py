@@ -23,6 +23,7 @@ from overlayd.daemon.peers.health import Health, Listener
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.daemon.tasks import Spawn
 from overlayd.errors import MechanismError
+from overlayd.model.endpoints import nobodys
 from overlayd.model.layout import Facts, endpoint_text
 from overlayd.model.objects import Address
 from overlayd.model.resolution import choose, failure_pause, stale_pause
@@ -157,12 +158,18 @@ class Resolver(Listener):
 
     def _outside(self, answers: list[Address]) -> list[Address]:
         """The answers to which a tunnel may lead.  OSError when there are none."""
-        inside = {address: routed_into_overlay(self._node.state, address) for address in answers}
-        outside = [address for address in answers if not inside[address]]
-        if not outside:
-            address, network = next(iter(inside.items()))
-            raise OSError(f"{address} is in {network}, and the tunnel would be led into itself")
-        return outside
+        wrong = {address: self._wrong(address) for address in answers}
+        right = [address for address in answers if not wrong[address]]
+        if not right:
+            address, why = next(iter(wrong.items()))
+            raise OSError(f"{address} {why}")
+        return right
+
+    def _wrong(self, address: Address) -> str:
+        if nobody := nobodys(address):  # which some resolvers answer for what they block
+            return nobody
+        network = routed_into_overlay(self._node.state, address)
+        return f"is in {network}, and the tunnel would be led into itself" if network else ""
 
     async def _tell(self) -> None:
         """Tell the devices what was found, many at once: for ever."""

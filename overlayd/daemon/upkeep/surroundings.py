@@ -13,6 +13,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux.surroundings import host_networks
 from overlayd.model import overlaps
 from overlayd.model.findings import Finding
+from overlayd.model.objects import Address
 from overlayd.model.overlaps import HostNetwork
 from overlayd.model.routing import has_route
 from overlayd.model.rows import Change, Overlay, Peer, Service
@@ -21,10 +22,13 @@ log = logging.getLogger(__name__)
 
 
 class Surroundings:
-    """networks: those that the host reaches without us, as they were read last.  findings: what overlaps now."""
+    """networks: those that the host reaches without us, as they were read last, and here: its addresses, as
+    `host_networks` tells them.  findings: what overlaps now.
+    """
 
     def __init__(self, node: Node) -> None:
         self.networks: tuple[HostNetwork, ...] = ()
+        self.here: dict[Address, str] = {}
         self.findings: tuple[Finding, ...] = ()
         self._node = node
         self._ours: set[int] = set()  # the indexes of links that are ours, as they were read last
@@ -41,7 +45,9 @@ class Surroundings:
 
     def read(self) -> None:
         """Read the host's networks.  Blocks: for worker threads.  MechanismError when the kernel refuses."""
-        self.networks = host_networks(self._ours)
+        here: dict[Address, str] = {}
+        self.networks = host_networks(self._ours, here)
+        self.here = here
 
     async def look(self) -> None:
         """Read the host's networks, and log what is new.  MechanismError when the kernel refuses."""
