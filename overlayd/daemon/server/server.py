@@ -12,13 +12,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from overlayd import wire
 from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.acceptor import QUOTAS, Acceptor, Quotas
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
+from overlayd.daemon.server.deliveries import Deliveries
 from overlayd.daemon.server.large import Examiner
 from overlayd.daemon.server.listener import Credentials, Place
 from overlayd.daemon.server.turns import Turns
@@ -67,6 +68,7 @@ class Server:
         self.is_next = self._turns.is_next
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deliveries = Deliveries(self._soon)
         self._coming: deque[tuple[Work, int]] = deque()  # changes that have yet to begin, and their bytes
         self._beginning = False
         self._sweeping: asyncio.TimerHandle | None = None
@@ -94,8 +96,13 @@ class Server:
         else:
             about, listening = event.pubkey, list(self.connections)
         message = wire.encode_event(event) if listening else b""
-        for connection in listening:
-            connection.push((type(event), about), message)
+
+        def delivery() -> Iterator[None]:
+            for connection in listening:
+                connection.push((type(event), about), message)
+                yield
+
+        self._deliveries.add(delivery())
 
     @property
     def is_watched(self) -> bool:
@@ -107,6 +114,7 @@ class Server:
         are out.
         """
         self.stopping = True
+        self._deliveries.finish()
         while self._coming:
             self._begin()
         if self._tasks:
@@ -178,11 +186,15 @@ class Server:
         finally:
             self._scheduled = False
             if self._turns and not self._coming:  # else when these have begun
-                if self._tasks:  # the interpreter is for the threads of the changes now
-                    self._scheduled = True
-                    self._loop.call_later(REST, self._serve)
-                else:
-                    self._serve_soon()
+                self._scheduled = True
+                self._soon(self._serve)
+
+    def _soon(self, callback: Callable[[], None]) -> None:
+        """Call somebody when the sockets have been looked at, and the threads of the changes had the interpreter."""
+        if self._tasks:
+            self._loop.call_later(REST, callback)
+        else:
+            self._loop.call_soon(callback)
 
     def _begin(self) -> None:
         """Begin some changes, and the next ones when the sockets have been looked at."""
