@@ -13,7 +13,7 @@ from overlayd.linux import rtnetlink as rt
 from overlayd.linux import sysctl
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Address, Network
-from overlayd.model.parameters import Uplink
+from overlayd.model.parameters import OVERHEAD, Uplink
 
 # What virtual interfaces are called; an orchestrator agrees on this list.  It is about what a name makes likely: a link
 # of such a name is the uplink all the same if it carries the only default route and can be one (`can_be_uplink`).
@@ -37,9 +37,6 @@ VIRTUAL_PREFIXES = (
     "podman",
 )
 
-# WireGuard adds 32 bytes, UDP 8, and IPv4 20 or IPv6 40.
-_OVERHEAD_IPV4 = 60
-_OVERHEAD_IPV6 = 80
 _LEAST_MTU = 1280  # RFC 8200 section 5: IPv6 needs it
 _DEFAULT_MTU = 1420  # Ethernet's 1500 with an IPv6 underlay
 
@@ -188,7 +185,7 @@ def overlay_mtu(egress: Egress | None) -> int:
     """
     if egress is None:
         return _DEFAULT_MTU
-    return max(egress.mtu - (_OVERHEAD_IPV6 if egress.ipv6 else _OVERHEAD_IPV4), _LEAST_MTU)
+    return max(egress.mtu - OVERHEAD[6 if egress.ipv6 else 4], _LEAST_MTU)
 
 
 def source_towards(netlink: Netlink, address: Address) -> Address | None:

@@ -129,10 +129,13 @@ class Rule(NamedTuple):
 
 
 class Way(NamedTuple):
-    """What becomes of it.  link: that it leaves by, "" for none.  problem: why it does not leave, else empty."""
+    """What becomes of it.  link: that it leaves by, "" for none.  problem: why it does not leave, else empty.  mtu: of
+    the way to an endpoint, as far as this host knows, bytes; 0 for what was not looked at.
+    """
 
     link: str
     problem: str = ""
+    mtu: int = 0
 
 
 def questions(state: State, facts: Facts, rules: Iterable[Rule] = (), out: WayOut | None = None) -> list[Question]:

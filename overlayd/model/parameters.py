@@ -1,12 +1,25 @@
-"""What a host's kernel parameters do to the overlay.
+"""What a host's kernel parameters, and the MTU of its links, do to the overlay.
 
-Owns: which values are in its way, and the words.  Must not know: how parameters are read (`linux.sysctl`); those of our
-own links, which are put back (`linux.forwarding`).
+Owns: which values are in its way, the bytes that WireGuard adds to a packet, and the words.  Must not know: how
+parameters are read (`linux.sysctl`); those of our own links, which are put back (`linux.forwarding`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from overlayd.model.findings import Finding
+
+OVERHEAD = {4: 60, 6: 80}  # WireGuard adds 32 bytes, UDP 8, and IPv4 20 or IPv6 40
+
+
+class Carries(NamedTuple):
+    """The MTU of a way to peers, in bytes.  link: by which it leads; to: an address, or what else is there."""
+
+    link: str
+    mtu: int
+    to: str
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +88,23 @@ def uplink_findings(uplink: Uplink, *, cluster: int, underlay: frozenset[int]) -
             )
         )
     return found
+
+
+def narrow_findings(ways: Iterable[Carries], inside: int) -> list[Finding]:
+    """What carries less than tunnels send, one for each link and MTU.  inside: the overlay's MTU."""
+    narrow: dict[tuple[str, int], Carries] = {}
+    for each in ways:
+        if each.mtu and each.mtu < inside + OVERHEAD[each.version]:
+            narrow.setdefault((each.link, each.mtu), each)
+    return [
+        Finding(
+            code="underlay-narrow",
+            severity="warning",
+            object=f"the way to {each.to} by link {each.link}",
+            problem=f"carries packets of {each.mtu} bytes, and tunnels send up to {inside + OVERHEAD[each.version]}",
+            symptom="large packets travel in pieces or are lost: connections hang as soon as they send much",
+            remedy=f"give it an MTU of {inside + OVERHEAD[each.version]} (ip link set dev {each.link} mtu), on all that"
+            " is between this host and its peers",
+        )
+        for each in narrow.values()
+    ]

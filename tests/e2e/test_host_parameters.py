@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab, Refused, ping
-from lab.cluster import CLUSTER6, Member, Pair, besides_version
+from lab.cluster import CLUSTER, CLUSTER6, Member, Pair, besides_version
 from lab.container import Container
 from lab.lab import OUTSIDE
 from lab.node import DAEMON
@@ -193,3 +193,25 @@ def test_an_uplink_called_like_a_bridge_is_the_uplink_if_there_is_no_other() -> 
         assert guest["peers"][0]["endpoint"] == alpha.node.endpoint(51820)
         alpha.node.run(["ip", "link", "set", "br-lan", "mtu", "1300"])
         until(lambda: json.loads(alpha.node.run(["ip", "-j", "link", "show", "zl-lab-alpha-g"]))[0]["mtu"] == 1280)
+
+
+def is_told(member: Member, mtu: int) -> bool:
+    found = (each for each in member.findings() if each["code"] == "underlay-narrow")
+    return any(f"carries packets of {mtu} bytes" in each["problem"] for each in found)
+
+
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_a_way_to_peers_that_is_too_narrow_for_tunnels(ipv6: bool) -> None:
+    with Lab(ipv6=ipv6) as lab:
+        pair = Pair(lab, CLUSTER6 if ipv6 else CLUSTER)
+        alpha, there = pair.alpha, str(pair.beta.node.address)
+        assert alpha.findings() == []
+        narrow = 1340 if ipv6 else 1300  # the least that IPv6 lives with inside is 1280
+        for change, undo in (
+            (f"ip link set uplink mtu {narrow}", "ip link set uplink mtu 1500"),
+            (f"ip route add {there} dev uplink mtu {narrow}", f"ip route del {there} dev uplink"),
+        ):
+            alpha.node.run(["sh", "-ec", change])
+            until(lambda: is_told(alpha, narrow), alpha.node.log_tail)
+            alpha.node.run(["sh", "-ec", undo])
+            until(lambda: alpha.findings() == [], alpha.node.log_tail)

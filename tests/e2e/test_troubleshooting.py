@@ -120,6 +120,10 @@ def journal_displaced(member: Member, _: ExitStack) -> None:
     (member.node.data_dir / "journal").unlink()
 
 
+def underlay_narrow(member: Member, _: ExitStack) -> None:
+    member.node.run(["ip", "link", "set", "uplink", "mtu", "1300"])
+
+
 def port_unmapped(member: Member, _: ExitStack) -> None:
     member.set_up({"stun_servers": ["none"], "port_mapping": True})
 

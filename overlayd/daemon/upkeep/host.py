@@ -9,7 +9,7 @@ as it lasts.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from overlayd.linux.nft import Nft
 from overlayd.linux.policy_rules import policy_rules
 from overlayd.linux.ways import ways
 from overlayd.model.blockers import Traffic, blockers, unseen
-from overlayd.model.diversions import Question, Rule, WayOut, diversions, no_way_out, questions
+from overlayd.model.diversions import Question, Rule, Way, WayOut, diversions, no_way_out, questions
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset, together
 from overlayd.model.ipsec import ipsec_findings
@@ -32,7 +32,7 @@ from overlayd.model.layout import Facts, endpoint_address
 from overlayd.model.link_filters import link_findings
 from overlayd.model.marks import marked
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
-from overlayd.model.parameters import uplink_findings
+from overlayd.model.parameters import Carries, narrow_findings, uplink_findings
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ _WHOSE = {
     "ipv6-disabled": _PARAMETERS,
     "route-diverted": "routing leads elsewhere what is for the overlay",
     "endpoint-unreachable": "routing does not lead to peers",
+    "underlay-narrow": "links are too narrow for tunnels",
     "no-way-out": "routing does not lead out",
     "link-filtered": "links lose packets",
     "ipsec-diverted": "IPsec takes what is for the overlay",
@@ -164,7 +165,12 @@ class HostWatch:
         known = [each.network for each in self._surroundings.networks]
         asked += marked(together(rulesets), asked, rules, traffic.links, traffic.way_out)
         uplinks = egress.addressed_links() if any(each.flow is not None for each in asked) else frozenset[str]()
-        return blockers(rulesets, traffic) + found + diversions(ways(asked), traffic.cluster, known, uplinks)
+        found_ways = ways(asked)
+        carried = [*_carried(found_ways)]
+        if way is not None:
+            carried.insert(0, Carries(way.interface, way.mtu, "the outside", way.address.version))
+        found += narrow_findings(carried, min(facts.mtu, egress.overlay_mtu(way)))  # which it will be in a moment
+        return blockers(rulesets, traffic) + found + diversions(found_ways, traffic.cluster, known, uplinks)
 
     def _traffic(self, way: egress.Egress | None) -> Traffic | None:
         """What of ours meets the host's firewall, but for what peers add to it; None while nothing is set up."""
@@ -194,6 +200,13 @@ class HostWatch:
             wireguard=tuple(ports) if facts.devices else (),
             dns=self._dns_port,
         )
+
+
+def _carried(found: Iterable[tuple[Question, Way]]) -> Iterator[Carries]:
+    """What the ways to peers carry."""
+    for question, way in found:
+        if way.mtu:
+            yield Carries(way.link, way.mtu, str(question.destination), question.destination.version)
 
 
 def _rules() -> list[Rule]:
