@@ -3,7 +3,7 @@ everywhere.
 
 etcd has three members.  The registered nodes are records; followers are streams of what a daemon's own stream is made
 of.  A burst is read once by followers that keep their streams open, and once by those that read in windows, as daemons
-do; and once by nobody, since the changes themselves cost etcd the same however they are read.
+do; once by followers of etcd's JSON gateway; and once by nobody, since the changes cost etcd the same whoever reads.
 
     python bench/bench_cluster.py           (root: makes network namespaces; etcd)
 """
@@ -163,8 +163,12 @@ def burst(etcd: Etcd, nodes: list[Site], writer: Registered, reader: Registered)
     reader.ask("follow", 0, RATE, NODES)
     unread, _, _ = _burst(etcd, nodes, writer, reader)
     told.append((f"etcd's processor time for {BURST:,} changes that nobody follows but the three", f"{unread:.1f} s"))
-    for what, rate in (("streams that stay open", 1e9), ("windows", RATE)):
-        reader.ask("follow", BURST_FOLLOWERS, rate, NODES)
+    for what, rate, json in (
+        ("streams of JSON that stay open", 1e9, 1),
+        ("streams that stay open", 1e9, 0),
+        ("windows", RATE, 0),
+    ):
+        reader.ask("follow", BURST_FOLLOWERS, rate, NODES, json)
         before = etcd.told()
         spent, seconds, everywhere = _burst(etcd, nodes, writer, reader)
         messages, changes = (now - then for now, then in zip(etcd.told(), before, strict=True))
@@ -175,10 +179,12 @@ def burst(etcd: Etcd, nodes: list[Site], writer: Registered, reader: Registered)
             ("changes that they told, and messages which that took", f"{changes:,}, {messages:,}"),
             ("on the three daemons' devices after", f"{everywhere:.1f} s"),
         ]
-    streaming, windowed = reading
-    whole = [unread + each * FOLLOWERS / BURST_FOLLOWERS for each in reading]
+    gateway, streaming, windowed = reading
+    whole = [unread + each * FOLLOWERS / BURST_FOLLOWERS for each in (streaming, windowed)]
     told += [
-        ("etcd's by windows, of that by open streams, without the changes themselves", _part(windowed, streaming)),
+        ("etcd's by gRPC, of that by JSON, open streams, without the changes themselves", _part(streaming, gateway)),
+        ("etcd's by windows, of that by open streams, likewise", _part(windowed, streaming)),
+        ("etcd's by windows, of that by open streams of JSON, likewise", _part(windowed, gateway)),
         (f"with them, as it is before {FOLLOWERS:,} followers (computed; goal: {CHEAPEST:.2f})", _part(*whole[::-1])),
     ]
     return told

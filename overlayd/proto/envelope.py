@@ -13,6 +13,7 @@ import msgspec
 
 from overlayd._fast.envelope import decode_frame
 from overlayd.errors import ProtocolError
+from overlayd.proto.protobuf import bytes_field, varint_field
 
 Buffer = bytes | bytearray | memoryview
 
@@ -31,9 +32,6 @@ PROTOCOL_CONTROL = 0x0000
 PROTOCOL_ADMIN = 0xAD01
 PROTOCOL_PROBE = 0xB232
 PROTOCOL_HANDOFF = 0xD0FF
-
-_LOW_64_BITS = (1 << 64) - 1
-_ONE_BYTE = tuple(bytes((value,)) for value in range(0x80))
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -123,29 +121,6 @@ def respond(request: Frame, payload: bytes) -> bytes:
 def is_consumer_protocol(number: int) -> bool:
     """Whether the family leaves this protocol number to daemons: registered ones, or private use."""
     return 0x7000 <= number <= 0x7EFF or 0xF000 <= number <= 0xFFFF
-
-
-def varint(value: int) -> bytes:
-    """`value` as a protobuf varint; a negative one is taken as 64-bit two's complement, as protobuf writes enums."""
-    if 0 <= value < 0x80:
-        return _ONE_BYTE[value]
-    value &= _LOW_64_BITS
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def varint_field(number: int, value: int) -> bytes:
-    """A varint field with its key, or nothing for the default 0."""
-    return varint(number << 3) + varint(value) if value else b""
-
-
-def bytes_field(number: int, value: bytes) -> bytes:
-    """A length-delimited field with its key, or nothing for the empty default."""
-    return varint(number << 3 | 2) + varint(len(value)) + value if value else b""
 
 
 def _too_large(length: int) -> ProtocolError:

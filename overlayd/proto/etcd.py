@@ -1,7 +1,7 @@
-"""etcd's API by its JSON gateway (`/v3/*`, etcd 3.4 and later; api/etcdserverpb/rpc.proto).
+"""etcd's API by its JSON gateway (`/v3/*`, etcd 3.4 and later; api/etcdserverpb/rpc.proto), and its watch by gRPC too.
 
-Owns: requests as JSON, answers and the lines of a watch as values of `store_answers`, and the class of each error.
-Must not know: sockets, HTTP, or what keys mean.
+Owns: requests as JSON, answers and the lines of a watch as values of `store_answers`, and the class of each error; of a
+watch, the same in protobuf.  Must not know: sockets, HTTP, gRPC, or what keys mean.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from overlayd.errors import ProtocolError
+from overlayd.proto.protobuf import bytes_field, fields, varint_field
 from overlayd.proto.store_answers import (
     Ahead,
     AuthFailed,
@@ -30,6 +31,11 @@ from overlayd.proto.store_answers import (
 
 # A header of a watch: end the stream when the member that serves it has lost its leader, instead of falling silent.
 REQUIRE_LEADER = ("Grpc-Metadata-hasleader", "true")
+
+# A watch by gRPC: what is called, and with what metadata, as etcd's clientv3 does it.
+WATCH = "/etcdserverpb.Watch/Watch"
+LEADER_METADATA = ("hasleader", "true")
+TOKEN_METADATA = "token"
 
 _TAGS = re.compile("<style.*?</style>|<[^>]*>", re.DOTALL)  # of a page for people
 
@@ -115,6 +121,13 @@ def watch(prefix: str, revision: int) -> Call:
     """The stream of changes of all keys with a prefix, from a revision on."""
     create = {"key": prefix.encode(), "range_end": prefix_end(prefix.encode()), "start_revision": revision}
     return _call("/v3/watch", {"create_request": create})
+
+
+def watch_message(prefix: str, revision: int) -> bytes:
+    """The same as a WatchRequest in protobuf, for `WATCH`."""
+    key = prefix.encode()
+    create = bytes_field(1, key) + bytes_field(2, prefix_end(key)) + varint_field(3, revision)
+    return bytes_field(1, create)
 
 
 def lease_grant(ttl: int) -> Call:
@@ -265,9 +278,59 @@ def read_watch_line(line: bytes) -> list[Watching | Changes]:
     answer: _WatchLine = _decode(_WATCH_LINE, line)
     if answer.error is not None:
         raise _classify(answer.error.message, answer.error.grpc_code or answer.error.code)
-    watch = answer.result
-    if watch is None:
+    if answer.result is None:
         raise ProtocolError("a line of etcd's watch has neither a result nor an error")
+    return _told(answer.result)
+
+
+def read_watch_message(message: bytes) -> list[Watching | Changes]:
+    """A WatchResponse in protobuf, as `read_watch_line` reads a line."""
+    header, created, canceled, compacted, reason = _Header(), False, False, 0, ""
+    events: list[_Event] = []
+    for number, value in fields(message):
+        if number == 1:
+            header = _Header(_number(dict(fields(_bytes(value))).get(3, 0)))
+        elif number == 3:
+            created = _number(value) != 0
+        elif number == 4:
+            canceled = _number(value) != 0
+        elif number == 5:
+            compacted = _number(value)
+        elif number == 6:
+            reason = _bytes(value).decode(errors="replace")
+        elif number == 11:
+            events.append(_read_event(_bytes(value)))
+    return _told(_Watch(header, created, canceled, compacted, reason, events))
+
+
+def read_end(status: int, reason: str) -> StoreError:
+    """Why a call of gRPC has ended.  status: of gRPC."""
+    return _classify(reason or f"gRPC status {status}", status)
+
+
+def _read_event(message: bytes) -> _Event:
+    event = dict(fields(message))
+    pair = dict(fields(_bytes(event.get(2, b""))))
+    key, value = _bytes(pair.get(1, b"")), _bytes(pair.get(5, b""))
+    created, modified, lease = (_number(pair.get(number, 0)) for number in (2, 3, 6))
+    kind = "DELETE" if _number(event.get(1, 0)) == 1 else "PUT"
+    return _Event(_KeyValue(key, value, created, modified, lease), kind)
+
+
+def _number(value: int | bytes) -> int:
+    """Of a signed field of 64 bits."""
+    if isinstance(value, bytes):
+        raise ProtocolError("etcd's message has bytes where a number belongs")
+    return value - (value >> 63 << 64)
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ProtocolError("etcd's message has a number where bytes belong")
+    return value
+
+
+def _told(watch: _Watch) -> list[Watching | Changes]:
     if watch.canceled:  # it may stand beside `created`: so an expired token looks
         if watch.compact_revision:
             raise Compacted(watch.compact_revision)

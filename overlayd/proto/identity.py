@@ -16,7 +16,8 @@ import msgspec
 from overlayd._fast.envelope import fields
 from overlayd.errors import ProtocolError, StateError
 from overlayd.proto import envelope
-from overlayd.proto.envelope import Frame, bytes_field, varint, varint_field
+from overlayd.proto.envelope import Frame
+from overlayd.proto.protobuf import bytes_field, varint, varint_field
 
 # Protocol constants.
 NONCE_SIZE = 32

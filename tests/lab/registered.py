@@ -50,7 +50,9 @@ class Registered:
         self._process.communicate()
 
     def ask(self, what: str, *numbers: float) -> dict[str, Any]:
-        """`register COUNT`, `change COUNT FROM A_SECOND`, `follow COUNT RATE NODES` or `reach REVISION`: its answer."""
+        """`register COUNT`, `change COUNT FROM A_SECOND`, `follow COUNT RATE NODES [JSON]` or `reach REVISION`: its
+        answer.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
         print(what, *numbers, file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
@@ -93,8 +95,10 @@ class Program:
         await self._put(puts)
         return {"seconds": asyncio.get_running_loop().time() - began, "revision": self._revision}
 
-    async def follow(self, count: int, rate: float, nodes: int) -> dict[str, Any]:
-        """So many followers, in the place of those before, of a cluster of so many nodes."""
+    async def follow(self, count: int, rate: float, nodes: int, json: float = 0) -> dict[str, Any]:
+        """So many followers, in the place of those before, of a cluster of so many nodes.  json: by etcd's gateway, as
+        those follow whom no gRPC reaches.
+        """
         for task in self._followers:
             task.cancel()
         await asyncio.gather(*self._followers, return_exceptions=True)
@@ -106,6 +110,8 @@ class Program:
         followings: list[Following] = []
         for number in range(count):
             client = self._client(f"follower-{number}")
+            if json:
+                client.without_grpc.update(range(len(client.servers)))
             following = Following(client, "s/", self._revision, None, partial(self._told, number))
             following.session.rate, following.session.nodes = rate, nodes
             followings.append(following)
@@ -184,7 +190,7 @@ async def main() -> None:
         if what == "register":
             answer = await program.register(count)
         elif what == "follow":
-            answer = await program.follow(count, float(numbers[1]), int(numbers[2]))
+            answer = await program.follow(count, float(numbers[1]), int(numbers[2]), *map(float, numbers[3:]))
         elif what == "change":
             answer = await program.change(count, int(numbers[1]), float(numbers[2]))
         else:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from overlayd._fast.envelope import decode_frame, fields
 from overlayd.errors import ProtocolError
 from overlayd.proto import envelope
-from overlayd.proto.envelope import Frame, varint
+from overlayd.proto.envelope import Frame
+from overlayd.proto.protobuf import varint
 
 VECTORS = {
     vector["id"]: bytes.fromhex(vector["hex"])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from overlayd.errors import ProtocolError, StateError
 from overlayd.proto import envelope, identity
-from overlayd.proto.envelope import Frame, bytes_field, varint_field
+from overlayd.proto.envelope import Frame
 from overlayd.proto.identity import DaemonProcess, Suspicion
+from overlayd.proto.protobuf import bytes_field, varint_field
 
 CONTRACT = json.loads((Path(__file__).parents[1] / "vectors/envelope.json").read_text())
 VECTORS = {vector["id"]: bytes.fromhex(vector["hex"]) for vector in CONTRACT["vectors"]}

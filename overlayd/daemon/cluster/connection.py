@@ -1,7 +1,7 @@
 """A connection to a server of HTTP: TCP, TLS or a Unix socket.
 
 Owns: the socket from connect to close, deadlines, and how soon a dead one is noticed.  Must not know: what is asked
-(`etcd`), or what HTTP looks like (`proto.http`).
+(`etcd`), or what HTTP looks like (`proto.http`, `proto.grpc`).
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from overlayd.daemon.cluster import refusal
 from overlayd.daemon.cluster.refusal import Files
 from overlayd.daemon.tls import client_context
 from overlayd.errors import ProtocolError
+from overlayd.proto import grpc
 from overlayd.proto.http import LARGEST_LINE, Body, Client, End, Head, Lines
 from overlayd.proto.store_answers import Unavailable
 
@@ -79,17 +80,20 @@ class Connection:
         self._server = server
         self._files = files
         host = f"[{server.host}]" if ":" in server.host else server.host
-        self._client = Client("localhost" if server.path else f"{host}:{server.port}")
+        self._host = "localhost" if server.path else f"{host}:{server.port}"
+        self._client = Client(self._host)
         self._answered = False  # ever
         self.reusable = True
 
     @classmethod
-    async def open(cls, server: Server, files: Files) -> "Connection":
-        """Unavailable: nobody listens there, or TLS refuses who does."""
+    async def open(cls, server: Server, files: Files, protocol: str = "http/1.1") -> "Connection":
+        """protocol: that will be spoken, for TLS to agree on.  Unavailable: nobody listens there, or TLS refuses who
+        does.
+        """
         try:
             if server.path:
                 return cls(*await asyncio.open_unix_connection(server.path), server, files)
-            context = await asyncio.to_thread(_tls, files) if server.tls else None
+            context = await asyncio.to_thread(_tls, files, protocol) if server.tls else None
             sock = await _connect(server)
             try:
                 name = server.host if server.tls else None
@@ -132,8 +136,30 @@ class Connection:
         if status != 200:
             raise BadStatus(Answer(status, b"".join(refused)))
 
+    async def call(self, path: str, message: bytes, metadata: Headers = ()) -> AsyncGenerator[grpc.Event]:
+        """A call of gRPC, whose answer is a stream: it ends with an `End`.  NotSpoken: the server speaks none."""
+        self.reusable = False
+        tls = self._writer.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != grpc.ALPN:
+            raise grpc.NotSpoken("its TLS offers no HTTP/2")
+        if self.is_closed:  # uvloop's own error would be no OSError, here and below
+            raise grpc.NotSpoken("it hangs up at once")
+        call = grpc.Call(self._host, "https" if self._server.tls else "http")
+        try:
+            self._writer.write(call.begin(path, message, metadata))
+            while True:
+                data = await self._reader.read(CHUNK)
+                for event in call.receive(data):
+                    yield event
+                    if isinstance(event, grpc.End):
+                        return
+                if (owed := call.to_send()) and not self.is_closed:
+                    self._writer.write(owed)
+        except OSError as error:
+            raise Unavailable(refusal.of_connection(error, self._files, tls=self._server.tls)) from error
+
     async def _exchange(self, path: str, body: bytes, headers: Headers) -> AsyncGenerator[Head | Body | End]:
-        if self.is_closed:  # uvloop's own error would be no OSError
+        if self.is_closed:
             raise Unavailable("the server closed the connection")
         try:
             self._writer.write(self._client.post(path, body, headers))
@@ -189,12 +215,13 @@ async def _connect(server: Server) -> socket.socket:
     raise failure
 
 
-def _tls(files: Files) -> ssl.SSLContext:
+def _tls(files: Files, protocol: str) -> ssl.SSLContext:
     """Read anew for each connection, so that a renewed certificate counts from the next one on."""
     try:
         context = client_context(files.authority)
         if files.certificate:
             context.load_cert_chain(files.certificate, files.key or None)
+        context.set_alpn_protocols([protocol])
     except OSError as error:
         raise Unavailable(refusal.of_files(files, error)) from error
     return context
