@@ -50,7 +50,7 @@ def claim(directory: Path) -> int:
 def is_held(directory: Path, lock: int) -> bool:
     """Whether `lock` is still the lock of the directory: neither of them was removed or replaced meanwhile."""
     try:
-        return os.path.samestat(os.fstat(lock), (directory / "lock").lstat())
+        return os.path.samestat(os.fstat(lock), os.lstat(f"{directory}/lock"))
     except OSError:
         return False
 

@@ -82,6 +82,7 @@ class Journal:
         self.synced: Callable[[float], None] | None = None
         self._lock = lock
         self._path = file.path
+        self._directory = file.path.parent
         self._queue: SimpleQueue[_Commit | None] = SimpleQueue()
         self._closing = False
         self._thread = Thread(target=self._write_batches, name="journal", daemon=True)
@@ -139,7 +140,7 @@ class Journal:
     def obstacle(self) -> str:
         """Why the next change cannot be written, as far as the file system tells; empty when it can.  Blocks."""
         try:
-            shown = os.statvfs(self._path.parent)
+            shown = os.statvfs(self._directory)
         except OSError as error:
             return error.strerror or str(error)
         if shown.f_flag & os.ST_RDONLY:
@@ -224,7 +225,7 @@ class Journal:
 
     def _return_to_place(self) -> None:
         """Bring back directory, lock and log if somebody removed or changed them.  Raises OSError, StateError."""
-        directory = self._path.parent
+        directory = self._directory
         if not is_held(directory, self._lock):
             logger.warning("journal: somebody removed %s, or the lock in it: it is made again", directory)
             lock = claim(directory)

@@ -92,7 +92,7 @@ class LogFile:
             return ""
         mine = os.fstat(self._file)
         try:
-            there = self.path.lstat()
+            there = os.lstat(self.path)
         except OSError as error:
             return f"is gone ({error.strerror})"
         if not os.path.samestat(mine, there):

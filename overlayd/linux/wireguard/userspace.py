@@ -28,7 +28,8 @@ _HUNG_UP = (ECONNREFUSED, ECONNRESET, ENOENT, EPIPE, EPROTO)
 
 # Our own constants.
 _BATCH = 128 * 1024  # bytes of one set operation: some 500 peers, in which no other operation gets its turn
-_RECEIVE = 256 * 1024  # bytes asked of the socket at once
+_RECEIVE = 256 * 1024  # bytes of thousands of peers that are asked of the socket at once,
+_SHORT = 4 * 1024  # and of an answer that says whether something was done
 _LEAST = 0.002  # seconds that the end of an answer is waited for, however late it is
 _ANY_NETWORK = IPv4Network("0.0.0.0/0")
 
@@ -277,10 +278,10 @@ def _exchange(connection: socket.socket, operation: bytes) -> tuple[int, bytes]:
     """
     deadline = time.monotonic() + process.ANSWER_DEADLINE
     connection.sendall(operation)
-    response = uapi.Response()
+    response, most = uapi.Response(), _RECEIVE if operation == uapi.GET else _SHORT
     while True:
         connection.settimeout(max(deadline - time.monotonic(), _LEAST))
-        data = connection.recv(_RECEIVE)
+        data = connection.recv(most)
         if response.feed(data) or not data:
             return response.result()
 
