@@ -39,7 +39,7 @@ from overlayd.model.plan import plan  # noqa: E402
 from overlayd.model.state import Draft, State  # noqa: E402
 from overlayd.proto import envelope, identity  # noqa: E402
 from overlayd.proto.mux import EndpointMux, json_wire  # noqa: E402
-from overlayd.proto.netlink import attribute, nested, text, u32  # noqa: E402
+from overlayd.proto.netlink import attribute, attributes, message, messages, nested, text, u32  # noqa: E402
 
 Timed = Callable[..., Any]  # pytest-benchmark's fixture
 
@@ -169,6 +169,17 @@ def test_read_links(benchmark: Timed) -> None:
     named = [text(3, "veth-1234-s"), attribute(1, bytes(6)), *(u32(at, at) for at in (4, 5, 10, 27, *range(60, 85)))]
     body = bytes(16) + b"".join([*named, info, nested(26, *settings)])
     assert len(benchmark(lambda: [parse_link(memoryview(body)) for _ in range(100)])) == 100
+
+
+def test_write_and_read_netlink(benchmark: Timed) -> None:
+    """A hundred messages of ten attributes."""
+
+    def there_and_back() -> int:
+        fields = [u32(number, number) for number in range(9)]
+        data = b"".join(message(16, 0, number, b"".join([*fields, text(9, "veth-1234-s")])) for number in range(100))
+        return sum(len(attributes(each.body)) for each in messages(data))
+
+    assert benchmark(there_and_back) == 1000
 
 
 def test_read_cidrs(benchmark: Timed) -> None:

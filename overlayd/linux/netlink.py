@@ -177,7 +177,7 @@ def connected(protocol: int) -> socket.socket:
     return opened
 
 
-def receive(opened: socket.socket, flags: int = 0) -> Iterator[Message]:
+def receive(opened: socket.socket, flags: int = 0) -> list[Message]:
     """The messages of the next datagram from the kernel; raises what recvfrom(2) does.
 
     What somebody else sent in the moment between the socket's getting a port and its being connected is passed over.
