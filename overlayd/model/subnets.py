@@ -122,7 +122,7 @@ def node_in(slice: Network) -> Address:
 
 def first_usable(network: Network) -> Address:
     """The lowest address of the network that a host can have."""
-    return network[usable_window(network)[0]]
+    return network[0] if network.prefixlen >= network.max_prefixlen - 1 else network.network_address + 1
 
 
 def subnet_of(around: Network, index: int, prefix: int) -> Network:

@@ -8,20 +8,48 @@ waits in a circle, and nobody overtakes.
 """
 
 from asyncio import Future, get_running_loop
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 
 EVERYTHING = ""  # held by every request, exclusively by one that touches all there is
 
 
 class _Ticket:
-    """A request in its queues.  missing: how many of them it does not hold yet."""
+    """A request in its queues, while it is entered, which it is once.  wanted: the names of the resources, and whether
+    it wants each alone.  missing: how many of them it does not hold yet.
+    """
 
-    __slots__ = ("missing", "turn")
+    __slots__ = ("missing", "queues", "turn", "wanted")
 
-    def __init__(self) -> None:
+    def __init__(self, queues: "dict[str, _Queue]", wanted: dict[str, bool]) -> None:
+        self.queues = queues
+        self.wanted = wanted
         self.missing = 0
         self.turn: Future[None] | None = None
+
+    async def __aenter__(self) -> None:
+        for name, alone in self.wanted.items():
+            queue = self.queues.get(name)
+            if queue is None:
+                queue = self.queues[name] = _Queue()
+            queue.add(self, alone)
+        if self.missing:
+            self.turn = get_running_loop().create_future()
+            try:
+                await self.turn
+            except BaseException:
+                self._leave()
+                raise
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        for name in self.wanted:
+            queue = self.queues[name]
+            queue.remove(self)
+            if not queue.holders and not queue.waiting:
+                del self.queues[name]
 
     def granted(self) -> None:
         self.missing -= 1
@@ -73,25 +101,11 @@ class ResourceLocks:
         queues = [self._queues[name] for name in names if name in self._queues]
         return not any(queue.alone or queue.waiting for queue in queues)
 
-    @asynccontextmanager
-    async def hold(
+    def hold(
         self, exclusive: Iterable[str] = (), shared: Iterable[str] = (), *, everything: bool = False
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Hold the named resources, alone or together with others who share them, once those who asked earlier are
         done.  everything: hold all there are, alone.
         """
         wanted = dict.fromkeys(shared, False) | dict.fromkeys(exclusive, True) | {EVERYTHING: everything}
-        ticket = _Ticket()
-        for name, alone in wanted.items():
-            self._queues.setdefault(name, _Queue()).add(ticket, alone)
-        try:
-            if ticket.missing:
-                ticket.turn = get_running_loop().create_future()
-                await ticket.turn
-            yield
-        finally:
-            for name in wanted:
-                queue = self._queues[name]
-                queue.remove(ticket)
-                if not queue.holders and not queue.waiting:
-                    del self._queues[name]
+        return _Ticket(self._queues, wanted)

@@ -10,7 +10,7 @@ address, the slice, a block) is heard of here, and makes the peers of that scope
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from ipaddress import ip_network
+from ipaddress import ip_address
 
 from overlayd import keys
 from overlayd.daemon.change.node import Node
@@ -60,14 +60,15 @@ class Conflicts:
 
     def follow(self, change: Change) -> None:
         """Judge anew what a change that has taken effect may have brought about."""
-        announcers = self._node.state.announcers
+        announcers, announcers_within = self._node.state.announcers, self._node.state.announcers_within
         affected: dict[str, None] = {}
         own = False
         for (table, key), row in change.items():
             if table == Peer.table:
                 affected[key] = None
             elif table == Lease.table:
-                affected |= dict.fromkeys(announcers(ip_network(key)))
+                address = row.address if isinstance(row, Lease) else ip_address(key)
+                affected |= dict.fromkeys(announcers_within(address.packed, address.max_prefixlen))
             elif table in (Service.table, Overlay.table):
                 own = True
                 if isinstance(row, Service):
