@@ -53,14 +53,16 @@ def identify(pid: int) -> Netns:
     Raises MechanismError with errno ESRCH when there is no such process or it has exited (a zombie counts as gone),
     EACCES or EPERM when we may not look.
     """
-    started = _started(pid)
     try:
-        inode = os.stat(f"/proc/{pid}/ns/net").st_ino  # noqa: PTH116 - a third of the time of Path.stat
+        place = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(pid, error) from error
-    if _started(pid) != started:
-        raise _gone(pid, "exited meanwhile")
-    return Netns(pid, started, inode)
+    try:  # all that is read by this descriptor is of one process, also where another one gets the pid meanwhile
+        return Netns(pid, _started(pid, place), os.stat("ns/net", dir_fd=place).st_ino)
+    except OSError as error:
+        raise _unreadable(pid, error) from error
+    finally:
+        os.close(place)
 
 
 def open_file(path: str) -> int:
@@ -333,10 +335,14 @@ def _setns(descriptor: int) -> int:
     return int(_libc.setns(descriptor, _CLONE_NEWNET))
 
 
-def _started(pid: int) -> int:
-    """Start time of a process in clock ticks since boot; raises MechanismError, errno ESRCH, when it has exited."""
+def _started(pid: int, place: int | None = None) -> int:
+    """Start time of a process in clock ticks since boot; raises MechanismError, errno ESRCH, when it has exited.
+
+    place: a descriptor of its directory, where that is open.
+    """
+    path = f"/proc/{pid}/stat" if place is None else "stat"
     try:
-        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # a third of the time of Path.read_bytes
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)  # a third of the time of Path.read_bytes
         try:
             stat = os.read(descriptor, _STAT)
         finally:
@@ -344,7 +350,7 @@ def _started(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise _gone(pid, "") from error
     # The second field, the program's name in parentheses, may itself hold spaces and parentheses.
-    fields = stat[stat.rindex(b")") + 2 :].split()
+    fields = stat[stat.rindex(b")") + 2 :].split(maxsplit=20)
     if fields[0] in (b"Z", b"X"):
         raise _gone(pid, "it has exited and waits to be reaped")
     return int(fields[19])

@@ -432,7 +432,7 @@ def _service_leg(
         address=ip_interface((attachment.address.packed, service.subnet.prefixlen)),
         gateway=first_usable(service.subnet),
         routes=routes,
-        mac=attachment.mac or mac(attachment.address),
+        mac=mac_of(attachment),
         mtu=facts.mtu,
         label=container(attachment),
     )
@@ -475,6 +475,11 @@ def endpoint_text(endpoint: tuple[Address, int]) -> str:
     """`1.2.3.4:5`, `[fd00::1]:5`."""
     host, port = endpoint
     return f"[{host}]:{port}" if host.version == 6 else f"{host}:{port}"
+
+
+def mac_of(attachment: Attachment) -> bytes:
+    """The MAC of a container's interface to its service."""
+    return attachment.mac or mac(attachment.address)
 
 
 def mac(address: Address) -> bytes:

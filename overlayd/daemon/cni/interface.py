@@ -13,7 +13,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import attachment_locks, service_lock
 from overlayd.linux import netns
 from overlayd.linux.observe import observe_veth
-from overlayd.model.layout import Facts, Layout, layout
+from overlayd.model.layout import Facts, Layout, veths
 from overlayd.model.objects import NetnsPath, Network, Veth
 from overlayd.model.rows import Attachment
 from overlayd.model.state import State
@@ -69,7 +69,7 @@ def rivals_of(state: State, row: Attachment) -> list[Attachment]:
 
 def legs(state: State, facts: Facts, row: Attachment) -> list[Veth]:
     """The links of an attachment as they should be."""
-    return [thing for thing in layout(state, facts, {row.id}).values() if isinstance(thing, Veth)]
+    return [*veths(state, facts, row)]
 
 
 def differences(want: Veth, file: NetnsPath, rivals: Sequence[Attachment]) -> list[str]:

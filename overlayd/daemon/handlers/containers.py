@@ -22,7 +22,7 @@ from overlayd.errors import InterfaceExists, InvalidValue, MechanismError, Names
 from overlayd.linux import netns, veth
 from overlayd.model import attachments
 from overlayd.model.attachments import AttachSpec, Place
-from overlayd.model.layout import mac
+from overlayd.model.layout import mac_of
 from overlayd.model.names import require_printable
 from overlayd.model.objects import GLOBAL, LONGEST_SCOPE, Netns, NetnsPath
 from overlayd.model.rows import Attachment, Overlay, Service
@@ -128,7 +128,7 @@ async def attach_namespace(
         await asyncio.sleep(BETWEEN_LOOKS)
     interface = wire.Interface(
         name=container.ifname,
-        mac=(attachment.mac or mac(attachment.address)).hex(":"),
+        mac=mac_of(attachment).hex(":"),
         mtu=daemon.node.facts.mtu,
         host_name=attachment.host_end(),
     )
