@@ -32,6 +32,11 @@ cdef object _new = object.__new__
 cdef list _MASKS4 = [IPv4Network((0, prefix)).netmask for prefix in range(33)]
 cdef list _MASKS6 = [IPv6Network((0, prefix)).netmask for prefix in range(129)]
 
+# The library's hash of a network is another one since Python 3.13.
+cdef object _ONE = IPv4Network("10.0.0.0/8")
+cdef bint _IS_OF_A_PAIR = hash(_ONE) == hash((int(_ONE.network_address), int(_ONE.netmask)))
+cdef bint _IS_OF_ONE_NUMBER = hash(_ONE) == hash(int(_ONE.network_address) ^ int(_ONE.netmask))
+
 
 class Address4(IPv4Address):
     __slots__ = ()
@@ -54,7 +59,7 @@ class Address4(IPv4Address):
 
 class Network4(IPv4Network):
     def __hash__(self):
-        return hash(self.network_address._ip ^ self.netmask._ip)
+        return _hash(self, IPv4Network)
 
     def __eq__(self, other):
         if type(other) is Network4:
@@ -71,7 +76,7 @@ class Network4(IPv4Network):
 
 class Network6(IPv6Network):
     def __hash__(self):
-        return hash(self.network_address._ip ^ self.netmask._ip)
+        return _hash(self, IPv6Network)
 
     def __eq__(self, other):
         if type(other) is Network6:
@@ -131,6 +136,15 @@ def is_inside(inner, outer):
 def place(network):
     address = network.network_address
     return (_packed4(address._ip) if network._version == 4 else address.packed), network._prefixlen
+
+
+cdef inline Py_hash_t _hash(network, library) except? -1:
+    """The library's, for values of ours and of the library may be keys of one table."""
+    if _IS_OF_A_PAIR:
+        return hash((network.network_address._ip, network.netmask._ip))
+    if _IS_OF_ONE_NUMBER:
+        return hash(network.network_address._ip ^ network.netmask._ip)
+    return library.__hash__(network)
 
 
 cdef object _address(const uint8_t *packed, int length):
