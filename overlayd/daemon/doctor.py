@@ -5,7 +5,7 @@ Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothi
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager
 
 from overlayd import keys
@@ -24,12 +24,13 @@ from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
-from overlayd.linux import capability, conntrack, forwarding, neighbours
+from overlayd.linux import capability, conntrack, ends, forwarding, neighbours
 from overlayd.model import drift, wireguard_go
 from overlayd.model.crowding import crowded, tracked
 from overlayd.model.endpoints import misplaced
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
+from overlayd.model.names import LEGS
 from overlayd.model.pacing import pace_key
 from overlayd.model.peers import called
 from overlayd.model.plan import plan
@@ -181,7 +182,7 @@ class Doctor:
             found += wireguard_go.findings(versions, installed) if installed else [wireguard_go.unknown()]
         found += crowded((each.version, each.entries, each.limit) for each in neighbours.tables())
         found += tracked(*connections) if (connections := conntrack.load()) is not None else []
-        return [*found, *self._dead(), *self._unreached()]
+        return [*found, *self._dead(), *self._moved(), *self._unreached()]
 
     def _dead(self) -> list[Finding]:
         found = []
@@ -197,6 +198,20 @@ class Doctor:
             remedy = "detach it (overlayctl call detach_container)"
             found.append(Finding("container-gone", "error", attachment.handle, problem, "", remedy))
         return found
+
+    def _moved(self) -> Iterator[Finding]:
+        """A container may do with its interface what it likes, but does nothing by it that is elsewhere."""
+        held = {
+            each.host_end(leg): (each.handle, each.namespace)
+            for each in self._node.state.table(Attachment).values()
+            for leg in LEGS
+            if each.namespace is not None
+        }
+        for name in ends.moved((name, namespace) for name, (_handle, namespace) in held.items()):
+            problem = f"has an interface, the other end of {name}, that is no longer in its network namespace"
+            remedy = "move it back, or restart overlayd, which makes it another one"
+            symptom = "it reaches nobody by it, and nobody reaches it"
+            yield Finding("interface-moved", "error", held[name][0], problem, symptom, remedy)
 
     def _silent(self) -> list[Finding]:
         problem, remedy = "does not answer", "wait: what serves it is ended and started anew if that lasts"

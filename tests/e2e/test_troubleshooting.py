@@ -124,6 +124,12 @@ def underlay_narrow(member: Member, _: ExitStack) -> None:
     member.node.run(["ip", "link", "set", "uplink", "mtu", "1300"])
 
 
+def interface_moved(member: Member, _: ExitStack) -> None:
+    container, other = member.lab.container(), member.lab.container()
+    member.attach(container, "web", join_global=True)
+    container.run(["ip", "link", "set", "eth1", "netns", str(other.pid)])
+
+
 def port_unmapped(member: Member, _: ExitStack) -> None:
     member.set_up({"stun_servers": ["none"], "port_mapping": True})
 
@@ -169,6 +175,8 @@ PLANTED: dict[str, Callable[[Member, ExitStack], None]] = {
 
 # code: the test that plants it, by its name, or a line of it.
 ELSEWHERE = {
+    "wireguard-unknown": "wireguard-unknown",
+    "endpoint-misplaced": "endpoint-misplaced",
     "peer-silent": "peer-silent",
     "forwarding-off": "forwarding",
     "not-repaired": "test_what_the_sentinel_cannot_put_back",

@@ -1,0 +1,41 @@
+"""Interfaces of containers that somebody moved into another network namespace."""
+
+from collections.abc import Iterator
+
+import pytest
+from lab import Lab, ping
+from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
+
+
+@pytest.fixture(params=[CLUSTER, CLUSTER6], ids=["ipv4", "ipv6"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with Lab(ipv6=request.param == CLUSTER6) as lab:
+        yield Pair(lab, request.param)
+
+
+def test_an_interface_that_somebody_moved_away(pair: Pair) -> None:
+    alpha, lab = pair.alpha, pair.lab
+    elsewhere, several = lab.container(), lab.container()
+    alpha.set_up_service("app")
+    alpha.request("attach_container", handle=several.interface("eth0"), service="web", join_global=False)
+    alpha.request("attach_container", handle=several.interface("net1"), service="app", join_global=False)
+    guest = {"platform": "guest_managed", "id": "vm1"}
+    alpha.request("attach_container", handle=guest, service="web", join_global=False)
+    assert moved(alpha) == [], "healthy ones are not told"
+    for container, name in ((pair.web, "eth0"), (several, "net1")):
+        container.run(["ip", "link", "set", name, "netns", str(elsewhere.pid)])
+    assert moved(alpha) == [f"netns:c{several.pid}/net1", f"pid:{pair.web.pid}"]
+    alpha.detach(pair.web)
+    pair.web_address = alpha.attach(pair.web, "web")
+    assert moved(alpha) == [f"netns:c{several.pid}/net1"]
+    alpha.node.kill()
+    alpha.start()
+    assert moved(alpha) == [], "as the remedy says"
+    assert "net1" in several.run(["ip", "link"])
+    ping(pair.web, pair.db_address, 1)
+
+
+def moved(member: Member) -> list[str]:
+    found = member.findings()
+    assert all(each["code"] == "interface-moved" for each in found)
+    return sorted(each["object"] for each in found)
