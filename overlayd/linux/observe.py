@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from typing import NamedTuple
 
+import msgspec
+
 from overlayd.linux import bridge as bridges
 from overlayd.linux import bridge_options, forwarding, sysctl, veth
 from overlayd.linux import rtnetlink as rt
@@ -89,8 +91,7 @@ class MarkedLink(NamedTuple):
     device: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class NamedBridge:
+class NamedBridge(msgspec.Struct, frozen=True):
     """A bridge found by its name alone.  names: its name and its alternative names.  service: whose bridge it is by our
     mark, None without one.  ports: names of the veths enslaved to it.  namespaces: the ids of the other namespaces in
     which their other ends are (see `netns.inhabited`).  carrier: a port of another kind has one: the tap of a machine

@@ -7,10 +7,10 @@ shall have interfaces, each under the id of who asked and the interface's name.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from overlayd.errors import InvalidValue, NotSetUp, RequestError
@@ -28,8 +28,7 @@ OWN_MACS = b"\x02\x6f"  # what the MACs begin with that follow from addresses
 ADOPTED = "adopted"  # what the names begin with that an adoption could not tell
 
 
-@dataclass(frozen=True, slots=True)
-class AttachSpec:
+class AttachSpec(msgspec.Struct, frozen=True):
     """What an attach asks for, beside its handle.  now: Unix seconds.
 
     ip: the address that it shall be, None for any.  mac: of the container's interface, empty for the one that follows

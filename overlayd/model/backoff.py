@@ -8,7 +8,8 @@ longer each time, so that whoever removes it in a loop costs little.
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+
+import msgspec
 
 # Our own constants, seconds.
 CALM = 0.25  # what stood this long is put back at once: twice a second, if need be
@@ -16,8 +17,7 @@ COSTS = 4  # and as many times as long as putting it back took, so that at most 
 FIRST, LONGEST = 0.05, 30.0  # between two restorations, doubling
 
 
-@dataclass(slots=True)
-class _Record:
+class _Record(msgspec.Struct):
     """restored: when it was last put back.  cost: how long that took.  stands_at: when it counts as standing.  strikes:
     how often in a row it was lost before that.  due: when it may be put back, None while it is there.
     """

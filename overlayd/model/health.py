@@ -7,8 +7,9 @@ told.
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
+
+import msgspec
 
 E = TypeVar("E", bound=Hashable)
 
@@ -55,8 +56,7 @@ def is_fresh(last_handshake: int, now: float, fresh: float = FRESH) -> bool:
     return last_handshake > 0 and now - last_handshake < fresh
 
 
-@dataclass(slots=True)
-class _Peer:
+class _Peer(msgspec.Struct):
     """announced: whether it is healthy, as its observers know, None when nobody told them.  waiting_since: since when
     something that was sent, with no fresh handshake, has had no answer.
     """

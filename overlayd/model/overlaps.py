@@ -9,8 +9,9 @@ lives by it: there is the overlay's fence, which lets nothing out that is for th
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from overlayd import keys
 from overlayd._fast.addresses import is_inside, place
@@ -21,8 +22,7 @@ from overlayd.model.rows import Overlay, Service
 from overlayd.model.state import State
 
 
-@dataclass(frozen=True, slots=True)
-class HostNetwork:
+class HostNetwork(msgspec.Struct, frozen=True):
     """Where the host gets by itself.
 
     kind: "connected", on-link through `link`; "route", by one of the host's routes, which leads nowhere (blackhole,

@@ -5,8 +5,9 @@ parameters are read (`linux.sysctl`); those of our own links, which are put back
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from overlayd.model.findings import Finding
 
@@ -22,8 +23,7 @@ class Carries(NamedTuple):
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Uplink:
+class Uplink(msgspec.Struct, frozen=True):
     """The link that leads out, as far as its parameters go.
 
     forwards: IPv4.  strict: it takes only what its own route leads back to (rp_filter 1, here or host-wide).  alone: no

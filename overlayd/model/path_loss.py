@@ -9,8 +9,9 @@ outside: a keepalive, which nobody answers, and a handshake initiation have size
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 # The WireGuard paper, section 6.1: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, seconds.
 UNANSWERED = 15.0
@@ -31,8 +32,7 @@ class Counted(Protocol):
     def tx_bytes(self) -> int: ...
 
 
-@dataclass(slots=True)
-class _Peer:
+class _Peer(msgspec.Struct):
     """heard: when it answered last.  asked: since when an answer is due.  initiated: whether WireGuard sent
     an initiation and nothing else in the time of a reading: for want of an answer, if it comes after a silence.
     answers: readings with an answer, counted.

@@ -45,8 +45,9 @@ And what is for the cluster CIDR is forwarded through a link of ours or not at a
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import collapse_addresses
+
+import msgspec
 
 from overlayd.model.objects import (
     GROUP_BRIDGE,
@@ -70,8 +71,7 @@ _OURS = f"& {0xFFFF_FFFC:#x} == {_GROUPS:#x}"
 _OTHERS = f"& {0xFFFF_FFFC:#x} != {_GROUPS:#x}"
 
 
-@dataclass(frozen=True, slots=True)
-class Set:
+class Set(msgspec.Struct, frozen=True):
     """One of our sets or maps.
 
     key: nftables' types of the parts of a key, more than one for a concatenation.  value: the type of a map's values,

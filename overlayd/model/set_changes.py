@@ -5,13 +5,13 @@ the kernel (`linux.setelem`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from overlayd.model.objects import Element, Step
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """Elements of one set that are added, or else deleted, together."""
 
     add: bool

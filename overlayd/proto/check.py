@@ -9,8 +9,9 @@ that is sent back to its sender is none.
 """
 
 import hmac
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from overlayd.errors import ProtocolError
 from overlayd.proto import stun
@@ -27,8 +28,7 @@ class Names(NamedTuple):
     relayed: str
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(msgspec.Struct, frozen=True):
     """key: of both nodes' messages.  ours, theirs: the names that requests to us, and to the peer, go by."""
 
     key: bytes

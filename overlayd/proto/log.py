@@ -31,7 +31,6 @@ before.  It is never silent: all but a cut between two records is reported as to
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
@@ -64,8 +63,7 @@ class LogDamaged(StateError):
         super().__init__(f"damaged at byte {offset}: {what}")
 
 
-@dataclass(frozen=True, slots=True)
-class Recovered:
+class Recovered(msgspec.Struct, frozen=True):
     """rows: the state; sequence: the newest record's; good_length: bytes that hold it; torn: bytes after those."""
 
     rows: dict[Row, bytes]
@@ -74,8 +72,7 @@ class Recovered:
     torn: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(msgspec.Struct, frozen=True):
     sequence: int
     floor: int
     body: memoryview

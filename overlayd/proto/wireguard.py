@@ -4,17 +4,17 @@ Owns: what can be asked of a peer and what a device tells about itself.  Must no
 text for wireguard-go; `wgnl`, generic netlink for the kernel), or why it is asked (`model`).
 """
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
+
+import msgspec
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Endpoint = tuple[Address, int]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerChange:
+class PeerChange(msgspec.Struct, frozen=True):
     """What one set operation does to one peer.  The defaults leave a field as it is.
 
     public_key: 32 bytes.  remove: the peer goes, everything else is ignored.  update_only: do nothing if the peer

@@ -1,8 +1,7 @@
 """What is said of an uplink's parameters."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from overlayd.model.parameters import Carries, Uplink, narrow_findings, uplink_findings
 

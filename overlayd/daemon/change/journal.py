@@ -34,10 +34,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+
+import msgspec
 
 from overlayd.daemon.change.claim import claim, is_held
 from overlayd.daemon.change.durable import refused
@@ -56,8 +57,7 @@ CHECKPOINT_RATIO = 4
 ROOM = 1 << 16  # our own constant, bytes: with less than that left, changes will soon be refused
 
 
-@dataclass(frozen=True, slots=True)
-class _Commit:
+class _Commit(msgspec.Struct, frozen=True):
     change: log.Change
     body: bytes
     done: asyncio.Future[None]

@@ -10,8 +10,10 @@ last; what it sends until that is answered is lost.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+
+import msgspec
 
 from overlayd import fault
 from overlayd.daemon.change import inspect
@@ -32,8 +34,7 @@ POLL = 0.005  # seconds between two looks for them
 WAKING = 1  # seconds: a keepalive is sent as soon as it is switched on, and brings a handshake
 
 
-@dataclass(frozen=True, slots=True)
-class Renewal:
+class Renewal(msgspec.Struct, frozen=True):
     """What became of a device.  before, after: the versions, empty when unknown.  down: seconds without a device that
     could send or receive.  sessions: peers that had one; answered: those that have one again; restored: seconds from
     the end of the old process to the last of these.

@@ -3,7 +3,7 @@
 Owns: what `node` hands from one step of that way to the next.  Must not know: how a step is done.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from overlayd.model.layout import Layout
 from overlayd.model.rows import Change, Row, RowId, encode
@@ -11,8 +11,7 @@ from overlayd.model.rows import Change, Row, RowId, encode
 Encoded = dict[RowId, bytes | None]  # None for rows that go
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(msgspec.Struct, frozen=True):
     """A change that is in the state, but not on disk or in the kernel yet.
 
     change, inverse: the rows as they become, and as they were.  encoded: the first, for the journal.  have, want: the

@@ -10,8 +10,9 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import ip_address
+
+import msgspec
 
 from overlayd.model.candidates import Endpoint
 
@@ -24,8 +25,7 @@ BUFFER = 1 << 20  # bytes of a socket's buffers: a tunnel's bursts
 DATAGRAM = 65536
 
 
-@dataclass(slots=True, eq=False)
-class _Remote:
+class _Remote(msgspec.Struct, eq=False):
     """used: when a datagram passed last, in the loop's time."""
 
     endpoint: Endpoint
