@@ -64,6 +64,8 @@ OF_PORT: Mapping[int, Option] = MappingProxyType(
     }
 )
 _FORWARDING = Option("state", 1, 3)  # BR_STATE_FORWARDING of linux/if_bridge.h; the option has number 1
+_OF_WORKING_PORT: Mapping[int, Option] = MappingProxyType({rt.IFLA_BRPORT_STATE: _FORWARDING, **OF_PORT})
+_AS_WANTED = {kind: option.packed for kind, option in _OF_WORKING_PORT.items()}
 
 
 def bridge_faults(link: rt.Link) -> list[str]:
@@ -75,8 +77,9 @@ def port_faults(link: rt.Link) -> list[str]:
     """The same of the port that a link is; its state counts only while it has a carrier, for without one it is
     disabled.
     """
-    options = OF_PORT if not link.flags & rt.IFF_LOWER_UP else {rt.IFLA_BRPORT_STATE: _FORWARDING, **OF_PORT}
-    return _faults(link.port, options)
+    if _AS_WANTED.items() <= link.port.items():  # so it is after nearly every attach
+        return []
+    return _faults(link.port, _OF_WORKING_PORT if link.flags & rt.IFF_LOWER_UP else OF_PORT)
 
 
 def settings(options: Mapping[int, Option]) -> bytes:

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from errno import ENOENT, ETIMEDOUT
-from functools import partial
+from functools import cache, partial
 
 from overlayd import fault
 from overlayd.errors import MechanismError
@@ -98,9 +98,8 @@ class Script:
 
     def require_no_routes(self, table: int) -> None:
         """Stop if there are unicast routes in the table."""
-        request = Request("list routes", "all", rt.RTM_GETROUTE, NLM_F_DUMP, rt.table_filter(table))
         # ENOENT: a table that nobody has used.
-        self._calls.require_empty(_messages([request], 0), (ENOENT,))
+        self._calls.require_empty(bytearray(_dump_of_table(table)), (ENOENT,))
         self._refusals.append(partial(MechanismError, "list routes", "all"))
 
     def await_ready(self, *names: str) -> None:
@@ -149,6 +148,11 @@ def run(host: Netlink, scripts: Sequence[Script]) -> None:
         syscalls.run(host.fileno(), home, [script.calls for script in scripts])
     finally:
         os.close(home)
+
+
+@cache
+def _dump_of_table(table: int) -> bytes:
+    return message(rt.RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 0, rt.table_filter(table))
 
 
 def _messages(requests: Sequence[Request], flags: int) -> bytearray:

@@ -103,7 +103,9 @@ def transact(netlink: socket.socket, changes: list[Change]) -> None:
 
 
 def _answers(netlink: socket.socket) -> Iterator[tuple[int, int]]:
-    """The errno and the sequence number of every answer to a batch; all are queued by the time that sending returns."""
+    """The errno and the sequence number of every answer to a batch; all are queued by the time that sending returns,
+    and the one that says that all went well is the last.
+    """
     while True:
         try:
             received = receive(netlink, socket.MSG_DONTWAIT)
@@ -111,7 +113,10 @@ def _answers(netlink: socket.socket) -> Iterator[tuple[int, int]]:
             return
         for answer in received:
             if answer.type == NLMSG_ERROR:
-                yield refusal(answer.flags, answer.body, 20)[0], answer.sequence
+                number = refusal(answer.flags, answer.body, 20)[0]
+                yield number, answer.sequence
+                if not number:
+                    return
 
 
 def _list(change: Change) -> bytes:

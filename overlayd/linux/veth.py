@@ -60,8 +60,8 @@ MOST_PORTS = 1023
 _ONE_QUEUE = u32(rt.IFLA_NUM_TX_QUEUES, 1) + u32(rt.IFLA_NUM_RX_QUEUES, 1)
 
 _NOWHERE: Mapping[str, Netns | NetnsPath] = MappingProxyType({})
-
 _PORT_SETTINGS = bridge_options.port_settings()
+_LOOPBACK_UP = Request("set up", "lo", rt.RTM_SETLINK, 0, rt.link_body(index=rt.LOOPBACK, up=True))
 
 
 def create(veth: Veth) -> None:
@@ -348,7 +348,7 @@ def _configure_inner(script: Script, veth: Veth, name: str, flags: int) -> None:
         for each in ("lo", name):
             script.set_parameter(f"ipv6/conf/{each}/disable_ipv6", "0", unless_there=True)
     requests = [
-        _up(rt.LOOPBACK, "lo"),
+        _LOOPBACK_UP,
         _up(LATER, name, u32(rt.IFLA_MTU, veth.mtu), forwarding.LOOSE),
         address_request(LATER, veth.address),
     ]

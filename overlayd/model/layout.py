@@ -118,7 +118,10 @@ def leave_out(
     those that rows before these have replaced.  Returns the ways that were left out for these, and may not be any more.
     """
     found = Layout()
-    only_peers = all(table == Peer.table for table, _ in rows)
+    peers = [table for table, _ in rows].count(Peer.table)
+    if not peers:
+        return found
+    only_peers = peers == len(rows)
     for id, row in rows.items():
         before = state.get(Peer, id[1]) if id[0] == Peer.table else None
         same = _NONE

@@ -9,7 +9,6 @@ addresses, more than a node's bridges can carry.
 
 from collections.abc import Container, Iterable
 from heapq import heappop, heappush
-from ipaddress import ip_address
 
 from overlayd._fast.bitmap import Bitmap
 from overlayd.model.objects import Address, Network
@@ -22,6 +21,7 @@ class Pool:
 
     def __init__(self, network: Network, excluded: Iterable[Network]) -> None:
         self.network = network
+        self._kind = type(network.network_address)
         first, last = usable_window(network)
         self._base = int(network.network_address) + first
         self._used = Bitmap(last - first + 1)
@@ -112,7 +112,4 @@ class Pool:
         return found
 
     def _address(self, index: int) -> Address:
-        address = ip_address(self._base + index)
-        if address.version != self.network.version:  # small integers read as IPv4
-            address = type(self.network.network_address)(self._base + index)
-        return address
+        return self._kind(self._base + index)
