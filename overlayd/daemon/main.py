@@ -147,13 +147,15 @@ def _check_and_run(config: Config, options: argparse.Namespace, repetition: logs
     except StateError as error:
         log.error("%s", error)
         return BAD_CONFIG
-    except OverlaydError as error:
-        log.error("%s", error)
-        return FAILED
-    except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
+    except (OverlaydError, OSError) as error:
+        number = getattr(error, "errno", 0)
+        if number in (errno.EMFILE, errno.ENFILE):
+            why = os.strerror(number)
+            log.error("start: %s; give overlayd more descriptors (LimitNOFILE=, ulimit -n): %s", why, error)
+        elif isinstance(error, OSError):
             raise
-        log.error("start: %s; give overlayd more descriptors (LimitNOFILE=, ulimit -n)", error)
+        else:
+            log.error("%s", error)
         return FAILED
 
 

@@ -35,10 +35,10 @@ def policies() -> list[Policy]:
     """
     try:
         netlink = Netlink(_NETLINK_XFRM)
-    except OSError as error:
+    except MechanismError as error:
         if error.errno == errno.EPROTONOSUPPORT:
             return []
-        raise MechanismError("open socket of", "IPsec", error.errno or 0) from error
+        raise
     with netlink:
         found = [each for each in map(_parsed, netlink.dump("list IPsec policies", _XFRM_MSG_GETPOLICY, b"")) if each]
         if any(each.transforms for each in found) and not netlink.dump("list IPsec keys", _XFRM_MSG_GETSA, b""):

@@ -63,10 +63,14 @@ class Netlink:
     """A netlink socket of the namespace that the calling thread is in when it is opened; one thread at a time."""
 
     def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
-        self._socket = connected(protocol)
+        """MechanismError: there is no descriptor or memory for it, or no such protocol."""
         self._sequence = 0
-        for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
-            self._socket.setsockopt(SOL_NETLINK, option, 1)
+        try:
+            self._socket = connected(protocol)
+            for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+                self._socket.setsockopt(SOL_NETLINK, option, 1)
+        except OSError as error:
+            raise MechanismError("open", "a netlink socket", error.errno or 0) from error
 
     def __enter__(self) -> Self:
         return self
@@ -104,15 +108,14 @@ class Netlink:
             # The kernel tells of each that it refuses, whether asked to or not, and takes them in order: when the last
             # is acknowledged, the others are done.
             flags = [NLM_F_REQUEST] * (len(batch) - 1) + [NLM_F_REQUEST | NLM_F_ACK]
-            self._socket.send(
-                b"".join(
-                    message(each.type, each.flags | more, sequence, each.body)
-                    for sequence, (each, more) in enumerate(zip(batch, flags, strict=True), first)
-                )
+            data = b"".join(
+                message(each.type, each.flags | more, sequence, each.body)
+                for sequence, (each, more) in enumerate(zip(batch, flags, strict=True), first)
             )
+            self._send(data, batch[0].operation, batch[0].object)
             answered = False
             while not answered:
-                for kind, told, sequence, _port, body in receive(self._socket):
+                for kind, told, sequence, _port, body in self._receive(batch[0].operation, batch[0].object):
                     if sequence < first:  # to what an exception has cut short
                         continue
                     if kind != NLMSG_ERROR:
@@ -146,9 +149,9 @@ class Netlink:
         """
         self._sequence += 1
         sequence = self._sequence
-        self._socket.send(message(kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, body))
+        self._send(message(kind, NLM_F_REQUEST | NLM_F_DUMP, sequence, body), operation, object)
         while True:
-            for each in receive(self._socket):
+            for each in self._receive(operation, object):
                 if each.sequence != sequence:
                     continue
                 end = each.type in (NLMSG_DONE, NLMSG_ERROR)
@@ -159,6 +162,18 @@ class Netlink:
                 yield each
                 if end:
                     return
+
+    def _send(self, data: bytes, operation: str, object: str) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise MechanismError(operation, object, error.errno or 0) from error
+
+    def _receive(self, operation: str, object: str) -> list[Message]:
+        try:
+            return receive(self._socket)
+        except OSError as error:
+            raise MechanismError(operation, object, error.errno or 0) from error
 
 
 def connected(protocol: int) -> socket.socket:

@@ -347,8 +347,8 @@ def _started(pid: int, place: int | None = None) -> int:
             stat = os.read(descriptor, _STAT)
         finally:
             os.close(descriptor)
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise _gone(pid, "") from error
+    except OSError as error:
+        raise _unreadable(pid, error) from error
     # The second field, the program's name in parentheses, may itself hold spaces and parentheses.
     fields = stat[stat.rindex(b")") + 2 :].split(maxsplit=20)
     if fields[0] in (b"Z", b"X"):

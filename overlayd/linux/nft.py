@@ -145,8 +145,8 @@ class Nft:
         return self._nft([*options, "list", *what.split()])
 
     def _nft(self, arguments: list[str], script: str = "") -> str:
-        here = os.path.samestat(os.fstat(self._namespace), Path("/proc/thread-self/ns/net").stat())
         try:
+            here = os.path.samestat(os.fstat(self._namespace), Path("/proc/thread-self/ns/net").stat())
             done = subprocess.run(
                 [*([] if here else ["nsenter", f"--net=/proc/self/fd/{self._namespace}"]), "nft", *arguments],
                 input=script.encode(),
@@ -163,7 +163,8 @@ class Nft:
             raise MechanismError("run", "nft", error.errno or 0) from error
         if done.returncode:
             message = done.stderr.decode(errors="replace").strip()
-            raise MechanismError("run", "nftables script", _errno(message), message[:2000])
+            how = f"exit code {done.returncode}" if done.returncode > 0 else f"ended by signal {-done.returncode}"
+            raise MechanismError("run", "nftables script", _errno(message), message[:2000] or how)
         return done.stdout.decode()
 
 

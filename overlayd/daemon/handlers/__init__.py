@@ -10,6 +10,7 @@ response.
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from errno import EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from functools import partial
 from typing import Any
 
@@ -85,6 +86,8 @@ class Handlers:
 
 
 Record = Callable[[str, str, float], None]
+# Of what, any system call may fail that has no other reason to: no bugs of ours.
+_SHORTAGES = (EMFILE, ENFILE, ENOMEM, ENOBUFS, EAGAIN)
 
 
 def _observed(
@@ -103,6 +106,11 @@ def _failure(request: wire.Request, error: Exception) -> wire.Err:
     if isinstance(error, (MechanismError, StateError)):
         log.error("%s: %s", _op(request), error)
         return wire.Err(str(error), "kernel" if isinstance(error, MechanismError) else "disk")
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        at = f" ({error.filename})" if error.filename else ""
+        message = f"cannot do that now: {error.strerror} (errno {error.errno}){at}"
+        log.error("%s: %s", _op(request), message)
+        return wire.Err(message, "kernel")
     log.error("%s: unexpected error", _op(request), exc_info=error)
     return wire.Err(f"internal error: {type(error).__name__}: {error}", "internal")
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 LONGEST = 8192  # bytes of a request's head
 MOST = 16  # connections at once
 PATIENCE = 10.0  # seconds for a request to come and its answer to be read
-IDLE = "the oldest that has asked nothing is closed"
+IDLE = "the oldest that has asked nothing is closed, or that does not read its answer"
 
 PLAIN = "text/plain; charset=utf-8"
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
@@ -56,14 +56,17 @@ class Endpoint:
             _forget(place)
 
     def admit(self, newcomer: "_Connection") -> bool:
-        """Make room for a connection: whoever came first of those that have asked nothing has to go."""
+        """Make room for a connection: whoever came first of those that have asked nothing, or else do not read what
+        they were told, has to go.
+        """
         if len(self.connections) >= MOST:
-            silent = next((each for each in self.connections if not each.asked), None)
-            log.warning("metrics: %d connections at once: %s", MOST, "a new one is refused" if silent is None else IDLE)
-            if silent is None:
+            idle = next((each for each in self.connections if not each.asked), None)
+            idle = idle or next((each for each in self.connections if each.told), None)
+            log.warning("metrics: %d connections at once: %s", MOST, "a new one is refused" if idle is None else IDLE)
+            if idle is None:
                 return False
-            del self.connections[silent]
-            silent.abort()
+            del self.connections[idle]
+            idle.abort()
         self.connections[newcomer] = None
         return True
 
@@ -72,7 +75,12 @@ class Endpoint:
         self._spawn(self._answered(connection, head))
 
     async def _answered(self, connection: "_Connection", head: bytes) -> None:
-        connection.send(*await self._respond(head))
+        try:
+            answer = await self._respond(head)
+        except OSError as error:  # of /proc: no descriptor, no memory
+            log.warning("metrics: nothing can be measured now: %s", error)
+            answer = 503, PLAIN, f"nothing can be measured now: {error}\n"
+        connection.send(*answer)
 
     async def _respond(self, head: bytes) -> Answer:
         words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
@@ -98,7 +106,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._head = b""
-        self.asked = False
+        self.asked = self.told = False
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -124,6 +132,7 @@ class _Connection(asyncio.Protocol):
 
     def send(self, status: int, kind: str, text: str) -> None:
         """Send the answer, and hang up once it is out."""
+        self.told = True
         body = text.encode()
         head = (
             f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"

@@ -15,6 +15,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import EMFILE, ENFILE
 
 from overlayd.daemon.server.listener import Credentials, Place, credentials
 from overlayd.errors import OverlaydError
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 ROUND = 4  # connections that are accepted before anything else is looked at
 LOOK = 2.0  # seconds between two looks at the path
 RETRY = 1.0  # seconds after which a process without a descriptor to spare looks again
+
+_REMEDIES = {EMFILE: "raise the limit of descriptors (LimitNOFILE)", ENFILE: "raise the host's (sysctl fs.file-max)"}
 
 
 class Accepting:
@@ -104,7 +107,8 @@ class Accepting:
             except ConnectionAbortedError:
                 continue
             except OSError as error:  # no descriptor, or no memory
-                self._pause(f"{error.strerror}: raise the limit of descriptors (LimitNOFILE)")
+                remedy = _REMEDIES.get(error.errno or 0, "it is tried again every second")
+                self._pause(f"{error.strerror}: {remedy}")
                 self._loop.call_later(RETRY, self.resume)
                 return
             accepted.setblocking(False)

@@ -46,6 +46,7 @@ class DeathWatch:
         self._watched: dict[int, tuple[str, Netns]] = {}  # by descriptor
         self._ends = select.epoll()  # a system call for each that comes or goes, where the loop would need four
         self._retries: dict[str, asyncio.TimerHandle] = {}
+        self._unwatched: dict[tuple[str, Netns], asyncio.TimerHandle] = {}  # no descriptor could be had
         asyncio.get_running_loop().add_reader(self._ends, self._some_ended)
 
     @asynccontextmanager
@@ -65,7 +66,7 @@ class DeathWatch:
                 processes = row.processes if isinstance(row, Attachment) else ()
                 self.forget(handle, keep=processes)
                 for process in processes:
-                    if process not in self._descriptors.get(handle, ()):
+                    if process not in self._descriptors.get(handle, ()) and (handle, process) not in self._unwatched:
                         self._watch(handle, process)
 
     def lost(self, handle: str) -> None:
@@ -79,13 +80,18 @@ class DeathWatch:
             descriptor = netns.pidfd(process)
         except MechanismError as error:
             if error.errno != ESRCH:
-                log.error("%s is not watched, detach it when it ends: %s", handle, error)
+                log.error("%s is not watched, to be tried again in %g s: %s", handle, RETRY, error)
+                self._unwatched[handle, process] = loop.call_later(RETRY, self._watch_again, handle, process)
                 return
             loop.call_soon(self._ended, handle, process)  # gone before we looked
             return
         self._descriptors.setdefault(handle, {})[process] = descriptor
         self._watched[descriptor] = (handle, process)
         self._ends.register(descriptor, select.EPOLLIN)
+
+    def _watch_again(self, handle: str, process: Netns) -> None:
+        del self._unwatched[handle, process]
+        self._watch(handle, process)
 
     def _some_ended(self) -> None:
         for descriptor, _ in self._ends.poll(0):
@@ -113,6 +119,9 @@ class DeathWatch:
         for process in [*self._descriptors.get(handle, ())]:
             if process not in keep:
                 self._close(handle, process)
+        if self._unwatched:
+            for one in [each for each in self._unwatched if each[0] == handle and each[1] not in keep]:
+                self._unwatched.pop(one).cancel()
 
     def _close(self, handle: str, process: Netns) -> None:
         watched = self._descriptors.get(handle, {})
@@ -125,7 +134,7 @@ class DeathWatch:
             self._descriptors.pop(handle, None)
 
     def close(self) -> None:
-        for handle in [*self._descriptors, *self._retries]:
+        for handle in [*self._descriptors, *self._retries, *(handle for handle, _ in self._unwatched)]:
             self.forget(handle)
         asyncio.get_running_loop().remove_reader(self._ends)
         self._ends.close()

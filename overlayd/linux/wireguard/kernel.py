@@ -52,8 +52,6 @@ class Kernel:
                 _family(generic)
         except MechanismError as error:
             return error.detail or str(error)
-        except OSError as error:
-            return str(error.strerror)
         return ""
 
     def version(self, device: str) -> str:
