@@ -20,7 +20,12 @@ from overlayd.proto.netlink import attributes, number, string
 
 _RTM_GETQDISC, _RTM_GETTFILTER = 38, 46
 _IFLA_XDP, _XDP_ATTACHED = 43, 2
-_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_KIND, _TCA_OPTIONS, _TCA_STATS2 = 1, 2, 7
+_STATS_BASIC, _STATS_QUEUE = 1, 3
+_BASIC, _QUEUE = (
+    struct.Struct("=QI"),
+    struct.Struct("=8xI"),
+)  # gnet_stats_basic: bytes, packets; of gnet_stats_queue: drops
 _TC = struct.Struct("=B3xiIII")  # tcmsg: family, link, handle, parent, info
 _ROOT, _INGRESS = 0xFFFFFFFF, 0xFFFF0000
 _SIDES = {"ingress": {"ingress": _INGRESS}, "clsact": {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}}
@@ -29,6 +34,9 @@ _ACT_KIND, _ACT_OPTIONS, _ACT_PARAMETERS = 1, 2, 2
 _SHOT, _REDIRECTS = 2, (1, 3)  # TC_ACT_SHOT; TCA_EGRESS_REDIR, TCA_INGRESS_REDIR
 _GENERAL = struct.Struct("=IIiii")  # tc_gen: index, capability, action, two counts
 _MIRRED = struct.Struct("=iI")  # and of tc_mirred behind it: what is done, the link
+
+
+_FEW = 3  # our own constant: so many may be lost of those that come before all is up
 
 
 def link_filters(uplink: str) -> list[LinkFilter]:
@@ -51,16 +59,29 @@ def link_filters(uplink: str) -> list[LinkFilter]:
             return found
         for body in disciplines:
             _family, index, _handle, parent, _info = _TC.unpack_from(body)
-            kind = string(dict(attributes(body[_TC.size :]))[_TCA_KIND])
+            about = dict(attributes(body[_TC.size :]))
+            kind = string(about[_TCA_KIND])
             if index not in names:
                 continue
             if kind == "blackhole" and parent == _ROOT:
                 found.append(LinkFilter(names[index], "blackhole"))
+            elif parent == _ROOT and _TCA_STATS2 in about and _loses(about[_TCA_STATS2]):
+                found.append(LinkFilter(names[index], "lossy", target=kind))
             for side, at in _SIDES.get(kind, {}).items():
                 asked = _TC.pack(0, index, 0, at, 0)
                 for each in netlink.dump("list filters", _RTM_GETTFILTER, asked):
                     found += _filters(each, names[index], side)
     return found
+
+
+def _loses(statistics: memoryview) -> bool:
+    """Whether a queueing discipline has dropped more packets than it let pass, since it is there."""
+    about = dict(attributes(statistics))
+    if _STATS_BASIC not in about or _STATS_QUEUE not in about:
+        return False
+    _bytes, passed = _BASIC.unpack_from(about[_STATS_BASIC])
+    (dropped,) = _QUEUE.unpack_from(about[_STATS_QUEUE])
+    return bool(dropped > max(passed, _FEW))
 
 
 def _filters(body: memoryview, link: str, side: str) -> Iterator[LinkFilter]:

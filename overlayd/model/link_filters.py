@@ -11,18 +11,21 @@ from typing import Literal, NamedTuple
 
 from overlayd.model.findings import Finding
 
-Kind = Literal["xdp", "bpf", "drop", "redirect", "blackhole"]
+Kind = Literal["xdp", "bpf", "drop", "redirect", "blackhole", "lossy"]
 
 _PROBLEMS: dict[Kind, str] = {
     "xdp": "has a BPF program (XDP) that may drop what comes",
     "bpf": "has a BPF program (tc) that may drop its packets",
     "drop": "has a tc filter that drops packets",
     "redirect": "has a tc filter that leads packets to {target}",
+    "lossy": "has a queueing discipline ({target}) that has dropped more packets than it let pass",
 }
 
 
 class LinkFilter(NamedTuple):
-    """link: its name.  side: "ingress" or "egress".  target: the link that packets are redirected to."""
+    """link: its name.  side: "ingress" or "egress".  target: the link that packets are redirected to, or the kind of a
+    queueing discipline.
+    """
 
     link: str
     kind: Kind
@@ -49,10 +52,11 @@ def _closed(link: str) -> Finding:
 
 
 def _filtered(filter: LinkFilter, uplink: str) -> Finding:
-    shown = f"tc filter show dev {filter.link} {filter.side}"
+    lossy = filter.kind == "lossy"
+    shown = f"tc -s qdisc show dev {filter.link}" if lossy else f"tc filter show dev {filter.link} {filter.side}"
     return Finding(
         code="link-filtered",
-        severity="hint" if filter.link == uplink else "warning",
+        severity="hint" if filter.link == uplink and not lossy else "warning",
         object=f"link {filter.link}",
         problem=_PROBLEMS[filter.kind].format(target=filter.target),
         symptom="what it takes is lost",

@@ -333,6 +333,11 @@ ALL = "u32 match u32 0 0 action mirred egress redirect dev lo"
 BLACKHOLE = "tc qdisc add dev {0} root blackhole", "tc qdisc del dev {0} root"
 
 
+def test_a_queueing_discipline_without_room(way: Way) -> None:
+    change = "tc qdisc add dev {device} root pfifo limit 0", "tc qdisc del dev {device} root"
+    told(way, change, "peer", "link-filtered", "(pfifo) that has dropped more packets than it let pass")
+
+
 @pytest.mark.parametrize("link", ["{device}", "{bridge}", "{port}", "uplink"])
 def test_a_blackhole(way: Way, link: str) -> None:
     put, taken = (each.replace("{0}", link) for each in BLACKHOLE)

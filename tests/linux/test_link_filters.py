@@ -55,6 +55,28 @@ def test_queueing_disciplines_and_filters(shell, command, found):
     assert link_filters("eth0") == found
 
 
+@pytest.mark.parametrize("link", ["ours", "eth0"])
+@pytest.mark.parametrize("options", ["pfifo limit 0", "tbf rate 8bit burst 10 latency 1ms"])
+def test_a_queueing_discipline_that_drops_what_it_gets(shell, link, options):
+    shell(f"tc qdisc add dev {link} root {options}")
+    to_nobody(link)
+    assert link_filters("eth0") == [LinkFilter(link, "lossy", target=options.split()[0])]
+    shell(f"tc qdisc del dev {link} root; tc qdisc add dev {link} root pfifo limit 100")
+    to_nobody(link)
+    assert link_filters("eth0") == []
+
+
+def to_nobody(link):
+    """Send some frames by a link."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind((link, 0))
+        for _ in range(5):
+            try:
+                raw.send(bytes(6) + bytes(6) + b"\x08\x00" + bytes(60))
+            except OSError:  # the discipline has no room
+                continue
+
+
 def test_xdp():
     code, license = ctypes.create_string_buffer(DROP), ctypes.create_string_buffer(b"GPL")
     about = struct.pack("<IIQQ", BPF_PROG_TYPE_XDP, 2, ctypes.addressof(code), ctypes.addressof(license))

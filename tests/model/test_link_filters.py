@@ -21,3 +21,10 @@ def test_what_is_said():
         "link zl-a-g has a tc filter that leads packets to lo; what it takes is lost; see whose it is (tc filter show"
         " dev zl-a-g egress), and remove it"
     )
+
+
+def test_a_queueing_discipline_that_loses_is_told_on_the_way_out_too():
+    for link in ("zl-a-g", "eth0"):
+        (found,) = link_findings([LinkFilter(link, "lossy", target="tbf")], "eth0")
+        assert (found.code, found.severity) == ("link-filtered", "warning")
+        assert "(tbf) that has dropped more packets" in found.problem and f"tc -s qdisc show dev {link}" in found.remedy
