@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Literal, NamedTuple
 
+from overlayd.model.endpoints import nobodys
 from overlayd.model.objects import Address, Network
 from overlayd.model.subnets import node_in
 from overlayd.spelling import perhaps_meant
@@ -137,7 +138,7 @@ def _at(known: Known, address: Address, text: str) -> End:
             return End("member", text, address, member)
     if address == known.node_address or any(address == each.gateway for each in known.services.values()):
         return End("node", text, address)
-    if address.is_loopback or address.is_unspecified or address.is_link_local or address.is_multicast:
+    if address.is_loopback or address.is_link_local or nobodys(address):
         hop = Hop(text, "means another host at each place, or many", "broken", "name an address that is one host's")
         return End("nobody", text, name=hop)
     peer = owner(known.peers, address)

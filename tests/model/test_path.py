@@ -256,7 +256,7 @@ def test_isolation_and_names_and_those_that_nobody_has() -> None:
     assert "is no container" in broken(SEEN, target="nonsense")
     nameless = KNOWN._replace(peers=(PEER._replace(name=""),))
     assert "'' is no container" in broken(SEEN, target="", known=nameless), "a peer without a name is not called so"
-    for everywhere in ("127.0.0.1", "::1", "0.0.0.0", "224.0.0.1", "fe80::1", "ff02::1"):
+    for everywhere in ("127.0.0.1", "::1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "fe80::1", "ff02::1"):
         assert f"{everywhere} means another host at each place" in broken(SEEN, target=everywhere)
 
 
