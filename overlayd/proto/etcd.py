@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from overlayd.errors import ProtocolError
-from overlayd.proto.protobuf import bytes_field, fields, varint_field
+from overlayd.proto.protobuf import bytes_field, fields, varint, varint_field
 from overlayd.proto.store_answers import (
     Ahead,
     AuthFailed,
@@ -128,6 +128,13 @@ def watch_message(prefix: str, revision: int) -> bytes:
     key = prefix.encode()
     create = bytes_field(1, key) + bytes_field(2, prefix_end(key)) + varint_field(3, revision)
     return bytes_field(1, create)
+
+
+def unwatch_message(number: int) -> bytes:
+    """Ends one of the watches of a call.  number: of `read_watch_number`."""
+    # The number 0 is a default, which protobuf leaves out; the request itself has to be there.
+    cancel = varint_field(1, number)
+    return b"\x12" + varint(len(cancel)) + cancel
 
 
 def lease_grant(ttl: int) -> Call:
@@ -301,6 +308,19 @@ def read_watch_message(message: bytes) -> list[Watching | Changes]:
         elif number == 11:
             events.append(_read_event(_bytes(value)))
     return _told(_Watch(header, created, canceled, compacted, reason, events))
+
+
+def read_watch_number(message: bytes) -> tuple[int, bool]:
+    """Which watch of a call a WatchResponse is of, and whether that begins with it."""
+    number = begins = 0
+    for field, value in fields(message):
+        if field == 2:
+            number = _number(value)
+        elif field == 3:
+            begins = _number(value)
+        elif field > 3:  # etcd writes fields in their order
+            break
+    return number, begins != 0
 
 
 def read_end(status: int, reason: str) -> StoreError:

@@ -64,8 +64,8 @@ class Call:
         self._ended = False
 
     def begin(self, path: str, message: bytes, metadata: Headers = ()) -> bytes:
-        """The bytes of a call with one message; we keep our side open, since etcd ends a watch with it.  metadata: in
-        small letters.
+        """The bytes of a call with its first message; our side stays open, since etcd ends a watch with it.  metadata:
+        in small letters.
         """
         connection = self._connection
         settings = {
@@ -79,7 +79,14 @@ class Call:
         self._stream = connection.get_next_available_stream_id()
         kind = (("content-type", "application/grpc"), ("te", "trailers"))
         connection.send_headers(self._stream, [(":method", "POST"), (":path", path), *self._whom, *kind, *metadata])
-        connection.send_data(self._stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        return self.say(message)
+
+    def say(self, message: bytes) -> bytes:
+        """The bytes of a further message."""
+        try:
+            self._connection.send_data(self._stream, b"\0" + len(message).to_bytes(4, "big") + message)
+        except H2Error as error:
+            raise ProtocolError(f"the server takes nothing more: {error}") from error
         return self.to_send()
 
     def to_send(self) -> bytes:

@@ -12,7 +12,8 @@ _FIELDS = {
     ),
     "Event": (".t.Kind type 1", ".t.KeyValue kv 2", ".t.KeyValue prev_kv 3"),
     "WatchCreateRequest": ("bytes key 1", "bytes range_end 2", "int64 start_revision 3", "bool progress_notify 4"),
-    "WatchRequest": (".t.WatchCreateRequest create_request 1",),
+    "WatchCancelRequest": ("int64 watch_id 1",),
+    "WatchRequest": (".t.WatchCreateRequest create_request 1", ".t.WatchCancelRequest cancel_request 2"),
     "WatchResponse": (
         *(".t.ResponseHeader header 1", "int64 watch_id 2", "bool created 3", "bool canceled 4"),
         *("int64 compact_revision 5", "string cancel_reason 6", "bool fragment 7", "*.t.Event events 11"),

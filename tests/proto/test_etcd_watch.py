@@ -63,10 +63,24 @@ def test_the_request_is_the_one_of_the_gateway(prefix: str, revision: int) -> No
     assert asked.range_end == etcd.prefix_end(prefix.encode())
 
 
+@given(responses)
+def test_a_message_says_which_watch_it_is_of(response: Any) -> None:
+    assert etcd.read_watch_number(response.SerializeToString()) == (response.watch_id, response.created)
+
+
+@given(st.integers(0, (1 << 63) - 1))
+def test_a_watch_is_ended_by_its_number(number: int) -> None:
+    asked = WatchRequest.FromString(etcd.unwatch_message(number))
+    assert asked.HasField("cancel_request")
+    assert asked.cancel_request.watch_id == number
+
+
 @given(st.binary())
 def test_damage_is_a_protocol_error_and_nothing_else(data: bytes) -> None:
     with contextlib.suppress(ProtocolError, StoreError):
         read_watch_message(data)
+    with contextlib.suppress(ProtocolError):
+        etcd.read_watch_number(data)
 
 
 @given(responses, st.data())

@@ -83,6 +83,7 @@ class Connection:
         self._host = "localhost" if server.path else f"{host}:{server.port}"
         self._client = Client(self._host)
         self._answered = False  # ever
+        self._call: grpc.Call
         self.reusable = True
 
     @classmethod
@@ -136,24 +137,32 @@ class Connection:
         if status != 200:
             raise BadStatus(Answer(status, b"".join(refused)))
 
-    async def call(self, path: str, message: bytes, metadata: Headers = ()) -> AsyncGenerator[grpc.Event]:
-        """A call of gRPC, whose answer is a stream: it ends with an `End`.  NotSpoken: the server speaks none."""
+    def call(self, path: str, message: bytes, metadata: Headers = ()) -> None:
+        """Begin a call of gRPC.  NotSpoken: the server speaks none."""
         self.reusable = False
         tls = self._writer.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() != grpc.ALPN:
             raise grpc.NotSpoken("its TLS offers no HTTP/2")
         if self.is_closed:  # uvloop's own error would be no OSError, here and below
             raise grpc.NotSpoken("it hangs up at once")
-        call = grpc.Call(self._host, "https" if self._server.tls else "http")
+        self._call = grpc.Call(self._host, "https" if self._server.tls else "http")
+        self._writer.write(self._call.begin(path, message, metadata))
+
+    def say(self, message: bytes) -> None:
+        """A further message of the call."""
+        if not self.is_closed:
+            self._writer.write(self._call.say(message))
+
+    async def events(self) -> AsyncGenerator[grpc.Event]:
+        """The answer to the call, as far as it has not been told: it ends with an `End`.  NotSpoken: as above."""
         try:
-            self._writer.write(call.begin(path, message, metadata))
             while True:
                 data = await self._reader.read(CHUNK)
-                for event in call.receive(data):
+                for event in self._call.receive(data):
                     yield event
                     if isinstance(event, grpc.End):
                         return
-                if (owed := call.to_send()) and not self.is_closed:
+                if (owed := self._call.to_send()) and not self.is_closed:
                     self._writer.write(owed)
         except OSError as error:
             raise Unavailable(refusal.of_connection(error, self._files, tls=self._server.tls)) from error

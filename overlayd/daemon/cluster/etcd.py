@@ -48,12 +48,16 @@ class Etcd:
         self._token = ""
         self._idle: dict[int, Connection] = {}
         self._current = 0
+        self._resting: tuple[int, Connection] | None = None  # with a call that has no watch just now
         self.without_grpc: set[int] = set()  # endpoints to which none gets through
 
     def close(self) -> None:
         for connection in self._idle.values():
             connection.close()
         self._idle.clear()
+        if self._resting is not None:
+            self._resting[1].close()
+            self._resting = None
 
     # --- reads and writes: any endpoint does ------------------------------------------------------------------------
 
@@ -152,19 +156,49 @@ class Etcd:
             raise
 
     async def _watch_by_grpc(self, asked: Watch, prefix: str) -> AsyncGenerator[Watching | Changes]:
-        authorization = await self._authorization(asked.endpoint)
-        metadata = (etcd.LEADER_METADATA, *((etcd.TOKEN_METADATA, token) for _, token in authorization))
-        request = etcd.watch_message(self._prefix + prefix, asked.revision)
-        connection = await self._open(asked.endpoint, ALPN)
+        """Whoever leaves after a message reads in windows, and comes back soon: the connection rests until then, since
+        a new one is the dearest part of a window.  Whoever is cancelled may have given it up for dead.
+        """
+        connection: Connection | None
+        connection = await self._called(asked.endpoint, etcd.watch_message(self._prefix + prefix, asked.revision))
+        ours: int | None = None  # of the watches of this connection
         try:
-            async with aclosing(connection.call(etcd.WATCH, request, metadata)) as events:
+            async with aclosing(connection.events()) as events:
                 async for event in events:
                     if not isinstance(event, Message):
                         raise self._advised(asked.endpoint, etcd.read_end(event.status, event.reason))
-                    for message in etcd.read_watch_message(event.data):
-                        yield message
+                    number, begins = etcd.read_watch_number(event.data)
+                    if ours is None and begins:
+                        ours = number
+                    if number == ours:  # not of the one before
+                        for message in etcd.read_watch_message(event.data):
+                            yield message
+        except GeneratorExit:
+            if ours is not None and not connection.is_closed:
+                connection.say(etcd.unwatch_message(ours))
+                self._resting, connection = (asked.endpoint, connection), None
+            raise
         finally:
+            if connection is not None:
+                connection.close()
+
+    async def _called(self, endpoint: int, request: bytes) -> Connection:
+        """A connection with a watch of this request: the one that rests, or else a new one."""
+        if self._resting is not None:
+            (where, connection), self._resting = self._resting, None
+            if where == endpoint and not connection.is_closed:
+                connection.say(request)
+                return connection
             connection.close()
+        authorization = await self._authorization(endpoint)
+        metadata = (etcd.LEADER_METADATA, *((etcd.TOKEN_METADATA, token) for _, token in authorization))
+        connection = await self._open(endpoint, ALPN)
+        try:
+            connection.call(etcd.WATCH, request, metadata)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     async def _watch_by_gateway(self, asked: Watch, prefix: str) -> AsyncGenerator[Watching | Changes]:
         call = etcd.watch(self._prefix + prefix, asked.revision)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import uvloop
 from lab.certificates import certify
-from lab.patience import until
+from lab.patience import until, until_async
 
 from overlayd.daemon.cluster.connection import Server, read_url
 from overlayd.daemon.cluster.etcd import Etcd, User
@@ -47,8 +47,8 @@ class Running(NamedTuple):
     process: "subprocess.Popen[bytes]"
 
     def ctl(self, *arguments: str) -> None:
-        argv = ["etcdctl", "--endpoints", self.url.replace("unix:/", "unix:///"), *arguments]
-        subprocess.run(argv, env={**os.environ, "ETCDCTL_API": "3"}, check=True, capture_output=True)
+        argv = ["etcdctl", "--command-timeout=60s", "--endpoints", self.url.replace("unix:/", "unix:///")]
+        subprocess.run([*argv, *arguments], env={**os.environ, "ETCDCTL_API": "3"}, check=True, capture_output=True)
 
 
 @contextmanager
@@ -81,6 +81,7 @@ class Proxy:
 
     def __init__(self, target: str, *, http2: bool = True, context: ssl.SSLContext | None = None) -> None:
         self.heard: list[bytes] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self._target = read_url(target, 0)
         self._context = context
         self._http2 = http2
@@ -101,7 +102,12 @@ class Proxy:
         else:
             back, out = await asyncio.open_connection(self._target.host, self._target.port, ssl=self._context)
         out.write(begun)
+        self._writers.append(writer)
         await asyncio.gather(self._pipe(reader, out), self._pipe(back, writer))
+
+    def hang_up(self) -> None:
+        for writer in self._writers:
+            writer.close()
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -238,6 +244,7 @@ def test_who_we_are(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
             assert failures[0][0] is AuthFailed
             assert failures[0][2] is Denied
             # A token that has expired is not used again.
+            node.close()
             node._token = "x.1"
             with pytest.raises(AuthFailed) as expired:
                 await first(node.watch(Watch(1, 0, began), "s/"), 1)
@@ -301,6 +308,36 @@ def test_what_passes_everything_on_passes_grpc_on(etcd: Running, warnings: pytes
 
     run(work)
     assert not warnings.records
+
+
+def test_who_reads_in_windows_keeps_the_connection_and_hears_each_change_once(etcd: Running) -> None:
+    async def work() -> None:
+        proxy = Proxy(etcd.url)
+        async with await asyncio.start_server(proxy.serve, "127.0.0.1") as listener:
+            one, writer = client(where(listener).url), client(etcd.url)
+            known, told = (await writer.transact((), [("w/first", b"", 0)])).revision, list[Change]()
+            for number in range(20):
+                new = changes_of(await first(one.watch(Watch(number, 0, known), "w/"), 1))
+                told += new
+                known = new[-1].revision + 1
+                # What comes before etcd has heard that we rest is on the connection when it is taken up again.
+                for count in range(3):
+                    await writer.transact((), [(f"w/{number}.{count}", b"x", 0)])
+            told += changes_of(await first(one.watch(Watch(99, 0, known), "w/"), 60 - len(told) + 1))
+            written = [f"w/{number}.{count}" for number in range(20) for count in range(3)]
+            assert [each.key for each in told] == ["w/first", *written]
+            assert proxy.heard == [b"PRI"]
+            # A server that hung up meanwhile is asked anew.
+            assert one._resting is not None
+            resting = one._resting[1]
+            proxy.hang_up()
+            await until_async(lambda: resting.is_closed)
+            assert await first(one.watch(Watch(100, 0, known), "w/"), 1)
+            assert proxy.heard == [b"PRI", b"PRI"]
+            one.close()
+            writer.close()
+
+    run(work)
 
 
 def test_where_no_grpc_gets_through_the_gateway_tells_it_and_one_line_says_so(
