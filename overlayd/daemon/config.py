@@ -346,6 +346,15 @@ def perhaps_settings(environment: Mapping[str, str]) -> list[str]:
     return told
 
 
+def without_etcd(config: Config) -> list[str]:
+    """The settings of a cluster that were given, and that nothing comes of while no etcd is."""
+    usual = Config()
+    given = [each for each in msgspec.structs.fields(Config) if getattr(config, each.name) != getattr(usual, each.name)]
+    of_cluster = ("cluster", "node", "cluster_cidr", "block_prefix", "advertise")
+    mine = [each.encode_name for each in given if each.name in of_cluster or each.name.startswith("etcd_")]
+    return [] if config.etcd else mine
+
+
 def _require_apart(config: Config) -> None:
     """ConfigError when one file would be two things: each of them would replace the other."""
     metrics = config.metrics if config.metrics.startswith("/") else ""

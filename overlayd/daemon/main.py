@@ -115,6 +115,8 @@ def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
     repetition = logs.set_up(config.log_format, config.log_level)
     for mistake in configuration.perhaps_settings(os.environ):
         log.warning("environment: %s", mistake)
+    if idle := configuration.without_etcd(config):
+        log.warning("%s: nothing comes of it without --etcd: this node is in no cluster of a store", ", ".join(idle))
     try:
         return _check_and_run(config, options, repetition, fresh)
     finally:

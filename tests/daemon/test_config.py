@@ -3,6 +3,7 @@
 import pytest
 
 from overlayd.daemon import config
+from overlayd.daemon.cluster import settings
 from overlayd.daemon.dns.upstreams import Upstream
 
 
@@ -143,3 +144,17 @@ def test_a_mistyped_variable_of_the_environment_is_told():
         "OVERLAYD_SOKCET is no setting: did you mean SOCKET or CNI_SOCKET?",
         "OVERLAYD_TEARDOWN is no setting: --teardown is of the command line alone",
     ]
+
+
+def test_settings_of_a_cluster_are_told_where_there_is_no_etcd():
+    given = ("--cluster", "prod", "--node", "n1", "--advertise", "192.0.2.1:51820", "--etcd-user", "me")
+    assert config.without_etcd(load(*given)) == ["cluster", "node", "advertise", "etcd-user"]
+    assert config.without_etcd(load(*given, "--etcd", "http://127.0.0.1:2379")) == []
+    assert config.without_etcd(load()) == []
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "[::]", "224.0.0.1", "255.255.255.255"])
+def test_nobody_is_advertised(address):
+    given = load("--etcd", "http://127.0.0.1:2379", "--cluster", "prod", "--advertise", f"{address}:51820")
+    with pytest.raises(config.ConfigError, match=r"^advertise: .* is the address of"):
+        settings.read(given)

@@ -16,7 +16,9 @@ from overlayd.daemon.config import Config, ConfigError
 from overlayd.errors import RequestError
 from overlayd.model import blocks
 from overlayd.model.cluster_records import is_endpoint, is_node_name
+from overlayd.model.endpoints import nobodys
 from overlayd.model.objects import Network
+from overlayd.model.rows import numeric_endpoint
 
 PORT = 2379  # of etcd's clients (IANA)
 MACHINE_ID = Path("/etc/machine-id")
@@ -63,6 +65,9 @@ def read(config: Config) -> Settings:
         raise ConfigError("etcd-user: needs etcd-password-file, and that needs etcd-user")
     if config.advertise and not is_endpoint(config.advertise):
         raise ConfigError(f"advertise: {config.advertise!r} is no HOST:PORT")
+    at = numeric_endpoint(config.advertise)
+    if at is not None and (nobody := nobodys(at[0])):
+        raise ConfigError(f"advertise: {at[0]} {nobody}: name an address of this node, or leave it out")
     cidr, prefix = _range(config)
     return Settings(
         servers=servers,
