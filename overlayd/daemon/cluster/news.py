@@ -100,7 +100,10 @@ class News:
                 async with asyncio.timeout_at(self._removals.next):
                     await self._arrived.wait()
             self._arrived.clear()
-            await asyncio.sleep(GATHER)
+            # Nothing is gathered before a listing: who has just joined is known to the others, and first handshakes of
+            # those that it does not know are lost, until WireGuard tries again after five seconds.
+            if not (self._waiting and isinstance(self._waiting[0], Snapshot)):
+                await asyncio.sleep(GATHER)
             while self._waiting:
                 message = self._waiting.popleft()
                 if isinstance(message, Snapshot):
