@@ -121,6 +121,8 @@ def test_a_detach_waits_for_names_only_when_it_may_take_some_away() -> None:
     assert not overtakes(before, over_one(name, detach(SECOND)), backwards)
     with_attach = over_one(attach(SECOND), name, detach(SECOND))
     assert overtakes(before, with_attach, [Answer(0, attached(67)), Answer(2, OK), Answer(1, OK)])
+    elsewhere = [Sent(2, attach(SECOND)), *with_attach[1:]]
+    assert not overtakes(before, elsewhere, [Answer(0, attached(67)), Answer(2, OK), Answer(1, OK)])
 
 
 def test_the_interfaces_of_a_dead_namespace_go_in_any_order() -> None:

@@ -83,16 +83,21 @@ def _goes_first(before: Model, sent: Sequence[Sent], earlier: int, later: int) -
     if earlier >= later or sent[earlier].connection != sent[later].connection:
         return False
     one, other = touched(sent[earlier].step), touched(sent[later].step)
-    if _has_nothing_to_detach(before, sent[:later], sent[later].step):
+    if _has_nothing_to_detach(before, sent[:later], sent[later]):
         other.pop("names")
     return EVERYTHING in one or EVERYTHING in other or any(one[it] or other[it] for it in one.keys() & other.keys())
 
 
-def _has_nothing_to_detach(before: Model, earlier: Sequence[Sent], step: Step) -> bool:
-    """Whether a detach finds nothing, whatever is done first: then it takes no address from any name."""
-    if step["op"] != "detach_container" or before.is_attached(step["handle"]):
+def _has_nothing_to_detach(before: Model, earlier: Sequence[Sent], detach: Sent) -> bool:
+    """Whether a detach may find nothing: then it takes no address from any name.  An attach over another connection may
+    well come after it.
+    """
+    if detach.step["op"] != "detach_container" or before.is_attached(detach.step["handle"]):
         return False
-    return all(each.step["op"] != "attach_container" or each.step["handle"] != step["handle"] for each in earlier)
+    attaches = (
+        each for each in earlier if each.connection == detach.connection and each.step["op"] == "attach_container"
+    )
+    return all(each.step["handle"] != detach.step["handle"] for each in attaches)
 
 
 def touched(step: Step) -> dict[str, bool]:

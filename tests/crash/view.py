@@ -297,7 +297,9 @@ def _status(cell: Cell) -> dict[str, Any]:
 def _files(cell: Cell) -> list[str]:
     places = (cell.data, Path("/run/wireguard"))
     found = (path for place in places if place.exists() for path in place.iterdir())
-    return sorted(path.name for path in found if not path.is_symlink())  # other names of a device, or of one that was
+    names = (path.name for path in found if not path.is_symlink())  # which are other names of a device
+    # The kernel ends a write of who is killed at a page, and what was written of it is kept by the next start.
+    return sorted(name for name in names if not name.startswith("journal.torn-"))
 
 
 def _programs(name: str) -> int:
