@@ -100,9 +100,9 @@ class News:
                 async with asyncio.timeout_at(self._removals.next):
                     await self._arrived.wait()
             self._arrived.clear()
-            # Nothing is gathered before a listing: who has just joined is known to the others, and first handshakes of
-            # those that it does not know are lost, until WireGuard tries again after five seconds.
-            if not (self._waiting and isinstance(self._waiting[0], Snapshot)):
+            # Who has just joined is known to the others: first handshakes of those that it does not know are lost, and
+            # WireGuard tries again after five seconds.
+            if len(self.registry):
                 await asyncio.sleep(GATHER)
             while self._waiting:
                 message = self._waiting.popleft()
