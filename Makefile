@@ -303,10 +303,12 @@ cluster-packages: root
 	@$(call install,$(CLUSTER_PACKAGES)); $(call stop_service,etcd-server,etcd)
 
 # Debian's own Python, which is built with profile-guided optimisation and takes a quarter less processor time than one
-# that was not; else the first in PATH, if that is new enough and can make virtual environments.
+# that was not; else the first in PATH.  It has to be new enough, and able to make virtual environments and extensions.
+USABLE := import os, sys, sysconfig, venv, ensurepip; \
+  sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
 .venv/created: | build-packages
 	@for python in /usr/bin/python3 python3; do \
-	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then break; fi; \
+	  if "$$python" -c '$(USABLE)' 2> /dev/null; then break; fi; \
 	done; \
 	echo "virtual environment: .venv, by $$("$$python" --version)"; \
 	"$$python" -m venv --clear .venv

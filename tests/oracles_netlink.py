@@ -2,25 +2,12 @@
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from overlayd.errors import ProtocolError
-from overlayd.proto.netlink import NLA_F_NESTED, NLA_TYPE_MASK
+from overlayd.proto.netlink import NLA_F_NESTED, NLA_TYPE_MASK, Message
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length with this header, type
-
-
-class Message(NamedTuple):
-    """One netlink message.  port: of the socket that asked for it or, in a notification, for the change; 0 when the
-    kernel acted by itself.
-    """
-
-    type: int
-    flags: int
-    sequence: int
-    port: int
-    body: memoryview
 
 
 def message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:

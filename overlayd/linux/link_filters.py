@@ -22,10 +22,8 @@ _RTM_GETQDISC, _RTM_GETTFILTER = 38, 46
 _IFLA_XDP, _XDP_ATTACHED = 43, 2
 _TCA_KIND, _TCA_OPTIONS, _TCA_STATS2 = 1, 2, 7
 _STATS_BASIC, _STATS_QUEUE = 1, 3
-_BASIC, _QUEUE = (
-    struct.Struct("=QI"),
-    struct.Struct("=8xI"),
-)  # gnet_stats_basic: bytes, packets; of gnet_stats_queue: drops
+_BASIC = struct.Struct("=QI")  # gnet_stats_basic: bytes, packets
+_QUEUE = struct.Struct("=8xI")  # of gnet_stats_queue: drops
 _TC = struct.Struct("=B3xiIII")  # tcmsg: family, link, handle, parent, info
 _ROOT, _INGRESS = 0xFFFFFFFF, 0xFFFF0000
 _SIDES = {"ingress": {"ingress": _INGRESS}, "clsact": {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}}
@@ -34,7 +32,6 @@ _ACT_KIND, _ACT_OPTIONS, _ACT_PARAMETERS = 1, 2, 2
 _SHOT, _REDIRECTS = 2, (1, 3)  # TC_ACT_SHOT; TCA_EGRESS_REDIR, TCA_INGRESS_REDIR
 _GENERAL = struct.Struct("=IIiii")  # tc_gen: index, capability, action, two counts
 _MIRRED = struct.Struct("=iI")  # and of tc_mirred behind it: what is done, the link
-
 
 _FEW = 3  # our own constant: so many may be lost of those that come before all is up
 

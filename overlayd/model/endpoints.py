@@ -5,10 +5,13 @@ which endpoints lead into the overlay (`routing`).
 """
 
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 
 from overlayd.model.objects import Address
 from overlayd.model.rows import Service
 from overlayd.model.state import State
+
+_EVERYBODY = IPv4Address("255.255.255.255")  # RFC 919
 
 
 def nobodys(address: Address) -> str:
@@ -17,7 +20,7 @@ def nobodys(address: Address) -> str:
         return "is the address of nobody"
     if address.is_multicast:
         return "is the address of a group, and of no host"
-    return "is the address of all hosts" if str(address) == "255.255.255.255" else ""
+    return "is the address of all hosts" if address == _EVERYBODY else ""
 
 
 def misplaced(state: State, at: tuple[Address, int], here: Mapping[Address, str]) -> str:

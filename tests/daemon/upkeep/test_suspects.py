@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from overlayd.daemon.change.node import Node as LiveNode
 from overlayd.daemon.upkeep.suspects import (
@@ -34,8 +35,8 @@ from overlayd.linux.monitor import (
     RouteChanged,
     RulesetChanged,
 )
-from overlayd.model.layout import Facts, mac
-from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, ROUTE_PROTOCOL, Netns
+from overlayd.model.layout import Facts, mac, veths
+from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, ROUTE_PROTOCOL, Netns, veth_alias
 from overlayd.model.rows import Attachment, Node, Overlay, Peer, Service
 from overlayd.model.state import State
 
@@ -101,15 +102,15 @@ class Record:
         self.causes.append(cause)
 
 
-def judged(*events: Event) -> list[Any]:
+def judged(*events: Event, state: State = STATE) -> list[Any]:
     """The verdicts on events, on a host with an uplink, a bridge, a veth and a device."""
-    return recorded(*events).verdicts
+    return recorded(*events, state=state).verdicts
 
 
-def recorded(*events: Event, changing: tuple[str, ...] = ()) -> Record:
+def recorded(*events: Event, changing: tuple[str, ...] = (), state: State = STATE) -> Record:
     """changing: the resources that requests under way hold."""
     record = Record()
-    node = SimpleNamespace(state=STATE, facts=Facts(mtu=MTU), is_settled=lambda resource: resource not in changing)
+    node = SimpleNamespace(state=state, facts=Facts(mtu=MTU), is_settled=lambda resource: resource not in changing)
     judge = Judge(cast(LiveNode, node), record)
     judge.remember([UPLINK, BRIDGE, VETH, DEVICE])
     for event in events:
@@ -167,6 +168,32 @@ def test_the_options_of_a_bridge(changed: dict[str, Any]) -> None:
 @pytest.mark.parametrize("found", [BRIDGE, VETH, BRIDGE._replace(name="old-b", alternative_names=("zl-d-i-web-b",))])
 def test_a_link_that_is_as_wanted_acquits_itself(found: rt.Link) -> None:
     assert judged(LinkChanged(found, False)) == [SERVICE]
+
+
+def test_what_the_layout_has_of_a_container_is_what_its_links_are_held_to() -> None:
+    """The judge has a shorter way to it."""
+    attachment = Attachment(
+        handle="pid:7",
+        service="web",
+        address=ip_address("10.200.0.2"),
+        global_address=ip_address("10.1.0.2"),
+        mac=b"\2\0\0\0\0\7",
+        netns=Netns(7, 1, 2),
+    )
+    overlay = replace(STATE.table(Overlay)[""], slice=ip_network("10.1.0.0/16"))
+    state = State([*STATE.table(Node).values(), *STATE.table(Service).values(), overlay, attachment])
+    wanted = [*veths(state, Facts(mtu=MTU), attachment)]
+    assert [each.name for each in wanted] == ["veth-7-s", "veth-7-g"]
+    for each in wanted:
+        link = VETH._replace(
+            name=each.name,
+            mtu=each.mtu,
+            master=3 if each.bridge else 0,
+            mac=veth.host_mac(each.mac),
+            alias=veth_alias(each.label, aside=False),
+        )
+        assert judged(LinkChanged(link, False), state=state) == [SERVICE]
+        assert judged(LinkChanged(link._replace(mac=bytes(6)), False), state=state) != [SERVICE]
 
 
 @pytest.mark.parametrize(
