@@ -5,6 +5,7 @@ or what is in a message.
 """
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from h2 import events as http2
@@ -24,6 +25,7 @@ LARGEST_HEAD = 64 * 1024
 WINDOW = 16 * 1024 * 1024  # that the server may send before it hears of us
 
 _FIRST, _SETTINGS = 4, b"\4"  # an HTTP/2 server begins with a frame of this type, whose place is the fourth byte
+_FRAME, _LARGEST_FRAME = 9, 1 << 14  # bytes of a frame's head; that it may hold, since we do not say otherwise
 _PREFIX = 5  # bytes before a message: whether it is compressed, and its length
 _UNKNOWN, _UNAVAILABLE = 2, 14  # grpc/status.h
 _ESCAPED = re.compile(b"%([0-9A-Fa-f]{2})")
@@ -60,6 +62,7 @@ class Call:
         self._stream = 0
         self._held = bytearray()
         self._first = b""  # of what the server said
+        self._part = b""  # of a frame
         self._answered = False  # by gRPC
         self._ended = False
 
@@ -104,10 +107,11 @@ class Call:
         if self._first[3:] not in (b"", _SETTINGS):
             raise NotSpoken("it speaks no HTTP/2")
         try:
-            for event in self._connection.receive_data(data):
-                self._take(event, told)
-                if self._ended:
-                    return told
+            for frame in self._frames(data):
+                for event in self._connection.receive_data(frame):
+                    self._take(event, told)
+                    if self._ended:
+                        return told
         except H2Error as error:
             raise ProtocolError(f"the server speaks no HTTP/2 that we understand: {error}") from error
         if not data:
@@ -115,6 +119,22 @@ class Call:
                 raise NotSpoken("it hangs up when it is spoken to in HTTP/2")
             self._end(told, _UNAVAILABLE, "the server closed the connection")
         return told
+
+    def _frames(self, data: bytes) -> Iterator[bytes]:
+        """The frames that are complete, one after the other: h2 takes none behind a GOAWAY, where servers in Go send a
+        PING, and would tell nothing of those before it then.
+        """
+        part, at = self._part + data, 0
+        while len(part) - at >= _FRAME:
+            length = int.from_bytes(part[at : at + 3], "big")
+            if length > _LARGEST_FRAME:
+                raise ProtocolError(f"the server sent a frame of {length} bytes, at most {_LARGEST_FRAME} allowed")
+            end = at + _FRAME + length
+            if end > len(part):
+                break
+            yield part[at:end]
+            at = end
+        self._part = part[at:]
 
     def _take(self, event: http2.Event, told: list[Event]) -> None:
         match event:

@@ -139,6 +139,23 @@ def test_an_end_of_every_kind(steps: tuple[Callable[[H2Connection], None], ...],
     assert call.receive(Server(call).sent(*steps)) == [end]
 
 
+def test_what_stands_before_a_goodbye_counts_and_what_stands_behind_it_does_not() -> None:
+    """A server in Go that is told to end says goodbye and sends a PING, often in one piece with the last messages."""
+    call = Call("h:1", "http")
+    server = Server(call)
+    wire = server.sent(head, data(prefixed(b"last")), lambda connection: connection.ping(b"12345678"))
+    ping = wire[-17:]
+    wire += server.sent(lambda connection: connection.close_connection(ErrorCodes.NO_ERROR)) + ping
+    assert call.receive(wire) == [Message(b"last"), End(14, "the server closes the connection (NO_ERROR)")]
+
+
+def test_a_frame_of_more_than_was_allowed_is_not_waited_for() -> None:
+    call = Call("h:1", "http")
+    call.receive(Server(call).sent(head))
+    with pytest.raises(ProtocolError, match="at most 16384 allowed"):
+        call.receive(b"\xff\xff\xff\0\0\0\0\0\1")
+
+
 def test_a_server_that_hangs_up_amid_the_call() -> None:
     call = Call("h:1", "http")
     call.receive(Server(call).sent(head))
