@@ -59,6 +59,7 @@ def watched(site: Site) -> EtcdMember:
 def test_a_daemon_that_is_stopped_for_longer_than_its_lease_lives(nodes: list[Site]) -> None:
     alpha, beta, gamma = nodes
     until(lambda: "lease" in alpha.etcd.ctl("get", "/overlayd/prod/p/alpha"), "alpha is not present")
+    until(lambda: beta.resolve("alpha-web") == alpha.address, beta.node.log_tail)
     with under_ping(beta, alpha), under_ping(beta, gamma):
         assert alpha.node.daemon is not None
         stop(alpha.node.daemon.pid)
