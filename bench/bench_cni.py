@@ -1,8 +1,9 @@
 """What a container runtime waits for: the CNI shim with a running overlayd beside Debian's `bridge` and `host-local`.
 
 From the exec to the result of an ADD, in turn on one node, and then many at a time.  `bridge` without masquerade and
-with it, as it is used for a way to the outside; overlayd always has that.  Then what overlayd alone does: a GC of many
-attachments, and the DELs that were left while it was away.  Needs root; has a laboratory of its own.
+with it, as it is used for a way to the outside; overlayd always has that.  Beside them bench/peer/plugin.c, which shows
+what no plugin can go below: a process, the kernel's work and one fdatasync (needs gcc).  Then what overlayd alone does:
+a GC of many attachments, and the DELs that were left while it was away.  Needs root; has a laboratory of its own.
 
     PYTHONPATH=tests:bench:. python bench/bench_cni.py
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, TypedDict
 
+from check.programs import compiled
 from cni.shim import SHIM
 from engines import CniBridge
 from lab import Lab
@@ -36,6 +38,7 @@ ATTACHED, VALID = (8, 4) if SMOKE else (500, 300)  # before and after a GC
 LEFT = 8 if SMOKE else 1000  # DELs
 
 OURS = "overlayd-cni"
+FLOOR = "the kernel's work alone"
 CONFIG = {"cniVersion": "1.0.0", "name": "bench", "type": "overlayd-cni", "subnet": "slice"}
 
 Call = Callable[[str, str, str], None]  # a command, a container's id, the path of its namespace
@@ -178,6 +181,8 @@ def measure() -> Measured:
         for name, masquerade in (("bridge, host-local", False), ("the same with masquerade", True)):
             bridge = CniBridge(directory / name.replace(" ", "-"), masquerade=masquerade)
             calls[name] = Plugin(bridge.plugins / "bridge", bridge.configuration, directory)
+        floor = compiled("plugin", "-static")
+        calls[FLOOR] = Plugin(floor, json.dumps(CONFIG), directory, FLOOR_FILE=str(directory / "floor"))
         with open_namespace(member.node.namespace) as own, namespaces(lab, MANY) as paths, netns.entered(own):
             times = one_by_one(calls, paths[0])
             rates: dict[str, list[float]] = {name: [] for name in calls}
