@@ -127,6 +127,9 @@ def find(known: Known, text: str) -> End:
         if text == peer.name != "" or (len(text) >= 4 and peer.key.startswith(text.removesuffix("..."))):
             return End("peer", text, node_of(peer), peer=peer)
     meant = perhaps_meant(text, filter(None, (*(peer.name for peer in known.peers), *known.names)))
+    if text in known.services:
+        one = next((each.handle for each in known.members if each.service == text), "")
+        meant = "it is a service: name one of its containers" + (f", as {one};" if one else ";")
     remedy = f"{meant} see overlayctl containers, dns and peers".lstrip()
     what = "is no container, address, registered name or peer"
     return End("nobody", text, name=Hop(f"{text!r}", what, "broken", remedy))
@@ -167,6 +170,36 @@ def _named(known: Known, name: str, text: str) -> End:
         remedy = f"register it for a container of service {name}: overlayctl call register_dns name={name} ip=..."
         return end._replace(name=Hop(f"name {name}", what, "broken", remedy))
     return end._replace(name=Hop(f"name {name}", what))
+
+
+def apart(known: Known, source: End, target: End) -> Hop | None:
+    """Why there is no way between two ends that this node could look at: it has neither (the source is of this node if
+    one of them is), or the overlay has no addresses of that kind.
+    """
+    if source.kind == "nobody":
+        return missing(source)
+    if source.kind not in ("member", "node"):
+        peer = source.peer or target.peer
+        remedy = (
+            f"ask the node of an end: on {peer.called}, overlayctl why {source.text} {target.text}"
+            if peer is not None
+            else "name an end that is here: a container (overlayctl containers), or node"
+        )
+        return Hop("this node", "has neither of the two", "broken", remedy)
+    address = target.address
+    if source.kind == "member" and address is not None and address.version != known.cluster.version:
+        what = f"is of IPv{address.version}, and the overlay has IPv{known.cluster.version} alone"
+        return Hop(str(address), what, "broken", f"name an address of IPv{known.cluster.version}")
+    return None
+
+
+def missing(end: End) -> Hop:
+    """That nobody has an address of the cluster."""
+    remedy = (
+        "tell this node which peer has it: overlayctl call add_allowed_ip pubkey=KEY cidr=CIDR (the subnet of the "
+        "service there, or the slice of the node), or attach it here"
+    )
+    return Hop("allowed IPs", f"no container here and no peer has {end.address}", "broken", remedy)
 
 
 def owner(peers: Iterable[Peer], address: Address) -> Peer | None:

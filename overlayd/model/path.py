@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_interface, ip_network
 from typing import NamedTuple
 
-from overlayd.model.ends import End, Hop, Known, Member, Peer, State
+from overlayd.model.ends import End, Hop, Known, Member, Peer, State, apart, missing
 from overlayd.model.objects import Address, Network
 
 FRESH = 180  # seconds for which a session lives (the WireGuard paper, section 6.1)
@@ -109,11 +109,13 @@ def _way(known: Known, source: End, target: End, seen: Seen, now: float) -> Iter
     for end in (source, target):
         if end.name is not None:
             yield end.name
+    if (hop := apart(known, source, target)) is not None:
+        yield hop
     if source.member is not None:
         yield from _inside(known, source.member, seen.source, seen, sends=True)
         yield from _isolation(known, source.member, target)
     if target.kind == "nobody":
-        yield _missing(known, target)
+        yield missing(target)
     if target.peer is not None:
         yield from _device_link(known, target.peer, seen)
     yield from _host(known, source, target, seen)
@@ -250,14 +252,6 @@ def _isolation(known: Known, source: Member, target: End) -> Iterator[Hop]:
 
 def _network(name: str) -> str:
     return f"the isolation network {name}" if name else "none"
-
-
-def _missing(known: Known, target: End) -> Hop:
-    remedy = (
-        "tell this node which peer has it: overlayctl call add_allowed_ip pubkey=KEY cidr=CIDR (the subnet of the "
-        "service there, or the slice of the node), or attach it here"
-    )
-    return Hop("allowed IPs", f"no container here and no peer has {target.address}", "broken", remedy)
 
 
 def _forwarded(source: End, target: End) -> bool:

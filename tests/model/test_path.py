@@ -260,6 +260,18 @@ def test_isolation_and_names_and_those_that_nobody_has() -> None:
         assert f"{everywhere} means another host at each place" in broken(SEEN, target=everywhere)
 
 
+def test_a_way_that_is_not_of_this_node_is_not_judged_here() -> None:
+    """What is looked at begins at this node; of another way it would name faults, and remedies that do harm."""
+    assert broken(SEEN, source="beta", target="10.0.40.2") == "this node has neither of the two"
+    hops = explain(KNOWN, ends.find(KNOWN, "db"), ends.find(KNOWN, "outside"), SEEN, NOW)
+    assert hops[-1].remedy == "ask the node of an end: on beta, overlayctl why db outside"
+    assert "has neither" in broken(SEEN, source="outside", target="198.51.100.1")
+    assert "no peer has 10.0.77.8" in broken(SEEN, source="10.0.77.8", target="7")
+    assert broken(SEEN, target="2001:db8::7") == "2001:db8::7 is of IPv6, and the overlay has IPv4 alone"
+    hop = ends.find(KNOWN, "web").name
+    assert hop is not None and "a service: name one of its containers, as pid:7;" in hop.remedy
+
+
 def test_a_finding_of_the_doctor_is_told_where_it_stops_the_packet() -> None:
     forward = ("forward-blocked", "table ip filter chain FORWARD", "drops it", "insert a rule")
     port = ("wireguard-blocked", "table ip filter chain INPUT", "drops port 51820", "insert a rule")
