@@ -66,7 +66,8 @@ _INSPECT_EPILOG = f"""\
 Sections: {", ".join(SECTIONS)}; all of them, shortened, when none is named.
 
 overlayd need not run.  The kernel is read by another library than the daemon's own code, and compared with the journal
-in the data directory.  Reading the journal and the connections takes root; the rest anybody may see.
+in the data directory.  Reading the journal and the connections takes root; the rest anybody may see.  When the journal
+cannot be read, what the kernel has is shown all the same, and the exit status is 1.
 
 examples: overlayctl inspect; overlayctl inspect links routes --json
 """

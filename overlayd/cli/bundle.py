@@ -138,7 +138,8 @@ def _inspection(directory: Path, daemon_socket: str) -> str:
         found = inspection.inspect(str(directory), daemon_socket, SECTIONS)
     except OverlaydError as error:
         return str(error)
-    return inspection.as_text(found, SECTIONS)
+    text = inspection.as_text(found, SECTIONS)
+    return f"{text}\n\n{inspection.uncompared(found)}" if found.uncompared else text
 
 
 def _host() -> Iterator[tuple[str, str]]:

@@ -288,6 +288,8 @@ async def _inspect(args: Namespace) -> int:
     # In a thread: pyroute2 runs an event loop of its own.
     found = await asyncio.to_thread(inspection.inspect, directory, _socket(args), args.sections)
     print(inspection.as_json(found) if args.output == "json" else inspection.as_text(found, args.sections))
+    if found.uncompared:
+        return _fail(EXIT_ERR, inspection.uncompared(found))
     return EXIT_FINDINGS if found.differences else 0
 
 

@@ -72,12 +72,15 @@ def as_text(found: Inspection, sections: Collection[str]) -> str:
         if hidden:
             lines.append(f"... and {hidden} more: overlayctl inspect {section}")
         parts.append("\n".join([f"{section}:", *(re.sub("(?m)^", "  ", line) for line in lines)]))
-    return "\n\n".join([*parts, _verdict(found)])
+    return "\n\n".join(parts if found.uncompared else [*parts, _verdict(found)])
+
+
+def uncompared(found: Inspection) -> str:
+    """Why it is not known what is missing or too much."""
+    return f"not compared with the journal: {printable(found.uncompared)}"
 
 
 def _verdict(found: Inspection) -> str:
-    if found.uncompared:
-        return f"not compared with the journal: {printable(found.uncompared)}"
     if not found.differences:
         return f"nothing is missing and nothing too much, by {found.journal}"
     lines = [f"  {printable(f'{each.object} {each.problem}')}" for each in found.differences]

@@ -22,7 +22,7 @@ def read(directory: Path) -> State:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise StateError(f"{path}: {error.strerror}") from error
+        raise StateError(f"{path}: {error.strerror}: {_remedy(directory, error)}") from error
     try:
         rows = log.recover(data).rows
     except StateError as error:
@@ -31,6 +31,14 @@ def read(directory: Path) -> State:
     if state.get(Node) is None:
         raise StateError(f"{path} knows of no node")
     return state
+
+
+def _remedy(directory: Path, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "root may read it: use sudo"
+    if isinstance(error, FileNotFoundError) and directory.is_dir():
+        return "no overlayd has used this directory: name the daemon's with --data-dir or OVERLAYD_DATA_DIR"
+    return "name the daemon's data directory with --data-dir or OVERLAYD_DATA_DIR"
 
 
 def secrets(state: State) -> set[str]:

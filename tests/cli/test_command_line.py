@@ -247,3 +247,11 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "handle.pid=71" in out
     assert "Reading the journal and the connections takes root" in out
+
+
+def test_inspect_fails_when_there_is_no_journal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["inspect", "links", "--data-dir", str(tmp_path / "mistyped")]) == arguments.EXIT_ERR
+    said = capsys.readouterr()
+    assert said.out.startswith("links:"), "what the kernel has is shown all the same"
+    assert "--data-dir" in said.err
+    assert said.err.startswith("overlayctl: not compared with the journal: ")

@@ -89,8 +89,9 @@ def test_a_dead_daemon_is_no_obstacle_and_damage_is_told(pair: Pair) -> None:
 
 def test_without_a_journal_it_shows_the_kernel_and_says_so(pair: Pair) -> None:
     node = pair.alpha.node
-    text = node.overlayctl("inspect", "--data-dir", "/nonexistent")
-    assert "not compared with the journal: /nonexistent/journal: No such file or directory" in text
+    code, text, errors = node.try_overlayctl("inspect", "--data-dir", "/nonexistent")
+    assert code == 1
+    assert "not compared with the journal: /nonexistent/journal: No such file or directory: name the daemon" in errors
     assert pair.bridges[0] in text
 
 
@@ -125,7 +126,9 @@ def test_dedicated_devices_guests_and_both_families_are_as_the_journal_has_them(
 def test_who_may_not_see_all_is_told_what_and_sees_the_rest(pair: Pair) -> None:
     node = pair.alpha.node
     argv = [*CONTROL, "inspect", "--data-dir", node.data_dir, "links", "conntrack"]
-    text = node.run(["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *argv])
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *argv]
+    text = node.run(["sh", "-c", '"$@" 2>&1; echo "exit $?"', "sh", *nobody])
+    assert text.endswith("exit 1\n")
     assert pair.bridges[0] in text
     assert "conntrack: cannot be read: Operation not permitted (errno 1)" in text
     assert f"not compared with the journal: {node.data_dir}/journal: Permission denied" in text

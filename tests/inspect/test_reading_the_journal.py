@@ -45,8 +45,13 @@ async def test_a_commit_that_is_just_being_written_is_left_out(tmp_path: Path) -
 
 
 async def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="No such file or directory"):
-        journal.read(tmp_path)
+    for directory, says in (
+        (tmp_path / "mistyped", "No such file or directory: name the daemon's data directory"),
+        (Path(__file__), "Not a directory: name the daemon's data directory"),
+        (tmp_path, "No such file or directory: no overlayd has used this directory"),
+    ):
+        with pytest.raises(StateError, match=says):
+            journal.read(directory)
     made = Journal.open(tmp_path)
     await made.commit({OVERLAY.id: encode(OVERLAY)})
     with pytest.raises(StateError, match="knows of no node"):
