@@ -485,6 +485,9 @@ def _advice(reason: OSError, path: str) -> str:
                 f"compare `stat -c %G {path}` with `id -nG`, or use sudo.  Its log says whom it turned away."
             )
         case ConnectionResetError():
-            return "overlayd stopped, or was restarted: its log says why (journalctl -u overlayd)."
+            return (
+                "overlayd stopped, was restarted, or hung up since there are too many connections: its log says which\n"
+                "(journalctl -u overlayd), and which process has them."
+            )
         case _:
             return "Check that overlayd runs on this node, and the socket's path (--socket, OVERLAYD_SOCKET)."

@@ -30,6 +30,7 @@ SHARE = 16  # they get one in so many of the process's descriptors, and each may
 BACKLOG = 4096
 HELD = 4 * MAX_BODY  # bytes of requests that are not complete yet, of all together
 INCOMPLETE = 10.0  # seconds in which a shim has to send its request, and to take its answer
+PROMPT = 0.2  # or so many, when somebody else waits for its place: a shim sends as it connects
 PIECE = 65536  # bytes
 _RIGHTS = socket.CMSG_SPACE(4 * array("i").itemsize)  # the shim sends one descriptor
 
@@ -46,7 +47,7 @@ class CniSocket:
         self._spawn = spawn
         self.most = max(1, min(IN_FLIGHT, descriptors // SHARE))
         self.held = 0  # bytes
-        self._callers: set[_Caller] = set()
+        self._callers: dict[_Caller, None] = {}  # the oldest first
         self._serving: set[asyncio.Task[None]] = set()
         self._accepting = Accepting("CNI calls", self._full, self._take, BACKLOG)
 
@@ -81,19 +82,25 @@ class CniSocket:
 
     def left(self, caller: "_Caller") -> None:
         """The caller's connection is closed."""
-        self._callers.discard(caller)
+        self._callers.pop(caller, None)
         self._accepting.resume()
 
     def _full(self) -> str:
-        return f"{self.most} are under way" if len(self._callers) >= self.most else ""
+        return f"{self.most} are under way" if len(self._callers) >= self.most and self._late() is None else ""
+
+    def _late(self) -> "_Caller | None":
+        """Who has to give way: the oldest that has not sent its request."""
+        return next((caller for caller in self._callers if caller.is_late), None)
 
     def _take(self, connection: socket.socket, client: Credentials) -> None:
         if client.uid not in (0, os.getuid()):
             log.warning("CNI call refused: it is for root alone (%s)", client)
             connection.close()
             return
+        if len(self._callers) >= self.most and (late := self._late()) is not None:
+            late.refuse(f"it has not sent its request, and all {self.most} places are taken")
         caller = _Caller(self, connection, client, asyncio.get_running_loop())
-        self._callers.add(caller)
+        self._callers[caller] = None
         caller.begin()
 
     async def _serve(self, caller: "_Caller") -> None:
@@ -120,6 +127,7 @@ class _Caller:
         self._owner = owner
         self._connection = connection
         self._loop = loop
+        self._began = loop.time()
         self._buffer = bytearray()
         self._reading = True
         self._held = 0
@@ -130,7 +138,7 @@ class _Caller:
         self._read()
         if self._reading:
             why = f"its request was incomplete for {INCOMPLETE:g} s"
-            self._late = self._loop.call_later(INCOMPLETE, self._refuse, why)
+            self._late = self._loop.call_later(INCOMPLETE, self.refuse, why)
             self._loop.add_reader(self._connection, self._read)
 
     @property
@@ -184,9 +192,9 @@ class _Caller:
         if not piece:
             self.hang_up()
         elif size > MAX_BODY or len(self._buffer) > 4 + size > 4:
-            self._refuse(f"its frame has a length of {size} bytes")
+            self.refuse(f"its frame has a length of {size} bytes")
         elif self._owner.held > HELD:
-            self._refuse(f"{self._owner.held} bytes of requests are incomplete")
+            self.refuse(f"{self._owner.held} bytes of requests are incomplete")
         elif size and len(self._buffer) == 4 + size:
             self._stop_reading()
             self._account(0)
@@ -206,7 +214,13 @@ class _Caller:
         self._owner.held += held - self._held
         self._held = held
 
-    def _refuse(self, why: str) -> None:
+    @property
+    def is_late(self) -> bool:
+        """Whether its request should be here and is not."""
+        return self._reading and self._loop.time() - self._began > PROMPT
+
+    def refuse(self, why: str) -> None:
+        """Hang up on a shim that does not do its part."""
         log.warning("CNI call dropped: %s (%s)", why, self.client)
         self.hang_up()
 

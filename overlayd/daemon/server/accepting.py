@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # Our own constants.
 ROUND = 4  # connections that are accepted before anything else is looked at
 LOOK = 2.0  # seconds between two looks at the path
-RETRY = 1.0  # seconds after which a process without a descriptor to spare looks again
+RETRY = 0.25  # seconds after which we look again whether there is room: a descriptor, or somebody who may give way
 
 _REMEDIES = {EMFILE: "raise the limit of descriptors (LimitNOFILE)", ENFILE: "raise the host's (sysctl fs.file-max)"}
 
@@ -48,6 +48,7 @@ class Accepting:
         self._take = take
         self._place: Place | None = None
         self._paused = False
+        self._retrying: asyncio.TimerHandle | None = None
         self._trouble = ""  # why the socket cannot be bound anew
         self._loop: asyncio.AbstractEventLoop
 
@@ -63,15 +64,28 @@ class Accepting:
             yield
         finally:
             self._looking.cancel()
+            if self._retrying is not None:
+                self._retrying.cancel()
             self._loop.remove_reader(place.socket)
             self._place = None
             place.socket.close()
 
     def resume(self) -> None:
-        """Something has ended, so that there may be room again."""
+        """Something has ended, or gives way, so that there may be room again."""
         if self._paused and self._place is not None and not self._full():
             self._paused = False
             self._loop.add_reader(self._place.socket, self._accept)
+
+    def _retry_later(self) -> None:
+        if self._retrying is not None:
+            self._retrying.cancel()
+        self._retrying = self._loop.call_later(RETRY, self._retry)
+
+    def _retry(self) -> None:
+        self._retrying = None
+        self.resume()
+        if self._paused and self._place is not None:
+            self._retry_later()
 
     def _look(self) -> None:
         assert self._place is not None
@@ -109,7 +123,6 @@ class Accepting:
             except OSError as error:  # no descriptor, or no memory
                 remedy = _REMEDIES.get(error.errno or 0, "it is tried again every second")
                 self._pause(f"{error.strerror}: {remedy}")
-                self._loop.call_later(RETRY, self.resume)
                 return
             accepted.setblocking(False)
             try:
@@ -124,4 +137,5 @@ class Accepting:
         assert self._place is not None
         self._paused = True
         self._loop.remove_reader(self._place.socket)
+        self._retry_later()
         log.warning("no further %s are accepted until one is closed: %s", self._what, why)

@@ -107,10 +107,12 @@ class Connection(asyncio.BufferedProtocol):
         self.paid_until = 0  # see `daemon.server.turns`
         self.incomplete_since = 0.0  # when the message at the front began, 0: there is none, or we do not read
         self.closed_since = 0.0  # when we closed, 0: we did not
+        self.seen = 0  # these two: see `daemon.server.idle`
         self._server = server
         self._limits = server.limits
         self._handlers = server.handlers
         self._loop = asyncio.get_running_loop()
+        self.quiet_since = self._loop.time()
         self._transport: asyncio.Transport
         self._inbox = Inbox()
         self._exchange = Exchange(self._inbox, wire.decode_plain, server.handlers.quick, LARGE)
@@ -457,6 +459,18 @@ class Connection(asyncio.BufferedProtocol):
             self._order.drop()
             self.closed_since = self._loop.time()
             self._transport.close()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody misses it who can connect again: nothing came or has to go, and no events are asked for."""
+        holds = self.buffered or self._inbox.buffered or self._order.in_flight
+        return self._open and not (self.watches or self.busy or self._eof or holds)
+
+    def make_room(self, why: str) -> None:
+        """Hang up for somebody else."""
+        idle = self._loop.time() - self.quiet_since
+        log.warning("connection closed: it was idle for %.0f s, and %s (%s)", idle, why, self.credentials)
+        self.abort()
 
     def abort(self) -> None:
         """Hang up now, whatever has not been sent."""

@@ -20,6 +20,7 @@ from overlayd.daemon.handlers import Handlers
 from overlayd.daemon.server.acceptor import QUOTAS, Acceptor, Quotas
 from overlayd.daemon.server.connection import LIMITS, Connection, Limits
 from overlayd.daemon.server.deliveries import Deliveries
+from overlayd.daemon.server.idle import Idle
 from overlayd.daemon.server.large import Examiner
 from overlayd.daemon.server.listener import Credentials, Place
 from overlayd.daemon.server.turns import Turns
@@ -62,7 +63,8 @@ class Server:
         self.stopping = False
         self.buffered = 0  # bytes, over all connections
         self.connections: set[Connection] = set()
-        self._acceptor = Acceptor(admits, quotas, lambda client: Connection(self, client))
+        self._idle = Idle(self.connections)
+        self._acceptor = Acceptor(admits, quotas, lambda client: Connection(self, client), self._idle.first)
         self._spawn = spawn
         self._turns: Turns[Connection] = Turns(limits.turn)
         self.is_next = self._turns.is_next
@@ -226,6 +228,7 @@ class Server:
     def _sweep(self) -> None:
         """Once a second: close connections that left a message incomplete, cut off those that do not read the end."""
         now = self._loop.time()
+        self._idle.look(now)
         limits = self.limits
         for connection in list(self.connections):
             if connection.closed_since:

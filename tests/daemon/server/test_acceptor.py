@@ -12,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab.patience import until_async as until
-from serving import connect, serving, status
+from serving import Fake, change, connect, serving, status
 
-from overlayd.daemon.server import accepting
+from overlayd.daemon.server import accepting, idle
 from overlayd.daemon.server.acceptor import Quotas
+from overlayd.daemon.server.connection import LIMITS
+
+NEVER = 3600.0  # seconds that no test lasts
+LOOKS = LIMITS._replace(incomplete=0.05)  # so often it is looked who is idle
 
 
 async def answered(path: str) -> bool:
@@ -30,8 +34,9 @@ async def answered(path: str) -> bool:
 
 @pytest.mark.parametrize(("quotas", "named"), [(Quotas(8, 8, 3), "process"), (Quotas(8, 3, 8), "user")])
 async def test_who_has_used_up_its_quota_is_hung_up_on(
-    path: str, quotas: Quotas, named: str, caplog: pytest.LogCaptureFixture
+    path: str, quotas: Quotas, named: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(idle, "IDLE", NEVER)
     async with serving(path, quotas=quotas) as server:
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(3):
@@ -45,8 +50,9 @@ async def test_who_has_used_up_its_quota_is_hung_up_on(
 
 
 async def test_when_all_are_taken_accepting_pauses_and_goes_on_when_one_is_closed(
-    path: str, caplog: pytest.LogCaptureFixture
+    path: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(idle, "IDLE", NEVER)
     async with serving(path, quotas=Quotas(2, 9, 9)) as server:
         first, second = await connect(path), await connect(path)
         await until(lambda: len(server.connections) == 2)
@@ -58,6 +64,48 @@ async def test_when_all_are_taken_accepting_pauses_and_goes_on_when_one_is_close
         assert await asyncio.gather(*waiting) == [True] * 3  # one after the other
         second.writer.transport.abort()
     assert "--max-connections" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("quotas", "named"),
+    [
+        (Quotas(3, 9, 9), "all 3 are taken (--max-connections)"),
+        (Quotas(9, 3, 9), f"user {os.getuid()} has its 3 already"),
+    ],
+)
+async def test_who_was_idle_longest_gives_way_and_who_works_or_watches_stays(
+    path: str, quotas: Quotas, named: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "IDLE", -NEVER)
+    fake = Fake()
+    async with serving(path, fake, quotas=quotas, limits=LOOKS) as server, contextlib.AsyncExitStack() as stack:
+        works, *_ = [await stack.enter_async_context(await connect(path)) for _ in range(3)]
+        works.send(change(1, "web"))
+        await until(lambda: fake.begun == ["web"] and len(server.connections) == 3)
+        watches, idles = [each for each in server.connections if each.is_idle]
+        watches.watches = True
+        assert await answered(path)
+        assert watches in server.connections
+        assert idles not in server.connections
+        fake.open("web")
+        assert await works.answers(1) == [(1, "web")]
+    assert caplog.text.count("connection closed: it was idle for") == 1
+    assert named in caplog.text
+
+
+async def test_when_none_is_idle_accepting_pauses_until_one_is(
+    path: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "IDLE", -NEVER)
+    fake = Fake()
+    async with serving(path, fake, quotas=Quotas(1, 9, 9), limits=LOOKS), await connect(path) as works:
+        works.send(change(1, "web"))
+        await until(lambda: fake.begun == ["web"])
+        waits = asyncio.create_task(answered(path))
+        await until(lambda: "none is idle (--max-connections)" in caplog.text)
+        fake.open("web")
+        assert await works.answers(1) == [(1, "web")]
+        assert await waits
 
 
 @contextlib.contextmanager
