@@ -313,11 +313,15 @@ async def _why(args: Namespace) -> int:
         known = why.known_without_daemon(Path(directory), error)
         print(f"overlayctl: {error}; by its journal:", file=sys.stderr)
     if known is None:
-        print("the overlay is not set up on this node; overlayd waits for setup_global_overlay")
-        return EXIT_FINDINGS
+        return _not_set_up()
     hops, turned = await asyncio.to_thread(why.explain, known, args.source, args.target)
     print(why.as_json(hops, turned) if args.output == "json" else why.as_text(hops, turned, _paper()))
     return EXIT_FINDINGS if hops[-1].state == "broken" else 0
+
+
+def _not_set_up() -> int:
+    print("overlayctl: the overlay is not set up on this node: see overlayctl status", file=sys.stderr)
+    return EXIT_FINDINGS
 
 
 async def _ping(args: Namespace) -> int:
@@ -327,7 +331,7 @@ async def _ping(args: Namespace) -> int:
         known = await why.known(client)
         paths = {each.public_key: each.path or "" for each in (await client.list("peers")).peers}
     if known is None:
-        raise UsageError("the overlay is not set up on this node")
+        return _not_set_up()
     answered = 0
     for ping in why.pings(known, args.target, args.count, paths):
         reply = await asyncio.to_thread(ping)

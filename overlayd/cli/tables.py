@@ -83,7 +83,7 @@ def status(status: wire.Status, *, wide: bool, now: float, paper: Paper = PLAIN)
 def verdict(status: wire.Status) -> tuple[str, Tone]:
     """In one line whether all is well, and how that is coloured."""
     if status.overlay_cidr is None:
-        return "not set up: overlayd waits for an orchestrator's setup_global_overlay", "doubtful"
+        return f"not set up: {awaited(status)}", "doubtful"
     silent = sum(each.health == "silent" for each in status.peers)
     if status.interface is None:
         return "NOT well: this node has no WireGuard, so no tunnels (overlayctl doctor)", "bad"
@@ -93,6 +93,13 @@ def verdict(status: wire.Status) -> tuple[str, Tone]:
         things = "1 thing is" if number == 1 else f"{number} things are"
         return f"NOT well: {things} amiss, of {held}; overlayctl doctor says what to do", "bad"
     return f"all is well: {held}", ""
+
+
+def awaited(status: wire.Status) -> str:
+    """What an overlay that is not set up waits for."""
+    if status.cluster is None:
+        return "overlayd waits for an orchestrator's setup_global_overlay"
+    return f"cluster {status.cluster.name}: {status.cluster.error or 'asking the store'}"
 
 
 def well(status: wire.Status) -> bool:

@@ -63,6 +63,10 @@ class Exhausted(RequestError):
 
 def require_sensible(cluster: Network, prefix: int, service_share: int) -> None:
     """RequestError when a cluster cannot be divided so."""
+    if cluster.prefixlen >= cluster.max_prefixlen - NARROWEST_BITS:
+        raise RequestError(
+            f"{cluster} is too small for a cluster: two nodes need a /{cluster.max_prefixlen - NARROWEST_BITS - 1}"
+        )
     if not cluster.prefixlen < prefix <= cluster.max_prefixlen - NARROWEST_BITS:
         raise RequestError(
             f"block_prefix {prefix} does not divide {cluster}: choose one from {cluster.prefixlen + 1} to "

@@ -3,7 +3,8 @@
 Owns: the Node and Overlay rows.  Must not know: devices, requests.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_network
 from typing import Any
 
 from msgspec.structs import replace
@@ -81,8 +82,6 @@ def setup_global(
         raise RequestError(f"slice_cidr {slice} is not inside cluster_cidr {cluster}")
     if cluster.num_addresses < 4:
         raise RequestError(f"cluster_cidr {cluster} is too small for an overlay")
-    if cluster.prefixlen == 0:
-        raise RequestError(f"cluster_cidr {cluster} would lead all of this host's traffic into the overlay")
     if wg_port == 0:
         raise RequestError("request.wg_port: 0 is no port that others could send to; choose one from 1 to 65535")
     for service in draft.all(Service):
@@ -92,7 +91,9 @@ def setup_global(
     require_printable(instance_id, "instance_id", LONGEST_SCOPE)
     old = draft.get(Overlay)
     if old is None or not old.up or (old.cluster, old.slice) != (cluster, slice):
-        _require_room(cluster, slice, host)  # what is up stays up: of that the overlap is told
+        require_range(cluster, host)  # what is up stays up: of that the overlap is told
+        if slice is not None:
+            _require_room("slice_cidr", slice, host)
     inside = draft.state.endpoint_in(cluster) if old is None or old.cluster != cluster else None
     if inside is not None:
         raise RequestError(
@@ -130,13 +131,33 @@ def teardown_global(draft: Draft) -> None:
         draft.put(replace(overlay, up=False))
 
 
-def _require_room(cluster: Network, slice: Network | None, host: Sequence[HostNetwork]) -> None:
-    for field, network in (("cluster_cidr", cluster), ("slice_cidr", slice)):
-        lost = cuts_off(network, host) if network is not None else None
-        if lost is not None:
-            raise RequestError(
-                f"{field} {network} overlaps with the {lost}, and would cut this host off from it: choose another range"
-            )
+def require_range(cluster: Network, host: Sequence[HostNetwork] = ()) -> None:
+    """RequestError when nobody can have an overlay with these addresses, or a host that reaches these networks."""
+    if cluster.prefixlen == 0:
+        raise RequestError(f"cluster_cidr {cluster} would lead all of this host's traffic into the overlay")
+    for network, what in _NO_HOSTS.items():
+        if cluster.version == network.version and cluster.overlaps(network):
+            raise RequestError(f"cluster_cidr {cluster} has {what} ({network}): choose another range")
+    _require_room("cluster_cidr", cluster, host)
+
+
+# What no packet between two hosts can be addressed to (RFC 6890), or be more than a link away.
+_NO_HOSTS: Mapping[Network, str] = {
+    ip_network("0.0.0.0/8"): "addresses of nobody",
+    ip_network("127.0.0.0/8"): "addresses that each host has for itself",
+    ip_network("224.0.0.0/4"): "addresses of groups, and of no host",
+    ip_network("::/127"): "addresses that each host has for itself",
+    ip_network("fe80::/10"): "addresses that each link has for itself",
+    ip_network("ff00::/8"): "addresses of groups, and of no host",
+}
+
+
+def _require_room(field: str, network: Network, host: Sequence[HostNetwork]) -> None:
+    lost = cuts_off(network, host)
+    if lost is not None:
+        raise RequestError(
+            f"{field} {network} overlaps with the {lost}, and would cut this host off from it: choose another range"
+        )
 
 
 def _readdress(draft: Draft, around: Overlay, cluster: Network, slice: Network | None) -> None:

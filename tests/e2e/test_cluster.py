@@ -310,6 +310,16 @@ def test_waiting_for_a_cluster_to_be_made(lab: Lab) -> None:
         site.node.program = ["env", f"NOTIFY_SOCKET={path}", *site.node.program]
         site.start()
         until(lambda: "waiting for cluster init" in site.part.get("error", ""), lambda: site.part)
+        waits = "not set up: cluster prod: waiting for cluster init (overlayctl cluster init, or --cluster-cidr)"
+        assert site.node.overlayctl("status").startswith(f"{waits}\n")
+        assert site.node.try_overlayctl("ready")[:2] == (4, f"not ready: {waits}\n")
+        assert "; make it (overlayctl cluster init CIDR), or correct --cluster" in site.node.overlayctl("doctor")
+        for words in (("why", "a", "b", "--json"), ("ping", "a")):
+            code, printed, complained = site.node.try_overlayctl(*words)
+            assert (code, printed, "not set up on this node" in complained) == (4, "", True)
+        for taken, told_so in (("172.31.0.0/16", "cut this host off"), ("127.0.0.0/8", "each host has for itself")):
+            with pytest.raises(Refused, match=told_so):
+                site.request("cluster_init", cluster_cidr=taken)
         # The service manager lets the start go on, for it takes a person.
         assert told.recv(200) == b"EXTEND_TIMEOUT_USEC=60000000\nSTATUS=has not joined the cluster yet"
         site.node.overlayctl("cluster", "init", "10.210.0.0/16", "--block-prefix", "25", "--service-share", "0")

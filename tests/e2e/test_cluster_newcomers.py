@@ -260,3 +260,16 @@ def test_a_machine_in_the_place_of_one_that_burned_is_told_how_to_take_its_name(
     ping(keeper.container, place.address, count=2)
     for site in (keeper, place):
         site.node.stop()
+
+
+def test_addresses_that_this_host_lives_in_make_no_cluster(lab: Lab, plain: Etcd) -> None:
+    """What is made once, for all nodes, is not made to fail: the next start may choose better."""
+    site = Site(lab, plain, "maker")
+    site.options[site.options.index("--cluster") + 1] = "choosing"
+    code, log = site.node.try_daemon(site.node.daemon_argv(*site.options, "--cluster-cidr", "172.31.0.0/16"))
+    assert code == 78, log
+    assert re.search(r"choosing is not made: cluster_cidr 172\.31\.0\.0/16 overlaps with .* on uplink", log), log
+    assert not plain.ctl("get", "--prefix", "/overlayd/choosing/s/")
+    site.start("--cluster-cidr", "10.201.0.0/16")
+    site.join()
+    site.node.stop()

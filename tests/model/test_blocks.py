@@ -119,5 +119,8 @@ def test_divisions_that_make_no_sense(prefix: int, share: int, told: str) -> Non
     with pytest.raises(RequestError, match=told):
         blocks.require_sensible(CLUSTER, prefix, share)
     blocks.require_sensible(CLUSTER, 28, 0)
+    with pytest.raises(RequestError, match=r"10\.0\.0\.0/28 is too small for a cluster: two nodes need a /27"):
+        blocks.require_sensible(ip_network("10.0.0.0/28"), 28, 1)
+    blocks.require_sensible(ip_network("10.0.0.0/27"), 28, 1)
     with pytest.raises(RequestError, match="makes more than"):
         blocks.require_sensible(ip_network("fd00::/32"), 64, 1)

@@ -101,6 +101,9 @@ def test_a_name_that_cannot_be_shown_is_refused(text, deployment):
 def test_a_cluster_without_room_and_a_port_of_a_dedicated_service_are_refused():
     with pytest.raises(RequestError, match="too small for an overlay"):
         set_up(new_state(), cluster=ip_network("10.200.0.0/31"), slice=None)
+    for text in ("0.0.0.0/1", "127.0.0.0/16", "224.0.0.0/8", "::/3", "fe80::/64", "ff00::/16"):
+        with pytest.raises(RequestError, match=r"has addresses (of|that each) .*: choose another range"):
+            set_up(new_state(), cluster=ip_network(text), slice=None)
     state = ready()
     port = serve(state, "own", dedicated_key=OWN).wg_port
     with pytest.raises(RequestError, match=f"wg_port {port} is that of the dedicated service own: tear it down first"):

@@ -61,6 +61,7 @@ class Cluster:
         self.refusal = ""  # why the daemon ends
         self.conflict = ""
         self.error = ""  # of joining
+        self.unmade = False  # the cluster, for which we wait
         self.joined = asyncio.Event()  # we have a block, and the overlay is set up with it
         self.settings = settings
         self.node = node
@@ -195,6 +196,7 @@ class Cluster:
                 self._refuse(str(error))
                 await asyncio.Event().wait()  # the daemon ends
             except Waiting as error:
+                self.unmade = True
                 self._tell(str(error))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(WAIT_FOR_INIT * random.uniform(0.5, 1)):
@@ -210,6 +212,7 @@ class Cluster:
             else:
                 break
         self.conflict = self.error = ""
+        self.unmade = False
         if not self.growth.lacking:
             self.growth.failure = ""
         self._confirmed.set()
@@ -450,6 +453,8 @@ class Cluster:
             why = self.error or (str(session.error) if session is not None and session.error else "not yet connected")
             symptom = "what is here goes on; news of other nodes, and of this one to them, wait"
             remedy = "see to the store (--etcd), or to the way there"
+            if self.unmade:
+                remedy = "make it (overlayctl cluster init CIDR), or correct --cluster, --etcd-prefix or --etcd"
             found.append(Finding("cluster-disconnected", "warning", what, f"is not followed: {why}", symptom, remedy))
         if self.news is not None and self.news.guarded:
             lacking, disputed = len(self.news.registry.withheld), len(self.news.registry.disputed)

@@ -16,7 +16,9 @@ from overlayd.daemon.change.resources import NODE as NODE_LOCK
 from overlayd.daemon.cluster.etcd import Etcd, read_one
 from overlayd.daemon.cluster.faults import Conflict, Refused, Waiting
 from overlayd.daemon.cluster.settings import Settings
-from overlayd.model import joining
+from overlayd.errors import RequestError
+from overlayd.linux.surroundings import host_networks
+from overlayd.model import joining, overlay
 from overlayd.model.cluster_records import CONFIG, FORMAT, BadRecord, Config, read_config, rewritten
 from overlayd.model.objects import Network
 from overlayd.model.rows import Membership
@@ -33,6 +35,10 @@ class Configuration:
         self._node = node
         self._etcd = etcd
         self._settings = settings
+
+    async def require_room(self, cidr: Network) -> None:
+        """RequestError when a cluster of these addresses, which are chosen once, could not have this host as a node."""
+        overlay.require_range(cidr, await self._node.run(host_networks))
 
     async def make(self, config: Config) -> bool:
         """Make the cluster; False when there is one."""
@@ -57,7 +63,13 @@ class Configuration:
         known, settings = self._node.state.table(Membership)[""], self._settings
         entry = await read_one(self._etcd, CONFIG)
         if entry is None:
-            config = _config_of(known) or _config_asked_for(settings)
+            config = _config_of(known)
+            if config is None and settings.cidr is not None:
+                try:
+                    await self.require_room(settings.cidr)
+                except RequestError as error:
+                    raise Refused(f"cluster {known.cluster} is not made: {error}") from error
+                config = new_config(settings.cidr, settings.block_prefix)
             if config is None:
                 raise Waiting("waiting for cluster init (overlayctl cluster init, or --cluster-cidr)")
             if await self.make(config):
@@ -118,12 +130,6 @@ def _config_of(known: Membership) -> Config | None:
         rate=known.rate,
         history=_random_mark(),
     )
-
-
-def _config_asked_for(settings: Settings) -> Config | None:
-    if settings.cidr is None:
-        return None
-    return new_config(settings.cidr, settings.block_prefix)
 
 
 def new_config(cidr: Network, block_prefix: int, **settings: int | float | str) -> Config:

@@ -48,6 +48,7 @@ async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
         raise RequestError(f"request.cluster_cidr: {error}") from error
     prefix = request.block_prefix or blocks.DEFAULT_PREFIX[cidr.version]
     blocks.require_sensible(cidr, prefix, request.service_share)
+    await cluster.configuration.require_room(cidr)
     settings: dict[str, int | str] = {
         "service_share": request.service_share,
         "node_ttl_secs": request.node_ttl_secs,
