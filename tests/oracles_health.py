@@ -8,6 +8,7 @@ what was there at the start of the daemon.
 """
 
 UNANSWERED = 15
+INITIATION = 148  # bytes of the message that begins a handshake: it asks, and answers nothing
 
 
 def stretch(history, key):
@@ -18,6 +19,11 @@ def stretch(history, key):
             return seen[::-1], False
         seen.append((now, *peers[key]))
     return seen[::-1], True
+
+
+def answered(rx, old_rx):
+    """Whether something came that is no request for a handshake."""
+    return rx > old_rx and (rx - old_rx) % INITIATION != 0
 
 
 def condition(seen, from_start, fresh):
@@ -31,7 +37,7 @@ def condition(seen, from_start, fresh):
         """Whether nothing waits for an answer after an observation, whatever there was before."""
         time, _, shaken, rx, tx = seen[at]
         _, _, old_shaken, old_rx, old_tx = before[at]
-        return (shaken and time - shaken < fresh) or rx > old_rx or shaken > old_shaken or tx < old_tx
+        return (shaken and time - shaken < fresh) or answered(rx, old_rx) or shaken > old_shaken or tx < old_tx
 
     last_calm = max((at for at in range(len(seen)) if calm(at)), default=-1)
     since = None
@@ -40,7 +46,7 @@ def condition(seen, from_start, fresh):
         _, _, old_shaken, old_rx, old_tx = before[at]
         if since is not None and endpoint != before[at][1]:
             since = time
-        if since is None and tx > old_tx and not (rx > old_rx or shaken > old_shaken):
+        if since is None and tx > old_tx and not (answered(rx, old_rx) or shaken > old_shaken):
             since = time
         if since is not None and time - since >= (min(UNANSWERED, fresh) if shaken else fresh):
             return "silent"

@@ -18,6 +18,7 @@ from overlayd.daemon.dns.nameserver import Nameserver
 from overlayd.daemon.listeners import Listeners
 from overlayd.daemon.nat.session import Nat
 from overlayd.daemon.peers.health import Health
+from overlayd.daemon.peers.next_hops import faulty_next_hops
 from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.conflicts import Conflicts
 from overlayd.daemon.upkeep.host import HostWatch
@@ -82,6 +83,7 @@ class Doctor:
             raise looked
         assert isinstance(looked, list)
         found = [*looked, *self._followed(), *self._unanswered(), *await self._journal()]
+        found += await faulty_next_hops(self._node, self._health)
         return ordered([*found, *self._unisolated(), *self._node_itself()])
 
     def subscribe(self, listener: Callable[[Finding, bool], None]) -> AbstractContextManager[None]:

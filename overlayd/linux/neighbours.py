@@ -1,20 +1,23 @@
-"""The kernel's neighbour tables: how full they are, and what they were told for good.
+"""The kernel's neighbour tables: how full they are, what they were told for good, and who does not answer.
 
-Owns: reading their limits and their permanent entries.  Must not know: whose neighbours they are, or which MAC is the
-right one.  Source: linux/neighbour.h, RTM_GETNEIGHTBL, RTM_GETNEIGH; arp(7), gc_thresh3.
+Owns: reading their limits and their entries.  Must not know: whose neighbours they are, or which MAC is the right one.
+Source: linux/neighbour.h, RTM_GETNEIGHTBL, RTM_GETNEIGH; arp(7), gc_thresh3.
 """
 
 import errno
 import socket
 import struct
+from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import NamedTuple
 
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import link_index
+from overlayd.linux.egress import look_up
+from overlayd.linux.link import find_link, link_index
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.model.next_hops import NextHop
 from overlayd.model.objects import Address
-from overlayd.proto.netlink import attributes, number, string, u32
+from overlayd.proto.netlink import attribute, attributes, number, string, u32
 
 # linux/neighbour.h
 _NDTA_NAME, _NDTA_THRESH3, _NDTA_CONFIG = 1, 4, 5
@@ -22,6 +25,12 @@ _NAMES = ("arp_cache", "ndisc_cache")
 _HEADER = 4  # ndtmsg: family, padded
 _NEIGHBOUR = struct.Struct("=B3xiHBB")  # ndmsg: family, link, state, flags, type
 _CONFIG = struct.Struct("=HHI")  # ndt_config: key length, entry size, entries
+_CACHEINFO, _USED = 3, struct.Struct("=4xI")  # NDA_CACHEINFO; of nda_cacheinfo how long ago it was used
+_INCOMPLETE, _FAILED = 0x01, 0x20
+
+# Our own constant, in hundredths of a second (USER_HZ): that a neighbour did not answer longer ago says nothing of it
+# now.  WireGuard tries every five seconds.
+_LATELY = 2000
 
 
 class NeighbourTable(NamedTuple):
@@ -74,3 +83,44 @@ def forget_request(link: str, address: Address) -> Request:
     """Have the kernel ask anew for the MAC of an address on a link; fine when it knows none."""
     body = rt.neighbour_body(link_index(link), address, b"")
     return Request("delete neighbour", str(address), rt.RTM_DELNEIGH, 0, body, (errno.ENOENT,))
+
+
+def next_hops(addresses: Iterable[Address]) -> dict[Address, NextHop]:
+    """Whom this host hands packets to each address to, and what it knows of that neighbour; without those that do not
+    leave it.  Takes some 40 us each.  MechanismError when the kernel refuses.
+    """
+    found: dict[Address, NextHop] = {}
+    known: dict[tuple[int, Address], NextHop] = {}
+    with Netlink() as netlink:
+        for address in addresses:
+            route = look_up(netlink, address)
+            if route is None or not route.hops:
+                continue
+            index, via = route.hops[0][0], route.gateway or address
+            hop = known.get((index, via))
+            if hop is None:
+                hop = known[index, via] = _asked(netlink, index, via, routes=route.gateway is not None)
+            found[address] = hop
+    return found
+
+
+def _asked(netlink: Netlink, index: int, address: Address, *, routes: bool) -> NextHop:
+    try:
+        name = socket.if_indextoname(index)
+    except OSError:  # it has just gone
+        return NextHop(f"link {index}", address, routes)
+    body = _NEIGHBOUR.pack(rt.family(address), index, 0, 0, 0) + attribute(rt.NDA_DST, address.packed)
+    tolerated = (errno.ENOENT, errno.EOPNOTSUPP)  # nobody sent anything there; a kernel before 5.0
+    hop = NextHop(name, address, routes)
+    for entry in netlink.transact([Request("look up neighbour", str(address), rt.RTM_GETNEIGH, 0, body, tolerated)]):
+        state = _NEIGHBOUR.unpack_from(entry)[2]
+        about = dict(attributes(entry[_NEIGHBOUR.size :]))
+        if state == _INCOMPLETE:
+            hop = hop._replace(entry="asked")
+        elif state == _FAILED and _USED.unpack_from(about[_CACHEINFO])[0] < _LATELY:
+            hop = hop._replace(entry="silent")
+        elif state in (rt.NUD_NOARP, rt.NUD_PERMANENT) and (mac := bytes(about.get(rt.NDA_LLADDR, b""))):
+            link = find_link(netlink, name)
+            asks = link is None or not link.flags & rt.IFF_NOARP
+            hop = hop._replace(entry="told", mac=mac.hex(":"), arp=asks)
+    return hop

@@ -26,8 +26,8 @@ SAMPLE = 16  # our own constant: packets of each kind
 FLOWS = 32  # our own constant: kinds of packets that rules tell by protocol and ports
 HERE = "lo"  # where packets of the host's own go
 # The outside as such: nobody's addresses (RFC 5737, RFC 3849), to which only a default route leads.
-_OUTSIDE = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
-_OUTSIDE_ENDS = frozenset(_OUTSIDE.values())
+OUTSIDE = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
+_OUTSIDE_ENDS = frozenset(OUTSIDE.values())
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58  # IANA's numbers
 _NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "ipv6-icmp"}
 # Of the others the kernel answers nothing (rtm_getroute_parse_ip_proto in net/ipv4/fib_frontend.c).
@@ -175,7 +175,7 @@ def questions(state: State, facts: Facts, rules: Iterable[Rule] = (), out: WayOu
         if far is not None and scope == GLOBAL and state.node_address is not None:
             found.append(Question(state.node_address, HERE, link, far))
     if out is not None and sender is not None and out.address.version == overlay.cluster.version:
-        outside, bridge = _OUTSIDE[overlay.cluster.version], services[sender.service].bridge
+        outside, bridge = OUTSIDE[overlay.cluster.version], services[sender.service].bridge
         found.append(Question(outside, "", bridge, sender.address))
         found.append(Question(sender.address, bridge, out.link, outside))
     # Those from addresses that no container has are the host's own business, and may be many.

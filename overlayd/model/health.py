@@ -11,6 +11,8 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
+from overlayd.model.path_loss import INITIATION
+
 E = TypeVar("E", bound=Hashable)
 
 # Seconds for which a handshake vouches for a peer: WireGuard rejects a session after 180 s (REJECT_AFTER_TIME, the
@@ -100,6 +102,11 @@ class HealthTracker:
         silent = self._silent.items()
         return {key: now - since for key, known in silent if (since := known.waiting_since) is not None}
 
+    def waited(self, key: bytes, now: float) -> float:
+        """For how many seconds what was sent to a peer has had no answer; 0 while nothing waits."""
+        known = self._peers.get(key)
+        return now - known.waiting_since if known is not None and known.waiting_since is not None else 0.0
+
     def resume(self, peers: Mapping[bytes, Seen], now: float) -> None:
         """Take what a device shows that an earlier daemon watched.
 
@@ -143,7 +150,9 @@ class HealthTracker:
         self._peers, self._counts, self._silent = peers, counts, silent
 
     def _update(self, known: _Peer, seen: Seen, now: float) -> None:
-        heard = seen.rx_bytes > known.rx_bytes or seen.last_handshake > known.last_handshake
+        received = seen.rx_bytes - known.rx_bytes
+        # A peer whom our answers do not reach initiates on and on: that is no answer to us.
+        heard = (received > 0 and received % INITIATION != 0) or seen.last_handshake > known.last_handshake
         sent = seen.tx_bytes > known.tx_bytes
         if is_fresh(seen.last_handshake, now, self._fresh):
             known.condition, known.waiting_since = "answers", None

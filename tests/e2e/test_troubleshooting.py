@@ -178,6 +178,8 @@ ELSEWHERE = {
     "wireguard-unknown": "wireguard-unknown",
     "endpoint-misplaced": "endpoint-misplaced",
     "peer-silent": "peer-silent",
+    "neighbour-silent": "neighbour-silent",
+    "neighbour-told": "neighbour-told",
     "forwarding-off": "forwarding",
     "not-repaired": "test_what_the_sentinel_cannot_put_back",
     "container-gone": "test_requests_are_refused_as_a_whole_and_the_dead_are_buried_when_there_is_room",

@@ -85,6 +85,14 @@ def test_a_peer_never_heard_of_gets_as_long_from_the_first_that_is_sent():
     assert tracker.observe({A: Seen("y", START + 2190, 92, 592)}, START + 2190) == [(A, True)]
 
 
+def test_a_peer_whom_no_answer_reaches_and_that_initiates_on_and_on_is_silent():
+    tracker = HealthTracker()
+    for second in range(0, FRESH + 6, 5):
+        tried = 148 * (1 + second // 5)
+        tracker.observe({A: Seen("x", 0, tried, tried + 92)}, START + second)
+    assert tracker.condition(A) == "silent"
+
+
 def test_another_endpoint_gets_its_own_time():
     tracker = HealthTracker()
     tracker.observe({A: Seen("x", 0, 0, 148)}, START)
@@ -130,7 +138,7 @@ def test_a_peer_that_went_is_forgotten():
 
 KEYS = [b"a", b"b"]
 HANDSHAKES = st.one_of(st.just(None), st.integers(0, 12))  # None: never, else how old
-BYTES = st.sampled_from([0, 0, 0, 1])
+BYTES = st.sampled_from([0, 0, 0, 1, 148])
 PEERS = st.dictionaries(
     st.sampled_from(KEYS), st.tuples(st.sampled_from([None, "x", "y"]), HANDSHAKES, BYTES, BYTES, st.booleans())
 )

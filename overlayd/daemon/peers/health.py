@@ -8,7 +8,7 @@ back (`sentinel`).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Set
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from errno import ETIMEDOUT
 from typing import NamedTuple
@@ -102,6 +102,17 @@ class Health:
             for scope, known in self._scopes.items()
             for key, waited in known.health.silent(now).items()
         }
+
+    def waited(self, scope: str, public_key: bytes) -> float:
+        """For how many seconds what was sent to a peer has had no answer, be it for long or not."""
+        known = self._scopes.get(scope)
+        return known.health.waited(public_key, time.time()) if known is not None else 0.0
+
+    def peers(self) -> Iterator[tuple[str, bytes, Activity]]:
+        """What every peer did, with its scope and key."""
+        for scope, known in [*self._scopes.items()]:  # in a worker thread, scopes may come and go meanwhile
+            for key, activity in known.activity.items():
+                yield scope, key, activity
 
     def count(self, condition: Condition) -> int:
         """How many peers are so; those that answer have a fresh handshake."""
