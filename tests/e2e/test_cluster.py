@@ -12,8 +12,8 @@ import pytest
 from lab import DaemonExited, Lab, Ping, Refused, ping
 from lab.cluster import CLUSTER
 from lab.etcd import Etcd
-from lab.patience import until
-from lab.sites import Site, sites
+from lab.patience import LIMIT, until
+from lab.sites import Site, serve, sites
 
 
 class Cluster:
@@ -23,8 +23,7 @@ class Cluster:
         self.lab = lab
         self.etcd = etcd
         self.sites = sites(lab, etcd, ["alpha", "beta", "gamma"])
-        for site in self.sites:
-            site.serve()
+        serve(self.sites)
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +163,12 @@ def test_an_etcd_that_lost_everything_and_then_went_back_removes_nobody(cluster:
     for site in cluster.sites:
         site.state("connected")
         site.knows(2)
-    found = cluster.etcd.ctl("get", "--prefix", "--keys-only", "/overlayd/prod/").split()
-    assert sum("/b/" in key for key in found) == 3
-    assert sum("/s/node/" in key for key in found) == 3
+
+    def found() -> list[int]:
+        keys = cluster.etcd.ctl("get", "--prefix", "--keys-only", "/overlayd/prod/").split()
+        return [sum(part in key for key in keys) for part in ("/b/", "/s/node/")]
+
+    until(lambda: found() == [3, 3], found)  # one that has not heard yet is connected, too
     assert running.stop() == []
     assert alpha.device_peers() == before
     assert member.process is not None
@@ -204,7 +206,7 @@ def test_a_second_node_of_a_name_is_refused_and_told_who_has_it(cluster: Cluster
     alpha = cluster.sites[0]
     other = Site(cluster.lab, cluster.etcd, "impostor")
     options = [*cluster.etcd.options, "--cluster", "prod", "--node", "alpha"]
-    until(lambda: "lease" in cluster.etcd.ctl("get", "/overlayd/prod/p/alpha"), "alpha is not present")
+    alpha.is_present()
     code, log = other.node.try_daemon(other.node.daemon_argv(*options))
     assert code == 78
     assert "node alpha is registered by another installation (seen" in log
@@ -214,7 +216,7 @@ def test_a_second_node_of_a_name_is_refused_and_told_who_has_it(cluster: Cluster
 
 def test_a_copied_data_directory_is_refused_and_its_device_goes(cluster: Cluster) -> None:
     alpha, beta, _ = cluster.sites
-    until(lambda: "lease" in cluster.etcd.ctl("get", "/overlayd/prod/p/alpha"), "alpha is not present")
+    alpha.is_present()
     twin = Site(cluster.lab, cluster.etcd, "twin")
     twin.node.machine_id.write_text("0123456789abcdef0123456789abcdef\n")
     shutil.copytree(alpha.node.data_dir, twin.node.data_dir)
@@ -256,16 +258,15 @@ def test_a_node_that_is_killed_goes_when_the_cluster_wants_that_and_its_block_is
     alpha, beta, gamma = cluster.sites
     alpha.node.overlayctl("cluster", "set", "node_ttl_secs=4")
     block, peers = gamma.part["block"], alpha.device_peers()
+    gamma.is_present()
     with pytest.raises(Refused, match="node gamma lives"):
         alpha.request("cluster_remove_node", node="gamma")
     gamma.node.kill()
-    # As if its lease had run out, which takes a minute.
-    lease = json.loads(json.loads(_value(cluster.etcd, "/overlayd/prod/p/gamma")))["lease"]
-    cluster.etcd.ctl("lease", "revoke", f"{int(lease):x}")
+    gamma.lose_presence()
     alpha.knows(1)
     beta.knows(1)
     assert len(alpha.device_peers()) == len(peers) - 1
-    assert not alpha.resolve("gamma-web")
+    until(lambda: not alpha.resolve("gamma-web"), alpha.node.log_tail)
     assert '"freed"' in cluster.etcd.ctl("get", f"/overlayd/prod/b/{block.replace('/', '-')}")
     alpha.node.overlayctl("cluster", "set", "node_ttl_secs=0")
     gamma.start()  # its block is free: it takes that again
@@ -285,10 +286,6 @@ def test_a_node_that_leaves_is_gone(cluster: Cluster) -> None:
     assert gamma.status["peer_count"] == 0
 
 
-def _value(etcd: Etcd, key: str) -> str:
-    return json.dumps(etcd.ctl("get", "--print-value-only", key).strip())
-
-
 def test_a_daemon_without_etcd_imports_nothing_of_it(lab: Lab) -> None:
     node = lab.node("alone")
     node.start()
@@ -306,7 +303,7 @@ def test_waiting_for_a_cluster_to_be_made(lab: Lab) -> None:
         path = lab.directory / "notify"
         told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         told.bind(str(path))
-        told.settimeout(20)
+        told.settimeout(LIMIT)
         site.node.program = ["env", f"NOTIFY_SOCKET={path}", *site.node.program]
         site.start()
         until(lambda: "waiting for cluster init" in site.part.get("error", ""), lambda: site.part)

@@ -8,7 +8,7 @@ from lab import Lab, Refused, ping
 from lab.container import Container
 from lab.etcd import Etcd
 from lab.patience import until
-from lab.sites import Site, sites
+from lab.sites import Site, serve, sites
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +16,7 @@ def nodes() -> Iterator[list[Site]]:
     """Four blocks of 128 addresses: each with a slice of 64 and one service of 64."""
     with Lab() as lab, Etcd(lab) as etcd:
         made = sites(lab, etcd, ["alpha", "beta"], ["--cluster-cidr", "10.200.0.0/23", "--block-prefix", "25"])
-        for each in made:
-            each.serve()
+        serve(made)
         yield made
 
 

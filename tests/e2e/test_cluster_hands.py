@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from lab import CommandFailed, Lab, Refused, ping
-from lab.etcd import Etcd
+from lab.etcd import PATIENT, Etcd
 from lab.patience import until
-from lab.sites import Site, pinging, sites
+from lab.sites import Site, pinging, serve, sites
 
 PREFIX = "/overlayd/prod/"
 AGREE = "the store, the journal and the device agree\n"
@@ -25,10 +25,7 @@ class Place:
     def __init__(self, lab: Lab, etcd: Etcd) -> None:
         self.lab, self.etcd = lab, etcd
         self.sites = sites(lab, etcd, ["alpha", "beta", "gamma"])
-        for site in self.sites:
-            site.serve()
-        for site in self.sites:
-            until(lambda site=site: self.names(site) == [each.address for each in self.sites], site.node.log_tail)
+        serve(self.sites)
 
     def get(self, key: str) -> str:
         return self.etcd.ctl("get", "--print-value-only", PREFIX + key).strip()
@@ -38,7 +35,7 @@ class Place:
         file = self.lab.directory / "value"
         file.write_text(value)
         member = self.etcd.members[0]
-        script = f"ETCDCTL_API=3 etcdctl --endpoints {member.url} put {PREFIX}{key} < {file}"
+        script = f"ETCDCTL_API=3 etcdctl {' '.join(PATIENT)} --endpoints {member.url} put {PREFIX}{key} < {file}"
         member.node.run(["sh", "-c", script])
 
     def delete(self, key: str, *options: str) -> None:
@@ -129,7 +126,7 @@ def test_keys_that_are_removed_come_back(place: Place, key: str) -> None:
                 site.node.stop()
                 site.start()
                 site.state("connected")
-            assert place.logged(place.sites[0], "is claimed again, the store had it no longer")
+            until(lambda: place.logged(place.sites[0], "is claimed again, the store had it no longer"))
 
 
 def test_a_register_that_makes_no_sense_is_put_right_by_who_holds_the_block(place: Place) -> None:
@@ -237,6 +234,7 @@ def test_the_record_of_a_newer_overlayd_keeps_what_this_one_does_not_know(place:
 def test_a_presence_that_makes_no_sense_protects_nobody(place: Place) -> None:
     """Written without a lease it would stay for ever: the node could not be removed."""
     alpha, _, gamma = place.sites
+    gamma.is_present()
     with pytest.raises(Refused, match="node gamma lives"):
         alpha.request("cluster_remove_node", node="gamma")
     gamma.node.kill()
@@ -257,7 +255,7 @@ def test_an_office_of_the_janitor_that_nobody_holds_is_taken(place: Place) -> No
     place.delete("p/gamma")
     alpha.knows(1)
     alpha.node.overlayctl("cluster", "set", "node_ttl_secs=0")
-    assert any(place.logged(site, "was held by no node that is known") for site in place.sites)
+    until(lambda: any(place.logged(site, "was held by no node that is known") for site in place.sites))
 
 
 def test_two_clusters_on_one_etcd_know_nothing_of_each_other(place: Place) -> None:

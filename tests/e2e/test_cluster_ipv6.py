@@ -10,15 +10,14 @@ from lab import Lab, Ping, ping
 from lab.cluster import CLUSTER6
 from lab.etcd import Etcd
 from lab.patience import until
-from lab.sites import Site, sites
+from lab.sites import Site, serve, sites
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[list[Site]]:
     with Lab(ipv6=True) as lab, Etcd(lab) as etcd:
         made = sites(lab, etcd, ["alpha", "beta", "gamma"], ["--cluster-cidr", CLUSTER6])
-        for each in made:
-            each.serve()
+        serve(made)
         yield made
 
 

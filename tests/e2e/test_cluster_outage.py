@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from lab import Lab, ping
 from lab.etcd import Etcd
-from lab.sites import Site, pinging, sites
+from lab.sites import Site, pinging, serve, sites
 
 OUTAGE = float(os.environ.get("OVERLAYD_OUTAGE", "6"))
 
@@ -19,8 +19,7 @@ OUTAGE = float(os.environ.get("OVERLAYD_OUTAGE", "6"))
 def nodes() -> Iterator[list[Site]]:
     with Lab() as lab, Etcd(lab, 3) as etcd:
         made = sites(lab, etcd, ["alpha", "beta", "gamma"])
-        for each in made:
-            each.serve()
+        serve(made)
         yield made
 
 

@@ -93,7 +93,7 @@ def test_what_is_refused_and_how(alpha: Side, container: Container, tmp_path: Pa
     )
     assert call("ADD", alpha.path, b"{", netns=str(container.namespace)).error[0] == 6
     assert alpha.attached() == {}
-    assert "refused, code 7, prevResult" in "\n".join(alpha.ended())
+    until(lambda: "refused, code 7, prevResult" in "\n".join(alpha.ended()), alpha.ended)  # after its answer
 
 
 def test_an_interface_that_is_there_already(alpha: Side, container: Container) -> None:
@@ -160,7 +160,7 @@ def test_isolation_that_a_pod_asks_for(alpha: Side, lab: Lab) -> None:
         at = alpha.attached()
         ping(blue, at[f"netns:c{blue_too.pid}/eth0"]["ip"], count=1)
         with pytest.raises(AssertionError):
-            ping(red, at[f"netns:c{blue.pid}/eth0"]["ip"], count=1)
+            ping(red, at[f"netns:c{blue.pid}/eth0"]["ip"], count=1, seconds=1)
         for pod in (red, blue, blue_too):
             alpha.delete(pod)
 
@@ -316,7 +316,8 @@ def test_what_is_no_shim_is_dropped(alpha: Side, hostile: Callable[[bytes], byte
     assert hostile(b"\x02\0\0\0[]") == b""
     assert hostile(b"\x02\0\0\0{}more") == b""
     assert alpha.path.stat().st_mode & 0o777 == 0o600
-    assert "CNI call dropped: its frame has a length of 4294967295 bytes" in alpha.member.node.log.read_text()
+    dropped = "CNI call dropped: its frame has a length of 4294967295 bytes"
+    until(lambda: dropped in alpha.member.node.log.read_text(), alpha.member.node.log_tail)
     assert alpha.call("STATUS") == (0, "")
 
 

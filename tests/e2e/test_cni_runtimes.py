@@ -118,7 +118,8 @@ def test_ctr(members: list[Member], containerds: list[RuntimeHost]) -> None:
         host.ctr("tasks", "kill", "-s", "9", name)
         process.wait(LIMIT)
         assert attached(member) == {}
-        assert f"cni_del netns:default-{name}/eth0: done" in member.node.log.read_text()
+        done = f"cni_del netns:default-{name}/eth0: done"  # written after its answer
+        until(lambda m=member, text=done: text in m.node.log.read_text(), member.node.log_tail)  # type: ignore[misc]
 
 
 RUN = ("run", "--cni", "--rm", "--snapshotter", "native", IMAGE)

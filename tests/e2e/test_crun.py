@@ -43,5 +43,5 @@ def test_one_that_dies_gives_everything_back(pair: Pair, containers: tuple[CrunC
     assert f"veth-{second.pid}-s" in pair.beta.node.run(["ip", "-br", "link"])
     second.kill()
     until(lambda: "died" in pair.beta.node.log_tail(), "nobody noticed")
-    assert f"veth-{second.pid}-s" not in pair.beta.node.run(["ip", "-br", "link"])
-    assert f"{address} is free again" in pair.beta.node.log_tail()
+    until(lambda: f"veth-{second.pid}-s" not in pair.beta.node.run(["ip", "-br", "link"]), pair.beta.node.log_tail)
+    until(lambda: f"{address} is free again" in pair.beta.node.log_tail(), pair.beta.node.log_tail)

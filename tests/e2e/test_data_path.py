@@ -6,6 +6,7 @@ import threading
 from lab import ping, run, transfer
 from lab.cluster import PORT, Pair
 from lab.lab import OUTSIDE
+from lab.patience import LIMIT
 from lab.traffic import MARKER
 
 LARGEST_OVERHEAD = 80  # outer IPv6 40, UDP 8, WireGuard 32: the most that the device's MTU may stay below the path's
@@ -54,8 +55,8 @@ def test_a_container_reaches_the_outside_as_its_node(pair: Pair) -> None:
     with pair.lab.open_outside() as listener, pair.web.open_socket() as sender:
         listener.bind((str(OUTSIDE.ip), 0))
         listener.listen(1)
-        listener.settimeout(10)
-        sender.settimeout(10)
+        listener.settimeout(LIMIT)
+        sender.settimeout(LIMIT)
         connecting = threading.Thread(target=sender.connect, args=(listener.getsockname(),))
         connecting.start()
         receiver, client = listener.accept()

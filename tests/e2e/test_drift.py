@@ -238,7 +238,8 @@ def assert_forwarding(watched: Watched) -> None:
         f"{name}/{parameter}" for name in (watched.bridge, watched.device) for parameter in ("forwarding", "rp_filter")
     )
     paths = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{name}" for name in names)]
-    assert watched.node.run(["cat", *(f"/proc/sys/{path}" for path in paths)]).split() == ["1", "1", "2", "1", "2"]
+    show = ["cat", *(f"/proc/sys/{path}" for path in paths)]
+    until(lambda: watched.node.run(show).split() == ["1", "1", "2", "1", "2"], watched.node.log_tail)
 
 
 def test_a_wireguard_process_that_is_killed_comes_back_with_its_peers(pair: Pair) -> None:
@@ -250,8 +251,15 @@ def test_a_wireguard_process_that_is_killed_comes_back_with_its_peers(pair: Pair
     os.kill(killed, signal.SIGKILL)
     until(lambda: alpha.node.wireguard_pids() not in (set(), {killed}))
     until(lambda: f"device {interface} is missing" in alpha.node.log.read_text())
-    assert alpha.node.run(["wg", "showconf", interface]) == before
+    until(lambda: shown(alpha, interface) == before, alpha.node.log_tail)
     ping(pair.web, pair.db_address)
+
+
+def shown(member: Member, interface: str) -> str:
+    """The device as wg has it; nothing while no process serves it."""
+    with suppress(CommandFailed):
+        return member.node.run(["wg", "showconf", interface])
+    return ""
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def _restore(pair: Pair) -> None:
 
     def is_reached() -> bool:
         with suppress(AssertionError):
-            ping(pair.web, pair.db_address, 1)
+            ping(pair.web, pair.db_address, 1, seconds=5)
             return True
         return False
 

@@ -29,7 +29,7 @@ def peer_keys(member: Member) -> set[str]:
 
 def unreachable(source: Node | Container, target: str) -> None:
     with pytest.raises(AssertionError):
-        ping(source, target, count=1, options=["-W", "0.5"])
+        ping(source, target, count=1, seconds=1)
 
 
 @pytest.fixture(scope="module")

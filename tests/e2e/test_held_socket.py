@@ -5,7 +5,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from lab import Lab
 from lab.cluster import Member
@@ -61,7 +62,10 @@ def test_clients_wait_while_the_daemon_is_replaced() -> None:
                 assert os.stat(node.socket).st_ino == place  # noqa: PTH116
             number = os.fstat(listener.fileno()).st_ino
             for pid in node.wireguard_pids():
-                files = [os.readlink(f"/proc/{pid}/fd/{each}") for each in os.listdir(f"/proc/{pid}/fd")]  # noqa: PTH115, PTH208
+                files = []
+                for each in Path(f"/proc/{pid}/fd").iterdir():
+                    with suppress(FileNotFoundError):  # it is closed already
+                        files.append(str(each.readlink()))
                 assert f"socket:[{number}]" not in files, "what outlives the daemon does not have its socket"
 
 

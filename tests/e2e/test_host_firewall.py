@@ -28,7 +28,7 @@ def shell(member: Member, script: str) -> str:
 
 def reaches(pair: Pair) -> bool:
     try:
-        ping(pair.web, pair.db_address, count=1, options=["-W", "1"])
+        ping(pair.web, pair.db_address, count=1, seconds=5)
     except AssertionError:
         return False
     return True

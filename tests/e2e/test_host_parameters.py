@@ -139,7 +139,8 @@ def test_an_uplink_that_does_not_forward_is_named_at_once_and_by_the_doctor(lab:
     assert (found["code"], found["severity"]) == ("uplink-not-forwarding", "error")
     member.node.run(found["remedy"].partition(",")[0].split())
     assert findings(member) == []
-    assert "no longer in the overlay's way: net/ipv4/conf/uplink/forwarding" in member.node.log.read_text()
+    gone = "no longer in the overlay's way: net/ipv4/conf/uplink/forwarding"
+    until(lambda: gone in member.node.log.read_text(), member.node.log_tail)
 
 
 def test_a_strict_uplink_is_a_hint_and_a_warning_where_there_are_two(lab: Lab) -> None:

@@ -299,7 +299,7 @@ def test_rules_and_marks_of_a_healthy_host_are_nothing_to_us(way: Way) -> None:
     )
     try:
         assert way.findings() == []
-        assert way.reaches("peer")
+        until(lambda: way.reaches("peer"), way.node.log_tail)
     finally:
         way.do("nft delete table inet x; for pref in 40 41 1024 5210 5230 5250 5270; do {ip} rule del pref $pref; done")
     assert way.findings() == []
@@ -367,5 +367,6 @@ def test_what_shapes_a_container_is_no_filter(way: Way) -> None:
         " tc qdisc add dev {port} root tbf rate 1gbit burst 1m latency 9ms"
     )
     way.do(put)
-    assert way.findings() == [] and way.reaches("peer")
+    assert way.findings() == []
+    until(lambda: way.reaches("peer"), way.node.log_tail)
     way.do("tc qdisc del dev {port} clsact; tc qdisc del dev {port} root; ip link del ifb7")

@@ -11,7 +11,7 @@ import pytest
 from lab import Lab, Refused, ping, roamer, transfer
 from lab.cluster import CLUSTER6, PORT, Pair
 from lab.lab import OUTSIDE6
-from lab.patience import until
+from lab.patience import LIMIT, until
 from lab.traffic import MARKER
 
 NEIGHBOURHOOD = (58, 0)  # ICMPv6, and the hop-by-hop options that go before multicast listener reports
@@ -98,8 +98,8 @@ def test_a_container_reaches_the_outside_as_its_node(pair6: Pair) -> None:
     with pair6.lab.open_outside(AF_INET6) as listener, pair6.web.open_socket(AF_INET6) as sender:
         listener.bind((str(OUTSIDE6.ip), 0))
         listener.listen(1)
-        listener.settimeout(10)
-        sender.settimeout(10)
+        listener.settimeout(LIMIT)
+        sender.settimeout(LIMIT)
         connecting = threading.Thread(target=sender.connect, args=(listener.getsockname(),))
         connecting.start()
         receiver, client = listener.accept()

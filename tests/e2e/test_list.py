@@ -5,6 +5,7 @@ import time
 import pytest
 from lab import Lab, Refused, ping
 from lab.cluster import Member, Pair
+from lab.patience import LIMIT
 
 from overlayd import __version__
 
@@ -55,7 +56,7 @@ def test_traffic_and_path_of_peers(pair: Pair) -> None:
     alpha, beta = pair.alpha, pair.beta
     alpha.request("remove_peer", pubkey=beta.public_key)
     alpha.introduce(beta)
-    pair.web.run(["ping", "-c", "1", "-W", "5", beta.slice.replace(".0/24", ".1")])
+    pair.web.run(["ping", "-c", "1", "-w", str(int(LIMIT)), beta.slice.replace(".0/24", ".1")])
     (peer,) = [each for each in alpha.request("list", what="peers")["peers"] if each["kind"] == "node"]
     assert (peer["public_key"], peer["allowed_ips"], peer["path"]) == (beta.public_key, [beta.slice], "direct")
     assert peer["endpoint"] == beta.node.endpoint(51820)

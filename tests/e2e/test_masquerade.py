@@ -47,7 +47,7 @@ def test_a_firewall_that_drops_is_reported_with_the_missing_rule(lab: Lab) -> No
     container = lab.container()
     member.attach(container, "web")
     with pytest.raises(AssertionError):
-        ping(container, str(OUTSIDE.ip), count=1, options=["-W", "0.5"])
+        ping(container, str(OUTSIDE.ip), count=1, seconds=1)
     (warning,) = (line for line in logged(member).splitlines() if "firewall drops" in line)
     assert "table ip filter chain FORWARD has policy drop" in warning
 

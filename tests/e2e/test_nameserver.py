@@ -14,7 +14,7 @@ from lab import Lab, Refused
 from lab.cluster import Pair
 from lab.dig import dig, listening
 from lab.dnsmasq import LONG, Outside
-from lab.patience import until
+from lab.patience import LIMIT, until
 from lab.processes import CommandFailed
 
 NODE = "10.200.1.1"  # alpha's node address
@@ -192,7 +192,7 @@ def test_an_upstream_may_be_in_the_overlay_or_be_reached_by_ipv6(place: Place, w
         address, opened = "::1", place.alpha.node.open_socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with opened:
         opened.bind((address, 53))
-        opened.settimeout(10)
+        opened.settimeout(LIMIT)
         conf.write_text(f"nameserver {address}\n")
         asking = threading.Thread(target=answer_one, args=(opened, f"{where}.example.org."))
         asking.start()

@@ -60,7 +60,7 @@ def test_a_service_leaves_dockers_network_alone(serving: Member) -> None:
     (finding,) = findings(serving)
     assert (finding["code"], finding["severity"]) == ("network-overlap", "error")
     assert finding["object"] == "network 10.200.64.0/18 on docker0"
-    assert "10.200.64.0/18 on docker0 overlaps" in serving.node.log.read_text()
+    until(lambda: "10.200.64.0/18 on docker0 overlaps" in serving.node.log.read_text(), serving.node.log_tail)
     container = serving.lab.container()
     serving.set_up_service("web")
     address = serving.attach(container, "web")

@@ -14,7 +14,7 @@ from lab.cluster import PORT, Member, besides_version
 from lab.frames import request_frame
 from lab.lab import OUTSIDE
 from lab.node import CONTROL
-from lab.patience import until
+from lab.patience import LIMIT, until
 from lab.processes import environment
 
 NOBODY = "172.31.0.99"  # an address of the underlay that no node has
@@ -83,7 +83,7 @@ def events(member: Member) -> Iterator[Callable[[], list[dict[str, object]]]]:
         ]
     finally:
         printer.terminate()
-        printer.wait(10)
+        printer.wait(LIMIT)
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_nothing_waits_for_a_lookup(nodes: tuple[Member, Member]) -> None:
     alpha.node.resolv_conf.write_text(f"nameserver {OUTSIDE.ip}\noptions timeout:30 attempts:5\n")
     with alpha.lab.open_outside(kind=socket.SOCK_DGRAM) as server:
         server.bind((str(OUTSIDE.ip), 53))
-        server.settimeout(10)
+        server.settimeout(LIMIT)
         add(alpha, beta.public_key, f"beta.example:{PORT}", beta.slice)
         queries = [server.recvfrom(512) for _ in range(2)]  # A and AAAA
         alpha.request("nat_tick")

@@ -134,7 +134,7 @@ def test_why_there_is_none_is_told_and_nobody_is_asked_who_was_not_to_be(lab: La
         (finding,) = until(alpha.findings)
         assert (finding["code"], finding["severity"]) == ("port-unmapped", "warning")
         assert f"the router at {INSIDE.ip}: " in finding["problem"] and "does not allow that" in finding["problem"]
-        assert "no port mapping" in alpha.node.log.read_text()
+        until(lambda: "no port mapping" in alpha.node.log.read_text(), alpha.node.log_tail)
         assert alpha.candidates("server-reflexive") == []
     alpha.set_up({"stun_servers": ["none"]})
     assert alpha.findings() == []

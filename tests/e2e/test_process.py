@@ -16,7 +16,7 @@ from lab.cluster import CLUSTER, PORT, Member
 from lab.frames import Connection, request_frame
 from lab.http import get
 from lab.node import DAEMON
-from lab.patience import until
+from lab.patience import LIMIT, until
 from lab.processes import stop
 
 from overlayd.linux import capability
@@ -47,7 +47,7 @@ def test_ready_is_announced_when_all_is_mended_and_requests_are_served(fresh: Me
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(path))
-        told.settimeout(20)
+        told.settimeout(LIMIT)
         fresh.node.program = ["env", f"NOTIFY_SOCKET={path}", *DAEMON]
         with ThreadPoolExecutor(1) as pool:
             starting = pool.submit(fresh.node.start)
@@ -64,7 +64,7 @@ def test_a_loop_that_turns_feeds_the_watchdog_and_one_that_hangs_is_shown(fresh:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(path))
-        told.settimeout(20)
+        told.settimeout(LIMIT)
         fresh.node.program = ["env", f"NOTIFY_SOCKET={path}", "WATCHDOG_USEC=300000", *DAEMON]
         fresh.start()
         assert [told.recv(100).splitlines()[0] for _ in range(4)] == [b"READY=1", *[b"WATCHDOG=1"] * 3]
@@ -79,7 +79,7 @@ def test_a_loop_that_turns_feeds_the_watchdog_and_one_that_hangs_is_shown(fresh:
             told.recv(100)
         fresh.node.daemon.send_signal(signal.SIGABRT)  # as the manager does then
         fresh.node.daemon.send_signal(signal.SIGCONT)
-        assert fresh.node.daemon.wait(20) == -signal.SIGABRT
+        assert fresh.node.daemon.wait(LIMIT) == -signal.SIGABRT
         assert "Fatal Python error: Aborted" in fresh.node.log.read_text()
         fresh.node.daemon = None
 
@@ -90,7 +90,7 @@ def test_a_watchdog_of_nobody_or_of_another_process_is_not_fed(fresh: Member, tm
     settings = ["WATCHDOG_USEC=100000", "WATCHDOG_PID=1"] if pid else []
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(path))
-        told.settimeout(20)
+        told.settimeout(LIMIT)
         fresh.node.program = ["env", f"NOTIFY_SOCKET={path}", *settings, *DAEMON]
         fresh.start()
         assert told.recv(100).splitlines()[0] == b"READY=1"

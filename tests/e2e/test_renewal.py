@@ -72,7 +72,8 @@ def test_a_newer_program_waits_for_a_renewal_that_keeps_the_sessions(nodes: Pair
     assert [(each["before"], each["after"]) for each in renewed] == [(VERSION, VERSION)] * 2
     assert (renewed[0]["sessions"], renewed[0]["answered"]) == (1, 1), renewed
     # What is lost is what was sent until the peer's handshake, 10 ms apart, and what waited for the process to end.
-    assert len(lost) * 10 <= renewed[0]["restored_ms"] + 1000 * FACTOR, (len(lost), renewed)
+    # A handshake that nobody answers would cost five seconds.
+    assert len(lost) * 10 <= renewed[0]["restored_ms"] + 3000 * FACTOR, (len(lost), renewed)
     assert configured(alpha, interface) == configuration, "no peer is kept awake that may sleep"
     assert _without_indexes(alpha.node.footprint()) == _without_indexes(before)
     ping(nodes.web, nodes.db_address)

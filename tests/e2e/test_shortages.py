@@ -12,7 +12,7 @@ import psutil
 import pytest
 from lab import Lab, Refused
 from lab.cluster import Member
-from lab.patience import until
+from lab.patience import LIMIT, until
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_what_cannot_be_measured_is_answered_at_once(alpha: Member) -> None:
     assert alpha.node.daemon is not None
     pid = alpha.node.daemon.pid
     with alpha.node.open_socket() as link:
-        link.settimeout(5)  # half the time after which who asks is hung up on
+        link.settimeout(LIMIT)  # who asks is hung up on after ten seconds, without an answer
         link.connect(("127.0.0.1", 9586))
         until(lambda: accepted(pid, link))
         with no_descriptor(pid):

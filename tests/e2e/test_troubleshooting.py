@@ -2,6 +2,7 @@
 
 import re
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,9 +77,13 @@ def _peer(member: Member, **keys: object) -> None:
     member.request("add_peer", **{**peer, **keys})
 
 
-def drift(member: Member, _: ExitStack) -> None:
+def drift(member: Member, stack: ExitStack) -> None:
+    """Again and again: the daemon looks every second, and adds it again."""
     _peer(member)
-    member.node.run(["wg", "set", member.request("status")["interface"], "peer", KEY, "remove"])
+    again = f"while :; do wg set {member.request('status')['interface']} peer {KEY} remove; sleep 0.05; done"
+    somebody = subprocess.Popen(member.node.command(["sh", "-c", again]))
+    stack.callback(somebody.wait)
+    stack.callback(somebody.kill)
 
 
 def endpoint_unresolved(member: Member, _: ExitStack) -> None:
@@ -218,11 +223,12 @@ def test_a_planted_fault_is_a_finding_of_that_code(code: str, stack: ExitStack) 
     member.attach(lab.container(), "web")
     assert member.findings() == []
     PLANTED[code](member, stack)
-    until(lambda: code in [each["code"] for each in member.findings()], lambda: str(member.findings()))
-    (found, *_) = [each for each in member.findings() if each["code"] == code]
+    (found, *_) = until(
+        lambda: [each for each in member.findings() if each["code"] == code], lambda: str(member.findings())
+    )
     assert found["remedy"], "what to do is said"
     if found["severity"] != "hint":
-        assert found["object"] in member.node.overlayctl("call", "doctor")
+        until(lambda: found["object"] in member.node.overlayctl("call", "doctor"), member.node.log_tail)
 
 
 def test_each_code_of_the_source_is_in_the_page_once() -> None:

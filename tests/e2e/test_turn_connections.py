@@ -180,7 +180,7 @@ def test_what_is_wrong_is_told_and_is_no_more_when_it_is_right(
     assert wrong["addr"] in failure
     (finding,) = alpha.findings()
     assert failure in finding["problem"]
-    assert failure in alpha.node.log.read_text()
+    until(lambda: failure in alpha.node.log.read_text(), alpha.node.log_tail)
     set_up(alpha, server.turn["tls"])
     until(lambda: alpha.candidates("relay"))
     assert "relay_failure" not in alpha.request("nat_status")

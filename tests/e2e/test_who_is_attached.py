@@ -74,8 +74,8 @@ def test_who_stays_keeps_the_network(
             second.wait()
         if "down" in how:
             serving.start()
-    serving.request("status")
-    assert serving.node.overlayctl("doctor").startswith("all is as it should be\n")
+    well = "all is as it should be\n"
+    until(lambda: serving.node.try_overlayctl("doctor")[1].startswith(well), serving.node.log_tail)
     assert serving.node.run(["cat", f"/sys/class/net/{link}/ifindex"]) == index
     ping(serving.node, address)
     assert attach(serving, staying) == address

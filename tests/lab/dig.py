@@ -18,7 +18,7 @@ class Answer(NamedTuple):
 
 def dig(place: Container | Node, server: str, name: str, type: str = "A", *options: str) -> Answer:
     """Ask once.  CommandFailed when nobody answers."""
-    argv = ["dig", "+tries=1", "+time=6", "+nocookie", f"@{server}", *options, name, type]
+    argv = ["dig", "+tries=1", "+time=20", "+nocookie", f"@{server}", *options, name, type]
     said = place.run(argv)
     status, flags = re.search(r"status: (\w+)", said), re.search(r"flags: ([a-z ]+);", said)
     assert status and flags, said

@@ -18,6 +18,7 @@ from lab.patience import until
 from lab.processes import CommandFailed, environment, stop
 
 CLIENTS, MEMBERS = 2379, 2380
+PATIENT = ("--command-timeout=20s", "--dial-timeout=20s")  # of etcdctl, which gives up within seconds otherwise
 
 
 class EtcdMember:
@@ -180,5 +181,5 @@ class Etcd:
     def ctl(self, *arguments: str, member: EtcdMember | None = None) -> str:
         """What etcdctl prints, asked on a member: the first living one."""
         member = member or next(each for each in self.members if each.process is not None)
-        argv = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", member.url, "--command-timeout=9s", *self.ctl_options]
+        argv = ["env", "ETCDCTL_API=3", "etcdctl", "--endpoints", member.url, *PATIENT, *self.ctl_options]
         return member.node.run([*argv, *arguments])

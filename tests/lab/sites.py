@@ -5,6 +5,7 @@ Owns: starting them with the options of such a cluster, and what is asked of the
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -52,6 +53,18 @@ class Site:
         """Wait until it has a block and an address of it."""
         until(lambda: self.status.get("node_ip"), lambda: f"{self.node.name} has not joined\n{self.node.log_tail()}")
 
+    def is_present(self) -> None:
+        """Wait until the store has that it lives, which is put after it has joined."""
+        until(lambda: "lease" in self._presence(), lambda: f"{self.node.name} is not present\n{self.node.log_tail()}")
+
+    def lose_presence(self) -> None:
+        """As if its lease had run out, which takes a minute."""
+        self.etcd.ctl("lease", "revoke", f"{int(json.loads(self._presence())['lease']):x}")
+
+    def _presence(self) -> str:
+        name = self.options[self.options.index("--node") + 1]
+        return self.etcd.ctl("get", "--print-value-only", f"/overlayd/prod/p/{name}").strip()
+
     def knows(self, others: int) -> None:
         """Wait until it has so many peers."""
         until(
@@ -84,7 +97,10 @@ class Site:
         """What the container's name server says."""
         version, kind = ("-6", "AAAA") if ":" in self.address else ("-4", "A")
         gateway = json.loads(self.container.run(["ip", "-j", version, "route", "show", "default"]))[0]["gateway"]
-        return self.container.run(["dig", "+short", "+tries=1", "+time=2", f"@{gateway}", name, kind]).strip()
+        return self.container.run(["dig", "+short", "+tries=1", "+time=20", f"@{gateway}", name, kind]).strip()
+
+    def resolves(self, name: str, address: str) -> bool:
+        return self.resolve(name) == address
 
     def device_peers(self) -> list[str]:
         """The peers of the device, by key and allowed IPs, without what traffic changes."""
@@ -106,6 +122,17 @@ def sites(
     for each in made:
         each.knows(len(made) - 1)
     return made
+
+
+def serve(sites: Sequence[Site]) -> None:
+    """A container on each, whose name is known on all of them, which are present: all that happens after an answer."""
+    for each in sites:
+        each.serve()
+    for one, other in permutations(sites, 2):
+        name, address = f"{other.node.name}-web", other.address
+        until(partial(one.resolves, name, address), one.node.log_tail)
+    for each in sites:
+        each.is_present()
 
 
 def pinging(sites: Sequence[Site], interval: float = 0.01) -> list[Ping]:

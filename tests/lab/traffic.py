@@ -135,10 +135,22 @@ class Echoes:
         return float(summary[1])
 
 
-def ping(source: Place, destination: str, count: int = 5, options: Sequence[str] = ()) -> Echoes:
-    """Send `count` echoes by the program ping; AssertionError unless every one was answered."""
+def ping(source: Place, destination: str, count: int = 5, options: Sequence[str] = (), seconds: float = 15) -> Echoes:
+    """Send `count` echoes by the program ping; AssertionError unless every one was answered, after so many seconds."""
     # With a deadline; else ping waits for the last echo no longer than twice what another one took.
-    argv = ["ping", "-n", "-O", "-i", "0.02", "-c", str(count), "-w", f"{5 * FACTOR:g}", *options, str(destination)]
+    argv = [
+        "ping",
+        "-n",
+        "-O",
+        "-i",
+        "0.02",
+        "-c",
+        str(count),
+        "-w",
+        f"{seconds * FACTOR:g}",
+        *options,
+        str(destination),
+    ]
     done = subprocess.run(
         source.command(argv),
         stdin=subprocess.DEVNULL,
