@@ -43,8 +43,8 @@ def place(request):
 
 
 def heard(shared):
-    """The next datagram on the shared port, within 5 s."""
-    assert select.select([shared.socket], [], [], 5)[0]
+    """The next datagram on the shared port."""
+    assert select.select([shared.socket], [], [], LIMIT)[0]
     return shared.receive()
 
 

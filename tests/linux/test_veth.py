@@ -396,8 +396,8 @@ def test_no_descriptor_stays_open(host, container):
     refusal(replace(wanted, bridge="nope"))
     veth.delete([wanted.name])
     refusal(replace(wanted, gateway=ip_address("192.0.2.1")))
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def descriptors():
-    return sorted(Path("/proc/self/fd").iterdir())
+    return set(Path("/proc/self/fd").iterdir())

@@ -49,7 +49,7 @@ def test_a_successor_waits_for_the_walk_and_others_do_not(monkeypatch):
     successor.join(0.05)
     assert successor.is_alive()
     table.may_end.set()
-    successor.join(10)
+    successor.join(LIMIT)
     assert not successor.is_alive()
     subject.close()
 

@@ -33,7 +33,7 @@ async def test_what_comes_meanwhile_is_done_together_and_in_order() -> None:
     work = Slow()
     lane = Lane("test", work, most=4)
     first = put(lane, 0)
-    assert await asyncio.to_thread(work.began.wait, 10)
+    assert await asyncio.to_thread(work.began.wait, LIMIT)
     others = [put(lane, thing) for thing in range(1, 7)]
     work.may_go.set()
     outcomes = await asyncio.gather(first, *others, return_exceptions=True)

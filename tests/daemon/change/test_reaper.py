@@ -89,7 +89,7 @@ def test_callers_share_a_deletion_that_has_not_begun(monkeypatch):
             pass
         may_end.set()
         for caller in (first, *others):
-            caller.result(10)
+            caller.result(LIMIT)
     assert batches == [["lo"], sorted(["lo", *NAMES[:4]])]
     subject.close()
 

@@ -15,6 +15,7 @@ import pytest
 import uvloop
 from lab.certificates import certify
 from lab.patience import until, until_async
+from lab.ports import free_port
 
 from overlayd.daemon.cluster.connection import Server, read_url
 from overlayd.daemon.cluster.etcd import Etcd, User
@@ -256,19 +257,13 @@ def test_who_we_are(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
     assert not warnings.records
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def test_tls_with_certificates(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
     ca = certify(tmp_path, "ca", None)
     server, ours = certify(tmp_path, "server", ca), certify(tmp_path, "ours", ca)
     key = str(ours.with_suffix(".key"))
     options = ["--client-cert-auth", "--trusted-ca-file", str(ca), "--cert-file", str(server)]
     options += ["--key-file", str(server.with_suffix(".key"))]
-    with running(tmp_path, f"https://127.0.0.1:{free_port()}", options) as etcd:
+    with running(tmp_path, f"https://127.0.0.1:{free_port(socket.SOCK_STREAM)}", options) as etcd:
 
         async def work() -> None:
             one = client(etcd.url, Files(str(ca), str(ours), key))

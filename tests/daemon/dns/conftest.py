@@ -1,10 +1,9 @@
 """Fixtures of the tests of the name server."""
 
-import socket
-
 import pytest
 from asked_forwarder import made
 from lab.patience import LIMIT
+from lab.ports import free_port
 
 from overlayd.daemon.dns import exchange, loops
 from overlayd.daemon.dns import forwarder as module
@@ -30,10 +29,7 @@ def patient(quick, monkeypatch):
 @pytest.fixture
 def dead():
     """A port where nobody listens."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    return Upstream("127.0.0.1", port)
+    return Upstream("127.0.0.1", free_port())
 
 
 @pytest.fixture

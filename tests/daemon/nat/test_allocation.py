@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
 
 import pytest
 from lab.patience import until_async as until
+from lab.ports import free_port
 from lab.turn import CREDENTIAL, USERNAME
 
 from overlayd import wire
@@ -40,9 +40,7 @@ def relay_at(port: int, external: str) -> Relay:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def addresses(allocation: Allocation) -> dict[int, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from lab.patience import until_async as until
+from lab.ports import free_port
 from lab.turn import CREDENTIAL, USERNAME
 
 from overlayd.daemon.nat.relay import RELAYED_PORTS, Relay
@@ -81,12 +82,6 @@ def test_without_an_external_address_it_is_the_one_that_packets_to_the_outside_c
 # --- in this process, on loopback -------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Asker(asyncio.DatagramProtocol):
     """A TURN client in this event loop."""
 
@@ -141,7 +136,10 @@ async def relaying(**changes: Any) -> AsyncIterator[tuple[Relay, int]]:
 
 def sockets() -> set[str]:
     """The sockets that this process has open."""
-    links = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    links: set[str] = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            links.add(str(entry.readlink()))
     return {link for link in links if link.startswith("socket:")}
 
 
@@ -159,7 +157,7 @@ async def test_two_nodes_reach_each_other_through_it_and_it_closes_what_it_opene
         assert {first.relayed[1], second.relayed[1]} == set(relay.server.by_port) <= set(RELAYED_PORTS)
         two.client.permit(first.relayed, two.loop.time())
         two.flush()
-        await asyncio.sleep(0.02)
+        await until(lambda: two.client._peers[first.relayed].permitted)
         one.client.send(second.relayed, b"x" * 1400, one.loop.time())
         one.flush()
         assert await two.event(2) == Received(first.relayed, b"x" * 1400)

@@ -258,7 +258,7 @@ async def test_who_is_not_reached_goes_back_to_what_is_configured_and_is_tried_a
 async def test_a_name_that_resolves_meanwhile_counts_when_nothing_was_found(
     looking: Looking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traversal, "HOLD", 0.5)
+    monkeypatch.setattr(traversal, "HOLD", 2.0)
     await looking.add(KEY, "a.example:7", RELAY)
     await until(lambda: looking.device.told[-1] == (RELAYED, KEEPALIVE))
     (peer,) = looking.node.state.peers(GLOBAL).values()

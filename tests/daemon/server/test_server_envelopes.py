@@ -140,18 +140,18 @@ async def test_events_go_to_those_who_speak_json(path: str) -> None:
 async def test_a_slow_request_is_logged_with_its_trace(path: str, caplog: pytest.LogCaptureFixture) -> None:
     handlers = Fake()
     allocate = b'{"op":"allocate_ip","service":"web","join_global":false}'
-    async with serving(path, handlers, limits=Limits(slow=0.02)), await connect(path) as client:
+    async with serving(path, handlers, limits=Limits(slow=1.0)), await connect(path) as client:
         client.send(
             payload(1, allocate, traceparent="00-abc\n\x1b[31m", tracestate="x" * 10_000), change(2, "web"), status(3)
         )
         await until(lambda: len(handlers.begun) == 2)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(1.1)
         handlers.open("web")
         await client.answers(3)
         client.send(change(4, "web"))
         await client.answers(1)
     enveloped, plain = [line for line in caplog.messages if "slow request" in line]
-    assert "allocate_ip took 0." in plain
+    assert "allocate_ip took " in plain
     assert f"pid {os.getpid()}" in plain
     assert r"traceparent '00-abc\n\x1b[31m'" in enveloped
     assert len(enveloped) < 500

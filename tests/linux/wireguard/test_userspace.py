@@ -156,7 +156,10 @@ class TestFaults(Namespaces):
         assert int(status(pid, "PPid")) != os.getpid()
         assert os.getsid(pid) not in (os.getsid(0), 0)
         assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
-        files = {entry.name: str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+        files: dict[str, str] = {}
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # one that it has just closed
+                files[entry.name] = str(entry.readlink())
         assert files["0"] == "/dev/null"
         assert files["1"] == files["2"] == "/memfd:wireguard-go (deleted)"
         assert "/dev/zero" not in files.values()
@@ -275,9 +278,9 @@ class TestFaults(Namespaces):
         assert alpha.read(device.name)[:2] == (device.private_key, device.listen_port)
 
     def test_a_process_that_hangs_is_still_deleted(self, alpha, monkeypatch):
+        device = alpha.create()
         monkeypatch.setattr(process, "_END_DEADLINE", 0.2)
         monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.2)
-        device = alpha.create()
         stop(pid_of(device.name))
         with pytest.raises(MechanismError, match="does not answer") as caught:
             alpha.activity(device.name)
@@ -287,10 +290,10 @@ class TestFaults(Namespaces):
         assert not (SOCKETS / f"{device.name}.sock").exists()
 
     def test_nobody_waits_for_a_process_that_did_not_answer_until_it_answers_again(self, alpha, monkeypatch):
-        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
         device, other = alpha.create(listen_port=1001), alpha.create(listen_port=1002)
         pid = pid_of(device.name)
         stop(pid)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
         with pytest.raises(MechanismError, match="does not answer"):
             alpha.set_peers(device.name, [Step(None, a_peer(1))])
         monkeypatch.setattr(process, "ANSWER_DEADLINE", 60)  # whoever waits now waits for too long
@@ -303,17 +306,18 @@ class TestFaults(Namespaces):
         with pytest.raises(MechanismError, match="does not answer"):
             alpha.activity(device.name)
         os.kill(pid, signal.SIGCONT)
-        monkeypatch.setattr(process, "ANSWER_DEADLINE", 5)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", LIMIT)
         alpha.activity(device.name)
         assert alpha.read(device.name).private_key == device.private_key
 
     def test_only_a_process_that_is_silent_is_ended_and_only_that(self, alpha, monkeypatch):
-        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", LIMIT)
         monkeypatch.setattr(process, "_END_DEADLINE", 0.2)
         device, other = alpha.create(listen_port=1001), alpha.create(listen_port=1002)
         pid = pid_of(device.name)
         assert alpha.backend.end_if_silent(device.name) == 0
         assert alpha.alive(device.name)
+        monkeypatch.setattr(process, "ANSWER_DEADLINE", 0.5)
         stop(pid)
         assert alpha.backend.end_if_silent(device.name) == pid
         until(lambda: alpha.index(device.name) is None)
@@ -360,11 +364,11 @@ class TestFaults(Namespaces):
         beta.up(there, "10.7.0.2/24")
         alpha.set_peers(here.name, [Step(None, to_there)])
         beta.set_peers(there.name, [Step(None, to_here)])
-        alpha.namespace("ping", "-c", 1, "-W", 5, "10.7.0.2")
+        alpha.namespace("ping", "-c", 1, "-W", LIMIT, "10.7.0.2")
         renamed = replace(here, name=f"{here.name}x")
         alpha.names.add(renamed.name)
         replies = []
-        pings = ("ping", "-q", "-c", 30, "-i", "0.02", "-W", 5, "10.7.0.2")
+        pings = ("ping", "-q", "-c", 30, "-i", "0.02", "-W", 30, "10.7.0.2")
         thread = threading.Thread(target=lambda: replies.append(alpha.namespace(*pings, check=False)))
         thread.start()
         alpha.namespace("ip", "link", "set", here.name, "name", renamed.name)
