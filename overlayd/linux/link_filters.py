@@ -9,7 +9,7 @@ Acts in the network namespace that the calling thread is in.
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
@@ -40,6 +40,7 @@ def link_filters(uplink: str) -> list[LinkFilter]:
     """Those of our links and of the link of that name.  MechanismError when the kernel refuses."""
     with Netlink() as netlink:
         names = {}
+        shapers = set()  # the indexes of links that give back what they are led, later (ifb), whatever their name
         found = []
         for body in netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()):
             about = dict(attributes(body[16:]))
@@ -48,6 +49,8 @@ def link_filters(uplink: str) -> list[LinkFilter]:
                 names[rt.link_index(body)] = name
                 if dict(attributes(about[_IFLA_XDP])).get(_XDP_ATTACHED, b"\0")[0] if _IFLA_XDP in about else 0:
                     found.append(LinkFilter(name, "xdp"))
+            if _kind(about) == "ifb" and number(body[8:12]) & rt.IFF_UP:
+                shapers.add(rt.link_index(body))
         try:
             disciplines = netlink.dump("list queueing disciplines", _RTM_GETQDISC, _TC.pack(0, 0, 0, 0, 0))
         except MechanismError as error:
@@ -67,7 +70,7 @@ def link_filters(uplink: str) -> list[LinkFilter]:
             for side, at in _SIDES.get(kind, {}).items():
                 asked = _TC.pack(0, index, 0, at, 0)
                 for each in netlink.dump("list filters", _RTM_GETTFILTER, asked):
-                    found += _filters(each, names[index], side)
+                    found += _filters(each, names[index], side, shapers)
     return found
 
 
@@ -81,7 +84,13 @@ def _loses(statistics: memoryview) -> bool:
     return bool(dropped > max(passed, _FEW))
 
 
-def _filters(body: memoryview, link: str, side: str) -> Iterator[LinkFilter]:
+def _kind(about: Mapping[int, memoryview]) -> str:
+    """The kind of a link, empty of one that has none."""
+    told = dict(attributes(about[rt.IFLA_LINKINFO])) if rt.IFLA_LINKINFO in about else {}
+    return string(told[rt.IFLA_INFO_KIND]) if rt.IFLA_INFO_KIND in told else ""
+
+
+def _filters(body: memoryview, link: str, side: str, shapers: Container[int]) -> Iterator[LinkFilter]:
     about = dict(attributes(body[_TC.size :]))
     kind = string(about[_TCA_KIND])
     options = dict(attributes(about[_TCA_OPTIONS])) if _TCA_OPTIONS in about else {}
@@ -97,8 +106,8 @@ def _filters(body: memoryview, link: str, side: str) -> Iterator[LinkFilter]:
             yield LinkFilter(link, "drop", side)
         elif string(parts[_ACT_KIND]) == "mirred":
             does, target = _MIRRED.unpack_from(parameters, _GENERAL.size)
-            if does in _REDIRECTS and not (name := _name(target)).startswith("ifb"):  # which shapes, and gives back
-                yield LinkFilter(link, "redirect", side, name)
+            if does in _REDIRECTS and target not in shapers:
+                yield LinkFilter(link, "redirect", side, _name(target))
 
 
 def _name(index: int) -> str:

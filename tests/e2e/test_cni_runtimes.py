@@ -182,6 +182,7 @@ def test_a_chain_with_portmap_and_bandwidth(
         assert result["cniVersion"] == version
         host = result["interfaces"][0]["name"]
         assert "tbf" in members[0].node.run(["tc", "qdisc", "show", "dev", host])
+        assert [each for each in members[0].findings() if each["code"] == "link-filtered"] == []
         with container.open_socket() as listener:
             listener.bind(("0.0.0.0", 80))
             listener.listen()

@@ -55,6 +55,15 @@ def test_queueing_disciplines_and_filters(shell, command, found):
     assert link_filters("eth0") == found
 
 
+def test_a_redirection_to_what_shapes_loses_nothing(shell):
+    """CNI's bandwidth plugin limits what a container sends so, and calls the link bwp..."""
+    shell("ip link add bwp0123456789a type ifb; ip link set bwp0123456789a up; tc qdisc add dev ours clsact")
+    shell(f"tc filter add dev ours ingress {ALL} mirred egress redirect dev bwp0123456789a")
+    assert link_filters("eth0") == []
+    shell("ip link set bwp0123456789a down")
+    assert link_filters("eth0") == [LinkFilter("ours", "redirect", "ingress", "bwp0123456789a")]
+
+
 @pytest.mark.parametrize("link", ["ours", "eth0"])
 @pytest.mark.parametrize("options", ["pfifo limit 0", "tbf rate 8bit burst 10 latency 1ms"])
 def test_a_queueing_discipline_that_drops_what_it_gets(shell, link, options):
