@@ -26,6 +26,7 @@ def link_attributes(body: bytes) -> dict[str, Any]:
         "master": number(found.get(10)),
         "peer": number(found.get(5)),
         "peer_namespace": int.from_bytes(found[37][:4], "little", signed=True) if 37 in found else None,
+        "queue": number(found[13]) if 13 in found else None,
         "kind": kind,
         "alias": string(found[20]) if 20 in found else "",
         "mac": bytes(found.get(1, b"")),

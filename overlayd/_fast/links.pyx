@@ -24,6 +24,7 @@ cdef enum:
     IFLA_LINK = 5
     IFLA_MASTER = 10
     IFLA_PROTINFO = 12
+    IFLA_TXQLEN = 13
     IFLA_LINKINFO = 18
     IFLA_IFALIAS = 20
     IFLA_AF_SPEC = 26
@@ -120,7 +121,7 @@ cdef bytes _conf(Span rest):
 cdef class LinkAttributes:
     cdef readonly int index
     cdef readonly uint32_t flags, mtu, group, master, peer
-    cdef readonly object peer_namespace
+    cdef readonly object peer_namespace, queue
     cdef readonly str name, kind, alias
     cdef readonly bytes mac, ipv4, ipv6
     cdef readonly dict bridge_options, port_options
@@ -165,6 +166,8 @@ cdef class LinkAttributes:
                 self.read_families(each.value)
             elif each.type == IFLA_PROTINFO:  # in a message of family AF_BRIDGE
                 self.port_options = _options(each.value)
+            elif each.type == IFLA_TXQLEN:
+                self.queue = _number(each.value)
 
     cdef int read_info(self, Span rest) except -1:
         """The kernel tells the kind before its options."""

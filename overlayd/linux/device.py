@@ -22,12 +22,15 @@ from overlayd.linux.link import (
     ignore_routers,
     is_wide,
     link_index,
+    read_link,
     rename,
     route_request,
 )
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.objects import GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Interface, Network, Route, device_alias
 from overlayd.proto.netlink import NLM_F_CREATE, text, u32
+
+_QUEUE = 500  # TUN_READQ_SIZE in drivers/net/tun.c, with which the kernel makes one
 
 
 def configure(device: Device) -> None:
@@ -44,13 +47,16 @@ def configure(device: Device) -> None:
 
 
 def redress(have: Device, want: Device) -> None:
-    """Change a device from `have` to `want`: name, MTU and the addresses that differ.  Addresses in neither (aliases)
-    stay.
+    """Change a device from `have` to `want`: name, MTU, a queue where it has none, and the addresses that differ.
+    Addresses in neither (aliases) stay.
     """
     if have.name != want.name:
         rename(have.name, want.name)
     with Netlink() as netlink:
         index = _mark(netlink, want)
+        if read_link(netlink, index).queue == 0:
+            queue = rt.link_body(u32(rt.IFLA_TXQLEN, _QUEUE), index=index)
+            netlink.transact([Request("configure device", want.name, rt.RTM_SETLINK, 0, queue)])
         outdated = have.addresses - want.addresses
         _keep_ways(netlink, index, outdated, want)
         # Of IPv6 the kernel has an address once, with one prefix: it goes before it comes with another.

@@ -291,7 +291,7 @@ def _device(link: rt.Link, scope: str, addresses: list[Interface], host: View) -
         own.add(first_usable(known.slice))
     aliases = {each for each in addresses if scope == GLOBAL and not is_wide(each) and each.ip not in own}
     faults = [*_down(link), *_taken(link), *_lost_routes(link, addresses, host)]
-    faults += [*_parameter(link), *_heeds_routers(link)]
+    faults += [*_parameter(link), *_heeds_routers(link), *_no_queue(link)]
     label = label_of_alias(link.alias)
     yield DeviceLink(scope, link.name, link.mtu, frozenset(addresses) - aliases, ", ".join(faults), label)
     yield from (Alias(link.name, address.ip) for address in aliases)
@@ -311,6 +311,11 @@ def _taken(link: rt.Link) -> list[str]:
 
 def _parameter(link: rt.Link) -> list[str]:
     return list(filter(None, [forwarding.fault(link)]))
+
+
+def _no_queue(link: rt.Link) -> list[str]:
+    """A TUN keeps what it is given for wireguard-go in a ring of so many packets; other links do without."""
+    return ["its txqueuelen is 0, and it drops all it is given"] if link.kind == "tun" and link.queue == 0 else []
 
 
 def _other_mac(link: rt.Link, mac: bytes) -> list[str]:

@@ -25,10 +25,8 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
-RTM_GETMULTICAST = 58
-RTM_GETNEIGHTBL, RTM_SETNEIGHTBL = 66, 67
-RTM_NEWNETCONF = 80
-RTM_GETNSID = 90
+RTM_GETMULTICAST, RTM_GETNEIGHTBL, RTM_SETNEIGHTBL = 58, 66, 67
+RTM_NEWNETCONF, RTM_GETNSID = 80, 90
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
 RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE = 5, 7, 9, 11
@@ -55,7 +53,7 @@ IFF_UP, IFF_NOARP, IFF_MULTICAST, IFF_LOWER_UP = 1, 0x80, 0x1000, 0x10000
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_OPERSTATE = 1, 3, 4, 5, 10, 16
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 26, 27, 28, 29
 IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 31, 32, 37, 52, 53
-IFLA_PROTINFO = 12
+IFLA_PROTINFO, IFLA_TXQLEN = 12, 13
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE, IFLA_BR_VLAN_FILTERING, IFLA_BR_MCAST_SNOOPING = 1, 5, 7, 23
@@ -104,7 +102,7 @@ _NO_OPTIONS: Mapping[int, bytes] = MappingProxyType({})
 class Link(NamedTuple):
     """What RTM_NEWLINK says of a link.  peer: IFLA_LINK, of a veth the other end's index in its namespace; 0 when there
     is none.  peer_namespace: IFLA_LINK_NETNSID, the id of that namespace in ours; NO_NAMESPACE_ID when it is ours.
-    heeds_routers: it takes IPv6 router advertisements or redirects.
+    heeds_routers: it takes IPv6 router advertisements or redirects.  queue: IFLA_TXQLEN, None where it is not told.
     """
 
     ifindex: int
@@ -124,6 +122,7 @@ class Link(NamedTuple):
     peer_namespace: int = NO_NAMESPACE_ID
     forwarding: int | None = None
     rp_filter: int | None = None
+    queue: int | None = None
 
 
 class LinkAddress(NamedTuple):
@@ -361,6 +360,7 @@ def parse_link(body: memoryview) -> Link:
         mac=found.mac,
         alternative_names=found.alternative_names,
         peer_namespace=NO_NAMESPACE_ID if found.peer_namespace is None else found.peer_namespace,
+        queue=found.queue,
         bridge=found.bridge_options or _NO_OPTIONS,
         port=found.port_options or _NO_OPTIONS,
         forwarding=_setting(found.ipv4, IPV4_DEVCONF_FORWARDING - 1),

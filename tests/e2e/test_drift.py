@@ -112,6 +112,7 @@ def watched() -> Iterator[Watched]:
         ("ip link set {device} down", "device {device} is broken: it is down"),
         ("ip link set {device} mtu 1300", "device {device} has mtu 1300"),
         ("ip link set {device} name another", "device {device} has name another, not {device}"),
+        ("ip link set {device} txqueuelen 0", "device {device} is broken: its txqueuelen is 0, and it drops all"),
         ("ip address flush dev {device}", "device {device} has addresses none, not 10.200.1.1/16, by"),
         ("ip route del 10.200.0.0/16 dev {device}", "device {device} is broken: its route to 10.200.0.0/16 is gone"),
         (
@@ -221,6 +222,19 @@ def test_what_is_changed_while_nobody_watches_is_put_back_at_the_start(watched: 
         ["cat", f"/sys/class/net/{veth}/brport/isolated", f"/sys/class/net/{watched.bridge}/bridge/stp_state"]
     )
     assert shown.split() == ["0", "0"]
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_device_without_a_queue_carries_again(pair: Pair, running: bool) -> None:
+    node, interface = pair.alpha.node, pair.alpha.request("status")["interface"]
+    if not running:
+        node.stop()
+    node.run(["ip", "link", "set", interface, "txqueuelen", "0"])
+    if not running:
+        pair.alpha.start()
+    until(lambda: json.loads(node.run(["ip", "-j", "link", "show", interface]))[0].get("txqlen"), node.log_tail)
+    ping(pair.web, pair.db_address)
+    assert pair.alpha.findings() == []
 
 
 def test_a_container_that_sets_its_own_end_down_is_let_be(watched: Watched) -> None:
