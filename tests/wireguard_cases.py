@@ -419,7 +419,7 @@ class DeviceCases(Namespaces):
         alpha.set_peers(here.name, [Step(None, to_there)])
         beta.set_peers(there.name, [Step(None, to_here)])
         before = int(time.time())
-        alpha.namespace("ping", "-c", 3, "-i", "0.1", "-W", 5, "10.7.0.2")
+        alpha.namespace("ping", "-c", 3, "-i", "0.1", "-W", LIMIT, "10.7.0.2")
         for lab, device, peer in (alpha, here, to_there), (beta, there, to_here):
             activity = lab.activity(device.name)[peer.public_key]
             assert activity.endpoint == peer.endpoint
@@ -432,14 +432,14 @@ class DeviceCases(Namespaces):
         # it.
         moved = dataclasses.replace(there, listen_port=51999)
         beta.configure(there, moved)
-        beta.namespace("ping", "-c", 3, "-i", "0.1", "-W", 5, "10.7.0.1")
+        beta.namespace("ping", "-c", 3, "-i", "0.1", "-W", LIMIT, "10.7.0.1")
         roamed = endpoint("192.0.2.2", 51999)
         assert alpha.activity(here.name)[to_there.public_key].endpoint == roamed
         wider = dataclasses.replace(to_there, allowed_ips=networks("10.7.0.2", "10.7.1.0/24"))
         alpha.set_peers(here.name, [Step(to_there, to_there)])
         alpha.set_peers(here.name, [Step(to_there, wider)])
         assert alpha.activity(here.name)[to_there.public_key].endpoint == roamed
-        alpha.namespace("ping", "-c", 1, "-W", 5, "10.7.0.2")
+        alpha.namespace("ping", "-c", 1, "-W", LIMIT, "10.7.0.2")
 
     def test_a_keepalive_that_is_switched_on_sends_at_once_where_the_peer_is_looked_for(self, alpha, beta):
         device = alpha.create()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from lab.patience import LIMIT
 
 from overlayd import wire
 from overlayd.client import (
@@ -273,9 +274,9 @@ def test_a_process_that_executes_another_file_and_lies_about_it(
     try:
         if replaced:
             with pytest.raises(ReplacedExecutable, match=f"process {process.pid} was published with executable"):
-                verify(path, file, 20)
+                verify(path, file, LIMIT)
         else:
-            verify(path, file, 20)
+            verify(path, file, LIMIT)
     finally:
         process.kill()
         process.wait()

@@ -18,7 +18,7 @@ from lab.patience import until
 from lab.processes import stop
 
 DEADLINE = 1.0  # seconds for which an exchange waits
-HUNG = 2  # readings without an answer
+HUNG = 3  # readings without an answer
 PROGRAM = [
     sys.executable,
     "-c",

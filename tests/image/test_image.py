@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from lab import netns
 from lab.crun import ENTER
+from lab.patience import LIMIT
 
 HERE = Path(__file__).parent
 MANUAL = HERE.parents[1] / "docs/install.md"
@@ -165,7 +166,7 @@ def test_the_image_serves_a_node_and_stops_cleanly(image: Image) -> None:
     container = subprocess.Popen(["unshare", "--net", "sleep", "600"])
     daemon = image.start()
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LIMIT
         while b"serves" not in image.log.read_bytes():
             assert daemon.poll() is None and time.monotonic() < deadline, image.log.read_text()
             time.sleep(0.05)
@@ -179,17 +180,18 @@ def test_the_image_serves_a_node_and_stops_cleanly(image: Image) -> None:
         answer = json.loads(image.ctl("call", "attach_container", *handle, "service=web", "join_global=true"))
         inside = ["nsenter", "--target", str(container.pid), "--net", "--"]
         assert answer["ip"] in subprocess.check_output([*inside, "ip", "-4", "address", "show", "eth0"], text=True)
-        subprocess.run([*inside, "ping", "-c", "1", "-W", "2", "10.200.1.1"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*inside, "ping", "-c", "1", "-W", "30", "10.200.1.1"], check=True, stdout=subprocess.DEVNULL)
         assert f"wireguard-go, version {CURRENT} " in image.ctl("status")
         assert image.ctl("doctor") == "all is as it should be\n"
         image.ctl("call", "detach_container", *handle)
         subprocess.run(image.crun("kill", image.name, "SIGTERM"), check=True)
+        deadline = time.monotonic() + LIMIT
         while "main: stopping;" not in image.log.read_text().splitlines()[-1]:
             assert time.monotonic() < deadline, image.log.read_text()
             time.sleep(0.05)
         # As a container engine does; crun alone would wait for wireguard-go, which is meant to outlive the daemon.
         image.end_rest()
-        assert daemon.wait(10) == 0, image.log.read_text()
+        assert daemon.wait(LIMIT) == 0, image.log.read_text()
         assert list((image.directory / "host" / DATA_DIR).iterdir())
     finally:
         container.kill()

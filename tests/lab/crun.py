@@ -62,7 +62,7 @@ class CrunContainer(Container):
 
     def fetch(self, address: str) -> str:
         """The name that the web server at `address` tells."""
-        answer = self.execute("nc", "-w", "5", address, str(PORT), stdin="GET /name HTTP/1.0\r\n\r\n")
+        answer = self.execute("nc", "-w", "30", address, str(PORT), stdin="GET /name HTTP/1.0\r\n\r\n")
         return answer.rpartition("\n")[2]
 
     def kill(self) -> None:

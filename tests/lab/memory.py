@@ -6,8 +6,10 @@ Owns: one control group, of either version, made and removed.  Must not know: wh
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from lab.patience import until
 
 V1 = Path("/sys/fs/cgroup/memory")
 V2 = Path("/sys/fs/cgroup")
@@ -33,6 +35,13 @@ def limited(size: int) -> Iterator[list[str]]:
         yield ["sh", "-c", f'echo $$ > /proc/{os.getpid()}/root{group}/cgroup.procs && exec "$@"', "sh"]
     finally:
         home = group.parent / "cgroup.procs"
-        for pid in (group / "cgroup.procs").read_text().split():
-            home.write_text(pid)
-        group.rmdir()
+
+        def is_removed() -> bool:
+            for pid in (group / "cgroup.procs").read_text().split():
+                with suppress(ProcessLookupError):  # it has just ended
+                    home.write_text(pid)
+            with suppress(OSError):  # while one of its processes is about to be gone
+                group.rmdir()
+            return not group.exists()
+
+        until(is_removed, f"{group} stays")

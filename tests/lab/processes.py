@@ -89,8 +89,11 @@ def stop(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
     def has_stopped() -> bool:
-        stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
-        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+        states = set()
+        for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                states.add(stat.read_text().rpartition(")")[2].split()[0])
+        return states == {"T"}
 
     until(has_stopped, lambda: f"process {pid} goes on")
 

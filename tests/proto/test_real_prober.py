@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from endpoint_client import PAYLOAD_PROTOCOL, ask, connected, meeting, until, wait_for
+from lab.patience import LIMIT
 from running_process_service import ServiceServer, ServiceSpec
 
 from overlayd.daemon.server import identity as daemon_identity
@@ -60,7 +61,7 @@ class EchoServer:
 
     def __enter__(self) -> "EchoServer":
         self._thread.start()
-        assert self._listening.wait(10)
+        assert self._listening.wait(LIMIT)
         return self
 
     def __exit__(self, *_: object) -> None:
