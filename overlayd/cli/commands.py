@@ -405,6 +405,7 @@ async def _edge_revoke(args: Namespace) -> None:
 async def _rotate_key(args: Namespace) -> None:
     async with _client(args) as client:
         await client.rotate_key(after_secs=args.after, force=args.force)
+    print("the next key is prepared; overlayctl cluster status shows what it waits for, and the log when it is used")
 
 
 async def _cluster(args: Namespace) -> int | None:

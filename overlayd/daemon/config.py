@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NoReturn, get_args
 
 import msgspec
 
@@ -112,9 +112,20 @@ example: overlayd --data-dir /var/lib/overlayd --socket /run/overlayd/overlayd.s
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says which option was perhaps meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            meant = perhaps_meant(unknown.partition(" ")[0].partition("=")[0], self._option_string_actions)
+            message += f"; {meant}" if meant else ""
+        super().error(message)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of `overlayd`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="overlayd",
         description="Own this node's overlay network: WireGuard tunnels, bridges, addresses and packet rules,\n"
         "driven by an orchestrator over a Unix socket.  Runs in the foreground and logs to stderr.",

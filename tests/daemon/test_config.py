@@ -158,3 +158,16 @@ def test_nobody_is_advertised(address):
     given = load("--etcd", "http://127.0.0.1:2379", "--cluster", "prod", "--advertise", f"{address}:51820")
     with pytest.raises(config.ConfigError, match=r"^advertise: .* is the address of"):
         settings.read(given)
+
+
+def test_an_option_that_is_none_is_told_the_nearest(capsys):
+    for words in (["--clustr", "prod"], ["--clustr=prod"]):
+        with pytest.raises(SystemExit):
+            load(*words)
+        assert "unrecognized arguments: --clustr" in (told := capsys.readouterr().err)
+        assert "; did you mean --cluster" in told
+
+
+def test_a_port_that_is_none_is_told_with_its_url():
+    with pytest.raises(config.ConfigError, match=r"etcd: https://192\.0\.2\.1:99999: no port is so called"):
+        settings.read(load("--etcd", "https://192.0.2.1:99999", "--cluster", "prod"))

@@ -261,6 +261,13 @@ def test_a_node_that_is_killed_goes_when_the_cluster_wants_that_and_its_block_is
     gamma.is_present()
     with pytest.raises(Refused, match="node gamma lives"):
         alpha.request("cluster_remove_node", node="gamma")
+    with pytest.raises(Refused, match=r"there is no node gama in the store; did you mean gamma\?"):
+        alpha.request("cluster_remove_node", node="gama")
+    alpha.node.overlayctl("cluster", "nodes")
+    log = alpha.node.log.read_text()
+    for told in ("cluster_set node_ttl_secs 4: done", "cluster_remove_node gama: refused, there is no node"):
+        assert f"audit: {told}" in log
+    assert "audit: cluster_nodes" not in log, "who only looks is not told of"
     gamma.node.kill()
     gamma.lose_presence()
     alpha.knows(1)

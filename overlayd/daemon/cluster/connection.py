@@ -66,7 +66,10 @@ def read_url(text: str, default_port: int) -> Server:
         raise ValueError(f"{text}: write http://HOST:PORT, https://HOST:PORT or unix:/PATH")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
         raise ValueError(f"{text}: nothing may stand behind HOST:PORT, and no user before it (--etcd-user)")
-    return Server(text, parts.hostname, parts.port or default_port, parts.scheme == "https")
+    try:
+        return Server(text, parts.hostname, parts.port or default_port, parts.scheme == "https")
+    except ValueError:
+        raise ValueError(f"{text}: no port is so called: 1 to 65535") from None
 
 
 class Connection:

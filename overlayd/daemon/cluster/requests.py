@@ -19,7 +19,7 @@ from overlayd.daemon.cluster.cluster import Cluster
 from overlayd.daemon.cluster.configuration import new_config
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.faults import Waiting
-from overlayd.daemon.cluster.janitor import remove
+from overlayd.daemon.cluster.janitor import NoSuchNode, remove
 from overlayd.daemon.cluster.presence import lives, read_presence
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.settings import Settings, machine_id
@@ -30,6 +30,7 @@ from overlayd.model.cluster_records import NODE, PRESENCE, BadRecord, read_confi
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Member, MemberNames, Membership, Peer, Record
 from overlayd.proto.store_answers import StoreError
+from overlayd.spelling import perhaps_meant
 
 JOINED_WITHIN = 5.0  # our own: seconds for which the answer to init waits for this node
 
@@ -153,7 +154,12 @@ async def remove_node(cluster: Cluster, request: wire.RemoveNode) -> wire.Respon
             f"node {name} lives{where}: overlayctl cluster leave on it, or end it; one that ended counts as gone after "
             "60 s"
         )
-    await remove(cluster.etcd, name)
+    try:
+        await remove(cluster.etcd, name)
+    except NoSuchNode as error:
+        known = [each.name for each in cluster.news.registry.members()] if cluster.news is not None else []
+        meant = perhaps_meant(name, known) or "overlayctl cluster nodes shows all"
+        raise RequestError(f"{error}; {meant}") from None
     return wire.Ok()
 
 

@@ -25,11 +25,16 @@ _READS = (
     wire.Hello,
     wire.Watch,
     wire.QueryDns,
+    wire.ListNodes,
+    wire.CheckCluster,
 )
 # The key that says what a request is about: the first of these that it has.
-_SUBJECTS = ("handle", "service", "public_key", "pubkey", "name", "ip", "zone", "cluster_cidr", "node_id")
+_SUBJECTS = (
+    *("handle", "service", "public_key", "pubkey", "name", "ip", "zone", "cluster_cidr"),
+    *("node_id", "node", "key"),
+)
 # And those that say more of it, of which the first one is told.
-_DETAILS = ("cidr", "service", "ip")
+_DETAILS = ("cidr", "service", "ip", "value")
 _KINDS = {wire.GuestManaged: "guest", wire.HostShared: "host"}  # as `list` has them
 
 
