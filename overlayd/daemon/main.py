@@ -69,6 +69,7 @@ from overlayd.linux import capability, heap, sysctl
 from overlayd.linux.claim import NamespaceInUse, claim_namespace
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.nft import Nft
+from overlayd.linux.threads import Pool
 from overlayd.linux.wireguard import choice
 from overlayd.model.health import FRESH
 from overlayd.proto.identity import DaemonProcess, answer_probe, encode
@@ -87,6 +88,9 @@ BAD_CONFIG = 78
 
 # Our own constant: how long a stop waits for requests in flight, seconds.
 PATIENCE = 10.0
+
+# Our own constant: threads for what blocks and has none of its own, such as files.
+DEFAULT_THREADS = 8
 
 # Our own constant: seconds that a thread may keep the interpreter while another one waits for it.  With CPython's 5 ms
 # an answer, which takes the interpreter several times, waits for each worker thread that computes several times that.
@@ -176,7 +180,15 @@ def _claim_and_run(
     _claim_namespace(claims)
     admission = listener.Admission(config.socket_group)
     bound = _bind(config, admission, claims)
-    return uvloop.run(_serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt))
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    try:
+        runner.get_loop().set_default_executor(Pool(DEFAULT_THREADS, "work"))
+        return runner.run(
+            _serve(config, journal, admission, bound, fresh, repetition=repetition, adopting=options.adopt)
+        )
+    finally:
+        with suppress(RuntimeError):  # it starts a thread to wait for the others; without one the interpreter waits
+            runner.close()
 
 
 def _bind(config: Config, admission: listener.Admission, claims: ExitStack) -> Bound:

@@ -15,7 +15,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Hashable, Iterable, Sequence
-from errno import EEXIST, ENOENT, ETIMEDOUT, errorcode
+from errno import EAGAIN, EEXIST, ENOENT, ETIMEDOUT, errorcode
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux import netlink, setelem
 from overlayd.linux.netlink import Netlink
+from overlayd.linux.threads import REMEDY
 from overlayd.model import firewall, ruleset, set_changes
 from overlayd.model.objects import NFT_TABLE, Element, Step
 
@@ -160,7 +161,7 @@ class Nft:
         except subprocess.TimeoutExpired as error:
             raise MechanismError("run", "nft", ETIMEDOUT) from error
         except OSError as error:  # no descriptor, no memory, too many processes
-            raise MechanismError("run", "nft", error.errno or 0) from error
+            raise MechanismError("run", "nft", error.errno or 0, REMEDY if error.errno == EAGAIN else "") from error
         if done.returncode:
             message = done.stderr.decode(errors="replace").strip()
             how = f"exit code {done.returncode}" if done.returncode > 0 else f"ended by signal {-done.returncode}"

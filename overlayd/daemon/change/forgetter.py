@@ -14,6 +14,7 @@ from threading import Condition
 
 from overlayd.errors import MechanismError
 from overlayd.linux import conntrack
+from overlayd.linux.threads import REMEDY
 from overlayd.model.connections import Rules
 from overlayd.model.objects import Address
 
@@ -54,18 +55,35 @@ class Forgetter:
         with self._changed:
             if address in self._waiting:
                 self._hurry()
+            idle = address in self._waiting and self._take_up()
+        if idle:
+            self._walk()
+        with self._changed:
             self._changed.wait_for(lambda: address not in self._waiting and address not in self._walking)
 
     def close(self) -> None:
         """Wait until everything is forgotten."""
         with self._changed:
             self._hurry()
+            idle = bool(self._waiting or self._rules is not None) and self._take_up()
+        if idle:
+            self._walk()
+        with self._changed:
             self._changed.wait_for(lambda: not self._at_work)
 
     def _start(self) -> None:
-        if not self._at_work:
-            self._at_work = True
-            start_new_thread(self._walk, ())  # `Thread.start` would wait until it runs, and we are on the event loop
+        if self._take_up():
+            try:
+                start_new_thread(self._walk, ())  # `Thread.start` waits until it runs, and we are on the event loop
+            except RuntimeError:  # then who has to wait for it does it
+                self._at_work = False
+                log.warning("connections of addresses that were given back are forgotten later: no thread: %s", REMEDY)
+
+    def _take_up(self) -> bool:
+        """Whether nobody walks; then the caller does from now on."""
+        idle = not self._at_work
+        self._at_work = True
+        return idle
 
     def _hurry(self) -> None:
         self._urgent = True

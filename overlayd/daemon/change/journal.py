@@ -45,6 +45,7 @@ from overlayd.daemon.change.durable import refused
 from overlayd.daemon.change.logfile import LogFile, apply
 from overlayd.daemon.change.recovery import recover
 from overlayd.errors import DiskError, StateError
+from overlayd.linux import threads
 from overlayd.proto import log
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Journal:
         # From here on: the writer thread's own.
         self._file = file
         self._no_checkpoint_below = 0
-        self._thread.start()
+        threads.start(self._thread)
 
     @classmethod
     def open(cls, directory: Path, *, salvage: bool = False) -> "Journal":

@@ -12,6 +12,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Generic, TypeVar
 
+from overlayd.linux import threads
+
 T = TypeVar("T")
 
 _Waiting = tuple[T, asyncio.Future[None]]
@@ -25,7 +27,7 @@ class Lane(Generic[T]):
         self._most = most
         self._queue: SimpleQueue[_Waiting[T] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        threads.start(self._thread)
 
     def put(self, thing: T, done: asyncio.Future[None]) -> None:
         """Have a thing done, after those that were put before; resolves `done`, which is of a running loop.  Any thread

@@ -7,7 +7,6 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from overlayd.daemon.change.transition import Encoded, Transition, encode_rows
 from overlayd.daemon.change.work import Work, end, resolve, wait_out
 from overlayd.daemon.listeners import Listeners
 from overlayd.errors import MechanismError, StateError
+from overlayd.linux.threads import Pool
 from overlayd.model.layout import Facts, Layout, Networks, by_key, implied, leave_out
 from overlayd.model.objects import Address, Element, Object, Step, Veth
 from overlayd.model.plan import plan
@@ -71,7 +71,7 @@ class Node:
         self._locks = ResourceLocks()
         self._gathering = Gathering(GROUP)
         self._deciding = asyncio.Lock()  # a group is decided in slices, and nobody decides anything in between
-        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="kernel")
+        self._workers = Pool(WORKERS, "kernel")
         self._births = Lane("births", kernel.apply_together, BIRTHS)
         self._burials = Lane("burials", kernel.apply_together, BURIALS)
 

@@ -8,11 +8,11 @@ who come while the threads wait share the next deletion, which costs one barrier
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from socket import if_nametoindex
 from threading import Event, Lock
 
 from overlayd.linux import veth
+from overlayd.linux.threads import Pool
 from overlayd.model.objects import Netns, NetnsPath
 
 # Our own constants.
@@ -36,7 +36,7 @@ class Reaper:
     def __init__(self) -> None:
         self._lock = Lock()
         self._next = _Batch()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="reaper")
+        self._threads = Pool(THREADS, "reaper")
 
     def delete(self, mine: Mapping[str, Netns | NetnsPath]) -> None:
         """Return when no link of ours has one of these names any more.  MechanismError: the kernel refused.

@@ -206,7 +206,9 @@ async def _connect(server: Server) -> socket.socket:
     """A connected socket, to the first of the host's addresses that takes it."""
     loop = asyncio.get_running_loop()
     failure: OSError = OSError("the name has no address")
-    for family, kind, protocol, _, address in await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM):
+    # Not by uvloop, whose library ends the process when it cannot start its threads.
+    found = await asyncio.to_thread(socket.getaddrinfo, server.host, server.port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
         sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
         try:
             sock.setblocking(False)

@@ -9,6 +9,8 @@ from contextlib import suppress
 from ipaddress import ip_address
 from threading import Thread
 
+from overlayd.errors import MechanismError
+from overlayd.linux import threads
 from overlayd.model.objects import Address
 
 # Our own constants.
@@ -29,7 +31,12 @@ class Lookups:
         await self._slots.acquire()
         answer: asyncio.Future[list[Address]] = asyncio.get_running_loop().create_future()
         # A daemon thread, and not one of a pool: nobody can stop a lookup, and the daemon's end waits for none.
-        Thread(target=self._ask, args=(host, answer, answer.get_loop()), name="resolver", daemon=True).start()
+        thread = Thread(target=self._ask, args=(host, answer, answer.get_loop()), name="resolver", daemon=True)
+        try:
+            threads.start(thread)
+        except MechanismError as error:
+            self._slots.release()
+            raise OSError(error.errno, str(error)) from error
         async with asyncio.timeout(PATIENCE):
             return await answer
 

@@ -8,12 +8,12 @@ LONGEST, is refused then, so that what comes after is done in milliseconds.
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from overlayd import wire
 from overlayd._fast.jsonscan import where_over
 from overlayd.daemon.server.payload import read_payload
+from overlayd.linux.threads import Pool
 from overlayd.proto.envelope import Frame
 
 # Our own constants.
@@ -35,7 +35,7 @@ class Examiner:
     """Decodes large requests beside the event loop."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large requests")
+        self._thread = Pool(1, "large requests")
 
     async def examine(self, body: memoryview | Frame) -> Examined:
         """Decode a JSON frame's body, or the payload of an envelope.  ProtocolError, NotARequest: as

@@ -18,12 +18,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EEXIST, ENOENT, ETIMEDOUT
+from errno import EAGAIN, EEXIST, ENOENT, ETIMEDOUT
 from pathlib import Path
 from typing import IO, Self
 
 from overlayd import fault
 from overlayd.errors import MechanismError
+from overlayd.linux.threads import REMEDY
 from overlayd.linux.wireguard import program
 from overlayd.model.names import PREFIX
 
@@ -184,17 +185,21 @@ def _spawn(name: str, configured: str, output: IO[bytes]) -> Process:
     path = program.choose(configured)
     if not path:
         raise MechanismError("create WireGuard device", name, ENOENT, program.missing(configured))
-    shell = subprocess.run(
-        ["/bin/sh", "-c", '"$0" "$1" >&2 & echo $!', path, name],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=output,
-        cwd="/",
-        # In the foreground it is itself what SO_PEERCRED names, and does not print that the kernel can do it better.
-        env=os.environ | {"LOG_LEVEL": "error", "WG_PROCESS_FOREGROUND": "1"},
-        start_new_session=True,
-        check=False,
-    )
+    try:
+        shell = subprocess.run(
+            ["/bin/sh", "-c", '"$0" "$1" >&2 & echo $!', path, name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            cwd="/",
+            # In the foreground it is itself what SO_PEERCRED names, and does not print that the kernel can do better.
+            env=os.environ | {"LOG_LEVEL": "error", "WG_PROCESS_FOREGROUND": "1"},
+            start_new_session=True,
+            check=False,
+        )
+    except OSError as error:
+        why = REMEDY if error.errno == EAGAIN else f"run {path} by /bin/sh"
+        raise MechanismError("create WireGuard device", name, error.errno or 0, why) from error
     if shell.returncode:
         raise _start_failure(name, 0, output, configured)
     try:
