@@ -33,7 +33,7 @@ async def _status(client: OverlayClient, args: Namespace) -> None:
     if args.output == "json":
         print(tables.pretty_json(cluster))
     elif cluster is None:
-        print("this node is in no cluster of a store (overlayd --etcd)")
+        print("overlayd follows no cluster of a store on this node: it was started without --etcd")
     else:
         print(status(cluster, now=time.time()))
 

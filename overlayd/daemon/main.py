@@ -71,6 +71,7 @@ from overlayd.linux.monitor import Monitor
 from overlayd.linux.nft import Nft
 from overlayd.linux.threads import Pool
 from overlayd.linux.wireguard import choice
+from overlayd.model import membership
 from overlayd.model.health import FRESH
 from overlayd.proto.identity import DaemonProcess, answer_probe, encode
 from overlayd.proto.mux import EndpointMux, json_wire
@@ -285,7 +286,7 @@ async def _serve(
             nameserver=nameserver,
             nat=nat,
             no_wireguard=partial(choice.missing, config.wireguard, config.wireguard_go),
-            cluster=cluster.findings if cluster is not None else list,
+            cluster=cluster.findings if cluster is not None else lambda: membership.unfollowed(node.state),
         )
         await enter(doctor.counting(status.count_findings, tasks.keep_up))
         daemon = Daemon(
@@ -405,6 +406,8 @@ def _multiplexer(config: Config, me: DaemonProcess) -> EndpointMux | None:
 def _in_cluster(config: Config, node: Node, nat: Nat, boot: str, stop: Callable[[], None]) -> "InCluster | None":
     """This node's part in a cluster of a store, which only a daemon imports that is to have one."""
     if not config.etcd:
+        for finding in membership.unfollowed(node.state):
+            log.warning("%s", finding.line)
         return None
     from overlayd.daemon.cluster import requests, settings  # noqa: PLC0415
 

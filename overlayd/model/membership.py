@@ -7,6 +7,7 @@ how a node joins, or how news of the cluster become rows (`joining`).
 from overlayd import keys
 from overlayd.errors import RequestError
 from overlayd.model import blocks, services
+from overlayd.model.findings import Finding
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Attachment, Edge, Lease, Membership, Overlay, Service
 from overlayd.model.state import Draft, State
@@ -28,6 +29,25 @@ def knowing_our_key(state: State) -> list[str]:
         f"peer {each.name or keys.text(each.public_key)}"
         for each in state.peers(GLOBAL).values()
         if not each.member and state.guest(each.public_key) is None
+    ]
+
+
+def unfollowed(state: State) -> list[Finding]:
+    """What a daemon that was given no etcd tells of a node that is of a cluster."""
+    known = state.get(Membership)
+    if known is None or not known.blocks:
+        return []
+    return [
+        Finding(
+            code="cluster-disconnected",
+            severity="warning",
+            object=f"cluster {known.cluster}",
+            problem="is not followed, though this node is of it: overlayd was started without --etcd",
+            symptom="news of other nodes, and of this one to them, do not come, and where node_ttl_secs is set the "
+            "others remove this node, and give its addresses away",
+            remedy=f"start it with --etcd and --cluster {known.cluster}; to be of it no longer, overlayctl cluster "
+            "leave after that",
+        )
     ]
 
 

@@ -274,3 +274,23 @@ def test_addresses_that_this_host_lives_in_make_no_cluster(lab: Lab, plain: Etcd
     site.start("--cluster-cidr", "10.201.0.0/16")
     site.join()
     site.node.stop()
+
+
+def test_a_start_that_forgets_the_etcd_is_told(lab: Lab, plain: Etcd) -> None:
+    site = Site(lab, plain, "forgets")
+    site.options[site.options.index("--cluster") + 1] = "forgotten"
+    site.start("--cluster-cidr", "10.202.0.0/16")
+    site.join()
+    site.node.stop()
+    site.node.start()
+    told = "cluster forgotten is not followed, though this node is of it: overlayd was started without --etcd"
+    assert f"warning daemon.main: {told}; news of other nodes" in site.node.log.read_text()
+    (found,) = [each for each in site.request("doctor")["findings"] if each["code"] == "cluster-disconnected"]
+    assert told == f"{found['object']} {found['problem']}"
+    assert found["remedy"].startswith("start it with --etcd and --cluster forgotten")
+    until(lambda: site.node.overlayctl("status").startswith("NOT well: 1 thing is amiss"), site.node.log_tail)
+    site.node.stop()
+    site.start()
+    site.state("connected")
+    assert "cluster-disconnected" not in [each["code"] for each in site.request("doctor")["findings"]]
+    site.node.stop()
