@@ -203,6 +203,7 @@ def _passing(chain: BaseChain, ours: Sequence[Link], traffic: Traffic) -> Iterat
             begins=True,
             source=cluster if incoming else None,
             destination=cluster if outgoing else None,
+            returns=True if incoming else None,
         )
         yield packet
         if cluster is not None:  # and what stays within the overlay
@@ -215,11 +216,11 @@ def _forwarded(links: Sequence[Link], traffic: Traffic) -> Iterator[Packet]:
     outside = Link(traffic.way_out) if traffic.way_out else _SOMEBODY
     for link in links:
         if link.group != GROUP_VETH:
-            yield Packet(version, link, outside, begins=True, source=cluster)
+            yield Packet(version, link, outside, begins=True, source=cluster, returns=True)
             yield Packet(version, outside, link, begins=False, destination=cluster)
         for other in links:
             if link.group != other.group or link.group == GROUP_BRIDGE:
-                yield Packet(version, link, other, begins=True, source=cluster, destination=cluster)
+                yield Packet(version, link, other, begins=True, source=cluster, destination=cluster, returns=True)
 
 
 def _crossing(version: int, chain: BaseChain, way: str, link: Link) -> Packet:

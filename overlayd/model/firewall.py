@@ -52,6 +52,7 @@ class Packet:
     """A kind of packets; what is None, "" or 0 may be anything.  begins: it starts a connection, else it is of one.
     port: that it is sent to, source_port: from.  source, destination: networks that hold the addresses.  mark,
     connection_mark: None when somebody may have set one.  hidden: what the matches of xtables say that nft hides.
+    returns: whether the way back to its source leads through the link that it came by.
     """
 
     version: int
@@ -66,6 +67,7 @@ class Packet:
     mark: int | None = None
     connection_mark: int | None = None
     hidden: bool | None = None
+    returns: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +266,8 @@ def truth_of(kind: str, body: Any, packet: Packet, verdict: tuple[str, str] | No
             if verdict[0] == "accept":
                 return not packet.begins
             return False if verdict[0] in LOST else None
+        if body.get("name") == "rpfilter" and verdict is not None and verdict[0] in LOST:  # surely with --invert
+            return False if packet.returns else None
         return packet.hidden if body.get("name") not in _OF_SOME else None
     return None
 
@@ -299,6 +303,13 @@ def _value(left: Any, packet: Packet) -> Any:
         if body["key"] == "mark":
             return _OPEN if packet.connection_mark is None else packet.connection_mark
         return "no NAT" if body["key"] == "status" else _OPEN
+    if (
+        kind == "fib"
+        and body.get("result") != "type"
+        and "saddr" in body.get("flags", ())
+        and packet.returns is not None
+    ):
+        return packet.returns or "iif" not in body["flags"]  # else some way is enough
     return _payload(body["protocol"], body["field"], packet) if kind == "payload" and "protocol" in body else _OPEN
 
 
@@ -344,6 +355,8 @@ def _equal(value: Any, right: Any) -> bool | None:
         right = right["elem"]["val"]
     if isinstance(right, str) and right.startswith("@"):
         return None
+    if isinstance(value, bool):
+        return value == right if isinstance(right, bool) else None
     if isinstance(value, Link):
         return matches(str(right), value.name)
     if isinstance(value, Network):

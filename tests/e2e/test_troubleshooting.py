@@ -184,6 +184,7 @@ ELSEWHERE = {
     "endpoint-misplaced": "endpoint-misplaced",
     "peer-silent": "peer-silent",
     "neighbour-silent": "neighbour-silent",
+    "reverse-path-filtered": "reverse-path-filtered",
     "neighbour-told": "neighbour-told",
     "forwarding-off": "forwarding",
     "not-repaired": "test_what_the_sentinel_cannot_put_back",

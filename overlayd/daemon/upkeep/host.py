@@ -33,6 +33,7 @@ from overlayd.model.link_filters import link_findings
 from overlayd.model.marks import marked
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
 from overlayd.model.parameters import Carries, narrow_findings, uplink_findings
+from overlayd.model.reverse_paths import reverse_path_filters
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
 
 log = logging.getLogger(__name__)
@@ -170,6 +171,7 @@ class HostWatch:
         if way is not None:
             carried.insert(0, Carries(way.interface, way.mtu, "the outside", way.address.version))
         found += narrow_findings(carried, min(facts.mtu, egress.overlay_mtu(way)))  # which it will be in a moment
+        found += reverse_path_filters(rulesets, traffic)
         return blockers(rulesets, traffic) + found + diversions(found_ways, traffic.cluster, known, uplinks)
 
     def _traffic(self, way: egress.Egress | None) -> Traffic | None:
