@@ -39,10 +39,6 @@ def found(traffic, *rules, family="inet", table="fw", hook="prerouting"):
         ([[IPV6, STRICT, DROP]], "error"),
         ([[STRICT, DROP]], "error"),
         ([[LOOSE, DROP]], None),
-        (
-            [[fib("saddr", "iif", right=True), ACCEPT], [fib("daddr", result="type", right="local"), ACCEPT], [DROP]],
-            "x",
-        ),
         ([[LIMIT, ACCEPT], [STRICT, DROP]], "warning"),
         ([[RPFILTER, DROP]], "hint"),
         (
