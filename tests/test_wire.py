@@ -249,3 +249,22 @@ def decode_response(frame: bytes) -> tuple[int, wire.Response]:
     answer = wire.decode_server_frame(frame[4:])
     assert isinstance(answer, tuple)
     return answer
+
+
+@pytest.mark.parametrize(
+    ("request_", "key", "first", "second"),
+    [
+        ('{"op": "status", "op": "shutdown"}', "op", "status", "shutdown"),
+        (
+            '{"op": "detach_container", "handle": {"platform": "linux_pid", "platform": "guest_managed", "id": "a"}}',
+            "platform",
+            "linux_pid",
+            "guest_managed",
+        ),
+    ],
+)
+def test_a_tag_that_stands_twice_is_named(request_: str, key: str, first: str, second: str) -> None:
+    with pytest.raises(wire.BadRequest) as caught:
+        wire.decode_request(f'{{"frame": "request", "id": 7, "request": {request_}}}'.encode(), lambda _: None)
+    assert caught.value.id == 7
+    assert str(caught.value) == f'request: key "{key}" stands twice, as "{first}" and "{second}"'

@@ -7,14 +7,16 @@ To decode is one typed pass over the bytes.  Only when that fails are they looke
 contract does not have, which are passed over, and `mismatch` for the key to blame.
 """
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 
 import msgspec
 from msgspec import Raw, Struct
 
 from overlayd.errors import OverlaydError, ProtocolError, RequestError
-from overlayd.wire.mismatch import mismatch
+from overlayd.wire.mismatch import mismatch, quote
 from overlayd.wire.requests import Request
 from overlayd.wire.responses import Err, Event, Response
 from overlayd.wire.unknown import UnknownKey, without_unknown
@@ -285,7 +287,25 @@ def _what_is_wrong(body: Buffer | Raw, error: Exception) -> str:
         return _in_our_words(error)
     except (ValueError, RecursionError) as reason:
         raise ProtocolError(f"not JSON: {reason}") from None
-    return mismatch(value, _request_shape(), "request") or _in_our_words(error)
+    return mismatch(value, _request_shape(), "request") or _twice(bytes(body)) or _in_our_words(error)
+
+
+def _twice(body: bytes) -> str:
+    """Of a request that is well when the last of two equal keys counts, as in `value` above: which key that is."""
+    found = ""
+
+    def look(pairs: list[tuple[str, object]]) -> object:
+        nonlocal found
+        values: dict[str, object] = {}
+        for key, value in pairs:
+            if key in values and not found:
+                found = f"request: key {quote(key)} stands twice, as {quote(values[key])} and {quote(value)}"
+            values[key] = value
+        return values
+
+    with suppress(ValueError, RecursionError):
+        json.loads(body, object_pairs_hook=look)
+    return found
 
 
 def _in_our_words(error: Exception) -> str:
