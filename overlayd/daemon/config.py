@@ -367,7 +367,10 @@ def without_etcd(config: Config) -> list[str]:
 
 
 def _require_apart(config: Config) -> None:
-    """ConfigError when one file would be two things: each of them would replace the other."""
+    """ConfigError when one file would be two things: each of them would replace the other.  In the data directory the
+    names of the journal and the lock are taken.
+    """
+    inside = os.path.realpath(config.data_dir)
     metrics = config.metrics if config.metrics.startswith("/") else ""
     seen: dict[str, str] = {}
     for setting, path in (
@@ -379,6 +382,11 @@ def _require_apart(config: Config) -> None:
     ):
         if path and (other := seen.setdefault(os.path.realpath(path), setting)) != setting:
             raise ConfigError(f"{setting}: {path} is what {other} names too: give them paths of their own")
+        folder, name = os.path.split(os.path.realpath(path)) if path else ("", "")
+        if folder == inside and (name == "lock" or name.partition(".")[0] == "journal"):
+            raise ConfigError(
+                f"{setting}: {path} is the name of a file that overlayd keeps in data-dir: give it another"
+            )
 
 
 def _is_place(text: str) -> bool:

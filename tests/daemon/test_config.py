@@ -137,6 +137,15 @@ def test_one_file_is_not_two_things(given, other):
         load("--socket", "/run/a.sock", *given)
 
 
+@pytest.mark.parametrize("option", ["socket", "cni-socket", "metrics", "identity-file"])
+@pytest.mark.parametrize("name", ["journal", "journal.new", "lock"])
+def test_the_journals_names_are_taken(option, name):
+    with pytest.raises(
+        config.ConfigError, match=f"^{option}: .* is the name of a file that overlayd keeps in data-dir"
+    ):
+        load("--data-dir=/var/lib/a", f"--{option}=/var/lib/a/../a/{name}")
+
+
 def test_a_mistyped_variable_of_the_environment_is_told():
     given = {"OVERLAYD_SOKCET": "", "OVERLAYD_SOCKET": "", "OVERLAYD_TEARDOWN": "1", "OVERLAYD_CONFIG": "", "HOME": ""}
     told = config.perhaps_settings({**given, "OVERLAYD_OF_SOMEBODY_ELSE": ""})

@@ -91,6 +91,10 @@ def _make(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True)
     except FileExistsError:
+        if not directory.is_dir():
+            raise StateError(
+                f"data directory {directory} is no directory: move it away, or change --data-dir"
+            ) from None
         return
     sync_directory(directory.parent)
 
@@ -110,6 +114,11 @@ def _require_ours(directory: Path) -> None:
             f"data directory {directory} can be written by others ({mode}), who could have replaced the journal in it: "
             f"if you trust what is there, `chmod go-w {directory}`, else restore it from a backup"
         )
+    if others := sorted({each.name for each in directory.iterdir()} - {"lock"}):
+        raise StateError(
+            f"data directory {directory} can be written by others ({mode}) and has {others[0]!r} in it, which is not "
+            f"overlayd's: choose another --data-dir, or `chmod go-w {directory}` if nobody else needs it"
+        )
     directory.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
     log.warning("data directory %s could be written by others (%s): taken from them, as it is new", directory, mode)
 
@@ -126,6 +135,9 @@ def _lock(directory: Path) -> int:
     path = directory / "lock"
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     found = os.fstat(lock)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(lock)
+        raise StateError(f"{path} is no regular file: move it away")
     if not _is_own(found) or found.st_mode & _OTHERS:
         os.close(lock)
         _remove_lock(directory, found)

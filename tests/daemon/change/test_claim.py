@@ -54,6 +54,27 @@ def test_a_new_directory_that_others_may_write_is_taken_from_them(directory: Pat
     assert f"mode {mode:04o}" in line.getMessage()
 
 
+def test_somebody_elses_directory_is_not_taken_from_them(directory: Path) -> None:
+    (directory / "theirs").touch()
+    directory.chmod(0o1777)
+    with pytest.raises(StateError, match=r"has 'theirs' in it, .* choose another --data-dir"):
+        claim(directory)
+    assert directory.stat().st_mode & 0o7777 == 0o1777
+    assert [each.name for each in directory.iterdir()] == ["theirs"]
+
+
+def test_what_is_no_directory_or_no_file_is_left_as_it_is(directory: Path) -> None:
+    file = directory / "file"
+    file.touch()
+    file.chmod(0o666)
+    with pytest.raises(StateError, match="is no directory: move it away, or change --data-dir"):
+        claim(file)
+    assert file.stat().st_mode & 0o777 == 0o666
+    os.mkfifo(directory / "lock", 0o600)
+    with pytest.raises(StateError, match="lock is no regular file"):
+        claim(directory)
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
 async def test_a_journal_that_others_could_have_replaced_is_refused_with_the_cure(directory: Path, mode: int) -> None:
     made = Journal.open(directory)
