@@ -11,6 +11,8 @@ from overlayd.model.rows import Attachment, Node, Overlay, Service, decode
 from overlayd.model.state import State
 from overlayd.proto import log
 
+_ELSEWHERE = "name the daemon's data directory with --data-dir or OVERLAYD_DATA_DIR"
+
 
 def read(directory: Path) -> State:
     """The state as of the last whole commit.  Raises StateError, which says why there is none: no journal, no
@@ -20,6 +22,8 @@ def read(directory: Path) -> State:
     """
     path = directory / "journal"
     try:
+        if path.exists() and not path.is_file():  # which might never end, or never begin
+            raise StateError(f"{path} is no regular file: {_ELSEWHERE}")
         data = path.read_bytes()
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}: {_remedy(directory, error)}") from error
@@ -38,7 +42,7 @@ def _remedy(directory: Path, error: OSError) -> str:
         return "root may read it: use sudo"
     if isinstance(error, FileNotFoundError) and directory.is_dir():
         return "no overlayd has used this directory: name the daemon's with --data-dir or OVERLAYD_DATA_DIR"
-    return "name the daemon's data directory with --data-dir or OVERLAYD_DATA_DIR"
+    return _ELSEWHERE
 
 
 def secrets(state: State) -> set[str]:

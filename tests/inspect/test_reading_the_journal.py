@@ -1,5 +1,6 @@
 """The journal read beside the daemon that writes it, and what is said of one that cannot be read."""
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -52,6 +53,10 @@ async def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     ):
         with pytest.raises(StateError, match=says):
             journal.read(directory)
+    os.mkfifo(tmp_path / "journal")
+    with pytest.raises(StateError, match="is no regular file"):  # and not waited for
+        journal.read(tmp_path)
+    (tmp_path / "journal").unlink()
     made = Journal.open(tmp_path)
     await made.commit({OVERLAY.id: encode(OVERLAY)})
     with pytest.raises(StateError, match="knows of no node"):
