@@ -294,3 +294,28 @@ def test_a_start_that_forgets_the_etcd_is_told(lab: Lab, plain: Etcd) -> None:
     site.state("connected")
     assert "cluster-disconnected" not in [each["code"] for each in site.request("doctor")["findings"]]
     site.node.stop()
+
+
+def test_addresses_that_are_held_when_a_node_joins_anew_are_named_until_they_are_released(
+    lab: Lab, plain: Etcd
+) -> None:
+    site = Site(lab, plain, "again")
+    site.options[site.options.index("--cluster") + 1] = "anew"
+    site.start("--cluster-cidr", "10.203.0.0/16")
+    site.join()
+    site.request("setup_service_overlay", service="web", mode="auto")
+    with lab.container() as container:
+        site.request("attach_container", handle=container.handle, service="web", join_global=True)
+        site.node.overlayctl("cluster", "leave", "--force")
+        remedies = {each["code"]: each["remedy"] for each in site.request("doctor")["findings"]}
+        assert remedies["cluster-disconnected"] == "start overlayd without --etcd, or with it to join anew"
+        site.node.stop()
+        site.start()
+        until(lambda: "would orphan live addresses" in site.part.get("error", ""), lambda: site.part)
+        (found,) = [each for each in site.request("doctor")["findings"] if each["code"] == "cluster-disconnected"]
+        assert found["remedy"].startswith("do what it says")
+        site.request("detach_container", handle=container.handle)
+        site.request("teardown_service_overlay", service="web")
+    site.state("connected")
+    assert "error" not in site.part
+    site.node.stop()

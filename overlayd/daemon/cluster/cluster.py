@@ -61,7 +61,7 @@ class Cluster:
         self.refusal = ""  # why the daemon ends
         self.conflict = ""
         self.error = ""  # of joining
-        self.unmade = False  # the cluster, for which we wait
+        self.remedy = ""  # of that error, unless it is the store's
         self.joined = asyncio.Event()  # we have a block, and the overlay is set up with it
         self.settings = settings
         self.node = node
@@ -196,7 +196,7 @@ class Cluster:
                 self._refuse(str(error))
                 await asyncio.Event().wait()  # the daemon ends
             except Waiting as error:
-                self.unmade = True
+                self.remedy = "make it (overlayctl cluster init CIDR), or correct --cluster, --etcd-prefix or --etcd"
                 self._tell(str(error))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(WAIT_FOR_INIT * random.uniform(0.5, 1)):
@@ -211,8 +211,7 @@ class Cluster:
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
                 break
-        self.conflict = self.error = ""
-        self.unmade = False
+        self.conflict = self.error = self.remedy = ""
         if not self.growth.lacking:
             self.growth.failure = ""
         self._confirmed.set()
@@ -239,7 +238,7 @@ class Cluster:
         if not self.node.state.node.node_id:
             number = blocks.node_number(known.node)
             await self.node.change(lambda draft: overlay.set_node_id(draft, number), exclusive=[NODE_LOCK])
-        around = self.node.state.get(Overlay)
+        around, pause = self.node.state.get(Overlay), FIRST_PAUSE
         while around is None or not around.up or (around.cluster, around.slice) != (known.cidr, carved.slice):
             answer = await self._run(
                 wire.SetupGlobalOverlay(
@@ -251,9 +250,12 @@ class Cluster:
                 )
             )
             if not isinstance(answer, wire.Err):
+                self.error = self.remedy = ""
                 break
+            self.remedy = "do what it says; it is tried again by itself"
             self._tell(f"the overlay cannot be set up with {carved.slice}: {answer.message}")
-            await asyncio.sleep(LONGEST_PAUSE * random.uniform(0.5, 1))
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(pause * 2, LONGEST_PAUSE)
         self.joined.set()
 
     async def _watch_over(self) -> None:
@@ -372,6 +374,7 @@ class Cluster:
                 self._begin()
                 raise
         self.conflict, self.error = "", "this node has left the cluster: the next start with --etcd joins it again"
+        self.remedy = "start overlayd without --etcd, or with it to join anew"
 
     def _begin(self) -> None:
         assert self._keep_up is not None
@@ -452,9 +455,7 @@ class Cluster:
         if session.state == "disconnected" if session is not None else not self.growth.failure:
             why = self.error or (str(session.error) if session is not None and session.error else "not yet connected")
             symptom = "what is here goes on; news of other nodes, and of this one to them, wait"
-            remedy = "see to the store (--etcd), or to the way there"
-            if self.unmade:
-                remedy = "make it (overlayctl cluster init CIDR), or correct --cluster, --etcd-prefix or --etcd"
+            remedy = self.remedy or "see to the store (--etcd), or to the way there"
             found.append(Finding("cluster-disconnected", "warning", what, f"is not followed: {why}", symptom, remedy))
         if self.news is not None and self.news.guarded:
             lacking, disputed = len(self.news.registry.withheld), len(self.news.registry.disputed)
