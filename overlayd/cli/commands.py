@@ -10,7 +10,6 @@ import shutil
 import sys
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -149,12 +148,11 @@ async def _ip(args: Namespace) -> None:
     async with _client(args) as client:
         pools = (await client.list("pools")).pools
         held = (await client.list("addresses")).addresses
-    holders = lists.holders(held)
     if args.output == "json":
-        own = lists.matching(lists.addresses(), held, args.filter)
-        print(tables.pretty_json({"pools": pools, "addresses": own}))
+        shown = lists.matching(lists.addresses(), held, args.filter)
+        print(tables.pretty_json({"pools": pools, "addresses": shown}))
         return
-    rows = [lists.Pool(pool, holders.get(pool.service, Counter())) for pool in pools]
+    rows = lists.held_by(pools, held)
     if args.output == "wide" or args.filter:
         print(lists.text(lists.addresses(), held, args.filter, _paper()))
     if not args.filter:

@@ -111,10 +111,11 @@ def containers(now: float) -> List[wire.ListedContainer]:
 
 
 class Pool(NamedTuple):
-    """A pool and what its addresses are held by."""
+    """A pool and what its addresses are held by.  shared: it is the node's own, which a service has as well."""
 
     pool: wire.ListedPool
     holders: Counter[str]
+    shared: bool = False
 
 
 def pools() -> List[Pool]:
@@ -125,15 +126,19 @@ def pools() -> List[Pool]:
             each.pool.subnet,
             str(each.pool.held),
             str(each.pool.size),
-            ", ".join(f"{kind}: {number}" for kind, number in each.holders.most_common()) or "-",
+            "those of (node)"
+            if each.shared
+            else ", ".join(f"{kind}: {number}" for kind, number in each.holders.most_common()) or "-",
         ),
         tone=_fullness,
         order=lambda each: (each.pool.service is not None, each.pool.service or ""),
-        summary=lambda rows: (
-            f"{sum(each.pool.held for each in rows)} of {sum(each.pool.size for each in rows)} addresses are held, "
-            f"in {_number(len(rows), 'pool')}"
-        ),
+        summary=lambda rows: _fill([each.pool for each in rows if not each.shared]),
     )
+
+
+def _fill(pools: Sequence[wire.ListedPool]) -> str:
+    held, size = sum(each.held for each in pools), sum(each.size for each in pools)
+    return f"{held} of {size} addresses are held, in {_number(len(pools), 'pool')}"
 
 
 def addresses() -> List[wire.ListedAddress]:
@@ -225,14 +230,18 @@ def _kind(handle: str) -> str:
     return kinds.get(word, word)
 
 
-def holders(rows: Iterable[wire.ListedAddress]) -> dict[str | None, Counter[str]]:
-    """How many addresses of each pool are held by what."""
+def held_by(pools: Sequence[wire.ListedPool], held: Iterable[wire.ListedAddress]) -> list[Pool]:
+    """The pools, with how many of their addresses are held by what."""
     kinds = {"pid": "containers", "netns": "containers", "guest": "guests", "host": "host-shared", "edge": "edge peers"}
     found: dict[str | None, Counter[str]] = {}
-    for each in rows:
+    for each in held:
         word = each.holder.partition(":")[0]
         found.setdefault(each.service, Counter())[kinds.get(word, word)] += 1
-    return found
+    own = {each.subnet for each in pools if each.service is None}
+    return [
+        Pool(each, found.get(each.service, Counter()), shared=each.service is not None and each.subnet in own)
+        for each in pools
+    ]
 
 
 def _by_address(text: str) -> tuple[int, ...]:

@@ -46,6 +46,9 @@ def test_nothing_is_announced_and_everybody_is_reached(pair: Pair) -> None:
     second = enter(alpha, pods[1].handle, join_global=True)
     far = enter(beta, pods[2].interface(), default_route=False, join_global=True)
     assert ip_address(first["ip"]) in slice
+    told = alpha.node.overlayctl("ip").splitlines()
+    assert any(line.startswith("pods") and line.endswith("those of (node)") for line in told), told
+    assert told[-1].startswith("3 of ") and told[-1].endswith(" addresses are held, in 2 pools"), told
     ping(pods[0], far["ip"])
     ping(pods[2], first["ip"])
     ping(pods[1], far["ip"])
