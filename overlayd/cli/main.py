@@ -48,7 +48,7 @@ def control() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Do what `overlayctl ARGUMENTS` should.  Returns the exit code; raises SystemExit for a wrong word and --help."""
-    from overlayd.cli.arguments import EXIT_INTERRUPTED, parser  # noqa: PLC0415 - which the daemon needs not
+    from overlayd.cli.arguments import EXIT_ERR, EXIT_INTERRUPTED, parser  # noqa: PLC0415 - which the daemon needs not
 
     try:
         args = parser().parse_args(arguments)
@@ -59,6 +59,9 @@ def run(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return _to_nobody()
+    except OSError as error:  # of --help and --version, to a file on a full disk
+        print(f"overlayctl: {error.strerror}", file=sys.stderr)
+        return EXIT_ERR
 
 
 def _flushed(code: int) -> int:

@@ -237,12 +237,13 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="with series of their own for every peer",
     )
-    option(
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
         "--teardown",
         action="store_true",
         help="remove everything of ours from this host, then exit; no daemon may be running",
     )
-    option(
+    ways.add_argument(
         "--adopt",
         action="store_true",
         help="start without a state on a host that carries an overlay: make the state of what is there",
@@ -339,7 +340,10 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
     for setting, path in (("socket", config.socket), ("cni-socket", config.cni_path)):
         if len(os.fsencode(path)) > 107:  # sun_path of struct sockaddr_un, less its NUL
             raise ConfigError(f"{setting}: the path is longer than the 107 bytes a Unix socket may have: {path}")
-    _require_apart(config)
+    try:
+        _require_apart(config)
+    except FileNotFoundError:
+        raise ConfigError("a path is relative, and the current directory is gone: give paths from / on") from None
     return config
 
 

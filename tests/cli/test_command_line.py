@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from canned import Canned
+from lab.node import CONTROL
 
 from overlayd import __version__, cli, wire
 from overlayd.cli import arguments, commands, inspection
@@ -255,3 +256,9 @@ def test_inspect_fails_when_there_is_no_journal(tmp_path: Path, capsys: pytest.C
     assert said.out.startswith("links:"), "what the kernel has is shown all the same"
     assert "--data-dir" in said.err
     assert said.err.startswith("overlayctl: not compared with the journal: ")
+
+
+def test_what_cannot_be_printed_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*CONTROL, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "overlayctl: No space left on device\n")

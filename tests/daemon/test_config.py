@@ -180,3 +180,19 @@ def test_an_option_that_is_none_is_told_the_nearest(capsys):
 def test_a_port_that_is_none_is_told_with_its_url():
     with pytest.raises(config.ConfigError, match=r"etcd: https://192\.0\.2\.1:99999: no port is so called"):
         settings.read(load("--etcd", "https://192.0.2.1:99999", "--cluster", "prod"))
+
+
+def test_what_removes_everything_does_not_keep_it(capsys):
+    with pytest.raises(SystemExit) as caught:
+        load("--teardown", "--adopt")
+    assert caught.value.code == 2
+    assert "not allowed with argument --teardown" in capsys.readouterr().err
+
+
+def test_a_relative_path_in_a_directory_that_is_gone(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(config.ConfigError, match="relative, and the current directory is gone"):
+        load("--data-dir=data")

@@ -120,9 +120,17 @@ def passed() -> dict[str, socket.socket]:
     """
     mine = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
     number, _ = os.environ.pop("LISTEN_FDS", "0"), os.environ.pop("LISTEN_FDNAMES", "")
+    if mine and not number.isdecimal():
+        raise StateError(f"LISTEN_FDS is {number!r}, and no number: unset it and LISTEN_PID")
     found = {}
     for descriptor in range(FIRST_PASSED, FIRST_PASSED + int(number)) if mine else ():
-        held = socket.socket(fileno=descriptor)
+        try:
+            held = socket.socket(fileno=descriptor)
+        except OSError as error:
+            raise StateError(
+                f"LISTEN_FDS is {number}, but descriptor {descriptor} is no socket ({error.strerror}): unset it and "
+                "LISTEN_PID"
+            ) from error
         held.set_inheritable(False)
         held.setblocking(False)
         is_stream = (held.family, held.type) == (socket.AF_UNIX, socket.SOCK_STREAM)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from overlayd.daemon.server.listener import Admission, Credentials, Place, bind, credentials
+from overlayd.daemon.server.listener import Admission, Credentials, Place, bind, credentials, passed
 from overlayd.errors import StateError
 
 STRANGER, GROUP = 64990, 64991  # a user and a group that need not exist
@@ -142,3 +142,13 @@ def test_a_place_that_is_somebody_elses_by_now_is_left_alone(path: str) -> None:
         place.retake()
     place.close()
     assert Path(path).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [("x", "is 'x', and no number"), ("", "is '', and"), ("9999", "no socket")]
+)
+def test_wrong_words_of_a_service_manager_are_told(number: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    monkeypatch.setenv("LISTEN_FDS", number)
+    with pytest.raises(StateError, match=rf"^LISTEN_FDS .*{told}.*: unset it and LISTEN_PID$"):
+        passed()
