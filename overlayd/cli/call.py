@@ -53,6 +53,11 @@ def list_requests() -> str:
     )
 
 
+def operations() -> list[str]:
+    """Every request, by name."""
+    return sorted(_shapes())
+
+
 @cache
 def _shapes() -> dict[str, inspect.StructType]:
     union = inspect.type_info(wire.Request)

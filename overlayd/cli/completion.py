@@ -6,6 +6,7 @@ Owns: the scripts of bash, zsh and fish, made of the table of commands.  Must no
 from collections.abc import Iterator, Sequence
 
 from overlayd.cli.arguments import COMMANDS
+from overlayd.cli.call import operations
 from overlayd.cli.words import Command, Option
 
 _GLOBAL = ("--socket", "--timeout", "--help")
@@ -18,20 +19,36 @@ def script(shell: str) -> str:
 
 def _bash() -> str:
     cases = "\n".join(f"    {_quoted(path)}) words={_quoted(' '.join(words))} ;;" for path, words in _after())
+    values = "\n".join(
+        f"    {' | '.join(_quoted(f'{path} {name}') for name in names)}) words={_quoted(' '.join(choices))}; break ;;"
+        for path, names, choices in _choices()
+    )
     first = " ".join([each.word for each in COMMANDS] + ["--socket", "--timeout", "--version", "--help"])
     return f"""\
 # bash completion of overlayctl; made by: overlayctl completion bash
 _overlayctl() {{
-  local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD - 1]}}" path= words= word
+  local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD - 1]}}" path= words= word skip=
   case "$previous" in
     --socket | --identity-file) COMPREPLY=($(compgen -f -- "$current")); return ;;
     --data-dir) COMPREPLY=($(compgen -d -- "$current")); return ;;
   esac
   for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
-    case "$word" in -*) ;; *) path="${{path:+$path }}$word" ;; esac
+    if [ -n "$skip" ]; then
+      skip=
+      if [ "$word" = = ]; then skip=yes; fi
+      continue
+    fi
+    case "$word" in
+    {" | ".join(_valued())}) skip=yes ;;
+    -*) ;;
+    *) path="${{path:+$path }}$word" ;;
+    esac
   done
   words={_quoted(first)}
   while [ -n "$path" ]; do
+    case "$path $previous" in
+{values}
+    esac
     case "$path" in
 {cases}
     *' '*) path="${{path% *}}"; continue ;;
@@ -99,9 +116,30 @@ def _after() -> Iterator[tuple[str, list[str]]]:
             yield f"{each.word} {action.word}", _words(action)
 
 
+def _choices() -> Iterator[tuple[str, tuple[str, ...], Sequence[str]]]:
+    """The options that take one of a few words, and these, by the words of their command."""
+    for each in COMMANDS:
+        for path, command in ((each.word, each), *((f"{each.word} {action.word}", action) for action in each.actions)):
+            for option in command.options:
+                if option.names[0].startswith("-") and (choices := option.settings.get("choices")):
+                    yield path, option.names, [str(choice) for choice in choices]
+
+
+def _valued() -> list[str]:
+    """The options behind which a value stands."""
+    commands = [*COMMANDS, *(action for each in COMMANDS for action in each.actions)]
+    found = {"--socket", "--timeout"}
+    for option in (option for each in commands for option in each.options):
+        if option.settings.get("action") in (None, "append"):
+            found |= {name for name in option.names if name.startswith("-")}
+    return sorted(found)
+
+
 def _words(command: Command) -> list[str]:
     """The options of a command, and the values of its arguments where they are of a few."""
     words = [name for name, _ in _named(command.options)]
+    if command.word == "call":
+        words += operations()
     for option in command.options:
         if not option.names[0].startswith("-"):
             words += option.settings.get("choices") or ()

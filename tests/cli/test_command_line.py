@@ -220,6 +220,14 @@ def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
     assert complete("edge", "mint", "laptop", "--al") == ["--allow"]
     assert complete("--socket=/x", "status", "--w") == ["--wait"]
     assert complete("completion", "f") == ["fish"]
+    for before in (("--socket", "/x"), ("--socket", "=", "/x"), ("--timeout", "9")):
+        assert complete(*before, "sta") == ["status"]
+        assert complete(*before, "status", "--w") == ["--wait"]
+    assert complete("peers", "-o", "") == ["table", "wide", "json"]
+    assert complete("dns", "query", "web", "--output", "j") == ["json"]
+    assert complete("peers", "-o", "wide", "--fil") == ["--filter"]
+    assert complete("dns", "--filter", "query", "fl") == ["flush"]
+    assert complete("call", "attach") == ["attach_container"]
     assert complete("nonsense", "") == []
 
 
