@@ -25,12 +25,11 @@ _NAMES = ("arp_cache", "ndisc_cache")
 _HEADER = 4  # ndtmsg: family, padded
 _NEIGHBOUR = struct.Struct("=B3xiHBB")  # ndmsg: family, link, state, flags, type
 _CONFIG = struct.Struct("=HHI")  # ndt_config: key length, entry size, entries
-_CACHEINFO, _USED = 3, struct.Struct("=4xI")  # NDA_CACHEINFO; of nda_cacheinfo how long ago it was used
 _INCOMPLETE, _FAILED = 0x01, 0x20
+_USE = 0x01  # NTF_USE: ask for it, as a packet would
 
-# Our own constant, in hundredths of a second (USER_HZ): that a neighbour did not answer longer ago says nothing of it
-# now.  WireGuard tries every five seconds.
-_LATELY = 2000
+# Kinds of links on which a neighbour has a MAC of its own; of others (ipvlan, a tunnel) the kernel may have ours.
+_ETHERNET = ("", "veth", "bond", "team", "vlan", "bridge", "macvlan")
 
 
 class NeighbourTable(NamedTuple):
@@ -104,6 +103,19 @@ def next_hops(addresses: Iterable[Address]) -> dict[Address, NextHop]:
     return found
 
 
+def ask(hops: Iterable[NextHop]) -> None:
+    """Have the kernel ask these neighbours anew for their MACs."""
+    with Netlink() as netlink:
+        for hop in hops:
+            try:
+                index = socket.if_nametoindex(hop.link)
+            except OSError:  # it has just gone
+                continue
+            body = _NEIGHBOUR.pack(rt.family(hop.address), index, 0, _USE, 0)
+            body += attribute(rt.NDA_DST, hop.address.packed)
+            netlink.transact([Request("ask neighbour", str(hop.address), rt.RTM_NEWNEIGH, 0, body, (errno.ENOENT,))])
+
+
 def _asked(netlink: Netlink, index: int, address: Address, *, routes: bool) -> NextHop:
     try:
         name = socket.if_indextoname(index)
@@ -117,10 +129,11 @@ def _asked(netlink: Netlink, index: int, address: Address, *, routes: bool) -> N
         about = dict(attributes(entry[_NEIGHBOUR.size :]))
         if state == _INCOMPLETE:
             hop = hop._replace(entry="asked")
-        elif state == _FAILED and _USED.unpack_from(about[_CACHEINFO])[0] < _LATELY:
+        elif state == _FAILED:
             hop = hop._replace(entry="silent")
         elif state in (rt.NUD_NOARP, rt.NUD_PERMANENT) and (mac := bytes(about.get(rt.NDA_LLADDR, b""))):
             link = find_link(netlink, name)
             asks = link is None or not link.flags & rt.IFF_NOARP
-            hop = hop._replace(entry="told", mac=mac.hex(":"), arp=asks)
+            ours = link is not None and mac == link.mac and link.kind in _ETHERNET
+            hop = hop._replace(entry="ours" if ours else "told", mac=mac.hex(":"), arp=asks)
     return hop

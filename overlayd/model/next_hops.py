@@ -12,9 +12,9 @@ from overlayd.model.objects import Address
 
 FEW = 4  # our own: so many neighbours or peers are named one by one
 
-# What the kernel knows of a neighbour: it answers, or nobody asked lately; it is being asked; it was asked lately, and
-# did not answer; somebody told its MAC, and the kernel does not ask.
-Entry = Literal["fine", "asked", "silent", "told"]
+# What the kernel knows of a neighbour: it answers, or nobody asked lately; it is being asked; it was asked, and did not
+# answer; somebody told its MAC, and the kernel does not ask; likewise, and it is this host's own.
+Entry = Literal["fine", "asked", "silent", "told", "ours"]
 
 
 class NextHop(NamedTuple):
@@ -54,6 +54,8 @@ def next_hop_findings(sent: Iterable[Sent]) -> list[Finding]:
     for hop, some in by_hop.items():
         if hop.entry == "told" and any(each.waits for each in some) and not any(each.answers for each in some):
             found.append(_told(hop, [each.to for each in some if each.waits]))
+        elif hop.entry == "ours":
+            found.append(_ours(hop, [each.to for each in some]))
         elif hop.entry == "silent" and hop.routes:
             found.append(_silent(hop, [each.to for each in some]))
         elif hop.entry == "silent":
@@ -92,9 +94,9 @@ def _many(link: str, hops: Sequence[NextHop]) -> Finding:
 
 
 def _told(hop: NextHop, to: Sequence[str]) -> Finding:
-    remedy = f"unless that is the right one: ip neigh del {hop.address} dev {hop.link}"
+    remedy = f"unless that is the right one: {_forget(hop)}"
     if not hop.arp:
-        remedy = f"ip link set dev {hop.link} arp on, unless that link needs none"
+        remedy = f"{_forget(hop)}, unless that link needs none"
     return Finding(
         code="neighbour-told",
         severity="warning",
@@ -103,6 +105,22 @@ def _told(hop: NextHop, to: Sequence[str]) -> Finding:
         symptom=f"if it is a wrong one, nothing reaches {_named(to)}",
         remedy=remedy,
     )
+
+
+def _ours(hop: NextHop, to: Sequence[str]) -> Finding:
+    return Finding(
+        code="neighbour-told",
+        severity="error",
+        object=f"neighbour {hop.address} of {hop.link}",
+        problem="has the MAC of this host itself, for which the kernel did not ask",
+        symptom=f"nothing reaches {_named(to)}",
+        remedy=_forget(hop),
+    )
+
+
+def _forget(hop: NextHop) -> str:
+    """Where a link has no ARP, the kernel gives it its own MAC again and again."""
+    return f"ip neigh del {hop.address} dev {hop.link}" if hop.arp else f"ip link set dev {hop.link} arp on"
 
 
 _UNANSWERED = {4: "does not answer ARP", 6: "does not answer neighbour discovery"}

@@ -1,5 +1,6 @@
 """A neighbour that does not answer, or whose MAC somebody told wrongly, between this host and its peers is named."""
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -91,4 +92,26 @@ def test_a_default_router_that_does_not_answer(pair: Pair) -> None:
     shell(alpha, f"ping -c 1 -W 1 {outside} || true")
     assert "see whether that router runs" in remedy(alpha, SILENT, nobody)
     shell(alpha, f"ip route replace default via {usual} dev uplink")
+    until(lambda: alpha.findings() == [], lambda: str(alpha.findings()))
+
+
+def test_a_router_that_answers_again_though_nothing_was_sent_since(pair: Pair) -> None:
+    alpha, router, outside = pair.alpha, str(pair.lab.underlay.ip), str(pair.lab.outside_address.ip)
+    port = ["ip", "-n", pair.lab.router, "link", "set", "alpha"]
+    subprocess.run([*port, "down"], check=True)
+    until(lambda: "NO-CARRIER" in alpha.node.run(["ip", "link", "show", "uplink"]))
+    shell(alpha, f"ping -c 1 -W 1 {outside} || true")
+    remedy(alpha, SILENT, router)
+    subprocess.run([*port, "up"], check=True)
+    until(lambda: "state UP" in alpha.node.run(["ip", "link", "show", "uplink"]))
+    until(lambda: alpha.findings() == [], lambda: str(alpha.findings()))
+
+
+def test_an_uplink_whose_arp_is_off(pair: Pair) -> None:
+    alpha = pair.alpha
+    shell(alpha, "ip link set uplink arp off")
+    shell(alpha, f"ping -c 1 -W 1 {pair.lab.outside_address.ip} || true")
+    command = remedy(alpha, TOLD, str(pair.lab.underlay.ip))
+    assert command == "ip link set dev uplink arp on"
+    shell(alpha, command)
     until(lambda: alpha.findings() == [], lambda: str(alpha.findings()))

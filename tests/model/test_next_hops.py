@@ -40,3 +40,11 @@ def test_a_mac_that_was_told_is_suspected_when_nothing_by_it_answers():
     assert codes(waits, Sent(told, "peer b", False, True)) == []
     (found,) = next_hop_findings([waits._replace(hop=told._replace(arp=False))])
     assert found.remedy.startswith("ip link set dev eth0 arp on")
+
+
+def test_this_hosts_own_mac_is_surely_wrong():
+    ours = Sent(ROUTER._replace(entry="ours", mac=MAC, arp=False), "peer a", False, True)
+    (found,) = next_hop_findings([ours])
+    assert (found.code, found.severity, found.remedy) == ("neighbour-told", "error", "ip link set dev eth0 arp on")
+    (found,) = next_hop_findings([ours._replace(hop=ours.hop._replace(arp=True))])
+    assert found.remedy == "ip neigh del 192.0.2.1 dev eth0"

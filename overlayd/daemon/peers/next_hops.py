@@ -33,15 +33,18 @@ class _Peer(NamedTuple):
 
 
 async def faulty_next_hops(node: Node, health: Health) -> list[Finding]:
-    """What is wrong with them.  One of whom the kernel does not know yet whether it answers is waited for."""
+    """What is wrong with them.  Who did not answer is asked anew, for that may have been long ago, and waited for."""
     overlay = node.state.overlay
     if overlay is None:
         return []
     peers = await node.run(_some_peers, health)
     outside = OUTSIDE[overlay.cluster.version]
     addresses = {outside, *(peer.address for peer in peers)}
-    for _ in range(round(ASKED / AGAIN)):
+    for look in range(round(ASKED / AGAIN)):
         hops = await node.run(neighbours.next_hops, addresses)
+        if not look and (silent := {hop for hop in hops.values() if hop.entry == "silent"}):
+            await node.run(neighbours.ask, silent)
+            hops = await node.run(neighbours.next_hops, addresses)
         if all(hop.entry != "asked" for hop in hops.values()):
             break
         await asyncio.sleep(AGAIN)
