@@ -79,6 +79,8 @@ async def _offer(args: Namespace, text: str, target: Path) -> None:
             return
         except (CniRefused, Unreachable) as error:
             if time.monotonic() > end or (isinstance(error, CniRefused) and error.number not in (11, 50, 51)):
+                if said:
+                    print(f"{target} is not written: overlayctl cni install again when that is over", file=sys.stderr)
                 raise
             if str(error) != said:
                 said = str(error)
@@ -99,10 +101,12 @@ async def _uninstall(args: Namespace) -> int:
     plugin, network = Path(args.bin_dir) / SHIM.name, conf_dir / FILE
     if theirs := _is_of_others(network):
         print(f"{network}: is not overlayd's, and stays")
-    for file in (plugin,) if theirs else (network, plugin):
-        if file.exists():
-            file.unlink()
-            print(f"{file}: removed")
+    found = [file for file in ((plugin,) if theirs else (network, plugin)) if file.exists()]
+    for file in found:
+        file.unlink()
+        print(f"{file}: removed")
+    if not (found or theirs):
+        print(f"nothing of overlayd is in {args.bin_dir} and {conf_dir}")
     _put_back(conf_dir)
     return 0
 

@@ -327,6 +327,11 @@ def test_no_network_is_offered_before_containers_can_be_attached(lab: Lab, tmp_p
     late = Member(lab, 7, "late")
     late.start()
     places = ["--bin-dir", str(tmp_path / "bin"), "--conf-dir", str(tmp_path / "net.d")]
+    code, _, errors = late.node.try_overlayctl("--timeout", "0.1", "cni", "install", *places)
+    assert code == 1
+    assert f"{tmp_path / 'net.d'}/05-overlayd.conflist is not written: overlayctl cni install again" in errors
+    assert late.node.overlayctl("cni", "uninstall", *places) == f"{tmp_path / 'bin'}/overlayd-cni: removed\n"
+    assert late.node.overlayctl("cni", "uninstall", *places).startswith("nothing of overlayd is in ")
     argv = late.node.command([*CONTROL, "--socket", late.node.socket, "--timeout", "60", "cni", "install", *places])
     installing = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert installing.stderr is not None
