@@ -90,6 +90,26 @@ def uplink_findings(uplink: Uplink, *, cluster: int, underlay: frozenset[int]) -
     return found
 
 
+MUTE = "8"  # of arp_ignore: no address of this host is told (Documentation/networking/ip-sysctl.rst)
+
+
+def mute_findings(mute: Iterable[str], uplink: str) -> list[Finding]:
+    """mute: the links ("all" for every one) whose ARP is told to answer nobody."""
+    return [
+        Finding(
+            code="arp-ignored",
+            severity="error",
+            object=f"net/ipv4/conf/{name}/arp_ignore",
+            problem=f"is {MUTE}: nobody is told the MAC of this host there",
+            symptom="routers and peers do not find this host"
+            if name == uplink
+            else "containers reach their bridge alone",
+            remedy=f"sysctl -w net/ipv4/conf/{name}/arp_ignore=0, and find out who sets it (/etc/sysctl.d)",
+        )
+        for name in mute
+    ]
+
+
 def narrow_findings(ways: Iterable[Carries], inside: int) -> list[Finding]:
     """What carries less than tunnels send, one for each link and MTU.  inside: the overlay's MTU."""
     narrow: dict[tuple[str, int], Carries] = {}

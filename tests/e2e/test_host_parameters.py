@@ -143,6 +143,24 @@ def test_an_uplink_that_does_not_forward_is_named_at_once_and_by_the_doctor(lab:
     until(lambda: gone in member.node.log.read_text(), member.node.log_tail)
 
 
+def test_links_that_answer_no_arp(lab: Lab) -> None:
+    member = Member(lab, 1, "alpha")
+    member.start()
+    member.set_up()
+    box, bridge = lab.container(), member.set_up_service("web")
+    member.attach(box, "web")
+    for link in ("all", bridge, "uplink"):
+        parameter = f"net/ipv4/conf/{link}/arp_ignore"
+        for harmless in ("1", "2"):
+            member.node.write_sysctl(parameter, harmless)
+            assert findings(member) == []
+        member.node.write_sysctl(parameter, "8")
+        (found,) = findings(member)
+        assert (found["code"], found["severity"], found["object"]) == ("arp-ignored", "error", parameter)
+        member.node.run(found["remedy"].partition(",")[0].split())
+        assert findings(member) == []
+
+
 def test_a_strict_uplink_is_a_hint_and_a_warning_where_there_are_two(lab: Lab) -> None:
     member = Member(lab, 1, "alpha")
     member.start()

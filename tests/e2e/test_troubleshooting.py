@@ -129,6 +129,10 @@ def underlay_narrow(member: Member, _: ExitStack) -> None:
     member.node.run(["ip", "link", "set", "uplink", "mtu", "1300"])
 
 
+def arp_ignored(member: Member, _: ExitStack) -> None:
+    member.node.write_sysctl("net/ipv4/conf/all/arp_ignore", "8")
+
+
 def interface_moved(member: Member, _: ExitStack) -> None:
     container, other = member.lab.container(), member.lab.container()
     member.attach(container, "web", join_global=True)

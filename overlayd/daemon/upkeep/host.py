@@ -32,7 +32,7 @@ from overlayd.model.layout import Facts, endpoint_address
 from overlayd.model.link_filters import link_findings
 from overlayd.model.marks import marked
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
-from overlayd.model.parameters import Carries, narrow_findings, uplink_findings
+from overlayd.model.parameters import MUTE, Carries, mute_findings, narrow_findings, uplink_findings
 from overlayd.model.reverse_paths import reverse_path_filters
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
 
@@ -49,6 +49,7 @@ _WHOSE = {
     "uplink-not-forwarding": _PARAMETERS,
     "uplink-strict": _PARAMETERS,
     "ipv6-disabled": _PARAMETERS,
+    "arp-ignored": _PARAMETERS,
     "route-diverted": "routing leads elsewhere what is for the overlay",
     "endpoint-unreachable": "routing does not lead to peers",
     "underlay-narrow": "links are too narrow for tunnels",
@@ -162,6 +163,7 @@ class HostWatch:
             asked = [each for each in asked if each.ports is None or each.destination.version == 4]
         asked, own = [*asked], self._node.state.node_address
         found += ipsec_findings(ipsec.policies(), asked, own, way.address if way is not None else None)
+        found += mute_findings(_mute(traffic), traffic.way_out)
         found += link_findings(link_filters(traffic.way_out), traffic.way_out)
         known = [each.network for each in self._surroundings.networks]
         asked += marked(together(rulesets), asked, rules, traffic.links, traffic.way_out)
@@ -202,6 +204,15 @@ class HostWatch:
             wireguard=tuple(ports) if facts.devices else (),
             dns=self._dns_port,
         )
+
+
+def _mute(traffic: Traffic) -> list[str]:
+    """The links in the way of IPv4 that answer no ARP, "all" for every one."""
+    names = [each.name for each in traffic.links if each.group == GROUP_BRIDGE and traffic.cluster.version == 4]
+    if traffic.way_out and 4 in (traffic.cluster.version, *traffic.underlay):
+        names.append(traffic.way_out)
+    asked = ["all", *names] if names else []
+    return [name for name in asked if sysctl.read_if_there(f"ipv4/conf/{name}/arp_ignore") == MUTE]
 
 
 def _carried(found: Iterable[tuple[Question, Way]]) -> Iterator[Carries]:
