@@ -22,7 +22,7 @@ def allocate(draft: Draft, pool: str, holder: str) -> Address:
     """
     pools = draft.state.pools(pool)
     if not pools:
-        raise NotSetUp("global overlay not set up: send setup_global_overlay first")
+        raise NotSetUp(f"global overlay not set up: {draft.state.lack}")
     leaving = {row.address: row.pool for row in draft.departing(Lease) if row.holder}
     taken = {row.address for row in draft.rows.values() if isinstance(row, Lease) and row.holder}
     address = next((found for each in pools if (found := each.choose(taken | leaving.keys())) is not None), None)
@@ -46,7 +46,7 @@ def claim(draft: Draft, pool: str, address: Address, holder: str) -> None:
     """
     pools = draft.state.pools(pool)
     if not pools:
-        raise NotSetUp("global overlay not set up: send setup_global_overlay first")
+        raise NotSetUp(f"global overlay not set up: {draft.state.lack}")
     if (present := holder_of(draft, address)) != "":
         raise AddressUnavailable(f"request.ip: {address} is held by {present}: ask for another one, or for none")
     if not any(each.can_give(address) for each in pools):

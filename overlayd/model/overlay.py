@@ -17,8 +17,6 @@ from overlayd.model.rows import Host, Lease, Overlay, Service
 from overlayd.model.state import Draft
 from overlayd.model.subnets import first_usable
 
-NOT_SET_UP = "global overlay not set up: send setup_global_overlay first"
-
 
 def set_node_id(draft: Draft, node_id: int) -> None:
     """The number that spreads service subnets over nodes.  Subnets that were assigned stay."""
@@ -53,7 +51,7 @@ def require(draft: Draft) -> Overlay:
     """The global overlay; RequestError when it is not set up."""
     overlay = draft.get(Overlay)
     if overlay is None or not overlay.up:
-        raise NotSetUp(NOT_SET_UP)
+        raise NotSetUp(f"global overlay not set up: {draft.state.lack}")
     return overlay
 
 

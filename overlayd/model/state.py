@@ -107,6 +107,14 @@ class State:
         return first_usable(overlay.slice or overlay.cluster) if overlay else None
 
     @property
+    def lack(self) -> str:
+        """What has to come before anything can be asked of an overlay that is not set up."""
+        known = self.get(Membership)
+        if known is not None and self.get(Overlay) is None:
+            return f"it comes with this node's block of cluster {known.cluster} (overlayctl cluster status)"
+        return "send setup_global_overlay first"
+
+    @property
     def slice_service(self) -> Service | None:
         """The service whose containers have their addresses from the node's own slice."""
         overlay = self.get(Overlay)

@@ -321,6 +321,8 @@ def test_waiting_for_a_cluster_to_be_made(lab: Lab) -> None:
         for words in (("why", "a", "b", "--json"), ("ping", "a")):
             code, printed, complained = site.node.try_overlayctl(*words)
             assert (code, printed, "not set up on this node" in complained) == (4, "", True)
+        with pytest.raises(Refused, match="it comes with this node's block of cluster prod"):
+            site.request("setup_service_overlay", service="web", mode="auto")
         for taken, told_so in (("172.31.0.0/16", "cut this host off"), ("127.0.0.0/8", "each host has for itself")):
             with pytest.raises(Refused, match=told_so):
                 site.request("cluster_init", cluster_cidr=taken)
