@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from overlayd.daemon.server.listener import Admission, Credentials, Place, bind, credentials, passed
+from overlayd.daemon.server.listener import Admission, Credentials, Place, bind, credentials
 from overlayd.errors import StateError
 
 STRANGER, GROUP = 64990, 64991  # a user and a group that need not exist
@@ -145,10 +147,17 @@ def test_a_place_that_is_somebody_elses_by_now_is_left_alone(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "told"), [("x", "is 'x', and no number"), ("", "is '', and"), ("9999", "no socket")]
+    ("number", "told"),
+    [("x", "LISTEN_FDS is 'x', and no number"), ("", "is '', and no"), ("2", "is 2, but descriptor 3 is no socket")],
 )
-def test_wrong_words_of_a_service_manager_are_told(number: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    monkeypatch.setenv("LISTEN_FDS", number)
-    with pytest.raises(StateError, match=rf"^LISTEN_FDS .*{told}.*: unset it and LISTEN_PID$"):
-        passed()
+def test_wrong_words_of_a_service_manager_are_told(number: str, told: str) -> None:
+    code = (
+        "import os, sys\n"
+        "from overlayd.daemon.server.listener import passed\n"
+        "os.dup2(os.open(os.devnull, os.O_RDONLY), 3)\n"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=sys.argv[1])\n"
+        "passed()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, number], capture_output=True, text=True, check=False)
+    assert told in done.stderr
+    assert done.stderr.endswith(": unset it and LISTEN_PID\n")
