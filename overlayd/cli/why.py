@@ -77,6 +77,7 @@ async def known(client: OverlayClient) -> Known | None:
         ),
         names={each.name: tuple(map(ip_address, each.ips)) for each in names},
         findings=tuple((each.code or "", each.object, each.problem, each.remedy) for each in findings),
+        name=status.cluster.node if status.cluster is not None else "",
         doubts=tuple((each.code or "", each.object, each.problem, each.remedy) for each in doubts),
     )
 

@@ -75,7 +75,7 @@ class Known(NamedTuple):
     """What a node knows of itself.  public_key: in base64.  mtu: of its links, 0 when that is not known.  devices: the
     names and public keys of its devices by scope.  names: registered ones.  findings: the objects, problems and
     remedies of the doctor's errors, by code; none when no daemon was there to be asked.  doubts: likewise of what may
-    lose packets, and cannot be judged.
+    lose packets, and cannot be judged.  name: of this node in its cluster on a store.
     """
 
     cluster: Network
@@ -89,6 +89,7 @@ class Known(NamedTuple):
     names: Mapping[str, tuple[Address, ...]]
     findings: tuple[tuple[str, str, str, str], ...] = ()
     doubts: tuple[tuple[str, str, str, str], ...] = ()
+    name: str = ""
 
 
 class End(NamedTuple):
@@ -126,7 +127,9 @@ def find(known: Known, text: str) -> End:
     for peer in known.peers:
         if text == peer.name != "" or (len(text) >= 4 and peer.key.startswith(text.removesuffix("..."))):
             return End("peer", text, node_of(peer), peer=peer)
-    meant = perhaps_meant(text, filter(None, (*(peer.name for peer in known.peers), *known.names)))
+    if text == known.name != "":  # as the other nodes call it
+        return End("node", text, known.node_address)
+    meant = perhaps_meant(text, filter(None, (known.name, *(peer.name for peer in known.peers), *known.names)))
     if text in known.services:
         one = next((each.handle for each in known.members if each.service == text), "")
         meant = "it is a service: name one of its containers" + (f", as {one};" if one else ";")

@@ -43,6 +43,11 @@ def test_containers_of_all_nodes_reach_each_other_by_address_and_name(cluster: C
         shown = json.loads(site.node.overlayctl("cluster", "nodes", "-o", "json"))
         assert [each["name"] for each in shown] == ["alpha", "beta", "gamma"]
         assert all(each["present"] for each in shown)
+    alpha, beta, _ = cluster.sites
+    for one, other in (("alpha", "beta"), ("alpha-web", "gamma-web")):
+        assert "all is well on this way" in alpha.node.overlayctl("why", one, other)
+    code, said, _ = beta.node.try_overlayctl("why", "alpha", "gamma-web")
+    assert (code, "remedy: ask the node of an end: on alpha, overlayctl why alpha gamma-web" in said) == (4, True), said
 
 
 def test_a_name_that_goes_is_gone_everywhere(cluster: Cluster) -> None:

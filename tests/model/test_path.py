@@ -232,6 +232,9 @@ def test_who_is_meant() -> None:
     assert ends.find(known, "10.0.40.2").peer == ends.find(known, "BBBB...").peer == PEER
     assert ends.find(known, "CCCC").address == ip_address("10.0.3.1"), "a peer of one address is at it"
     assert ends.find(KNOWN._replace(peers=(bare,)), "bare").address is None
+    named = known._replace(name="alpha")
+    assert (ends.find(named, "alpha").kind, ends.find(known, "alpha").kind) == ("node", "nobody")
+    assert ends.find(named, "beta").peer == PEER
     assert ends.find(known, "BBB").kind == "nobody", "too short to be the beginning of a key"
 
 
