@@ -2,11 +2,12 @@
 
 Owns: since when each is idle, and the order.  Must not know: how many there may be (`acceptor`).
 
-Of the process that has most of them the one that has been idle longest goes first.  So who keeps one, to hear of
-events or until it has something to ask, is spared while somebody else leaves hundreds open.
+Of the process that has most of them the one that has been idle longest goes first, and none of a process that has less
+than its share.  So who keeps one, to hear of events or until it has something to ask, is spared while somebody else
+opens hundreds.
 """
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection
 from typing import Generic, Protocol, TypeVar
 
@@ -63,13 +64,19 @@ class Idle(Generic[P]):
 
     def _queue(self, uid: int | None) -> deque[P]:
         processes: defaultdict[tuple[int, int], list[P]] = defaultdict(list)
+        held: Counter[tuple[int, int]] = Counter()
         for each in self._connections:
             client = each.credentials
-            if uid in (None, client.uid) and self._now - each.quiet_since >= IDLE and self._may_go(each):
+            if uid not in (None, client.uid):
+                continue
+            held[client.uid, client.pid] += 1
+            if self._now - each.quiet_since >= IDLE and self._may_go(each):
                 processes[client.uid, client.pid].append(each)
+        share = -(-held.total() // (len(held) + 1))  # of each process, and of the one that comes
         ranked: list[tuple[int, float, P]] = []
-        for idle in processes.values():
+        for process, idle in processes.items():
             idle.sort(key=lambda one: one.quiet_since)
-            ranked += [(at - len(idle), one.quiet_since, one) for at, one in enumerate(idle)]
+            over = idle[: held[process] - share + 1]
+            ranked += [(at - held[process], one.quiet_since, one) for at, one in enumerate(over)]
         ranked.sort(key=lambda rank: rank[:2])
         return deque(one for _, _, one in ranked)

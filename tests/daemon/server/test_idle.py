@@ -38,7 +38,19 @@ def test_the_oldest_of_the_process_that_has_most_goes_first() -> None:
     }
     idle = Idle(parties)
     idle.look(20.0)
-    assert order(parties, idle) == "bcedafg"
+    assert order(parties, idle) == "bced"
+    idle.look(20.0)
+    assert order(parties, idle) == "afg"
+
+
+def test_who_has_less_than_its_share_is_spared_by_a_flood_that_has_just_come() -> None:
+    parties = {Party("a", 1), *(Party("f", 2, quiet_since=20.0) for _ in range(9))}
+    idle = Idle(parties)
+    idle.look(20.0)
+    assert order(parties, idle) == ""
+    idle.look(20.0 + IDLE)
+    assert order(parties, idle) == "ffffff"
+    assert len(parties) == 4
 
 
 def test_who_has_just_come_or_spoken_stays() -> None:
@@ -50,7 +62,7 @@ def test_who_has_just_come_or_spoken_stays() -> None:
     assert (spoke.seen, spoke.quiet_since) == (3, 20.0)
     speaks.paid_until = 1
     assert order(parties, idle, 0) == ""
-    assert order(parties, idle) == "f"
+    assert order(parties, idle, 7) == "f"
     idle.look(20.0 + IDLE)
     assert set(order(parties, idle)) == {"n", "s"}
     assert parties == {speaks, busy}
