@@ -22,7 +22,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 TIMEOUT = 600  # seconds for a test: the end of one that hangs, which none that passes comes near
 PREFIX = "ot"  # of every namespace that a test makes
-NEIGHBOURS = 16_384
+SHARED = {
+    Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3"): 16_384,
+    Path("/proc/sys/net/ipv6/neigh/default/gc_thresh3"): 16_384,
+    Path("/proc/sys/net/core/netdev_max_backlog"): 50_000,
+}
 # Files and folders that take longest, as `pytest --durations=0` has it.
 LONGEST = (
     *("test_crash.py", "test_scripts.py", "crash", "test_nat_matrix.py", "test_resolvers.py", "test_why.py"),
@@ -88,16 +92,18 @@ def _machine() -> dict[str, set[str]]:
     }
 
 
-def _widen_neighbour_tables() -> dict[Path, str]:
-    """Let the tables that all network namespaces share hold the neighbours of many laboratories: with 1,024 of them
-    each doctor of a node would warn of that.  Returns what was lower before.
+def _widen_what_namespaces_share() -> dict[Path, str]:
+    """Let many laboratories go on beside each other; returns what was lower before.
+
+    The tables of neighbours are one for all network namespaces: with 1,024 each doctor of a node would warn of that.
+    So is the queue from which a processor takes what came over veths: a flood in one laboratory would fill the 1,000
+    places of it, and an echo of another one be lost.
     """
     before: dict[Path, str] = {}
-    for version in (4, 6):
-        limit = Path(f"/proc/sys/net/ipv{version}/neigh/default/gc_thresh3")
+    for limit, wanted in SHARED.items():
         with contextlib.suppress(OSError):  # no root, or no host's namespace
-            if int(text := limit.read_text()) < NEIGHBOURS:
-                limit.write_text(f"{NEIGHBOURS}\n")
+            if int(text := limit.read_text()) < wanted:
+                limit.write_text(f"{wanted}\n")
                 before[limit] = text
     return before
 
@@ -112,7 +118,7 @@ class Comparison:
     def __init__(self) -> None:
         os.environ[SESSION] = secrets.token_hex(8)
         self._before = _machine()
-        self._narrow = _widen_neighbour_tables()
+        self._narrow = _widen_what_namespaces_share()
 
     def _left(self) -> dict[str, list[str]]:
         after = _machine()
