@@ -121,8 +121,20 @@ def test_a_detach_waits_for_names_only_when_it_may_take_some_away() -> None:
     assert not overtakes(before, over_one(name, detach(SECOND)), backwards)
     with_attach = over_one(attach(SECOND), name, detach(SECOND))
     assert overtakes(before, with_attach, [Answer(0, attached(67)), Answer(2, OK), Answer(1, OK)])
+    assert not overtakes(before, with_attach, [Answer(0, {"result": "err"}), Answer(2, OK), Answer(1, OK)])
     elsewhere = [Sent(2, attach(SECOND)), *with_attach[1:]]
     assert not overtakes(before, elsewhere, [Answer(0, attached(67)), Answer(2, OK), Answer(1, OK)])
+
+
+def test_the_name_server_may_be_that_of_a_service_that_came_since() -> None:
+    """The pool tells who came first: the guest, or the container of a leg."""
+    guest = step("attach_container", handle={"platform": "guest_managed", "id": "i"}, service="v", join_global=False)
+    before = state(*ATTACHED[:-1], service("d"), container(SECOND))
+    sent = [Sent(1, attach(SECOND, "w", join_global=True)), Sent(2, guest)]
+    _, alone = before.after(guest)
+    for told in ("10.200.16.65", "10.200.119.1"):
+        assert len(explanations(before, sent, heard(attached(66), alone | {"dns_server": told}))) == 1
+    assert not explanations(before, sent, heard(attached(66), alone | {"overlay_ip": "10.200.1.9"}))
 
 
 def test_the_interfaces_of_a_dead_namespace_go_in_any_order() -> None:

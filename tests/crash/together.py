@@ -48,12 +48,19 @@ def _orders(
         yield model
     for each in sorted(left):
         answer = answers[each]
-        ahead = [other for other in sorted(left) if _goes_first(model, sent, other, each)]
+        ahead = [other for other in sorted(left) if _goes_first(model, sent, answers, other, each)]
         if ahead and not (answer and _wrong_in_itself(model, [sent[it].step for it in ahead], sent[each].step)):
             continue
         after, said = model.after(sent[each].step)
-        if answer is None or answer.said == said:
+        if answer is None or _of_its_turn(answer.said) == _of_its_turn(said):
             yield from _orders(after, sent, answers, left - {each})
+
+
+def _of_its_turn(said: dict[str, Any]) -> dict[str, Any]:
+    """An answer without the name server: that is one which serves when the answer is made, and others may have come and
+    gone since the request took effect.
+    """
+    return {key: value for key, value in said.items() if key not in ("dns_server", "dns_domain")}
 
 
 def _wrong_in_itself(model: Model, ahead: Sequence[Step], step: Step) -> bool:
@@ -74,23 +81,30 @@ def overtakes(before: Model, sent: Sequence[Sent], answers: Sequence[Answer | No
             continue
         for earlier in range(later):
             first = answers[earlier]
-            if _goes_first(before, sent, earlier, later) and (first is None or first.place > answer.place):
+            if _goes_first(before, sent, answers, earlier, later) and (first is None or first.place > answer.place):
                 found.append(f"{sent[later].step} was answered before {sent[earlier].step}, of the same connection")
     return found
 
 
-def _goes_first(before: Model, sent: Sequence[Sent], earlier: int, later: int) -> bool:
+def _goes_first(
+    before: Model, sent: Sequence[Sent], answers: Sequence[Answer | None], earlier: int, later: int
+) -> bool:
     if earlier >= later or sent[earlier].connection != sent[later].connection:
         return False
     one, other = touched(sent[earlier].step), touched(sent[later].step)
-    if _has_nothing_to_detach(before, sent[:later], sent[later]):
+    taken = [each for each, answer in zip(sent[:later], answers, strict=False) if not _is_refused(answer)]
+    if _has_nothing_to_detach(before, taken, sent[later]):
         other.pop("names")
     return EVERYTHING in one or EVERYTHING in other or any(one[it] or other[it] for it in one.keys() & other.keys())
 
 
+def _is_refused(answer: Answer | None) -> bool:
+    return answer is not None and answer.said["result"] == "err"
+
+
 def _has_nothing_to_detach(before: Model, earlier: Sequence[Sent], detach: Sent) -> bool:
-    """Whether a detach may find nothing: then it takes no address from any name.  An attach over another connection may
-    well come after it.
+    """Whether a detach may find nothing: then it takes no address from any name.  earlier: what was not refused.  An
+    attach over another connection may well come after it.
     """
     if detach.step["op"] != "detach_container" or before.is_attached(detach.step["handle"]):
         return False
