@@ -84,6 +84,7 @@ def watched(alpha: Member, what: str) -> Iterator[None]:
     asking = threading.Thread(target=ask)
     asking.start()
     try:
+        until(lambda: waits)  # it is connected before anybody takes all connections
         yield
     finally:
         over.set()

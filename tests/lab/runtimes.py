@@ -193,14 +193,26 @@ class RuntimeHost:
         make_root(self.root)
         tools = self.directory / "tools"
         tools.mkdir()
-        (tools / "overlayctl").write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{CONTROL[-1]}' \"$@\"\n")
-        (tools / "overlayctl").chmod(0o755)
-        found = [os.environ["PATH"], *map(str, PROGRAMS)]
-        conmon, runc = (shutil.which(name, path=":".join(found)) for name in ("conmon", "runc"))
+        self._write_tool("overlayctl", f"exec '{sys.executable}' -c '{CONTROL[-1]}'")
+        found = ":".join([os.environ["PATH"], *map(str, PROGRAMS)])
+        libraries = ":".join(map(str, LIBRARIES))
+        conmon, runc = (  # podman does not hand on where their libraries are
+            self._write_tool(
+                name, f"LD_LIBRARY_PATH='{libraries}'; export LD_LIBRARY_PATH; exec '{shutil.which(name, path=found)}'"
+            )
+            for name in ("conmon", "runc")
+        )
         (self.directory / "containers.conf").write_text(CONTAINERS_CONF.format(conmon=conmon, runc=runc))
         (self.directory / "storage.conf").write_text(
             f'[storage]\ndriver = "vfs"\ngraphroot = "{self.directory}/graph"\nrunroot = "/run/containers"\n'
         )
+
+    def _write_tool(self, name: str, command: str) -> Path:
+        """A program on the PATH of what runs here: this command of a shell, with the program's own words behind it."""
+        tool = self.directory / "tools" / name
+        tool.write_text(f'#!/bin/sh\n{command} "$@"\n')
+        tool.chmod(0o755)
+        return tool
 
 
 def make_root(root: Path) -> None:
