@@ -9,6 +9,7 @@ Each imports late what is slow, and once: a mistyped argument should not wait fo
 import gc
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,7 +49,7 @@ def control() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Do what `overlayctl ARGUMENTS` should.  Returns the exit code; raises SystemExit for a wrong word and --help."""
-    from overlayd.cli.arguments import EXIT_ERR, EXIT_INTERRUPTED, parser  # noqa: PLC0415 - which the daemon needs not
+    from overlayd.cli.arguments import EXIT_INTERRUPTED, parser  # noqa: PLC0415 - which the daemon needs not
 
     try:
         args = parser().parse_args(arguments)
@@ -57,29 +58,33 @@ def run(arguments: list[str]) -> int:
         return commands.run(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return _to_nobody()
     except OSError as error:  # of --help and --version, to a file on a full disk
-        print(f"overlayctl: {error.strerror}", file=sys.stderr)
-        return EXIT_ERR
+        return _unprinted(error)
 
 
 def _flushed(code: int) -> int:
-    """The exit code, once what was printed is out: whoever read it may have gone."""
+    """The exit code, once what was printed is out: whoever read it may have gone, or a disk be full."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-    except BrokenPipeError:
-        return _to_nobody()
+    except OSError as error:
+        return _unprinted(error)
     return code
 
 
-def _to_nobody() -> int:
-    """The interpreter flushes the streams once more when it exits: let that succeed."""
-    from overlayd.cli.arguments import EXIT_BROKEN_PIPE  # noqa: PLC0415
+def _unprinted(error: OSError) -> int:
+    """The exit code after printing has failed, which is said but to a reader who has gone.
 
+    The interpreter flushes the streams once more when it exits: let that succeed.
+    """
+    from overlayd.cli.arguments import EXIT_BROKEN_PIPE, EXIT_ERR  # noqa: PLC0415
+
+    code = EXIT_BROKEN_PIPE if isinstance(error, BrokenPipeError) else EXIT_ERR
+    if code == EXIT_ERR:
+        with suppress(OSError):  # it may be this stream
+            print(f"overlayctl: {error.strerror}", file=sys.stderr, flush=True)
     nobody = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nobody, descriptor)
-    return EXIT_BROKEN_PIPE
+    return code

@@ -5,8 +5,9 @@ Owns: the words for wrong usage.  Must not know: any command.
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from overlayd.cli.columns import printable
 from overlayd.spelling import perhaps_meant
@@ -22,6 +23,12 @@ class Parser(argparse.ArgumentParser):
             if meant:
                 message = f"{message.partition(' (choose from')[0]}; {meant}"
         super().error("\n".join(map(printable, message.split("\n"))))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """The library's of Python 3.13 passes over that it cannot be written."""
+        stream = file or sys.stderr
+        if message and stream is not None:
+            stream.write(message)
 
     def parse_args(  # type: ignore[override]  # nobody gives a namespace
         self, args: Sequence[str] | None = None

@@ -1,6 +1,7 @@
 """What the command line itself has: help, completion, manual pages, and words for what was perhaps meant."""
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -266,7 +267,12 @@ def test_inspect_fails_when_there_is_no_journal(tmp_path: Path, capsys: pytest.C
     assert said.err.startswith("overlayctl: not compared with the journal: ")
 
 
-def test_what_cannot_be_printed_is_told_in_one_line() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # then each write is one to the file
+@pytest.mark.parametrize("word", ["--version", "--help"])
+def test_what_cannot_be_printed_is_told_in_one_line(word: str, unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([*CONTROL, "--version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(
+            [*CONTROL, word], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
+        )
     assert (done.returncode, done.stderr) == (1, "overlayctl: No space left on device\n")
