@@ -16,6 +16,8 @@ from lab.lab import OUTSIDE
 from lab.patience import until
 from lab.processes import CommandFailed
 
+from overlayd.model.backoff import CALM
+
 STRANGER = "c3RyYW5nZXIgc3RyYW5nZXIgc3RyYW5nZXIgc3RyYW4="  # the key of a peer that nobody asked for
 
 
@@ -40,6 +42,12 @@ class Watched:
 
     def said(self) -> str:
         return self.node.log.read_text()
+
+    def stand(self) -> None:
+        """Let what was put back count as standing: else its next loss is one of a series, and waits ever longer, of
+        which the log tells the 1st, 2nd, 4th...
+        """
+        time.sleep(2 * CALM)
 
     def await_repair(self) -> None:
         """Wait until all is as it was."""
@@ -162,6 +170,7 @@ def test_it_is_put_back(watched: Watched, damage: str, told: str) -> None:
     ],
 )
 def test_options_that_cut_containers_off_are_put_back(watched: Watched, damage: str, file: str, value: str) -> None:
+    watched.stand()
     names = {"bridge": watched.bridge, "veth": f"veth-{watched.box.pid}"}
     path = "/sys/class/net/" + file.format(**names)
     assert watched.node.run(["cat", path]).strip() == value
@@ -175,6 +184,7 @@ def test_options_that_cut_containers_off_are_put_back(watched: Watched, damage: 
 @pytest.mark.parametrize("link", ["{bridge}", "{leg}"])
 @pytest.mark.parametrize("running", [True, False], ids=["while it runs", "while it does not"])
 def test_a_mac_that_somebody_told_the_host_is_forgotten(watched: Watched, link: str, running: bool) -> None:
+    watched.stand()
     end = {"{bridge}": ("eth0", "s"), "{leg}": ("eth1", "g")}[link]
     link = link.format(bridge=watched.bridge, leg=f"veth-{watched.box.pid}-g")
     (shown,) = json.loads(watched.box.run(["ip", "-j", "address", "show", end[0]]))
