@@ -48,9 +48,10 @@ def _judged(ruleset: Ruleset, chain: BaseChain, traffic: Traffic, leg: Link) -> 
         destination=traffic.cluster,
         returns=True,
     )
-    if judge(ruleset, chain, answer).end in LOST:  # whatever its source: of which is told already
+    whole = judge(ruleset, chain, answer)
+    if whole.end in LOST:  # whatever its source: of which is told already
         return
-    whole, found = judge(ruleset, chain, answer), judge(ruleset, chain, replace(answer, returns=False))
+    found = judge(ruleset, chain, replace(answer, returns=False))
     lost = found.end in LOST
     if not lost and not (found.may_be_lost and not whole.may_be_lost):
         return

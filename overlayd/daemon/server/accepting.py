@@ -121,7 +121,7 @@ class Accepting:
             except ConnectionAbortedError:
                 continue
             except OSError as error:  # no descriptor, or no memory
-                remedy = _REMEDIES.get(error.errno or 0, "it is tried again every second")
+                remedy = _REMEDIES.get(error.errno or 0, "it is tried again by itself")
                 self._pause(f"{error.strerror}: {remedy}")
                 return
             accepted.setblocking(False)
