@@ -9,8 +9,21 @@ store, a backup put back and a wrong wall clock remove nobody.
 
 from collections.abc import Collection
 
+from overlayd.errors import RequestError
+
 # Our own constant: of the time between two readings, in intervals, so that a pause of the process counts little.
 MOST_INTERVALS = 2.0
+# Our own constant, seconds: a janitor looks once a second at most, and a node is gone by several looks, not by one.
+SHORTEST_TTL = 4
+
+
+def require_sensible(ttl: int) -> None:
+    """RequestError when nodes cannot be removed after this time; 0 is never."""
+    if 0 < ttl < SHORTEST_TTL:
+        raise RequestError(
+            f"node_ttl_secs {ttl}: {SHORTEST_TTL} s is the shortest, 0 is never; a node that is away for longer loses "
+            "its block, so choose more than a machine takes to start again (86400 is a day)"
+        )
 
 
 class Absence:

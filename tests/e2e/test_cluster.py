@@ -261,6 +261,8 @@ def test_settings_that_make_no_sense_are_refused_before_anything_is_touched(
 
 def test_a_node_that_is_killed_goes_when_the_cluster_wants_that_and_its_block_is_used_last(cluster: Cluster) -> None:
     alpha, beta, gamma = cluster.sites
+    with pytest.raises(Refused, match=r"node_ttl_secs 1: 4 s is the shortest, 0 is never; .* \(86400 is a day\)"):
+        alpha.request("cluster_set", key="node_ttl_secs", value="1")
     alpha.node.overlayctl("cluster", "set", "node_ttl_secs=4")
     block, peers = gamma.part["block"], alpha.device_peers()
     gamma.is_present()

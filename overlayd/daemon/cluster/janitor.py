@@ -13,7 +13,7 @@ from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.news import News
 from overlayd.daemon.cluster.publishing import Publishing
 from overlayd.errors import OverlaydError, RequestError
-from overlayd.model.absence import Absence
+from overlayd.model.absence import SHORTEST_TTL, Absence
 from overlayd.model.blocks import block_key
 from overlayd.model.cluster_records import (
     BLOCK,
@@ -87,6 +87,7 @@ class Janitor:
         while True:
             known = self._node.state.get(Membership)
             ttl = known.node_ttl if known is not None else 0
+            ttl = max(ttl, SHORTEST_TTL) if ttl else 0  # what hands or an older overlayd wrote
             interval = min(max(ttl / 4, SHORTEST_INTERVAL), LONGEST_INTERVAL)
             await asyncio.sleep(interval * random.uniform(0.9, 1.1) if ttl else LONGEST_INTERVAL / 10)
             if known is None or not ttl or self._news.guarded:

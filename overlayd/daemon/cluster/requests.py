@@ -25,7 +25,7 @@ from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.settings import Settings, machine_id
 from overlayd.daemon.nat.session import Nat
 from overlayd.errors import MechanismError, RequestError
-from overlayd.model import blocks, joining, membership
+from overlayd.model import absence, blocks, joining, membership
 from overlayd.model.cluster_records import NODE, PRESENCE, BadRecord, read_config, read_node, rewritten
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Member, MemberNames, Membership, Peer, Record
@@ -39,7 +39,13 @@ def _zone(text: str) -> str:
     return text.lower().removesuffix(".")
 
 
-SETTABLE: dict[str, Callable[[str], object]] = {"node_ttl_secs": int, "rate": float, "zone": _zone}
+def _ttl(text: str) -> int:
+    ttl = int(text)
+    absence.require_sensible(ttl)
+    return ttl
+
+
+SETTABLE: dict[str, Callable[[str], object]] = {"node_ttl_secs": _ttl, "rate": float, "zone": _zone}
 
 
 async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
@@ -49,6 +55,7 @@ async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
         raise RequestError(f"request.cluster_cidr: {error}") from error
     prefix = request.block_prefix or blocks.DEFAULT_PREFIX[cidr.version]
     blocks.require_sensible(cidr, prefix, request.service_share)
+    absence.require_sensible(request.node_ttl_secs)
     await cluster.configuration.require_room(cidr)
     settings: dict[str, int | str] = {
         "service_share": request.service_share,
