@@ -4,6 +4,8 @@ Owns: what an orchestrator may not change beside the cluster, and where subnets 
 how a node joins, or how news of the cluster become rows (`joining`).
 """
 
+from ipaddress import ip_network
+
 from overlayd import keys
 from overlayd.errors import RequestError
 from overlayd.model import blocks, services
@@ -19,6 +21,29 @@ def holders(state: State) -> list[str]:
     found += [lease.holder for lease in state.table(Lease).values() if lease.holder]
     found += [each.handle for each in state.table(Attachment).values() if each.global_address is None]
     return list(dict.fromkeys(found))
+
+
+def lived_in(state: State) -> list[Network]:
+    """The blocks in which this node's overlay is from before it left the cluster, or was removed from it; the first is
+    that of its slice.  Empty when the overlay is no node's of this cluster.
+    """
+    known, around = state.get(Membership), state.get(Overlay)
+    if known is None or around is None or around.slice is None or around.cluster != known.cidr:
+        return []
+    prefix = known.block_prefix
+    inside = [around.slice, *(service.subnet for service in state.table(Service).values())]
+    inside += [ip_network(lease.address) for lease in state.table(Lease).values() if lease.holder]
+    found = [each.supernet(new_prefix=prefix) for each in inside if _is_within(each, known.cidr, prefix)]
+    if not found or blocks.carve(found[0], known.service_share).slice != around.slice:
+        return []
+    return list(dict.fromkeys(found))
+
+
+def _is_within(network: Network, cluster: Network, prefix: int) -> bool:
+    """Whether a network is in one block of the cluster."""
+    return (
+        network.version == cluster.version and network.prefixlen >= prefix and network.subnet_of(cluster)  # type: ignore[arg-type]
+    )
 
 
 def knowing_our_key(state: State) -> list[str]:

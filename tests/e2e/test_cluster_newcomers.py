@@ -296,22 +296,35 @@ def test_a_start_that_forgets_the_etcd_is_told(lab: Lab, plain: Etcd) -> None:
     site.node.stop()
 
 
-def test_addresses_that_are_held_when_a_node_joins_anew_are_named_until_they_are_released(
+def test_a_node_that_left_with_addresses_held_joins_with_them_unless_another_has_its_block(
     lab: Lab, plain: Etcd
 ) -> None:
     site = Site(lab, plain, "again")
     site.options[site.options.index("--cluster") + 1] = "anew"
     site.start("--cluster-cidr", "10.203.0.0/16")
     site.join()
+    block = site.part["block"]
+    entry = f"/overlayd/anew/b/{block.replace('/', '-')}"
     site.request("setup_service_overlay", service="web", mode="auto")
     with lab.container() as container:
-        site.request("attach_container", handle=container.handle, service="web", join_global=True)
+        attach = {"handle": container.handle, "service": "web", "join_global": True}
+        address = site.request("attach_container", **attach)["ip"]
         site.node.overlayctl("cluster", "leave", "--force")
         remedies = {each["code"]: each["remedy"] for each in site.request("doctor")["findings"]}
         assert remedies["cluster-disconnected"] == "start overlayd without --etcd, or with it to join anew"
+        assert "freed" in plain.ctl("get", entry)
         site.node.stop()
         site.start()
+        site.state("connected")
+        assert site.part["block"] == block
+        assert site.request("attach_container", **attach)["ip"] == address
+        assert "again" in plain.ctl("get", entry)
+        site.node.overlayctl("cluster", "leave", "--force")
+        site.node.stop()
+        plain.ctl("put", entry, '{"node":"other","instance":"0123456789abcdef0123456789abcdef"}')
+        site.start()
         until(lambda: "would orphan live addresses" in site.part.get("error", ""), lambda: site.part)
+        assert site.part["block"] != block
         (found,) = [each for each in site.request("doctor")["findings"] if each["code"] == "cluster-disconnected"]
         assert found["remedy"].startswith("do what it says")
         site.request("detach_container", handle=container.handle)

@@ -10,7 +10,7 @@ register of blocks, and keeps that block.
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from overlayd import fault
 from overlayd.daemon.change.node import Node
@@ -23,7 +23,7 @@ from overlayd.daemon.cluster.own_record import OwnRecord
 from overlayd.daemon.cluster.presence import last_seen, lives, read_presence
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.errors import RequestError
-from overlayd.model import blocks, joining
+from overlayd.model import blocks, joining, membership
 from overlayd.model.blocks import MOST_TRIES, Register, block_key
 from overlayd.model.cluster_records import BLOCK, PRESENCE, BadRecord, read_holding, read_node, read_register
 from overlayd.model.objects import Network
@@ -60,7 +60,7 @@ class Joining:
             await self._configuration.agree()
             register = await self._look()
             if not await self._take_up(register) and not self.membership.blocks:
-                await self._claim_one(register, ())
+                await self._claim_first(register)
             else:
                 await self._keep(register)
 
@@ -120,13 +120,29 @@ class Joining:
             await self._hold([*known.blocks, *ours])
         return ours
 
-    async def _claim_one(self, register: Register, held: tuple[Network, ...]) -> Network:
-        """Claim a block beside those that we hold, journal it, and put our record with it."""
+    async def _claim_first(self, register: Register) -> None:
+        """Claim a block, the one that our overlay lives in from before if nobody has it, and with it its others."""
+        known = self.membership
+        former = membership.lived_in(self._node.state)
+        if former and blocks.standing(register, former[0], known.instance) != "others":
+            log.info("cluster %s: this node lives in %s, and asks for that", known.cluster, ", ".join(map(str, former)))
+        else:
+            former = []
+        await self._claim_one(register, (), former)
+        for block in former[1:]:
+            if blocks.standing(register, block, known.instance) != "others":
+                await self._claim_one(register, self.membership.blocks, [block])
+
+    async def _claim_one(self, register: Register, held: tuple[Network, ...], first: Sequence[Network] = ()) -> Network:
+        """Claim a block beside those that we hold, journal it, and put our record with it.  first: blocks to try before
+        all others.
+        """
         known, name = self.membership, self._settings.node
         assert known.cidr is not None
         register = dict(register)
         for attempt in range(MOST_TRIES):
-            block = blocks.choose(name, known.cidr, known.block_prefix, register)
+            nobodys = (each for each in first if blocks.standing(register, each, known.instance) != "others")
+            block = next(nobodys, None) or blocks.choose(name, known.cidr, known.block_prefix, register)
             freed = register.get(block)
             key = BLOCK + block_key(block)
             claim = [(key, freed.modified if freed is not None else 0)]
