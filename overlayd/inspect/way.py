@@ -89,7 +89,7 @@ def _look(known: Known, source: End, target: End) -> Seen:
         target=_of_member(target, source.address or known.node_address),
         device=device,
         forwards=_forwards(known.cluster.version),
-        neighbours=_neighbours(bridges, host),
+        neighbours=_neighbours(bridges),
         answers=answers,
         underlay=_way(endpoint[0]) if endpoint is not None else None,
         refused=refused,
@@ -256,7 +256,7 @@ def _asked(route: IPRoute, names: dict[int, Any], other: Address) -> Way:
     return Way(link=names.get(answer.get("oif"), ""), via=answer.get("gateway") or "")
 
 
-def _neighbours(bridges: Iterable[str], host: Namespace) -> dict[tuple[str, str], str]:
+def _neighbours(bridges: Iterable[str]) -> dict[tuple[str, str], str]:
     found = {}
     with IPRoute() as route:
         names = {each["index"]: each.get("ifname") for each in route.get_links()}

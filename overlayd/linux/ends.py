@@ -12,13 +12,9 @@ from collections.abc import Iterable, Iterator
 from overlayd.errors import MechanismError
 from overlayd.linux import netns
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.netlink import Netlink
 from overlayd.model.objects import Netns, NetnsPath
-from overlayd.proto.netlink import attributes, number, string, u32
-
-_RTM_GETNSID, _NSID, _OF_DESCRIPTOR = 90, 1, 3  # NETNSA_NSID, NETNSA_FD
-_IFLA_LINK_NETNSID = 37
-_HEAD = 4  # rtgenmsg, padded
+from overlayd.proto.netlink import attributes, number, string
 
 
 def moved(ends: Iterable[tuple[str, Netns | NetnsPath]]) -> Iterator[str]:
@@ -33,21 +29,21 @@ def moved(ends: Iterable[tuple[str, Netns | NetnsPath]]) -> Iterator[str]:
         for body in netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()):
             about = dict(attributes(body[16:]))
             if (name := string(about[rt.IFLA_IFNAME])) in wanted:
-                peers[name] = number(about[_IFLA_LINK_NETNSID]) if _IFLA_LINK_NETNSID in about else None
+                peers[name] = number(about[rt.IFLA_LINK_NETNSID]) if rt.IFLA_LINK_NETNSID in about else None
         for name, peer in peers.items():
             try:
-                if peer != _number_of(netlink, wanted[name]):
+                if peer != _id_of(netlink, wanted[name]):
                     yield name
             except MechanismError:  # of one that is gone is told elsewhere
                 continue
 
 
-def _number_of(netlink: Netlink, namespace: Netns | NetnsPath) -> int:
-    """The number that stands for a namespace in ours."""
+def _id_of(netlink: Netlink, namespace: Netns | NetnsPath) -> int:
+    """The id of a namespace in ours."""
     descriptor = netns.open_namespace(namespace)
     try:
-        body = bytes(_HEAD) + u32(_OF_DESCRIPTOR, descriptor)
-        (reply,) = netlink.transact([Request("look up", "network namespace", _RTM_GETNSID, 0, body)])
-        return number(dict(attributes(reply[_HEAD:]))[_NSID])
+        return netns.id_here(
+            netlink, descriptor, f"process {namespace.pid}" if isinstance(namespace, Netns) else namespace.path
+        )
     finally:
         os.close(descriptor)

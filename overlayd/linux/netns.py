@@ -229,7 +229,7 @@ def inhabited(ids: Collection[int]) -> frozenset[int]:
                 return frozenset(ids)
             try:
                 seen.add(os.fstat(descriptor).st_ino)
-                found.add(_id(netlink, descriptor, f"process {pid}"))
+                found.add(id_here(netlink, descriptor, f"process {pid}"))
             finally:
                 os.close(descriptor)
     return frozenset(found.intersection(ids))
@@ -247,7 +247,7 @@ def find(ids: Collection[int]) -> dict[int, NetnsPath]:
             except MechanismError:
                 continue  # it has gone, or it is not for us
             try:
-                number = _id(netlink, descriptor, str(path))
+                number = id_here(netlink, descriptor, str(path))
                 if number in ids and number not in found:
                     found[number] = identify_file(descriptor, str(path))
             except MechanismError as error:
@@ -257,8 +257,10 @@ def find(ids: Collection[int]) -> dict[int, NetnsPath]:
     return found
 
 
-def _id(netlink: Netlink, descriptor: int, whose: str) -> int:
-    """The id that the calling thread's namespace has for that of a descriptor."""
+def id_here(netlink: Netlink, descriptor: int, whose: str) -> int:
+    """The id that the calling thread's namespace has for that of a descriptor; NO_NAMESPACE_ID when it has none.
+    whose: the namespace, for errors.
+    """
     body = rt.namespace_id_body(descriptor)
     request = Request("identify network namespace of", whose, rt.RTM_GETNSID, 0, body)
     return rt.parse_namespace_id(netlink.transact([request])[0])

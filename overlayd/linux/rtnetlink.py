@@ -11,7 +11,7 @@ byte order.
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -415,10 +415,7 @@ def known_namespace_body(number: int) -> bytes:
 
 def parse_namespace_id(body: memoryview) -> int:
     """The id in an RTM_NEWNSID message; NO_NAMESPACE_ID when the namespace has none in ours."""
-    return _namespace_id(dict(attributes(body[_RTGENMSG:])).get(NETNSA_NSID))
-
-
-def _namespace_id(value: memoryview | None) -> int:
+    value = dict(attributes(body[_RTGENMSG:])).get(NETNSA_NSID)
     return NO_NAMESPACE_ID if value is None else int(_S32.unpack(value)[0])
 
 
@@ -444,11 +441,6 @@ def parse_address(body: memoryview) -> LinkAddress | None:
     if kind == socket.AF_INET6:
         return LinkAddress(index, flags, scope, IPv6Interface((bytes(packed), prefix)))
     return None
-
-
-def parse_group(body: memoryview) -> IPv6Address:
-    """Decode the body of an RTM_GETMULTICAST reply for AF_INET6: a multicast group that a link has joined."""
-    return IPv6Address(bytes(dict(attributes(body[_ADDRESS.size :]))[IFA_MULTICAST]))
 
 
 def parse_route(body: memoryview) -> KernelRoute | None:

@@ -28,7 +28,6 @@ _WHOLE = 0xFFFF
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 _IPV6_CHECKSUM = 7  # linux/in6.h
-_IP_HEADER = 20  # bytes, without options
 _UDP = struct.Struct("!HHHH")  # RFC 768: source, destination, length, checksum
 _STUN_COOKIE = 0x2112A442  # RFC 8489, section 5
 _DATAGRAM = 65536

@@ -35,7 +35,6 @@ LARGEST_NAMES = 32 * 1024  # bytes of names in one entry, that of others split b
 # whoever wrote it would have the last word for ever.
 LARGEST_SEQ = 2**40
 
-LONGEST_NODE_NAME = 63
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9._-]{1,253}(?<!-)")
 _DNS_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")

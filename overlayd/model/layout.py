@@ -163,7 +163,7 @@ def of_peers(state: State, facts: Facts, scope: str) -> Iterator[Object]:
         device = _overlay(state, facts)
     else:
         service = state.get(Service, scope)
-        device = _service(state, facts, service) if service is not None else iter(())
+        device = _service(facts, service) if service is not None else iter(())
     for thing in chain(device, implied(state, facts, rows)):
         if isinstance(thing, Device | DevicePeer):
             yield thing
@@ -207,7 +207,7 @@ def _everything(state: State, facts: Facts) -> Iterator[Object]:
     yield from _fence(state)
     yield from _overlay(state, facts)
     for service in state.table(Service).values():
-        yield from _service(state, facts, service)
+        yield from _service(facts, service)
     for peer in state.table(Peer).values():
         yield from _peer(state, facts, peer)
     for attachment in state.table(Attachment).values():
@@ -220,7 +220,7 @@ def _of_row(state: State, facts: Facts, id: RowId, besides: Mapping[RowId, Netwo
     table, key = id
     if table == Service.table:
         if service := state.get(Service, key):
-            yield from _service(state, facts, service)
+            yield from _service(facts, service)
             yield from _on_service(state, facts, service)
         for granted in [*state.table(Edge).values()]:
             if key in granted.services:  # also without the service: what else they may reach stays
@@ -274,7 +274,7 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
             yield Route(scope=GLOBAL, device=overlay.interface, destination=overlay.cluster, source=node)
 
 
-def _service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
+def _service(facts: Facts, service: Service) -> Iterator[Object]:
     gateway = first_usable(service.subnet)
     yield from ruleset.node(gateway)
     yield bridge(service, facts)

@@ -72,10 +72,11 @@ class OtherSide(NamedTuple):
 class Seen(NamedTuple):
     """host, source, target: the namespaces of this node and of both ends, None for ends without one here.  device: the
     one that leads to the target.  forwards: whether this host forwards packets of the overlay's IP version.
-    neighbours: whose MAC an address has, as a bridge of ours has it.  answers: to pings, by name (see `PINGS`), in
-    seconds, None for no answer; those that were not sent are left out.  underlay: the way to the peer's endpoint.
-    refused: whether the endpoint's host says that nobody is at its port.  other_side: what the node there says of its
-    own side, None when it was not asked.
+    neighbours: whose MAC an address has, as a bridge of ours has it.  answers: to pings from the source ("target",
+    "gateway", "other node") and from this node ("target from here", "other node from here", "endpoint"), in seconds,
+    None for no answer; those that were not sent are left out.  underlay: the way to the peer's endpoint.  refused:
+    whether the endpoint's host says that nobody is at its port.  other_side: what the node there says of its own side,
+    None when it was not asked.
     """
 
     host: Namespace
@@ -88,11 +89,6 @@ class Seen(NamedTuple):
     underlay: Way | None = None
     refused: bool = False
     other_side: OtherSide | None = None
-
-
-# From the source to the target, to its gateway and to the other node; from this node to the target, to the other node,
-# and to the endpoint.
-PINGS = ("target", "gateway", "other node", "target from here", "other node from here", "endpoint")
 
 
 def explain(known: Known, source: End, target: End, seen: Seen, now: float) -> list[Hop]:
@@ -113,7 +109,7 @@ def _way(known: Known, source: End, target: End, seen: Seen, now: float) -> Iter
         yield hop
     if source.member is not None:
         yield from _inside(known, source.member, seen.source, seen, sends=True)
-        yield from _isolation(known, source.member, target)
+        yield from _isolation(source.member, target)
     if target.kind == "nobody":
         yield missing(target)
     if target.peer is not None:
@@ -237,7 +233,7 @@ def _port(known: Known, member: Member, seen: Seen) -> Iterator[Hop]:
             yield Hop(f"bridge {service.bridge}", f"is up, with the gateway {service.gateway}")
 
 
-def _isolation(known: Known, source: Member, target: End) -> Iterator[Hop]:
+def _isolation(source: Member, target: End) -> Iterator[Hop]:
     other = target.member
     mine, theirs = source.network, other.network if other is not None else ""
     if other is not None and mine != theirs:

@@ -49,7 +49,6 @@ Run = Callable[[wire.Request], Awaitable[wire.Response | bytes]]
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before joining is tried again
 WAIT_FOR_INIT = 5.0
 LOOK_AT_BLOCKS = 300.0
-MOST_FAULTS = 20  # that the doctor names
 
 
 class Cluster:
