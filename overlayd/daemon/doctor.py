@@ -25,7 +25,7 @@ from overlayd.daemon.upkeep.host import HostWatch
 from overlayd.daemon.upkeep.sentinel import Sentinel, link_names
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
-from overlayd.linux import capability, conntrack, ends, forwarding, neighbours
+from overlayd.linux import capability, conntrack, forwarding, moved_veths, neighbours
 from overlayd.model import drift, wireguard_go
 from overlayd.model.crowding import crowded, tracked
 from overlayd.model.endpoints import misplaced
@@ -209,7 +209,7 @@ class Doctor:
             for leg in LEGS
             if each.namespace is not None
         }
-        for name in ends.moved((name, namespace) for name, (_handle, namespace) in held.items()):
+        for name in moved_veths.moved((name, namespace) for name, (_handle, namespace) in held.items()):
             problem = f"has an interface, the other end of {name}, that is no longer in its network namespace"
             remedy = "move it back, or restart overlayd, which makes it another one"
             symptom = "it reaches nobody by it, and nobody reaches it"

@@ -19,10 +19,10 @@ from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
 from overlayd.linux import egress, ipsec, iptables, sysctl
+from overlayd.linux.fib_lookup import ways
 from overlayd.linux.link_filters import link_filters
 from overlayd.linux.nft import Nft
 from overlayd.linux.policy_rules import policy_rules
-from overlayd.linux.ways import ways
 from overlayd.model.blockers import Traffic, blockers, unseen
 from overlayd.model.diversions import Question, Rule, Way, WayOut, diversions, no_way_out, questions
 from overlayd.model.findings import Finding

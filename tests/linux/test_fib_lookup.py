@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from overlayd.linux.ways import ways
+from overlayd.linux.fib_lookup import ways
 from overlayd.model.diversions import HERE, ICMP, ICMPV6, TCP, UDP, Flow, Mark, Question, Way
 
 REMOTE, LOCAL = ip_address("10.2.9.1"), ip_address("10.2.7.2")
