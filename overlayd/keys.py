@@ -15,6 +15,19 @@ from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
 LONGEST_QUOTED = 60  # characters, ours
 KEY_SIZE = 32  # bytes of a key, private or public
 
+# The u-coordinates of the points of low order (Bernstein, "Curve25519: new Diffie-Hellman speed records", appendix), as
+# they may be written: below 2**255, where bit 255 does not count.  The last three are 0, 1 and -1 once more.
+_PRIME = 2**255 - 19
+_ORDER_8 = (
+    0x00B8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+    0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+)
+_LOW_ORDER = frozenset(
+    (point | high).to_bytes(KEY_SIZE, "little")
+    for point in (0, 1, *_ORDER_8, _PRIME - 1, _PRIME, _PRIME + 1)
+    for high in (0, 1 << 255)
+)
+
 # Our own constant: every add_peer asks for its device's key, which takes 20 us to compute; a node has few devices.
 _KEYS_REMEMBERED = 256
 
@@ -33,6 +46,13 @@ def parse(text: str) -> bytes:
     if len(key) != KEY_SIZE:
         raise ValueError(f"{_quoted(text)} is {len(key)} bytes, a key is {KEY_SIZE}")
     return key
+
+
+def is_nobodys(public: bytes) -> bool:
+    """Whether no node can have this public key: all zeros, and few more, with which `shared` computes nothing and no
+    handshake succeeds.
+    """
+    return public in _LOW_ORDER
 
 
 def generate() -> bytes:

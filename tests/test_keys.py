@@ -74,3 +74,12 @@ def test_a_key_of_another_size_reaches_no_c_library(size: int) -> None:
 def test_a_point_of_low_order_is_nobodys_key(point: int) -> None:
     with pytest.raises(ValueError, match="low order"):
         keys.shared(ALICE, point.to_bytes(32, "little"))
+
+
+def test_what_is_called_nobodys_is_what_nothing_is_computed_with() -> None:
+    assert len(keys._LOW_ORDER) == 14
+    for key in keys._LOW_ORDER:
+        assert keys.is_nobodys(key)
+        with pytest.raises(ValueError, match="low order"):
+            keys.shared(ALICE, key)
+    assert not keys.is_nobodys(ALICE_PUBLIC) and not keys.is_nobodys(bytes([9, *bytes(31)]))

@@ -5,39 +5,45 @@ they are for.
 """
 
 import re
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, ip_address, ip_network
 
 from overlayd import keys
 from overlayd._fast import addresses
 from overlayd.errors import InvalidValue
-from overlayd.model.objects import Address, Network
+from overlayd.model.objects import Address, Network, unmapped
 
 LONGEST_QUOTED = 60  # characters, ours
+MAPPED = 96  # bits before an IPv4 address that is written as IPv6 (RFC 4291, 2.5.5.2)
 KEEPALIVE_MAX = 65535  # seconds, a u16 in linux/wireguard.h
 
 
 def address(text: str, field: str) -> Address:
-    """`10.200.0.5` or `fd00::5`; without a zone, which neither WireGuard's text protocol nor a netlink address has."""
+    """`10.200.0.5` or `fd00::5`; `::ffff:10.200.0.5` is the first.
+
+    Without a zone, which neither WireGuard's text protocol nor a netlink address has.
+    """
     if (plain := addresses.address(text)) is not None:
-        return plain
+        return unmapped(plain)
     try:
         value = ip_address(text)
     except ValueError:
         raise InvalidValue(f"request.{field}: {quoted(text)} is not an IP address") from None
     _require_no_zone(text, field)
-    return value
+    return unmapped(value)
 
 
 def network(text: str, field: str) -> Network:
     """A CIDR; host bits beyond the prefix are dropped, an address without a prefix stands for itself."""
-    if (plain := addresses.network(text)) is not None:
-        return plain
-    try:
-        value = ip_network(text.strip(), strict=False)
-    except ValueError:
-        raise InvalidValue(f"request.{field}: {quoted(text)} is not a CIDR like 10.200.0.0/16") from None
-    _require_no_zone(text, field)
-    return value
+    value = addresses.network(text)
+    if value is None:
+        try:
+            value = ip_network(text.strip(), strict=False)
+        except ValueError:
+            raise InvalidValue(f"request.{field}: {quoted(text)} is not a CIDR like 10.200.0.0/16") from None
+        _require_no_zone(text, field)
+    if value.version == 4 or value.prefixlen < MAPPED or (first := value.network_address.ipv4_mapped) is None:
+        return value
+    return IPv4Network((first, value.prefixlen - MAPPED))
 
 
 def networks(text: str, field: str, most: int) -> tuple[Network, ...]:

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from overlayd import keys
 from overlayd.model import blocks
-from overlayd.model.objects import Address, Network
+from overlayd.model.objects import Address, Network, unmapped
 from overlayd.model.rows import Member, MemberNames, numeric_endpoint
 
 FORMAT = 1
@@ -93,7 +93,7 @@ def read_config(value: bytes) -> Config:
     """BadRecord: it is none that we understand."""
     try:
         config = _CONFIG.decode(value)
-        ip_network(config.cluster_cidr)
+        _network(config.cluster_cidr)
         if config.zone and not _DNS_NAME.fullmatch(config.zone):
             raise ValueError(f"zone {config.zone[:80]!r} is no DNS name in lower case")
     except (msgspec.MsgspecError, ValueError) as error:
@@ -111,7 +111,7 @@ def read_node(name: str, value: bytes, created: int) -> Member:
         raise BadRecord(f"{len(value)} bytes, at most {LARGEST_VALUE}")
     try:
         record = _NODE_RECORD.decode(value)
-        networks = tuple(dict.fromkeys(ip_network(each) for each in (record.block, *record.blocks)))
+        networks = tuple(dict.fromkeys(_network(each) for each in (record.block, *record.blocks)))
         public_key = _key(record.key, "key")
         next_key = _key(record.next_key, "next_key") if record.next_key else b""
     except (msgspec.MsgspecError, ValueError) as error:
@@ -173,7 +173,7 @@ def read_names(part: str, value: bytes) -> MemberNames:
         raise BadRecord(f"{len(value)} bytes, at most {LARGEST_VALUE}")
     try:
         found = _NAMES_RECORD.decode(value)
-        names = {name: tuple(dict.fromkeys(map(ip_address, addresses))) for name, addresses in found.items()}
+        names = {name: tuple(dict.fromkeys(map(_address, addresses))) for name, addresses in found.items()}
     except (msgspec.MsgspecError, ValueError) as error:
         raise BadRecord(str(error)) from error
     if len(names) > MOST_NAMES:
@@ -259,8 +259,24 @@ def write_freed(revision: int) -> bytes:
     return msgspec.json.encode({"freed": revision})
 
 
+def _address(text: str) -> Address:
+    """ValueError: it is none, or has a zone, which may be any text."""
+    if "%" in text:
+        raise ValueError(f"{text[:80]!r} has a zone (%), which means nothing on another node")
+    return unmapped(ip_address(text))
+
+
+def _network(text: str) -> Network:
+    """ValueError, as for an address."""
+    _address(text.partition("/")[0])
+    return ip_network(text)
+
+
 def _key(text: str, field: str) -> bytes:
     try:
-        return keys.parse(text)
+        key = keys.parse(text)
     except ValueError as error:
         raise BadRecord(f"{field}: {error}") from error
+    if keys.is_nobodys(key):
+        raise BadRecord(f"{field}: {text} is no node's key: no handshake succeeds with it")
+    return key

@@ -51,6 +51,14 @@ else:
     for version in (IPv4Interface, IPv6Interface):
         Interface.register(version)
 
+
+def unmapped(address: Address) -> Address:
+    """An address, and the IPv4 address where that is written as IPv6 (`::ffff:192.0.2.1`, RFC 4291, 2.5.5.2), as
+    programs with one socket for both do: no packet carries such an address.
+    """
+    return address if address.version == 4 else address.ipv4_mapped or address
+
+
 # Our own constants.  Link groups (IFLA_GROUP) tell our links from everybody else's, let nftables match them
 # whatever they are called, and let many be deleted by one message.  Any number that is unlikely to be used by
 # others will do; 0 is the default group.

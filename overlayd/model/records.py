@@ -9,6 +9,7 @@ that is given its address.
 
 from overlayd._fast.nametable import MAX_ADDRESSES
 from overlayd.errors import RequestError
+from overlayd.model.endpoints import nobodys
 from overlayd.model.objects import Address
 from overlayd.model.rows import Record
 from overlayd.model.state import Draft
@@ -16,12 +17,14 @@ from overlayd.model.state import Draft
 
 def register(draft: Draft, name: str, address: Address) -> None:
     """Let a name stand for an address as well; one that it has already is no change.  RequestError when it has as many
-    as a name may have.
+    as a name may have, or no host can have the address.
     """
     record = draft.get(Record, name)
     addresses = record.addresses if record is not None else ()
     if address in addresses:
         return
+    if nobody := nobodys(address):
+        raise RequestError(f"request.ip: {address} {nobody}: nobody is reached by it; give an address of a host")
     if len(addresses) >= MAX_ADDRESSES:
         raise RequestError(f"{name} has {MAX_ADDRESSES} addresses, as many as a name may have: unregister some of them")
     _put(draft, name, (*addresses, address))

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from overlayd.model import blocks
 from overlayd.model.cluster_records import LARGEST_SEQ, NAMES, NODE, BadRecord, names_key, read_names, read_node
+from overlayd.model.endpoints import nobodys
 from overlayd.model.objects import GLOBAL, Network
 from overlayd.model.rows import Change, Member, MemberNames, Peer, Row, RowId, numeric_endpoint
 
@@ -294,7 +295,10 @@ class Registry:
                 allowed.append(block)
         endpoint = member.endpoint
         at = numeric_endpoint(endpoint) if endpoint else None
-        if at is not None and at[0] in self._cidr:
+        if at is not None and (nobody := nobodys(at[0])):
+            faults.append(f"its endpoint {endpoint} {nobody}: not taken")
+            endpoint = ""
+        elif at is not None and at[0] in self._cidr:
             faults.append(f"its endpoint {endpoint} is inside {self._cidr}: the tunnel would be led into itself")
             endpoint = ""
         return Peer(

@@ -17,7 +17,7 @@ import msgspec
 from overlayd._fast import addresses
 from overlayd.errors import StateError
 from overlayd.model.names import Leg, namespace_veth_name, veth_name
-from overlayd.model.objects import GLOBAL, Address, Netns, NetnsPath, Network
+from overlayd.model.objects import GLOBAL, Address, Netns, NetnsPath, Network, unmapped
 
 RowId = tuple[str, str]  # (table, key)
 
@@ -137,11 +137,16 @@ class Peer(Row, frozen=True, kw_only=True, omit_defaults=True):
 
 @lru_cache(_ENDPOINTS_REMEMBERED)
 def numeric_endpoint(endpoint: str) -> tuple[Address, int] | None:
-    """`1.2.3.4:5` or `[fd00::1]:5` as an address and a port; None when the host is a name."""
+    """`1.2.3.4:5` or `[fd00::1]:5` as an address and a port; None when the host is a name.
+
+    Nor has it a zone: that of an address may be any text, also lines of WireGuard's text protocol.
+    """
     host, _, port = endpoint.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
+    if "%" in host:
+        return None
     try:
-        return addresses.address(host) or ip_address(host), int(port)
+        return unmapped(addresses.address(host) or ip_address(host)), int(port)
     except ValueError:
         return None
 

@@ -112,6 +112,8 @@ def decode(datagram: bytes) -> Question | Answer:
         message = _DECODER.decode(datagram)
         if isinstance(message, Answer):
             return message
+        if "%" in message.near + message.network + message.far + message.to:
+            raise ValueError("an address with a zone")  # which may be any text, and means nothing on another host
         return Question(
             message.id,
             message.scope,

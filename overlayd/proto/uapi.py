@@ -83,8 +83,13 @@ def _encode_peer(change: PeerChange) -> bytes:
 
 
 def _endpoint_text(endpoint: Endpoint) -> str:
+    """ValueError: it has a zone that is no name of an interface, but would be more lines than one."""
     address, port = endpoint
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    if address.version == 4:
+        return f"{address}:{port}"
+    if address.scope_id and not address.scope_id.isprintable():
+        raise ValueError(f"no zone of an address: {address.scope_id!r}")
+    return f"[{address}]:{port}"
 
 
 class Response:

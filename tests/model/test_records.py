@@ -62,6 +62,12 @@ def test_a_name_has_so_many_addresses_and_no_more():
         records.register(draft, "web", SIX)
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "255.255.255.255", "224.0.0.251", "ff02::fb"])
+def test_a_name_stands_for_no_address_that_nobody_has(address):
+    with pytest.raises(RequestError, match=r"^request\.ip: .*nobody is reached by it"):
+        records.register(Draft(State([NODE])), "web", ip_address(address))
+
+
 def test_an_address_that_is_released_leaves_every_name():
     lease = Lease(address=A, pool=GLOBAL, holder="pid:1")
     state = State([NODE, lease, Record(name="web", address=A, others=(B,)), Record(name="only", address=A)])

@@ -227,7 +227,7 @@ class Store:
 
     def tell(self, registry: Registry, name: str, *, doubted: bool = False) -> None:
         at, seq = ord(name) - ord("a"), self.nodes[name]
-        registry.put(NODE + name, record(at, at, seq=seq, version=str(seq)), 1, doubted=doubted)
+        registry.put(NODE + name, record(at + 1, at, seq=seq, version=str(seq)), 1, doubted=doubted)
         registry.put(f"s/name/{name}", json.dumps({f"n{seq}": ["10.0.0.1"]}).encode(), 1, doubted=doubted)
 
 
@@ -353,6 +353,16 @@ def test_two_nodes_that_swap_their_keys() -> None:
         (record(1, 1, candidates=[{"candidate_type": "host", "address": "x:1", "priority": 1}]), "is no ip:port"),
         (record(1, 1, candidates=[{"candidate_type": "host", "address": "1.2.3.4:1", "priority": 1}] * 17), "length"),
         (record(1, 1, blocks=[f"10.200.{number}.0/24" for number in range(16)]), "length"),
+        (record(1, 1, key="A" * 43 + "="), "no handshake succeeds with it"),
+        (record(1, 1, next_key="A" * 43 + "="), "no handshake succeeds with it"),
+        (record(1, 1, endpoint="[fe80::1%lo]:5\nreplace_peers=true\nendpoint=[fe80::2]:5"), "is no host:port"),
+        (record(1, 1, endpoint="[fe80::1%lo]:5"), "is no host:port"),
+        (
+            record(1, 1, candidates=[{"candidate_type": "host", "address": "[fe80::1%x\n]:1", "priority": 1}]),
+            "no ip:port",
+        ),
+        (record(1, 1, block="fd00::%x\nprivate_key=00/64"), "has a zone"),
+        (record(1, 1, blocks=["fd00::%x/64"]), "has a zone"),
         (record(1, 1, version="x" * 70000), "bytes, at most 65536"),
     ],
 )
@@ -364,6 +374,22 @@ def test_a_record_that_makes_no_sense_is_named_and_takes_nothing_away(value: byt
     assert len(rows.peers()) == 3
     found.put(NODE + "n1", record(2, 1), 2)
     assert not found.faults
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "[::]", "224.0.0.1", "[ff02::1]", "255.255.255.255"])
+def test_an_endpoint_at_which_nobody_is_is_not_taken(address: str) -> None:
+    found, rows = filled(3)
+    found.put(NODE + "n1", record(2, 1, endpoint=f"{address}:51820"), 2)
+    rows.take(found)
+    assert "not taken" in found.faults[NODE + "n1"]
+    assert [peer.endpoint for peer in rows.peers().values() if peer.member == "n1"] == [""]
+
+
+def test_a_name_at_an_address_with_a_zone_is_no_record_and_a_mapped_address_is_the_one_it_maps() -> None:
+    with pytest.raises(BadRecord, match="has a zone"):
+        records.read_names("n1", json.dumps({"web": ["fe80::1%x\ny"]}).encode())
+    read = records.read_names("n1", json.dumps({"web": ["::ffff:10.200.1.5"]}).encode())
+    assert read.names == {"web": (ip_address("10.200.1.5"),)}
 
 
 @pytest.mark.parametrize("name", ["", "UPPER", "a/b", "-a", "a" * 64, "ü"])

@@ -105,6 +105,8 @@ def test_what_is_not_known_is_passed_over_and_what_is_wrong_is_refused() -> None
         {"network": "10.0.0.1/24"},
         {"far": None},
         {"to": "here"},
+        {"far": "fe80::1%x\ny"},
+        {"network": "fd00::%x/64"},
     ):
         with pytest.raises(ProtocolError):
             inquiry.decode(written(**wrong))

@@ -257,6 +257,14 @@ def test_the_device_is_set_as_asked(key, port):
     assert device.listen_port == (port if port is not None else 7)
 
 
+def test_a_zone_never_becomes_a_line():
+    interface = PeerChange(bytes(32), endpoint=(IPv6Address("fe80::1%eth0"), 5))
+    assert b"endpoint=[fe80::1%eth0]:5\n" in next(uapi.encode_peers([interface], 1000))
+    lines = PeerChange(bytes(32), endpoint=(IPv6Address("fe80::1%lo]:5\nprivate_key=00\nendpoint=[fe80::2"), 5))
+    with pytest.raises(ValueError, match="no zone"):
+        list(uapi.encode_peers([lines], 1000))
+
+
 def test_the_lines_of_a_peer_stand_in_the_order_the_protocol_needs():
     change = PeerChange(
         bytes(32),
