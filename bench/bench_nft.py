@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from smoke import SMOKE
 
 from overlayd.linux.nft import Nft
-from overlayd.model import ruleset
+from overlayd.model import set_members
 from overlayd.model.objects import Element, Step
 
 _CLONE_NEWNET = 0x40000000
@@ -47,16 +47,16 @@ def main() -> None:
     print(f"ensure, first           {median_ms(1, nft.ensure)[0]:8.3f} ms")
     print(f"ensure, again           {median_ms(20, nft.ensure)[0]:8.3f} ms")
     first = int(IPv4Address("10.200.0.2"))
-    crowd = [e for n in range(members) for e in ruleset.member(IPv4Address(first + n), n // 10 + 1)]
+    crowd = [e for n in range(members) for e in set_members.member(IPv4Address(first + n), n // 10 + 1)]
     took = median_ms(1, lambda: nft.apply(steps(crowd, add=True)))[0]
     print(f"{len(crowd)} elements at once  {took:8.3f} ms")
 
     address = IPv4Address("10.201.0.1")
     cases = {
-        "one element": ruleset.node(address),
-        "a routed member": ruleset.member(address, 7),
-        "a bridged member": ruleset.member(address, 7, "veth-71-s"),
-        "an edge peer, 2 CIDRs": ruleset.edge(address, [IPv4Network("10.9.0.0/16"), IPv4Network("10.7.0.0/16")]),
+        "one element": set_members.node(address),
+        "a routed member": set_members.member(address, 7),
+        "a bridged member": set_members.member(address, 7, "veth-71-s"),
+        "an edge peer, 2 CIDRs": set_members.edge(address, [IPv4Network("10.9.0.0/16"), IPv4Network("10.7.0.0/16")]),
     }
     for name, elements in cases.items():
         add, delete = steps(elements, add=True), steps(elements, add=False)

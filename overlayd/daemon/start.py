@@ -18,7 +18,7 @@ from overlayd.linux import egress, forwarding, netns
 from overlayd.linux.nft import Nft
 from overlayd.linux.observe import MarkedLink, marked_links
 from overlayd.linux.wireguard.choice import Preference, choose, missing
-from overlayd.model import attachments, drift, edges, overlay, ruleset
+from overlayd.model import attachments, drift, edges, overlay, set_members
 from overlayd.model.layout import Facts
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Attachment, Lease, Node, Overlay, Row, decode
@@ -156,7 +156,7 @@ def _host(nft: Nft) -> tuple[set[int], set[int]]:
     """What the host was before we made it forward (see `Host`).  An earlier daemon of this boot may have made it so,
     and not been able to write what it was before.
     """
-    closed, bridged = ruleset.remembered_host(nft.observe(ruleset.OF_HOST).values())
+    closed, bridged = set_members.remembered_host(nft.observe(set_members.OF_HOST).values())
     return {*forwarding.closed(), *closed}, {*forwarding.bridged(), *bridged}
 
 

@@ -13,7 +13,7 @@ from overlayd.linux.nft import Nft
 from overlayd.linux.observe import DeviceLink, observe_host
 from overlayd.linux.wireguard.choice import candidates
 from overlayd.linux.wireguard.process import remove_stale_sockets
-from overlayd.model import ruleset
+from overlayd.model import set_members
 from overlayd.model.layout import Layout
 from overlayd.model.plan import plan
 
@@ -48,7 +48,7 @@ def remove_everything() -> bool:
 
 
 def _stop_forwarding(nft: Nft) -> None:
-    closed, _ = ruleset.remembered_host(nft.observe().values())
+    closed, _ = set_members.remembered_host(nft.observe().values())
     forwarding.close(closed)
 
 

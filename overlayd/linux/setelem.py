@@ -15,8 +15,9 @@ from overlayd import fault
 from overlayd.errors import MechanismError
 from overlayd.linux.netlink import Netlink, receive
 from overlayd.model.objects import NFT_TABLE, Element
-from overlayd.model.ruleset import SETS, Set, classid
+from overlayd.model.ruleset import SETS, Set
 from overlayd.model.set_changes import Change
+from overlayd.model.set_members import classid
 from overlayd.proto.netlink import (
     NLA_F_NESTED,
     NLA_TYPE_MASK,

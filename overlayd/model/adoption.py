@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from overlayd import keys
 from overlayd.errors import StateError
-from overlayd.model import attachments, labels, ruleset
+from overlayd.model import attachments, labels, set_members
 from overlayd.model.attachments import ADOPTED
 from overlayd.model.layout import Layout, endpoint_text, mac
 from overlayd.model.names import PREFIX, pid_of
@@ -141,7 +141,7 @@ def _with_slice_service(overlay: Overlay, bridges: Iterable[Bridge], things: Ite
 
 def _host(found: Layout, boot_id: str) -> Host:
     """What the host was before it got an overlay."""
-    closed, bridged = ruleset.remembered_host(found.values())
+    closed, bridged = set_members.remembered_host(found.values())
     return Host(boot_id=boot_id, closed=tuple(closed), bridged=tuple(bridged))
 
 
@@ -261,7 +261,7 @@ def _address(veth: Veth, near: Address) -> Address | None:
 
 
 def _senders(things: Iterable[Object]) -> dict[str, list[Address]]:
-    """What containers may send from, by the names of their host ends (`ruleset.port`)."""
+    """What containers may send from, by the names of their host ends (`set_members.port`)."""
     found: dict[str, list[Address]] = {}
     for each in things:
         if isinstance(each, Element) and each.set in ("port4", "port6"):

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from overlayd._fast.addresses import is_inside, place
-from overlayd.model import conflicts, edges, ruleset
+from overlayd.model import conflicts, edges, set_members
 from overlayd.model.attachments import OWN_MACS
 from overlayd.model.labels import container, label
 from overlayd.model.names import LONGEST
@@ -224,7 +224,7 @@ def _of_row(state: State, facts: Facts, id: RowId, besides: Mapping[RowId, Netwo
             yield from _on_service(state, facts, service)
         for granted in [*state.table(Edge).values()]:
             if key in granted.services:  # also without the service: what else they may reach stays
-                yield from ruleset.edge(granted.address, granted.allowed, edges.subnets(state, granted))
+                yield from set_members.edge(granted.address, granted.allowed, edges.subnets(state, granted))
     elif table == Peer.table and (peer := state.get(Peer, key)):
         yield from _peer(state, facts, peer, besides.get(id, _NONE))
     elif table == Attachment.table and (attachment := state.get(Attachment, key)):
@@ -254,10 +254,10 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
     node = state.node_address
     if overlay is None or node is None:
         return
-    yield from ruleset.cluster(overlay.cluster)
-    yield from ruleset.node(node)
+    yield from set_members.cluster(overlay.cluster)
+    yield from set_members.node(node)
     if (host := state.get(Host)) is not None:
-        yield from ruleset.host(host.closed, host.bridged)
+        yield from set_members.host(host.closed, host.bridged)
     if overlay.up and facts.devices:
         # The bridge of the slice carries the node's address with a prefix; the device then carries it without.
         wide = state.slice_service is None
@@ -276,7 +276,7 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
 
 def _service(facts: Facts, service: Service) -> Iterator[Object]:
     gateway = first_usable(service.subnet)
-    yield from ruleset.node(gateway)
+    yield from set_members.node(gateway)
     yield bridge(service, facts)
     if service.dedicated and facts.devices:
         yield Device(
@@ -352,7 +352,7 @@ def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[
     number = state.get(Isolation, attachment.isolation_network)
     network = number.number if number else None
     if attachment.namespace is None:
-        yield from ruleset.member(attachment.address, network)
+        yield from set_members.member(attachment.address, network)
         if state.overlay and facts.devices:
             service = state.get(Service, attachment.service)
             yield from _on_device(state, attachment, service, state.overlay.interface)
@@ -361,11 +361,11 @@ def _attachment(state: State, facts: Facts, attachment: Attachment) -> Iterator[
     sources = [address for address in (attachment.address, attachment.global_address) if address is not None]
     for leg, address in zip(veths(state, facts, attachment), sources, strict=False):  # none of what is not set up
         if leg.bridge is not None:
-            yield from ruleset.member(address, network, leg.name)
-            yield from ruleset.port(leg.name, leg.mac, sources)
+            yield from set_members.member(address, network, leg.name)
+            yield from set_members.port(leg.name, leg.mac, sources)
         else:
-            yield from ruleset.leg(leg.name, sources)
-            yield from ruleset.member(address, network)
+            yield from set_members.leg(leg.name, sources)
+            yield from set_members.member(address, network)
             yield from _stand_in(state, address)
         yield leg
 
@@ -442,7 +442,7 @@ def _service_leg(
 
 
 def _edge(state: State, facts: Facts, edge: Edge) -> Iterator[Object]:
-    yield from ruleset.edge(edge.address, edge.allowed, edges.subnets(state, edge))
+    yield from set_members.edge(edge.address, edge.allowed, edges.subnets(state, edge))
     if state.overlay and facts.devices:
         yield DevicePeer(
             scope=GLOBAL,

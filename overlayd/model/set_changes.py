@@ -1,7 +1,7 @@
 """From steps about set elements to changes of whole sets.
 
-Owns: what goes together, and in which order.  Must not know: what an element means (`ruleset`), or how a change reaches
-the kernel (`linux.setelem`).
+Owns: what goes together, and in which order.  Must not know: what an element means (`set_members`), or how a change
+reaches the kernel (`linux.setelem`).
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from lab.patience import until
 from throwaway import Namespace
 
 from overlayd.linux import conntrack
-from overlayd.model import ruleset
+from overlayd.model import set_members
 from overlayd.model.connections import Rules
 
 
@@ -116,10 +116,10 @@ def test_only_the_namespace_of_the_caller(space: Namespace) -> None:
 
 def test_what_breaks_the_rules_is_forgotten_and_nothing_else(space: Namespace) -> None:
     members = [
-        *ruleset.cluster(ip_network("10.9.0.0/24")),
-        *ruleset.cluster(ip_network("fd09::/64")),
-        *(element for last in (1, 2) for element in ruleset.member(ip_address(f"10.9.0.{last}"), 1)),
-        *(element for last in (1, 2) for element in ruleset.member(ip_address(f"fd09::{last}"), 1)),
+        *set_members.cluster(ip_network("10.9.0.0/24")),
+        *set_members.cluster(ip_network("fd09::/64")),
+        *(element for last in (1, 2) for element in set_members.member(ip_address(f"10.9.0.{last}"), 1)),
+        *(element for last in (1, 2) for element in set_members.member(ip_address(f"fd09::{last}"), 1)),
     ]
     for prefix in ("10.9.0.", "fd09::"):
         talk(space, f"{prefix}1", f"{prefix}2")

@@ -18,7 +18,7 @@ from lab.patience import LIMIT
 from throwaway import Namespace
 
 from overlayd.linux.nft import Nft
-from overlayd.model import ruleset
+from overlayd.model import set_members
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, Element, Step
 
 # Rows start a connection, columns answer it: "+" passes, "-" does not, "." is not tried.
@@ -84,19 +84,19 @@ def members() -> list[Element]:
     elements = []
     for version, cidr, outside in ((4, "10.200.0.0/16", "192.0.2.2/31"), (6, "fd00:200::/64", "2001:db8::2:2/127")):
         address = {name: ip_address(text) for name, text in ADDRESSES[version].items()}
-        elements += ruleset.cluster(ip_network(cidr))
+        elements += set_members.cluster(ip_network(cidr))
         for name in ("no", "gw", "gd"):
-            elements += ruleset.node(address[name])
+            elements += set_members.node(address[name])
         for name, number in NETWORK.items():
             bridged = name not in ("ax", "ha")
-            elements += ruleset.member(address[name], number, f"v{name}" if bridged else None)
+            elements += set_members.member(address[name], number, f"v{name}" if bridged else None)
         for names in BRIDGES.values():
             for name in names:
-                elements += ruleset.port(f"v{name}", mac(name), [address[name]])
-        elements += ruleset.leg("vax", [address["ax"]])
+                elements += set_members.port(f"v{name}", mac(name), [address[name]])
+        elements += set_members.leg("vax", [address["ax"]])
         granted = [ip_network(address[name]) for name in ("p1", "gw", "b1")]
-        elements += ruleset.edge(address["e1"], [*granted, ip_network(outside)])
-        elements += ruleset.edge(address["e2"], [])
+        elements += set_members.edge(address["e1"], [*granted, ip_network(outside)])
+        elements += set_members.edge(address["e2"], [])
     return list(dict.fromkeys(elements))
 
 

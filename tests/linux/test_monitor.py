@@ -24,7 +24,7 @@ from overlayd.linux.monitor import (
     process_name,
 )
 from overlayd.linux.nft import Nft
-from overlayd.model import ruleset
+from overlayd.model import set_members
 from overlayd.model.objects import NFT_TABLE, Step
 
 # The kernel numbers threads as the initial pid namespace does (PROC_PID_INIT_INO, include/linux/proc_ns.h).
@@ -160,7 +160,7 @@ def test_who_changed_the_ruleset_and_whether_it_was_ours(monitor, shell):
     nft = Nft()
     nft.ensure()  # by a program of its own, which is one more look at the ruleset
     assert [(event.ours, event.program) for event in of(RulesetChanged, heard(monitor))] == [(True, "nft")]
-    nft.apply([Step(None, element) for element in ruleset.node(ip_address("10.9.9.8"))])
+    nft.apply([Step(None, element) for element in set_members.node(ip_address("10.9.9.8"))])
     (own,) = of(RulesetChanged, heard(monitor))
     assert (own.ours, is_own_thread(own.thread)) == (True, SEES_ITSELF)
     shell("nft add table inet foreign; nft add set inet foreign s '{ type ipv4_addr; }'")
@@ -187,7 +187,7 @@ def test_a_change_by_another_thread_of_ours_is_ours(monitor):
     done = threading.Event()
 
     def work():
-        nft.apply([Step(None, element) for element in ruleset.node(ip_address("10.9.9.8"))])
+        nft.apply([Step(None, element) for element in set_members.node(ip_address("10.9.9.8"))])
         done.wait(LIMIT)
 
     thread = threading.Thread(target=work)

@@ -14,7 +14,7 @@ from throwaway import Namespace
 from overlayd.errors import MechanismError
 from overlayd.linux import setelem
 from overlayd.linux.nft import Nft
-from overlayd.model import ruleset
+from overlayd.model import set_members
 from overlayd.model.objects import Element, Step
 
 
@@ -36,18 +36,18 @@ def nft(space: Namespace) -> Iterator[Nft]:
 def every_kind() -> list[Element]:
     """Elements of every set, with the spellings that nftables is known to change."""
     return [
-        *ruleset.cluster(ip_network("10.200.0.0/16")),
-        *ruleset.cluster(ip_network("fd00:200::/32")),
-        *ruleset.node(ip_address("10.200.0.1")),
-        *ruleset.node(ip_address("fd00:200::1")),
-        *ruleset.member(ip_address("10.200.0.5"), 1, "veth-71-s"),
-        *ruleset.member(ip_address("10.200.0.6"), 0x5_0000, "veth-72-s"),
-        *ruleset.member(ip_address("::ffff:10.200.0.5"), ruleset.MAX_NETWORK, "veth-73-s"),
-        *ruleset.member(ip_address("fd00:200::5"), 0x1234_5678),
-        *ruleset.edge(ip_address("10.200.9.9"), [ip_network("0.0.0.0/0")]),
-        *ruleset.edge(ip_address("10.200.9.8"), [ip_network("10.200.0.5/32"), ip_network("10.201.0.0/17")]),
-        *ruleset.edge(ip_address("fd00:200::99"), [ip_network("::/0")]),
-        *ruleset.edge(ip_address("fd00:200::98"), [ip_network("fd00:201::/64"), ip_network("fd00:202::1/128")]),
+        *set_members.cluster(ip_network("10.200.0.0/16")),
+        *set_members.cluster(ip_network("fd00:200::/32")),
+        *set_members.node(ip_address("10.200.0.1")),
+        *set_members.node(ip_address("fd00:200::1")),
+        *set_members.member(ip_address("10.200.0.5"), 1, "veth-71-s"),
+        *set_members.member(ip_address("10.200.0.6"), 0x5_0000, "veth-72-s"),
+        *set_members.member(ip_address("::ffff:10.200.0.5"), set_members.MAX_NETWORK, "veth-73-s"),
+        *set_members.member(ip_address("fd00:200::5"), 0x1234_5678),
+        *set_members.edge(ip_address("10.200.9.9"), [ip_network("0.0.0.0/0")]),
+        *set_members.edge(ip_address("10.200.9.8"), [ip_network("10.200.0.5/32"), ip_network("10.201.0.0/17")]),
+        *set_members.edge(ip_address("fd00:200::99"), [ip_network("::/0")]),
+        *set_members.edge(ip_address("fd00:200::98"), [ip_network("fd00:201::/64"), ip_network("fd00:202::1/128")]),
     ]
 
 
@@ -133,7 +133,7 @@ def test_apply_is_idempotent_when_the_kernel_is_ahead_or_behind(nft: Nft) -> Non
 
 
 def test_a_map_entry_changes_its_value_whatever_the_kernel_holds(nft: Nft) -> None:
-    one, two, three = (ruleset.member(ip_address("10.200.0.5"), number)[0] for number in (1, 2, 3))
+    one, two, three = (set_members.member(ip_address("10.200.0.5"), number)[0] for number in (1, 2, 3))
     nft.apply([Step(None, one)])
     nft.apply([Step(one, two)])
     assert nft.observe() == by_key([two])
@@ -147,7 +147,7 @@ def test_a_map_entry_changes_its_value_whatever_the_kernel_holds(nft: Nft) -> No
 
 def test_a_grant_gives_way_to_one_that_overlaps_it(nft: Nft) -> None:
     address = ip_address("10.200.9.9")
-    narrow, wide = (ruleset.edge(address, [ip_network(text)])[1] for text in ("10.1.0.0/16", "10.0.0.0/8"))
+    narrow, wide = (set_members.edge(address, [ip_network(text)])[1] for text in ("10.1.0.0/16", "10.0.0.0/8"))
     nft.apply([Step(None, narrow)])
     nft.apply([Step(narrow, None), Step(None, wide)])
     assert nft.observe() == by_key([wide])
@@ -181,7 +181,7 @@ def test_a_chain_of_somebody_else_in_our_tables_goes(nft: Nft, space: Namespace,
     """A flush of the table would leave its policy."""
     space.nft(f"add chain {family} overlayd mine {{ type filter hook forward priority 10; policy drop; }}")
     assert not nft.intact()
-    member = ruleset.cluster(ip_network("10.200.0.0/16"))
+    member = set_members.cluster(ip_network("10.200.0.0/16"))
     nft.ensure(member)
     assert nft.intact()
     assert nft.observe() == by_key(member)
@@ -191,7 +191,7 @@ def test_a_chain_of_somebody_else_in_our_tables_goes(nft: Nft, space: Namespace,
 def test_a_transaction_is_all_or_nothing(nft: Nft, space: Namespace) -> None:
     space.nft("delete table bridge overlayd")
     with pytest.raises(MechanismError) as caught:
-        nft.apply(create(ruleset.member(ip_address("10.200.0.5"), 1, "veth-71-s")))
+        nft.apply(create(set_members.member(ip_address("10.200.0.5"), 1, "veth-71-s")))
     assert caught.value.errno == ENOENT
     assert caught.value.object == "bridge overlayd network"
     space.nft("add table bridge overlayd")
@@ -224,7 +224,9 @@ def test_teardown_spares_other_tables(nft: Nft, space: Namespace) -> None:
 def test_ten_thousand_elements_in_one_transaction(nft: Nft) -> None:
     first = int(IPv4Address("10.200.0.0"))
     elements = [
-        element for offset in range(5_000) for element in ruleset.member(IPv4Address(first + offset), offset // 10 + 1)
+        element
+        for offset in range(5_000)
+        for element in set_members.member(IPv4Address(first + offset), offset // 10 + 1)
     ]
     assert len(elements) == 10_000
     nft.apply(create(elements))
@@ -239,7 +241,7 @@ def test_many_threads_on_one_instance(nft: Nft) -> None:
     def work(third: int) -> None:
         try:
             for last in range(1, 40):
-                elements = ruleset.member(ip_address(f"10.200.{third}.{last}"), third + 1)
+                elements = set_members.member(ip_address(f"10.200.{third}.{last}"), third + 1)
                 nft.apply(create(elements))
                 if last % 2:
                     nft.apply(delete(elements))

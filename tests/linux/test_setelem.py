@@ -13,7 +13,7 @@ from throwaway import Namespace
 from overlayd.errors import MechanismError
 from overlayd.linux import setelem
 from overlayd.linux.netlink import NETLINK_NETFILTER, Netlink, connected
-from overlayd.model import ruleset, set_changes
+from overlayd.model import ruleset, set_changes, set_members
 from overlayd.model.objects import Element, Step
 
 
@@ -47,16 +47,16 @@ networks = st.builds(
     lambda value, length: IPv6Network((value, length), strict=False), st.integers(1, 2**128 - 1), st.integers(1, 128)
 )
 members = st.builds(
-    ruleset.member,
+    set_members.member,
     addresses,
-    st.integers(1, ruleset.MAX_NETWORK),
+    st.integers(1, set_members.MAX_NETWORK),
     st.from_regex(r"veth-[0-9]{1,7}-[sg]", fullmatch=True),
 )
 everything = st.one_of(
     members,
-    networks.map(ruleset.cluster),
-    addresses.map(ruleset.node),
-    st.builds(ruleset.edge, addresses, st.lists(networks, max_size=3)),
+    networks.map(set_members.cluster),
+    addresses.map(set_members.node),
+    st.builds(set_members.edge, addresses, st.lists(networks, max_size=3)),
 )
 
 
@@ -78,9 +78,11 @@ def test_elements_are_those_that_nft_would_make(
 
 everywhere = st.one_of(
     everything,
-    st.builds(ruleset.leg, st.from_regex(r"veth-[0-9]{1,7}-g", fullmatch=True), st.lists(addresses, max_size=2)),
-    st.builds(ruleset.port, st.just("veth-7-s"), st.binary(min_size=6, max_size=6), st.lists(addresses, max_size=2)),
-    st.builds(ruleset.host, st.just([4]), st.just([4, 6])),
+    st.builds(set_members.leg, st.from_regex(r"veth-[0-9]{1,7}-g", fullmatch=True), st.lists(addresses, max_size=2)),
+    st.builds(
+        set_members.port, st.just("veth-7-s"), st.binary(min_size=6, max_size=6), st.lists(addresses, max_size=2)
+    ),
+    st.builds(set_members.host, st.just([4]), st.just([4, 6])),
 )
 
 
@@ -132,7 +134,7 @@ def test_sets_of_another_version_are_listed_without_what_has_another_form() -> N
 
 @pytest.mark.parametrize("cidr", ["0.0.0.0/0", "128.0.0.0/1"])
 def test_an_interval_up_to_the_last_address(space: Namespace, netlink: socket.socket, cidr: str) -> None:
-    (element,) = ruleset.cluster(IPv4Network(cidr))
+    (element,) = set_members.cluster(IPv4Network(cidr))
     transact(netlink, Step(None, element))
     assert "elements = {" in space.nft("list set inet overlayd cluster4")
     transact(netlink, Step(element, None))
@@ -141,12 +143,12 @@ def test_an_interval_up_to_the_last_address(space: Namespace, netlink: socket.so
 
 def test_failures_name_the_set_and_leave_nothing(space: Namespace, netlink: socket.socket) -> None:
     empty = space.nft("list ruleset")
-    fine, absent = (ruleset.node(IPv4Address(text))[0] for text in ("10.200.0.1", "10.200.0.2"))
+    fine, absent = (set_members.node(IPv4Address(text))[0] for text in ("10.200.0.1", "10.200.0.2"))
     with pytest.raises(MechanismError) as caught:
         transact(netlink, Step(None, fine), Step(absent, None))
     assert (caught.value.operation, caught.value.object) == ("delete from", "inet overlayd node4")
     assert (caught.value.errno, caught.value.detail) == (ENOENT, "10.200.0.2")
-    one, two = (ruleset.member(IPv4Address("10.200.0.5"), number)[0] for number in (1, 2))
+    one, two = (set_members.member(IPv4Address("10.200.0.5"), number)[0] for number in (1, 2))
     with pytest.raises(MechanismError) as caught:
         transact(netlink, Step(None, fine), Step(None, one), Step(None, two))
     assert (caught.value.operation, caught.value.errno) == ("add to", EEXIST)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.nftsocket import nft_set_elem_list_msg
 
 from overlayd.linux import setelem
-from overlayd.model import ruleset, set_changes
+from overlayd.model import set_changes, set_members
 from overlayd.model.objects import Element, Step
 
 addresses = st.builds(IPv4Address, st.integers(1, 2**32 - 1)) | st.builds(IPv6Address, st.integers(1, 2**128 - 1))
@@ -37,14 +37,14 @@ def key(element, name="NFTA_SET_ELEM_KEY") -> bytes:
 
 @given(addresses)
 def test_an_address(address) -> None:
-    (element,) = ruleset.node(address)
+    (element,) = set_members.node(address)
     (shown,) = read(element)
     assert key(shown) == address.packed
 
 
 @given(networks)
 def test_a_prefix_is_a_start_and_an_end(network) -> None:
-    (element,) = ruleset.cluster(network)
+    (element,) = set_members.cluster(network)
     shown = read(element)
     assert ip_address(key(shown[0])) == network.network_address
     last = ip_network((0, 0)) if network.version == 4 else ip_network("::/0")
@@ -61,15 +61,15 @@ def test_a_prefix_is_a_start_and_an_end(network) -> None:
 def test_an_address_and_a_prefix_are_one_element_with_an_end(address, network) -> None:
     if address.version != network.version:
         return
-    (grant,) = (each for each in ruleset.edge(address, [network]) if each.set.startswith("grant"))
+    (grant,) = (each for each in set_members.edge(address, [network]) if each.set.startswith("grant"))
     (shown,) = read(grant)
     assert key(shown) == address.packed + network.network_address.packed
     assert key(shown, "NFTA_SET_ELEM_KEY_END") == address.packed + network.broadcast_address.packed
 
 
-@given(addresses, st.integers(1, ruleset.MAX_NETWORK))
+@given(addresses, st.integers(1, set_members.MAX_NETWORK))
 def test_an_entry_of_a_map_has_its_value(address, number) -> None:
-    entry = next(each for each in ruleset.member(address, number) if each.value)
+    entry = next(each for each in set_members.member(address, number) if each.value)
     (shown,) = read(entry)
     assert key(shown) == address.packed
     major, minor = (int(part, 16) for part in entry.value.split(":"))
@@ -78,6 +78,6 @@ def test_an_entry_of_a_map_has_its_value(address, number) -> None:
 
 @pytest.mark.parametrize("name", ["veth-1-s", "veth-4194304-s"])
 def test_the_name_of_a_link_fills_its_field(name) -> None:
-    entry = next(each for each in ruleset.member(IPv4Address("10.0.0.1"), 7, name) if each.family == "bridge")
+    entry = next(each for each in set_members.member(IPv4Address("10.0.0.1"), 7, name) if each.family == "bridge")
     (shown,) = read(entry)
     assert name.encode().ljust(16, b"\0") in key(shown)

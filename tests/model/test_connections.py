@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from overlayd.model import ruleset
+from overlayd.model import set_members
 from overlayd.model.connections import Ends, Rules
 
 # a1 and a2 are in one network, b in another, p in none; e1 is an edge peer that may reach p and the outside, e2 may
@@ -35,14 +35,14 @@ def rules(version: int) -> Rules:
     granted = [ip_network(address["p"]), ip_network(address["ou"])]
     return Rules(
         [
-            *ruleset.cluster(ip_network(CLUSTERS[version])),
-            *ruleset.node(address["no"]),
-            *ruleset.member(address["a1"], 1, "veth-1-s"),
-            *ruleset.member(address["a2"], 1),
-            *ruleset.member(address["b"], 2),
-            *ruleset.port("veth-1-s", bytes(6), [address["a1"]]),
-            *ruleset.edge(address["e1"], granted),
-            *ruleset.edge(address["e2"], []),
+            *set_members.cluster(ip_network(CLUSTERS[version])),
+            *set_members.node(address["no"]),
+            *set_members.member(address["a1"], 1, "veth-1-s"),
+            *set_members.member(address["a2"], 1),
+            *set_members.member(address["b"], 2),
+            *set_members.port("veth-1-s", bytes(6), [address["a1"]]),
+            *set_members.edge(address["e1"], granted),
+            *set_members.edge(address["e2"], []),
         ]
     )
 

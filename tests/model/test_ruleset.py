@@ -1,76 +1,16 @@
-"""The words of the ruleset: elements, scripts, and reading a listing back."""
+"""The scripts that make our tables, and changes of their sets."""
 
 import re
-from ipaddress import IPv4Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from overlayd.model import ruleset
+from overlayd.model import ruleset, set_members
 from overlayd.model.objects import Alias, Element, Step
 from overlayd.model.set_changes import Change, changes
 
 V4 = ip_address("10.200.0.5")
 V6 = ip_address("fd00:200::5")
-
-
-def test_a_member_costs_two_elements_and_two_more_on_a_bridge() -> None:
-    assert ruleset.member(V4, 0x1_0002) == [
-        Element("inet", "network4", "10.200.0.5", "1:2"),
-        Element("inet", "member4", "1:2 . 10.200.0.5"),
-    ]
-    assert ruleset.member(V6, 5, "veth-71-s") == [
-        Element("inet", "network6", "fd00:200::5", "0:5"),
-        Element("inet", "member6", "0:5 . fd00:200::5"),
-        Element("bridge", "network", '"veth-71-s"', "0:5"),
-        Element("bridge", "member", '0:5 . "veth-71-s"'),
-    ]
-
-
-def test_what_a_container_may_send_costs_an_element_an_address() -> None:
-    mac = bytes.fromhex("026f0ac80005")
-    assert ruleset.port("veth-71-s", mac, [V4, V6]) == [
-        Element("bridge", "port4", '"veth-71-s" . 02:6f:0a:c8:00:05 . 10.200.0.5'),
-        Element("bridge", "port6", '"veth-71-s" . 02:6f:0a:c8:00:05 . 0xfd000200000000000000000000000005'),
-    ]
-    assert ruleset.leg("veth-71-g", [V4, V6]) == [
-        Element("inet", "leg4", '"veth-71-g" . 10.200.0.5'),
-        Element("inet", "leg6", '"veth-71-g" . fd00:200::5'),
-    ]
-
-
-def test_a_container_without_a_network_costs_nothing() -> None:
-    assert ruleset.member(V4, None, "veth-71-s") == []
-
-
-@pytest.mark.parametrize("number", [-1, 0, 0xFFFF_FFFF])
-def test_numbers_with_a_meaning_of_their_own_are_refused(number: int) -> None:
-    with pytest.raises(ValueError, match="network number"):
-        ruleset.member(V4, number)
-
-
-def test_edge_joins_what_overlaps() -> None:
-    allowed = [ip_network(text) for text in ("10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/25", "192.0.2.128/25", "fd00::/8")]
-    assert ruleset.edge(V4, allowed) == [
-        Element("inet", "edge4", "10.200.0.5"),
-        Element("inet", "grant4", "10.200.0.5 . 10.0.0.0/8"),
-        Element("inet", "grant4", "10.200.0.5 . 192.0.2.0/24"),
-    ]
-    assert [element.member for element in ruleset.edge(V6, allowed)] == ["fd00:200::5", "fd00:200::5 . fd00::/8"]
-
-
-def test_edge_without_grants_is_still_an_edge() -> None:
-    assert ruleset.edge(V4, []) == [Element("inet", "edge4", "10.200.0.5")]
-
-
-@given(st.lists(st.tuples(st.integers(0, 255), st.integers(24, 32)), max_size=8))
-def test_edge_grants_cover_what_is_allowed_and_never_overlap(pairs: list[tuple[int, int]]) -> None:
-    allowed = [IPv4Network((f"192.0.2.{last}", length), strict=False) for last, length in pairs]
-    granted = [IPv4Network(element.member.split(" . ")[1]) for element in ruleset.edge(V4, allowed)[1:]]
-    assert sorted(address for network in granted for address in network) == sorted(
-        {address for network in allowed for address in network}
-    )
 
 
 def test_deletes_come_first_and_a_set_is_changed_once() -> None:
@@ -95,9 +35,9 @@ def test_only_elements_are_changed() -> None:
 
 def test_the_script_with_members_adds_each_to_its_set_behind_the_rules() -> None:
     members = [
-        *ruleset.member(V4, 5, "veth-71-s"),
-        *ruleset.member(V6, 5),
-        *ruleset.member(ip_address("10.200.0.6"), 5),
+        *set_members.member(V4, 5, "veth-71-s"),
+        *set_members.member(V6, 5),
+        *set_members.member(ip_address("10.200.0.6"), 5),
     ]
     rules, added = ruleset.fixed(), ruleset.with_members(members)
     assert added.removeprefix(rules).splitlines() == [
@@ -122,13 +62,13 @@ def test_every_set_that_a_rule_looks_into_is_declared_and_every_member_goes_into
     assert set(re.findall(r"@([a-z]\w+)", re.sub(r"@(nh|th|ll),", "", table))) <= declared
     network = ip_network("10.200.0.0/16")
     made = [
-        *ruleset.cluster(network),
-        *ruleset.node(V4),
-        *ruleset.host([4], [6]),
-        *ruleset.member(V6, 5, "veth-71-s"),
-        *ruleset.port("veth-71-s", bytes(6), [V4, V6]),
-        *ruleset.leg("veth-71-g", [V4, V6]),
-        *ruleset.edge(V4, [network]),
+        *set_members.cluster(network),
+        *set_members.node(V4),
+        *set_members.host([4], [6]),
+        *set_members.member(V6, 5, "veth-71-s"),
+        *set_members.port("veth-71-s", bytes(6), [V4, V6]),
+        *set_members.leg("veth-71-g", [V4, V6]),
+        *set_members.edge(V4, [network]),
     ]
     assert {each.set for each in made if each.family == family} <= declared
 

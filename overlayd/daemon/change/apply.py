@@ -18,7 +18,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import bridge, device, fence, forwarding, link, veth
 from overlayd.linux.nft import Nft
 from overlayd.linux.wireguard.backend import Backend
-from overlayd.model import ruleset
+from overlayd.model import set_members
 from overlayd.model.connections import Rules
 from overlayd.model.layout import Layout
 from overlayd.model.objects import (
@@ -223,7 +223,7 @@ class Kernel:
         self._members = {element.key: element for element in wanted}
         if self._members:
             self._put_rules_back()
-        closed, _ = ruleset.remembered_host(self._members.values())
+        closed, _ = set_members.remembered_host(self._members.values())
         if closed:
             try:
                 forwarding.enable()
@@ -244,8 +244,8 @@ class Kernel:
         The host forwards for us alone as long as a member says so, which keeps it from being a router between its own
         networks: a refused first setup leaves it as it was.
         """
-        opened, _ = ruleset.remembered_host(each.want for each in batch if each.have is None)
-        closed, _ = ruleset.remembered_host(each.have for each in batch if each.want is None)
+        opened, _ = set_members.remembered_host(each.want for each in batch if each.have is None)
+        closed, _ = set_members.remembered_host(each.have for each in batch if each.want is None)
         forwarding.close(closed)
         try:
             if opened:
