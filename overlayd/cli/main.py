@@ -18,9 +18,16 @@ def daemon() -> NoReturn:
     """The `overlayd` command."""
     _open_standard_streams()
     gc.disable()  # what is imported stays: a tenth of the time; `daemon.garbage` enables it
-    from overlayd.daemon.main import main  # noqa: PLC0415
+    from overlayd.daemon.config import parser  # noqa: PLC0415
+    from overlayd.daemon.main import run  # noqa: PLC0415
 
-    sys.exit(main(sys.argv[1:]))
+    try:
+        options = parser().parse_args(sys.argv[1:])
+    except SystemExit as end:  # of --help, --version and wrong usage
+        sys.exit(_flushed("overlayd", int(end.code or 0)))
+    except OSError as error:  # of --help and --version, to a file on a full disk
+        sys.exit(_unprinted("overlayd", error))
+    sys.exit(run(options))
 
 
 def _open_standard_streams() -> None:
@@ -44,7 +51,7 @@ def control() -> NoReturn:
         code = run(sys.argv[1:])
     except SystemExit as end:  # of --help, --version and wrong usage
         code = int(end.code or 0)
-    sys.exit(_flushed(code))
+    sys.exit(_flushed("overlayctl", code))
 
 
 def run(arguments: list[str]) -> int:
@@ -59,21 +66,21 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except OSError as error:  # of --help and --version, to a file on a full disk
-        return _unprinted(error)
+        return _unprinted("overlayctl", error)
 
 
-def _flushed(code: int) -> int:
+def _flushed(program: str, code: int) -> int:
     """The exit code, once what was printed is out: whoever read it may have gone, or a disk be full."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
     except OSError as error:
-        return _unprinted(error)
+        return _unprinted(program, error)
     return code
 
 
-def _unprinted(error: OSError) -> int:
+def _unprinted(program: str, error: OSError) -> int:
     """The exit code after printing has failed, which is said but to a reader who has gone.
 
     The interpreter flushes the streams once more when it exits: let that succeed.
@@ -83,7 +90,7 @@ def _unprinted(error: OSError) -> int:
     code = EXIT_BROKEN_PIPE if isinstance(error, BrokenPipeError) else EXIT_ERR
     if code == EXIT_ERR:
         with suppress(OSError):  # it may be this stream
-            print(f"overlayctl: {error.strerror}", file=sys.stderr, flush=True)
+            print(f"{program}: {error.strerror}", file=sys.stderr, flush=True)
     nobody = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nobody, descriptor)

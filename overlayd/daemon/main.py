@@ -106,8 +106,12 @@ class Bound(NamedTuple):
 
 
 def main(arguments: Sequence[str], *, fresh: float = FRESH) -> int:
+    """Run `overlayd` and return its exit code, as `run` does; SystemExit for a wrong word and --help."""
+    return run(configuration.parser().parse_args(arguments), fresh=fresh)
+
+
+def run(options: argparse.Namespace, *, fresh: float = FRESH) -> int:
     """Run `overlayd` and return its exit code.  fresh: seconds for which a handshake vouches for a peer."""
-    options = configuration.parser().parse_args(arguments)
     try:
         config = configuration.load(options, os.environ)
         if config.etcd:

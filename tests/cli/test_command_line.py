@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from canned import Canned
-from lab.node import CONTROL
+from lab.node import CONTROL, DAEMON
 
 from overlayd import __version__, cli, wire
 from overlayd.cli import arguments, commands, inspection
@@ -269,10 +269,11 @@ def test_inspect_fails_when_there_is_no_journal(tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])  # then each write is one to the file
 @pytest.mark.parametrize("word", ["--version", "--help"])
-def test_what_cannot_be_printed_is_told_in_one_line(word: str, unbuffered: str) -> None:
+@pytest.mark.parametrize(("program", "name"), [(CONTROL, "overlayctl"), (DAEMON, "overlayd")])
+def test_what_cannot_be_printed_is_told_in_one_line(program: list[str], name: str, word: str, unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
         done = subprocess.run(
-            [*CONTROL, word], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
+            [*program, word], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
         )
-    assert (done.returncode, done.stderr) == (1, "overlayctl: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, f"{name}: No space left on device\n")
