@@ -77,13 +77,14 @@ class Doctor:
         """
         await self._surroundings.look()
         # At the same time: each waits for other programs most of its time.
-        looks = (self._host.check(), self._node.run_exclusively(self._look))
-        _, looked = await asyncio.gather(*looks, return_exceptions=True)
-        if isinstance(looked, BaseException):
-            raise looked
-        assert isinstance(looked, list)
-        found = [*looked, *self._followed(), *self._unanswered(), *await self._journal()]
-        found += await faulty_next_hops(self._node, self._health)
+        looks = (self._node.run_exclusively(self._look), faulty_next_hops(self._node, self._health), self._host.check())
+        found: list[Finding] = []
+        for looked in (await asyncio.gather(*looks, return_exceptions=True))[:2]:
+            if isinstance(looked, BaseException):
+                raise looked
+            assert isinstance(looked, list)
+            found += looked
+        found += [*self._followed(), *self._unanswered(), *await self._journal()]
         return ordered([*found, *self._unisolated(), *self._node_itself()])
 
     def subscribe(self, listener: Callable[[Finding, bool], None]) -> AbstractContextManager[None]:

@@ -25,6 +25,7 @@ from overlayd.linux.link import (
     link_index,
     rename,
 )
+from overlayd.linux.neighbours import no_proxy_delay_body
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.linux.script import Script, run
 from overlayd.linux.syscalls import LATER
@@ -108,7 +109,7 @@ def create_proxy(proxy: Proxy) -> None:
         sysctl.write(f"ipv6/conf/{socket.if_indextoname(index)}/proxy_ndp", "1")
     body = rt.proxy_body(index, proxy.address, ROUTE_PROTOCOL)
     flags = NLM_F_CREATE | NLM_F_REPLACE
-    at_once = rt.no_proxy_delay_body(index, rt.family(proxy.address))  # else after a random time up to 0.8 s
+    at_once = no_proxy_delay_body(index, rt.family(proxy.address))  # else after a random time up to 0.8 s
     with Netlink() as netlink:
         netlink.transact(
             [

@@ -219,9 +219,9 @@ def attachment(netlink: Netlink, own: Address) -> tuple[int, list[Network]] | No
     return index, list(dict.fromkeys(networks))
 
 
-def look_up(netlink: Netlink, address: Address) -> rt.KernelRoute | None:
-    """The route by which packets to `address` leave this host."""
-    body = rt.lookup_body(address)
+def look_up(netlink: Netlink, address: Address, flags: int = 0) -> rt.KernelRoute | None:
+    """The route by which packets to `address` leave this host.  flags: as of `rtnetlink.lookup_body`."""
+    body = rt.lookup_body(address, flags)
     try:
         replies = netlink.transact([Request("look up route", str(address), rt.RTM_GETROUTE, 0, body)])
     except MechanismError:

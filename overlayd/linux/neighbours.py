@@ -11,17 +11,19 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.egress import look_up
-from overlayd.linux.link import find_link, link_index
+from overlayd.linux.link import find_link, link_index, read_link
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.model.next_hops import NextHop
 from overlayd.model.objects import Address
-from overlayd.proto.netlink import attribute, attributes, number, string, u32
+from overlayd.proto.netlink import attribute, attributes, nested, number, string, text, u32
 
 # linux/neighbour.h
-_NDTA_NAME, _NDTA_THRESH3, _NDTA_CONFIG = 1, 4, 5
-_NAMES = ("arp_cache", "ndisc_cache")
+_NDTA_NAME, _NDTA_THRESH3, _NDTA_CONFIG, _NDTA_PARMS = 1, 4, 5, 6
+_NDTPA_IFINDEX, _NDTPA_PROXY_DELAY = 1, 13
+_NAMES: dict[int, str] = {socket.AF_INET: "arp_cache", socket.AF_INET6: "ndisc_cache"}
 _HEADER = 4  # ndtmsg: family, padded
 _NEIGHBOUR = struct.Struct("=B3xiHBB")  # ndmsg: family, link, state, flags, type
 _CONFIG = struct.Struct("=HHI")  # ndt_config: key length, entry size, entries
@@ -48,10 +50,17 @@ def tables() -> list[NeighbourTable]:
             for body in netlink.dump("list neighbour tables", rt.RTM_GETNEIGHTBL, bytes([family, 0, 0, 0])):
                 about = dict(attributes(body[_HEADER:]))
                 # A link's own parameters come as messages of the same kind, without the table's configuration.
-                if _NDTA_CONFIG in about and string(about[_NDTA_NAME]) in _NAMES:
+                if _NDTA_CONFIG in about and string(about[_NDTA_NAME]) in _NAMES.values():
                     entries = _CONFIG.unpack_from(about[_NDTA_CONFIG])[2]
                     found.append(NeighbourTable(version, entries, number(about.get(_NDTA_THRESH3))))
     return found
+
+
+def no_proxy_delay_body(index: int, kind: int) -> bytes:
+    """Body of an RTM_SETNEIGHTBL message: as a proxy for others of the family, a link answers at once."""
+    delay = attribute(_NDTPA_PROXY_DELAY, bytes(8))  # milliseconds
+    parameters = nested(_NDTA_PARMS, u32(_NDTPA_IFINDEX, index) + delay)
+    return bytes([kind, 0, 0, 0]) + text(_NDTA_NAME, _NAMES[kind]) + parameters
 
 
 def told(netlink: Netlink, index: int = 0) -> dict[tuple[int, Address], bytes]:
@@ -84,22 +93,25 @@ def forget_request(link: str, address: Address) -> Request:
     return Request("delete neighbour", str(address), rt.RTM_DELNEIGH, 0, body, (errno.ENOENT,))
 
 
-def next_hops(addresses: Iterable[Address]) -> dict[Address, NextHop]:
-    """Whom this host hands packets to each address to, and what it knows of that neighbour; without those that do not
-    leave it.  Takes some 40 us each.  MechanismError when the kernel refuses.
+def next_hops(addresses: Iterable[Address]) -> dict[Address, list[NextHop]]:
+    """Whom this host hands packets to each address to, one of several where its route has those, and what it knows of
+    these neighbours; without addresses whose packets do not leave it.  Takes some 40 us each.  MechanismError when the
+    kernel refuses.
     """
-    found: dict[Address, NextHop] = {}
+    found: dict[Address, list[NextHop]] = {}
     known: dict[tuple[int, Address], NextHop] = {}
     with Netlink() as netlink:
         for address in addresses:
-            route = look_up(netlink, address)
-            if route is None or not route.hops:
+            route = look_up(netlink, address, rt.RTM_F_FIB_MATCH)
+            if route is None:
                 continue
-            index, via = route.hops[0][0], route.gateway or address
-            hop = known.get((index, via))
-            if hop is None:
-                hop = known[index, via] = _asked(netlink, index, via, routes=route.gateway is not None)
-            found[address] = hop
+            for (index, flags), gateway in zip(route.hops, route.gateways, strict=True):
+                key = index, gateway or address
+                if flags & rt.RTNH_F_DEAD:  # the kernel uses the others
+                    continue
+                if key not in known:
+                    known[key] = _asked(netlink, *key, routes=gateway is not None)
+                found.setdefault(address, []).append(known[key])
     return found
 
 
@@ -128,12 +140,24 @@ def _asked(netlink: Netlink, index: int, address: Address, *, routes: bool) -> N
         state = _NEIGHBOUR.unpack_from(entry)[2]
         about = dict(attributes(entry[_NEIGHBOUR.size :]))
         if state == _INCOMPLETE:
-            hop = hop._replace(entry="asked")
+            hop = hop._replace(entry="asked", port_of=_bridge_of(netlink, name))
         elif state == _FAILED:
-            hop = hop._replace(entry="silent")
+            hop = hop._replace(entry="silent", port_of=_bridge_of(netlink, name))
         elif state in (rt.NUD_NOARP, rt.NUD_PERMANENT) and (mac := bytes(about.get(rt.NDA_LLADDR, b""))):
             link = find_link(netlink, name)
             asks = link is None or not link.flags & rt.IFF_NOARP
             ours = link is not None and mac == link.mac and link.kind in _ETHERNET
             hop = hop._replace(entry="ours" if ours else "told", mac=mac.hex(":"), arp=asks)
     return hop
+
+
+def _bridge_of(netlink: Netlink, name: str) -> str:
+    """The bridge, bond or the like that takes all that arrives at a link; empty when none does."""
+    link = find_link(netlink, name)
+    if link is None or not link.master:
+        return ""
+    try:
+        master = read_link(netlink, link.master)
+    except MechanismError:  # it has just gone
+        return ""
+    return master.name if master.kind != "vrf" else ""

@@ -28,5 +28,5 @@ def parse_route(body: memoryview) -> rt.KernelRoute | None:
         return rt.parse_route(body)
     destination = addresses.of_bytes(packed, prefix)
     if third == _LINK:
-        return rt.KernelRoute(destination, table, protocol, scope, kind, None, None, 0, 0, ((value, flags),))
+        return rt.KernelRoute(destination, table, protocol, scope, kind, None, None, 0, 0, ((value, flags),), (None,))
     return rt.KernelRoute(destination, table, protocol, scope, kind, None, None, value, 0, ())

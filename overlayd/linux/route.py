@@ -61,7 +61,8 @@ def describe(route: rt.KernelRoute) -> str:
     """As ip-route(8) writes it: "10.0.0.0/8 via 192.0.2.1 dev eth0"."""
     words = [str(route.destination)]
     if route.gateway is not None:
-        words.append(f"via {route.gateway}")
+        other = route.gateway.version != route.destination.version
+        words.append(f"via inet6 {route.gateway}" if other else f"via {route.gateway}")
     for index, _flags in route.hops[:1]:
         try:
             words.append(f"dev {socket.if_indextoname(index)}")

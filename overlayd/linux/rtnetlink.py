@@ -18,7 +18,7 @@ from typing import NamedTuple
 from overlayd._fast import addresses
 from overlayd._fast.links import LinkAttributes
 from overlayd.model.objects import Address, Interface, Network
-from overlayd.proto.netlink import attribute, attributes, nested, number, text, u32
+from overlayd.proto.netlink import attribute, attributes, nested, number, u32
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -82,7 +82,6 @@ NETCONFA_IFINDEX_ALL = -1
 IFA_ADDRESS, IFA_LOCAL, IFA_MULTICAST = 1, 2, 7
 IFA_F_NODAD = 0x02
 NDA_DST, NDA_LLADDR, NDA_VLAN, NDA_IFINDEX, NDA_MASTER, NDA_PROTOCOL = 1, 2, 5, 8, 9, 12
-NDTA_NAME, NDTA_PARMS, NDTPA_IFINDEX, NDTPA_PROXY_DELAY = 1, 6, 1, 13
 NTF_MASTER, NTF_PROXY, NTF_STICKY = 0x04, 0x08, 0x40
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 
@@ -137,8 +136,8 @@ class LinkAddress(NamedTuple):
 
 
 class KernelRoute(NamedTuple):
-    """What RTM_NEWROUTE says of a route.  hops: (link index, RTNH_F_* flags) of each next hop.  mtu: of the route, 0
-    when it has none.
+    """What RTM_NEWROUTE says of a route.  hops: (link index, RTNH_F_* flags) of each next hop.  gateways: the router of
+    each, None where there is none; gateway: that of a route with one.  mtu: of the route, 0 when it has none.
     """
 
     destination: Network
@@ -151,6 +150,7 @@ class KernelRoute(NamedTuple):
     metric: int
     mtu: int
     hops: tuple[tuple[int, int], ...]
+    gateways: tuple[Address | None, ...] = ()
 
 
 class Netconf(NamedTuple):
@@ -289,14 +289,6 @@ def neighbour_body(index: int, address: Address, mac: bytes) -> bytes:
         + attribute(NDA_DST, address.packed)
         + attribute(NDA_LLADDR, mac)
     )
-
-
-def no_proxy_delay_body(index: int, kind: int) -> bytes:
-    """Body of an RTM_SETNEIGHTBL message: as a proxy for others of the family, a link answers at once."""
-    name = "arp_cache" if kind == socket.AF_INET else "ndisc_cache"
-    delay = attribute(NDTPA_PROXY_DELAY, bytes(8))  # milliseconds
-    table = bytes([kind, 0, 0, 0])  # ndtmsg: family, padded
-    return table + text(NDTA_NAME, name) + nested(NDTA_PARMS, u32(NDTPA_IFINDEX, index) + delay)
 
 
 def forwarding_body(port: int, mac: bytes) -> bytes:
@@ -451,7 +443,8 @@ def parse_route(body: memoryview) -> KernelRoute | None:
     found = dict(attributes(body[_ROUTE.size :]))
     packed = bytes(found.get(RTA_DST, bytes(4 if kind == socket.AF_INET else 16)))
     metrics = dict(attributes(found[RTA_METRICS])) if RTA_METRICS in found else {}
-    hops = [(number(found[RTA_OIF]), flags)] if RTA_OIF in found else []
+    gateway = _gateway(found)
+    hops = [(number(found[RTA_OIF]), flags, gateway)] if RTA_OIF in found else []
     if RTA_MULTIPATH in found:
         hops += _nexthops(found[RTA_MULTIPATH])
     return KernelRoute(
@@ -460,11 +453,12 @@ def parse_route(body: memoryview) -> KernelRoute | None:
         protocol=protocol,
         scope=scope,
         type=type_,
-        gateway=ip_address(bytes(found[RTA_GATEWAY])) if RTA_GATEWAY in found else None,
+        gateway=gateway,
         source=ip_address(bytes(found[RTA_PREFSRC])) if RTA_PREFSRC in found else None,
         metric=number(found.get(RTA_PRIORITY)),
         mtu=number(metrics.get(RTAX_MTU)),
-        hops=tuple(hops),
+        hops=tuple((index, flags) for index, flags, _gateway in hops),
+        gateways=tuple(gateway for _index, _flags, gateway in hops),
     )
 
 
@@ -485,8 +479,14 @@ def prefix_of(body: memoryview) -> int:
     return body[1]
 
 
-def _nexthops(data: memoryview) -> Iterator[tuple[int, int]]:
+def _nexthops(data: memoryview) -> Iterator[tuple[int, int, Address | None]]:
     while len(data) >= _NEXTHOP.size:
         size, flags, _weight, index = _NEXTHOP.unpack_from(data)
-        yield index, flags
+        yield index, flags, _gateway(dict(attributes(data[_NEXTHOP.size : size])))
         data = data[max(size + 3 & ~3, _NEXTHOP.size) :]
+
+
+def _gateway(found: Mapping[int, memoryview]) -> Address | None:
+    """RTA_VIA is one of the other family, as in "default via inet6 fe80::1"."""
+    packed = found[RTA_VIA][2:] if RTA_VIA in found else found.get(RTA_GATEWAY)
+    return ip_address(bytes(packed)) if packed is not None else None

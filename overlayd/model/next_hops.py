@@ -19,7 +19,7 @@ Entry = Literal["fine", "asked", "silent", "told", "ours"]
 
 class NextHop(NamedTuple):
     """A neighbour.  link: its link's name.  routes: it is a router, and not itself whom packets are for.  mac: as
-    text.  arp: whether the link asks for MACs at all.
+    text.  arp: whether the link asks for MACs at all.  port_of: the bridge that takes what arrives by the link.
     """
 
     link: str
@@ -28,17 +28,19 @@ class NextHop(NamedTuple):
     entry: Entry = "fine"
     mac: str = ""
     arp: bool = True
+    port_of: str = ""
 
 
 class Sent(NamedTuple):
     """What is sent by a neighbour.  to: a peer's name, or the outside.  waits: it has gone without any answer for
-    long.  answers: there was one lately.
+    long.  answers: there was one lately.  others: it is also sent by other neighbours, of which some answer.
     """
 
     hop: NextHop
     to: str
     waits: bool
     answers: bool
+    others: bool = False
 
 
 def next_hop_findings(sent: Iterable[Sent]) -> list[Finding]:
@@ -57,27 +59,37 @@ def next_hop_findings(sent: Iterable[Sent]) -> list[Finding]:
         elif hop.entry == "ours":
             found.append(_ours(hop, [each.to for each in some]))
         elif hop.entry == "silent" and hop.routes:
-            found.append(_silent(hop, [each.to for each in some]))
+            found.append(_silent(hop, some))
         elif hop.entry == "silent":
             silent.setdefault(hop.link, []).append((hop, some))
     for link, hops in silent.items():
         if len(hops) > FEW:
             found.append(_many(link, [hop for hop, _ in hops]))
         else:
-            found += [_silent(hop, [each.to for each in some]) for hop, some in hops]
+            found += [_silent(hop, some) for hop, some in hops]
     return found
 
 
-def _silent(hop: NextHop, to: Sequence[str]) -> Finding:
+def _silent(hop: NextHop, sent: Sequence[Sent]) -> Finding:
     what = "that router" if hop.routes else "that host"
+    shared = all(each.others for each in sent)
+    to = _named([each.to for each in sent])
+    remedy = (
+        f"see whether {what} runs, has that address, and is on that link, and the cable or VLAN between;"
+        f" ip neigh del {hop.address} dev {hop.link} has the kernel ask anew"
+    )
+    if hop.port_of:
+        remedy = (
+            f"{hop.link} is a port of {hop.port_of}, which takes all answers: give {hop.port_of} the addresses and"
+            f" routes of {hop.link}, or take it out (ip link set dev {hop.link} nomaster)"
+        )
     return Finding(
         code="neighbour-silent",
-        severity="error" if hop.routes else "warning",
+        severity="error" if hop.routes and not shared else "warning",
         object=f"neighbour {hop.address} of {hop.link}",
         problem=f"{_UNANSWERED[hop.address.version]}{', and is the router to others' if hop.routes else ''}",
-        symptom=f"nothing is sent to {_named(to)}",
-        remedy=f"see whether {what} runs, has that address, and is on that link, and the cable or VLAN between;"
-        f" ip neigh del {hop.address} dev {hop.link} has the kernel ask anew",
+        symptom=f"what is sent by it, not by other routers, to {to} is lost" if shared else f"nothing is sent to {to}",
+        remedy=remedy,
     )
 
 

@@ -115,3 +115,40 @@ def test_an_uplink_whose_arp_is_off(pair: Pair) -> None:
     assert command == "ip link set dev uplink arp on"
     shell(alpha, command)
     until(lambda: alpha.findings() == [], lambda: str(alpha.findings()))
+
+
+def test_one_of_two_routers_that_does_not_answer(pair: Pair) -> None:
+    alpha, usual, nobody = pair.alpha, pair.lab.underlay.ip, str(pair.lab.underlay.network[80])
+    shell(alpha, f"ip route replace default nexthop via {usual} dev uplink nexthop via {nobody} dev uplink")
+    shell(alpha, f"ping -c 1 -W 1 -I uplink {usual}; ping -c 1 -W 1 {nobody} || true")
+    assert "see whether that router runs" in remedy(alpha, SILENT, nobody)
+    (found,) = alpha.findings()
+    assert (found["severity"], ", not by other routers" in found["symptom"]) == ("warning", True)
+    shell(alpha, f"ip route replace default via {usual} dev uplink")
+    until(lambda: alpha.findings() == [], lambda: str(alpha.findings()))
+
+
+def test_a_router_of_the_other_family_that_does_not_answer() -> None:
+    with Lab() as lab:
+        alpha, nobody = Member(lab, 1, "alpha"), "fe80::51"
+        alpha.start()
+        alpha.set_up()
+        for each in ("uplink", "lo"):
+            alpha.node.write_sysctl(f"net/ipv6/conf/{each}/disable_ipv6", "0")
+        until(lambda: "tentative" not in alpha.node.run(["ip", "-6", "addr", "show", "dev", "uplink"]))
+        shell(alpha, f"ip -4 route replace default via inet6 {nobody} dev uplink")
+        shell(alpha, f"ping -c 1 -W 1 {lab.outside_address.ip} || true")
+        assert "see whether that router runs" in remedy(alpha, SILENT, nobody)
+
+
+def test_an_uplink_that_was_made_a_port_of_a_bridge_names_the_bridge() -> None:
+    with Lab() as lab:
+        alpha, router = Member(lab, 1, "alpha"), str(lab.underlay.ip)
+        alpha.start()
+        alpha.set_up()
+        shell(alpha, "ip link add brlan type bridge; ip link set brlan up; ip link set uplink master brlan")
+        shell(alpha, f"ip neigh flush dev uplink; ping -c 1 -W 1 {lab.outside_address.ip} || true")
+        command = "ip" + remedy(alpha, SILENT, router).partition("(ip")[2].rstrip(")")
+        assert command == "ip link set dev uplink nomaster"
+        shell(alpha, f"{command}; ip link set uplink up")
+        until(lambda: alpha.findings() == [], lambda: str(alpha.findings()))

@@ -48,3 +48,20 @@ def test_this_hosts_own_mac_is_surely_wrong():
     assert (found.code, found.severity, found.remedy) == ("neighbour-told", "error", "ip link set dev eth0 arp on")
     (found,) = next_hop_findings([ours._replace(hop=ours.hop._replace(arp=True))])
     assert found.remedy == "ip neigh del 192.0.2.1 dev eth0"
+
+
+def test_a_router_beside_others_that_answer_is_a_warning():
+    silent = Sent(ROUTER._replace(entry="silent"), "peer a", True, False, others=True)
+    (found,) = next_hop_findings([silent])
+    assert (found.severity, found.symptom) == (
+        "warning",
+        "what is sent by it, not by other routers, to peer a is lost",
+    )
+    (found,) = next_hop_findings([silent, silent._replace(to="peer b", others=False)])
+    assert (found.severity, found.symptom) == ("error", "nothing is sent to peer a, peer b")
+
+
+def test_a_port_of_a_bridge_is_called_that():
+    silent = ROUTER._replace(entry="silent", port_of="br0")
+    (found,) = next_hop_findings([Sent(silent, "peer a", True, False)])
+    assert found.remedy.startswith("eth0 is a port of br0, which takes all answers")

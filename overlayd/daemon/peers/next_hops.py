@@ -5,6 +5,8 @@ Owns: which of them are looked at, and how long one that is being asked may take
 """
 
 import asyncio
+from collections.abc import Collection
+from itertools import chain
 from typing import NamedTuple
 
 from overlayd.daemon.change.node import Node
@@ -13,13 +15,13 @@ from overlayd.linux import neighbours
 from overlayd.model.diversions import OUTSIDE
 from overlayd.model.findings import Finding
 from overlayd.model.health import UNANSWERED
-from overlayd.model.next_hops import Sent, next_hop_findings
+from overlayd.model.next_hops import NextHop, Sent, next_hop_findings
 from overlayd.model.objects import Address
 from overlayd.model.peers import called
 
 # Our own constants.
 WAITING, ANSWERING = 64, 16  # so many peers that owe an answer are looked at, and that do answer
-ASKED, AGAIN = 4.0, 0.2  # seconds: the kernel asks three times, once a second; between two looks at it
+ASKED, AGAIN = 1.4, 0.1  # seconds: the kernel asks once a second, so twice; between two looks at it
 
 
 class _Peer(NamedTuple):
@@ -42,21 +44,24 @@ async def faulty_next_hops(node: Node, health: Health) -> list[Finding]:
     addresses = {outside, *(peer.address for peer in peers)}
     for look in range(round(ASKED / AGAIN)):
         hops = await node.run(neighbours.next_hops, addresses)
-        if not look and (silent := {hop for hop in hops.values() if hop.entry == "silent"}):
+        if not look and (silent := {hop for hop in chain(*hops.values()) if hop.entry == "silent"}):
             await node.run(neighbours.ask, silent)
             hops = await node.run(neighbours.next_hops, addresses)
-        if all(hop.entry != "asked" for hop in hops.values()):
+        if all(hop.entry != "asked" for hop in chain(*hops.values())):
             break
         await asyncio.sleep(AGAIN)
-    hops = {address: hop._replace(entry="silent") if hop.entry == "asked" else hop for address, hop in hops.items()}
-    sent = [
-        Sent(hops[peer.address], f"peer {called(node.state, peer.scope, peer.key)}", peer.waits, peer.answers)
-        for peer in peers
-        if peer.address in hops
-    ]
-    if outside in hops:
-        sent.append(Sent(hops[outside], "the outside", waits=False, answers=False))
-    return next_hop_findings(sent)
+    sent = []
+    for peer in peers:
+        name = f"peer {called(node.state, peer.scope, peer.key)}"
+        sent += _sent(hops.get(peer.address, ()), name, waits=peer.waits, answers=peer.answers)
+    return next_hop_findings(sent + _sent(hops.get(outside, ()), "the outside", waits=False, answers=False))
+
+
+def _sent(hops: Collection[NextHop], to: str, *, waits: bool, answers: bool) -> list[Sent]:
+    """Who has not answered by now does not."""
+    hops = [hop._replace(entry="silent") if hop.entry == "asked" else hop for hop in hops]
+    others = any(hop.entry == "fine" for hop in hops)
+    return [Sent(hop, to, waits, answers, others) for hop in hops]
 
 
 def _some_peers(health: Health) -> list[_Peer]:
