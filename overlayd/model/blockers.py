@@ -108,11 +108,15 @@ def _passage(ruleset: Ruleset, chain: BaseChain, traffic: Traffic, carried: Carr
         severity="error" if certain else "warning",
         object=describe(chain),
         problem=f"{reason(blocked[0].end, blocked[0].by_policy)}, and so keeps the overlay from forwarding",
-        symptom="containers reach neither other nodes nor the outside"
-        if certain
-        else "only what its other rules let pass reaches containers",
+        symptom=_cut_off(chain) if certain else "only what its other rules let pass reaches containers",
         remedy=let_pass(chain, missing or [(way, link) for way in ways for link in ours]),
     )
+
+
+def _cut_off(chain: BaseChain) -> str:
+    if (chain.name[0], chain.hook) == ("bridge", "forward"):  # from one port to another: all else leaves the bridge
+        return "containers of one service do not reach each other"
+    return "containers reach neither other nodes nor the outside"
 
 
 def _judged(ruleset: Ruleset, chain: BaseChain, packet: Packet, carried: Carried) -> Verdict:

@@ -352,6 +352,7 @@ def test_between_the_ports_of_a_bridge(look: Look, space: Namespace) -> None:
     space.nft("table bridge fw { chain f { type filter hook forward priority 0; policy drop; }; }")
     (found,) = look()
     assert (found.code, found.object) == ("forward-blocked", "table bridge fw chain f")
+    assert found.symptom == "containers of one service do not reach each other"
     take(space, found)
     assert look() == []
 
