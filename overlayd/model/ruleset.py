@@ -144,7 +144,12 @@ add table inet {NFT_TABLE}
 add table bridge {NFT_TABLE}
 flush table inet {NFT_TABLE}
 flush table bridge {NFT_TABLE}
+{_inet_table()}{_bridge_table()}"""
 
+
+def _inet_table() -> str:
+    """What is routed, between our links and to and from the host and the outside."""
+    return f"""
 table inet {NFT_TABLE} {{
 {_declarations("inet")}
 
@@ -273,7 +278,12 @@ table inet {NFT_TABLE} {{
     }
     }}
 }}
+"""
 
+
+def _bridge_table() -> str:
+    """What is bridged, between the ports of one bridge, and from them to the host."""
+    return f"""
 # Between two ports of one bridge the port is the identity: it holds for every protocol, IPv6 link-local addresses and
 # multicast included, and no container can forge it.  ARP and neighbour discovery towards the gateway are not
 # forwarded, so they do not pass here; between fellow members they pass like all else.  No connection tracking is
