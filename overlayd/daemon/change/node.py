@@ -6,29 +6,29 @@ refuses. Must not know: the wire, sockets, or which request a change comes from.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 from overlayd import fault
 from overlayd.daemon.change.apply import Failure, HalfDone, Kernel
+from overlayd.daemon.change.deciding import FEW, decide, put_together
 from overlayd.daemon.change.disposal import dispose
 from overlayd.daemon.change.gather import Decision, Gathering
 from overlayd.daemon.change.inspect import observe, present
 from overlayd.daemon.change.journal import Journal
 from overlayd.daemon.change.lane import Lane
 from overlayd.daemon.change.locks import ResourceLocks
-from overlayd.daemon.change.slices import Slices
 from overlayd.daemon.change.transition import Encoded, Transition, encode_rows
 from overlayd.daemon.change.work import Work, end, resolve, wait_out
 from overlayd.daemon.listeners import Listeners
 from overlayd.errors import MechanismError, StateError
 from overlayd.linux.threads import Pool
-from overlayd.model.layout import Facts, Layout, Networks, by_key, implied, leave_out
+from overlayd.model.layout import Facts, Layout, by_key, implied
 from overlayd.model.objects import Address, Element, Object, Step, Veth
 from overlayd.model.plan import plan
-from overlayd.model.rows import Change, Lease, Peer, Row, RowId, encode
+from overlayd.model.rows import Change, Lease, Row, RowId
 from overlayd.model.state import Draft, NotYet, State
 
 T = TypeVar("T")
@@ -42,8 +42,6 @@ WORKERS = 16
 # Changes carried out together.  The kernel's part of 512 peers takes some 100 ms in wireguard-go, for which a later
 # change of the same resources has to wait.
 GROUP = 512
-
-FEW = 16  # objects, which are put together, or changes, which are answered, before others are served
 
 MANY = 256  # objects, which are compared beside the loop
 
@@ -202,10 +200,11 @@ class Node:
         async with self._hold([*exclusive, FACTS], everything=everything):
             before = self.facts
             try:
+                make = self._make(everything)
                 async with self._deciding:
-                    have = await self._put_together(implied(self.state, self.facts, touched), everything)
+                    have = await make(implied(self.state, self.facts, touched))
                     self.facts = update(before)
-                    want = await self._put_together(implied(self.state, self.facts, touched), everything)
+                    want = await make(implied(self.state, self.facts, touched))
                 await self._apply(await self._plan(have, want))
                 self._dispose(have, want)
             except BaseException as error:
@@ -235,7 +234,7 @@ class Node:
         everything = exclusive is None
         async with self._hold(exclusive or (), everything=everything):
             async with self._deciding:
-                want = await self._put_together(part(self.state, self.facts), everything)
+                want = await self._make(everything)(part(self.state, self.facts))
             have = await self.run(look, self.kernel, want)
             yield await self._plan(have, want)
             self._dispose(have, want)
@@ -302,8 +301,10 @@ class Node:
         """Take decisions through state, journal and kernel together, and settle them; on an error nothing has
         happened, and none is settled.
         """
-        transition = await self._decide(decisions, verify, everything)
-        if transition is not None:
+        make = self._make(everything)
+        async with self._deciding:
+            transition = await decide(self.state, self.facts, decisions, verify, everything=everything, make=make)
+        if transition is not None and (transition.change or verify or self._owed):
             try:
                 await self._take_effect(transition)
             finally:
@@ -313,65 +314,11 @@ class Node:
             if at % FEW == 0:
                 await asyncio.sleep(0)  # those who waited for these are answered now
 
-    async def _decide(
-        self, decisions: Sequence[Decision[Any]], verify: Collection[RowId], everything: bool
-    ) -> Transition | None:
-        """Put decisions into the state, each on the one before it.  None when all refuse, or nothing is to be done."""
-        async with self._deciding:
-            touched: set[RowId] = set(verify)
-            besides: dict[RowId, Networks] = {}  # of peers, to which the ways stay as they are
-            there = implied(self.state, self.facts, touched) if touched else iter(())
-            have = await self._put_together(there, everything)
-            change: dict[RowId, Row | None] = {}
-            inverse: dict[RowId, Row | None] = {}
-            taken = 0
-            slices = Slices()
-            try:
-                for decision in decisions:
-                    await slices.pause()
-                    draft = Draft(self.state)
-                    if decision.take(draft):
-                        taken += 1
-                        first = draft.rows.keys() - touched
-                        await slices.pause()
-                        if not everything and (ways := leave_out(self.state, self.facts, draft.rows, touched, besides)):
-                            have = ways | have
-                        if not all(id[0] == Peer.table and self.state.get(Peer, id[1]) is None for id in first):
-                            # Of a new peer there is nothing yet.
-                            present = implied(self.state, self.facts, first, besides)
-                            have |= await self._put_together(present, everything)
-                        await slices.pause()
-                        touched |= first
-                        for id, row in self.state.apply(draft.rows).items():
-                            inverse.setdefault(id, row)
-                        change |= draft.rows
-                await slices.pause()
-                if not taken or not (change or verify or self._owed):
-                    return None
-                # Now, while the state shows this change and no later one: what those bring about is their own affair.
-                want = await self._put_together(implied(self.state, self.facts, touched, besides), everything)
-                # Before another change is decided, which may not come to the disk sooner.
-                encoded: Encoded = {}
-                for id, row in change.items():
-                    encoded[id] = encode(row) if row is not None else None
-                    await slices.pause()
-            except BaseException:
-                self.state.apply(inverse)
-                raise
-        return Transition(change, inverse, encoded, have, want, bool(verify), everything)
-
-    async def _put_together(self, objects: Iterator[Object], everything: bool) -> Layout:
-        """What the state implies now, by key: beside the loop if the state stands still, for that may be all there is;
-        else before another change is decided, and in slices.
+    def _make(self, everything: bool) -> Callable[[Iterator[Object]], Awaitable[Layout]]:
+        """How to put together what the state implies now, by key: beside the loop if the state stays as it is, for that
+        may be all there is; else before another change is decided, and in slices.
         """
-        if everything:
-            return await self.run(by_key, objects)
-        slices, found = Slices(), Layout()
-        for number, thing in enumerate(objects, 1):
-            found[thing.key] = thing
-            if number % FEW == 0:
-                await slices.pause()
-        return found
+        return partial(self.run, by_key) if everything else put_together
 
     def _dispose(self, *tables: dict[Any, Any]) -> None:
         """Have those that are large emptied beside the loop, some time."""
