@@ -27,6 +27,7 @@ from overlayd.linux.link import (
     route_request,
 )
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import route_body
 from overlayd.model.objects import GROUP_DEVICE, ROUTE_PROTOCOL, Alias, Device, Interface, Network, Route, device_alias
 from overlayd.proto.netlink import NLM_F_CREATE, text, u32
 
@@ -104,7 +105,7 @@ def delete_routes(deleted: Iterable[Route]) -> None:
 
 
 def _delete_request(destination: Network) -> Request:
-    body = rt.route_body(0, destination, ROUTE_PROTOCOL)
+    body = route_body(0, destination, ROUTE_PROTOCOL)
     if destination.version == 6:  # else the kernel would take the fence of that destination for it
         body += u32(rt.RTA_PRIORITY, rt.IP6_RT_PRIO_USER)
     return Request("delete route", str(destination), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,))

@@ -12,6 +12,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux import sysctl
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import KernelRoute, lookup_body, parse_route, prefix_length, route_filter
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Address, Network
 from overlayd.model.parameters import OVERHEAD, Uplink
 
@@ -95,12 +96,12 @@ def physical_egress() -> Egress | None:
             link.ifindex: link
             for link in map(rt.parse_link, netlink.dump("list links", rt.RTM_GETLINK, rt.link_filter()))
         }
-        bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter())
+        bodies = netlink.dump("list routes", rt.RTM_GETROUTE, route_filter())
         parsed = map(rt.parse_address, netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter()))
         addresses = [address for address in parsed if address is not None and address.scope == rt.RT_SCOPE_UNIVERSE]
     defaults = [
         route
-        for route in (rt.parse_route(body) for body in bodies if not rt.prefix_of(body))
+        for route in (parse_route(body) for body in bodies if not prefix_length(body))
         if route is not None and route.table == rt.RT_TABLE_MAIN
     ]
     defaults.sort(key=lambda route: (route.destination.version, route.metric))
@@ -116,7 +117,7 @@ def physical_egress() -> Egress | None:
     return replace(way, alone=len({each.interface for _, each in ways}) == 1) if way is not None else None
 
 
-def _way(route: rt.KernelRoute, link: rt.Link, own: Sequence[Address]) -> Egress | None:
+def _way(route: KernelRoute, link: rt.Link, own: Sequence[Address]) -> Egress | None:
     """The way out by a default route through a link with these addresses; None when none is of its family."""
     source = route.source or next((each for each in own if each.version == route.destination.version), None)
     if source is None:
@@ -219,12 +220,12 @@ def attachment(netlink: Netlink, own: Address) -> tuple[int, list[Network]] | No
     return index, list(dict.fromkeys(networks))
 
 
-def look_up(netlink: Netlink, address: Address, flags: int = 0) -> rt.KernelRoute | None:
-    """The route by which packets to `address` leave this host.  flags: as of `rtnetlink.lookup_body`."""
-    body = rt.lookup_body(address, flags)
+def look_up(netlink: Netlink, address: Address, flags: int = 0) -> KernelRoute | None:
+    """The route by which packets to `address` leave this host.  flags: as of `lookup_body`."""
+    body = lookup_body(address, flags)
     try:
         replies = netlink.transact([Request("look up route", str(address), rt.RTM_GETROUTE, 0, body)])
     except MechanismError:
         return None  # unreachable, prohibited: the errno says how, which nobody asks
-    routes = map(rt.parse_route, replies)
+    routes = map(parse_route, replies)
     return next((route for route in routes if route is not None and route.type == rt.RTN_UNICAST), None)

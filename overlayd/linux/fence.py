@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import unreachable_route_body
 from overlayd.model.objects import FENCE_METRIC, ROUTE_PROTOCOL, Fence
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL
 
@@ -28,7 +29,7 @@ def delete(fences: Iterable[Fence]) -> None:
 def _transact(operation: str, fences: Iterable[Fence], kind: int, flags: int, tolerated: int) -> None:
     asked = []
     for fence in fences:
-        body = rt.unreachable_route_body(fence.destination, ROUTE_PROTOCOL, FENCE_METRIC)
+        body = unreachable_route_body(fence.destination, ROUTE_PROTOCOL, FENCE_METRIC)
         asked.append(Request(operation, str(fence.destination), kind, flags, body, (tolerated,)))
     with Netlink() as netlink:
         netlink.transact(asked)

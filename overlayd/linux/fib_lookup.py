@@ -15,6 +15,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import lookup_body, parse_route
 from overlayd.model.diversions import HERE, Question, Way
 from overlayd.proto.netlink import attribute, u32
 
@@ -46,7 +47,7 @@ def ways(questions: Iterable[Question]) -> list[tuple[Question, Way]]:
 
 def _way(netlink: Netlink, question: Question, incoming: int, through: int) -> Way:
     """incoming, through: indexes of those links."""
-    body = rt.lookup_body(question.destination, incoming=incoming, source=question.source)
+    body = lookup_body(question.destination, incoming=incoming, source=question.source)
     if question.mark is not None:
         body += u32(_RTA_MARK, question.mark.value)
     if (flow := question.kind) is not None:
@@ -57,7 +58,7 @@ def _way(netlink: Netlink, question: Question, incoming: int, through: int) -> W
         replies = netlink.transact([Request("look up route", str(question.destination), rt.RTM_GETROUTE, 0, body)])
     except MechanismError as error:
         return Way("", _WORDS.get(error.errno, os.strerror(error.errno)))
-    route = next((route for route in map(rt.parse_route, replies) if route is not None), None)
+    route = next((route for route in map(parse_route, replies) if route is not None), None)
     if route is None or route.type in rt.REFUSING:
         return Way("", "a route refuses it")
     if route.type == rt.RTN_LOCAL:

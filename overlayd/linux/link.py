@@ -16,6 +16,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux import sysctl
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import connected_route_body, is_local_route, lookup_body, route_body
 from overlayd.model.objects import ROUTE_PROTOCOL, Address, Interface, Network
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, nested, text, u32
 
@@ -150,7 +151,7 @@ def route_request(
     """Add one route of ours through the link.  flags: NLM_F_EXCL to refuse, or NLM_F_REPLACE to replace, what leads to
     the same destination; with NLM_F_CREATE.
     """
-    body = rt.route_body(index, destination, ROUTE_PROTOCOL, gateway, source)
+    body = route_body(index, destination, ROUTE_PROTOCOL, gateway, source)
     return Request("add route", str(destination), rt.RTM_NEWROUTE, flags, body)
 
 
@@ -209,11 +210,11 @@ def await_own(netlink: Netlink, index: int, address: Interface) -> None:
     """
     if address.version == 4:
         return
-    body = rt.lookup_body(address.ip, index=index)
+    body = lookup_body(address.ip, index=index)
     asked = [Request("look up route", str(address.ip), rt.RTM_GETROUTE, 0, body, NO_WAY)]
 
     def taken() -> bool:
-        return any(map(rt.is_local, netlink.transact(asked)))
+        return any(map(is_local_route, netlink.transact(asked)))
 
     _await(taken, str(address), "the host does not take it for its own")
 
@@ -241,5 +242,5 @@ def _connected_route_request(index: int, interface: Interface) -> Request:
     """Add the route that the kernel made of an address, and somebody may have deleted; before a foreign one to the same
     network, which stays.
     """
-    body = rt.connected_route_body(index, interface)
+    body = connected_route_body(index, interface)
     return Request("add connected route", str(interface.network), rt.RTM_NEWROUTE, NLM_F_CREATE, body, (errno.EEXIST,))

@@ -21,6 +21,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import neighbours
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import NETLINK_NETFILTER, SOL_NETLINK, connected
+from overlayd.linux.route_messages import KernelRoute, parse_route
 from overlayd.linux.syscalls import drain
 from overlayd.model.objects import NFT_TABLE, ROUTE_PROTOCOL, Interface
 from overlayd.proto.netlink import Message, attributes, messages, string
@@ -102,7 +103,7 @@ class RouteChanged(NamedTuple):
     excepted, which the kernel had made of an address, was removed.  port: as of an address.
     """
 
-    route: rt.KernelRoute
+    route: KernelRoute
     gone: bool
     port: int
 
@@ -239,7 +240,7 @@ def _event(message: Message) -> Event | None:
             return None
         return AddressChanged(address.ifindex, port, address.interface if kind == rt.RTM_NEWADDR else None)
     if kind in (rt.RTM_NEWROUTE, rt.RTM_DELROUTE):
-        route = rt.parse_route(body)
+        route = parse_route(body)
         if route is None or (route.protocol == rt.RTPROT_KERNEL and route.destination.is_link_local):
             return None
         return RouteChanged(route, kind == rt.RTM_DELROUTE, port)

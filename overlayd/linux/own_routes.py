@@ -17,6 +17,7 @@ from typing import NamedTuple
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import KernelRoute, moved_route_body, parse_route, table_filter
 from overlayd.model.objects import ROUTE_PROTOCOL, Network
 from overlayd.proto.netlink import NLM_F_APPEND, NLM_F_CREATE
 
@@ -32,7 +33,7 @@ _OUR_METRIC = {4: 0, 6: rt.IP6_RT_PRIO_USER}
 class Shown(NamedTuple):
     """A route, and the message by which the kernel showed it."""
 
-    route: rt.KernelRoute
+    route: KernelRoute
     body: memoryview
 
 
@@ -87,16 +88,16 @@ def _move(netlink: Netlink, routes: Sequence[Shown], source: int, target: int) -
 
 
 def _request(shown: Shown, kind: int, flags: int, table: int, tolerated: int) -> Request:
-    body = rt.moved_route_body(shown.body, table)
+    body = moved_route_body(shown.body, table)
     return Request("move the container's own route", str(shown.route.destination), kind, flags, body, (tolerated,))
 
 
 def _routes(netlink: Netlink, table: int) -> list[Shown]:
     try:
-        bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.table_filter(table))
+        bodies = netlink.dump("list routes", rt.RTM_GETROUTE, table_filter(table))
     except MechanismError as error:
         if error.errno != errno.ENOENT:
             raise
         return []  # a table that nobody has used
-    found = ((rt.parse_route(body), body) for body in bodies)
+    found = ((parse_route(body), body) for body in bodies)
     return [Shown(route, body) for route, body in found if route is not None and route.table == table]

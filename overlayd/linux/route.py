@@ -13,6 +13,7 @@ from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import NO_WAY, route_request
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import KernelRoute, lookup_body, parse_route, prefix_length
 from overlayd.model.objects import ROUTE_PROTOCOL, Address, Network
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
 
@@ -39,17 +40,17 @@ def add(netlink: Netlink, index: int, ways: Mapping[Network, Address | None]) ->
         raise _taken(error.object, "one that leads nowhere, or that another one hides") from error
 
 
-def _present(netlink: Netlink, destinations: Collection[Network]) -> dict[Network, rt.KernelRoute]:
+def _present(netlink: Netlink, destinations: Collection[Network]) -> dict[Network, KernelRoute]:
     """The routes of the main table to exactly these destinations, as far as no other one hides them."""
     asked = []
     for each in destinations:
         # Of IPv6 the first address is one that routers share (RFC 4291 section 2.6.1), and may be an address of ours.
         address = each.network_address if each.version == 4 else each.broadcast_address
-        body = rt.lookup_body(address, rt.RTM_F_FIB_MATCH)
+        body = lookup_body(address, rt.RTM_F_FIB_MATCH)
         asked.append(Request("look up route", str(address), rt.RTM_GETROUTE, 0, body, NO_WAY))
     lengths = {each.prefixlen for each in destinations}
     # Nearly all are a wider route, which counts for nothing and need not be read.
-    found = (rt.parse_route(body) for body in netlink.transact(asked) if rt.prefix_of(body) in lengths)
+    found = (parse_route(body) for body in netlink.transact(asked) if prefix_length(body) in lengths)
     return {
         each.destination: each
         for each in found
@@ -57,7 +58,7 @@ def _present(netlink: Netlink, destinations: Collection[Network]) -> dict[Networ
     }
 
 
-def describe(route: rt.KernelRoute) -> str:
+def describe(route: KernelRoute) -> str:
     """As ip-route(8) writes it: "10.0.0.0/8 via 192.0.2.1 dev eth0"."""
     words = [str(route.destination)]
     if route.gateway is not None:

@@ -1,8 +1,7 @@
-"""Rtnetlink messages: bodies of requests about links, addresses, routes and neighbours, and what the kernel says of
-them.
+"""Rtnetlink messages: bodies of requests about links, addresses and neighbours, and what the kernel says of them.
 
-Owns: the numbers and layouts.  Must not know: how messages travel (`netlink`), when they are sent, the objects of the
-model.
+Owns: the layouts of these, and the numbers of all, those of routes (`route_messages`) too.  Must not know: how messages
+travel (`netlink`), when they are sent, the objects of the model.
 
 Sources: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h, linux/veth.h.  Addresses are in network
 byte order.
@@ -10,12 +9,11 @@ byte order.
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from types import MappingProxyType
 from typing import NamedTuple
 
-from overlayd._fast import addresses
 from overlayd._fast.links import LinkAttributes
 from overlayd.model.objects import Address, Interface, Network
 from overlayd.proto.netlink import attribute, attributes, nested, number, u32
@@ -87,9 +85,7 @@ NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
 
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
-_ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst length, src length, tos, table, protocol, scope, type, flags
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # ndmsg: family, index, state, flags, type
-_NEXTHOP = struct.Struct("=HBBi")  # rtnexthop: length, flags, hops, index
 _NETCONF_HEAD = 4  # netconfmsg: family, padded
 _RTGENMSG = 4  # rtgenmsg: family, padded
 _S32 = struct.Struct("=i")
@@ -135,24 +131,6 @@ class LinkAddress(NamedTuple):
     interface: Interface
 
 
-class KernelRoute(NamedTuple):
-    """What RTM_NEWROUTE says of a route.  hops: (link index, RTNH_F_* flags) of each next hop.  gateways: the router of
-    each, None where there is none; gateway: that of a route with one.  mtu: of the route, 0 when it has none.
-    """
-
-    destination: Network
-    table: int
-    protocol: int
-    scope: int
-    type: int
-    gateway: Address | None
-    source: Address | None
-    metric: int
-    mtu: int
-    hops: tuple[tuple[int, int], ...]
-    gateways: tuple[Address | None, ...] = ()
-
-
 class Netconf(NamedTuple):
     """What RTM_NEWNETCONF says of a link's parameters of one family.  ifindex: NETCONFA_IFINDEX_ALL for those of the
     whole host.  forwarding, rp_filter: None when the message does not tell.
@@ -194,92 +172,10 @@ def address_filter(index: int = 0, kind: int = socket.AF_UNSPEC) -> bytes:
     return _ADDRESS.pack(kind, 0, 0, 0, index)
 
 
-def route_filter(protocol: int = RTPROT_UNSPEC, kind: int = RTN_UNICAST, index: int = 0) -> bytes:
-    """Body of a dump of the main table's routes of one kind (RTN_*): of one protocol, or of all; through one link, or
-    any.
-    """
-    body = _ROUTE.pack(0, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, kind, 0)
-    return body + u32(RTA_OIF, index) if index else body
-
-
-def table_filter(table: int) -> bytes:
-    """Body of a dump of all routes of a table."""
-    return _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0) + u32(RTA_TABLE, table)
-
-
-def lookup_body(
-    address: Address, flags: int = 0, *, index: int = 0, incoming: int = 0, source: Address | None = None
-) -> bytes:
-    """Body of an RTM_GETROUTE that asks for the route to one address.  flags: with RTM_F_FIB_MATCH the answer is the
-    route as it stands in its table, else it is the way that a packet to the address would take.  index: of the link
-    that it has to be on, 0 = any.  incoming, source: of the link that it came by, and whom it is from; 0 and None for a
-    packet of the host's own.
-    """
-    length = source.max_prefixlen if source is not None else 0
-    body = _ROUTE.pack(family(address), address.max_prefixlen, length, 0, 0, 0, 0, 0, flags)
-    body += attribute(RTA_DST, address.packed)
-    if source is not None:
-        body += attribute(RTA_SRC, source.packed)
-    if incoming:
-        body += u32(RTA_IIF, incoming)
-    return body + u32(RTA_OIF, index) if index else body
-
-
 def link_filter(master: int = 0) -> bytes:
     """Body of a dump of all links, or of those on one, without their counters, which are most of the bytes."""
     skip = u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     return link_body(skip, u32(IFLA_MASTER, master)) if master else link_body(skip)
-
-
-def route_body(
-    index: int, destination: Network, protocol: int, gateway: Address | None = None, source: Address | None = None
-) -> bytes:
-    """Body of an RTM_*ROUTE message for a unicast route in the main table: through `gateway`, else on-link.  index: of
-    the link, 0 = any.  source: that the kernel prefers, None for what it chooses.
-    """
-    scope = RT_SCOPE_LINK if gateway is None and destination.version == 4 else RT_SCOPE_UNIVERSE
-    body = _ROUTE.pack(family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST, 0)
-    if index:
-        body += u32(RTA_OIF, index)
-    if destination.prefixlen:
-        body += attribute(RTA_DST, destination.network_address.packed)
-    if gateway is not None:
-        body += attribute(RTA_GATEWAY, gateway.packed)
-    if source is not None:
-        body += attribute(RTA_PREFSRC, source.packed)
-    return body
-
-
-def unreachable_route_body(destination: Network, protocol: int, metric: int) -> bytes:
-    """Body of an RTM_*ROUTE message for a route in the main table that leads nowhere: the sender is told so."""
-    body = _ROUTE.pack(
-        family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, protocol, RT_SCOPE_UNIVERSE, RTN_UNREACHABLE, 0
-    )
-    if destination.prefixlen:
-        body += attribute(RTA_DST, destination.network_address.packed)
-    return body + u32(RTA_PRIORITY, metric)
-
-
-def connected_route_body(index: int, interface: Interface) -> bytes:
-    """Body of an RTM_NEWROUTE message for the route to the link's network that the kernel itself makes of an address
-    (net/ipv4/fib_frontend.c, fib_add_ifaddr; net/ipv6/addrconf.c, addrconf_prefix_route).
-    """
-    body = route_body(index, interface.network, RTPROT_KERNEL)
-    if interface.version == 4:
-        return body + attribute(RTA_PREFSRC, interface.ip.packed)
-    return body + u32(RTA_PRIORITY, IP6_RT_PRIO_ADDRCONF)
-
-
-def moved_route_body(body: memoryview, table: int) -> bytes:
-    """Body of an RTM_*ROUTE message for the route of an RTM_NEWROUTE message, as it is, in another table."""
-    kind, prefix, source, tos, _table, protocol, scope, type_, flags = _ROUTE.unpack_from(body)
-    found = list(attributes(body[_ROUTE.size :]))
-    left_out = {RTA_TABLE, RTA_CACHEINFO}
-    if any(kind == RTA_NH_ID for kind, _value in found):  # what follows is told for those who do not know nexthops
-        left_out |= {RTA_OIF, RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH, RTA_ENCAP_TYPE, RTA_ENCAP}
-    head = _ROUTE.pack(kind, prefix, source, tos, 0, protocol, scope, type_, flags & RTNH_F_ONLINK)
-    kept = (attribute(kind, bytes(value)) for kind, value in found if kind not in left_out)
-    return head + b"".join(kept) + u32(RTA_TABLE, table)
 
 
 def neighbour_body(index: int, address: Address, mac: bytes) -> bytes:
@@ -435,58 +331,8 @@ def parse_address(body: memoryview) -> LinkAddress | None:
     return None
 
 
-def parse_route(body: memoryview) -> KernelRoute | None:
-    """Decode the body of an RTM_NEWROUTE message; None when it is of neither IP family."""
-    kind, prefix, _src, _tos, table, protocol, scope, type_, flags = _ROUTE.unpack_from(body)
-    if kind not in (socket.AF_INET, socket.AF_INET6):
-        return None
-    found = dict(attributes(body[_ROUTE.size :]))
-    packed = bytes(found.get(RTA_DST, bytes(4 if kind == socket.AF_INET else 16)))
-    metrics = dict(attributes(found[RTA_METRICS])) if RTA_METRICS in found else {}
-    gateway = _gateway(found)
-    hops = [(number(found[RTA_OIF]), flags, gateway)] if RTA_OIF in found else []
-    if RTA_MULTIPATH in found:
-        hops += _nexthops(found[RTA_MULTIPATH])
-    return KernelRoute(
-        destination=addresses.of_bytes(packed, prefix),
-        table=number(found[RTA_TABLE]) if RTA_TABLE in found else table,
-        protocol=protocol,
-        scope=scope,
-        type=type_,
-        gateway=gateway,
-        source=ip_address(bytes(found[RTA_PREFSRC])) if RTA_PREFSRC in found else None,
-        metric=number(found.get(RTA_PRIORITY)),
-        mtu=number(metrics.get(RTAX_MTU)),
-        hops=tuple((index, flags) for index, flags, _gateway in hops),
-        gateways=tuple(gateway for _index, _flags, gateway in hops),
-    )
-
-
 def parse_netconf(body: memoryview) -> Netconf:
     """Decode the body of an RTM_NEWNETCONF message."""
     sizeable = (each for each in attributes(body[_NETCONF_HEAD:]) if len(each[1]) >= 4)
     found = {kind: int(_S32.unpack(value[:4])[0]) for kind, value in sizeable}
     return Netconf(found.get(NETCONFA_IFINDEX, 0), found.get(NETCONFA_FORWARDING), found.get(NETCONFA_RP_FILTER))
-
-
-def is_local(body: memoryview) -> bool:
-    """Whether an RTM_NEWROUTE message is about an address of the host's own; cheaper than all of `parse_route`."""
-    return int(_ROUTE.unpack_from(body)[7]) == RTN_LOCAL
-
-
-def prefix_of(body: memoryview) -> int:
-    """The length of an RTM_NEWROUTE message's prefix; cheap, where there may be a million routes."""
-    return body[1]
-
-
-def _nexthops(data: memoryview) -> Iterator[tuple[int, int, Address | None]]:
-    while len(data) >= _NEXTHOP.size:
-        size, flags, _weight, index = _NEXTHOP.unpack_from(data)
-        yield index, flags, _gateway(dict(attributes(data[_NEXTHOP.size : size])))
-        data = data[max(size + 3 & ~3, _NEXTHOP.size) :]
-
-
-def _gateway(found: Mapping[int, memoryview]) -> Address | None:
-    """RTA_VIA is one of the other family, as in "default via inet6 fe80::1"."""
-    packed = found[RTA_VIA][2:] if RTA_VIA in found else found.get(RTA_GATEWAY)
-    return ip_address(bytes(packed)) if packed is not None else None

@@ -19,6 +19,7 @@ from overlayd.linux import netns, syscalls, sysctl
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import IGNORED, UNWRITABLE, look_up_request, solicited_group
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import table_filter
 from overlayd.linux.syscalls import LATER
 from overlayd.model.objects import Interface
 from overlayd.proto.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, attribute, message, refusal
@@ -152,7 +153,7 @@ def run(host: Netlink, scripts: Sequence[Script]) -> None:
 
 @cache
 def _dump_of_table(table: int) -> bytes:
-    return message(rt.RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 0, rt.table_filter(table))
+    return message(rt.RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, 0, table_filter(table))
 
 
 def _messages(requests: Sequence[Request], flags: int) -> bytearray:

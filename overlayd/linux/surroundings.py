@@ -15,6 +15,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_network
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.egress import VIRTUAL_PREFIXES
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import parse_route, route_filter
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Address, Network
 from overlayd.model.overlaps import HostNetwork
 from overlayd.proto.netlink import attributes, number, u32
@@ -48,9 +49,9 @@ def host_networks(ours: set[int] | None = None, here: dict[Address, str] | None 
         routes = [
             route
             for protocol in rt.HOST_PROTOCOLS
-            for body in netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(protocol, rt.RTN_UNSPEC))
+            for body in netlink.dump("list routes", rt.RTM_GETROUTE, route_filter(protocol, rt.RTN_UNSPEC))
             if _link_of_route(body) not in ours
-            and (route := rt.parse_route(body)) is not None
+            and (route := parse_route(body)) is not None
             and route.table == rt.RT_TABLE_MAIN
         ]
         ways = {index for route in routes for index, _flags in route.hops[:1]}

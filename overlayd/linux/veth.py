@@ -35,6 +35,7 @@ from overlayd.linux.link import (
 )
 from overlayd.linux.neighbours import forget_request
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import moved_route_body, parse_route, route_filter
 from overlayd.linux.script import Script, run
 from overlayd.linux.syscalls import LATER
 from overlayd.model.names import is_host_end, pid_of
@@ -417,10 +418,10 @@ def _change_inner(host: Netlink, have: Veth, want: Veth, descriptor: int, index:
 
 def _delete_old_routes(inner: Netlink, index: int, wanted: frozenset[Network]) -> None:
     """Delete routes of ours through the link that are not wanted any more: those of the cluster as it was."""
-    bodies = inner.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL))
-    shown = [(each, body) for body in bodies if (each := rt.parse_route(body)) is not None]
+    bodies = inner.dump("list routes", rt.RTM_GETROUTE, route_filter(ROUTE_PROTOCOL))
+    shown = [(each, body) for body in bodies if (each := parse_route(body)) is not None]
     old = [
-        (each.destination, rt.moved_route_body(body, each.table))
+        (each.destination, moved_route_body(body, each.table))
         for each, body in shown
         if any(hop == index for hop, _ in each.hops) and each.destination not in wanted
     ]

@@ -17,6 +17,7 @@ from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, read_link
 from overlayd.linux.netlink import Netlink
 from overlayd.linux.plain_route import parse_route
+from overlayd.linux.route_messages import route_filter
 from overlayd.model.objects import FENCE_METRIC, ROUTE_PROTOCOL, Address, Interface, Netns, NetnsPath, Network
 
 _log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL, index: int = 0
     """The routes of a protocol, through all links or one."""
     found: set[Hop] = set()
     sources: _Sources = {}
-    asked = rt.route_filter(protocol, index=index)
+    asked = route_filter(protocol, index=index)
     for body in netlink.dump("list routes", rt.RTM_GETROUTE, asked):
         route = parse_route(body)
         if route is not None and route.table == rt.RT_TABLE_MAIN and route.protocol == protocol:
@@ -145,7 +146,7 @@ def read_routes(netlink: Netlink, protocol: int = ROUTE_PROTOCOL, index: int = 0
 
 
 def _read_fences(netlink: Netlink) -> frozenset[Network]:
-    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, rt.route_filter(ROUTE_PROTOCOL, rt.RTN_UNREACHABLE))
+    bodies = netlink.dump("list routes", rt.RTM_GETROUTE, route_filter(ROUTE_PROTOCOL, rt.RTN_UNREACHABLE))
     return frozenset(
         route.destination
         for body in bodies

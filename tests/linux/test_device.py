@@ -13,6 +13,7 @@ from overlayd.linux import bridge, device
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import link_index
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import is_local_route, lookup_body
 from overlayd.model.objects import Alias, Proxy, Route
 
 
@@ -41,9 +42,9 @@ def test_an_ipv6_address_is_the_hosts_own_at_once(host, tun):
             device.redress(have, want)
             device.create_alias(Alias("zl-x-g", ip_address(f"fd02::2:{number}")))
             for address in (f"fd02::1:{number}", f"fd02::2:{number}"):
-                asked = Request("look up", address, rt.RTM_GETROUTE, 0, rt.lookup_body(ip_address(address)))
+                asked = Request("look up", address, rt.RTM_GETROUTE, 0, lookup_body(ip_address(address)))
                 (found,) = netlink.transact([asked])
-                assert rt.is_local(found), address
+                assert is_local_route(found), address
             have = want
 
 
@@ -55,9 +56,9 @@ def test_an_address_is_the_hosts_own_on_the_link_that_it_was_given_to(host, tun)
     with Netlink() as netlink:
 
         def own(name, address):
-            body = rt.lookup_body(ip_address(address), index=link_index(name))
+            body = lookup_body(ip_address(address), index=link_index(name))
             (found,) = netlink.transact([Request("look up", address, rt.RTM_GETROUTE, 0, body)])
-            return rt.is_local(found)
+            return is_local_route(found)
 
         for _ in range(40):
             bridge.create(WEB6)

@@ -14,6 +14,7 @@ from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import address_request, find_link, link_index, look_up_request, route_request
 from overlayd.linux.monitor import Monitor
 from overlayd.linux.netlink import Netlink, Request
+from overlayd.linux.route_messages import parse_route, route_filter
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, nested, text
 
 NEW = NLM_F_CREATE | NLM_F_EXCL
@@ -64,10 +65,8 @@ def test_addresses_and_routes_decode_as_they_were_asked_for(host, shell):
             "ip route add 10.6.0.0/16 dev d0 mtu 1300 metric 5"
         )
         addresses = [rt.parse_address(body) for body in netlink.dump("list", rt.RTM_GETADDR, rt.address_filter(d0))]
-        routes = {
-            r.destination: r for r in map(rt.parse_route, netlink.dump("list", rt.RTM_GETROUTE, rt.route_filter()))
-        }
-        ours = [rt.parse_route(body) for body in netlink.dump("list", rt.RTM_GETROUTE, rt.route_filter(0x6F))]
+        routes = {r.destination: r for r in map(parse_route, netlink.dump("list", rt.RTM_GETROUTE, route_filter()))}
+        ours = [parse_route(body) for body in netlink.dump("list", rt.RTM_GETROUTE, route_filter(0x6F))]
     assert {a.interface for a in addresses if a.scope == rt.RT_SCOPE_UNIVERSE} == wanted
     assert routes[ip_network("10.9.0.0/16")].gateway == ip_interface("10.1.0.1/32").ip
     assert routes[ip_network("10.8.0.1/32")].scope == rt.RT_SCOPE_LINK

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlayd.errors import ProtocolError
+from overlayd.linux import route_messages
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.plain_route import parse_route
 from overlayd.model.objects import ROUTE_PROTOCOL
@@ -29,7 +30,7 @@ def body(network, table, last, *, reverse: bool = False, kind: int = rt.RTN_UNIC
 def test_in_this_order_or_in_another_it_is_the_same_route(network, table, number, kind) -> None:
     told = [body(network, table, u32(kind, number), reverse=reverse) for reverse in (False, True)]
     plain, general = map(parse_route, told)
-    assert plain == rt.parse_route(told[0])
+    assert plain == route_messages.parse_route(told[0])
     assert plain is not None
     assert plain == general
     assert plain.destination == network
@@ -44,7 +45,7 @@ def test_what_only_is_as_long_is_read_as_every_other(value, at) -> None:
     changed = bytearray(body(network, 254, u32(rt.RTA_OIF, 7)))
     changed[12 + at + 2 : 12 + at + 8] = bytes([value[0], 0]) + value[2:6]
     outcomes = []
-    for parse in (parse_route, rt.parse_route):
+    for parse in (parse_route, route_messages.parse_route):
         try:
             outcomes.append(parse(memoryview(changed)))
         except (ProtocolError, ValueError, KeyError) as error:

@@ -17,6 +17,7 @@ from throwaway import Namespace
 
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.netlink import Netlink
+from overlayd.linux.route_messages import KernelRoute, parse_route, route_body, route_filter
 from overlayd.model.objects import ROUTE_PROTOCOL
 from overlayd.proto.netlink import attribute, nested, text, u32
 
@@ -89,7 +90,7 @@ def test_a_route(index, interface, gateway, protocol) -> None:
     destination = interface.network
     if gateway is not None and gateway.version != destination.version:
         gateway = None
-    shown = read(rtmsg, rt.route_body(index, destination, protocol, gateway))
+    shown = read(rtmsg, route_body(index, destination, protocol, gateway))
     assert (shown["family"], shown["dst_len"]) == (rt.family(destination), destination.prefixlen)
     assert (shown["table"], shown["proto"], shown["type"]) == (254, protocol, 1)
     assert parsed(shown.get("dst")) == (destination.network_address if destination.prefixlen else None)
@@ -191,14 +192,14 @@ def test_both_read_the_same_addresses(ours: Netlink, oracle: IPRoute) -> None:
 
 
 def test_both_read_the_same_routes(ours: Netlink, oracle: IPRoute) -> None:
-    bodies = ours.dump("list", rt.RTM_GETROUTE, rt.route_filter())
-    found = {_ours(each) for each in map(rt.parse_route, bodies) if each is not None and each.table == rt.RT_TABLE_MAIN}
+    bodies = ours.dump("list", rt.RTM_GETROUTE, route_filter())
+    found = {_ours(each) for each in map(parse_route, bodies) if each is not None and each.table == rt.RT_TABLE_MAIN}
     theirs = {_theirs(message) for message in oracle.get_routes(table=rt.RT_TABLE_MAIN) if message["type"] == 1}
     assert found == theirs
     assert len(found) >= 10
 
 
-def _ours(route: rt.KernelRoute):
+def _ours(route: KernelRoute):
     return (
         str(route.destination),
         route.protocol,

@@ -30,6 +30,7 @@ from overlayd.linux.monitor import (
     is_own_thread,
     process_name,
 )
+from overlayd.linux.route_messages import KernelRoute
 from overlayd.model.labels import container
 from overlayd.model.layout import bridge, has_fence, has_way, mac, mac_of
 from overlayd.model.names import is_host_end
@@ -180,7 +181,7 @@ class Judge:
         """Whether a MAC is that of the link, or of the container at a host end: what we tell ourselves."""
         return self._macs.get(index) in (mac, veth.host_mac(mac))
 
-    def _judge_lost_route(self, route: rt.KernelRoute, port: int) -> None:
+    def _judge_lost_route(self, route: KernelRoute, port: int) -> None:
         """A route of ours, or a connected one, is gone; suspicious unless the peer behind it was removed."""
         destination = route.destination
         if route.type == rt.RTN_UNREACHABLE:

@@ -35,6 +35,7 @@ from overlayd.linux.monitor import (
     RouteChanged,
     RulesetChanged,
 )
+from overlayd.linux.route_messages import KernelRoute
 from overlayd.model.layout import Facts, mac, veths
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, ROUTE_PROTOCOL, Netns, veth_alias
 from overlayd.model.rows import Attachment, Node, Overlay, Peer, Service
@@ -278,7 +279,7 @@ def test_what_was_deleted() -> None:
 
 
 def test_the_way_out() -> None:
-    default = rt.KernelRoute(ip_network("0.0.0.0/0"), 254, 3, 0, 1, None, None, 0, 0, ((2, 0),))
+    default = KernelRoute(ip_network("0.0.0.0/0"), 254, 3, 0, 1, None, None, 0, 0, ((2, 0),))
     events = (LinkChanged(UPLINK, False), AddressChanged(2, PID), RouteChanged(default, False, PID))
     both = [(EGRESS, ""), (SURROUNDINGS, "")]
     assert judged(*events) == [(EGRESS, ""), *reversed(both), *both]
@@ -304,7 +305,7 @@ def test_a_lost_route_is_suspect_unless_its_peer_is_gone() -> None:
     ) -> RouteChanged:
         hops = ((index, 0),)
         return RouteChanged(
-            rt.KernelRoute(ip_network(destination), 254, protocol, 253, 1, None, None, 0, 0, hops), gone, 0
+            KernelRoute(ip_network(destination), 254, protocol, 253, 1, None, None, 0, 0, hops), gone, 0
         )
 
     connected = rt.RTPROT_KERNEL
