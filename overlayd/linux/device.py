@@ -47,7 +47,7 @@ def configure(device: Device) -> None:
         _carry(netlink, index, device.addresses, foreign - device.addresses)
 
 
-def redress(have: Device, want: Device) -> None:
+def change(have: Device, want: Device) -> None:
     """Change a device from `have` to `want`: name, MTU, a queue where it has none, and the addresses that differ.
     Addresses in neither (aliases) stay.
     """

@@ -3,7 +3,7 @@
 Owns: the attach path, the most frequent thing that overlayd does, and the deletion of veths.  Must not know: who is
 attached, why.
 
-The peer is born inside the namespace under its final name, because moving a link between namespaces waits for an RCU
+The peer is made inside the namespace under its final name, because moving a link between namespaces waits for an RCU
 grace period; the rest is one message on the host and one batch inside.
 """
 
@@ -82,14 +82,14 @@ def create_all(veths: Sequence[Veth]) -> list[Exception | None]:
     """As `create` of each, one after the other, but in one visit to the kernel.  Returns what each would raise."""
     outcomes: list[Exception | None] = []
     with ExitStack() as opened:
-        births = [_prepared(veth, opened) for veth in veths]
+        creations = [_prepared(veth, opened) for veth in veths]
         host = opened.enter_context(Netlink())
-        run(host, [birth.script for birth in births if isinstance(birth, _Birth)])
-        for birth in births:
+        run(host, [creation.script for creation in creations if isinstance(creation, _Creation)])
+        for creation in creations:
             try:
-                if isinstance(birth, Exception):
-                    raise birth
-                _complete(host, birth)
+                if isinstance(creation, Exception):
+                    raise creation
+                _complete(host, creation)
                 outcomes.append(None)
             except Exception as error:
                 outcomes.append(error)
@@ -100,25 +100,25 @@ class Taken(MechanismError):
     """The namespace has an interface of the wanted name already, which is not ours to replace."""
 
 
-class _Birth(NamedTuple):
-    """descriptor: of the container's namespace.  born, inside: the operations of the script before which there is no
+class _Creation(NamedTuple):
+    """descriptor: of the container's namespace.  made, inside: the operations of the script before which there is no
     pair yet, and with which it looks whether the container's own routes are in the way.
     """
 
     veth: Veth
     descriptor: int
     script: Script
-    born: int
+    made: int
     inside: int
 
 
-def _prepared(veth: Veth, opened: ExitStack) -> _Birth | Exception:
+def _prepared(veth: Veth, opened: ExitStack) -> _Creation | Exception:
     try:
         descriptor = netns.open_namespace(veth.netns)
         opened.callback(os.close, descriptor)
         script = Script()
         script.transact([_pair_request(veth, descriptor)])
-        born = script.length
+        made = script.length
         script.point("veth:born")
         _secure(script, veth, *([text(rt.IFLA_IFALIAS, veth_alias(veth.label, aside=False))] if veth.label else []))
         script.enter(descriptor)
@@ -130,15 +130,15 @@ def _prepared(veth: Veth, opened: ExitStack) -> _Birth | Exception:
         script.leave()
         if veth.bridge is not None:
             script.await_ready(veth.name, veth.bridge)
-        return _Birth(veth, descriptor, script, born, inside)
+        return _Creation(veth, descriptor, script, made, inside)
     except MechanismError as error:
         return error
 
 
-def _complete(host: Netlink, birth: _Birth) -> None:
+def _complete(host: Netlink, creation: _Creation) -> None:
     """Do what a script leaves to be done, and raise what has kept the pair from being made, which is then undone."""
-    veth, script = birth.veth, birth.script
-    while script.stopped is not None and script.stopped < birth.born:
+    veth, script = creation.veth, creation.script
+    while script.stopped is not None and script.stopped < creation.made:
         try:
             script.finish()
         except MechanismError as error:
@@ -147,9 +147,9 @@ def _complete(host: Netlink, birth: _Birth) -> None:
         run(host, [script])
     try:
         if not script.finish():
-            with netns.socket_in(birth.descriptor) as inner:
+            with netns.socket_in(creation.descriptor) as inner:
                 _clear_the_way(host, inner, veth)
-            script.go_on(birth.inside + 2)  # behind the looks at both tables
+            script.go_on(creation.inside + 2)  # behind the looks at both tables
             run(host, [script])
             script.finish()
         if veth.bridge is None:
@@ -158,7 +158,7 @@ def _complete(host: Netlink, birth: _Birth) -> None:
         netns.ensure_running(veth.netns)
     except BaseException:
         host.transact([delete_request(veth.name)])
-        with netns.socket_in(birth.descriptor) as inner:
+        with netns.socket_in(creation.descriptor) as inner:
             own_routes.put_back(inner)
         raise
 
@@ -243,11 +243,14 @@ def delete(names: Iterable[str], namespaces: Mapping[str, Netns | NetnsPath] = _
         if len(ours) == 1:
             host.transact([delete_request(ours[0].name)])
         elif ours:
-            doom = u32(rt.IFLA_GROUP, GROUP_DOOMED)
-            bodies = [(each.name, rt.link_body(doom, index=each.ifindex)) for each in ours]
-            host.transact([Request("doom", name, rt.RTM_SETLINK, 0, body, (errno.ENODEV,)) for name, body in bodies])
+            group = u32(rt.IFLA_GROUP, GROUP_DOOMED)
+            bodies = [(each.name, rt.link_body(group, index=each.ifindex)) for each in ours]
+            host.transact(
+                [Request("mark for deletion", name, rt.RTM_SETLINK, 0, body, (errno.ENODEV,)) for name, body in bodies]
+            )
             # ENODEV: another thread's message deleted ours together with its own.
-            host.transact([Request("delete", "doomed veths", rt.RTM_DELLINK, 0, rt.link_body(doom), (errno.ENODEV,))])
+            marked = Request("delete", "veths marked for it", rt.RTM_DELLINK, 0, rt.link_body(group), (errno.ENODEV,))
+            host.transact([marked])
 
 
 def host_mac(mac: bytes) -> bytes:
@@ -261,7 +264,7 @@ def is_ours(link: rt.Link) -> bool:
 
 
 def is_marked(link: rt.Link) -> bool:
-    """Whether the link is a veth that carries our mark, which ours have from birth."""
+    """Whether the link is a veth that carries our mark, which ours have from the beginning."""
     return link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED)
 
 

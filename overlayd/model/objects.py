@@ -224,7 +224,7 @@ class NetnsPath:
 
 @dataclass(frozen=True, slots=True)
 class Veth:
-    """A veth pair: `name` is the host end, `interface` (eth0, eth1) the end inside `netns` as it is born; its name is
+    """A veth pair: `name` is the host end, `interface` (eth0, eth1) the end inside `netns` as it is made; its name is
     the container's own affair from then on.
 
     service: the service whose bridge the host end is enslaved to; None means no bridge: then the host has a host

@@ -39,7 +39,7 @@ def test_an_ipv6_address_is_the_hosts_own_at_once(host, tun):
     with Netlink() as netlink:
         for number in range(2, 40):
             want = wg(f"fd02::1:{number}/64")
-            device.redress(have, want)
+            device.change(have, want)
             device.create_alias(Alias("zl-x-g", ip_address(f"fd02::2:{number}")))
             for address in (f"fd02::1:{number}", f"fd02::2:{number}"):
                 asked = Request("look up", address, rt.RTM_GETROUTE, 0, lookup_body(ip_address(address)))
@@ -64,9 +64,9 @@ def test_an_address_is_the_hosts_own_on_the_link_that_it_was_given_to(host, tun)
             bridge.create(WEB6)
             assert own("zl-web-b", "fd09::1")
             assert own("zl-web-b", bridge.LINK_LOCAL.ip.compressed)
-            device.redress(wide, narrow)
+            device.change(wide, narrow)
             assert own("zl-x-g", "fd09::1")
-            device.redress(narrow, wide)
+            device.change(narrow, wide)
             assert own("zl-x-g", "fd09::1")
             bridge.delete("zl-web-b")
             assert own("zl-x-g", "fd09::1")
@@ -79,33 +79,33 @@ def test_a_family_that_the_device_does_not_use_is_left_alone(host, shell, tun):
     assert carried(shell, "zl-x-g") == {"10.2.0.1/16", "fd07::1/64"}
 
 
-def test_redressing_keeps_aliases_and_routes(host, shell, tun):
+def test_changing_keeps_aliases_and_routes(host, shell, tun):
     tun("zl-x-g")
     have, want = wg("10.2.0.1/16"), wg("10.2.0.17/16", mtu=1380)
     device.configure(have)
     device.create_alias(Alias("zl-x-g", ip_address("10.2.0.9")))
     device.create_routes([Route("", "zl-x-g", ip_network("10.3.0.0/16"))])
-    device.redress(have, want)
+    device.change(have, want)
     assert carried(shell, "zl-x-g") == {"10.2.0.17/16", "10.2.0.9/32"}
     assert "10.3.0.0/16" in shell("ip route show proto 111")
     assert shown(shell, "zl-x-g")["mtu"] == 1380
 
 
-def test_redressing_without_another_address_keeps_routes(host, shell, tun):
+def test_changing_without_another_address_keeps_routes(host, shell, tun):
     tun("zl-x-d")
     have, want = wg("10.2.0.1/32", name="zl-x-d", scope="x"), wg("10.2.0.2/32", name="zl-x-d", scope="x")
     device.configure(have)
     device.create_routes([Route("x", "zl-x-d", ip_network("10.3.0.0/16"))])
-    device.redress(have, want)
+    device.change(have, want)
     assert carried(shell, "zl-x-d") == {"10.2.0.2/32"}
     assert "10.3.0.0/16" in shell("ip route show proto 111")
 
 
-def test_redressing_renames(host, shell, tun):
+def test_changing_renames(host, shell, tun):
     tun("zl-x-g")
     have, want = wg("10.2.0.1/16"), wg("10.2.0.1/16", name="zl-y-g")
     device.configure(have)
-    device.redress(have, want)
+    device.change(have, want)
     assert shown(shell, "zl-y-g")["ifname"] == "zl-y-g"
 
 

@@ -340,11 +340,11 @@ def test_a_device_without_its_connected_route_differs_and_is_put_right(host, she
     shell(damage)
     lost = "fd02::/64" if "fd02" in damage else "10.2.0.0/16"
     assert observe([])[wanted.key].fault == f"its route to {lost} is gone"
-    device.redress(wanted, wanted)
+    device.change(wanted, wanted)
     assert observe([])[wanted.key].fault == ""
     assert routes(shell) == before
     wanted = wg("zl-x-g", "", "10.2.0.17/16", "fd02::1/64")
-    device.redress(wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"), wanted)
+    device.change(wg("zl-x-g", "", "10.2.0.1/16", "fd02::1/64"), wanted)
     assert routes(shell) == [route.replace("src 10.2.0.1", "src 10.2.0.17") for route in before]
 
 

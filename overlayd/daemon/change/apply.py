@@ -84,12 +84,12 @@ class Kernel:
         """
         if len(changes) > 1:
             try:
-                return self._bear(changes) if changes[0][0].have is None else self._bury(changes)
+                return self._create_together(changes) if changes[0][0].have is None else self._delete_together(changes)
             except (HalfDone, OSError) as error:
                 log.warning("%d changes are refused together, and tried one by one: %s", len(changes), error)
         return one_by_one(self.apply, changes)
 
-    def _bear(self, changes: Sequence[Sequence[Step]]) -> list[Exception | None]:
+    def _create_together(self, changes: Sequence[Sequence[Step]]) -> list[Exception | None]:
         self.apply([step for change in changes for step in change if isinstance(step.want, Element)])
         wanted = [[want for step in change if isinstance(want := step.want, Veth)] for change in changes]
         for each in chain.from_iterable(wanted):
@@ -103,7 +103,7 @@ class Kernel:
             outcomes.append(HalfDone(next(iter(refused.values())), done) if refused else None)
         return outcomes
 
-    def _bury(self, changes: Sequence[Sequence[Step]]) -> list[Exception | None]:
+    def _delete_together(self, changes: Sequence[Sequence[Step]]) -> list[Exception | None]:
         self.apply([step for change in changes for step in change if isinstance(step.have, Veth)])
         self.apply([step for change in changes for step in change if isinstance(step.have, Element)])
         return [None] * len(changes)
@@ -183,7 +183,7 @@ class Kernel:
                 backend.add_name(have.name, want.name)
                 link.rename(have.name, want.name)
                 backend.configure(have, want)
-                device.redress(have, want)
+                device.change(have, want)
             case Device(), None:
                 self._device_backend(have.name).delete(have.name)
             case None, Bridge():

@@ -45,9 +45,9 @@ GROUP = 512
 
 MANY = 256  # objects, which are compared beside the loop
 
-# Containers that come, or go, in one visit to the kernel.  Coming takes some 0.3 ms each, and nobody is answered before
-# the last; those that go share one wait for the kernel, however many there are.
-BIRTHS, BURIALS = 8, 512
+# Containers that are attached, or detached, in one visit to the kernel.  An attach takes some 0.3 ms, and nobody is
+# answered before the last one; detaches share one wait for the kernel, however many there are.
+CREATIONS, REMOVALS = 8, 512
 
 FACTS = "facts"  # the resource that stands for `Node.facts`
 
@@ -70,8 +70,8 @@ class Node:
         self._gathering = Gathering(GROUP)
         self._deciding = asyncio.Lock()  # a group is decided in slices, and nobody decides anything in between
         self._workers = Pool(WORKERS, "kernel")
-        self._births = Lane("births", kernel.apply_together, BIRTHS)
-        self._burials = Lane("burials", kernel.apply_together, BURIALS)
+        self._creations = Lane("creations", kernel.apply_together, CREATIONS)
+        self._removals = Lane("removals", kernel.apply_together, REMOVALS)
 
     @property
     def owed(self) -> int:
@@ -270,8 +270,8 @@ class Node:
         """Wait for the changes in flight and let the threads go.  Later changes wait for ever: stop asking first."""
         async with self._hold(everything=True):
             await asyncio.to_thread(self._workers.shutdown)
-            await asyncio.to_thread(self._births.close)
-            await asyncio.to_thread(self._burials.close)
+            await asyncio.to_thread(self._creations.close)
+            await asyncio.to_thread(self._removals.close)
             await asyncio.to_thread(self.kernel.close)
 
     def _hold(
@@ -378,9 +378,9 @@ class Node:
         kinds = {type(step.want or step.have) for step in steps}
         if Veth in kinds and kinds <= {Veth, Element}:
             if all(step.have is None for step in steps):
-                return Work(self._births.put, steps)
+                return Work(self._creations.put, steps)
             if all(step.want is None for step in steps):
-                return Work(self._burials.put, steps)
+                return Work(self._removals.put, steps)
         return Work(self._put, steps)
 
     def _put(self, steps: Sequence[Step], done: asyncio.Future[None]) -> None:

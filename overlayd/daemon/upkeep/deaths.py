@@ -72,7 +72,7 @@ class DeathWatch:
     def lost(self, handle: str) -> None:
         """The link of a container is gone: with its namespace, if that is gone."""
         if handle not in self._retries:
-            self._spawn(self._bury(handle))
+            self._spawn(self._reclaim_or_retry(handle))
 
     def _watch(self, handle: str, process: Netns) -> None:
         loop = asyncio.get_running_loop()
@@ -99,9 +99,9 @@ class DeathWatch:
 
     def _ended(self, handle: str, process: Netns) -> None:
         self._close(handle, process)
-        self._spawn(self._bury(handle))
+        self._spawn(self._reclaim_or_retry(handle))
 
-    async def _bury(self, handle: str) -> None:
+    async def _reclaim_or_retry(self, handle: str) -> None:
         try:
             await self._reclaim(handle)
         except OverlaydError as error:
@@ -110,7 +110,7 @@ class DeathWatch:
 
     def _try_again(self, handle: str) -> None:
         del self._retries[handle]
-        self._spawn(self._bury(handle))
+        self._spawn(self._reclaim_or_retry(handle))
 
     def forget(self, handle: str, keep: Collection[Netns] = ()) -> None:
         """Stop watching, but for the processes `keep`; nothing happens when it was not watched."""

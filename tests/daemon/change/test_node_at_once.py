@@ -371,7 +371,7 @@ async def test_the_loop_hears_of_the_disk_and_of_the_kernel_together(tmp_path, m
         with monkeypatch.context() as patch:
             patch.setattr(loop, "call_soon_threadsafe", tell)
             await attach(node, 1)
-        assert told == ["births"], "the thread that made it durable has handed it on, and woken nobody else"
+        assert told == ["creations"], "the thread that made it durable has handed it on, and woken nobody else"
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
