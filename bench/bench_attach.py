@@ -25,7 +25,7 @@ from engines import ENGINES, CniBridge, Netavark
 from pyroute2 import IPRoute
 from smoke import make_runner
 
-from overlayd.linux import bridge, link, netns, veth
+from overlayd.linux import bridge, link, netns, veth, veth_removal
 from overlayd.model.names import pid_of
 from overlayd.model.objects import Bridge, Veth
 
@@ -64,7 +64,7 @@ class Ours:
         veth.create(wanted)
 
     def detach(self, wanted: Veth) -> None:
-        veth.delete([wanted.name])
+        veth_removal.delete([wanted.name])
 
 
 class Pyroute2:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.inspect import survey
 from overlayd.errors import MechanismError
-from overlayd.linux import netns, veth
+from overlayd.linux import netns, veth_removal
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.observe import all_links
 from overlayd.model.adoption import Adoption, adopt
@@ -23,7 +23,7 @@ def read(kernel: Kernel, boot_id: str, key: bytes) -> Adoption:
 
     StateError when the host does not tell enough, MechanismError when the kernel refuses a look.
     """
-    return adopt(survey(kernel, _namespaces(filter(veth.is_marked, all_links()))), boot_id, key)
+    return adopt(survey(kernel, _namespaces(filter(veth_removal.is_marked, all_links()))), boot_id, key)
 
 
 def _namespaces(host_ends: Iterable[rt.Link]) -> dict[str, Netns | NetnsPath]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from overlayd.linux import bridge as bridges
-from overlayd.linux import bridge_options, forwarding, sysctl, veth
+from overlayd.linux import bridge_options, forwarding, sysctl, veth, veth_removal
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, is_wide, read_link
 from overlayd.linux.netlink import Netlink
@@ -183,7 +183,7 @@ def marked_links() -> list[MarkedLink]:
     for link in links:
         device = _scope(link, "device") if link.group == GROUP_DEVICE else None
         bridge = _scope(link, "bridge") if link.group == GROUP_BRIDGE else None
-        if device is not None or bridge is not None or veth.is_marked(link):
+        if device is not None or bridge is not None or veth_removal.is_marked(link):
             found.append(MarkedLink(link.name, device))
     return found
 
@@ -205,7 +205,7 @@ def observe_veth(name: str, namespace: Netns | NetnsPath) -> Veth | None:
     """The veth with that host end, its inner end looked for in `namespace`; None when there is no host end of ours."""
     with Netlink() as netlink:
         link = find_link(netlink, name)
-        if link is None or not veth.is_ours(link):
+        if link is None or not veth_removal.is_ours(link):
             return None
         links = {link.ifindex: link}
         routes: set[Hop] = set()

@@ -1,7 +1,7 @@
-"""Veth pairs: attach a container to its bridge (or straight to the host), and detach it.
+"""Veth pairs: attach a container to its bridge (or straight to the host), and change how it is attached.
 
-Owns: the attach path, the most frequent thing that overlayd does, and the deletion of veths.  Must not know: who is
-attached, why.
+Owns: the attach path, the most frequent thing that overlayd does.  Must not know: who is attached, why, or how a pair
+is deleted (`veth_removal`).
 
 The peer is made inside the namespace under its final name, because moving a link between namespaces waits for an RCU
 grace period; the rest is one message on the host and one batch inside.
@@ -10,15 +10,14 @@ grace period; the rest is one message on the host and one batch inside.
 import errno
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import ip_interface, ip_network
-from types import MappingProxyType
 from typing import NamedTuple
 
 from overlayd import fault
 from overlayd.errors import MechanismError
-from overlayd.linux import bridge_options, forwarding, netns, own_routes, route, sysctl
+from overlayd.linux import bridge_options, forwarding, netns, own_routes, route, sysctl, veth_removal
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import (
     UNWRITABLE,
@@ -29,7 +28,6 @@ from overlayd.linux.link import (
     delete_request,
     find_link,
     link_index,
-    look_up_request,
     read_link,
     route_request,
 )
@@ -38,17 +36,13 @@ from overlayd.linux.netlink import Netlink, Request
 from overlayd.linux.route_messages import moved_route_body, parse_route, route_filter
 from overlayd.linux.script import Script, run
 from overlayd.linux.syscalls import LATER
-from overlayd.model.names import is_host_end, pid_of
 from overlayd.model.objects import (
-    GROUP_DOOMED,
     GROUP_VETH,
     ROUTE_PROTOCOL,
     Address,
     Netns,
-    NetnsPath,
     Network,
     Veth,
-    label_of_veth,
     veth_alias,
 )
 from overlayd.proto.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, attribute, nested, text, u32
@@ -60,7 +54,6 @@ MOST_PORTS = 1023
 # A container needs no parallel queues, and each costs time to make: without this the kernel makes one for every CPU.
 _ONE_QUEUE = u32(rt.IFLA_NUM_TX_QUEUES, 1) + u32(rt.IFLA_NUM_RX_QUEUES, 1)
 
-_NOWHERE: Mapping[str, Netns | NetnsPath] = MappingProxyType({})
 _PORT_SETTINGS = bridge_options.port_settings()
 _LOOPBACK_UP = Request("set up", "lo", rt.RTM_SETLINK, 0, rt.link_body(index=rt.LOOPBACK, up=True))
 
@@ -171,7 +164,7 @@ def change(have: Veth, want: Veth) -> None:
     MechanismError as `create` does, or errno ENODEV when the pair is not there.
     """
     if (have.namespace, have.mac) != (want.namespace, want.mac):
-        delete([have.name], {have.name: have.netns})
+        veth_removal.delete([have.name], {have.name: have.netns})
         create(want)
         return
     with ExitStack() as opened:
@@ -209,63 +202,9 @@ def _open_to_change(have: Veth, want: Veth, opened: ExitStack) -> int:
     return descriptor
 
 
-def existing(names: Iterable[str]) -> set[str]:
-    """Those that are names of veths whose other ends are in namespaces that somebody still holds.
-
-    One that nobody holds any more goes with all its links some time later.
-    """
-    with Netlink() as netlink:
-        found = map(rt.parse_link, netlink.transact([look_up_request(name, errno.ENODEV) for name in names]))
-        ends = {each.name: each.peer_namespace for each in found if each.kind == "veth"}
-        held = {id for id in set(ends.values()) if id != rt.NO_NAMESPACE_ID and _is_held(netlink, id)}
-    return {name for name, id in ends.items() if id in held}
-
-
-def _is_held(netlink: Netlink, id: int) -> bool:
-    """Whether somebody holds the namespace that is known by that id here."""
-    body = rt.known_namespace_body(id)
-    return bool(netlink.transact([Request("look up namespace", str(id), rt.RTM_GETNSID, 0, body, (errno.ENOENT,))]))
-
-
-def delete(names: Iterable[str], namespaces: Mapping[str, Netns | NetnsPath] = _NOWHERE) -> None:
-    """Delete the pairs whose host ends have these names; what is absent, or is not ours, is left alone.  A container
-    gets its own routes back before.
-
-    namespaces: where the other ends are; by the pid in its name where it is not told.  Several are deleted at once by
-    their link group: the kernel then waits for one RCU grace period, not for one each.
-    """
-    with Netlink() as host:
-        found = map(rt.parse_link, host.transact([look_up_request(name, errno.ENODEV) for name in names]))
-        ours = [link for link in found if is_ours(link)]
-        for link in ours:
-            if link.alias == veth_alias(label_of_veth(link.alias), aside=True):
-                _put_back_routes(link, namespaces.get(link.name))
-        if len(ours) == 1:
-            host.transact([delete_request(ours[0].name)])
-        elif ours:
-            group = u32(rt.IFLA_GROUP, GROUP_DOOMED)
-            bodies = [(each.name, rt.link_body(group, index=each.ifindex)) for each in ours]
-            host.transact(
-                [Request("mark for deletion", name, rt.RTM_SETLINK, 0, body, (errno.ENODEV,)) for name, body in bodies]
-            )
-            # ENODEV: another thread's message deleted ours together with its own.
-            marked = Request("delete", "veths marked for it", rt.RTM_DELLINK, 0, rt.link_body(group), (errno.ENODEV,))
-            host.transact([marked])
-
-
 def host_mac(mac: bytes) -> bytes:
     """MAC of the host end: unlike the inner end's, and above the bridge's own, which so never follows its ports."""
     return b"\xfe" + mac[1:]
-
-
-def is_ours(link: rt.Link) -> bool:
-    """Whether the link is the host end of a veth of ours, by its group or, had it lost that, by its name."""
-    return is_marked(link) or (link.kind == "veth" and is_host_end(link.name))
-
-
-def is_marked(link: rt.Link) -> bool:
-    """Whether the link is a veth that carries our mark, which ours have from the beginning."""
-    return link.kind == "veth" and link.group in (GROUP_VETH, GROUP_DOOMED)
 
 
 def is_blank(inner: rt.Link, carried: Sequence[object]) -> bool:
@@ -300,7 +239,7 @@ def _make_room(host: Netlink, veth: Veth, error: MechanismError) -> None:
         raise error
     # The kernel does not say which of the two names is taken.
     leftover = find_link(host, veth.name)
-    if leftover is not None and is_marked(leftover):
+    if leftover is not None and veth_removal.is_marked(leftover):
         host.transact([delete_request(veth.name)])
         return
     taken = "the host has a link of that name without our mark: delete or rename it"
@@ -430,38 +369,6 @@ def _delete_old_routes(inner: Netlink, index: int, wanted: frozenset[Network]) -
     ]
     old.sort(key=lambda route: route[0].prefixlen)  # the way to the gateway after those through it
     inner.transact([Request("delete route", str(to), rt.RTM_DELROUTE, 0, body, (errno.ESRCH,)) for to, body in old])
-
-
-def _put_back_routes(link: rt.Link, namespace: Netns | NetnsPath | None) -> None:
-    """namespace: where the inner end is; None, or of pid 0, when only the host end tells."""
-    try:
-        told = isinstance(namespace, NetnsPath) or (namespace is not None and namespace.pid)
-        known = namespace if namespace is not None and told else _namespace_of(link)
-        descriptor = netns.open_namespace(known)
-    except MechanismError as error:
-        if error.errno != errno.ESRCH:  # else the namespace has most likely gone with its process
-            _log.warning("a container does not get its own routes back: %s", error)
-        return
-    try:
-        with netns.socket_in(descriptor) as inner:
-            if read_link(inner, link.peer).peer == link.ifindex:
-                own_routes.put_back(inner, link.peer)
-    except MechanismError as error:
-        _log.warning("the container of %s does not get its own routes back: %s", link.name, error)
-    finally:
-        os.close(descriptor)
-
-
-def _namespace_of(link: rt.Link) -> Netns | NetnsPath:
-    """Where the inner end is, by the process that the host end is named after, or else by a look at all that is in
-    sight.  MechanismError, errno ESRCH: nowhere.
-    """
-    if pid := pid_of(link.name):
-        return netns.identify(pid)
-    found = netns.find({link.peer_namespace}).get(link.peer_namespace)
-    if found is None:
-        raise MechanismError("find network namespace of", link.name, errno.ESRCH)
-    return found
 
 
 def _configure_outer(host: Netlink, veth: Veth, *, ready: bool = True) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from veth_legs import BRIDGE, VERSIONS, global_leg, make_bridge, make_node, service_leg
 
-from overlayd.linux import bridge, device, netns, veth
+from overlayd.linux import bridge, device, netns, veth, veth_removal
 from overlayd.linux.observe import (
     DeviceLink,
     bridges_named,
@@ -150,7 +150,7 @@ def test_a_damaged_veth_differs(host, container, shell, damage):
     seen = observe([wanted])[wanted.key]
     assert seen != wanted
     assert seen.name == wanted.name
-    veth.delete([wanted.name])
+    veth_removal.delete([wanted.name])
     bridge.create(Bridge("web", "zl-web-b", ip_interface(BRIDGE[4]), 1340))
     veth.create(wanted)
     assert observe_veth(wanted.name, box.netns) == wanted

@@ -6,7 +6,7 @@ import pytest
 from veth_legs import EVERYTHING, VERSIONS, global_leg, make_bridge, make_node, refusal, service_leg
 
 from overlayd import fault
-from overlayd.linux import veth
+from overlayd.linux import veth, veth_removal
 from overlayd.linux.observe import observe
 
 NEIGHBOUR = {4: "192.0.2.1", 6: "fd77::1"}
@@ -45,7 +45,7 @@ def test_a_default_route_comes_back_as_it_was(host, container, options, version)
     taken = box.run(f"ip -{version} route get {'198.51.100.1' if version == 4 else '2001:db8::1'}")
     assert "dev eth0" in taken and f"via {wanted.gateway}" in taken, "ours counts"
     assert observe([wanted])[wanted.key] == wanted
-    veth.delete([wanted.name], {wanted.name: wanted.netns})
+    veth_removal.delete([wanted.name], {wanted.name: wanted.netns})
     assert routes(box, version) == before
 
 
@@ -66,7 +66,7 @@ def test_each_leg_gives_back_what_it_has_taken(host, container, shell, version):
     assert f"{part} via {NEIGHBOUR[version]}" in box.run(f"ip -{version} route")
     for leg, destination in zip(legs, ("default", str(cluster)), strict=True):
         assert f"{destination} via {NEIGHBOUR[version]}" not in box.run(f"ip -{version} route")
-        veth.delete([leg.name], {leg.name: leg.netns})
+        veth_removal.delete([leg.name], {leg.name: leg.netns})
         assert f"{destination} via {NEIGHBOUR[version]}" in box.run(f"ip -{version} route")
     assert routes(box, version) == before
 
@@ -106,7 +106,7 @@ def test_a_veth_of_a_container_that_was_found_by_its_name_alone(host, container)
     before = routes(box, 4)
     veth.create(service_leg(box))
     (found,) = [each for key, each in observe([]).items() if key[0] == "veth"]
-    veth.delete([found.name])
+    veth_removal.delete([found.name])
     assert routes(box, 4) == before
 
 
@@ -117,7 +117,7 @@ def test_a_route_whose_link_has_gone_is_gone(host, container):
     wanted = service_leg(box)
     veth.create(wanted)
     box.run("ip link delete net1")
-    veth.delete([wanted.name], {wanted.name: wanted.netns})
+    veth_removal.delete([wanted.name], {wanted.name: wanted.netns})
     assert routes(box, 4) == []
 
 
@@ -129,7 +129,7 @@ def test_a_veth_that_somebody_deleted_and_that_was_made_anew(host, container, ve
     before = routes(box, version)
     wanted = service_leg(box, version=version)
     veth.create(wanted)
-    veth.delete([wanted.name])
+    veth_removal.delete([wanted.name])
     veth.create(wanted)
-    veth.delete([wanted.name], {wanted.name: wanted.netns})
+    veth_removal.delete([wanted.name], {wanted.name: wanted.netns})
     assert routes(box, version) == before

@@ -11,7 +11,7 @@ import pytest
 from veth_legs import BRIDGE, NODE, VERSIONS, global_leg, make_bridge, make_node, refusal, service_leg, udp, udp_inside
 
 from overlayd import fault
-from overlayd.linux import bridge, veth
+from overlayd.linux import bridge, veth, veth_removal
 from overlayd.linux.observe import observe, observe_veth
 from overlayd.model.objects import GROUP_VETH
 
@@ -76,7 +76,7 @@ def test_the_first_container_of_a_new_bridge_is_answered_at_once(host, container
         assert mine.recv(100) == b"hello"
         gateway.close()
         mine.close()
-        veth.delete([wanted.name])
+        veth_removal.delete([wanted.name])
         bridge.delete("zl-web-b")
 
 
@@ -120,7 +120,7 @@ def test_both_legs_and_both_go(host, container, shell):
     for wanted in legs:
         veth.create(wanted)
     assert "eth0" in box.run("ip link") and "eth1" in box.run("ip link")
-    veth.delete([wanted.name for wanted in legs])
+    veth_removal.delete([wanted.name for wanted in legs])
     assert host() == before
     assert "eth" not in box.run("ip -br link")
 
@@ -394,7 +394,7 @@ def test_no_descriptor_stays_open(host, container):
     before = descriptors()
     veth.create(wanted)
     refusal(replace(wanted, bridge="nope"))
-    veth.delete([wanted.name])
+    veth_removal.delete([wanted.name])
     refusal(replace(wanted, gateway=ip_address("192.0.2.1")))
     assert descriptors() <= before
 

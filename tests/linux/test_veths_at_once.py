@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from veth_legs import make_bridge, service_leg
 
-from overlayd.linux import veth
+from overlayd.linux import veth, veth_removal
 from overlayd.linux.observe import observe_veth
 from overlayd.model.objects import GROUP_VETH
 
@@ -33,12 +33,12 @@ def test_a_hundred_are_deleted_at_once_and_nothing_else(host, container, shell):
     kept = service_leg(other)
     veth.create(kept)
     veth.create(service_leg(box, 6))
-    veth.delete([*names, f"veth-{box.pid}-s", "veth-none-s", "zl-web-b", "lo"])
+    veth_removal.delete([*names, f"veth-{box.pid}-s", "veth-none-s", "zl-web-b", "lo"])
     assert observe_veth(kept.name, other.netns) == kept
-    veth.delete([kept.name])
+    veth_removal.delete([kept.name])
     assert host() == before
-    veth.delete([*names, kept.name])
-    veth.delete([])
+    veth_removal.delete([*names, kept.name])
+    veth_removal.delete([])
     assert host() == before
 
 
@@ -50,5 +50,7 @@ def test_threads_attach_and_delete_at_the_same_time(host, container):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(veth.create, legs))
         assert [observe_veth(leg.name, leg.netns) for leg in legs] == legs
-        list(pool.map(veth.delete, [[leg.name for leg in legs[start : start + 3]] for start in range(0, 12, 3)]))
+        list(
+            pool.map(veth_removal.delete, [[leg.name for leg in legs[start : start + 3]] for start in range(0, 12, 3)])
+        )
     assert host() == before

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 
 from overlayd.errors import MechanismError
-from overlayd.linux import netns, veth
+from overlayd.linux import netns, veth_removal
 from overlayd.model.rows import Attachment
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def ended(attachments: Iterable[Attachment]) -> list[Attachment]:
     """The containers of which nothing is there any more.  One that we may not look at counts as living.  Blocks."""
     attachments = list(attachments)
     try:
-        linked = veth.existing(each.host_end() for each in attachments if each.file is not None)
+        linked = veth_removal.existing(each.host_end() for each in attachments if each.file is not None)
     except MechanismError as error:
         log.warning("whether %d containers live cannot be seen: %s", len(attachments), error)
         return []
@@ -44,4 +44,4 @@ def ended(attachments: Iterable[Attachment]) -> list[Attachment]:
 
 def has_link(attachment: Attachment) -> bool:
     """Whether a container has its link, and somebody still holds the namespace in which that ends."""
-    return bool(veth.existing([attachment.host_end()]))
+    return bool(veth_removal.existing([attachment.host_end()]))

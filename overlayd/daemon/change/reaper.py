@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from socket import if_nametoindex
 from threading import Event, Lock
 
-from overlayd.linux import veth
+from overlayd.linux import veth_removal
 from overlayd.linux.threads import Pool
 from overlayd.model.objects import Netns, NetnsPath
 
@@ -63,7 +63,7 @@ class Reaper:
             batch, self._next = self._next, _Batch()
         batch.began = True
         try:
-            veth.delete(batch.namespaces, batch.namespaces)
+            veth_removal.delete(batch.namespaces, batch.namespaces)
         except Exception as error:  # whatever it is, those who wait must hear of it
             batch.error = error
         finally:

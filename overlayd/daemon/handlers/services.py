@@ -15,7 +15,7 @@ from overlayd.daemon.change.presence import lives
 from overlayd.daemon.change.resources import NODE, RECORDS, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import MechanismError, RequestError
-from overlayd.linux import link, netns, veth
+from overlayd.linux import link, netns, veth_removal
 from overlayd.linux.observe import NamedBridge, bridges_named
 from overlayd.linux.wireguard.backend import udp_port_is_free
 from overlayd.model import ipam, membership, services
@@ -181,7 +181,7 @@ def _remove_foreign(state: State, bridges: list[NamedBridge]) -> None:
     attached = {it.host_end() for it in state.table(Attachment).values() if it.namespace is not None}
     for bridge in bridges:
         ports = [port for port in bridge.ports if port not in attached]
-        veth.delete(ports)  # those with our mark go together, others one by one
+        veth_removal.delete(ports)  # those with our mark go together, others one by one
         for name in ports:
             link.delete(name)
         if recorded.isdisjoint(bridge.names):

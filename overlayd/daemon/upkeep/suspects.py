@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import service_lock
 from overlayd.linux import bridge as bridges
-from overlayd.linux import bridge_options, egress, veth
+from overlayd.linux import bridge_options, egress, veth, veth_removal
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.monitor import (
     AddressChanged,
@@ -138,7 +138,7 @@ class Judge:
 
     def _judge_link(self, found: rt.Link, gone: bool) -> None:
         part = self._remember(found)
-        renamed = found.ifindex in self._parts and veth.is_marked(found) and not is_host_end(found.name)
+        renamed = found.ifindex in self._parts and veth_removal.is_marked(found) and not is_host_end(found.name)
         if renamed and not gone:
             # A detach would not find it by its name, and leave the container an address that is free.
             self._verdicts.suspect(EVERYTHING, f"name of {found.ifindex}")
