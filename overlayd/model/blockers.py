@@ -17,6 +17,7 @@ from overlayd.model.marks import Carried, is_lost
 from overlayd.model.names import is_host_end
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH, NFT_TABLE, Network
 from overlayd.model.remedies import WAYS, command_of, describe, let_answer, let_in, let_out, let_pass, reason
+from overlayd.model.tracking import untracked
 
 _FAMILIES = {"inet": (4, 6), "ip": (4,), "ip6": (6,)}
 _TRANSLATES = ("masquerade", "snat", "dnat", "redirect")
@@ -362,20 +363,13 @@ def _arp(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
 
 
 def _tracking(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
-    """What is not tracked is not translated, and our own rules do not know an answer by its question."""
-    if chain.hook != "prerouting" or traffic.cluster.version not in _FAMILIES.get(chain.name[0], ()):
+    version = traffic.cluster.version
+    if chain.hook != "prerouting" or version not in _FAMILIES.get(chain.name[0], ()):
         return
     links = [link for link in _unlike(traffic.links, ruleset.names()) if link.group == GROUP_BRIDGE]
-    packets = (Packet(traffic.cluster.version, link, None, begins=True, source=traffic.cluster) for link in links)
-    if any(judge(ruleset, chain, packet).end == "notrack" for packet in packets):
-        yield Finding(
-            code="connections-untracked",
-            severity="error",
-            object=describe(chain),
-            problem="keeps the connections of containers from being tracked (notrack)",
-            symptom="containers reach nothing outside of the overlay",
-            remedy=let_pass(chain, [("i", link) for link in links]),
-        )
+    out = [Packet(version, link, None, begins=True, source=traffic.cluster) for link in links]
+    back = [Packet(version, Link(traffic.way_out), None, begins=False, source=_OUTSIDE[version])]
+    yield from untracked(ruleset, chain, out, back if traffic.way_out else [])
 
 
 def _translates(ruleset: Ruleset, chain: BaseChain, packet: Packet) -> bool:

@@ -30,7 +30,7 @@ _VERDICTS = {"accept": "accept", "drop": "drop", "reject": "reject", "return": R
 _VERDICTS |= {each: each for each in ("masquerade", "snat", "dnat", "redirect")}
 _TARGETS = ("DROP", "REJECT", "NOTRACK", "MASQUERADE", "SNAT", "DNAT", "REDIRECT")  # of xtables
 _OF_SOME = ("set", "mark", "connmark", "owner", "socket")  # matches of xtables that are for what somebody singles out
-_PLAIN = {"counter", "log", "comment", "mangle"}  # statements that decide nothing
+_PLAIN = {"counter", "log", "comment", "mangle", "tracking"}  # statements that hold always
 # linux/netfilter/nf_conntrack_common.h, as bits of nftables' ct state and ct status
 _STATES = {2: "established", 8: "new"}
 _NAT_STATUS = {16: "snat", 32: "dnat"}
@@ -237,6 +237,8 @@ def verdict_of(statements: list[Statement]) -> tuple[str, str] | None:
             return _VERDICTS[kind], ""
         if kind in ("jump", "goto"):
             return kind, body["target"]
+        if kind == "tracking":
+            return body, ""
         if kind == "xt" and body and body.get("type") == "target" and body.get("name") in _TARGETS:
             return body["name"].lower(), ""
     return None

@@ -120,6 +120,8 @@ def _target(chain: ChainName, option: str, target: str, rest: Iterator[str], fou
     own = [*rest]
     if target == "CT" and "--notrack" in own:
         return [{"notrack": None}]
+    if target == "CT" and own[:1] == ["--zone"] and own[1].isdigit():
+        return [{"mangle": {"key": {"ct": {"key": "zone"}}, "value": int(own[1])}}]
     if target == "MARK" and own[:1] == ["--set-xmark"]:
         value, mask = _number_and_mask(own[1])
         kept: Any = {"&": [_MARKS["mark"], ~mask & _ALL]}

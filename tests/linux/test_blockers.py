@@ -162,6 +162,28 @@ def test_a_cure_is_one_by_whatever_it_goes(look: Look, space: Namespace, cure: s
 
 
 @needs_iptables
+@needs_iptables
+@pytest.mark.parametrize(
+    ("rules", "severities"),
+    [
+        ("nft add rule ip raw PREROUTING iifgroup 0x6f760002 ct zone set 7", ["error"]),
+        ("nft add rule ip raw PREROUTING ct zone set 7", []),
+        ("iptables-nft -t raw -A PREROUTING -i zl-+ -j CT --notrack", ["warning"]),
+        ("iptables-nft -t raw -A PREROUTING -i zl-+ -j CT --zone 7", ["warning"]),
+    ],
+)
+def test_tracking_that_takes_the_way_back_from_containers(
+    look: Look, space: Namespace, rules: str, severities: list[str]
+) -> None:
+    space.nft("table ip raw { chain PREROUTING { type filter hook prerouting priority -300; }; }")
+    run(space, rules)
+    found = look()
+    assert [(each.code, each.severity) for each in found] == [("connections-untracked", each) for each in severities]
+    if severities:
+        take(space, found[0])
+        assert look() == []
+
+
 def test_a_cure_for_one_bridge_is_none_for_another(look: Look, space: Namespace) -> None:
     run(space, "iptables-nft -P FORWARD DROP; for n in zl-a-g zl-a-web-b; do for d in i o; do"
         " iptables-nft -I FORWARD -$d $n -j ACCEPT; done; done")  # fmt: skip
@@ -204,6 +226,7 @@ def test_legacy_iptables(look: Look, space: Namespace, program: str) -> None:
     [
         ("-t raw -I PREROUTING -i zl-+ -j DROP", ["forward-blocked"]),
         ("-t raw -I PREROUTING -i zl-+ -j CT --notrack", ["connections-untracked"]),
+        ("-t raw -I PREROUTING -i zl-+ -j CT --zone 7", ["connections-untracked"]),
         ("-t mangle -I POSTROUTING -o zl-+ -j DROP", ["forward-blocked"]),
         ("-t mangle -I INPUT -p udp --dport 51820 -j DROP", ["wireguard-blocked"]),
         ("-t security -I FORWARD -j DROP", ["forward-blocked"]),

@@ -448,15 +448,6 @@ def test_arp(hook):
     assert found("arp", "fw", "c", hook, [{"accept": None}]) == {}
 
 
-@pytest.mark.parametrize(
-    ("rule", "codes"), [([{"notrack": None}], ["connections-untracked"]), ([OPEN, {"notrack": None}], [])]
-)
-def test_connections_that_are_not_tracked(rule, codes):
-    assert [*found("inet", "raw", "pre", "prerouting", rule, policy="accept")] == codes
-    other = [link("iifname", "eth0"), {"notrack": None}]
-    assert found("inet", "raw", "pre", "prerouting", other, policy="accept") == {}
-
-
 def address(field, right):
     return {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": field}}, "right": right}}
 
