@@ -12,13 +12,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface
 from typing import NamedTuple
 
 import msgspec
 
 from overlayd.linux import bridge as bridges
-from overlayd.linux import bridge_options, forwarding, sysctl, veth, veth_removal
+from overlayd.linux import bridge_options, link_faults, veth, veth_removal
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux.link import find_link, is_wide, read_link
 from overlayd.linux.netlink import Netlink
@@ -41,7 +41,6 @@ from overlayd.model.objects import (
     GROUP_DEVICE,
     GROUP_DOOMED,
     GROUP_VETH,
-    Address,
     Alias,
     Bridge,
     Fence,
@@ -270,15 +269,20 @@ def _bridge(link: rt.Link, service: str, addresses: list[Interface], host: View 
     faults = []
     if link.kind != "bridge":
         faults.append(f"it is a link of kind {link.kind or 'unknown'}")
-    faults += _down(link)
+    faults += link_faults.down(link)
     if len(addresses) == 1:
         address = addresses[0]
-        faults += _other_mac(link, bridges.mac(address.ip))
+        faults += link_faults.other_mac(link, bridges.mac(address.ip))
         carried = [address] if address.version == 4 else [address, bridges.LINK_LOCAL]
-        faults += [*_lost_routes(link, carried, host), *_lost_mac(link, host)]
+        faults += [*link_faults.lost_routes(link, carried, host), *link_faults.lost_mac(link, host)]
     else:
         address = _NO_ADDRESS
-    faults += [*_taken(link), *_parameter(link), *_heeds_routers(link), *bridge_options.bridge_faults(link)]
+    faults += [
+        *link_faults.taken(link),
+        *link_faults.parameter(link),
+        *link_faults.takes_advertisements(link),
+        *bridge_options.bridge_faults(link),
+    ]
     return Bridge(service, link.name, address, link.mtu, ", ".join(faults))
 
 
@@ -290,60 +294,11 @@ def _device(link: rt.Link, scope: str, addresses: list[Interface], host: View) -
     if (known := labels.parse(label_of_alias(link.alias))) is not None and known.slice is not None:
         own.add(first_usable(known.slice))
     aliases = {each for each in addresses if scope == GLOBAL and not is_wide(each) and each.ip not in own}
-    faults = [*_down(link), *_taken(link), *_lost_routes(link, addresses, host)]
-    faults += [*_parameter(link), *_heeds_routers(link), *_no_queue(link)]
+    faults = [*link_faults.down(link), *link_faults.taken(link), *link_faults.lost_routes(link, addresses, host)]
+    faults += [*link_faults.parameter(link), *link_faults.takes_advertisements(link), *link_faults.no_queue(link)]
     label = label_of_alias(link.alias)
     yield DeviceLink(scope, link.name, link.mtu, frozenset(addresses) - aliases, ", ".join(faults), label)
     yield from (Alias(link.name, address.ip) for address in aliases)
-
-
-# Each of these gives one clause of a fault, or nothing.
-
-
-def _down(link: rt.Link, name: str = "it") -> list[str]:
-    return [] if link.flags & rt.IFF_UP else [f"{name} is down"]
-
-
-def _taken(link: rt.Link) -> list[str]:
-    """A VRF has a routing table of its own, in which there is no overlay."""
-    return ["it is a part of another link, a VRF or a bridge"] if link.master else []
-
-
-def _parameter(link: rt.Link) -> list[str]:
-    return list(filter(None, [forwarding.fault(link)]))
-
-
-def _no_queue(link: rt.Link) -> list[str]:
-    """A TUN keeps what it is given for wireguard-go in a ring of so many packets; other links do without."""
-    return ["its txqueuelen is 0, and it drops all it is given"] if link.kind == "tun" and link.queue == 0 else []
-
-
-def _other_mac(link: rt.Link, mac: bytes) -> list[str]:
-    return [] if link.mac == mac else [f"its MAC is {link.mac.hex(':') or 'missing'}, not {mac.hex(':')}"]
-
-
-def _other_group(link: rt.Link) -> list[str]:
-    return [] if link.group == GROUP_VETH else [f"it is in link group {link.group:#x}"]
-
-
-def _heeds_routers(link: rt.Link) -> list[str]:
-    """Of a link that could be told otherwise."""
-    heeds = link.heeds_routers and sysctl.is_writable(f"ipv6/conf/{link.name}/accept_ra")
-    return ["it takes router advertisements or redirects"] if heeds else []
-
-
-def _lost_routes(link: rt.Link, addresses: Iterable[Interface], host: View | None) -> list[str]:
-    """The networks of the addresses whose routes, which came with the addresses, are no longer there."""
-    if host is None:
-        return []
-    wide = (each.network for each in addresses if is_wide(each))
-    return [f"its route to {network} is gone" for network in wide if (link.ifindex, network) not in host.connected]
-
-
-def _lost_mac(link: rt.Link, host: View | None) -> list[str]:
-    """A bridge whose forwarding database has lost its own MAC passes on what is for the host."""
-    there = host is None or (link.ifindex, link.mac) in host.forwarding
-    return [] if there else ["its forwarding database does not have its own MAC"]
 
 
 def _routes(host: View) -> Iterable[Route]:
@@ -366,14 +321,24 @@ def _proxies(host: View) -> Iterable[Proxy]:
 def _outer_end(link: rt.Link, want: Veth, host: View) -> Veth:
     bridge = host.links.get(link.master)
     service = None if bridge is None else _scope(bridge, "bridge")
-    faults = [*_down(link), *_other_group(link), *_other_mac(link, veth.host_mac(want.mac))]
-    faults += _heeds_routers(link)
+    faults = [
+        *link_faults.down(link),
+        *link_faults.other_group(link),
+        *link_faults.other_mac(link, veth.host_mac(want.mac)),
+    ]
+    faults += link_faults.takes_advertisements(link)
     if bridge is not None:
-        faults += [*_port(link, want.mac, bridge, host), *_misled(bridge, want.address, want.mac, host)]
+        faults += [
+            *link_faults.port(link, want.mac, bridge, host),
+            *link_faults.misled(bridge, want.address, want.mac, host),
+        ]
     elif want.service is None:
-        faults += [*_lost_host_route(link, want.address, host), *_lost_address(link, want.gateway, host)]
-        faults += _misled(link, want.address, want.mac, host)
-        faults += _parameter(link)
+        faults += [
+            *link_faults.lost_host_route(link, want.address, host),
+            *link_faults.lost_address(link, want.gateway, host),
+        ]
+        faults += link_faults.misled(link, want.address, want.mac, host)
+        faults += link_faults.parameter(link)
     return replace(
         want,
         service=service,
@@ -382,32 +347,6 @@ def _outer_end(link: rt.Link, want: Veth, host: View) -> Veth:
         fault=", ".join(faults),
         label=label_of_veth(link.alias),
     )
-
-
-def _lost_host_route(link: rt.Link, address: Interface, host: View) -> list[str]:
-    there = (link.ifindex, ip_network(address.ip), None) in host.routes
-    return [] if there else [f"the route to {address.ip} is gone"]
-
-
-def _lost_address(link: rt.Link, gateway: Address, host: View) -> list[str]:
-    """Without it a host end on no bridge passes no reverse path filter."""
-    there = gateway.version == 6 or (link.ifindex, gateway) in host.near
-    return [] if there else [f"its own address {gateway} is gone"]
-
-
-def _port(link: rt.Link, mac: bytes, bridge: rt.Link, host: View) -> list[str]:
-    """A locked port passes no frame from a MAC that its bridge has not been told of."""
-    if _scope(bridge, "bridge") is None:
-        return [f"it is on {bridge.name}, which is no bridge of ours"]
-    told = (link.ifindex, mac) in host.forwarding
-    untold = [] if told else [f"its bridge has not been told of the MAC {mac.hex(':')}"]
-    return [*bridge_options.port_faults(link), *untold]
-
-
-def _misled(link: rt.Link, address: Interface, mac: bytes, host: View) -> list[str]:
-    """What somebody told the host of a neighbour counts, though the neighbour itself would say otherwise."""
-    told = host.neighbours.get((link.ifindex, address.ip), mac)
-    return [] if told == mac else [f"{link.name} was told that {address.ip} is at {told.hex(':')}, not {mac.hex(':')}"]
 
 
 def _as_left(seen: Veth, want: Veth, link: rt.Link, host: View, inside: View) -> Veth:
@@ -448,22 +387,22 @@ def _veth(link: rt.Link, namespace: Netns | NetnsPath, host: View, inside: View 
     routes = [(destination, via) for index, destination, via in inside.routes if index == inner.ifindex]
     gateways = {via for _destination, via in routes if via is not None}
     faults = [
-        *_down(link),
-        *_down(inner, inner.name),
-        *_down(inside.links[rt.LOOPBACK], "the container's lo"),
-        *_other_group(link),
-        *_other_mac(link, veth.host_mac(inner.mac)),
-        *_heeds_routers(link),
+        *link_faults.down(link),
+        *link_faults.down(inner, inner.name),
+        *link_faults.down(inside.links[rt.LOOPBACK], "the container's lo"),
+        *link_faults.other_group(link),
+        *link_faults.other_mac(link, veth.host_mac(inner.mac)),
+        *link_faults.takes_advertisements(link),
     ]
     if bridge is None:
-        faults += _parameter(link)
+        faults += link_faults.parameter(link)
         gateways |= {destination.network_address for destination, via in routes if via is None}
-        faults += [clause for gateway in gateways for clause in _lost_address(link, gateway, host)]
+        faults += [clause for gateway in gateways for clause in link_faults.lost_address(link, gateway, host)]
         if address != _NO_ADDRESS:
-            faults += _lost_host_route(link, address, host)
+            faults += link_faults.lost_host_route(link, address, host)
     else:
         gateways = gateways or {address.ip for address in host.addresses[bridge.ifindex]}
-        faults += _port(link, inner.mac, bridge, host)
+        faults += link_faults.port(link, inner.mac, bridge, host)
     if len(gateways) != 1:
         faults.append(f"{inner.name} has {len(gateways)} gateways")
     if link.mtu != inner.mtu:

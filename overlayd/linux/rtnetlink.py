@@ -97,7 +97,7 @@ _NO_OPTIONS: Mapping[int, bytes] = MappingProxyType({})
 class Link(NamedTuple):
     """What RTM_NEWLINK says of a link.  peer: IFLA_LINK, of a veth the other end's index in its namespace; 0 when there
     is none.  peer_namespace: IFLA_LINK_NETNSID, the id of that namespace in ours; NO_NAMESPACE_ID when it is ours.
-    heeds_routers: it takes IPv6 router advertisements or redirects.  queue: IFLA_TXQLEN, None where it is not told.
+    takes_advertisements: of IPv6 routers, or their redirects.  queue: IFLA_TXQLEN, None where it is not told.
     """
 
     ifindex: int
@@ -113,7 +113,7 @@ class Link(NamedTuple):
     alternative_names: tuple[str, ...]
     bridge: Mapping[int, bytes] = _NO_OPTIONS
     port: Mapping[int, bytes] = _NO_OPTIONS
-    heeds_routers: bool = False
+    takes_advertisements: bool = False
     peer_namespace: int = NO_NAMESPACE_ID
     forwarding: int | None = None
     rp_filter: int | None = None
@@ -253,7 +253,9 @@ def parse_link(body: memoryview) -> Link:
         port=found.port_options or _NO_OPTIONS,
         forwarding=_setting(found.ipv4, IPV4_DEVCONF_FORWARDING - 1),
         rp_filter=_setting(found.ipv4, IPV4_DEVCONF_RP_FILTER - 1),
-        heeds_routers=any(_setting(found.ipv6, place) for place in (DEVCONF_ACCEPT_RA, DEVCONF_ACCEPT_REDIRECTS)),
+        takes_advertisements=any(
+            _setting(found.ipv6, place) for place in (DEVCONF_ACCEPT_RA, DEVCONF_ACCEPT_REDIRECTS)
+        ),
     )
 
 
