@@ -5,7 +5,7 @@ Owns: what is looked at, and the words.  Must not know: who asks.  Changes nothi
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 
 from overlayd import keys
@@ -32,6 +32,7 @@ from overlayd.model.endpoints import misplaced
 from overlayd.model.findings import Finding, ordered
 from overlayd.model.layout import endpoint_address, endpoint_text, layout
 from overlayd.model.names import LEGS
+from overlayd.model.objects import Veth
 from overlayd.model.pacing import pace_key
 from overlayd.model.peers import called
 from overlayd.model.plan import plan
@@ -164,6 +165,7 @@ class Doctor:
             want = layout(node.state, node.facts)
             have = inspect.audit(node.kernel, want)
             steps = plan(have, want)
+            macs = {each.name: each.mac for each in want.values() if isinstance(each, Veth) and each.bridge}
             dispose(have, want)
         failures = self._sentinel.failures
         others = [step for step in steps if pace_key(step) not in failures]
@@ -185,7 +187,7 @@ class Doctor:
             found += wireguard_go.findings(versions, installed) if installed else [wireguard_go.unknown()]
         found += crowded((each.version, each.entries, each.limit) for each in neighbours.tables())
         found += tracked(*connections) if (connections := conntrack.load()) is not None else []
-        return [*found, *self._dead(), *self._moved(), *self._unreached()]
+        return [*found, *self._dead(), *self._unlike(macs), *self._unreached()]
 
     def _dead(self) -> list[Finding]:
         found = []
@@ -202,19 +204,31 @@ class Doctor:
             found.append(Finding("container-gone", "error", attachment.handle, problem, "", remedy))
         return found
 
-    def _moved(self) -> Iterator[Finding]:
-        """A container may do with its interface what it likes, but does nothing by it that is elsewhere."""
+    def _unlike(self, macs: Mapping[str, bytes]) -> Iterator[Finding]:
+        """A container may do with its interface what it likes, but does nothing by it that is elsewhere, or that sends
+        from another MAC than its port takes.  macs: these, by host end.
+        """
         held = {
             each.host_end(leg): (each.handle, each.namespace)
             for each in self._node.state.table(Attachment).values()
             for leg in LEGS
             if each.namespace is not None
         }
-        for name in moved_veths.moved((name, namespace) for name, (_handle, namespace) in held.items()):
-            problem = f"has an interface, the other end of {name}, that is no longer in its network namespace"
-            remedy = "move it back, or restart overlayd, which makes it another one"
-            symptom = "it reaches nobody by it, and nobody reaches it"
-            yield Finding("interface-moved", "error", held[name][0], problem, symptom, remedy)
+        symptom = "it reaches nobody by it, and nobody reaches it"
+        for name, mac in moved_veths.unlike(
+            moved_veths.End(name, it[1], macs.get(name, b"")) for name, it in held.items()
+        ):
+            handle = held[name][0]
+            if mac:
+                problem = f"has the MAC {mac.hex(':')} at the other end of {name}, whose port takes "
+                problem += f"{macs[name].hex(':')} alone"
+                remedy = f"give it back inside (ip link set dev INTERFACE address {macs[name].hex(':')}); to have "
+                remedy += "another one, ask for it by mac of the attach"
+                yield Finding("interface-mac", "error", handle, problem, symptom, remedy)
+            else:
+                problem = f"has an interface, the other end of {name}, that is no longer in its network namespace"
+                remedy = "move it back, or restart overlayd, which makes it another one"
+                yield Finding("interface-moved", "error", handle, problem, symptom, remedy)
 
     def _silent(self) -> list[Finding]:
         problem, remedy = "does not answer", "wait: what serves it is ended and started anew if that lasts"

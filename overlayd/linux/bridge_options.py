@@ -3,7 +3,7 @@
 Owns: which options, their names for people, and how they are read and set.  Must not know: when they are looked at, or
 whose bridges they are.
 
-Other options (hairpin, multicast router, ageing) are left as they are.  Sources: linux/if_link.h, ip-link(8),
+Other options (multicast router, ageing) are left as they are.  Sources: linux/if_link.h, ip-link(8),
 bridge(8).
 """
 
@@ -50,6 +50,9 @@ OF_BRIDGE: Mapping[int, Option] = MappingProxyType(
 )
 OF_PORT: Mapping[int, Option] = MappingProxyType(
     {
+        # What NAT leads back to its sender, as a port of the host that is the container's own, leaves by the port by
+        # which it came; where bridged packets pass iptables (br_netfilter), nobody routes it.
+        4: Option("hairpin", 1, 1),
         5: Option("guard", 1, 0),
         8: Option("learning", 1, 1),
         9: Option("flood", 1, 1),

@@ -344,8 +344,17 @@ table bridge {NFT_TABLE} {{
 
     chain forward {{
         type filter hook forward priority filter; policy accept;
+        meta pkttype {{ broadcast, multicast }} jump echo
         iifname @network goto members
         oifname @network drop
+    }}
+
+    # Ports give back what NAT leads to its own sender (hairpin), and would give back what is for everybody too.
+    chain echo {{
+        oifname . ether saddr . ip saddr @port4 drop
+        oifname . ether saddr . arp saddr ip @port4 drop
+        ether type ip6 oifname . ether saddr . @nh,64,128 @port6 drop
+        oifname . ip6 saddr @link_local drop
     }}
 
     chain members {{

@@ -1,5 +1,6 @@
-"""Interfaces of containers that somebody moved into another network namespace."""
+"""Interfaces of containers that somebody moved into another network namespace, or gave another MAC."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -33,6 +34,21 @@ def test_an_interface_that_somebody_moved_away(pair: Pair) -> None:
     assert moved(alpha) == [], "as the remedy says"
     assert "net1" in several.run(["ip", "link"])
     ping(pair.web, pair.db_address, 1)
+
+
+def test_an_interface_that_has_another_mac(pair: Pair) -> None:
+    """As CNI's `tuning` gives one: its port takes nothing from it."""
+    alpha, web = pair.alpha, pair.web
+    (before,) = json.loads(web.run(["ip", "-j", "link", "show", "eth0"]))
+    web.run(["ip", "link", "set", "eth0", "address", "02:00:00:00:00:99"])
+    (found,) = alpha.findings()
+    assert (found["code"], found["object"]) == ("interface-mac", f"pid:{web.pid}")
+    assert found["problem"].startswith("has the MAC 02:00:00:00:00:99 at the other end of ")
+    assert found["problem"].endswith(f", whose port takes {before['address']} alone")
+    remedy = found["remedy"].partition("(")[2].partition(")")[0].replace("INTERFACE", "eth0")
+    web.run(remedy.split())
+    assert alpha.findings() == []
+    ping(web, pair.db_address, 1)
 
 
 def moved(member: Member) -> list[str]:

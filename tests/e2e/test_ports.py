@@ -250,6 +250,28 @@ def test_nobody_is_reached_at_a_link_local_address_through_the_gateway(street: S
     street.member.detach(apart)
 
 
+def test_a_port_gives_back_what_is_for_its_container_and_not_what_is_for_all(street: Street) -> None:
+    """So that NAT may lead a container to itself, and nobody takes its own broadcasts for a neighbour's."""
+    mine, address = street.mac(street.rogue), street.addresses[street.rogue]
+    everywhere = "255.255.255.255" if street.version == 4 else "ff02::1"
+    packets = [datagram(address, everywhere, (7, 7), b"for all")]
+    if street.version == 6:
+        packets.append(datagram(eui64(mine), everywhere, (7, 7), b"for all"))
+    frames = [frame(mine, EVERYBODY, each) for each in packets]
+    if street.version == 4:
+        frames.append(frame(mine, EVERYBODY, arp(ARP_REQUEST, (mine, address), (bytes(6), street.gateway))))
+    with street.rogue.open_socket(socket.AF_PACKET, socket.SOCK_RAW) as ear:
+        ear.bind(("eth0", 3))  # ETH_P_ALL
+        ear.settimeout(LIMIT)
+        street.send(*frames, frame(mine, mine, datagram(address, street.gateway, (7, 7), b"for itself")))
+        heard: list[bytes] = []
+        while not heard or b"for itself" not in heard[-1]:
+            data, about = ear.recvfrom(2000)
+            if about[2] != socket.PACKET_OUTGOING and data[6:12] == mine:
+                heard.append(data)
+    assert len(heard) == 1, heard
+
+
 def test_a_container_offers_no_addresses(street: Street) -> None:
     family, ports = (socket.AF_INET, (67, 68)) if street.version == 4 else (socket.AF_INET6, (547, 546))  # DHCP, DHCPv6
     mine, victim = street.mac(street.rogue), street.mac(street.victim)

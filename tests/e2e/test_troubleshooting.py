@@ -190,6 +190,7 @@ ELSEWHERE = {
     "neighbour-silent": "neighbour-silent",
     "reverse-path-filtered": "reverse-path-filtered",
     "neighbour-told": "neighbour-told",
+    "interface-mac": "interface-mac",
     "forwarding-off": "forwarding",
     "not-repaired": "test_what_the_sentinel_cannot_put_back",
     "container-gone": "test_requests_are_refused_as_a_whole_and_the_dead_are_buried_when_there_is_room",
