@@ -38,7 +38,7 @@ class Cache:
     hits: int
     misses: int
     refresh: bool
-    """Whether the answer that was found last is popular and near its end, so that it is to be asked for anew, once."""
+    """Whether the answer that was found last is popular and near its end, so that it is to be asked for again, once."""
 
     def __new__(cls, most: int, largest: int, secret: bytes = ...) -> Self:
         """most: entries; largest: bytes of them all.  secret: as `nametable.NameTable` takes it."""

@@ -186,10 +186,10 @@ COMMANDS = (
     ),
     Command(
         "top",
-        "Show what flows to and from each peer and service, anew every few seconds.",
+        "Show what flows to and from each peer and service, refreshed every few seconds.",
         (
             _option("--interval", metavar="S", type=_timeout, default=2.0, help="seconds (default: %(default)g)"),
-            _option("-n", "--number", metavar="N", type=_count, default=0, help="so many times (default: for ever)"),
+            _option("-n", "--number", metavar="N", type=_count, default=0, help="so many times (default: forever)"),
             *_listing("table", "json"),
         ),
         "example: overlayctl top --interval 5 --filter node-7",
@@ -202,7 +202,7 @@ COMMANDS = (
     ),
     Command(
         "dns",
-        "Show what the name server knows, or let it ask anew.",
+        "Show what the name server knows, or let it ask again.",
         epilog="examples: overlayctl dns; overlayctl dns query web; overlayctl dns flush",
         actions=(
             Command(
@@ -364,7 +364,7 @@ COMMANDS = (
         actions=(
             Command(
                 "renew",
-                "Have the newest wireguard-go serve the devices, one after the other; their sessions begin anew.",
+                "Have the newest wireguard-go serve the devices, one after the other; their sessions begin again.",
                 (
                     _option("--all", action="store_true", help="also the devices that it serves already"),
                     *_output("table", "json"),

@@ -47,7 +47,7 @@ ACTIONS = (
                 type=duration,
                 default=0,
                 metavar="TIME",
-                help="how long a node may be gone before it is removed: 90s, 30m, 8h, 7d (default: for ever)",
+                help="how long a node may be gone before it is removed: 90s, 30m, 8h, 7d (default: forever)",
             ),
         ),
         EPILOG,

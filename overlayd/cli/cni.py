@@ -112,40 +112,40 @@ async def _uninstall(args: Namespace) -> int:
 
 
 async def _check(args: Namespace) -> int:
-    amiss = []
+    problems = []
     binary, file = Path(args.bin_dir) / SHIM.name, Path(args.conf_dir) / FILE
     if not binary.exists():
-        amiss.append(f"{binary} is not there: overlayctl cni install")
+        problems.append(f"{binary} is not there: overlayctl cni install")
     elif not filecmp.cmp(SHIM, binary, shallow=False):
-        amiss.append(f"{binary} is of another version: overlayctl cni install")
+        problems.append(f"{binary} is of another version: overlayctl cni install")
     text = ""
     try:
         read = file.read_text(errors="surrogateescape")
         cni_conflist.read(read)
         text = read
     except FileNotFoundError:
-        amiss.append(f"{file} is not there: overlayctl cni install")
+        problems.append(f"{file} is not there: overlayctl cni install")
     except CniError as error:
-        amiss.append(f"{file}: {error}: move it away, and overlayctl cni install")
+        problems.append(f"{file}: {error}: move it away, and overlayctl cni install")
     earlier = [each for each in _others(Path(args.conf_dir)) if each.name < FILE]
     if file.exists() and earlier:
-        amiss.append(
+        problems.append(
             f"{earlier[0]} comes before {FILE}, and is what the runtime takes: move it, or install --exclusive"
         )
-    plugins: list[dict[str, Any]] = json.loads(text)["plugins"] if text and not amiss else []
+    plugins: list[dict[str, Any]] = json.loads(text)["plugins"] if text and not problems else []
     for plugin in plugins:
         if not (Path(args.bin_dir) / plugin["type"]).exists():
-            amiss.append(f"{file} chains {plugin['type']}, which is not in {args.bin_dir}")
+            problems.append(f"{file} chains {plugin['type']}, which is not in {args.bin_dir}")
     if left := _left(args):
-        amiss.append(f"{left} DELs are left and wait for overlayd")
+        problems.append(f"{left} DELs are left and wait for overlayd")
     try:
         network = json.loads(text) if text else json.loads(cni_conflist.conflist("overlay", "slice", []))
         status = {**network["plugins"][0], "name": network["name"], "cniVersion": "1.1.0"}
         await call(_socket(args), "STATUS", json.dumps(status))
     except (CniRefused, Unreachable) as error:
-        amiss.append(str(error))
-    print("\n".join(amiss) or "the plugin and the network are in place, and containers can be attached")
-    return EXIT_FINDINGS if amiss else 0
+        problems.append(str(error))
+    print("\n".join(problems) or "the plugin and the network are in place, and containers can be attached")
+    return EXIT_FINDINGS if problems else 0
 
 
 # By the words of `cni_words.ACTIONS` behind "cni".

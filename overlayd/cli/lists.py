@@ -1,6 +1,6 @@
 """What `overlayctl` lists of a node: services, containers, addresses, networks, peers.
 
-Owns: which columns a list has, the order of its rows (what is amiss comes first), the filter and the summary.  Must not
+Owns: which columns a list has, the order of its rows (what is wrong comes first), the filter and the summary.  Must not
 know: where rows come from, how they are laid out (`columns`), the clock (`now` is an argument, Unix seconds).
 """
 

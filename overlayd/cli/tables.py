@@ -91,7 +91,7 @@ def verdict(status: wire.Status) -> tuple[str, Tone]:
     held = f"{status.peer_count} peers, {status.service_count} services"
     if number:
         things = "1 thing is" if number == 1 else f"{number} things are"
-        return f"NOT well: {things} amiss, of {held}; overlayctl doctor says what to do", "bad"
+        return f"NOT well: {things} wrong, of {held}; overlayctl doctor says what to do", "bad"
     return f"all is well: {held}", ""
 
 
@@ -103,7 +103,7 @@ def awaited(status: wire.Status) -> str:
 
 
 def well(status: wire.Status) -> bool:
-    """Whether the overlay is set up and nothing is known to be amiss."""
+    """Whether the overlay is set up and nothing is known to be wrong."""
     return status.interface is not None and verdict(status)[1] == ""
 
 

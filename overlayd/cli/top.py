@@ -51,7 +51,7 @@ class Rates(NamedTuple):
 
 
 def rates(before: Look, now: Look, filters: Sequence[str]) -> Rates:
-    """filters: texts that a name has to have, in any case.  What counted backwards began anew, and shows nothing."""
+    """filters: texts that a name has to have, in any case.  What counted backwards started over, and shows nothing."""
     seconds = max(now.at - before.at, 0.001)
     old = {(each.service, each.public_key): each for each in before.peers}
 

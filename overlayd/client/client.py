@@ -101,7 +101,7 @@ class OverlayClient(ClusterCalls):
         """Connect to the socket at `path` (default: `default_socket()`).
 
         timeout: seconds to keep trying while nobody listens there; 0: try once.  call_timeout: seconds that a call
-        waits for its answer; None: for ever.  Raises Unreachable.
+        waits for its answer; None: forever.  Raises Unreachable.
 
         identity_file: verify that the daemon is the one that published this file, before anything is asked of it.
         Raises Impostor, StaleIdentityFile, ReplacedExecutable or NotPublished, all of them Unverified; a file that is

@@ -231,7 +231,7 @@ class Doctor:
                 yield Finding("interface-moved", "error", handle, problem, symptom, remedy)
 
     def _silent(self) -> list[Finding]:
-        problem, remedy = "does not answer", "wait: what serves it is ended and started anew if that lasts"
+        problem, remedy = "does not answer", "wait: what serves it is ended and started again if that lasts"
         symptom = "peers cannot be changed, and its tunnels may stand still"
         silent = self._health.silent
         return [Finding("device-silent", "error", f"device {device}", problem, symptom, remedy) for device in silent]

@@ -124,7 +124,7 @@ class StatusView:
         return "" if self._node.facts.devices else "there is no WireGuard on this node"
 
     def encoded(self) -> bytes:
-        """The status response as JSON.  TakesLong: too many peers are to be described anew for doing it at once."""
+        """The status response as JSON.  TakesLong: too many peers are to be described again for doing it at once."""
         self._notice()
         if not self._encoded or self._cluster is not None:
             if self._is_long():
@@ -216,7 +216,7 @@ class StatusView:
         return None if shown is not None and shown.peer is peer else peer
 
     def _describe(self, key: bytes) -> None:
-        """Describe anew a peer that has changed, or may have done something."""
+        """Describe a peer again that has changed, or may have done something."""
         del self._outdated[key]
         peer = self._peers[GLOBAL][key]
         activity = self._health.activity(GLOBAL, key)

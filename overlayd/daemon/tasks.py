@@ -10,7 +10,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-# Our own constant: seconds before work that failed begins anew, so that a lasting cause does not fill the log.
+# Our own constant: seconds before work that failed starts over, so that a lasting cause does not fill the log.
 PAUSE = 1.0
 
 Work = Coroutine[Any, Any, None]
@@ -40,7 +40,7 @@ class Tasks:
         return self._start(work, self._ended)
 
     def keep_up(self, watch: Callable[[], Work]) -> asyncio.Task[None]:
-        """Start work that is done when it returns.  After a bug it begins anew."""
+        """Start work that is done when it returns.  After a bug it starts over."""
         return self._start(_kept_up(watch), self._tasks.discard)
 
     def cancel(self) -> None:
@@ -65,5 +65,5 @@ async def _kept_up(watch: Callable[[], Work]) -> None:
         try:
             return await watch()
         except Exception:
-            log.exception("background work failed, and begins anew in %g s", PAUSE)
+            log.exception("background work failed, and starts again in %g s", PAUSE)
         await asyncio.sleep(PAUSE)

@@ -21,7 +21,7 @@ class Datagrams:
 
         now: of the monotonic clock, by which the cache counts too.  Returns the queries that are to be forwarded, each
         with its socket's descriptor and the sender's address as the kernel writes it (struct sockaddr), b"" for one
-        that was answered and is to be asked anew for the cache alone.  OSError when a socket fails; answers that the
+        that was answered and is to be asked again for the cache alone.  OSError when a socket fails; answers that the
         kernel does not take are lost, as datagrams may be.
         """
     def send(self, descriptor: int, response: bytes, receiver: bytes) -> None:

@@ -88,7 +88,7 @@ def parse_told(body: memoryview) -> tuple[int, bytes] | None:
 
 
 def forget_request(link: str, address: Address) -> Request:
-    """Have the kernel ask anew for the MAC of an address on a link; fine when it knows none."""
+    """Have the kernel ask again for the MAC of an address on a link; fine when it knows none."""
     body = rt.neighbour_body(link_index(link), address, b"")
     return Request("delete neighbour", str(address), rt.RTM_DELNEIGH, 0, body, (errno.ENOENT,))
 
@@ -116,7 +116,7 @@ def next_hops(addresses: Iterable[Address]) -> dict[Address, list[NextHop]]:
 
 
 def ask(hops: Iterable[NextHop]) -> None:
-    """Have the kernel ask these neighbours anew for their MACs."""
+    """Have the kernel ask these neighbours again for their MACs."""
     with Netlink() as netlink:
         for hop in hops:
             try:

@@ -4,10 +4,10 @@ Owns: /proc/PID/stat and /proc/PID/ns/net, the files of namespaces, setns(2) and
 configured inside.
 
 A namespace is identified by its inode and by a process, itself identified by pid and start time, so that a reused pid
-is never taken for the old process; or by its file, of which the cookie tells that an inode is not a later one.  Of
-such a one we keep no descriptor, which would keep it alive: its file is opened anew, where that is in sight, or whoever
-has it lends a descriptor for as long as it is needed.  Sources: proc(5), namespaces(7), setns(2), pidfd_open(2),
-ioctl_ns(2), linux/nsfs.h.
+is never taken for the old process; or by its file, of which the cookie tells that an inode is not a later one.  We keep
+no descriptor of a namespace by its file, which would keep it alive: the file is opened again, where that is in sight,
+or who has it lends a descriptor for as long as it is needed.  Sources: proc(5), namespaces(7), setns(2),
+pidfd_open(2), ioctl_ns(2), linux/nsfs.h.
 """
 
 import ctypes
@@ -70,7 +70,7 @@ def open_file(path: str) -> int:
     can be no such file.
     """
     try:
-        # Looked at before it is opened: to open a pipe may take for ever, and a device may do something.
+        # Looked at before it is opened: to open a pipe may take forever, and a device may do something.
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(place).st_mode):

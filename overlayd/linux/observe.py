@@ -5,7 +5,7 @@ what should be there, WireGuard keys and peers, nftables.
 
 An object that is there but broken (a link that is down, does not forward or lacks a connected route, a veth whose
 inner end is gone, unseen or half configured) comes out with a `fault` that says so, which no wanted object has: so it
-differs, and is repaired or made anew.
+differs, and is repaired or made again.
 """
 
 import logging

@@ -158,7 +158,7 @@ def _complete(host: Netlink, creation: _Creation) -> None:
 
 def change(have: Veth, want: Veth) -> None:
     """Make of `have` what is wanted, in place where the pair is still this container's: packets in flight, and what
-    the container did to its end, survive.  Else the pair is made anew.
+    the container did to its end, survive.  Else the pair is made again.
 
     The container's end is configured only where `have` differs there, or where it has never been configured.  Raises
     MechanismError as `create` does, or errno ENODEV when the pair is not there.
@@ -308,7 +308,7 @@ def _configure_inner(script: Script, veth: Veth, name: str, flags: int) -> None:
 
 def _clear_the_way(host: Netlink, inner: Netlink, veth: Veth) -> None:
     """Set the container's own routes aside where ours would replace them.  The mark comes first: it tells who
-    deletes the veth that there is something to give back; also of a veth that is made anew.
+    deletes the veth that there is something to give back; also of a veth that is made again.
     """
     destinations = _destinations(veth)
     found = own_routes.in_the_way(inner, destinations)

@@ -3,7 +3,7 @@
 Owns: the count of absence, by the clock of whoever holds the office of janitor.  Must not know: presence keys, or how
 a node is removed.
 
-Only time between two readings that both succeeded counts, and it begins anew with every janitor: so an outage of the
+Only time between two readings that both succeeded counts, and it starts over with every janitor: so an outage of the
 store, a backup put back and a wrong wall clock remove nobody.
 """
 

@@ -32,7 +32,7 @@ MOST_CANDIDATES, MOST_BLOCKS, MOST_NAMES = 16, 16, 2000
 LARGEST_NAMES = 32 * 1024  # bytes of names in one entry, that of others split behind it
 
 # Our own: numbers of records go on from Unix seconds.  One at the end counts for nothing: no node comes so far, and
-# whoever wrote it would have the last word for ever.
+# whoever wrote it would have the last word forever.
 LARGEST_SEQ = 2**40
 
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")

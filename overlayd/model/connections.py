@@ -30,7 +30,7 @@ class Ends(NamedTuple):
 class Rules:
     """The rules with these members.  Whoever is not in a set of ours is judged by its address alone: what the node
     sends to a member from an address of its own that is none of the overlay's counts as sent by an outsider, and
-    begins anew.
+    starts over.
     """
 
     def __init__(self, members: Iterable[Element]) -> None:

@@ -4,7 +4,7 @@ Owns: Edge rows.  Must not know: the clock (`now` is an argument, Unix seconds),
 (`ruleset`).
 
 The private key is in the answer to the mint and nowhere else, so a lost one is not handed out again: the peer is
-revoked and minted anew.
+revoked and minted again.
 
 A service is granted by its name: the grant ends with the service, whose subnet may be another service's next, and is
 there again with the next service of that name.

@@ -76,7 +76,7 @@ def _silent(hop: NextHop, sent: Sequence[Sent]) -> Finding:
     to = _named([each.to for each in sent])
     remedy = (
         f"see whether {what} runs, has that address, and is on that link, and the cable or VLAN between;"
-        f" ip neigh del {hop.address} dev {hop.link} has the kernel ask anew"
+        f" ip neigh del {hop.address} dev {hop.link} has the kernel ask again"
     )
     if hop.port_of:
         remedy = (

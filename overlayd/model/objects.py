@@ -270,7 +270,7 @@ class Route:
 
     @property
     def key(self) -> Hashable:
-        return "route", place(self.destination)  # whose own hash is computed anew each time
+        return "route", place(self.destination)  # whose own hash is computed each time
 
 
 @dataclass(frozen=True, slots=True)

@@ -334,9 +334,7 @@ def _tunnel(known: Known, target: End, peer: Peer, seen: Seen, now: float) -> It
     if device is None or device.problem:
         problem = device.problem if device is not None else "was not looked at"
         state: State = "unknown" if "ermission" in problem else "broken"
-        yield Hop(
-            where, f"does not tell its peers: {problem}", state, "overlayd starts what serves it anew; see its log"
-        )
+        yield Hop(where, f"does not tell its peers: {problem}", state, "overlayd restarts what serves it; see its log")
         if state == "unknown":
             return
     elif own_key and device.public_key != own_key:

@@ -63,7 +63,7 @@ class PathLoss:
         lost = []
         for key, seen in peers.items():
             known = before.get(key)
-            if known is None or seen.tx_bytes < known.tx_bytes or seen.rx_bytes < known.rx_bytes:  # added anew
+            if known is None or seen.tx_bytes < known.tx_bytes or seen.rx_bytes < known.rx_bytes:  # added again
                 self._peers[key] = _Peer(seen.rx_bytes, seen.tx_bytes, now)
                 continue
             self._peers[key] = known

@@ -55,7 +55,7 @@ class NamesWindow:
         return self._opens
 
     def told(self, measured: float, rate: float) -> None:
-        """It was told.  measured: changes a second that all nodes together make of late; rate: what they should stay
+        """It was told.  measured: changes a second that all nodes together make lately; rate: what they should stay
         under.
         """
         self._opens = None

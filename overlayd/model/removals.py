@@ -29,7 +29,7 @@ class Removals:
         self._counts.pop(key, None)
 
     def clear(self) -> None:
-        """All that there is was told anew."""
+        """All that there is was told again."""
         self._counts.clear()
 
     @property

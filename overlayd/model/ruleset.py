@@ -116,9 +116,9 @@ def _by_version(rules: str) -> str:
     return rules + rules.replace("4", "6").replace("ip ", "ip6 ")
 
 
-# A container may have any link-local addresses, but not many anew: who is asked from one learns a neighbour, and the
-# neighbour table is one for all links and containers of the host.  Those of a port that is not known have each second
-# one more, after the first ones.  Its members come by packets alone, and go by themselves.
+# A container may have any link-local addresses, but not many new ones: who is asked from one learns a neighbour, and
+# the host has one neighbour table for all links and containers.  A port may use 16 new ones at once, and then one a
+# second.  Packets alone add the members of these sets, and they time out.
 _LINK_LOCAL = """
     set link_local { typeof iifname . ip6 saddr; size 65535; flags dynamic,timeout; timeout 5m; }
     set newcomers { typeof iifname; size 65535; flags dynamic,timeout; timeout 1m; }

@@ -45,13 +45,13 @@ def findings(devices: Iterable[tuple[str, str]], installed: str) -> list[Finding
                 )
             )
         elif version and order(version) < order(installed):
-            problem = f"is served by wireguard-go {version}, until it is renewed or the machine starts anew"
+            problem = f"is served by wireguard-go {version}, until it is renewed or the machine restarts"
             found.append(Finding("device-renewable", "hint", f"device {name}", problem, "", renew))
     return found
 
 
 def unknown() -> Finding:
-    """What would serve a device anew is not known to be wireguard-go."""
+    """What would serve a device again is not known to be wireguard-go."""
     return Finding(
         code="wireguard-unknown",
         severity="warning",

@@ -280,7 +280,7 @@ def read_token(body: bytes) -> str:
 
 def read_watch_line(line: bytes) -> list[Watching | Changes]:
     """A line of the stream.  StoreError: the stream has ended, though the connection may stay open: Compacted says
-    where to list anew, AuthFailed that a new token is needed; after any other the stream can be taken up again.
+    where to list again, AuthFailed that a new token is needed; after any other the stream can be taken up again.
     """
     answer: _WatchLine = _decode(_WATCH_LINE, line)
     if answer.error is not None:

@@ -104,7 +104,7 @@ class Close(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """Every key, as of a revision.  restored: of a store that went back to a backup, or was made anew."""
+    """Every key, as of a revision.  restored: of a store that went back to a backup, or was made again."""
 
     entries: tuple[Entry, ...]
     revision: int
@@ -248,7 +248,7 @@ class Session:
             self._set_stream_due(now)
 
     def measured_rate(self, now: float) -> float:
-        """Changes a second, of late."""
+        """Changes a second, lately."""
         while self._recent and self._recent[0][0] <= now - RATE_OVER:
             self._recent_count -= self._recent.popleft()[1]
         return self._recent_count / RATE_OVER

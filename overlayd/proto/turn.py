@@ -40,7 +40,7 @@ PATIENCE = 10  # for the answer to an Allocate: who asks several servers, again 
 PROBE_PATIENCE = 5  # for the answer to a Refresh that asks whether the allocation is still there
 RETRY_AFTER = 60  # RFC 8656 7.4: at least a minute for what may pass
 WAITING = 8  # datagrams held for a peer until the server lets them through: a handshake and a little more
-CHALLENGES = 3  # of one request: a nonce may be stale twice, not for ever
+CHALLENGES = 3  # of one request: a nonce may be stale twice, not forever
 
 TRY_ALTERNATE = 300  # RFC 8489 section 10
 
@@ -76,7 +76,7 @@ class Received(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The server does not relay between us and `peer`, which is forgotten; `send` asks anew."""
+    """The server does not relay between us and `peer`, which is forgotten; `send` asks again."""
 
     peer: Endpoint
     failure: Failure

@@ -59,7 +59,7 @@ class RejoinCluster(_Request, frozen=True, tag="cluster_rejoin"):
 
 
 class AcceptCluster(_Request, frozen=True, tag="cluster_accept"):
-    """Accept that the store lacks nodes that were known here, or that the cluster was made anew."""
+    """Accept that the store lacks nodes that were known here, or that the cluster was made again."""
 
 
 class RotateKey(_Request, frozen=True, kw_only=True, tag="rotate_key"):

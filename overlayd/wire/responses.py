@@ -131,7 +131,7 @@ class Status(_Response, frozen=True, kw_only=True, tag="status"):
     Additions: services: all of them.  devices: those of this node, the global one first.  version: of overlayd.
     backend: of its WireGuard, none without one: "kernel" or "userspace".  mtu: of its links, in bytes.  wg_port: of the
     global device.  node_id: none before it was set.  started_at_unix: when this daemon began.  findings: how many
-    things are known to be amiss without looking; what they are tells `doctor`.  cluster: this
+    things are known to be wrong without looking; what they are tells `doctor`.  cluster: this
     node's part in a cluster that is kept in a store.
     """
 
@@ -252,7 +252,7 @@ class DnsName(Value, frozen=True):
 
 
 class DnsUpstream(Value, frozen=True):
-    """A server that is asked for other names.  state: "ok"; "silent" when it has not answered of late, so that it is
+    """A server that is asked for other names.  state: "ok"; "silent" when it has not answered lately, so that it is
     asked last; "loop" when it forwards to this node, so that it is not asked.
     """
 

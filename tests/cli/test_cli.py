@@ -72,12 +72,12 @@ def test_the_first_line_says_whether_all_is_well() -> None:
         return tables.status(msgspec.structs.replace(STATUS, **more), wide=False, now=0).splitlines()[0]
 
     assert first(findings=0) == "all is well: 2 peers, 3 services"
-    assert first(findings=1).startswith("NOT well: 1 thing is amiss, of 2 peers, 3 services; overlayctl doctor")
-    assert first(findings=2).startswith("NOT well: 2 things are amiss")
+    assert first(findings=1).startswith("NOT well: 1 thing is wrong, of 2 peers, 3 services; overlayctl doctor")
+    assert first(findings=2).startswith("NOT well: 2 things are wrong")
     assert first(interface=None, findings=0).startswith("NOT well: this node has no WireGuard")
     assert first(overlay_cidr=None).startswith("not set up")
     older = (msgspec.structs.replace(STATUS.peers[0], health="silent"),)  # a daemon that does not count findings
-    assert first(peers=older).startswith("NOT well: 1 thing is amiss")
+    assert first(peers=older).startswith("NOT well: 1 thing is wrong")
 
 
 def test_status_before_setup(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:

@@ -288,7 +288,7 @@ def test_a_start_that_forgets_the_etcd_is_told(lab: Lab, plain: Etcd) -> None:
     (found,) = [each for each in site.request("doctor")["findings"] if each["code"] == "cluster-disconnected"]
     assert told == f"{found['object']} {found['problem']}"
     assert found["remedy"].startswith("start it with --etcd and --cluster forgotten")
-    until(lambda: site.node.overlayctl("status").startswith("NOT well: 1 thing is amiss"), site.node.log_tail)
+    until(lambda: site.node.overlayctl("status").startswith("NOT well: 1 thing is wrong"), site.node.log_tail)
     site.node.stop()
     site.start()
     site.state("connected")
@@ -311,7 +311,7 @@ def test_a_node_that_left_with_addresses_held_joins_with_them_unless_another_has
         address = site.request("attach_container", **attach)["ip"]
         site.node.overlayctl("cluster", "leave", "--force")
         remedies = {each["code"]: each["remedy"] for each in site.request("doctor")["findings"]}
-        assert remedies["cluster-disconnected"] == "start overlayd without --etcd, or with it to join anew"
+        assert remedies["cluster-disconnected"] == "start overlayd without --etcd, or with it to join again"
         assert "freed" in plain.ctl("get", entry)
         site.node.stop()
         site.start()

@@ -69,7 +69,7 @@ def test_an_add_again_leaves_what_is_whole_as_it_is(alpha: Side, container: Cont
     assert alpha.add(container) == first
     assert container.run(["ip", "link", "show", "eth0"]) == before
     assert "192.0.2.0/24" in container.run(["ip", "route"])
-    assert "made anew" not in "\n".join(
+    assert "made again" not in "\n".join(
         line for line in alpha.member.node.log.read_text().splitlines() if f"c{container.pid}/" in line
     )
     alpha.delete(container)

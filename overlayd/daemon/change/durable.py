@@ -58,7 +58,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def keep(path: Path, data: bytes) -> None:
-    """Make `path`, durable, with the content `data`; date it anew if that is what it holds; leave nothing if it
+    """Make `path`, durable, with the content `data`; date it again if that is what it holds; leave nothing if it
     fails.
     """
     if path.exists() and path.read_bytes() == data:

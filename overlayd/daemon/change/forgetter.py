@@ -103,7 +103,7 @@ class Forgetter:
             except MechanismError as error:
                 log.error("%s", error)
             except Exception:
-                log.exception("forgetting connections failed")  # who waits for an address must not wait for ever
+                log.exception("forgetting connections failed")  # who waits for an address must not wait forever
             with self._changed:
                 self._walking = set()
                 done = not self._waiting and self._rules is None

@@ -88,7 +88,7 @@ def _wanted(kernel: Kernel, want: Layout, seen: Mapping[Hashable, links.Observed
 
 def peers(kernel: Kernel, want: Layout) -> Layout:
     """The peers that the devices in `want` show, the devices themselves believed; what is wanted of one that is gone,
-    for then it is not its peers that are amiss.
+    for then its peers are not what is wrong.
     """
     found: Layout = {}
     for key, thing in want.items():
@@ -99,7 +99,7 @@ def peers(kernel: Kernel, want: Layout) -> Layout:
 
 
 def members(kernel: Kernel, want: Layout) -> Layout:
-    """The members of our nftables sets; none when they, or our rules, have to be made anew."""
+    """The members of our nftables sets; none when they, or our rules, have to be made again."""
     return kernel.members()
 
 
@@ -152,7 +152,7 @@ def present(kernel: Kernel, have: Layout) -> Layout:
 
 
 def _device(kernel: Kernel, link: links.DeviceLink, want: Layout) -> Layout:
-    """A device and its peers; nothing when nobody serves the link, so that it is made anew.  One that does not answer
+    """A device and its peers; nothing when nobody serves the link, so that it is made again.  One that does not answer
     is believed to be as it should be: if it stays silent, `health` ends it.
     """
     served_as = _served_as(kernel, link, want)

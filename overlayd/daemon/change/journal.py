@@ -235,7 +235,7 @@ class Journal:
         if displaced := self._file.displaced():
             self._file.keep_stranger()
             self._file.replace(self._file.rows, self._file.sequence)
-            self.displaced = f"{self._path} {displaced}: written anew from memory"
+            self.displaced = f"{self._path} {displaced}: written again from memory"
             logger.warning("journal: %s", self.displaced)
 
     def _checkpoint_if_long(self) -> None:

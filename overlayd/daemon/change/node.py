@@ -249,8 +249,8 @@ class Node:
             pass
 
     async def check_journal(self) -> str:
-        """Have the journal written anew if somebody removed, moved or changed it.  Returns what was done to it the last
-        time, or why it cannot be written; empty for nothing.
+        """Have the journal written again if somebody removed, moved or changed it.  Returns what was done to it the
+        last time, or why it cannot be written; empty for nothing.
         """
         try:
             await self._journal.check()
@@ -267,7 +267,7 @@ class Node:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)
 
     async def close(self) -> None:
-        """Wait for the changes in flight and let the threads go.  Later changes wait for ever: stop asking first."""
+        """Wait for the changes in flight and let the threads go.  Later changes wait forever: stop asking first."""
         async with self._hold(everything=True):
             await asyncio.to_thread(self._workers.shutdown)
             await asyncio.to_thread(self._creations.close)

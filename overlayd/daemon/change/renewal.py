@@ -1,4 +1,4 @@
-"""Having a device served by the program that is the newest by now: its process ends, and the device is made anew.
+"""Having a device served by the program that is the newest by now: its process ends, and the device is made again.
 
 Owns: the order, and what the new device is told of the old one.  Must not know: who asks, or which program it is.
 
@@ -104,7 +104,7 @@ class _Work:
         except MechanismError as error:
             if self._backend.alive(device):
                 raise
-            log.warning("%s; it is made anew", error)  # what is left of it goes then
+            log.warning("%s; it is made again", error)  # what is left of it goes then
         return inspect.look(kernel, want)
 
     def awake(self, steps: Sequence[Step]) -> list[Step]:

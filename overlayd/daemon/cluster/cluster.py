@@ -373,7 +373,7 @@ class Cluster:
                 self._begin()
                 raise
         self.conflict, self.error = "", "this node has left the cluster: the next start with --etcd joins it again"
-        self.remedy = "start overlayd without --etcd, or with it to join anew"
+        self.remedy = "start overlayd without --etcd, or with it to join again"
 
     def _begin(self) -> None:
         assert self._keep_up is not None
@@ -386,7 +386,7 @@ class Cluster:
         self.news = self.following = None
 
     def look_again(self) -> None:
-        """Confirm anew: a person has changed something."""
+        """Confirm again: a person has changed something."""
         self.conflict = ""
         self._confirm.set()
 

@@ -85,7 +85,7 @@ class Configuration:
             await self._mark(entry, config)
         if known.cluster_id not in ("", config.id):
             raise Conflict(
-                f"cluster {known.cluster} was made anew ({config.id}, and this node is of {known.cluster_id}): accept "
+                f"cluster {known.cluster} was made again ({config.id}, and this node is of {known.cluster_id}): accept "
                 "that (overlayctl cluster accept), or put the store's backup back"
             )
         asked, made = (settings.cidr, settings.block_prefix), (config.cidr, config.block_prefix)

@@ -230,7 +230,7 @@ async def _connect(server: Server) -> socket.socket:
 
 
 def _tls(files: Files, protocol: str) -> ssl.SSLContext:
-    """Read anew for each connection, so that a renewed certificate counts from the next one on."""
+    """Read again for each connection, so that a renewed certificate counts from the next one on."""
     try:
         context = client_context(files.authority)
         if files.certificate:

@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 
 class Publishing:
-    """measured_rate: changes a second that all nodes make of late.  conflicting: is told that our record is another's;
+    """measured_rate: changes a second that all nodes make lately.  conflicting: is told that our record is another's;
     written: of a change of what all nodes follow, with its revision.
     behind_nat: whether peers reach us only by what STUN servers see, or a relay.
     """

@@ -117,7 +117,7 @@ class Commands:
         return self._answer(call, client, end, began)
 
     async def run_left(self, calls: Sequence[Call]) -> list[Answer]:
-        """Do DELs that were left while no daemon ran, together, unless an ADD has made the interface anew since."""
+        """Do DELs that were left while no daemon ran, together, unless an ADD has made the interface again since."""
         began = time.monotonic()
         ends: dict[str, BaseException | Attachment | None] = {}
         valid = dict[str, Call]()
@@ -193,7 +193,7 @@ class Commands:
         return cni.result(made, asked.version).stdout
 
     async def _attach(self, asked: Asked, spec: AttachSpec, place: wire.LinuxNetns, descriptor: int) -> cni.Made:
-        """What is attached in that namespace already keeps its address, and is made anew if it was changed."""
+        """What is attached in that namespace already keeps its address, and is made again if it was changed."""
         node, handle = self._daemon.node, attachments.namespace(place.id, place.ifname)
         before = node.state.get(Attachment, handle)
         made = await containers.attach_namespace(self._daemon, spec, place, descriptor, keeps=True)

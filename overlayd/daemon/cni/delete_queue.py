@@ -42,7 +42,7 @@ class DeleteQueue:
         return self._path(call).exists()
 
     def forget(self, call: Call) -> None:
-        """That DEL has been done since, or an ADD made the interface anew."""
+        """That DEL has been done since, or an ADD made the interface again."""
         with suppress(FileNotFoundError):
             self._path(call).unlink()
 
@@ -50,7 +50,7 @@ class DeleteQueue:
         return self._directory / f"{call.cni.container_id}.{call.cni.ifname}"
 
     async def work_off(self, do: Do) -> None:
-        """Do all that were left.  One that fails stays, unless its interface is made anew."""
+        """Do all that were left.  One that fails stays, unless its interface is made again."""
         began, calls = time.monotonic(), self._calls()
         number = failed = 0
         while several := list(islice(calls, AT_ONCE)):

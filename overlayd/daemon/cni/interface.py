@@ -1,7 +1,7 @@
 """A container's interface as it is inside its namespace.
 
 Owns: how it differs from what its ADD made, the words for that, whose the default route is, and making the interface
-anew.  Must not know: which command asks.
+again.  Must not know: which command asks.
 """
 
 import logging
@@ -38,8 +38,8 @@ def _shows_default_route(row: Attachment, file: NetnsPath, descriptor: int) -> b
 
 
 async def restore(node: Node, row: Attachment, descriptor: int) -> None:
-    """Make the links of an attachment anew, with the same names, addresses and MACs, where they are not as the ADD made
-    them.  descriptor: of the namespace.  MechanismError: one cannot be made.
+    """Make the links of an attachment again, with the same names, addresses and MACs, where they are not as the ADD
+    made them.  descriptor: of the namespace.  MechanismError: one cannot be made.
     """
     file = row.file
     if file is None:
@@ -57,7 +57,7 @@ async def restore(node: Node, row: Attachment, descriptor: int) -> None:
         async with node.comparing(lambda state, facts: iter(legs(state, facts, row)), look, exclusive=locks) as steps:
             failures = await node.repair(steps)
     if found:
-        log.warning("%s is made anew, for it is added again, and %s", row.handle, "; ".join(found))
+        log.warning("%s is made again, for it is added again, and %s", row.handle, "; ".join(found))
     for _, error in failures:
         raise error
 

@@ -1,6 +1,6 @@
 """One question to the upstream servers.
 
-Owns: which server is asked when and how, and which servers have been silent of late.  Must not know: who asked us, or
+Owns: which server is asked when and how, and which servers have been silent lately.  Must not know: who asked us, or
 what is kept (`daemon.dns.forwarder`); sockets and ids (`daemon.dns.upstream_sockets`); what is in a message
 (`_fast.dnsforward`, `_fast.dnscache`).
 
@@ -29,7 +29,7 @@ from overlayd.proto import dns
 log = logging.getLogger(__name__)
 
 # Our own constants, in seconds but for MISSED.
-RESTART = 1.0  # until servers are asked again where nobody listens: they may be starting anew
+RESTART = 1.0  # until servers are asked again where nobody listens: they may be restarting
 AGAIN = 0.75  # until a datagram is sent once more, since it may have been lost
 TRY = 1.5  # until the next server is asked as well
 PATIENCE = 4.5  # for all; C libraries ask again after 5
@@ -38,7 +38,7 @@ MISSED = 3  # questions in a row that it has not answered
 
 
 class Silence:
-    """Which servers have not answered of late: they are asked last, so that a dead one does not cost each question a
+    """Which servers have not answered lately: they are asked last, so that a dead one does not cost each question a
     TRY.  One question in SILENT seconds tries whether they are back.
     """
 
@@ -222,7 +222,7 @@ class Exchange:
 
     def _nothing_there(self) -> Answer | None:
         """The first server's word that there is nothing, unless one before it may still know better.  Who has not
-        answered of late is not waited for.
+        answered lately is not waited for.
         """
         for server in self._servers:
             trial = self._asked.get(server)
@@ -246,7 +246,7 @@ class Exchange:
         return len(asked) < len(self._servers) or any(not trial.over for trial in asked.values())
 
     def _only_silent_left(self) -> bool:
-        """Whether somebody has said a last word, and there is nobody else to wait for who has answered of late."""
+        """Whether somebody has said a last word, and there is nobody else to wait for who has answered lately."""
         asked, silence = self._asked, self.means.silence
         if not any(trial.said for trial in asked.values()):
             return False

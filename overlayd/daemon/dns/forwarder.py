@@ -132,7 +132,7 @@ class Forwarder:
             self._begin(asked)
 
     def refresh(self, message: bytes) -> None:
-        """Ask anew for what the cache has, for nobody.  Left out when the places are taken."""
+        """Ask again for what the cache has, for nobody.  Left out when the places are taken."""
         if len(self._shares) < IN_FLIGHT // 2:
             self.forward(message, REFRESH, b"", lambda response, origin: None, stream=False)
 

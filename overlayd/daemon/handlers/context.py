@@ -76,7 +76,7 @@ class NodeAsPeer:
         return self._way_out
 
     def peer(self, allowed_ips: Sequence[Network] | None, endpoint: str | None = None) -> wire.Peer:
-        """The way to `allowed_ips` (None: to the cluster), of an overlay that has been set up, if not for ever.
+        """The way to `allowed_ips` (None: to the cluster), of an overlay that has been set up, if not forever.
         endpoint: `host:port` where this node is dialed, if it is not what `look` found.
         """
         overlay = self._node.state.table(Overlay)[""]

@@ -109,7 +109,7 @@ class Collection:
         help = "What was put right that somebody had changed."
         repairs = [((kind,), number) for kind, number in self._sentinel.repairs.items()]
         yield from family("overlayd_repairs_total", "counter", help, ("kind",), repairs)
-        help = "What is known to be amiss without a look, as the doctor counts it."
+        help = "What is known to be wrong without a look, as the doctor counts it."
         yield from family("overlayd_findings", "gauge", help, (), [((), self._doctor.known())])
         yield from self._holdings()
         yield from self._dns()

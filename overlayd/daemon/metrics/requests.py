@@ -31,7 +31,7 @@ class Requests:
         found.observe(seconds)
 
     async def watch_loop(self) -> None:
-        """Observe how late the loop wakes who wants to be woken, for ever."""
+        """Observe how late the loop wakes who wants to be woken, forever."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + BEAT

@@ -86,7 +86,7 @@ class Allocation:
         return "; ".join(telling or told)
 
     async def watch(self) -> None:
-        """Keep the allocations, for ever."""
+        """Keep the allocations, forever."""
         async with asyncio.TaskGroup() as group:
             for version in VERSIONS:
                 group.create_task(self._keep(version))
@@ -133,7 +133,7 @@ class Allocation:
         return frozenset[Endpoint]().union(*self._permitted.values())
 
     async def _keep(self, version: int) -> None:
-        """Keep an allocation of one IP version, for ever."""
+        """Keep an allocation of one IP version, forever."""
         silent = 0  # times in a row that no server answered
         while True:
             if version == VERSIONS[0]:

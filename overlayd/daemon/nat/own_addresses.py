@@ -26,7 +26,7 @@ class Candidates:
         self._node = node
 
     async def watch(self) -> None:
-        """Read the addresses, for ever."""
+        """Read the addresses, forever."""
         while True:
             try:
                 await self.refresh()

@@ -50,7 +50,7 @@ class PortMapping:
         self._last_way = ""  # that gave a mapping
 
     async def watch(self) -> None:
-        """Keep the mapping, for ever."""
+        """Keep the mapping, forever."""
         while True:
             answer = await self._ask()
             if isinstance(answer, Mapping):

@@ -54,7 +54,7 @@ class Reflexive:
         self._again.set()
 
     async def watch(self) -> None:
-        """Ask now and then, for ever."""
+        """Ask now and then, forever."""
         soon = True
         while True:
             self._again.clear()

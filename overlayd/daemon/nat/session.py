@@ -103,8 +103,8 @@ class Nat(Listener):
             self._session.traversal.follow(change)
 
     async def refresh(self) -> None:
-        """Find out anew where this node is, and look for all peers that do not answer.  MechanismError: the kernel does
-        not say what addresses there are.
+        """Find out again where this node is, and look for all peers that do not answer.  MechanismError: the kernel
+        does not say what addresses there are.
         """
         self.restore_relay()
         if self._session is not None:

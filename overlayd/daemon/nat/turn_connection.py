@@ -118,7 +118,7 @@ class TurnConnection:
             self._probe(asyncio.get_running_loop().time())
 
     def _flush(self) -> None:
-        """Heed what happened, send what is to be sent, and set the timer anew."""
+        """Handle what happened, send what is to be sent, and set the timer."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()

@@ -145,7 +145,7 @@ async def connect(server: Endpoint, *, tls: bool, host: str, ca_file: str) -> Co
     is empty by somebody whom this host trusts.  OSError says why there is no connection, `words` puts it in words.
     """
     loop = asyncio.get_running_loop()
-    # In a thread, and each time anew: it reads files, and whoever replaces them expects it to.
+    # In a thread, and again each time: it reads files, which may have been replaced.
     context = await asyncio.to_thread(_context, ca_file) if tls else None
     opened = socket.socket(
         socket.AF_INET if server[0].version == 4 else socket.AF_INET6,

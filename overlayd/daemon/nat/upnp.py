@@ -88,7 +88,7 @@ async def _map(router: IPv4Address, service: Service, own: IPv4Address, port: in
     """The external port, and the seconds for which it is ours."""
     for number in range(PORTS):
         external = port if number == 0 else _FIRST_PORT + secrets.randbelow(65536 - _FIRST_PORT)
-        for seconds in (lifetime, 0):  # 0: for ever, which old routers know alone
+        for seconds in (lifetime, 0):  # 0: forever, which old routers know alone
             try:
                 await _act(
                     router,

@@ -47,7 +47,7 @@ class Expiry:
                 self._stop()
 
     def follow(self, change: Change) -> None:
-        """Set the timer anew when an edge peer came or went."""
+        """Set the timer again when an edge peer came or went."""
         if any(table == Edge.table for table, _ in change):
             self._arm()
 

@@ -1,7 +1,7 @@
 """What peers did lately, read from the devices in the background, and who is told when it matters.
 
 Owns: the newest activity of every peer, when it is read, and the end of a device that cannot be read any more.  Must
-not know: requests; they read what is here, however old; how peers that are amiss, or a device that has gone, are put
+not know: requests; they read what is here, however old; how wrong peers, or a device that has gone, are put
 back (`sentinel`).
 """
 
@@ -141,7 +141,7 @@ class Health:
             known.moved(found)
 
     async def watch(self) -> None:
-        """Read the devices, for ever."""
+        """Read the devices, forever."""
         while True:
             peers = sum(len(known.activity) for known in self._scopes.values())
             interval = max(INTERVAL, peers / PEERS_A_SECOND)

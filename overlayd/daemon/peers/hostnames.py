@@ -172,7 +172,7 @@ class Resolver(Listener):
         return f"is in {network}, and the tunnel would be led into itself" if network else ""
 
     async def _tell(self) -> None:
-        """Tell the devices what was found, many at once: for ever."""
+        """Tell the devices what was found, many at once: forever."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -190,7 +190,7 @@ class Resolver(Listener):
 
     async def _tell_device(self, scope: str, found: dict[_Name, Address]) -> None:
         told = {name: address for name, address in found.items() if self._may_be_told(name)}
-        # What is found at a start of a peer that answers is noted, for when its device has to be made anew.
+        # What is found at a start of a peer that answers is noted, for when its device has to be made again.
         touched = [name.peer.id for name in told if not (name.adopted and self._answers(name))]
 
         def update(facts: Facts) -> Facts:

@@ -35,7 +35,7 @@ class _Peer(NamedTuple):
 
 
 async def faulty_next_hops(node: Node, health: Health) -> list[Finding]:
-    """What is wrong with them.  Who did not answer is asked anew, for that may have been long ago, and waited for."""
+    """What is wrong with them.  Who did not answer is asked again, for that may have been long ago, and waited for."""
     overlay = node.state.overlay
     if overlay is None:
         return []

@@ -4,7 +4,7 @@ Owns: the socket until it is closed, that it stays where clients look for it, an
 who gets a connection, how many there may be, or what becomes of one.
 
 Who tidies up directories may remove the socket under a daemon that works, and nobody would reach it again: so it is
-looked at now and then, and bound anew.
+looked at now and then, and bound again.
 
 When there is no room, or the process has no descriptor left, nobody is accepted until something has ended: clients wait
 in the kernel's queue, and what is open goes on.
@@ -49,7 +49,7 @@ class Accepting:
         self._place: Place | None = None
         self._paused = False
         self._retrying: asyncio.TimerHandle | None = None
-        self._trouble = ""  # why the socket cannot be bound anew
+        self._trouble = ""  # why the socket cannot be bound again
         self._loop: asyncio.AbstractEventLoop
 
     @contextmanager

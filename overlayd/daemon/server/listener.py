@@ -162,7 +162,7 @@ class Place:
             return True
 
     def retake(self) -> socket.socket:
-        """Listen at the path anew; returns the socket of before, which the caller closes.  Raises as `bind` does."""
+        """Listen at the path again; returns the socket of before, which the caller closes.  Raises as `bind` does."""
         former, file = self.socket, self._file
         self._take(bind(self.path, self._gid, self._mode))
         self._ours = True

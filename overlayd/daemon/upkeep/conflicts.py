@@ -59,7 +59,7 @@ class Conflicts:
         return called(self._node.state, scope, public_key)
 
     def follow(self, change: Change) -> None:
-        """Judge anew what a change that has taken effect may have brought about."""
+        """Judge again what a change that has taken effect may have brought about."""
         announcers, announcers_within = self._node.state.announcers, self._node.state.announcers_within
         affected: dict[str, None] = {}
         own = False

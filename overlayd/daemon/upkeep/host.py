@@ -96,7 +96,7 @@ class HostWatch:
         self._wanted.set()
 
     async def watch(self) -> None:
-        """Look now and then, for ever."""
+        """Look now and then, forever."""
         while True:
             await asyncio.sleep(GATHER)
             self._wanted.clear()

@@ -118,7 +118,7 @@ class Sentinel:
     async def watch(self) -> None:
         """Listen, look, and repair; returns at the end of `running`, when what was begun is done.
 
-        Raises what went wrong in the listening.  Called again, it subscribes anew and looks at everything, for nobody
+        Raises what went wrong in the listening.  Called again, it subscribes again and looks at everything, for nobody
         knows what happened meanwhile.
         """
         if self._stopping:

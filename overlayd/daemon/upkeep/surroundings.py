@@ -55,7 +55,7 @@ class Surroundings:
         self._judge()
 
     def follow(self, change: Change) -> None:
-        """Judge anew when a change has taken effect that leads other networks into the overlay."""
+        """Judge again when a change has taken effect that leads other networks into the overlay."""
         if any(table in (Overlay.table, Service.table) or self._is_routed(row) for (table, _), row in change.items()):
             self._judge()
 

@@ -66,7 +66,7 @@ async def test_the_next_commit_check_or_end_brings_everything_back(
         await made.check()
     if then != "the end":
         assert "journal" in made.displaced
-        assert made.displaced.endswith("written anew from memory")
+        assert made.displaced.endswith("written again from memory")
     await made.close()
     assert made.displaced in caplog.text
     again = Journal.open(directory)
