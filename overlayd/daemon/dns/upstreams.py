@@ -63,7 +63,7 @@ class Upstreams:
         self._given = tuple(given)
         self._path = path
         self._seen: tuple[int, ...] | None = None  # what tells this resolv.conf from the next
-        self._read: tuple[Upstream, ...] = ()
+        self._read: tuple[Upstream, ...] = ()  # the last that were there
 
     def other_than(self, own: Collection[Address], port: int) -> tuple[Upstream, ...]:
         """Without ourselves: a server at one of these addresses and this port would be asked in a loop."""
@@ -71,22 +71,31 @@ class Upstreams:
         return tuple(server for server in servers if server.port != port or _parsed(server.address) not in own)
 
     def _of_host(self) -> tuple[Upstream, ...]:
-        """A stat(2) each time, a read when the file is another: it may be replaced at any moment."""
+        """A stat(2) each time, a read when the file is another: it may be replaced at any moment.  While it names none,
+        those that it named before are asked on: who rewrites it may be half-way, and cannot mean that nobody is to be
+        asked.
+        """
         try:
             status = self._path.stat()
             seen = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
             if seen != self._seen:
-                self._read = read(self._path.read_text(errors="replace"))
+                found = read(self._path.read_text(errors="replace"))
                 self._seen = seen
+                if found:
+                    self._read = found
+                else:
+                    self._complain("names no server")
         except OSError as error:
             if self._seen != ():
-                log.warning(
-                    "%s cannot be read, so there is no server to forward to: %s",
-                    self._path,
-                    os.strerror(error.errno or 0),
-                )
-            self._seen, self._read = (), ()
+                self._complain(f"cannot be read ({os.strerror(error.errno or 0)})")
+            self._seen = ()
         return self._read
+
+    def _complain(self, what: str) -> None:
+        asked = ", ".join(map(str, self._read))
+        log.warning(
+            "%s %s, so %s", self._path, what, f"it is still {asked}" if asked else "there is no server to forward to"
+        )
 
 
 @lru_cache(64)  # asked for again with each batch of queries

@@ -54,12 +54,43 @@ def test_the_hosts_servers_as_they_are_now(tmp_path):
     assert servers.other_than(OWN, 53) == (Upstream("192.0.2.2"),)
 
 
-def test_a_file_that_goes_is_told_once(tmp_path, caplog):
+def test_a_file_that_is_not_there_is_told_once(tmp_path, caplog):
     path = tmp_path / "resolv.conf"
     servers = Upstreams([], path)
     for _ in range(2):
         assert servers.other_than(OWN, 53) == ()
-    assert len(caplog.records) == 1 and "cannot be read" in caplog.text
+    assert len(caplog.records) == 1 and "cannot be read (No such file" in caplog.text
     path.write_text("nameserver 192.0.2.1\n")
     assert servers.other_than(OWN, 53) == (Upstream("192.0.2.1"),)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_text(""),
+        lambda path: path.write_text("search corp.example\nnameserver 192.0.\n"),
+        lambda path: path.unlink(),
+        lambda path: (path.unlink(), path.symlink_to("nowhere")),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+)
+def test_while_the_file_names_nobody_those_before_are_asked(tmp_path, caplog, spoil):
+    """Who rewrites it in place, or removes it first, is seen half-way."""
+    path, other = tmp_path / "resolv.conf", tmp_path / "other"
+    path.write_text("nameserver 192.0.2.1\n")
+    servers = Upstreams([], path)
+    servers.other_than(OWN, 53)
+    spoil(path)
+    for _ in range(2):
+        assert servers.other_than(OWN, 53) == (Upstream("192.0.2.1"),)
+    assert len(caplog.records) == 1 and "still 192.0.2.1:53" in caplog.text
+    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    other.write_text("nameserver 192.0.2.2\n")
+    path.symlink_to(other)
+    assert servers.other_than(OWN, 53) == (Upstream("192.0.2.2"),)
+    other.write_text("nameserver 192.0.2.30\n")
+    assert servers.other_than(OWN, 53) == (Upstream("192.0.2.30"),), "what a link points to has changed"
+
+
+def test_the_hosts_own_file():
     assert upstreams.RESOLV_CONF.name == "resolv.conf"
