@@ -25,7 +25,9 @@ from overlayd.model.state import State
 from overlayd.model.subnets import first_usable
 
 LOOPBACK = (IPv4Address("127.0.0.1"), IPv6Address("::1"))  # RFC 6303: their reverse names concern nobody else
-NOBODYS = ("invalid", "onion")  # RFC 6761 section 6.4, RFC 7686 section 2: no server outside is to be asked
+# No server outside is to be asked: RFC 6761 section 6.4, RFC 7686 section 2, RFC 9462 section 6.4.  By the last two a
+# client learns of encrypted servers: those of an upstream do not know our names.
+NOBODYS = ("invalid", "onion", "resolver.arpa", "_dns.resolver.arpa")
 NODE_GROUP = 0  # of the node's own addresses; isolation networks count from 1
 DEFAULT = "overlay.local"  # a zone that nobody chose
 OCTET, NIBBLE = 8, 4  # bits of a label of a reverse name, RFC 1035 section 3.5 and RFC 3596 section 2.5

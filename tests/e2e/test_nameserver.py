@@ -175,7 +175,7 @@ def test_localhost_and_top_level_domains(place: Place) -> None:
         assert dig(place.web, place.gateway, "localhost", "A", protocol).records == ["127.0.0.1"]
         assert dig(place.web, place.gateway, "app.localhost", "AAAA", protocol).records == ["::1"]
         assert "aa" not in dig(place.web, place.gateway, "com", "DS", protocol).flags, "forwarded"
-        for nobodys in ("www.invalid", "x.onion"):
+        for nobodys in ("www.invalid", "x.onion", "_dns.resolver.arpa"):
             assert "aa" in dig(place.web, place.gateway, nobodys, "A", protocol).flags
 
 

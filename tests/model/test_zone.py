@@ -236,6 +236,7 @@ def test_names_that_nobody_outside_has_are_not_looked_for_there():
     state = State([NODE, record("known.onion", ip_address("10.200.1.5")), attachment("pid:1", "invalid")])
     assert answers(state, "www.invalid", "A") == answers(state, "x.onion", "AAAA") == "NXDOMAIN"
     assert answers(state, "known.onion", "A") == ["10.200.1.5"]
+    assert answers(state, "_dns.resolver.arpa", "SVCB") == [] and answers(state, "x.resolver.arpa", "A") == "NXDOMAIN"
     zone = Zone(state, ZONE)
     state.apply({("attachment", "pid:1"): None})
     zone.follow({("attachment", "pid:1"): None})
