@@ -204,7 +204,8 @@ class Forwarder:
             self._cache.put(asked.query.key, answer, now)
         if answer is None:
             self.loops.doubt(asking)
-        stale = self._cache.stale(asked.query.key, now) if answer is None else None
+        failed = answer is None or answer.code == dns.SERVFAIL  # RFC 8767 section 4; a refusal is meant
+        stale = self._cache.stale(asked.query.key, now) if failed else None
         if stale is not None:
             self._give_all(asked, stale, stale=True)
         else:

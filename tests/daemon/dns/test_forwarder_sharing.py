@@ -82,7 +82,9 @@ async def test_an_answer_of_servers_that_are_no_more_is_not_kept():
 
 
 async def test_a_stale_answer_is_better_than_none():
-    """After a while for an upstream that may be slow; at once when it is known to be silent; never for a refusal."""
+    """After a while for an upstream that may be slow; at once when it is known to be silent, or says that it failed;
+    never for a refusal.
+    """
     cache = Cache(10, 10_000)
     loop = asyncio.get_running_loop()
     async with serving() as server:
@@ -92,6 +94,9 @@ async def test_a_stale_answer_is_better_than_none():
         forwarder._cache = Late(cache, entry[2] + 1)
         server.by_datagram = refusing
         assert (await ask(forwarder)).rcode() == dns.rcode.REFUSED
+        server.by_datagram = lambda asked: [answer(asked, code=dns.rcode.SERVFAIL)]
+        response = await ask(forwarder)
+        assert response.answer[0].ttl == 30 and response.options[0].code == 3
         server.by_datagram = lambda asked: []
         for _ in range(exchange.MISSED):
             began = loop.time()
