@@ -11,7 +11,7 @@ cdef class Query:
     cdef readonly bint edns
     cdef bytes question
     cdef uint8_t flags[2]
-    cdef bint dnssec
+    cdef readonly bint dnssec
 
     cdef Py_ssize_t write(self, uint8_t *out, int id, bint edns) noexcept
     cdef bint is_answered(self, const uint8_t *response, Py_ssize_t size, int id) noexcept

@@ -8,6 +8,8 @@ class Query:
     """What tells its answer from others, as `dnscache.key_of` has it."""
     edns: bool
     """Whether the client sent an OPT record."""
+    dnssec: bool
+    """Whether it asks for signatures by it."""
 
     def __new__(cls, message: bytes) -> Self:
         """Read a query; ProtocolError when it is not well-formed, or for nobody to answer."""
@@ -20,5 +22,5 @@ class Query:
         """
     def answered_by(self, response: bytes, id: int) -> bool:
         """Whether a message is the response to the query that went out under this id: the same id, a response, the same
-        question but for letter case.  A server that could not even read the query may leave the question away.
+        question but for letter case.  A server that could not read the query, or refuses, may leave the question away.
         """

@@ -19,6 +19,8 @@ from overlayd._fast.dnsquery cimport (
     DATAGRAM,
     HEADER,
     LONGEST_QUESTION,
+    NOERROR,
+    NXDOMAIN,
     OPCODE,
     OPT,
     QR,
@@ -35,8 +37,6 @@ from overlayd._fast.dnsquery cimport (
 from overlayd.errors import ProtocolError
 
 cdef enum:
-    FORMERR = 1
-    NOTIMP = 4
     OPT_SIZE = 11  # bytes of an OPT record without options
     DO = 0x80  # in the OPT record, RFC 3225
 
@@ -96,7 +96,7 @@ cdef class Query:
         if size < HEADER or read16(response) != id or response[2] & (QR | OPCODE) != QR:
             return False
         if read16(response + 4) == 0:
-            return response[3] & 0x0F in (FORMERR, NOTIMP)
+            return response[3] & 0x0F not in (NOERROR, NXDOMAIN)
         if read16(response + 4) != 1 or size < HEADER + length:
             return False
         # Letter by letter, lengths of labels are below the letters; type and class behind the name as they are.

@@ -28,13 +28,14 @@ from overlayd.proto import dns
 
 log = logging.getLogger(__name__)
 
-# Our own constants, in seconds but for MISSED.
+# Our own constants, in seconds but for the last two.
 RESTART = 1.0  # until servers are asked again where nobody listens: they may be restarting
 AGAIN = 0.75  # until a datagram is sent once more, since it may have been lost
 TRY = 1.5  # until the next server is asked as well
 PATIENCE = 4.5  # for all; C libraries ask again after 5
 SILENT = 5.0  # for which a server that does not answer is asked last, and one that refuses connections has none
 MISSED = 3  # questions in a row that it has not answered
+PLAIN_AFTER = 2  # datagrams that came to nothing: the next one is sent without EDNS
 
 
 class Silence:
@@ -46,9 +47,12 @@ class Silence:
         self._missed: dict[Upstream, int] = {}
         self._until: dict[Upstream, float] = {}
         self._refusing: dict[Upstream, float] = {}  # nobody listens there, and until when that is believed
+        self._by_stream: set[Upstream] = set()  # those that have answered by a connection, and to no datagram since
 
-    def heard(self, server: Upstream) -> None:
+    def heard(self, server: Upstream, *, by_datagram: bool = False) -> None:
         """It has answered, however late: it is slow, perhaps, and not silent."""
+        if by_datagram and self._by_stream:
+            self._by_stream.discard(server)
         if self._refusing:
             self._refusing.pop(server, None)
         if self._missed:
@@ -61,6 +65,14 @@ class Silence:
         if self._missed[server] == MISSED:
             log.debug("DNS upstream %s does not answer", server)
             self._until[server] = now + SILENT
+
+    def heard_by_stream_alone(self, server: Upstream) -> None:
+        """It has answered by a connection, and to none of some datagrams: these are dropped on the way, perhaps."""
+        self._by_stream.add(server)
+
+    def wants_stream(self, server: Upstream) -> bool:
+        """Whether to ask it by a connection at once."""
+        return server in self._by_stream
 
     def refused(self, server: Upstream, now: float) -> None:
         """It takes neither datagrams nor connections."""
@@ -211,7 +223,7 @@ class Exchange:
                 trial = self._asked[server] = _Trial(self, server, now)
             if not trial.over:
                 self._due = now + pause
-                trial.ask(by_stream=by_stream)
+                trial.ask(by_stream=by_stream or self.means.silence.wants_stream(server))
         asked = self._asked.values()
         if asked and not self._begun_anew and now < self._end and all(trial.refused for trial in asked):
             self._begin_anew(now)
@@ -316,8 +328,10 @@ class _Trial:
 
     def _send(self) -> None:
         exchange = self._exchange
+        # There are firewalls that drop queries with an OPT record; who asks for signatures needs it.
+        edns = self._edns and (len(self._sent) < PLAIN_AFTER or exchange.query.dnssec)
         try:
-            sent = exchange.means.sockets.ask(self.server, exchange.query, self, edns=self._edns)
+            sent = exchange.means.sockets.ask(self.server, exchange.query, self, edns=edns)
         except OSError as error:
             self.unreachable(error)
         else:
@@ -343,12 +357,13 @@ class _Trial:
             answer = _read(response, self.server)
         except ProtocolError as error:
             log.debug("DNS upstream %s: %s", self.server, error)
+            self._ask_by_stream()  # cut on the way, perhaps, or a forgery: the true one is still waited for
             return
+        exchange.means.silence.heard(self.server, by_datagram=True)
         if answer is None or not answer.truncated or answer.code in dns.REFUSALS:
             exchange.arrived(self, answer)
             return
         self.heard = True
-        exchange.means.silence.heard(self.server)
         self._ask_by_stream()
         if not exchange.stream and self._truncated is None:
             self._truncated = answer
@@ -401,6 +416,8 @@ class _Trial:
                     self._exchange.means.silence.refused(self.server, asyncio.get_running_loop().time())
                 self._exchange.arrived(self, None)
         else:
+            if not self.heard and len(self._sent) > 1:
+                self._exchange.means.silence.heard_by_stream_alone(self.server)
             self._exchange.arrived(self, answer)
 
     async def _ask_in_stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:

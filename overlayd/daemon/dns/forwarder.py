@@ -82,7 +82,7 @@ class Forwarder:
         self._cache = cache
         self._loop = asyncio.get_running_loop()
         silence = Silence()
-        self._means = Means(UpstreamSockets(silence.heard), Deadlines(), silence)
+        self._means = Means(UpstreamSockets(partial(silence.heard, by_datagram=True)), Deadlines(), silence)
         self._asked: dict[_Id, _Asked] = {}
         self._shares: Shares[_Waiting] = Shares(IN_FLIGHT)
 

@@ -10,6 +10,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 from asked_forwarder import CLIENT, ask, forward, forwarding, query
+from lab.patience import LIMIT
 from upstream_server import answer, refusing, serving, slow
 
 from overlayd._fast.dnscache import Cache
@@ -188,6 +189,47 @@ async def test_a_server_that_takes_connections_only(stream, dropped):
             server.transport.close()
         assert (await ask(forwarding(lambda: [server.upstream]), stream=stream)).answer
         assert server.streams == 1
+
+
+async def test_a_server_that_datagrams_do_not_reach_is_asked_by_connections_at_once_until_they_do():
+    reached = []
+    by_datagram = lambda asked: [answer(asked)] if reached else []  # noqa: E731
+    async with serving(by_datagram, lambda asked: [framed(answer(asked))]) as server:
+        forwarder = forwarding(lambda: [server.upstream])
+        assert (await ask(forwarder)).answer and len(server.asked) > 1
+        server.asked.clear()
+        for number in range(3):
+            assert (await ask(forwarder, query(f"n{number}.example.org"))).answer
+        assert len(server.asked) == 3, "no datagram was waited for"
+        reached.append(True)
+        server.streams, server.by_stream = 0, lambda asked: []
+        for number in range(3):
+            assert (await ask(forwarder, query(f"m{number}.example.org"))).answer
+        assert server.streams <= 1
+
+
+async def test_where_queries_with_edns_are_dropped_they_go_without():
+    """But for who asks for signatures, which then would be missing."""
+    deaf = lambda asked: [answer(asked)] if dns.message.from_wire(asked).edns == -1 else []  # noqa: E731
+    async with serving(deaf) as server:
+        assert (await ask(forwarding(lambda: [server.upstream]))).answer
+        signed = query(want_dnssec=True)
+        assert (await ask(forwarding(lambda: [server.upstream]), signed)).rcode() == dns.rcode.SERVFAIL
+
+
+@pytest.mark.parametrize("code", [dns.rcode.SERVFAIL, dns.rcode.REFUSED])
+async def test_a_refusal_without_the_question_is_one(code, monkeypatch):
+    monkeypatch.setattr(exchange, "AGAIN", LIMIT)
+    headless = lambda asked: [asked[:2] + bytes([0x81, 0x80 | code]) + bytes(8)]  # noqa: E731
+    async with serving(headless) as refusing, serving() as good:
+        assert (await ask(forwarding(lambda: [refusing.upstream, good.upstream]))).answer
+        assert len(refusing.asked) == 1
+
+
+async def test_an_answer_that_is_cut_on_the_way_is_fetched_by_a_connection(patient):
+    async with serving(lambda asked: [answer(asked)[:-3]], lambda asked: [framed(answer(asked))]) as server:
+        assert (await ask(forwarding(lambda: [server.upstream]))).answer
+        assert len(server.asked) == 1
 
 
 async def test_an_answer_that_is_damaged_is_none():
