@@ -264,6 +264,12 @@ class Doctor:
         state, facts = self._node.state, self._node.facts
         found = []
         for peer in state.table(Peer).values():
+            if keys.is_nobodys(peer.public_key):
+                name = f"peer {called(state, peer.scope, peer.public_key)}"
+                problem = f"cannot be reached: {keys.text(peer.public_key)} is no node's key: no handshake succeeds"
+                remedy = "remove it, and add the peer with the public_key of its own status"
+                found.append(Finding("key-nobodys", "warning", name, problem, "", remedy))
+                continue
             if not peer.endpoint:
                 continue
             at = endpoint_address(peer, facts)

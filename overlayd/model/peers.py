@@ -42,11 +42,6 @@ def add_peer(
     require_scope(draft, scope)
     if public_key == own_key:
         raise RequestError(f"request.public_key: {keys.text(public_key)} is this node's own key, not a peer")
-    if keys.is_nobodys(public_key):
-        raise RequestError(
-            f"request.public_key: {keys.text(public_key)} is no node's key: no handshake succeeds with it (all "
-            "zeros, or another point of low order); give the public_key of the other node's status"
-        )
     for edge in draft.all(Edge):
         if edge.public_key == public_key:
             raise RequestError(f"request.public_key: {keys.text(public_key)} is edge peer {edge.name}: revoke it first")

@@ -90,6 +90,12 @@ def endpoint_unresolved(member: Member, _: ExitStack) -> None:
     _peer(member, endpoint="no.such.invalid:51820")
 
 
+def key_nobodys(member: Member, _: ExitStack) -> None:
+    keys = {"public_key": "A" * 43 + "=", "endpoint": "", "allowed_ips": "", "persistent_keepalive_secs": 0}
+    member.request("add_peer", **keys)
+    assert "this is no node's key" in member.node.log_tail()
+
+
 def key_mismatch(member: Member, _: ExitStack) -> None:
     member.request("set_local_wg_pubkey", pubkey=KEY)
 

@@ -11,7 +11,6 @@ from overlayd.errors import RequestError
 from overlayd.model import attachments, edges, peers
 from overlayd.model.attachments import AttachSpec
 from overlayd.model.objects import GLOBAL
-from overlayd.model.rows import Peer
 
 
 def test_moving_an_allowed_ip_takes_it_from_its_owner_and_says_so():
@@ -142,21 +141,6 @@ def test_the_own_key_is_no_peer():
                 draft, GLOBAL, OWN, own_key=OWN, endpoint="", keepalive=0, allowed_ips=(), candidates=()
             ),
         )
-
-
-@pytest.mark.parametrize("key", [bytes(32), bytes([1, *bytes(31)])])
-def test_a_key_with_which_no_handshake_succeeds_is_no_peer_but_one_of_an_earlier_overlayd_may_go(key):
-    state = ready()
-    with pytest.raises(RequestError, match="no handshake succeeds with it"):
-        change(
-            state,
-            lambda draft: peers.add_peer(
-                draft, GLOBAL, key, own_key=KEYS[0], endpoint="", keepalive=0, allowed_ips=(), candidates=()
-            ),
-        )
-    change(state, lambda draft: draft.put(Peer(public_key=key)))
-    change(state, lambda draft: peers.remove_peer(draft, GLOBAL, key))
-    assert not state.peers(GLOBAL)
 
 
 def test_a_peer_has_a_limited_number_of_allowed_ips():

@@ -76,6 +76,10 @@ async def add_peer(daemon: Daemon, request: wire.AddPeer) -> wire.Response:
         moved = await daemon.node.change(decide, exclusive=peers_locks(scope), prepare=read)
     _log_moves(moved)
     _tell_misplaced(daemon, key, endpoint)
+    if keys.is_nobodys(key):
+        log.warning(
+            "peer %s is never reached: this is no node's key, and no handshake succeeds with it", keys.text(key)
+        )
     return wire.Ok()
 
 
