@@ -20,6 +20,7 @@ from overlayd.daemon.cluster import janitor
 from overlayd.daemon.cluster.cluster import Cluster
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.refusal import Files
+from overlayd.daemon.cluster.report import Report
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.errors import OverlaydError
 from overlayd.model import records
@@ -305,7 +306,7 @@ class World:
             if registry is not None and (registry.disputed or not withheld <= lost):
                 self.violations.append(f"{host.name}: waits for a person: {withheld - lost}, {registry.disputed}")
             if cluster.state not in ("connected", "guarded"):
-                self.violations.append(f"{host.name}: is {cluster.state} in the end: {cluster.status().error}")
+                self.violations.append(f"{host.name}: is {cluster.state} in the end: {Report(cluster).status().error}")
             for block in known.blocks:
                 if (other := used.setdefault(block, host.name)) != host.name:
                     self.violations.append(f"{block} is used by {other} and {host.name}")

@@ -1,7 +1,7 @@
 """This node's part in a cluster that is kept in a store: the owner of all the rest of this room.
 
-Owns: the order of joining, following and telling, what is tried again and when, and what status and doctor say.  Must
-not know: HTTP, the form of records, what requests of a person do (`requests`).
+Owns: the order of joining, following and telling, and what is tried again and when.  Must not know: HTTP, the form of
+records, what requests of a person do (`requests`), what status and doctor say (`report`).
 
 Nothing here is waited for by a request of an orchestrator, of CNI or Docker.
 """
@@ -9,7 +9,6 @@ Nothing here is waited for by a request of an orchestrator, of CNI or Docker.
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
@@ -35,7 +34,6 @@ from overlayd.daemon.tasks import KeepUp
 from overlayd.errors import OverlaydError, RequestError, StateError
 from overlayd.model import blocks, joining, overlay
 from overlayd.model.cluster_records import WATCHED, Config
-from overlayd.model.findings import Finding
 from overlayd.model.rows import Membership, Overlay
 from overlayd.model.state import Draft
 from overlayd.proto.store import Quiet, Witness
@@ -65,8 +63,6 @@ class Cluster:
         self.settings = settings
         self.node = node
         self._stop = stop
-        self._since = time.time()
-        self._state = ""
         self._confirm = asyncio.Event()  # is wanted
         self._confirmed = asyncio.Event()  # at least once
         self.etcd = etcd
@@ -397,8 +393,6 @@ class Cluster:
                 f"no address is handed out while this node's place in the cluster is in doubt: {self.conflict}"
             )
 
-    # --- what is shown ------------------------------------------------------------------------------------------------
-
     @property
     def state(self) -> Literal["connected", "syncing", "disconnected", "conflict", "guarded"]:
         if self.conflict:
@@ -408,74 +402,3 @@ class Cluster:
         if self.news is not None and self.news.guarded and self.following.session.state == "connected":
             return "guarded"
         return self.following.session.state
-
-    def status(self) -> wire.StatusCluster:
-        settings = self.settings
-        known = self.node.state.get(Membership) or Membership(cluster=settings.cluster, node=settings.node, instance="")
-        state = self.state
-        if state != self._state:
-            self._state, self._since = state, time.time()
-        session = self.following.session if self.following is not None else None
-        now = asyncio.get_running_loop().time()
-        error = self.conflict or self.error or (str(session.error) if session is not None and session.error else "")
-        if not error and self.news is not None:
-            error = self.news.problem or self.growth.failure
-        return wire.StatusCluster(
-            name=known.cluster,
-            node=known.node,
-            state=state,
-            since=int(self._since),
-            revision=session.revision if session is not None else known.revision,
-            nodes=(len(self.news.registry) if self.news is not None else 0) + bool(known.blocks),
-            block=str(known.blocks[0]) if known.blocks else None,
-            blocks=tuple(map(str, known.blocks[1:])),
-            cluster_cidr=str(known.cidr) if known.cidr is not None else None,
-            endpoint=self.etcd.servers[session.endpoint].url if session is not None else None,
-            error=error or None,
-            events=session.changes_seen if session is not None else 0,
-            resyncs=session.resyncs if session is not None else 0,
-            stale_secs=int(now - session.heard) if session is not None and session.heard else 0,
-            publish_window_ms=round(self.publishing.window.length * 1000),
-            skipped_records=len(self.news.registry.faults) if self.news is not None else 0,
-            windowed=session.windowed if session is not None else False,
-            rotation=self.rotation.stage or None,
-        )
-
-    def findings(self) -> list[Finding]:
-        """For the doctor."""
-        found: list[Finding] = []
-        what = f"cluster {self.settings.cluster}"
-        if self.conflict:
-            symptom = "containers that are here stay connected, and no new ones are attached"
-            found.append(
-                Finding("cluster-conflict", "error", what, f"disagrees: {self.conflict}", symptom, "see there")
-            )
-        session = self.following.session if self.following is not None else None
-        if session.state == "disconnected" if session is not None else not self.growth.failure:
-            why = self.error or (str(session.error) if session is not None and session.error else "not yet connected")
-            symptom = "what is here goes on; news of other nodes, and of this one to them, wait"
-            remedy = self.remedy or "see to the store (--etcd), or to the way there"
-            found.append(Finding("cluster-disconnected", "warning", what, f"is not followed: {why}", symptom, remedy))
-        if self.news is not None and self.news.guarded:
-            lacking, disputed = len(self.news.registry.withheld), len(self.news.registry.disputed)
-            problem = (
-                "has another cluster of that name in the store"
-                if self.news.foreign
-                else f"lacks {lacking} nodes in the store that were known here, and has another of {disputed}"
-            )
-            remedy = "put the store's backup back, wait for the nodes, or accept it (overlayctl cluster accept)"
-            found.append(Finding("cluster-guarded", "error", what, problem, "what was known here stays", remedy))
-        if self.news is not None:
-            found += [
-                Finding(
-                    "cluster-record", "warning", f"record {key}", f"is not believed: {why}", "", "repair or remove it"
-                )
-                for key, why in list(self.news.registry.faults.items())[:20]
-            ]
-        found += self.growth.findings()
-        if self.publishing.failure:
-            problem = f"is not told of this node: {self.publishing.failure}"
-            found.append(
-                Finding("cluster-untold", "warning", what, problem, "", "see to the store, or to our role in it")
-            )
-        return found

@@ -22,6 +22,7 @@ from overlayd.daemon.cluster.faults import Waiting
 from overlayd.daemon.cluster.janitor import NoSuchNode, remove
 from overlayd.daemon.cluster.presence import lives, read_presence
 from overlayd.daemon.cluster.publishing import Place
+from overlayd.daemon.cluster.report import Report
 from overlayd.daemon.cluster.settings import Settings, machine_id
 from overlayd.daemon.nat.session import Nat
 from overlayd.errors import MechanismError, RequestError
@@ -292,7 +293,8 @@ class InCluster:
         place = Place(machine_id(), boot)
         self._cluster = Cluster(node, nat, settings, etcd=etcd, place=place, stop=stop)
         self.running = self._cluster.running
-        self.findings = self._cluster.findings
+        self._report = Report(self._cluster)
+        self.findings = self._report.findings
 
     async def ask(self, request: wire.ClusterRequest) -> wire.Response:
         """Do what a person asks.  RequestError: it cannot be done, or the store did not do it."""
@@ -305,7 +307,7 @@ class InCluster:
 
     def status(self) -> wire.StatusCluster:
         """As `status` shows it."""
-        return self._cluster.status()
+        return self._report.status()
 
     def require_attachable(self) -> None:
         """RequestError while no address may be handed out."""

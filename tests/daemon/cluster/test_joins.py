@@ -18,6 +18,7 @@ from overlayd.daemon.cluster.connection import read_url
 from overlayd.daemon.cluster.etcd import Etcd
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.refusal import Files
+from overlayd.daemon.cluster.report import Report
 from overlayd.daemon.cluster.settings import Settings
 from overlayd.model import joining, membership, services
 from overlayd.model.blocks import block_key
@@ -79,7 +80,9 @@ async def test_as_many_nodes_as_there_are_blocks_join_at_once_and_the_next_one_i
         await until_async(lambda: all(len(each.node.state.peers("")) == BLOCKS - 1 for each in nodes))
         late = Joined("late", endpoint)
         lives.append(loop.create_task(_live(late)))
-        await until_async(lambda: "address space exhausted: 64 blocks, 64 used" in (late.cluster.status().error or ""))
+        await until_async(
+            lambda: "address space exhausted: 64 blocks, 64 used" in (Report(late.cluster).status().error or "")
+        )
     for life in lives:
         life.cancel()
     await asyncio.gather(*lives, return_exceptions=True)
@@ -124,7 +127,7 @@ async def test_what_hands_do_to_a_block_of_a_node_is_noticed_while_it_runs(
         else:
             await node.etcd.transact((), [(block.key, b'{"node": "thief", "instance": "e"}', 0)])
             await until_async(lambda: node.cluster.state == "conflict")
-            assert any("is held by node thief in the store" in each.problem for each in node.cluster.findings())
+            assert any("is held by node thief in the store" in each.problem for each in Report(node.cluster).findings())
         if what != "another's":
             await until_async(lambda: "is claimed again, the store had it no longer" in caplog.text)
             assert [each.value for each in (await node.etcd.read("b/", prefix=True)).entries] == [block.value]
@@ -187,7 +190,7 @@ async def test_a_node_that_was_in_doubt_claims_what_it_lacks_when_it_is_confirme
         await joined.node.change(_fill)
         await until_async(lambda: joined.cluster.growth.lacking)
         joined.cluster.look_again()
-        await until_async(lambda: len(joined.cluster.status().blocks) == 1)
+        await until_async(lambda: len(Report(joined.cluster).status().blocks) == 1)
     life.cancel()
     await asyncio.gather(life, return_exceptions=True)
 
