@@ -133,6 +133,19 @@ def parser() -> argparse.ArgumentParser:
         # A width of its own: to ask the terminal for one, argparse imports what `linux.programs` does without.
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
     )
+    _place_options(parser)
+    _wireguard_options(parser)
+    _wire_options(parser)
+    _host_options(parser)
+    _dns_options(parser)
+    _cluster_options(parser)
+    _metrics_options(parser)
+    _start_options(parser)
+    return parser
+
+
+def _place_options(parser: argparse.ArgumentParser) -> None:
+    """Where things are, and how the log is written."""
     option = parser.add_argument
     option("--data-dir", metavar="DIR", help=f"where identity, addresses and peers are kept (default {DATA_DIR})")
     option("--socket", metavar="PATH", help=f"the Unix socket to serve (default {SOCKET})")
@@ -150,6 +163,11 @@ def parser() -> argparse.ArgumentParser:
     option("--config", metavar="FILE", help=f"configuration file (default {CONFIG_FILE}, if it exists)")
     option("--log-format", choices=get_args(LogFormat), help="how a line of the log is written (default text)")
     option("--log-level", choices=get_args(LogLevel), help="the least severe level that is logged (default info)")
+
+
+def _wireguard_options(parser: argparse.ArgumentParser) -> None:
+    """Which WireGuard serves the devices."""
+    option = parser.add_argument
     option(
         "--wireguard",
         choices=get_args(WireGuard),
@@ -160,6 +178,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the wireguard-go to use (default: the newest in PATH, by the version that each prints)",
     )
+
+
+def _wire_options(parser: argparse.ArgumentParser) -> None:
+    """What is spoken at the socket and to other nodes, beside requests."""
+    option = parser.add_argument
     option(
         "--identity-file",
         metavar="FILE",
@@ -189,6 +212,11 @@ def parser() -> argparse.ArgumentParser:
         help="do not tell other nodes this one's side of a packet's way (`overlayctl why` there), at UDP port "
         f"{inquiry.PORT} of the node address",
     )
+
+
+def _host_options(parser: argparse.ArgumentParser) -> None:
+    """What the host gives us."""
+    option = parser.add_argument
     option(
         "--proc-sys",
         metavar="PATH",
@@ -201,6 +229,11 @@ def parser() -> argparse.ArgumentParser:
     )
     option("--max-connections-per-user", metavar="N", help="the same, of one user (default 3072)")
     option("--max-connections-per-process", metavar="N", help="the same, of one process (default 2048)")
+
+
+def _dns_options(parser: argparse.ArgumentParser) -> None:
+    """The name server."""
+    option = parser.add_argument
     option(
         "--dns-port",
         metavar="PORT",
@@ -224,7 +257,11 @@ def parser() -> argparse.ArgumentParser:
         help="a server to ask for other names, repeatable or separated by commas "
         "(default: those of the host's /etc/resolv.conf)",
     )
-    _cluster_options(parser)
+
+
+def _metrics_options(parser: argparse.ArgumentParser) -> None:
+    """What a monitoring system gets."""
+    option = parser.add_argument
     option(
         "--metrics",
         metavar="[ADDR:]PORT|PATH",
@@ -237,6 +274,11 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help="with series of their own for every peer",
     )
+
+
+def _start_options(parser: argparse.ArgumentParser) -> None:
+    """What is done in place of a plain start, or before one."""
+    option = parser.add_argument
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
         "--teardown",
@@ -255,7 +297,6 @@ def parser() -> argparse.ArgumentParser:
     )
     option("--service", action="store_true", help="does nothing; init scripts of other daemons pass it")
     option("--version", action="version", version=f"overlayd {__version__}")
-    return parser
 
 
 def _cluster_options(parser: argparse.ArgumentParser) -> None:
