@@ -24,9 +24,11 @@ from overlayd.inspect.namespaces import inside
 from overlayd.inspect.ping import is_refused, ping
 from overlayd.model import ends, rows
 from overlayd.model.ends import End, Hop, Known, Member, Peer
+from overlayd.model.health import FRESH
 from overlayd.model.known import known as known_of
 from overlayd.model.objects import GLOBAL, Address, Network
-from overlayd.model.path import FRESH, Device, DevicePeer, Link, Namespace, OtherSide, Seen, Way, explain
+from overlayd.model.path import explain
+from overlayd.model.seen import Device, DevicePeer, Link, Namespace, OtherSide, Seen, Way
 from overlayd.proto import uapi
 from overlayd.proto.inquiry import Question
 

@@ -14,7 +14,7 @@ from overlayd.linux.link import find_link
 from overlayd.linux.netlink import Netlink
 from overlayd.linux.view import read_addresses, read_links
 from overlayd.model.objects import Address, Netns, NetnsPath
-from overlayd.model.path import Link, Namespace, Way
+from overlayd.model.seen import Link, Namespace, Way
 
 
 def host(names: Collection[str], to: Address) -> Namespace:

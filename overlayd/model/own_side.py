@@ -11,6 +11,7 @@ from overlayd.model import ends, path, rows
 from overlayd.model.ends import End, Hop, Known, Peer
 from overlayd.model.known import known
 from overlayd.model.objects import GLOBAL, Address, Network
+from overlayd.model.seen import Seen
 from overlayd.model.state import State
 
 
@@ -53,7 +54,7 @@ def rows_of(state: State, asked: Asked, mtu: int, findings: tuple[tuple[str, str
     )
 
 
-def explain(asked: Asked, known: Known, seen: path.Seen, now: float) -> list[Hop]:
+def explain(asked: Asked, known: Known, seen: Seen, now: float) -> list[Hop]:
     """The hops from our address to that of the node that asks, up to the first broken one.  now: Unix seconds."""
     found = _of_the_asker(asked, known)
     if isinstance(found, Hop):

@@ -1,94 +1,18 @@
 """A packet's way from one end to another, hop by hop: which hops are right, and the first that is not.
 
-Owns: the hops, what each needs, and the words and remedies.  Must not know: how anything was looked at
-(`inspect.way`), who is meant (`ends`), or who asks.
+Owns: the order of the hops, what containers and this host need, and the words and remedies.  Must not know: what a
+tunnel needs (`tunnel_hops`), how anything was looked at (`inspect.way`), who is meant (`ends`), or who asks.
 
-What another node does is told by itself (`own_side`), if it was asked and answers; else by what comes back from it: by
+Another node tells what it does itself (`own_side`), if it was asked and answers; else what comes back from it tells:
 who answers a ping that was sent from where.
 """
 
-from collections.abc import Iterator, Mapping
-from ipaddress import ip_interface, ip_network
-from typing import NamedTuple
+from collections.abc import Iterator
+from ipaddress import ip_interface
 
-from overlayd.model.ends import End, Hop, Known, Member, Peer, State, apart, missing
-from overlayd.model.objects import Address, Network
-
-FRESH = 180  # seconds for which a session lives (the WireGuard paper, section 6.1)
-
-
-class Link(NamedTuple):
-    """mtu: bytes.  master: of which bridge it is a port, empty for none."""
-
-    up: bool
-    mtu: int
-    mac: str
-    master: str
-
-
-class Way(NamedTuple):
-    """The kernel's route to an address.  problem: why there is none, else empty.  via: empty on link."""
-
-    link: str = ""
-    via: str = ""
-    problem: str = ""
-
-
-class Namespace(NamedTuple):
-    """What a network namespace shows.  problem: why it could not be looked at, else empty.  addresses: in CIDR
-    notation, by link.  way: to the other end.
-    """
-
-    links: Mapping[str, Link]
-    addresses: Mapping[str, tuple[str, ...]]
-    way: Way
-    problem: str = ""
-
-
-class DevicePeer(NamedTuple):
-    """endpoint: None when unknown.  last_handshake: Unix seconds, 0 = never."""
-
-    endpoint: tuple[Address, int] | None
-    last_handshake: int
-    allowed_ips: tuple[Network, ...]
-
-
-class Device(NamedTuple):
-    """A WireGuard device.  problem: why it could not be read.  peers: by key in base64."""
-
-    public_key: str
-    port: int
-    peers: Mapping[str, DevicePeer]
-    problem: str = ""
-
-
-class OtherSide(NamedTuple):
-    """What another node says of its side.  problem: why that is not known, else empty."""
-
-    hops: tuple[Hop, ...] = ()
-    problem: str = ""
-
-
-class Seen(NamedTuple):
-    """host, source, target: the namespaces of this node and of both ends, None for ends without one here.  device: the
-    one that leads to the target.  forwards: whether this host forwards packets of the overlay's IP version.
-    neighbours: whose MAC an address has, as a bridge of ours has it.  answers: to pings from the source ("target",
-    "gateway", "other node") and from this node ("target from here", "other node from here", "endpoint"), in seconds,
-    None for no answer; those that were not sent are left out.  underlay: the way to the peer's endpoint.  refused:
-    whether the endpoint's host says that nobody is at its port.  other_side: what the node there says of its own side,
-    None when it was not asked.
-    """
-
-    host: Namespace
-    source: Namespace | None = None
-    target: Namespace | None = None
-    device: Device | None = None
-    forwards: bool = True
-    neighbours: Mapping[tuple[str, str], str] = {}
-    answers: Mapping[str, float | None] = {}
-    underlay: Way | None = None
-    refused: bool = False
-    other_side: OtherSide | None = None
+from overlayd.model.ends import End, Hop, Known, Member, apart, missing
+from overlayd.model.seen import Namespace, Seen, Way
+from overlayd.model.tunnel_hops import AGAIN, beyond, device_link, filtered, tunnel
 
 
 def explain(known: Known, source: End, target: End, seen: Seen, now: float) -> list[Hop]:
@@ -113,30 +37,19 @@ def _way(known: Known, source: End, target: End, seen: Seen, now: float) -> Iter
     if target.kind == "nobody":
         yield missing(target)
     if target.peer is not None:
-        yield from _device_link(known, target.peer, seen)
+        yield from device_link(known, target.peer, seen)
     yield from _host(known, source, target, seen)
     if target.member is not None:
         yield from _inside(known, target.member, seen.target, seen, sends=False)
     elif target.peer is not None:
-        yield from _tunnel(known, target, target.peer, seen, now)
+        yield from tunnel(known, target, target.peer, seen, now)
     elif target.kind == "outside":
         yield from _outside(seen)
     if seen.answers.get("target", 0.0) is None:
-        yield from _filtered(known)
+        yield from filtered(known)
     if seen.answers.get("target") is None and _forwarded(source, target):
         yield from _forwarding_doubts(known, seen)
     yield _arrival(known, source, target, seen)
-
-
-def _filtered(known: Known) -> Iterator[Hop]:
-    """What may have lost a packet on a link, and nobody can judge: on one of ours it is the likeliest, when all else is
-    well.
-    """
-    names = {name for name, _key in known.devices.values()} | {each.bridge for each in known.services.values()}
-    for code, object, problem, remedy in known.doubts:
-        if code == "link-filtered":
-            link = object.removeprefix("link ")
-            yield Hop(object, problem, "broken" if link in names or link.startswith("veth-") else "unknown", remedy)
 
 
 def _forwarding_doubts(known: Known, seen: Seen) -> Iterator[Hop]:
@@ -272,7 +185,7 @@ def _host(known: Known, source: End, target: End, seen: Seen) -> Iterator[Hop]:
     way = seen.host.way
     through = _expected(known, target)
     if way.problem:
-        yield Hop("routes of this host", f"have no way to {target.address}: {way.problem}", "broken", _AGAIN)
+        yield Hop("routes of this host", f"have no way to {target.address}: {way.problem}", "broken", AGAIN)
     elif through and way.link not in (through, "lo"):
         remedy = f"remove the route that leads to {way.link} (ip route get {target.address}), or announce another CIDR"
         yield Hop(
@@ -294,8 +207,6 @@ _OF_FORWARDING = (
     "arp-blocked",
     "link-closed",
 )
-_OF_TUNNELS = ("wireguard-blocked", "endpoint-unreachable", "endpoint-diverted", "ipsec-diverted")
-_AGAIN = "restart overlayd, which puts it right; overlayctl doctor says why it did not"
 
 
 def _expected(known: Known, target: End) -> str:
@@ -306,127 +217,6 @@ def _expected(known: Known, target: End) -> str:
     if target.peer is not None:
         return known.devices.get(target.peer.scope, ("", ""))[0]
     return ""
-
-
-def _device_link(known: Known, peer: Peer, seen: Seen) -> Iterator[Hop]:
-    """This node's device as a link, on which its routes hang."""
-    name, _ = known.devices.get(peer.scope, ("", ""))
-    where, link = f"device {name}", seen.host.links.get(name)
-    if not name:
-        yield Hop(
-            "device", "there is none: the overlay is not set up, or this node has no WireGuard", "broken", _SET_UP
-        )
-    elif link is None:
-        yield Hop(where, "is missing", "broken", _AGAIN)
-    elif not link.up:
-        yield Hop(
-            where, "is down", "broken", "restart overlayd, which puts it up; overlayctl doctor says why it did not"
-        )
-    elif known.mtu and link.mtu > known.mtu:
-        remedy = f"ip link set {name} mtu {known.mtu}"
-        yield Hop(where, f"has an MTU of {link.mtu}; the way out carries {known.mtu}", "broken", remedy)
-
-
-def _tunnel(known: Known, target: End, peer: Peer, seen: Seen, now: float) -> Iterator[Hop]:
-    """From this node's device to the other node's."""
-    name, own_key = known.devices.get(peer.scope, ("", ""))
-    where, device = f"device {name}", seen.device
-    if device is None or device.problem:
-        problem = device.problem if device is not None else "was not looked at"
-        state: State = "unknown" if "ermission" in problem else "broken"
-        yield Hop(where, f"does not tell its peers: {problem}", state, "overlayd restarts what serves it; see its log")
-        if state == "unknown":
-            return
-    elif own_key and device.public_key != own_key:
-        problem = f"has the key of {device.public_key}, and this node's is {own_key}: others refuse it"
-        yield Hop(where, problem, "broken", "restart overlayd, which sets its key again")
-    else:
-        yield Hop(where, f"is up, UDP port {device.port}")
-    assert device is not None
-    yield from _peer(known, target, peer, device)
-    yield from _session(known, peer, device.peers[peer.key], seen, now)
-    yield from _other_side(peer, seen)
-
-
-_SET_UP = "overlayctl status says which; set it up, or install wireguard-go"
-
-
-def _peer(known: Known, target: End, peer: Peer, device: Device) -> Iterator[Hop]:
-    where = f"allowed IPs of {peer.called}"
-    if peer.key not in device.peers:
-        remedy = "somebody removed it with wg: overlayd adds it again within seconds, or at its next start"
-        yield Hop(f"peer {peer.called}", "is not on the device", "broken", remedy)
-    best, length = "", -1
-    for key, each in device.peers.items():
-        for network in each.allowed_ips:
-            if target.address is not None and target.address in network and network.prefixlen > length:
-                best, length = key, network.prefixlen
-    if not best:
-        remedy = "overlayctl doctor; within five minutes, or at a restart, overlayd gives it back to the device"
-        yield Hop(where, f"do not have {target.address} on the device, though they should", "broken", remedy)
-    elif best != peer.key:
-        other = next((each.called for each in known.peers if each.key == best), best)
-        remedy = "have one of the two announce it; overlayctl doctor tells of conflicts"
-        yield Hop(where, f"lost {target.address} to {other} on the device", "broken", remedy)
-    else:
-        yield Hop(where, f"have {target.address}")
-
-
-def _session(known: Known, peer: Peer, shown: DevicePeer, seen: Seen, now: float) -> Iterator[Hop]:
-    where = f"session with {peer.called}"
-    age = now - shown.last_handshake
-    lives = bool(shown.last_handshake) and age < FRESH
-    if shown.endpoint is None and not lives:
-        remedy = "give it one (endpoint of add_peer), or wait until the peer calls"
-        yield Hop(f"endpoint of {peer.called}", f"is not known ({peer.endpoint or 'none was given'})", "broken", remedy)
-        return
-    endpoint = f"{shown.endpoint[0]}, UDP port {shown.endpoint[1]}" if shown.endpoint is not None else "where it called"
-    if shown.endpoint is not None and seen.underlay is not None and seen.underlay.problem:
-        remedy = f"give this host a route to {shown.endpoint[0]}, or the peer another endpoint"
-        yield Hop(f"endpoint {endpoint}", f"cannot be sent to: {seen.underlay.problem}", "broken", remedy)
-    if lives:
-        yield Hop(where, f"lives: last handshake {max(0, int(age))} s ago, at {endpoint}")
-        return
-    for code, object, problem, remedy in known.findings:
-        if code in _OF_TUNNELS:
-            yield Hop(object, problem, "broken", remedy)
-    since = f"for {int(age)} s" if shown.last_handshake else "ever"
-    problem = f"no handshake with {endpoint} {since}"
-    yield from _filtered(known)
-    there = [*_other_side(peer, seen)]
-    if there and there[-1].state == "broken":
-        yield Hop(where, problem, "unknown")
-    yield from there
-    if seen.refused:
-        yield Hop(where, f"{problem}: that host says that nobody is at its port", "broken", _NOBODY_THERE)
-    elif "endpoint" not in seen.answers:
-        yield Hop(where, problem, "unknown")
-    elif seen.answers["endpoint"] is None:
-        remedy = "see whether that host runs and is reached (ping, traceroute), and whether this is its address still"
-        yield Hop(where, f"{problem}, and that host does not answer a ping either", "broken", remedy)
-    else:
-        own = known.devices.get(peer.scope, ("", ""))[1]
-        assert shown.endpoint is not None
-        remedy = (
-            f"there: let UDP port {shown.endpoint[1]} in (its input chain drops it), and see that peer {own} is there "
-            f"(overlayctl peers) and that its own key is {peer.key} (overlayctl status); here: add_peer with what it is"
-        )
-        what = "its firewall drops the port, it removed this node's key from its peers, or its own key has changed"
-        yield Hop(where, f"{problem}, though that host answers pings: {what}", "broken", remedy)
-
-
-_NOBODY_THERE = "start overlayd there, which puts its device up, or give the peer the endpoint that it listens at"
-
-
-def _other_side(peer: Peer, seen: Seen) -> Iterator[Hop]:
-    """What the node there says of its own side."""
-    if seen.other_side is None:
-        return
-    if seen.other_side.problem:
-        yield Hop(f"the side of node {peer.called}", f"is not known: {seen.other_side.problem}", "unknown")
-    for hop in seen.other_side.hops:
-        remedy = f"on node {peer.called}: {hop.remedy}" if hop.remedy else ""
-        yield Hop(f"on node {peer.called}: {hop.where}", hop.what, hop.state, remedy)
 
 
 def _outside(seen: Seen) -> Iterator[Hop]:
@@ -452,37 +242,8 @@ def _arrival(known: Known, source: End, target: End, seen: Seen) -> Hop:
             return Hop(where, "answers this host, but not the container", "broken", remedy)
         return Hop(where, "answers no ping, of this host neither: name an address that does", "unknown")
     if target.peer is not None:
-        return _there(known, source, target, target.peer, seen)
+        return beyond(known, source, target, target.peer, seen)
     if answers.get("target from here") is not None and source.member is not None:
         remedy = "overlayctl doctor; and see whether a program in the container filters"
         return Hop(where, "answers this node, but not that container", "broken", remedy)
     return Hop(where, "answers no ping; it may filter them", "unknown", "see whether a program in it filters pings")
-
-
-def _there(known: Known, source: End, target: End, peer: Peer, seen: Seen) -> Hop:
-    """What is wrong beyond a session that lives, by who answers whom; a firewall may have closed it just now."""
-    for code, object, problem, remedy in known.findings:
-        if code in _OF_TUNNELS:
-            return Hop(object, problem, "broken", remedy)
-    answers, own = seen.answers, known.devices.get(peer.scope, ("", ""))[1]
-    at_home = answers.get("other node from here")
-    if at_home is None and seen.refused:
-        problem = "is lost, though its last handshake is young: that host says that nobody is at its port"
-        return Hop(f"session with {peer.called}", problem, "broken", _NOBODY_THERE)
-    if source.member is not None and at_home is not None and answers.get("other node", 0.0) is None:
-        service = known.services.get(source.member.service)
-        subnet = str(service.subnet) if service is not None else str(ip_network(source.member.address))
-        remedy = f"on that node: overlayctl call add_allowed_ip pubkey={own} cidr={subnet}"
-        problem = f"answers this node, but nobody of {subnet}: that node lacks it among the allowed IPs of this one"
-        return Hop(f"node {peer.called}", problem, "broken", remedy)
-    if at_home is None and "other node from here" in answers:
-        slice = str(known.slice or known.node_address)
-        remedy = f"on that node: overlayctl call add_allowed_ip pubkey={own} cidr={slice}"
-        may = "it may lack that among this node's allowed IPs, or its device be down"
-        problem = f"holds a session, and answers nothing of {slice}: {may}"
-        return Hop(f"node {peer.called}", problem, "broken", remedy)
-    remedy = f"on that node: overlayctl why {target.address} {source.address}"
-    problem = (
-        f"is not answered for, though node {peer.called} answers: nobody has it there, or it is kept from it there"
-    )
-    return Hop(str(target.address), problem, "broken", remedy)

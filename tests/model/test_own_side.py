@@ -10,8 +10,8 @@ from overlayd.model import own_side
 from overlayd.model.ends import Hop
 from overlayd.model.objects import GLOBAL, Netns
 from overlayd.model.own_side import Asked
-from overlayd.model.path import Device, DevicePeer, Link, Namespace, Seen, Way
 from overlayd.model.rows import Attachment, Lease, Node, Overlay, Peer, Row, Service
+from overlayd.model.seen import Device, DevicePeer, Link, Namespace, Seen, Way
 from overlayd.model.state import State
 
 NOW = 1_000_000.0

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from overlayd.model import ends
 from overlayd.model.ends import Hop, Known, Member, Peer, Service
-from overlayd.model.path import Device, DevicePeer, Link, Namespace, OtherSide, Seen, Way, explain
+from overlayd.model.path import explain
+from overlayd.model.seen import Device, DevicePeer, Link, Namespace, OtherSide, Seen, Way
 
 NOW = 1_000_000.0
 GATEWAY, DEVICE, BRIDGE = ip_address("10.0.9.1"), "zl-d-g", "zl-d-web-b"

@@ -18,8 +18,8 @@ from overlayd.model import own_side
 from overlayd.model.ends import Hop, Known
 from overlayd.model.findings import Finding
 from overlayd.model.own_side import Asked
-from overlayd.model.path import Device, DevicePeer, Seen
 from overlayd.model.rows import Attachment
+from overlayd.model.seen import Device, DevicePeer, Seen
 
 READING = 0.6  # seconds that one is waited for; who asks waits a little longer
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
