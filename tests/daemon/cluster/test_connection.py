@@ -3,10 +3,9 @@
 import asyncio
 import socket
 import struct
-from collections.abc import Coroutine
 
 import pytest
-import uvloop
+from lab.eventloop import run
 from lab.patience import until_async
 
 from overlayd.daemon.cluster.connection import Connection, Server, read_url
@@ -37,11 +36,6 @@ class HangsUp:
             own: socket.socket = writer.get_extra_info("socket")
             own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.close()
-
-
-def run(work: Coroutine[object, object, None]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)
 
 
 def where(listener: asyncio.Server) -> Server:

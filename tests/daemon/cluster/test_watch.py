@@ -6,14 +6,14 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import uvloop
 from lab.certificates import certify
+from lab.eventloop import run
 from lab.patience import until, until_async
 from lab.ports import free_port
 
@@ -121,15 +121,6 @@ class Proxy:
             writer.close()
 
 
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(60):
-            await work()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(limited())
-
-
 def client(url: str, files: Files | None = None, user: User | None = None) -> Etcd:
     return Etcd([read_url(url, 2379)], "alpha", PREFIX, files or Files(), user)
 
@@ -172,7 +163,7 @@ def test_both_ways_tell_the_same(etcd: Running) -> None:
         ]
         one.close()
 
-    run(work)
+    run(work())
 
 
 def test_more_is_told_than_the_server_may_send_at_once(etcd: Running) -> None:
@@ -185,7 +176,7 @@ def test_more_is_told_than_the_server_may_send_at_once(etcd: Running) -> None:
         assert [each.revision for each in told] == list(range(began, began + 600))
         one.close()
 
-    run(work)
+    run(work())
 
 
 @WAYS
@@ -213,7 +204,7 @@ def test_what_is_compacted_and_a_server_that_ends(tmp_path: Path, way: Way) -> N
             assert not one.without_grpc
             one.close()
 
-        run(work)
+        run(work())
 
 
 def test_who_we_are(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
@@ -253,7 +244,7 @@ def test_who_we_are(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
             assert len(await first(node.watch(Watch(1, 0, began), "s/"), 1)) >= 2
             node.close()
 
-        run(work)
+        run(work())
     assert not warnings.records
 
 
@@ -285,7 +276,7 @@ def test_tls_with_certificates(tmp_path: Path, warnings: pytest.LogCaptureFixtur
                 assert len(changes_of(await first(behind.watch(Watch(1, 0, began), "s/"), 1))) == 1
             assert proxy.heard == [b"/v3/watch"]
 
-        run(work)
+        run(work())
     assert [each.message.partition("(")[2].partition(")")[0] for each in warnings.records] == [
         "its TLS offers no HTTP/2"
     ]
@@ -301,7 +292,7 @@ def test_what_passes_everything_on_passes_grpc_on(etcd: Running, warnings: pytes
             one.close()
         assert proxy.heard == [b"/v3/kv/txn", b"PRI"]
 
-    run(work)
+    run(work())
     assert not warnings.records
 
 
@@ -332,7 +323,7 @@ def test_who_reads_in_windows_keeps_the_connection_and_hears_each_change_once(et
             one.close()
             writer.close()
 
-    run(work)
+    run(work())
 
 
 def test_where_no_grpc_gets_through_the_gateway_tells_it_and_one_line_says_so(
@@ -348,7 +339,7 @@ def test_where_no_grpc_gets_through_the_gateway_tells_it_and_one_line_says_so(
             one.close()
         assert proxy.heard == [b"/v3/kv/txn", b"PRI", *[b"/v3/watch"] * 3]
 
-    run(work)
+    run(work())
     (record,) = warnings.records
     assert "no gRPC gets through (it speaks no HTTP/2)" in record.message
 
@@ -365,7 +356,7 @@ def test_a_server_that_hangs_up_is_not_taken_for_onewithout_grpc() -> None:
                 await first(one.watch(Watch(1, 0, 1), "s/"), 1)
             assert not one.without_grpc
 
-    run(work)
+    run(work())
 
 
 def where(listener: asyncio.Server) -> Server:

@@ -7,10 +7,10 @@ import socket
 from collections.abc import AsyncIterator
 from functools import partial
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.eventloop import sockets
 from lab.patience import until_async as until
 from lab.ports import free_port
 from lab.turn import CREDENTIAL, USERNAME
@@ -132,15 +132,6 @@ async def relaying(**changes: Any) -> AsyncIterator[tuple[Relay, int]]:
         yield relay, port
     finally:
         relay.close()
-
-
-def sockets() -> set[str]:
-    """The sockets that this process has open."""
-    links: set[str] = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
-            links.add(str(entry.readlink()))
-    return {link for link in links if link.startswith("socket:")}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
