@@ -6,10 +6,12 @@ Owns: the entry points.  Must not know: the daemon's insides, what `overlayctl` 
 Each imports late what is slow, and once: a mistyped argument should not wait for asyncio.
 """
 
+import codecs
 import gc
 import os
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,11 +49,21 @@ def control() -> NoReturn:
     """The `overlayctl` command."""
     if sys.stdout is None:  # closed by who started us
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until we exit
+    elif isinstance(sys.stdout, TextIOWrapper):
+        codecs.register_error("escaped", _escaped)
+        sys.stdout.reconfigure(errors="escaped")
     try:
         code = run(sys.argv[1:])
     except SystemExit as end:  # of --help, --version and wrong usage
         code = int(end.code or 0)
     sys.exit(_flushed("overlayctl", code))
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What a terminal or a pipe that takes no UTF-8 gets in place of letters, as JSON has it: \\u00f6."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{int.from_bytes(units[at : at + 2], 'big'):04x}" for at in range(0, len(units), 2)), error.end
 
 
 def run(arguments: list[str]) -> int:

@@ -36,6 +36,10 @@ class Parser(argparse.ArgumentParser):
         """What is too much is said by the parser of the command, which knows what else there may be."""
         parsed, left = self.parse_known_args(args)
         if left:
+            of = parsed.usage.__self__  # the command's parser
+            early = [each for each in left if each.partition("=")[0] in of._option_string_actions]
+            if early:
+                of.error(f"{early[0]} has its place behind the command: {of.prog} {early[0]}")
             parsed.usage(f"unrecognized arguments: {' '.join(left)}")
         return parsed
 

@@ -1,6 +1,7 @@
 """What the command line itself has: help, completion, manual pages, and words for what was perhaps meant."""
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -86,6 +87,42 @@ def test_what_was_perhaps_meant(words: list[str], meant: str, capsys: pytest.Cap
         cli.run(words)
     assert caught.value.code == 2
     assert f"did you mean {meant}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--json", "status"], "--json has its place behind the command: overlayctl status --json"),
+        (["cluster", "--output=json", "nodes"], "overlayctl cluster nodes --output=json"),
+    ],
+)
+def test_an_option_of_a_command_that_stands_before_it(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.run(words)
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_names_where_a_terminal_takes_no_unicode(canned: Canned, encoding: str) -> None:
+    name = "node-\u00f6-\u65e5-\U0001f409"
+    canned.answer = lambda request: wire.Status(peer_count=0, service_count=0, interface=name)
+    code = "from overlayd.cli.main import control; control()"
+    for options in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--socket", str(canned.path), "status", *options],
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        printed = done.stdout.decode(encoding)
+        if options:
+            assert json.loads(printed)["interface"] == name
+        else:
+            assert (name if encoding == "utf-8" else r"-\u65e5-\ud83d\udc09") in printed
 
 
 def test_options_of_every_command_before_it_or_after_it(canned: Canned) -> None:
