@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from overlayd.daemon.change.apply import Kernel
-from overlayd.daemon.change.inspect import survey
+from overlayd.daemon.change.kernel_layout import survey
 from overlayd.errors import MechanismError
 from overlayd.linux import netns, veth_removal
 from overlayd.linux import rtnetlink as rt

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 
 from overlayd import keys
 from overlayd.daemon import garbage
-from overlayd.daemon.change import inspect
+from overlayd.daemon.change import kernel_layout
 from overlayd.daemon.change.disposal import dispose
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.presence import lives
@@ -163,7 +163,7 @@ class Doctor:
         node = self._node
         with garbage.nothing_stays():
             want = layout(node.state, node.facts)
-            have = inspect.audit(node.kernel, want)
+            have = kernel_layout.audit(node.kernel, want)
             steps = plan(have, want)
             macs = {each.name: each.mac for each in want.values() if isinstance(each, Veth) and each.bridge}
             dispose(have, want)

@@ -1,8 +1,7 @@
 """The state of a node: its rows, and the indexes that make decisions cheap.
 
 Owns: the tables, what is derived from them (address pools, owners of allowed IPs, attachments by namespace, names by
-address), and
-drafts.  Must not know: disk, kernel, clock.
+address), and drafts.  Must not know: disk, kernel, clock.
 
 The state has one writer (`daemon.change.node`) on one thread, so the tables are plain dictionaries of immutable rows
 and the indexes are updated in place: a change costs the rows it touches, and readers on that thread never see half of

@@ -1,8 +1,7 @@
 """Putting files on the disk so that they are still there after a power cut.
 
 Owns: the order of write, fsync and the directory's fsync, how many old copies of a file stay, and what is said when the
-disk refuses.  Must not know: what
-the files hold.  Every function that touches the disk raises OSError.
+disk refuses.  Must not know: what the files hold.  Every function that touches the disk raises OSError.
 """
 
 import errno
@@ -16,7 +15,6 @@ from overlayd.errors import DiskError, StateError
 _WRONG_PATH = frozenset(
     (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
 )
-
 
 _REMEDIES = {
     errno.ENOSPC: "free space on that file system",

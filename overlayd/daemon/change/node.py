@@ -16,8 +16,8 @@ from overlayd.daemon.change.apply import Failure, HalfDone, Kernel
 from overlayd.daemon.change.deciding import FEW, decide, put_together
 from overlayd.daemon.change.disposal import dispose
 from overlayd.daemon.change.gather import Decision, Gathering
-from overlayd.daemon.change.inspect import observe, present
 from overlayd.daemon.change.journal import Journal
+from overlayd.daemon.change.kernel_layout import observe, present
 from overlayd.daemon.change.lane import Lane
 from overlayd.daemon.change.locks import ResourceLocks
 from overlayd.daemon.change.transition import Encoded, Transition, encode_rows

@@ -16,17 +16,16 @@ from functools import partial
 import msgspec
 
 from overlayd import fault
-from overlayd.daemon.change import inspect
+from overlayd.daemon.change import kernel_layout
 from overlayd.daemon.change.apply import Kernel
 from overlayd.daemon.change.node import Node
 from overlayd.errors import MechanismError
 from overlayd.linux.wireguard.backend import Backend
+from overlayd.model.health import FRESH
 from overlayd.model.layout import Layout, of_device
 from overlayd.model.objects import Address, Device, DevicePeer, Step
 
 log = logging.getLogger(__name__)
-
-SESSION = 180.0  # seconds: REJECT_AFTER_TIME (WireGuard's paper, section 6.1)
 
 # Our own constants.
 PATIENCE = 1.0  # seconds that handshakes are waited for
@@ -93,7 +92,7 @@ class _Work:
             return want
         try:
             now, peers = time.time(), self._backend.read(device).peers
-            self._sessions = {key: peer.endpoint for key, peer in peers.items() if now - peer.last_handshake < SESSION}
+            self._sessions = {key: peer.endpoint for key, peer in peers.items() if now - peer.last_handshake < FRESH}
         except MechanismError as error:
             log.warning("the sessions of %s are not known: %s", device, error)
         self._device, self._before = device, self._backend.version(device)
@@ -105,7 +104,7 @@ class _Work:
             if self._backend.alive(device):
                 raise
             log.warning("%s; it is made again", error)  # what is left of it goes then
-        return inspect.look(kernel, want)
+        return kernel_layout.look(kernel, want)
 
     def awake(self, steps: Sequence[Step]) -> list[Step]:
         """The steps, with peers that had a session where they were seen, and with a keepalive that wakes them."""

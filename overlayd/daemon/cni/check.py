@@ -3,7 +3,7 @@
 Owns: what is looked at.  Must not know: who asks.  Changes nothing.
 """
 
-from overlayd.daemon.change.inspect import present
+from overlayd.daemon.change.kernel_layout import present
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.cni import interface
 from overlayd.linux import netns

@@ -3,7 +3,7 @@
 Owns: what an ADD needs, and the words when it is missing.  Must not know: who asks.
 """
 
-from overlayd.daemon.change.inspect import present
+from overlayd.daemon.change.kernel_layout import present
 from overlayd.daemon.handlers.context import Daemon
 from overlayd.errors import RequestError
 from overlayd.model import drift

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from overlayd.daemon.change import inspect
+from overlayd.daemon.change import kernel_layout
 from overlayd.daemon.change.apply import Failure, Kernel
 from overlayd.daemon.change.node import Node
 from overlayd.daemon.change.resources import peers_locks, service_lock
@@ -308,7 +308,7 @@ class Sentinel:
                 "the way out is %s with MTU %d: MTU %d inside, was %d", way.interface, way.mtu, mtu, node.facts.mtu
             )
             await node.update_facts(lambda facts: replace(facts, mtu=mtu), ())
-            async with node.comparing(implied, inspect.audit) as steps:
+            async with node.comparing(implied, kernel_layout.audit) as steps:
                 failures = await node.repair(steps)
             if failures:
                 self.suspect(EVERYTHING, "mtu")  # which says what, and tries again
@@ -380,17 +380,17 @@ def _way(part: Part) -> Way:
     """What belongs to a part, how it is looked at, and what nobody may change meanwhile (None: anything)."""
     match part.kind:
         case "service":
-            return partial(of_service, name=part.name), inspect.service, [service_lock(part.name)]
+            return partial(of_service, name=part.name), kernel_layout.service, [service_lock(part.name)]
         case "device":
-            return partial(of_device, scope=part.name), inspect.look, None
+            return partial(of_device, scope=part.name), kernel_layout.look, None
         case "peers":
-            return partial(of_peers, scope=part.name), inspect.peers, peers_locks(part.name)
+            return partial(of_peers, scope=part.name), kernel_layout.peers, peers_locks(part.name)
         case RULESET.kind:
-            return elements, inspect.members, None
+            return elements, kernel_layout.members, None
         case FENCE.kind:
-            return fences, inspect.look, None
+            return fences, kernel_layout.look, None
         case _:
-            return implied, inspect.audit, None
+            return implied, kernel_layout.audit, None
 
 
 def _by(who: str) -> str:

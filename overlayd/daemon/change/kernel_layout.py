@@ -1,4 +1,4 @@
-"""What the kernel has of ours, as the objects that the state would have it have.
+"""The layout that the kernel has: what is there of ours, as the objects that a state implies.
 
 Owns: putting links, WireGuard devices and set elements together into one layout.  Must not know: what should be
 there, beyond where to look.  Blocks: for worker threads.
