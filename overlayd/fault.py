@@ -59,7 +59,7 @@ def _chosen(spec: str, trace: str) -> Callable[[str], None]:
     return _armed(spec, trace) if spec or trace else _unarmed
 
 
-# Whether a point does anything: for whoever would pay for passing one.
+# Whether a point does anything: for callers on a hot path.
 ARMED = bool(os.environ.get("OVERLAYD_FAULT", "") or os.environ.get("OVERLAYD_FAULT_TRACE", ""))
 
 point: Callable[[str], None] = _chosen(os.environ.get("OVERLAYD_FAULT", ""), os.environ.get("OVERLAYD_FAULT_TRACE", ""))

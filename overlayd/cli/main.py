@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _flushed(program: str, code: int) -> int:
-    """The exit code, once what was printed is out: whoever read it may have gone, or a disk be full."""
+    """The exit code, once what was printed is out: its reader may have gone, or a disk be full."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

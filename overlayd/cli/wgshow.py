@@ -20,7 +20,7 @@ def show(status: wire.Status, peers: Sequence[wire.ListedPeer], now: float) -> s
         lines += [f"  listening port: {port}"] if port is not None else []
         blocks.append("\n".join(lines))
         own = [each for each in peers if (each.service or "") == service]
-        # wg shows whoever shook hands last first.
+        # wg shows the peer that shook hands last first.
         for peer in sorted(own, key=lambda each: -each.last_handshake_unix_secs):
             blocks.append("\n".join(_peer(peer, now)))
     return "\n\n".join(blocks) or "no devices"

@@ -38,7 +38,7 @@ def option(*names: str, **settings: Any) -> Option:
 
 
 def path(text: str) -> str:
-    """Of an unset variable of a shell nothing is left, which would be the present directory, or the default."""
+    """An unset variable of a shell leaves nothing, which would be the present directory, or the default."""
     if not text:
         raise argparse.ArgumentTypeError("the path is empty")
     return text

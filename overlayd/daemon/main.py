@@ -244,7 +244,7 @@ async def _serve(
         node = start.node(journal, config.wireguard, config.wireguard_go)
         stack.push_async_callback(node.close)
         boot = start.boot_id()
-        # It reads the whole executable: beside the start, not after it.
+        # It reads the whole executable: during the start, not after it.
         identifying = asyncio.get_running_loop().run_in_executor(
             None, identity.current, config.namespace_id, config.socket
         )

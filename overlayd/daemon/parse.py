@@ -117,7 +117,7 @@ def dns_name(text: str, field: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A value as it stands in an error: enough to recognise it by."""
+    """A value for an error message: enough to recognise it by."""
     return repr(text) if len(text) <= LONGEST_QUOTED else repr(text[:LONGEST_QUOTED]) + "..."
 
 

@@ -20,7 +20,7 @@ KeepUp = Callable[[Callable[[], Work]], asyncio.Task[None]]  # Tasks.keep_up
 
 class Tasks:
     """An async context manager.  At the end of its block it waits for all tasks, also for those that the last ones
-    start; when the block fails, it cancels them first.  Whoever starts a task may cancel it at any time.
+    start; when the block fails, it cancels them first.  Who starts a task may cancel it at any time.
     """
 
     def __init__(self) -> None:

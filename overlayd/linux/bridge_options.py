@@ -103,7 +103,7 @@ def port_state() -> bytes:
 
 
 def _faults(shown: Mapping[int, bytes], options: Mapping[int, Option]) -> list[str]:
-    """Of the options that the kernel shows, for an older one knows fewer."""
+    """What is wrong of the options that the kernel shows; an older one knows fewer."""
     return [
         f"its option {option.name} is {option.shown(shown[kind])}, not {option.value}"
         for kind, option in options.items()

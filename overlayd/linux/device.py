@@ -60,7 +60,7 @@ def change(have: Device, want: Device) -> None:
             netlink.transact([Request("configure device", want.name, rt.RTM_SETLINK, 0, queue)])
         outdated = have.addresses - want.addresses
         _keep_ways(netlink, index, outdated, want)
-        # Of IPv6 the kernel has an address once, with one prefix: it goes before it comes with another.
+        # The kernel has an IPv6 address once, with one prefix: it goes before it comes with another.
         own = {address.ip for address in want.addresses if address.version == 6}
         change_addresses(netlink, index, (), [address for address in outdated if address.ip in own])
         _carry(netlink, index, want.addresses, outdated)

@@ -40,12 +40,12 @@ def other_mac(link: rt.Link, mac: bytes) -> list[str]:
 
 
 def other_group(link: rt.Link) -> list[str]:
-    """Of the host end of a veth."""
+    """For the host end of a veth."""
     return [] if link.group == GROUP_VETH else [f"it is in link group {link.group:#x}"]
 
 
 def takes_advertisements(link: rt.Link) -> list[str]:
-    """Of a link that could be told otherwise."""
+    """For a link that could be told otherwise."""
     takes = link.takes_advertisements and sysctl.is_writable(f"ipv6/conf/{link.name}/accept_ra")
     return ["it takes router advertisements or redirects"] if takes else []
 
@@ -65,7 +65,7 @@ def lost_mac(link: rt.Link, host: View | None) -> list[str]:
 
 
 def lost_host_route(link: rt.Link, address: Interface, host: View) -> list[str]:
-    """Of a host end on no bridge: the route to its container."""
+    """For a host end on no bridge: the route to its container."""
     there = (link.ifindex, ip_network(address.ip), None) in host.routes
     return [] if there else [f"the route to {address.ip} is gone"]
 

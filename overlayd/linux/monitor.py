@@ -192,7 +192,7 @@ class Monitor:
             raise MechanismError("read", "kernel notifications", number)
         for message in chain.from_iterable(map(messages, datagrams)):
             if not ruleset and message.type in (rt.RTM_NEWLINK, rt.RTM_DELLINK):
-                # Of family AF_BRIDGE it is about a bridge's port, of AF_INET6 about IPv6 on the link.
+                # With family AF_BRIDGE it is about a port of a bridge, with AF_INET6 about IPv6 on the link.
                 if message.body[0] == socket.AF_UNSPEC:
                     links[rt.link_index(message.body)] = message
                 elif message.body[0] == socket.AF_BRIDGE and message.type == rt.RTM_NEWLINK:

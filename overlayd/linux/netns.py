@@ -70,7 +70,7 @@ def open_file(path: str) -> int:
     can be no such file.
     """
     try:
-        # Looked at before it is opened: to open a pipe may take forever, and a device may do something.
+        # Looked at before it is opened: opening a pipe may take forever, and a device may do something.
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(place).st_mode):

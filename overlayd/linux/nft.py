@@ -98,7 +98,7 @@ class Nft:
         except MechanismError as error:
             if error.errno not in (ENOENT, EEXIST):
                 raise
-            # Somebody changed members behind our back: do the same from what is really there.
+            # Others changed members: do the same from what is really there.
             have = self.observe()
             wanted = {element.key: step.want for step in steps if (element := step.want or step.have)}
             steps = [Step(have.get(key), want) for key, want in wanted.items()]

@@ -44,7 +44,7 @@ def _present(netlink: Netlink, destinations: Collection[Network]) -> dict[Networ
     """The routes of the main table to exactly these destinations, as far as no other one hides them."""
     asked = []
     for each in destinations:
-        # Of IPv6 the first address is one that routers share (RFC 4291 section 2.6.1), and may be an address of ours.
+        # The first address of IPv6 is one that routers share (RFC 4291 section 2.6.1), and may be an address of ours.
         address = each.network_address if each.version == 4 else each.broadcast_address
         body = lookup_body(address, rt.RTM_F_FIB_MATCH)
         asked.append(Request("look up route", str(address), rt.RTM_GETROUTE, 0, body, NO_WAY))

@@ -92,7 +92,7 @@ def _source(destination: Address) -> Address:
 
 
 def _checksum(source: Address, destination: Address, datagram: bytes) -> int:
-    """Of a UDP datagram over IPv4 with a checksum of 0 in it (RFC 768)."""
+    """The checksum of a UDP datagram over IPv4 with a checksum of 0 in it (RFC 768)."""
     pseudo = source.packed + destination.packed + struct.pack("!HH", socket.IPPROTO_UDP, len(datagram))
     total = sum(struct.unpack(f"!{(len(datagram) + 1) // 2}H", datagram + bytes(len(datagram) % 2)))
     total += sum(struct.unpack("!6H", pseudo))

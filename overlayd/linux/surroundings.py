@@ -100,7 +100,7 @@ def _link_of_route(body: memoryview) -> int:
 
 
 def _names(netlink: Netlink, indices: Iterable[int], ours: set[int]) -> dict[int, str]:
-    """Of the links with these indices, those that are not ours; the others are added to `ours`."""
+    """The links with these indices that are not ours; the others are added to `ours`."""
     body = partial(rt.link_body, u32(rt.IFLA_EXT_MASK, rt.RTEXT_FILTER_SKIP_STATS))
     asked = [Request("look up link", str(each), rt.RTM_GETLINK, 0, body(index=each), (ENODEV,)) for each in indices]
     links = [*map(rt.parse_link, netlink.transact(asked))]

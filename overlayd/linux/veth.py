@@ -299,7 +299,7 @@ def _configure_inner(script: Script, veth: Veth, name: str, flags: int) -> None:
         requests.append(_neighbour(LATER, veth.gateway, host_mac(veth.mac)))
         requests.append(route_request(LATER, ip_network(veth.gateway), flags=flags))
     requests += [route_request(LATER, each, veth.gateway, flags=flags) for each in veth.routes]
-    # Of several interfaces of a namespace the first one has the default route.
+    # The first one of several interfaces of a namespace has the default route.
     script.transact(requests, (errno.EEXIST,) if veth.label else ())
     if veth.address.version == 6:
         script.await_ready(name)

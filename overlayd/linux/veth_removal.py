@@ -35,9 +35,9 @@ def is_marked(link: rt.Link) -> bool:
 
 
 def existing(names: Iterable[str]) -> set[str]:
-    """Those that are names of veths whose other ends are in namespaces that somebody still holds.
+    """The names that are of veths whose other ends are in namespaces that somebody still holds.
 
-    One that nobody holds any more goes with all its links some time later.
+    A namespace that nobody holds any more goes later, with all its links.
     """
     with Netlink() as netlink:
         found = map(rt.parse_link, netlink.transact([look_up_request(name, errno.ENODEV) for name in names]))

@@ -1,6 +1,6 @@
 """Which nodes have been gone for so long that they are to be removed.
 
-Owns: the count of absence, by the clock of whoever holds the office of janitor.  Must not know: presence keys, or how
+Owns: the count of absence, by the clock of the node that is the janitor.  Must not know: presence keys, or how
 a node is removed.
 
 Only time between two readings that both succeeded counts, and it starts over with every janitor: so an outage of the

@@ -31,7 +31,7 @@ ADOPTED = "adopted"  # what the names begin with that an adoption could not tell
 class AttachSpec(msgspec.Struct, frozen=True):
     """What an attach asks for, beside its handle.  now: Unix seconds.
 
-    ip: the address that it shall be, None for any.  mac: of the container's interface, empty for the one that follows
+    ip: the address that it is to have, None for any.  mac: of the container's interface, empty for the one that follows
     from the address.  default_route: its traffic to the outside goes through us.  network: see the row.  names: that
     shall stand for the address, until it is given back.
     """
@@ -55,7 +55,7 @@ class StillThere(RequestError):
 
 
 class Place(NamedTuple):
-    """An interface of a network namespace.  id: of the container, as whoever attaches it calls it."""
+    """An interface of a network namespace.  id: of the container, as the caller who attaches it calls it."""
 
     id: str
     interface: str

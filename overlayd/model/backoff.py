@@ -4,7 +4,7 @@ Owns: the pacing, a record for each thing.  Must not know: what the things are, 
 seconds of any clock that does not run backwards.
 
 What stood for a while since it was last put back is put back at once; what goes again and again within moments waits
-longer each time, so that whoever removes it in a loop costs little.
+longer each time, so that a program that removes it in a loop costs little.
 """
 
 from collections.abc import Hashable

@@ -88,7 +88,7 @@ def is_symmetric(mapped: Iterable[Endpoint]) -> bool:
 def connection_type(at: Endpoint, configured: Endpoint | None, candidates: Iterable[Candidate]) -> ConnectionType:
     """How a peer is reached whose packets come from `at`, which is no relay of our own.
 
-    configured: what add_peer gave.  Of a peer without candidates nothing tells of a NAT: it may have moved.
+    configured: what add_peer gave.  Nothing tells whether a peer without candidates is behind a NAT: it may have moved.
     """
     kinds = {(candidate.address, candidate.port): candidate.kind for candidate in candidates}
     if kinds.get(at) == RELAY:

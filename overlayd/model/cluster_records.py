@@ -1,4 +1,4 @@
-"""What stands in a cluster's store: its keys, and the records of nodes, names, blocks and the cluster itself.
+"""What is in a cluster's store: its keys, and the records of nodes, names, blocks and the cluster itself.
 
 Owns: the form of keys and records, their limits, and what of them is believed.  Must not know: what the records of
 several nodes come to together (`registry`), or how a store is spoken to.
@@ -32,7 +32,7 @@ MOST_CANDIDATES, MOST_BLOCKS, MOST_NAMES = 16, 16, 2000
 LARGEST_NAMES = 32 * 1024  # bytes of names in one entry, that of others split behind it
 
 # Our own: numbers of records go on from Unix seconds.  One at the end counts for nothing: no node comes so far, and
-# whoever wrote it would have the last word forever.
+# its writer would have the last word forever.
 LARGEST_SEQ = 2**40
 
 _NODE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")

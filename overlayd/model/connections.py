@@ -28,7 +28,7 @@ class Ends(NamedTuple):
 
 
 class Rules:
-    """The rules with these members.  Whoever is not in a set of ours is judged by its address alone: what the node
+    """The rules with these members.  An address that is in no set of ours is judged by itself alone: what the node
     sends to a member from an address of its own that is none of the overlay's counts as sent by an outsider, and
     starts over.
     """

@@ -30,7 +30,7 @@ OUTSIDE = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
 _OUTSIDE_ENDS = frozenset(OUTSIDE.values())
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58  # IANA's numbers
 _NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "ipv6-icmp"}
-# Of the others the kernel answers nothing (rtm_getroute_parse_ip_proto in net/ipv4/fib_frontend.c).
+# The kernel answers nothing about the others (rtm_getroute_parse_ip_proto in net/ipv4/fib_frontend.c).
 PROTOCOLS = {4: (ICMP, TCP, UDP), 6: (ICMPV6, TCP, UDP)}
 
 

@@ -19,7 +19,7 @@ from overlayd.model.rows import Edge, Overlay, Service
 from overlayd.model.state import Draft, State
 
 # Our own constants.
-LONGEST_NAME = 64  # characters: it is shown in tables and stands in the first line of a configuration
+LONGEST_NAME = 64  # characters: it is shown in tables and is in the first line of a configuration
 LONGEST_TTL = 10 * 366 * 86400  # seconds; nobody remembers a credential for longer
 
 

@@ -1,4 +1,4 @@
-"""The form of what the doctor finds, whoever finds it.
+"""The form of a finding of the doctor, whichever part finds it.
 
 Owns: the parts of a finding, its severities, and its one line.  Must not know: how anything is looked at, or the wire.
 """

@@ -144,7 +144,7 @@ class HealthTracker:
         return changes
 
     def _peers_are(self, peers: dict[bytes, _Peer]) -> None:
-        """What is asked every second is counted here, beside the loop."""
+        """What is asked every second is counted here, in a worker thread."""
         counts = Counter([known.condition for known in peers.values()])
         silent = {key: known for key, known in peers.items() if known.condition == "silent"}
         self._peers, self._counts, self._silent = peers, counts, silent

@@ -3,10 +3,10 @@
 Owns: the mapping from rows to objects.  Must not know: what the kernel has (`linux.observe`), or in which order it
 changes (`plan`).
 
-`layout(state, facts)` is everything; `layout(state, facts, touched)` only what hangs on the touched rows, so that a
-request costs what it changes.  The rows that everything hangs on (the node, the global overlay) count as all rows, and
-a service counts as its peers, its attachments and what edge peers may reach: they hang on its device, its bridge and
-its subnet.
+`layout(state, facts)` is everything; `layout(state, facts, touched)` only what depends on the touched rows, so that
+a request costs what it changes.  The rows that everything depends on (the node, the global overlay) count as all rows,
+and a service counts as its peers, its attachments and what edge peers may reach: they depend on its device, its bridge
+and its subnet.
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
@@ -99,14 +99,14 @@ def by_key(objects: Iterable[Object]) -> Layout:
 def implied(
     state: State, facts: Facts, touched: Collection[RowId] | None = None, besides: Mapping[RowId, Networks] = _NOTHING
 ) -> Iterator[Object]:
-    """The same as they are made, for who has other work in between; the later ones of a key count.  What hangs on a
-    service is of the rows that there are when it is its turn, whatever comes or goes meanwhile.  besides: by the rows
+    """As `layout`, one object after the other; the later ones of a key count.  What depends on a service is made of the
+    rows that there are when it is its turn, whatever comes or goes meanwhile.  besides: by the rows
     of peers, allowed IPs whose ways are left out.
     """
     if touched is None or ("overlay", "") in touched or ("node", "") in touched:
         return _everything(state, facts)
     things = (thing for id in touched for thing in _of_row(state, facts, id, besides))
-    # While the overlay is up the fence around the cluster hangs on its row alone, and that is not touched.
+    # While the overlay is up, the fence around the cluster depends on its row alone, and that is not touched.
     return things if state.overlay is not None else chain(_fence(state), things)
 
 
@@ -234,8 +234,8 @@ def _of_row(state: State, facts: Facts, id: RowId, besides: Mapping[RowId, Netwo
 
 
 def _fence(state: State) -> Iterator[Fence]:
-    """The fence around the cluster CIDR.  Without the global overlay it stands while anybody may still send there, and
-    those around what lay behind its peers stand with it.
+    """The fence around the cluster CIDR.  Without the global overlay it stays while anybody may still send there, and
+    so do those around what lay behind its peers.
     """
     overlay = state.get(Overlay)
     if overlay is None:
@@ -300,7 +300,9 @@ def bridge(service: Service, facts: Facts) -> Bridge:
 
 
 def _on_service(state: State, facts: Facts, service: Service) -> Iterator[Object]:
-    """What hangs on a service's device and bridge: not guests that were there before it, with the node's addresses."""
+    """What depends on a service's device and bridge: not guests that were there before it, with the node's
+    addresses.
+    """
     for peer in [*state.peers(service.name).values()]:
         yield from _peer(state, facts, peer)
     own = service is state.slice_service

@@ -56,7 +56,7 @@ UNKNOWN = Marks(None, None)
 def marked(
     ruleset: Ruleset, asked: Iterable[Question], rules: Iterable[Rule], links: Iterable[Link], way_out: str
 ) -> list[Question]:
-    """Of the packets asked about one of each kind, with the mark that it surely carries, or else with each that it may
+    """One packet of each kind that is asked about, with the mark that it surely carries, or else with each that it may
     carry and for which there is a rule.  links: ours.  way_out: the uplink's name, "" when there is none.
     """
     wanted = [each for each in rules if each.mark is not None]

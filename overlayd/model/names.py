@@ -105,7 +105,7 @@ def require_printable(text: str, field: str, longest: int) -> None:
 
 
 def is_bridge_name(link: str) -> bool:
-    """Whether a link is named like a service bridge, `zl-...-b`, whoever's it is."""
+    """Whether a link is named like a service bridge, `zl-...-b`, ours or not."""
     return link.startswith(PREFIX) and link.endswith(f"-{BRIDGE}") and len(link) > len(PREFIX) + len(f"-{BRIDGE}")
 
 

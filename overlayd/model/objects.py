@@ -206,9 +206,9 @@ class Netns:
 class NetnsPath:
     """A network namespace by the file that stands for it (nsfs): container runtimes make one before there is a process.
 
-    path: of the file, as whoever attached it called it; we need not see it there.  device, inode: of the file.  cookie:
-    SO_NETNS_COOKIE (asm-generic/socket.h, Linux 5.14), which no other namespace of a boot has or had, unlike the inode;
-    0 where the kernel does not tell.
+    path: of the file, as the caller who attached it wrote it; we need not see it there.  device, inode: of the file.
+    cookie: SO_NETNS_COOKIE (asm-generic/socket.h, Linux 5.14), which no other namespace of a boot has or had, unlike
+    the inode; 0 where the kernel does not tell.
     """
 
     path: str

@@ -182,7 +182,7 @@ def _require_ways(
     routed = [each for each in networks if around is not None and has_route(scope, each, around.cluster)]
     if around is None or not routed:
         return
-    # Of its routes the kernel itself tells when ours is added: nobody hears of their coming and going.
+    # The kernel itself tells of its routes when ours is added: nobody hears of their coming and going.
     host = [each for each in host if each.kind != "route"]
     scopes = (GLOBAL, *(service.name for service in draft.all(Service) if service.dedicated))
     others = [each for each in scopes if each != scope]

@@ -10,7 +10,7 @@ SHORTEST_WINDOW, LONGEST_WINDOW = 0.2, 60.0
 
 
 class RecordPace:
-    """Of this node's record: endpoints and candidates flap while a host gets its network."""
+    """When this node's record is told: endpoints and candidates flap while a host gets its network."""
 
     def __init__(self) -> None:
         self._wanted: object = None
@@ -33,8 +33,8 @@ class RecordPace:
 
 
 class NamesWindow:
-    """Of names: gathered for a while that every node makes longer by itself when the cluster has much to tell, so that
-    all together stay under a rate.
+    """When names are told: they are gathered for a while that every node makes longer by itself when the cluster has
+    much to tell, so that all together stay under a rate.
     """
 
     def __init__(self) -> None:

@@ -3,7 +3,7 @@
 Owns: which nodes there are, whose a key and a block is, which peer a node is, and what a listing may not remove.  Must
 not know: the form of records (`cluster_records`), the journal, the store's protocol, time.
 
-Of two records that claim one block, or one key, the older has it: whoever writes a record, by mistake or by intent,
+Of two records that claim one block, or one key, the older has it: who writes a record, by mistake or by intent,
 takes nothing from another node.  And what of a listing would remove many nodes at once is withheld until somebody
 accepts it, or the nodes return: it is more likely that the store was lost than that the nodes were.
 
@@ -245,7 +245,7 @@ class Registry:
         self._changed[member.id] = None
 
     def _claim(self, thing: Network | bytes) -> dict[str, int]:
-        """Those who claim a block or a key.  Whoever claims it beside another is touched by what becomes of that."""
+        """Those who claim a block or a key.  A claim is touched by what becomes of another claim on the same."""
         claims = self._claims.setdefault(thing, {})
         self._touched |= dict.fromkeys(claims)
         return claims

@@ -40,7 +40,7 @@ def reason(end: str, by_policy: bool) -> str:
 
 
 def _is_iptables(chain: BaseChain) -> bool:
-    """Whether iptables-nft made the chain: it takes such names for its own, whoever made them."""
+    """Whether iptables-nft made the chain: it takes such names for its own, also when others made them."""
     family, table, name = chain.name
     return family in ("ip", "ip6") and table in _IPTABLES_TABLES and name == chain.hook.upper()
 

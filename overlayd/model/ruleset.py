@@ -32,9 +32,9 @@ other local address.
 Before that, sources are proven, whatever a container (with CAP_NET_RAW) or a host of the LAN forges:
 
 - A port of a bridge sends from the MAC and the addresses of who was attached there, in ARP and neighbour discovery
-  too: `port4` and `port6`, one element an address.  It sends no router advertisements and no DHCP offers.  Of an IPv6
-  link-local source nothing is kept; it only has to be another than the gateway's, and the bridge itself holds the
-  port to its MAC (`linux.veth`).  Unspecified sources (address probes, DHCP requests) are nobody's.
+  too: `port4` and `port6`, one element an address.  It sends no router advertisements and no DHCP offers.  Nothing is
+  kept of an IPv6 link-local source; it only has to be another than the gateway's, and the bridge itself holds the port
+  to its MAC (`linux.veth`).  Unspecified sources (address probes, DHCP requests) are nobody's.
 - A veth without a bridge sends from the addresses of its container: `leg4` and `leg6`.
 - A device's sources are proven by WireGuard.
 - From any other link a source inside the cluster CIDR is forged, and dropped before connections are tracked, except

@@ -51,7 +51,7 @@ def setup_service(
             raise RequestError(
                 f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}"
             )
-        # Whoever sets it up wants it, though those before have left.
+        # It is wanted from now on, even if those who used it before have left.
         service = replace(service, left=False, isolated=isolated)
         draft.put(service)
         return service

@@ -295,7 +295,7 @@ class State:
             self._index_endpoint(old, new)
 
     def _disown(self, peer: Peer, network: Network, allowed: AllowedIPs[bytes]) -> None:
-        """A peer no longer has an allowed IP: whoever else claims it, as a guest and somebody else may, owns it."""
+        """A peer no longer has an allowed IP: another that claims it, as a guest and a peer may, owns it now."""
         packed, length = place(network)
         others = self._claimed.get((peer.scope, network))
         if others and peer.public_key in others:

@@ -186,7 +186,7 @@ def arguments(text: str) -> dict[str, str]:
 
 
 def quoted(value: object) -> str:
-    """A value as it stands in an error: enough to recognise it by."""
+    """A value for an error message: enough to recognise it by."""
     text = value if isinstance(value, str) else _ENCODER.encode(value).decode()
     shown = repr(text) if isinstance(value, str) else text
     return shown if len(text) <= LONGEST_QUOTED else f"{shown[:LONGEST_QUOTED]}..."

@@ -262,7 +262,7 @@ def _isolation(asked: str, runtime: _RuntimeConfig) -> str:
 
 
 def _addresses(read: _Config, runtime: _RuntimeConfig, pairs: dict[str, str]) -> tuple[Address, ...]:
-    """Of the first source that has any."""
+    """The addresses that the first source asks for that has any."""
     in_args = read.args.cni.ips if read.args is not None and read.args.cni is not None else None
     sources: tuple[tuple[str, Sequence[str] | None], ...] = (
         ("runtimeConfig.ips", runtime.ips),

@@ -91,7 +91,7 @@ def range(
     key: str, *, prefix: bool = False, after: str = "", limit: int = 0, revision: int = 0, any_member: bool = False
 ) -> Call:
     """Read a key, or all that begin with it.  after: only those behind this one.  limit: 0 for none.  revision: as of
-    then, 0 for now.  any_member: whoever is asked answers from what it knows, which may be old.
+    then, 0 for now.  any_member: the member that is asked answers from what it knows, which may be old.
     """
     start = after.encode() + b"\0" if after else key.encode()
     asked: dict[str, Any] = {"key": start}
@@ -338,7 +338,7 @@ def _read_event(message: bytes) -> _Event:
 
 
 def _number(value: int | bytes) -> int:
-    """Of a signed field of 64 bits."""
+    """The value of a signed field of 64 bits."""
     if isinstance(value, bytes):
         raise ProtocolError("etcd's message has bytes where a number belongs")
     return value - (value >> 63 << 64)

@@ -47,7 +47,7 @@ class End(NamedTuple):
 
 
 class NotSpoken(ProtocolError):
-    """Whoever answers is no server of gRPC."""
+    """What answers is no server of gRPC."""
 
 
 Event = Message | End
@@ -188,7 +188,7 @@ class Call:
 
 
 def _status(headers: dict[bytes, bytes]) -> tuple[int, str]:
-    """Of an answer's last headers."""
+    """The outcome that an answer's last headers tell."""
     status = headers.get(b"grpc-status", b"")
     reason = _ESCAPED.sub(lambda found: bytes((int(found[1], 16),)), headers.get(b"grpc-message", b""))
     return int(status) if status.isdigit() and len(status) < 4 else _UNKNOWN, _text(reason)

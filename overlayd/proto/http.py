@@ -10,7 +10,7 @@ import h11
 from overlayd.errors import ProtocolError
 
 # Our own constants, bytes.
-LARGEST_LINE = 80 * 1024 * 1024  # a page of 500 values of 64 KiB in base64, and what stands around them
+LARGEST_LINE = 80 * 1024 * 1024  # a page of 500 values of 64 KiB in base64, and what is around them
 LARGEST_HEAD = 64 * 1024
 
 

@@ -44,7 +44,7 @@ RATE_OVER = 10.0  # what a rate of changes is measured over
 REST, REST_SPREAD = 2.0, 3.0  # how long a stream stays closed in a storm
 
 # Our own constants, seconds.
-PATIENCE = 30.0  # with an answer; whoever makes the connections has a shorter one
+PATIENCE = 30.0  # with an answer; who makes the connections has a shorter one
 AT_ONCE, CROWD = 2.0, 500  # times the rate within a second that is a storm already before so many nodes
 STEADY = 10.0  # a stream that lived so long was none that fails at once
 DELIVERY = 10.0  # until a stream brings what was written
@@ -209,7 +209,7 @@ class Session:
         return [snapshot, self._watch(now)]
 
     def message(self, number: int, message: Watching | Changes, now: float) -> list[Output]:
-        """Of the stream."""
+        """Take a message of the stream."""
         if number != self._number or self._phase not in ("opening", "streaming"):
             return []
         self.heard = now
@@ -254,7 +254,7 @@ class Session:
         return self._recent_count / RATE_OVER
 
     def list_anew(self) -> None:
-        """Whoever follows lost count: the next tick begins a listing."""
+        """The follower lost count: the next tick begins a listing."""
         self._relist = True
         self.due = 0.0
         self._phase = "idle"

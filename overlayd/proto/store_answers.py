@@ -65,7 +65,7 @@ class Compacted(StoreError):
 
 
 class Ahead(StoreError):
-    """The revision asked for is one that whoever was asked has not come to."""
+    """The member that was asked has not come to the revision that was asked for."""
 
 
 class LeaseGone(StoreError):

@@ -291,7 +291,7 @@ def _what_is_wrong(body: Buffer | Raw, error: Exception) -> str:
 
 
 def _twice(body: bytes) -> str:
-    """Of a request that is well when the last of two equal keys counts, as in `value` above: which key that is."""
+    """Which key a request has twice; it is well when the last of two counts, as in `value` above."""
     found = ""
 
     def look(pairs: list[tuple[str, object]]) -> object:

@@ -34,7 +34,7 @@ class UnknownKey(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Of the key, as in errors ("request.handle.pdi")."""
+        """The path of the key, as in errors ("request.handle.pdi")."""
         key = self.key
         plain = len(key) <= LONGEST_KEY and key.isidentifier() and key.isascii()
         return f"{self.parent}.{key if plain else ascii(key[:LONGEST_KEY])}"

@@ -54,7 +54,7 @@ async def decide(
             if not everything and (ways := leave_out(state, facts, draft.rows, touched, besides)):
                 have = ways | have
             if not all(id[0] == Peer.table and state.get(Peer, id[1]) is None for id in first):
-                # Of a new peer there is nothing yet.
+                # There is nothing yet of a new peer.
                 have |= await make(implied(state, facts, first, besides))
             await slices.pause()
             touched |= first

@@ -3,7 +3,7 @@
 Owns: who waits in which group, and what became of each.  Must not know: how a group is carried out
 (`daemon.change.node`).
 
-The first of a group leads it: it queues for the resources, and carries out whoever has joined when its turn comes.  A
+The first of a group leads it: it queues for the resources, and carries out all that have joined when its turn comes.  A
 group takes nobody more once another request has queued behind it, so that gathering lets nobody overtake.
 """
 
@@ -35,19 +35,19 @@ class Decision(Generic[T]):
         self._refusal = None
         try:
             self._answer = self._decide(draft)
-        except Exception as error:  # it belongs to whoever asked, and to nobody else of the group
+        except Exception as error:  # it is for who asked, and for nobody else of the group
             self._refusal = error
         return self._refusal is None
 
     def settle(self) -> None:
-        """What was taken has taken effect."""
+        """Tell who asked what became of it: what was taken has taken effect."""
         if self._refusal is not None:
             self.outcome.set_exception(self._refusal)
         else:
             self.outcome.set_result(self._answer)  # type: ignore[arg-type]
 
     def fail(self, error: Exception) -> None:
-        """It came to nothing."""
+        """Tell who asked that it came to nothing."""
         self.outcome.set_exception(error)
 
 

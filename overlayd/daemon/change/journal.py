@@ -6,7 +6,7 @@ how a log is laid out (`proto.log`) and put on the disk (`logfile`), or what a s
 
 Why not SQLite, which this replaces: the rows are few and all held in memory anyway, so a database would only be a log
 with a query engine that nobody queries; every byte here is under a checksum, which a SQLite database page is not; a
-commit is one write and one fdatasync, shared by whoever waits; nothing is loaded at start for it.  The price: no tool
+commit is one write and one fdatasync, shared by all who wait; nothing is loaded at start for it.  The price: no tool
 but ours reads the file, and the code below has to be right.
 
 The files, all 0600:
@@ -180,7 +180,7 @@ class Journal:
                 break
             if refused is None:
                 self._checkpoint_if_long()
-        if refused := self._write([]):  # who removes the file of a daemon that stops has nobody else to bring it back
+        if refused := self._write([]):  # nobody else would bring back a file that is removed while the daemon stops
             logger.error("journal: %s", refused)
 
     def _gather(self, first: _Commit) -> tuple[list[_Commit], bool]:

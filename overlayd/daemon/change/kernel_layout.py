@@ -45,14 +45,14 @@ def survey(kernel: Kernel, namespaces: Mapping[str, Netns | NetnsPath]) -> Layou
 
 
 def look(kernel: Kernel, want: Layout) -> Layout:
-    """Of the links, addresses and routes in `want` those that are there, as they are seen from the host; the peers, key
-    and port of a device that lives are believed.
+    """The links, addresses and routes in `want` that are there, as they are seen from the host; the peers, key and port
+    of a device that lives are believed.
     """
     return _wanted(kernel, want, links.observe_host(_veths(want)))
 
 
 def service(kernel: Kernel, want: Layout) -> Layout:
-    """As `look`, of the bridge in `want` and what hangs on it: it costs what the service has, whatever else is on the
+    """As `look`, of the bridge in `want` and what is on it: it costs what the service has, whatever else is on the
     host, unless the bridge has lost its name.
     """
     bridge = next((thing for thing in want.values() if isinstance(thing, Bridge)), None)
@@ -118,8 +118,8 @@ def _veths(want: Layout) -> list[Veth]:
 
 
 def present(kernel: Kernel, have: Layout) -> Layout:
-    """Of the objects that should be there, those that are, as they are: bridges and devices are looked up, the
-    others believed.
+    """The objects of `have` that are there, as they are: bridges and devices are looked up, the others believed.
+    have: what should be there.
 
     A device that is gone took its peers, routes and aliases along; the veths of a bridge that is gone are without one,
     and its proxies went with it.

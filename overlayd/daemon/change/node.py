@@ -43,7 +43,7 @@ WORKERS = 16
 # change of the same resources has to wait.
 GROUP = 512
 
-MANY = 256  # objects, which are compared beside the loop
+MANY = 256  # objects, from which on layouts are compared in a worker thread
 
 # Containers that are attached, or detached, in one visit to the kernel.  An attach takes some 0.3 ms, and nobody is
 # answered before the last one; detaches share one wait for the kernel, however many there are.
@@ -63,7 +63,7 @@ class Node:
         self.facts = facts
         self.kernel = kernel
         self._journal = journal
-        self._owed: dict[RowId, Row | None] = {}  # so in memory, but the disk would not hear of it
+        self._owed: dict[RowId, Row | None] = {}  # rows of the state that the disk refused to write
         self._ended = asyncio.Event()  # the next change that ends sets it
         self._observers = Listeners[Callable[[Change], None]]()
         self._locks = ResourceLocks()
@@ -75,7 +75,7 @@ class Node:
 
     @property
     def owed(self) -> int:
-        """How many rows the disk has otherwise than they are, because it refused to write them."""
+        """How many rows are in the state, and the disk refused to write them."""
         return len(self._owed)
 
     @property
@@ -132,8 +132,8 @@ class Node:
 
         They are decided in the order in which they came, each on the state that the one before it left.  When the
         kernel refuses them together, each is carried out alone, so that an error meets who caused it; it never hears
-        of what a later one of them cancels out.  Of the objects that `decide` changes none may hang on a row that it
-        does not touch.  size: how many of the small ones it is as much work as.
+        of what a later one of them cancels out.  No object that `decide` changes may depend on a row that it does
+        not touch.  size: how many of the small ones it is as much work as.
         """
         decision = Decision(decide)
         group = self._gathering.join(exclusive, decision, size)
@@ -315,18 +315,18 @@ class Node:
                 await asyncio.sleep(0)  # those who waited for these are answered now
 
     def _make(self, everything: bool) -> Callable[[Iterator[Object]], Awaitable[Layout]]:
-        """How to put together what the state implies now, by key: beside the loop if the state stays as it is, for that
-        may be all there is; else before another change is decided, and in slices.
+        """How to put together what the state implies now, by key: in a worker thread if the state stays as it is, for
+        that may be all there is; else before another change is decided, and in slices.
         """
         return partial(self.run, by_key) if everything else put_together
 
     def _dispose(self, *tables: dict[Any, Any]) -> None:
-        """Have those that are large emptied beside the loop, some time."""
+        """Have large tables emptied in a worker thread, later."""
         if sum(map(len, tables)) > MANY:
             self._workers.submit(dispose, *tables)
 
     async def _plan(self, have: Layout, want: Layout) -> list[Step]:
-        """Beside the loop when there is much to compare."""
+        """The steps from one to the other, in a worker thread when there is much to compare."""
         if len(have) + len(want) > MANY:
             return await self.run(plan, have, want)
         return plan(have, want)

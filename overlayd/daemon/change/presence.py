@@ -2,9 +2,10 @@
 
 Owns: what tells that.  Must not know: what is done about one that is gone (`daemon.upkeep.reclaim`).
 
-Of a container that is attached by its namespace no process is known.  Both ends of its link go with the namespace; and
-one that nobody holds any more, whose end may be a while off, the kernel no longer knows by its id.  A link that is gone
-alone is made again if we see the namespace; if we do not, there is nothing left of the container that we could serve.
+No process is known of a container that is attached by its namespace.  Both ends of its link go with the namespace; and
+the kernel no longer knows the id of a namespace that nobody holds any more, though it may end later.  A link that is
+gone alone is made again if we see the namespace; if we do not, there is nothing left of the container that we could
+serve.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Having a device served by the program that is the newest by now: its process ends, and the device is made again.
+"""Renewing a device: the process that serves it ends, and the newest program serves it from then on.
 
 Owns: the order, and what the new device is told of the old one.  Must not know: who asks, or which program it is.
 

@@ -20,7 +20,7 @@ def peers_locks(scope: str) -> list[str]:
 
 
 def namespace_lock(namespace: Netns | NetnsPath) -> str:
-    """Of a container that is attached by its namespace we know the path before we look there."""
+    """What an attach has for itself in a namespace.  Named by its path, if it has one: that is known before a look."""
     return f"namespace {namespace.path if isinstance(namespace, NetnsPath) else namespace.inode}"
 
 

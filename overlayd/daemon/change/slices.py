@@ -11,7 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Our own constant: seconds.  What waits for the loop, waits so long for each piece of such work that is ahead of it.
+# Our own constant: seconds for which one piece of such work may keep the loop from all else.
 SLICE = 0.002
 
 FEW = 16  # of many things, between two looks at the time
@@ -19,7 +19,7 @@ BUCKET = 512  # names, which are put in order in a fraction of that
 
 
 class TakesLong(Exception):
-    """It is so much work that it is to be done in slices, and not at once."""
+    """This is too much work to be done at once: do it in slices."""
 
 
 class Slices:

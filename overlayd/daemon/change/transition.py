@@ -16,7 +16,7 @@ class Transition(msgspec.Struct, frozen=True):
 
     change, inverse: the rows as they become, and as they were.  encoded: the first, for the journal.  have, want: the
     objects of these rows before and after.  verify: `have` is looked up in the kernel rather than believed.
-    everything: everything is held, so that the state stands still and what takes long may be done beside the loop.
+    everything: everything is held, so the state does not change, and worker threads may do what takes long.
     """
 
     change: Change

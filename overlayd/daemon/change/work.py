@@ -46,7 +46,7 @@ def resolve(done: asyncio.Future[None], ended: Future[None]) -> None:
 
 
 async def end(work: Work) -> None:
-    """The end of steps.  Whoever is cancelled meanwhile hears of it then, and all is to be undone."""
+    """Wait for the end of steps.  A caller who is cancelled meanwhile is told then, and has to undo all of it."""
     try:
         await work.done
     except asyncio.CancelledError as cancelled:
@@ -57,7 +57,9 @@ async def end(work: Work) -> None:
 
 
 async def wait_out(done: asyncio.Future[None]) -> None:
-    """The end of what cannot be stopped and was not begun as work: whoever is cancelled meanwhile is cancelled then."""
+    """Wait for what cannot be stopped and was not begun as work; a caller who is cancelled meanwhile is cancelled
+    then.
+    """
     try:
         await asyncio.wait([done])
     except asyncio.CancelledError:

@@ -316,7 +316,7 @@ class Cluster:
             self._confirm.set()
 
     def _went_back(self, history: str) -> None:
-        """The store went back: whoever looks later is to know as well, though its revisions have gone on by then."""
+        """The store went back: a node that looks later is to know as well, though revisions have gone on by then."""
         self.configuration.unmarked = history
         self._confirm.set()
 

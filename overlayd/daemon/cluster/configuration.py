@@ -1,6 +1,6 @@
 """The cluster's configuration: made once, agreed on by each node.
 
-Owns: what this node makes of what stands in the store, and the changes of it.  Must not know: other keys of the store,
+Owns: what this node makes of what is in the store, and the changes of it.  Must not know: other keys of the store,
 or when it is time to look again (`cluster`).
 """
 
@@ -98,7 +98,7 @@ class Configuration:
             await self._node.change(lambda draft: joining.learn(draft, config), exclusive=[NODE_LOCK, MEMBERSHIP])
 
     async def _mark(self, entry: Entry, config: Config) -> None:
-        """Tell whoever follows the store later that it went back, unless another node has."""
+        """Tell nodes that follow the store later that it went back, unless another node has."""
         if config.history == self.unmarked:
             value = rewritten(entry.value, {"history": _random_mark()}, ["history"])
             try:
@@ -133,7 +133,7 @@ def _config_of(known: Membership) -> Config | None:
 
 
 def new_config(cidr: Network, block_prefix: int, **settings: int | float | str) -> Config:
-    """Of a cluster that is made now."""
+    """The configuration of a cluster that is made now."""
     made = {
         "format": FORMAT,
         "id": _random_mark(),

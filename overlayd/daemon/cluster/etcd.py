@@ -156,8 +156,8 @@ class Etcd:
             raise
 
     async def _watch_by_grpc(self, asked: Watch, prefix: str) -> AsyncGenerator[Watching | Changes]:
-        """Whoever leaves after a message reads in windows, and comes back soon: the connection rests until then, since
-        a new one is the dearest part of a window.  Whoever is cancelled may have given it up for dead.
+        """A caller that leaves after a message reads in windows, and comes back soon: the connection rests until then,
+        since a new one is the most expensive part of a window.  A caller who is cancelled may have given it up as dead.
         """
         connection: Connection | None
         connection = await self._called(asked.endpoint, etcd.watch_message(self._prefix + prefix, asked.revision))

@@ -51,7 +51,7 @@ class Following:
                     task.cancel()
 
     def list_anew(self) -> None:
-        """Whoever follows lost count."""
+        """The follower lost count."""
         self.session.list_anew()
         self._woken.set()
 
@@ -100,7 +100,7 @@ class Following:
 
 
 def _replace(old: asyncio.Task[None] | None, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-    """Another task in the place of one; whoever calls may be that one, which then ends by itself."""
+    """Another task in the place of one; the caller may be that one, which then ends by itself."""
     if old is not None and old is not asyncio.current_task():
         old.cancel()
     return asyncio.get_running_loop().create_task(work)

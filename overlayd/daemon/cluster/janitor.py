@@ -59,7 +59,7 @@ async def remove(etcd: Etcd, name: str, instance: str = "") -> None:
 
 
 async def _held(etcd: Etcd, name: str, record: Entry, instance: str) -> list[Entry]:
-    """What stands in the register for a node's blocks: those of its record, or of its name when that makes no sense."""
+    """What is in the register for a node's blocks: those of its record, or of its name when that makes no sense."""
     try:
         member = read_node(name, record.value, record.created)
     except BadRecord:

@@ -1,6 +1,6 @@
 """Our record in the store, and the entries of our names: written together, under one number.
 
-Owns: what the store was last seen to have of us, and how it gets something else.  Must not know: what stands in these
+Owns: what the store was last seen to have of us, and how it gets something else.  Must not know: what is in these
 (`publishing`), which blocks we should hold (`joining`), or when it is time to tell.
 """
 

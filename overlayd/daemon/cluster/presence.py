@@ -1,4 +1,4 @@
-"""That a node lives: what stands below its name for as long as its lease.
+"""That a node lives: a key below its name, for as long as its lease.
 
 Owns: the record, and what it says of a node that was seen.  Must not know: who keeps a lease up (`publishing`).
 """

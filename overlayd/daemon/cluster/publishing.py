@@ -248,7 +248,7 @@ class Publishing:
 
     @property
     def lease(self) -> int:
-        """Of our presence; 0 when there is none."""
+        """The lease of our presence; 0 when there is none."""
         return self._lease
 
     async def _appear(self) -> None:

@@ -19,8 +19,8 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST
 
 
 class Files(NamedTuple):
-    """Of TLS: who may have signed the server's certificate, empty for those that the host trusts; our own certificate
-    and its key.
+    """The files of TLS: who may have signed the server's certificate, empty for those that the host trusts; our own
+    certificate and its key.
     """
 
     authority: str = ""

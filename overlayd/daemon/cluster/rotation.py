@@ -66,7 +66,7 @@ class Rotation:
                 await self._wanted.wait()
 
     async def _wait(self) -> None:
-        """Until the next key is told for long enough, which whoever asks again may change."""
+        """Until the next key is told for long enough, which a person who asks again may change."""
         loop = asyncio.get_running_loop()
         told = loop.time()
         while loop.time() < told + self._after:

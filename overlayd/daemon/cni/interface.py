@@ -63,7 +63,7 @@ async def restore(node: Node, row: Attachment, descriptor: int) -> None:
 
 
 def rivals_of(state: State, row: Attachment) -> list[Attachment]:
-    """The other attachments in a namespace that shall have its default route as well."""
+    """The other attachments in a namespace that ask for its default route as well."""
     return [each for each in state.sharing(row) if each.default_route]
 
 

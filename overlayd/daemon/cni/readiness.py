@@ -1,4 +1,4 @@
-"""Whether an ADD can succeed now, for STATUS and for whoever offers the network to runtimes.
+"""Whether an ADD can succeed now, for STATUS and for what offers the network to runtimes.
 
 Owns: what an ADD needs, and the words when it is missing.  Must not know: who asks.
 """

@@ -152,7 +152,7 @@ class Nameserver:
         coming: asyncio.Future[tuple[bytes, Origin]] = asyncio.get_running_loop().create_future()
 
         def deliver(response: bytes, origin: Origin) -> None:
-            if not coming.done():  # whoever asked may have gone
+            if not coming.done():  # who asked may have gone
                 coming.set_result((response, origin))
 
         self._forwarder.forward(query, OWN, client, deliver, stream=True)

@@ -86,7 +86,7 @@ class Handlers:
 
 
 Record = Callable[[str, str, float], None]
-# Of what, any system call may fail that has no other reason to: no bugs of ours.
+# Shortages for which any system call may fail: no bugs of ours.
 _SHORTAGES = (EMFILE, ENFILE, ENOMEM, ENOBUFS, EAGAIN)
 
 

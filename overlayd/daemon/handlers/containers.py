@@ -1,7 +1,7 @@
 """Containers and guests.
 
-Owns: attach_container, detach_container, and the same for whoever has a namespace and no request of the wire.  Must not
-know: sockets and frames.
+Owns: attach_container, detach_container, and the same for a caller who has a namespace and no request of the wire.
+Must not know: sockets and frames.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ async def _attach_pid(daemon: Daemon, spec: AttachSpec, pid: int) -> wire.Respon
         spec,
         decide,
         attachment_locks(handle, namespace, spec.isolation_network),
-        # Who was there before may be dead: then it is given up as well, with all that hangs on it.
+        # Who was there before may be dead: then it is given up as well, with all that depends on it.
         everything=present is not None and namespace not in present.processes,
     )
     return _attached(attachment, service)
@@ -180,7 +180,7 @@ async def _attach_place(
             spec,
             decide,
             attachment_locks(handle, NetnsPath(container.path, 0, 0), spec.isolation_network),
-            # Who was there before may be dead: then it is given up as well, with all that hangs on it.
+            # Who was there before may be dead: then it is given up as well, with all that depends on it.
             everything=daemon.node.state.get(Attachment, handle) is not None,
             prepare=look if descriptor is None else None,
         )

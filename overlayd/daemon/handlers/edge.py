@@ -52,7 +52,7 @@ async def mint_edge_peer(daemon: Daemon, request: wire.MintEdgePeer) -> wire.Res
             edges.require_dialable(draft, numeric[0])
         return edge, edges.reach(draft.state, edge)
 
-    # What it is granted hangs on services, too, of which those of an older edge peer of this name are not known yet.
+    # What it is granted depends on services, too, of which those of an older edge peer of this name are not known yet.
     edge, reach = await daemon.node.change(decide, everything=True, prepare=look)
     server, domain = daemon.nameserver.announced_to(edge.services, reach)
     return wire.EdgeConfig(

@@ -20,8 +20,8 @@ from overlayd.model.state import Draft
 
 log = logging.getLogger(__name__)
 
-# Our own constants, allowed IPs of one request.  More than MANY are read beside the loop, some 10 us each.  Each A_FEW
-# are as much work as a usual request.
+# Our own constants, allowed IPs of one request.  More than MANY are read in a worker thread, some 10 us each.  Each
+# A_FEW are as much work as a usual request.
 MANY, A_FEW = 64, 4
 
 

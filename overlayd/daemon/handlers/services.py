@@ -76,13 +76,13 @@ async def setup_service_overlay(daemon: Daemon, request: wire.SetupServiceOverla
 
 
 def _is_slice(state: State, subnet: Network) -> bool:
-    """Whether a service of that subnet shares the node's addresses: then all that has one hangs on it."""
+    """Whether a service of that subnet shares the node's addresses: then all that has one depends on it."""
     overlay = state.get(Overlay)
     return overlay is not None and overlay.slice == subnet
 
 
 async def teardown_service_overlay(daemon: Daemon, request: wire.TeardownServiceOverlay) -> wire.Response:
-    # Whoever is attached goes as well: their own locks are too many to name, so nobody else may change anything.
+    # What is attached goes as well: their own locks are too many to name, so nobody else may change anything.
     await daemon.node.change(lambda draft: services.teardown_service(draft, request.service), everything=True)
     return wire.Ok()
 

@@ -140,7 +140,7 @@ class Relay:
         return self._peers.refusal(address)
 
     def _is_node(self, address: Address) -> bool:
-        """Whoever relays here knows the credential, and so is a node as well."""
+        """A client that relays here knows the credential, and so is a node as well."""
         return self._is_known(address) or self.server.has_client_at(address)
 
     def _hop(self, address: Address) -> Hop:

@@ -92,5 +92,5 @@ class Selection:
         self._relays.pop(key, None)
 
     async def _learn(self, update: Callable[[Facts], Facts], rows: Collection[RowId]) -> None:
-        """Whoever begins it does not stop it: the kernel would be left half-way."""
+        """Cancelling the caller does not stop it: the kernel would be left half-way."""
         await asyncio.shield(self._node.update_facts(update, rows, exclusive=peers_locks(GLOBAL)))

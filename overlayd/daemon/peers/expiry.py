@@ -38,7 +38,7 @@ class Expiry:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Shut out whoever expires, until the block ends."""
+        """Shut out edge peers that expire, until the block ends."""
         with self._node.subscribe(self.follow):
             try:
                 self._arm()

@@ -35,7 +35,7 @@ Endpoint = tuple[Address, int]
 
 
 class Listener:
-    """Whoever subscribes to `Health`.  A class that derives from this one defines what it wants to hear, and no more.
+    """A subscriber of `Health`.  A class that derives from this one defines what it wants to hear, and no more.
 
     scope: the device's.
     """
@@ -171,7 +171,7 @@ class Health:
             self.generation += 1
         for scope, found in (await self._read()).items():
             known = self._scope(scope)
-            # Of 50,000 peers that takes 100 ms.
+            # That takes 100 ms for 50,000 peers.
             reading = await self._node.run(known.compare, found, time.time())
             if reading.differs:
                 known.activity = found

@@ -31,7 +31,7 @@ from overlayd.proto.inquiry import PORT, PRIVILEGED, Answer, Question, Said
 log = logging.getLogger(__name__)
 
 # Our own constants.
-AT_ONCE = 4  # questions that are looked into; more are passed over, for whoever asks asks again
+AT_ONCE = 4  # questions that are looked into; more are passed over, for a node asks again
 PAUSE = 0.25  # seconds between two questions of a peer that are taken
 PASSED_ON = 32  # questions whose answers are awaited
 PATIENCE = 2.0  # seconds until the answer to one of those is no longer awaited

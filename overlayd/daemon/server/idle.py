@@ -34,7 +34,7 @@ P = TypeVar("P", bound=Party)
 
 
 class Idle(Generic[P]):
-    """Of these connections, a collection that somebody else changes."""
+    """Which connection has sent nothing for longest.  connections: those there are, a collection that others change."""
 
     def __init__(self, connections: Collection[P]) -> None:
         self._connections = connections

@@ -32,7 +32,7 @@ class Examined(NamedTuple):
 
 
 class Examiner:
-    """Decodes large requests beside the event loop."""
+    """Decodes large requests in a worker thread."""
 
     def __init__(self) -> None:
         self._thread = Pool(1, "large requests")

@@ -3,9 +3,9 @@
 Owns: who is connected, whose messages are served next, and what all may hold together.  Must not know: what is in a
 message (`daemon.server.connection`), or what a request does (`daemon.handlers`).
 
-Reads only fill a connection's inbox.  Whoever has something to be served queues up, gets a turn, and after a slice of
-time the event loop looks at the sockets again.  So however many clients flood, an identity probe, which is answered as
-it is read, and the first message of a quiet client wait for no more than a slice and a round of turns.
+Reads only fill a connection's inbox.  A connection that has something to be served queues up, gets a turn, and after a
+slice of time the event loop looks at the sockets again.  So however many clients flood, an identity probe, which is
+answered as it is read, and the first message of a quiet client wait for no more than a slice and a round of turns.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 Owns: the order in which those who wait are served.  Must not know: who they are, or what serving is.
 
 Each turn has a cost, and the next turn of whoever had it begins, in a time that only counts costs, no earlier than the
-last one's end.  Who did not ask for a while may begin a little in the past.  So whoever asks for little is served
+last one's end.  Who did not ask for a while may begin a little in the past.  So a client that asks for little is served
 before all who ask for much, and these share equally.
 """
 
@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiter(Protocol):
-    """Whoever has turns.  paid_until: kept here, 0 at first."""
+    """One who has turns.  paid_until: kept here, 0 at first."""
 
     paid_until: int
 
@@ -38,7 +38,7 @@ class Turns(Generic[W]):
         heappush(self._waiting, (max(self._now - self._credit, waiter.paid_until), self._came, waiter))
 
     def next(self) -> W:
-        """Whoever is served now; what that costs is added to its `paid_until`.  There must be one."""
+        """The one that is served now; what that costs is added to its `paid_until`.  There must be one."""
         begins, _, waiter = heappop(self._waiting)
         self._now = max(self._now, begins)
         waiter.paid_until = begins

@@ -1,1 +1,1 @@
-"""Keeping the kernel as the state says: what was changed behind our back, who died, whose firewall drops."""
+"""Keeping the kernel as the state says: what others changed, which containers died, and whose firewall drops."""
