@@ -4,13 +4,15 @@ Owns: the types and priorities of RFC 8445, and what an endpoint says about the 
 addresses come from, servers, or when what is tried (`traversal`).
 """
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 from overlayd.model.endpoints import nobodys
 from overlayd.model.objects import Address
 from overlayd.model.rows import numeric_endpoint
 
+_Item = TypeVar("_Item")
 Endpoint = tuple[Address, int]
 ConnectionType = Literal["direct", "hole-punched", "relayed"]
 
@@ -19,6 +21,11 @@ HOST, SERVER_REFLEXIVE, PEER_REFLEXIVE, RELAY = "host", "server-reflexive", "pee
 # RFC 8445, section 5.1.2.2
 PREFERENCES = {HOST: 126, PEER_REFLEXIVE: 110, SERVER_REFLEXIVE: 100, RELAY: 0}
 COMPONENT = 1  # WireGuard has one UDP port for everything
+
+# Our own constants: addresses that a node tells of.  A host may have hundreds, and those by which it is reached from
+# behind its NAT are the last of them.
+MOST_TOLD = 16  # in all, as many as a record of a cluster may have
+MOST_MAPPED = 3  # of what STUN servers say, of an IP version
 
 
 class Candidate(NamedTuple):
@@ -50,18 +57,17 @@ def node_candidates(
     """All of a node's candidates.
 
     opened: where a router sends to the port because it was asked to.  mapped: where STUN servers see the port, in order
-    of preference; one of each family counts, and none that is the host's own (RFC 8445, section 5.1.3): of a NAT that
-    gives each server another port none of them is any use to a peer but for its address.  relayed: what TURN servers
-    gave.
+    of preference; one of each address counts, that which most of them see first, and none that is the host's own
+    (RFC 8445, section 5.1.3): of a NAT that gives each server another port none of them is any use to a peer but for
+    its address, and of several uplinks, or when a server lies, one is right.  relayed: what TURN servers gave.
     """
-    hosts = host_candidates(addresses, port)
-    own = {(host.address, host.port) for host in hosts}
-    seen: dict[int, Endpoint] = {}
-    for endpoint in mapped:
-        seen.setdefault(endpoint[0].version, endpoint)
-    outside = dict.fromkeys((*opened, *seen.values()))
+    addresses = list(addresses)
+    own = {(address, port) for address in addresses}
+    outside = dict.fromkeys((*opened, *_seen(mapped)))
     reflexive = _candidates(SERVER_REFLEXIVE, (endpoint for endpoint in outside if endpoint not in own))
-    return hosts + reflexive + _candidates(RELAY, relayed)
+    others = reflexive + _candidates(RELAY, relayed)
+    hosts = fewer(addresses, MOST_TOLD - len(others), lambda address: address.version)
+    return host_candidates(hosts, port) + others
 
 
 def peer_candidates(given: Iterable[tuple[str, str, int]]) -> list[Candidate]:
@@ -74,6 +80,16 @@ def peer_candidates(given: Iterable[tuple[str, str, int]]) -> list[Candidate]:
         if endpoint is not None and kind in PREFERENCES and 0 < endpoint[1] < 65536 and not nobodys(endpoint[0]):
             known.append(Candidate(kind, *endpoint, rank))
     return sorted(known, key=lambda candidate: -candidate.priority)
+
+
+def fewer(items: Sequence[_Item], most: int, version: Callable[[_Item], int]) -> list[_Item]:
+    """The first ones, in their order, and as many of one IP version as of the other while there are any."""
+    before: Counter[int] = Counter()
+    ranks = []
+    for place, item in enumerate(items):
+        ranks.append((before[version(item)], place))
+        before[version(item)] += 1
+    return [items[place] for place in sorted(place for _, place in sorted(ranks)[: max(most, 0)])]
 
 
 def is_symmetric(mapped: Iterable[Endpoint]) -> bool:
@@ -94,6 +110,17 @@ def connection_type(at: Endpoint, configured: Endpoint | None, candidates: Itera
     if kinds.get(at) == RELAY:
         return "relayed"
     return "direct" if at == configured or not kinds or kinds.get(at) == HOST else "hole-punched"
+
+
+def _seen(mapped: Iterable[Endpoint]) -> list[Endpoint]:
+    first: dict[Address, Endpoint] = {}
+    count: Counter[Address] = Counter()
+    for endpoint in mapped:
+        first.setdefault(endpoint[0], endpoint)
+        count[endpoint[0]] += 1
+    likeliest = sorted(first, key=lambda address: -count[address])
+    of_each = ([each for each in likeliest if each.version == version][:MOST_MAPPED] for version in (4, 6))
+    return [first[address] for some in of_each for address in some]
 
 
 def _candidates(kind: str, endpoints: Iterable[Endpoint]) -> list[Candidate]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Container, Iterable
 from typing import Literal, NamedTuple
 
-from overlayd.model.candidates import HOST, PEER_REFLEXIVE, RELAY, SERVER_REFLEXIVE, Candidate, Endpoint
+from overlayd.model.candidates import HOST, PEER_REFLEXIVE, RELAY, SERVER_REFLEXIVE, Candidate, Endpoint, fewer
 
 # Seconds that the device stays pointed at a way.  WireGuard sends an initiation again after REKEY_TIMEOUT, which is as
 # long, and up to a third of a second of jitter (the WireGuard paper, sections 6.1 and 6.4), but none sooner: so each
@@ -65,7 +65,8 @@ def ways(
     relayed: Container[int],
     limit: int,
 ) -> list[Way]:
-    """The ways to a peer, the best first, at most `limit`.
+    """The ways to a peer, the best first, at most `limit`.  Of a host with many addresses some of these are left out,
+    since a way round its NAT comes behind them.
 
     last: where it was heard of last.  configured: what add_peer gave, which counts as a host candidate.  candidates:
     its own, the best first.  versions: the IP versions that this host has.  relayed: those of its addresses on TURN
@@ -88,7 +89,10 @@ def ways(
         if endpoint[0].version in relayed and not (hidden and kind == HOST)
     ]
     through.sort(key=lambda way: _ORDER_THROUGH_RELAY.get(way.kind, 0))
-    return (direct + through)[:limit]
+    every = direct + through
+    hosts = [way for way in every if way.kind == HOST]
+    left = fewer(hosts, max(len(hosts) - max(len(every) - limit, 0), 1), lambda way: way.endpoint[0].version)
+    return [way for way in every if way.kind != HOST or way in left][:limit]
 
 
 class Attempt:

@@ -56,6 +56,26 @@ def test_what_a_router_was_asked_for_is_one_more_way_in() -> None:
     )
 
 
+def test_of_many_addresses_some_are_told_and_all_that_are_outside() -> None:
+    """A record of a cluster holds no more, and a peer that is told of more than 64 is refused."""
+    sixes = [ip_address(f"2001:db8::{n:x}") for n in range(1, 100)]
+    found = node_candidates([*sixes, HOST], 51820, [(OTHER, 7)], [(OTHER, 9)])
+    assert [(each.kind, each.address) for each in found] == [
+        *(("host", six) for six in sixes[:13]),
+        ("host", HOST),
+        ("server-reflexive", OTHER),
+        ("relay", OTHER),
+    ]
+
+
+def test_of_each_address_that_is_seen_one_port_is_told_the_likeliest_first() -> None:
+    """Of two uplinks either may be the way in; and no server that lies hides what the others see."""
+    lie = ip_address("203.0.113.9")
+    found = node_candidates([], 1, [(lie, 7), (OTHER, 5), (OTHER, 6), (SIX, 3)], [])
+    assert [(each.address, each.port) for each in found] == [(OTHER, 5), (lie, 7), (SIX, 3)]
+    assert len(node_candidates([], 1, [(HOST + n, 7) for n in range(9)], [])) == 3
+
+
 def test_what_is_mapped_to_itself_is_no_candidate_of_its_own() -> None:
     assert node_candidates([HOST], 51820, [(HOST, 51820)], []) == host_candidates([HOST], 51820)
     kinds = [each.kind for each in node_candidates([HOST], 51820, [(HOST, 51821), (SIX, 51820)], [])]

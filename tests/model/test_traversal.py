@@ -63,9 +63,21 @@ def test_ways_come_best_first_and_relayed_ones_last() -> None:
         THROUGH,
         Way("server-reflexive", at(2), through_relay=True),
     ]
-    assert ways(None, at(7), TOLD, versions=[4, 6], relayed=[4], limit=2) == found[:2]
+    assert ways(None, at(7), TOLD, versions=[4, 6], relayed=[4], limit=2) == [found[0], MAPPED]
     assert ways(None, at(7), TOLD, versions=[6], relayed=[], limit=99) == []
     assert ways(None, None, [], versions=[4, 6], relayed=[4], limit=99) == []
+
+
+def test_of_a_host_with_many_addresses_some_are_left_out_and_no_way_round_its_nat() -> None:
+    six = [Candidate("host", ip_address(f"2001:db8::{n:x}"), 1, 0) for n in range(1, 30)]
+    four = [Candidate("host", ip_address(f"198.51.100.{n}"), 1, 0) for n in range(1, 30)]
+    told = [*six, *four, *TOLD[1:]]
+    found = ways(None, None, told, versions=[4, 6], relayed=[4], limit=10)
+    assert [way for way in found if way.kind != "host"] == ways(
+        None, None, TOLD[1:], versions=[4, 6], relayed=[4], limit=99
+    )
+    assert len(found) == 10
+    assert [way.endpoint[0] for way in found if way.kind == "host"] == [each.address for each in (*six[:3], *four[:3])]
 
 
 def test_a_host_that_tells_of_no_nat_is_tried_through_our_relay_too() -> None:
