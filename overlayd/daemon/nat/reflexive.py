@@ -16,6 +16,7 @@ from contextlib import suppress
 from overlayd.daemon.nat.stun_port import StunPort
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.model.candidates import Endpoint, is_symmetric
+from overlayd.model.endpoints import nobodys
 from overlayd.model.layout import endpoint_text
 from overlayd.model.rows import numeric_endpoint
 from overlayd.proto.stun import Failure
@@ -128,7 +129,9 @@ class Reflexive:
                             await answered.wait()
         outcome = binding.outcome
         if outcome is not None and not isinstance(outcome, Failure):
-            return outcome
+            if outcome[1] and not nobodys(outcome[0]) and outcome[0].is_loopback == server[0].is_loopback:
+                return outcome
+            outcome = Failure(0, f"it sees us at {endpoint_text(outcome)}, where nobody can be")
         log.debug("STUN server %s: %s", endpoint_text(server), outcome or "no answer")
         return None
 

@@ -76,6 +76,17 @@ async def test_the_first_answer_counts_while_other_servers_are_still_waited_for(
     ]
 
 
+@pytest.mark.parametrize(
+    "nonsense", [("0.0.0.0", 1), ("::", 1), ("224.0.0.1", 1), ("255.255.255.255", 1), ("127.0.0.1", 1), (str(HERE), 0)]
+)
+async def test_where_nobody_can_be_we_are_not(asking: tuple[Port, Reflexive], nonsense: tuple[str, int]) -> None:
+    port, reflexive = asking
+    port.mapped = dict.fromkeys(SERVERS, (HERE, 4711))
+    port.mapped[SERVERS[0]] = (ip_address(nonsense[0]), nonsense[1])
+    await until(lambda: len(reflexive.mapped) == 2)
+    assert reflexive.mapped == [(HERE, 4711)] * 2 and not reflexive.symmetric
+
+
 async def test_what_is_known_is_replaced_as_a_whole(asking: tuple[Port, Reflexive]) -> None:
     """So that a NAT which gives another port is not taken for a symmetric one in between."""
     port, reflexive = asking
