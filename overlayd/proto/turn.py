@@ -310,9 +310,10 @@ class TurnClient:
         request.done(failure or message, now)
 
     def _challenged(self, request: _Request, message: Message, failure: Failure, now: float) -> None:
-        """Ask again with the credentials, or with the new nonce (RFC 8489 9.2.5)."""
+        """Ask again with the credentials, which another realm makes others, or with the new nonce (RFC 8489 9.2.5)."""
         realm, nonce = message.get(stun.REALM), message.get(stun.NONCE)
-        wrong_credentials = failure.code == 401 and request.key is not None
+        known_realm = realm in (None, self._realm) and request.key == self._key
+        wrong_credentials = failure.code == 401 and request.key is not None and known_realm
         if nonce is None or (realm is None and self._key is None):
             failure = Failure(0, f"{failure}, without a realm or a nonce")
         elif not wrong_credentials and request.challenges < CHALLENGES:

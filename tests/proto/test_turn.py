@@ -251,6 +251,17 @@ def test_a_server_may_change_its_realm() -> None:
     assert stun.is_authentic(datagram, stun.long_term_key("node-1", "example.com", "secret"))
 
 
+def test_a_credential_that_is_of_another_realm_by_now_is_tried_there_once() -> None:
+    played = allocated()
+    changed = (stun.REALM, "example.com"), (stun.NONCE, b"second")
+    played.refuse(played.next_request(), 401, *changed, key=None)
+    [datagram] = played.client.datagrams_to_send(played.now)
+    key = stun.long_term_key("node-1", "example.com", "secret")
+    assert stun.is_authentic(datagram, key)
+    played.refuse(stun.decode(datagram), 401, *changed, key=None)
+    assert [type(event) for event in played.client.events()] == [Expired]
+
+
 @pytest.mark.parametrize("code", [437, 441, 500])
 def test_a_refused_refresh_is_the_end(code: int) -> None:
     played = allocated()

@@ -22,6 +22,7 @@ from overlayd.daemon.nat.turn_connection import TurnConnection
 from overlayd.daemon.nat.turn_transport import Connection, Datagrams, connect, words
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.model.candidates import Endpoint
+from overlayd.model.endpoints import nobodys
 from overlayd.model.layout import endpoint_text
 from overlayd.proto import turn_uri
 from overlayd.proto.stun import Failure, is_stun
@@ -32,8 +33,9 @@ log = logging.getLogger(__name__)
 VERSIONS = (4, 6)
 
 # Our own constants, seconds.
+BRIEF = 10.0  # an allocation that ends sooner is as good as none: there is a pause before the next one
 PAUSE = 60.0  # before servers are asked again that refuse: somebody may have repaired it
-FIRST_PAUSE = 1.0  # before those are asked again that do not answer, doubling up to PAUSE
+FIRST_PAUSE = 1.0  # before those are asked again that do not answer, or end what they gave, doubling up to PAUSE
 UNSUPPORTED_PAUSE = 3600.0  # before servers are asked again of which none relays for an IP version
 BOTH = 2.0  # for an allocation of both IP versions, before one of IPv6 is asked for
 ALTERNATES = 3  # servers that one names after the other
@@ -134,7 +136,8 @@ class Allocation:
 
     async def _keep(self, version: int) -> None:
         """Keep an allocation of one IP version, forever."""
-        silent = 0  # times in a row that no server answered
+        loop = asyncio.get_running_loop()
+        silent = brief = 0  # times in a row that no server answered, or that an allocation was brief
         while True:
             if version == VERSIONS[0]:
                 self._first_tried.clear()
@@ -154,6 +157,7 @@ class Allocation:
             for each in versions:
                 self._hold(each, first)
             self._first_tried.set()
+            since = loop.time()
             try:
                 over = await first.over
                 log.warning("TURN server %s has ended the allocation: %s", first.name, over.failure)
@@ -161,6 +165,9 @@ class Allocation:
                 for each in versions:
                     self._held.pop(each, None)
                 first.close()
+            brief = brief + 1 if loop.time() - since < BRIEF else 0
+            if brief:
+                await asyncio.sleep(_growing(brief))
 
     async def _have_both(self, version: int) -> None:
         """Wait as long as an allocation of the other IP version is one of this as well, or may become one."""
@@ -220,7 +227,10 @@ class Allocation:
             connection.close()
             raise
         if isinstance(answer, Allocated) and version in connection.relayed:
-            return connection
+            wrong = next((at for at in connection.relayed.values() if nobodys(at[0]) or not at[1]), None)
+            if wrong is None:
+                return connection
+            answer = Failed(Failure(0, f"the server gives us {endpoint_text(wrong)}, where nobody can be"), PAUSE)
         connection.close()
         if isinstance(answer, Allocated):  # of the other IP version alone, which is asked for by itself
             return Failed(Failure(UNSUPPORTED, f"the server does not relay for IPv{version}"), None)
@@ -294,5 +304,10 @@ def _pause(failed: Sequence[Failed], silent: int) -> float:
     if all(each.failure.code == UNSUPPORTED for each in failed):
         return UNSUPPORTED_PAUSE
     if silent:
-        return min(FIRST_PAUSE * (1 << min(silent - 1, 16)), PAUSE)
+        return _growing(silent)
     return min(each.retry_after or PAUSE for each in failed)
+
+
+def _growing(times: int) -> float:
+    """Seconds before the next time, after so many in vain."""
+    return min(FIRST_PAUSE * (1 << min(times - 1, 16)), PAUSE)

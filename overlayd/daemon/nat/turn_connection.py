@@ -21,6 +21,7 @@ SILENCE = 5.0  # while something is sent: then the server is asked whether it st
 # What a server that was restarted answers to a permission for an allocation that it does not know: as RFC 8656,
 # section 5, has it, and as coturn does.
 _GONE = (437, 400)
+UNAUTHENTICATED = 401
 
 
 class TurnConnection:
@@ -139,7 +140,9 @@ class TurnConnection:
                             self.first.set_result(event)
                     case Refused(_, failure) if failure.code in _GONE and loop.time() > self._since + SETTLED:
                         self._end(Expired(failure))
-                    case Refused():
+                    case Refused(_, failure):
+                        if failure.code == UNAUTHENTICATED:  # then it knows us no longer at all
+                            self._probe(loop.time())
                         self._refused(event)
                     case Failed() | Expired():
                         self._end(event)

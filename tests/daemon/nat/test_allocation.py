@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
 
 import pytest
@@ -76,6 +76,83 @@ async def test_of_a_relay_of_one_ip_version_there_is_that_one(port: int, externa
         assert addresses(allocation) == {version: external} and allocation.failure == ""
         await until(lambda: len(relay.server.sessions) == 1)
     relay.close()
+
+
+def granted(request: Message, address: str = "192.0.2.9", port: int = 5) -> Message:
+    """An allocation, for who does not even say who it is."""
+    answer = Message(request.method, Kind.SUCCESS, request.transaction_id)
+    answer = answer.add(stun.XOR_RELAYED_ADDRESS, (ip_address(address), port)).add(stun.LIFETIME, 600)
+    return answer.add(stun.XOR_MAPPED_ADDRESS, (ip_address("192.0.2.8"), 5))
+
+
+@contextlib.asynccontextmanager
+async def answering(answer: Callable[[Message], Message]) -> AsyncIterator[tuple[int, list[int]]]:
+    """A server: its port, and the methods that it was asked for."""
+    asked: list[int] = []
+
+    class Server(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, client: tuple[str, int]) -> None:
+            request = stun.decode(data)
+            if request.kind is Kind.REQUEST:
+                asked.append(request.method)
+                self.transport.sendto(stun.encode(answer(request)), client)  # type: ignore[attr-defined]
+
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Server, ("127.0.0.1", 0))
+    try:
+        yield transport.get_extra_info("sockname")[1], asked
+    finally:
+        transport.close()
+
+
+async def test_a_server_that_no_longer_knows_us_at_a_permission_is_asked_anew() -> None:
+    """Its users were changed, say: not when the allocation is to be refreshed, in nine minutes."""
+
+    def answer(request: Message) -> Message:
+        if request.method == stun.ALLOCATE:
+            return granted(request)
+        refusal = Message(request.method, Kind.ERROR, request.transaction_id).add(stun.REALM, "r").add(stun.NONCE, b"n")
+        return refusal.add(stun.ERROR_CODE, Failure(401, "Unauthorized"))
+
+    async with answering(answer) as (port, asked), allocating(port) as allocation:
+        await until(lambda: allocation.relayed)
+        before = asked.count(stun.ALLOCATE)
+        allocation._held[4]._asked = -turn_connection.SILENCE  # it was not asked of late
+        allocation.permit(b"peer", [(ip_address("192.0.2.7"), 7)])
+        await until(lambda: asked.count(stun.ALLOCATE) > before)
+
+
+@pytest.mark.parametrize("nowhere", [("0.0.0.0", 5), ("192.0.2.9", 0), ("224.0.0.1", 5)])
+async def test_an_address_where_nobody_can_be_is_none(nowhere: tuple[str, int]) -> None:
+    async with answering(lambda request: granted(request, *nowhere)) as (port, _), allocating(port) as allocation:
+        await until(lambda: allocation.failure)
+        assert "where nobody can be" in allocation.failure and not allocation.relayed
+
+
+async def test_a_server_that_hangs_up_again_and_again_is_not_asked_all_the_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    connections: list[float] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.get_running_loop().time())
+        head = await reader.readexactly(20)
+        request = stun.decode(head + await reader.readexactly(int.from_bytes(head[2:4])))
+        writer.write(stun.encode(granted(request)))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    at = f"turn:127.0.0.1:{server.sockets[0].getsockname()[1]}?transport=tcp"
+    allocation = Allocation([wire.TurnServer(at, USERNAME, CREDENTIAL)], Lookups(), 51820, lambda data, peer: None)
+    keeping = asyncio.create_task(allocation._keep(4))
+    await until(lambda: len(connections) == 3)
+    assert connections[1] - connections[0] >= 1 and connections[2] - connections[1] >= 2
+    keeping.cancel()
+    await asyncio.wait((keeping,))
+    allocation.close()
+    server.close()
 
 
 @contextlib.asynccontextmanager
