@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
+from overlayd.model.discovery import undiscovered
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import AT_A_LINK, LOST, BaseChain, Link, Packet, Ruleset, Verdict, judge, matches
 from overlayd.model.marks import Carried, is_lost
@@ -58,7 +59,7 @@ def blockers(rulesets: Iterable[Ruleset], traffic: Traffic) -> list[Finding]:
                 continue
             if not chain.translates:
                 found += _passage(ruleset, chain, traffic, carried)
-            others = (_rewriting, _redirecting) if chain.translates else (_wireguard, _dns, _arp, _tracking)
+            others = _OF_TRANSLATION if chain.translates else _OF_FILTERS
             found += [finding for judgement in others for finding in judgement(ruleset, chain, traffic)]
     return found
 
@@ -362,6 +363,26 @@ def _arp(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Findi
     )
 
 
+def _discovery(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
+    """By neighbour discovery too; and ARP passes the chains of bridges and links."""
+    family, version, bridged = chain.name[0], traffic.cluster.version, 6 if traffic.cluster.version == 6 else 0
+    way, uplink = WAYS[chain.hook], Link(traffic.way_out)
+    places: list[tuple[int, Link]] = []
+    if family == "bridge" or chain.hook in AT_A_LINK:
+        places = [(bridged, link) for link in _ours(ruleset, chain, traffic) if link.group != GROUP_DEVICE]
+        if traffic.way_out in chain.devices:
+            places += [(6 if each == 6 else 0, uplink) for each in traffic.underlay]
+    elif family in ("inet", "ip6") and chain.hook != "forward":
+        bridges = [link for link in _unlike(traffic.links, ruleset.names()) if link.group == GROUP_BRIDGE]
+        places = [(6, link) for link in bridges if version == 6]
+        if traffic.way_out and 6 in traffic.underlay:
+            places.append((6, uplink))
+    packets = [
+        Packet(each, link if "i" in way else None, link if "o" in way else None, begins=True) for each, link in places
+    ]
+    yield from undiscovered(ruleset, chain, packets)
+
+
 def _tracking(ruleset: Ruleset, chain: BaseChain, traffic: Traffic) -> Iterator[Finding]:
     version = traffic.cluster.version
     if chain.hook != "prerouting" or version not in _FAMILIES.get(chain.name[0], ()):
@@ -465,3 +486,7 @@ def _unlike(links: Iterable[Link], names: set[str]) -> list[Link]:
         meant = link.name if link.name in names else ""
         kinds.setdefault((link.group, meant, *(matches(each, link.name) for each in patterns)), link)
     return list(kinds.values())
+
+
+_OF_TRANSLATION = (_rewriting, _redirecting)
+_OF_FILTERS = (_wireguard, _dns, _arp, _discovery, _tracking)

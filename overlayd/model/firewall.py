@@ -32,12 +32,15 @@ _TARGETS = ("DROP", "REJECT", "NOTRACK", "MASQUERADE", "SNAT", "DNAT", "REDIRECT
 _OF_SOME = ("set", "mark", "connmark", "owner", "socket")  # matches of xtables that are for what somebody singles out
 _PLAIN = {"counter", "log", "comment", "mangle", "tracking"}  # statements that hold always
 # linux/netfilter/nf_conntrack_common.h, as bits of nftables' ct state and ct status
-_STATES = {2: "established", 8: "new"}
+_STATES = {2: "established", 8: "new", 64: "untracked"}
 _NAT_STATUS = {16: "snat", 32: "dnat"}
 _NFPROTO = {2: 4, 10: 6, "ipv4": 4, "ipv6": 6}
 # By name and number (linux/if_ether.h), which nft 1.0.6 prints as on the wire, and on little-endian machines reversed.
-_FRAMES = {"ip": ("ip", 0x0800, 0x0008), "ip6": ("ip6", 0x86DD, 0xDD86)}
+_FRAMES = {"ip": ("ip", 0x0800, 0x0008), "ip6": ("ip6", 0x86DD, 0xDD86), "arp": ("arp", 0x0806, 0x0608)}
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+_ALIASES = {"ipv6-icmp": "icmpv6"}
+_DISCOVERY = {135: "nd-neighbor-solicit", 136: "nd-neighbor-advert"}  # RFC 4861
+UNTRACKED = tuple(_DISCOVERY.values())  # net/netfilter/nf_conntrack_proto_icmpv6.c
 
 
 class Link(NamedTuple):
@@ -52,7 +55,8 @@ class Packet:
     """A kind of packets; what is None, "" or 0 may be anything.  begins: it starts a connection, else it is of one.
     port: that it is sent to, source_port: from.  source, destination: networks that hold the addresses.  mark,
     connection_mark: None when somebody may have set one.  hidden: what the matches of xtables say that nft hides.
-    returns: whether the way back to its source leads through the link that it came by.
+    returns: whether the way back to its source leads through the link that it came by.  kind: of ICMPv6, what it is.
+    version: 0 for ARP.
     """
 
     version: int
@@ -68,6 +72,7 @@ class Packet:
     connection_mark: int | None = None
     hidden: bool | None = None
     returns: bool | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +306,8 @@ def _value(left: Any, packet: Packet) -> Any:
         return value & mask if isinstance(value, int) and isinstance(mask, int) else _OPEN
     if kind == "ct":
         if body["key"] == "state":
+            if packet.kind in UNTRACKED:
+                return "untracked"
             return "new" if packet.begins else "established"
         if body["key"] == "mark":
             return _OPEN if packet.connection_mark is None else packet.connection_mark
@@ -324,7 +331,7 @@ def _meta(key: str, packet: Packet) -> Any:
     if key == "nfproto":
         return packet.version
     if key == "protocol":
-        return {4: "ip", 6: "ip6"}[packet.version]
+        return {0: "arp", 4: "ip", 6: "ip6"}[packet.version]
     if key == "mark":
         return _OPEN if packet.mark is None else packet.mark
     return packet.protocol or _OPEN if key == "l4proto" else _OPEN
@@ -341,6 +348,10 @@ def _payload(protocol: str, part: str, packet: Packet) -> Any:
         return {"saddr": packet.source, "daddr": packet.destination}.get(part) or _OPEN
     if packet.protocol and protocol not in ("th", "ether", "vlan", packet.protocol):
         return _NEVER
+    if (protocol == "arp") != (not packet.version) and protocol not in ("ether", "vlan"):
+        return _NEVER
+    if (protocol, part) == ("icmpv6", "type"):
+        return packet.kind or _OPEN
     ports = {"dport": packet.port, "sport": packet.source_port} if packet.protocol else {}
     return ports.get(part) or _OPEN
 
@@ -370,8 +381,8 @@ def _equal(value: Any, right: Any) -> bool | None:
     if value == "no NAT":
         return False if right in (*_NAT_STATUS, *_NAT_STATUS.values()) else None
     if isinstance(right, int):
-        return bool(value == {**_STATES, **_PROTOCOLS}.get(right, ""))
-    return bool(value == right) if isinstance(right, str) else None
+        return bool(value == {**_STATES, **_PROTOCOLS, **_DISCOVERY}.get(right, ""))
+    return bool(value == _ALIASES.get(right, right)) if isinstance(right, str) else None
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -205,6 +205,7 @@ _OF_FORWARDING = (
     "overlay-translated",
     "connections-untracked",
     "arp-blocked",
+    "discovery-blocked",
     "link-closed",
 )
 

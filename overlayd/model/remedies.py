@@ -94,6 +94,21 @@ def let_answer(chain: BaseChain) -> str:
     return f"nft insert rule {family} {table} {name} ct state established,related accept"
 
 
+def let_discover(chain: BaseChain, *, arp: bool) -> str:
+    """For ARP, or the questions and answers of neighbour discovery."""
+    family, table, name = chain.name
+    if table == "firewalld":
+        return "firewall-cmd --permanent --zone=ZONE --add-protocol=ipv6-icmp; firewall-cmd --reload (in their zone)"
+    if family == "bridge" and table == "filter" and name == chain.hook.upper():
+        kinds = ["ARP"] if arp else [f"IPv6 --ip6-proto ipv6-icmp --ip6-icmp-type {each}" for each in (135, 136)]
+        return "; ".join(f"ebtables -I {name} -p {each} -j ACCEPT" for each in kinds)
+    if iptables.legacy_table(table) is not None or _is_iptables(chain):
+        command = f"{_iptables(family, table)} -I {name} -p icmpv6 --icmpv6-type"
+        return "; ".join(f"{command} {each} -j ACCEPT" for each in (135, 136))
+    what = "ether type arp" if arp else "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"
+    return f"nft insert rule {family} {table} {name} {what} accept"
+
+
 def let_in(chain: BaseChain, protocols: Sequence[str], ports: str, *, bridges: bool) -> str:
     """For what comes to this host, or leaves it.  bridges: only what comes, or goes, through our bridges."""
     family, table, name = chain.name

@@ -194,6 +194,7 @@ ELSEWHERE = {
     "endpoint-misplaced": "endpoint-misplaced",
     "peer-silent": "peer-silent",
     "neighbour-silent": "neighbour-silent",
+    "discovery-blocked": "discovery-blocked",
     "reverse-path-filtered": "reverse-path-filtered",
     "neighbour-told": "neighbour-told",
     "interface-mac": "interface-mac",

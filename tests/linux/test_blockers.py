@@ -211,7 +211,8 @@ def test_legacy_iptables(look: Look, space: Namespace, program: str) -> None:
     with space.entered():
         assert iptables.tables() == {family: ["filter"]}
     found = look(traffic)
-    assert [each.code for each in found] == ["forward-blocked", "wireguard-blocked", "dns-blocked"]
+    codes = ["forward-blocked", "wireguard-blocked", "dns-blocked"]
+    assert [each.code for each in found] == codes + ["discovery-blocked"] * (family == "ip6")
     assert all(program in each.remedy for each in found)
     for each in found:
         take(space, each)
@@ -303,7 +304,7 @@ def test_input(look: Look, space: Namespace, rules: str, codes: list[str]) -> No
         ("bridge fw { chain c { type filter hook output priority 0; policy drop; }; }", ["forward-blocked"]),
         (
             "netdev fw { chain c { type filter hook ingress device lo priority 0; policy drop; }; }",
-            ["wireguard-blocked"],
+            ["wireguard-blocked", "arp-blocked"],
         ),
     ],
 )
@@ -316,6 +317,69 @@ def test_other_hooks(look: Look, space: Namespace, table: str, codes: list[str])
     for each in found:
         take(space, each)
     assert look(traffic) == []
+
+
+ND = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"
+OPENED = "udp dport { 53, 51820 } accept; tcp dport 53 accept; ct state established,related accept"
+
+
+@pytest.mark.parametrize(
+    ("table", "codes"),
+    [
+        (
+            f"inet fw {{ chain c {{ type filter hook input priority 0; policy drop; {OPENED}; }}; }}",
+            ["discovery-blocked"],
+        ),
+        (f"inet fw {{ chain c {{ type filter hook input priority 0; policy drop; {OPENED}; {ND} accept; }}; }}", []),
+        (
+            f"inet fw {{ chain c {{ type filter hook input priority 0; policy drop; {OPENED};"
+            " meta l4proto { icmp, ipv6-icmp } accept; }; }",
+            [],
+        ),
+        (
+            f"inet fw {{ chain c {{ type filter hook input priority 0; policy drop; {OPENED};"
+            " ip6 saddr fe80::/10 accept; }; }",
+            [],
+        ),
+        (
+            "ip6 fw { chain c { type filter hook input priority 0;"
+            " ct state untracked accept; meta l4proto ipv6-icmp drop; }; }",
+            [],
+        ),
+        (f"ip6 fw {{ chain c {{ type filter hook output priority 0; {ND} drop; }}; }}", ["discovery-blocked"]),
+        (
+            "ip6 fw { chain c { type filter hook prerouting priority -300; icmpv6 type nd-neighbor-advert drop; }; }",
+            ["discovery-blocked"],
+        ),
+        ("ip6 fw { chain c { type filter hook input priority 0; icmpv6 type { nd-redirect, 128 } drop; }; }", []),
+        ("ip6 fw { chain c { type filter hook forward priority 0; meta l4proto ipv6-icmp drop; }; }", []),
+        (f"bridge fw {{ chain c {{ type filter hook prerouting priority 0; {ND} drop; }}; }}", ["discovery-blocked"]),
+        (
+            "bridge fw { chain c { type filter hook forward priority 0; meta l4proto ipv6-icmp drop; }; }",
+            ["discovery-blocked"],
+        ),
+        ("bridge fw { chain c { type filter hook prerouting priority 0; ether type arp drop; }; }", []),
+    ],
+)
+def test_neighbour_discovery(look: Look, space: Namespace, table: str, codes: list[str]) -> None:
+    space.nft(f"table {table}")
+    traffic = replace(TRAFFIC, cluster=ip_network("fd00::/48"), underlay=frozenset({6}))
+    found = look(traffic)
+    assert [(each.code, each.severity) for each in found if each.severity != "hint"] == [
+        (code, "error") for code in codes
+    ]
+    for each in found:
+        take(space, each)
+    assert look(traffic) == []
+
+
+@pytest.mark.parametrize("hook", ["prerouting", "input", "forward", "output", "postrouting"])
+def test_arp_between_the_ports_of_a_bridge(look: Look, space: Namespace, hook: str) -> None:
+    space.nft(f"table bridge fw {{ chain c {{ type filter hook {hook} priority 0; ether type arp drop; }}; }}")
+    (found,) = look()
+    assert (found.code, found.severity) == ("arp-blocked", "error")
+    take(space, found)
+    assert look() == []
 
 
 @needs_iptables

@@ -308,11 +308,11 @@ def test_answers_to_what_came_in_are_let_out_where_connections_are():
 @pytest.mark.parametrize(
     ("devices", "codes"),
     [
-        (("eth0",), ["wireguard-blocked"]),
+        (("eth0",), ["wireguard-blocked", "arp-blocked"]),
         (("eth1",), []),
         (("zl-a-web-b",), ["forward-blocked"]),
         (("veth-71-s", "veth-9"), ["forward-blocked"]),
-        (("zl-a-g", "eth0"), ["forward-blocked", "wireguard-blocked"]),
+        (("zl-a-g", "eth0"), ["forward-blocked", "wireguard-blocked", "arp-blocked"]),
     ],
 )
 @pytest.mark.parametrize("hook", ["ingress", "egress"])

@@ -99,7 +99,8 @@ def test_containers_are_kept_from_the_outside_alone(chain, others, remedy):
         ({"payload": {"protocol": "ether", "field": "type"}}, 56710, []),
         ({"meta": {"key": "protocol"}}, 0x0800, ["forward-blocked"]),
         ({"meta": {"key": "protocol"}}, "ip6", []),
-        ({"meta": {"key": "protocol"}}, "arp", []),
+        ({"meta": {"key": "protocol"}}, "arp", ["arp-blocked"]),
+        ({"payload": {"protocol": "ether", "field": "type"}}, 0x0608, ["arp-blocked"]),
     ],
 )
 def test_frames_are_judged_by_their_type(left, right, codes):
