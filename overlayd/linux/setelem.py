@@ -56,6 +56,7 @@ _LISTINGS = 16
 
 # Bytes of what a part of a key, or a value, is made of.
 _SIZES = {"classid": 4, "ifname": 16, "ether_addr": 6, "nf_proto": 1, "integer": 16, "ipv4_addr": 4, "ipv6_addr": 16}
+_SIZES["inet_service"] = 2
 _PROTOCOLS = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 
@@ -168,6 +169,8 @@ def _datum(type: str, text: str) -> tuple[bytes, bytes]:
         value = bytes.fromhex(text.replace(":", ""))
     elif type == "nf_proto":
         value = bytes([_PROTOCOLS[text]])
+    elif type == "inet_service":
+        value = int(text).to_bytes(2, "big")
     elif type == "integer":  # all that we have is as long as an IPv6 address
         value = int(text, 0).to_bytes(16, "big")
     elif "-" in text:
@@ -271,6 +274,8 @@ def _text(type: str, first: bytes, last: bytes) -> str:
         return first.hex(":")
     if type == "nf_proto":
         return next((name for name, number in _PROTOCOLS.items() if number == first[0]), str(first[0]))
+    if type == "inet_service":
+        return str(int.from_bytes(first, "big"))
     if type == "integer":
         return f"{int.from_bytes(first, 'big'):#x}"
     if first == last:

@@ -259,6 +259,7 @@ def _overlay(state: State, facts: Facts) -> Iterator[Object]:
     if (host := state.get(Host)) is not None:
         yield from set_members.host(host.closed, host.bridged)
     if overlay.up and facts.devices:
+        yield from set_members.tunnel(overlay.wg_port)
         # The bridge of the slice carries the node's address with a prefix; the device then carries it without.
         wide = state.slice_service is None
         yield Device(
@@ -279,6 +280,7 @@ def _service(facts: Facts, service: Service) -> Iterator[Object]:
     yield from set_members.node(gateway)
     yield bridge(service, facts)
     if service.dedicated and facts.devices:
+        yield from set_members.tunnel(service.wg_port)
         yield Device(
             scope=service.name,
             name=service.device,

@@ -41,6 +41,9 @@ Before that, sources are proven, whatever a container (with CAP_NET_RAW) or a ho
   where the host's own routes lead to it through that very link: a network that overlaps the cluster keeps the host.
   None of these passes to a link of ours.
 
+- What a container sends to the outside from the port of a WireGuard device of ours leaves from another port.  With the
+  same one the answers of a peer, and its handshakes, would be the container's.
+
 And what is for the cluster CIDR is forwarded through a link of ours or not at all.
 """
 
@@ -95,6 +98,7 @@ SETS = {  # by family and name
     ("bridge", "port6"): Set(("ifname", "ether_addr", "integer"), typeof="iifname . ether saddr . @nh,64,128"),
 }
 SETS |= {each: Set(("nf_proto",)) for each in OF_HOST}
+SETS["inet", "tunnels"] = Set(("inet_service",))
 for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
     SETS |= {
         ("inet", f"cluster{_version}"): Set((_address,), interval=True),
@@ -273,8 +277,13 @@ table inet {NFT_TABLE} {{
         oifgroup {_OURS} return
 {
         _by_version('''
+        ip saddr @cluster4 ip daddr != @cluster4 udp sport @tunnels udp sport LOW masquerade to HIGH
+        ip saddr @cluster4 ip daddr != @cluster4 udp sport @tunnels masquerade to LOW
         ip saddr @cluster4 ip daddr != @cluster4 masquerade
 ''')
+        .replace("sport LOW", "sport < 32768")
+        .replace("to LOW", "to :1024-32767")
+        .replace("to HIGH", "to :32768-65535")
     }
     }}
 }}

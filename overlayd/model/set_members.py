@@ -39,6 +39,11 @@ def node(address: Address) -> list[Element]:
     return [Element("inet", f"node{address.version}", str(address))]
 
 
+def tunnel(port: int) -> list[Element]:
+    """The port of one of the node's WireGuard devices, which no container has towards the outside."""
+    return [Element("inet", "tunnels", str(port))]
+
+
 def member(address: Address, network: int | None, port: str | None = None) -> list[Element]:
     """A local container's address in an isolation network; two elements, and two more when it sits on a bridge.
 

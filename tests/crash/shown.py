@@ -225,6 +225,7 @@ def _elements(model: Model) -> dict[str, Any]:
         "inet overlayd closed": ["ipv4", "ipv6"],  # a cell forwards nothing before it has an overlay
         "inet overlayd bridged": [f"ipv{each}" for each in BRIDGED],
         f"inet overlayd cluster{version}": [prefix],
+        "inet overlayd tunnels": [device["wg_port"] for device in _devices(model).values()],
         f"inet overlayd node{version}": sorted({model.node_address, *gateways}),
         f"inet overlayd network{version}": [[address, number] for number, address in addresses],
         f"inet overlayd member{version}": [{"concat": list(pair)} for pair in addresses],

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 from lab import Container, Lab, ping
-from lab.cluster import Member
+from lab.cluster import PORT, Member
 from lab.lab import OUTSIDE
 from lab.patience import until
 
@@ -94,3 +94,47 @@ def test_no_connection_outlives_the_holder_of_its_address(lab: Lab, member: Memb
     until(lambda: connections(member, held) == 0, "tracked after a release")
     member.node.run(["ip", "address", "delete", f"{held}/32", "dev", "lo"])
     member.request("teardown_service_overlay", service="passing")
+
+
+def test_a_container_does_not_take_the_port_of_its_nodes_tunnel_towards_a_peer(lab: Lab) -> None:
+    """Whoever is tracked from that port first is sent what the peer sends there: its handshakes, to a container."""
+    alpha, beta = Member(lab, 4, "taken"), Member(lab, 5, "beta")
+    for member in (alpha, beta):
+        member.start()
+        member.set_up({"enabled": False})
+        member.set_up_service("web")
+    thief, far = lab.container(), lab.container()
+    address, beyond = alpha.attach(thief, "web"), beta.attach(far, "web")
+    assert leaves_from(alpha, thief, beta, 5353) == 5353, "the ports of others are kept"
+    assert leaves_from(alpha, thief, beta, PORT) < 32768
+    for one, other, at in ((alpha, beta, address), (beta, alpha, beyond)):
+        other.introduce(one)
+        one.announce(other, at)
+    ping(far, address)  # begun by the node that the thief sends to
+
+    alpha.request(
+        "setup_global_overlay",
+        deployment="lab",
+        instance_id=alpha.node.name,
+        cluster_cidr=alpha.cluster,
+        slice_cidr=alpha.slice,
+        wg_port=1030,
+    )
+    assert leaves_from(alpha, thief, beta, 1030) >= 32768
+    assert leaves_from(alpha, thief, beta, PORT + 1) == PORT + 1
+    dedicated = alpha.request("setup_service_overlay", service="db", mode="dedicated")["wg_port"]
+    assert leaves_from(alpha, thief, beta, dedicated) >= 32768
+
+
+def leaves_from(member: Member, container: Container, to: Member, port: int) -> int:
+    """The port from which what a container sends from `port` to another node's leaves its own node."""
+    with container.open_socket(kind=socket.SOCK_DGRAM) as sender:
+        sender.bind(("0.0.0.0", port))
+        sender.sendto(b"x", (str(to.node.address), PORT))
+    way = rf"sport={port} dport={PORT} .*src={to.node.address} dst={member.node.address} sport={PORT} dport=(\d+)"
+
+    def tracked() -> list[str]:
+        return re.findall(way, member.node.run(["cat", "/proc/net/nf_conntrack"]))
+
+    until(lambda: len(tracked()) == 1, "nothing is tracked")
+    return int(tracked()[0])

@@ -56,6 +56,7 @@ everything = st.one_of(
     members,
     networks.map(set_members.cluster),
     addresses.map(set_members.node),
+    st.integers(1, 65535).map(set_members.tunnel),
     st.builds(set_members.edge, addresses, st.lists(networks, max_size=3)),
 )
 
