@@ -32,9 +32,10 @@ other local address.
 Before that, sources are proven, whatever a container (with CAP_NET_RAW) or a host of the LAN forges:
 
 - A port of a bridge sends from the MAC and the addresses of who was attached there, in ARP and neighbour discovery
-  too: `port4` and `port6`, one element an address.  It sends no router advertisements and no DHCP offers.  Nothing is
-  kept of an IPv6 link-local source; it only has to be another than the gateway's, and the bridge itself holds the port
-  to its MAC (`linux.veth`).  Unspecified sources (address probes, DHCP requests) are nobody's.
+  too: `port4` and `port6`, one element an address.  It sends no router advertisements, and nothing to the port of DHCP
+  clients, some of which take offers from any port.  Nothing is kept of an IPv6 link-local source; it only has to be
+  another than the gateway's, and the bridge itself holds the port to its MAC (`linux.veth`).  Unspecified sources
+  (address probes, DHCP requests) are nobody's.
 - A veth without a bridge sends from the addresses of its container: `leg4` and `leg6`.
 - A device's sources are proven by WireGuard.
 - From any other link a source inside the cluster CIDR is forged, and dropped before connections are tracked, except
@@ -311,7 +312,7 @@ table bridge {NFT_TABLE} {{
     }}
 
     chain port_ip {{
-        udp sport 67 udp dport 68 drop
+        udp dport 68 drop
         iifname . ether saddr . ip saddr @port4 accept
         drop
     }}
@@ -322,7 +323,7 @@ table bridge {NFT_TABLE} {{
     }}
 
     chain port_ip6 {{
-        udp sport 547 udp dport 546 drop
+        udp dport 546 drop
         icmpv6 type {{ nd-router-advert, nd-redirect }} drop
         icmpv6 type nd-neighbor-advert jump advertised
         iifname . ether saddr . @nh,64,128 @port6 accept
