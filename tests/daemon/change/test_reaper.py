@@ -77,7 +77,7 @@ def test_callers_share_a_deletion_that_has_not_begun(monkeypatch):
         batches.append(sorted(names))
         may_end.wait(LIMIT)
 
-    monkeypatch.setattr(reaper.veth, "delete", delete)
+    monkeypatch.setattr(reaper.veth_removal, "delete", delete)
     monkeypatch.setattr(reaper, "THREADS", 1)
     subject = Reaper()
     with ThreadPoolExecutor(5) as callers:
@@ -98,7 +98,7 @@ def test_a_refusal_reaches_every_caller_whose_link_is_still_there(monkeypatch):
     def refuse(names, _namespaces):
         raise MechanismError("delete", "lo", 1)
 
-    monkeypatch.setattr(reaper.veth, "delete", refuse)
+    monkeypatch.setattr(reaper.veth_removal, "delete", refuse)
     subject = Reaper()
     with pytest.raises(MechanismError, match="Operation not permitted"):
         subject.delete(named("lo"))
