@@ -367,21 +367,7 @@ def _veth(link: rt.Link, namespace: Netns | NetnsPath, host: View, inside: View 
     inner = None if inside is None else inside.links.get(link.peer)
     if inside is None or inner is None or inner.peer != link.ifindex:
         fault = "its other end is not in the container" if inside is not None else "its other end cannot be seen"
-        return Veth(
-            name=link.name,
-            netns=namespace,
-            interface="",
-            service=service,
-            bridge=name,
-            address=_NO_ADDRESS,
-            gateway=_NO_GATEWAY,
-            routes=frozenset(),
-            mac=b"",
-            mtu=link.mtu,
-            fault=fault,
-            label=label_of_veth(link.alias),
-        )
-
+        return _half_veth(link, namespace, service, name, fault)
     addresses = inside.addresses[inner.ifindex]
     address = addresses[0] if len(addresses) == 1 else _NO_ADDRESS
     routes = [(destination, via) for index, destination, via in inside.routes if index == inner.ifindex]
@@ -419,5 +405,25 @@ def _veth(link: rt.Link, namespace: Netns | NetnsPath, host: View, inside: View 
         mac=inner.mac,
         mtu=inner.mtu,
         fault=", ".join(faults),
+        label=label_of_veth(link.alias),
+    )
+
+
+def _half_veth(
+    link: rt.Link, namespace: Netns | NetnsPath, service: str | None, bridge: str | None, fault: str
+) -> Veth:
+    """A veth of which the host end alone is seen."""
+    return Veth(
+        name=link.name,
+        netns=namespace,
+        interface="",
+        service=service,
+        bridge=bridge,
+        address=_NO_ADDRESS,
+        gateway=_NO_GATEWAY,
+        routes=frozenset(),
+        mac=b"",
+        mtu=link.mtu,
+        fault=fault,
         label=label_of_veth(link.alias),
     )

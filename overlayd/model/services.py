@@ -43,37 +43,20 @@ def setup_service(
     if not name:
         raise RequestError("request.service: a service needs a name")
     around = overlay.require(draft)
-    service = draft.get(Service, name)
-    if service is not None:
-        if service.dedicated != (dedicated_key is not None):
-            raise RequestError(f"service {name} is set up as {service.mode}: tear it down first to change its mode")
-        if subnet is not None and subnet != service.subnet:
-            raise RequestError(
-                f"service {name} has the subnet {service.subnet}: tear it down first to give it {subnet}"
-            )
-        # It is wanted from now on, even if those who used it before have left.
-        service = replace(service, left=False, isolated=isolated)
+    present = draft.get(Service, name)
+    if present is not None:
+        service = _as_asked(present, subnet, dedicated=dedicated_key is not None, isolated=isolated)
         draft.put(service)
         return service
     require_printable(name, "service", LONGEST_SCOPE)
     bridge = bridge_name(around.deployment, around.instance_id, name)
     require_legal(bridge, f"service {name!r}")
-    if subnet is not None and subnet == around.slice:
+    if subnet is None:
+        subnet = _find_subnet(draft, around, name, host, ranges)
+    elif subnet == around.slice:
         _check_slice(around, subnet, name, dedicated_key is not None, host)
-    elif subnet is not None:
-        _check_wanted(draft, around, subnet, host, ranges)
-    elif ranges is not None:
-        subnet = find_subnet(draft, around, ranges, name, host)
-        if subnet is None:
-            raise RequestError(
-                f"no free subnet for service {name!r} in this node's part of the cluster "
-                f"({', '.join(map(str, ranges)) or 'none is for services'}): tear a service down, or try again when "
-                "the node has claimed another block (overlayctl cluster status)"
-            )
     else:
-        subnet = subnets.choose(
-            around.cluster, name, draft.state.node.node_id, lambda slot: _taken(draft, around, slot, host)
-        )
+        _check_wanted(draft, around, subnet, host, ranges)
     service = Service(name=name, subnet=subnet, bridge=bridge, isolated=isolated, since=now)
     if dedicated_key is not None:
         service = replace(
@@ -91,6 +74,35 @@ def setup_service(
                 draft.drop(lease)  # released long ago from the node's pool; the address is the service's from now on
     draft.put(service)
     return service
+
+
+def _as_asked(present: Service, subnet: Network | None, *, dedicated: bool, isolated: bool) -> Service:
+    """A service that is there, set up once more.  RequestError: as another one than it is."""
+    if present.dedicated != dedicated:
+        raise RequestError(f"service {present.name} is set up as {present.mode}: tear it down first to change its mode")
+    if subnet is not None and subnet != present.subnet:
+        raise RequestError(
+            f"service {present.name} has the subnet {present.subnet}: tear it down first to give it {subnet}"
+        )
+    # It is wanted from now on, even if those who used it before have left.
+    return replace(present, left=False, isolated=isolated)
+
+
+def _find_subnet(
+    draft: Draft, around: Overlay, name: str, host: Sequence[HostNetwork], ranges: Sequence[Network] | None
+) -> Network:
+    """The subnet of a new service for which none was asked.  RequestError: there is no free one."""
+    if ranges is None:
+        number = draft.state.node.node_id
+        return subnets.choose(around.cluster, name, number, lambda slot: _taken(draft, around, slot, host))
+    subnet = find_subnet(draft, around, ranges, name, host)
+    if subnet is None:
+        raise RequestError(
+            f"no free subnet for service {name!r} in this node's part of the cluster "
+            f"({', '.join(map(str, ranges)) or 'none is for services'}): tear a service down, or try again when "
+            "the node has claimed another block (overlayctl cluster status)"
+        )
+    return subnet
 
 
 def find_subnet(
