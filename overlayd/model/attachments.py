@@ -33,7 +33,7 @@ class AttachSpec(msgspec.Struct, frozen=True):
 
     ip: the address that it is to have, None for any.  mac: of the container's interface, empty for the one that follows
     from the address.  default_route: its traffic to the outside goes through us.  network: see the row.  names: that
-    shall stand for the address, until it is given back.
+    are registered for the address, until it is given back.
     """
 
     service: str
@@ -137,7 +137,7 @@ def attach_namespace(
 
 
 def _require_alone(draft: Draft, handle: str, file: NetnsPath) -> None:
-    """RequestError when a namespace has joined the global overlay already: its way there is one, and the answers of
+    """RequestError when a namespace has joined the global overlay already: it has one route there, and the answers of
     another interface would leave by it too, with an address that its port does not pass.
     """
     for other in draft.all(Attachment):
@@ -336,7 +336,9 @@ def _address(draft: Draft, spec: AttachSpec, pool: str, handle: str) -> Address:
 
 
 def _require_mac(draft: Draft, service: Service, mac: bytes) -> None:
-    """A bridge knows each container by its MAC, and we make others of it (`layout.mac`, `veth.host_mac`)."""
+    """InvalidValue for a MAC that cannot be: a bridge knows each container by it, and we make others of it
+    (`layout.mac`, `veth.host_mac`).
+    """
     text = mac.hex(":")
     if len(mac) != MAC_LENGTH or mac[0] & 1 or not any(mac):
         raise InvalidValue(f"request.mac: {text} is not the MAC of one interface, like 02:00:00:00:00:01")
@@ -348,7 +350,7 @@ def _require_mac(draft: Draft, service: Service, mac: bytes) -> None:
 
 
 def _name_network(draft: Draft, present: Attachment, name: str) -> Attachment:
-    """The name of an adopted container's network is told: its number, and so the packet filter, stays."""
+    """Name the network of an adopted container: its number, and so the packet filter, stays."""
     adopted = draft.get(Isolation, present.isolation_network)
     if draft.get(Isolation, name) is None:
         others = [row.number for row in draft.all(Isolation) if row != adopted]

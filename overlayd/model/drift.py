@@ -45,7 +45,7 @@ def name(thing: Object) -> str:
 
 
 def describe(steps: Sequence[Step]) -> list[tuple[str, str]]:
-    """The objects of the steps by name, and what is wrong with each; those of a kind in one when they are many."""
+    """The objects of the steps by name, and what is wrong with each; many of one kind are told as one."""
     kinds: dict[type[Object], list[Step]] = {}
     for step in steps:
         thing = step.want or step.have

@@ -103,7 +103,7 @@ def reach(state: State, edge: Edge) -> tuple[Network, ...]:
 
 
 def revoke(draft: Draft, name: str) -> None:
-    """Shut a device out; of an unknown one that is no error."""
+    """Shut a device out; an unknown one is no error."""
     edge = draft.get(Edge, name)
     if edge is not None:
         ipam.release(draft, edge.address, holder(name))

@@ -132,7 +132,7 @@ def follow(
 
 
 def _put_peer(draft: Draft, peer: Peer, before: tuple[Network, ...]) -> list[str]:
-    """What an orchestrator added to it stays.  before: to the peer that it was with another key."""
+    """Put a peer; what an orchestrator added to it stays.  before: to the peer that it was with another key."""
     old = draft.peer(peer.scope, peer.public_key)
     moved = peers.take_networks(draft, peer.scope, peer.listed, peer.public_key)
     draft.put(replace(peer, added=(*before, *(old.added if old is not None else ()))))
@@ -140,7 +140,7 @@ def _put_peer(draft: Draft, peer: Peer, before: tuple[Network, ...]) -> list[str
 
 
 def forget_id(draft: Draft) -> None:
-    """The cluster of our name is another by now, and a person accepts that."""
+    """Forget the id of the cluster: the one of our name is another by now, and a person accepts that."""
     draft.put(replace(require(draft), cluster_id="", revision=0, witness=None, history=""))
 
 

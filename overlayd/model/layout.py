@@ -92,7 +92,7 @@ def layout(
 
 
 def by_key(objects: Iterable[Object]) -> Layout:
-    """The later ones of a key count."""
+    """Objects by key; the later ones of a key count."""
     return {thing.key: thing for thing in objects}
 
 
@@ -101,7 +101,7 @@ def implied(
 ) -> Iterator[Object]:
     """As `layout`, one object after the other; the later ones of a key count.  What depends on a service is made of the
     rows that there are when it is its turn, whatever comes or goes meanwhile.  besides: by the rows
-    of peers, allowed IPs whose ways are left out.
+    of peers, allowed IPs whose routes are left out.
     """
     if touched is None or ("overlay", "") in touched or ("node", "") in touched:
         return _everything(state, facts)
@@ -113,9 +113,9 @@ def implied(
 def leave_out(
     state: State, facts: Facts, rows: Change, touched: Collection[RowId], besides: dict[RowId, Networks]
 ) -> Layout:
-    """Put into `besides` the allowed IPs to which the ways stay as they are while `rows` replace those of the state:
-    of a peer's thousand it is seldom all that change, and nothing else does if the rows are of peers alone.  touched:
-    those that rows before these have replaced.  Returns the ways that were left out for these, and may not be any more.
+    """Put into `besides` the allowed IPs whose routes stay as they are while `rows` replace those of the state: seldom
+    do all of a peer's thousand change, and nothing else does if the rows are of peers alone.  touched: those that rows
+    before these have replaced.  Returns the routes that were left out for these, and may not be any more.
     """
     found = Layout()
     peers = [table for table, _ in rows].count(Peer.table)

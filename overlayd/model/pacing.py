@@ -42,7 +42,7 @@ class Pacing:
         return Paced(taken, min((due for _, due in waiting), default=None))
 
     def taken(self, steps: Iterable[Step], now: float, cost: float) -> None:
-        """Steps were taken, or tried: until `now`, in `cost` seconds together."""
+        """Note that steps were taken, or tried: until `now`, in `cost` seconds together."""
         for key in {pace_key(step) for step in steps}:
             self._backoff.restored(key, now, cost)
 

@@ -70,7 +70,7 @@ def add_peer(
 
 
 def remove_peer(draft: Draft, scope: str, public_key: bytes) -> None:
-    """Forget a peer; of an unknown one that is no error."""
+    """Forget a peer; an unknown one is no error."""
     require_scope(draft, scope)
     _require_no_guest(draft, scope, public_key, "pubkey")
     peer = draft.peer(scope, public_key)
@@ -107,7 +107,7 @@ def add_allowed_ip(
 
 
 def remove_allowed_ip(draft: Draft, scope: str, public_key: bytes, network: Network) -> None:
-    """No longer route a network to a peer; if it is not routed there, that is no error."""
+    """No longer route a network to a peer; one that is not routed there is no error."""
     require_scope(draft, scope)
     peer = draft.peer(scope, public_key)
     if peer is not None and network in peer.allowed_ips:

@@ -27,7 +27,7 @@ class RecordPace:
         return now >= self._since + SETTLED and (urgent or now >= self._last + SELDOM)
 
     def told(self, content: object, now: float) -> None:
-        """It was told."""
+        """Note that it was told."""
         self._wanted = self._told = content
         self._last = now
 
@@ -42,7 +42,7 @@ class NamesWindow:
         self._opens: float | None = None
 
     def changed(self, now: float) -> None:
-        """There is something to tell."""
+        """Note that there is something to tell."""
         if self._opens is None:
             self._opens = now + self.length
 
@@ -62,5 +62,5 @@ class NamesWindow:
         self.length = min(max(self.length * max(0.5, measured / rate), SHORTEST_WINDOW), LONGEST_WINDOW)
 
     def failed(self, now: float) -> None:
-        """It could not be told: once more after a window."""
+        """Note that it could not be told: it is tried once more after a window."""
         self._opens = now + max(self.length, 1.0)

@@ -95,7 +95,7 @@ class Registry:
             self._touched |= dict.fromkeys(self._members)
 
     def claim_for_ourselves(self, own_blocks: Iterable[Network]) -> None:
-        """These blocks are this node's."""
+        """Note that these blocks are this node's."""
         changed = self.own_blocks ^ frozenset(own_blocks)
         self.own_blocks = frozenset(own_blocks)
         for block in changed:
@@ -160,7 +160,9 @@ class Registry:
         return bool(self._touched or self._changed)
 
     def accept(self) -> list[str]:
-        """What was withheld goes; of what is disputed the next listing tells.  Returns the names of these nodes."""
+        """Let go of what was withheld; the next listing tells of what is disputed.  Returns the names of these
+        nodes.
+        """
         going = sorted(self.withheld)
         self.disputed.clear()
         for name in going:
@@ -313,7 +315,7 @@ class Registry:
         )
 
     def turn(self, own_key: bytes) -> None:
-        """This node's key is this one, perhaps another than before."""
+        """Take this node's key, perhaps another than before."""
         if own_key == self._own_key:
             return
         for key in (self._own_key, own_key):

@@ -21,15 +21,15 @@ class Removals:
         return len(self._counts)
 
     def remove(self, key: str, now: float) -> None:
-        """A record is gone."""
+        """Note that a record is gone."""
         self._counts.setdefault(key, now + GRACE)
 
     def put(self, key: str) -> None:
-        """It is there."""
+        """Note that it is there."""
         self._counts.pop(key, None)
 
     def clear(self) -> None:
-        """All that there is was told again."""
+        """Forget all of them: every record that there is was told again."""
         self._counts.clear()
 
     @property

@@ -36,7 +36,7 @@ async def decide(
     `Transition`.  make: puts objects together.  When it raises, the state is as it was.
     """
     touched: set[RowId] = set(verify)
-    besides: dict[RowId, Networks] = {}  # of peers, to which the ways stay as they are
+    besides: dict[RowId, Networks] = {}  # of peers, to which the routes stay as they are
     have = await make(implied(state, facts, touched) if touched else iter(()))
     change: dict[RowId, Row | None] = {}
     inverse: dict[RowId, Row | None] = {}

@@ -26,7 +26,7 @@ PAUSE = 0.5
 
 
 class Forgetter:
-    """Any thread may call."""
+    """Forgets connections in a thread of its own.  Any thread may call."""
 
     def __init__(self) -> None:
         self._changed = Condition()

@@ -29,7 +29,7 @@ LONGEST = 1 << 30  # our own constant, bytes: a start reads all of it; 10,000 pe
 
 
 class LogFile:
-    """One thread at a time.
+    """The log on the disk.  One thread at a time.
 
     rows: the durable ones, of which a replacement is made.  live_bytes: about how long a log of only them is.
     sequence: of the newest durable record.  length: the bytes that are durable.  suspect: what else lies on the disk is

@@ -240,7 +240,7 @@ class Node:
             self._dispose(have, want)
 
     async def repair(self, steps: Sequence[Step]) -> list[Failure]:
-        """Take steps of `comparing`, each for itself, within its block.  Returns those that failed."""
+        """Do steps of `comparing`, each by itself, within its block.  Returns those that failed."""
         return await self.run(self.kernel.repair, steps) if steps else []
 
     async def settled(self, *resources: str) -> None:
@@ -281,7 +281,9 @@ class Node:
         return self._locks.hold(exclusive, shared, everything=everything)
 
     async def _carry_out_group(self, decisions: Sequence[Decision[Any]]) -> None:
-        """Together, or one by one when the kernel refuses that.  Every decision is settled, or fails, here."""
+        """Carry them out together, or one by one when the kernel refuses that.  Every decision is settled, or fails,
+        here.
+        """
         try:
             await self._carry_out(decisions)
         except MechanismError as error:
@@ -332,7 +334,7 @@ class Node:
         return plan(have, want)
 
     async def _take_effect(self, transition: Transition) -> None:
-        """Disk and kernel follow the state, or the state goes back; until then nothing that the change gives up is
+        """Have disk and kernel follow the state, or take the state back; until then nothing that the change gives up is
         free.
         """
         change, inverse = transition.change, transition.inverse
@@ -350,9 +352,9 @@ class Node:
             observer(change)
 
     async def _follow(self, transition: Transition) -> None:
-        """First the disk, then the kernel."""
+        """Change the disk, then the kernel."""
         looks = transition.everything or (transition.verify and transition.have)
-        # What the disk is owed is not settled before the loop has heard of its commit.
+        # What the disk refused before is settled only when the loop hears of its commit.
         work = None if looks or self._owed or not transition.encoded else self._work(transition)
         try:
             if work is None:
@@ -427,7 +429,7 @@ class Node:
         log.error("%d rows could not be written, they will be with the next change: %s", len(change), error)
 
     async def _commit(self, encoded: Encoded) -> None:
-        """What the disk is owed goes along."""
+        """Commit rows, and with them those that the disk refused before."""
         rows = encode_rows(self._owed) | encoded
         if rows:
             await wait_out(self._journal.commit(rows))

@@ -31,7 +31,7 @@ class _Batch:
 
 
 class Reaper:
-    """Any thread may call."""
+    """Deletes veths in threads of its own.  Any thread may call."""
 
     def __init__(self) -> None:
         self._lock = Lock()

@@ -35,7 +35,7 @@ class Slices:
             self._end = time.monotonic() + SLICE
 
     async def each(self, things: Iterable[T]) -> AsyncIterator[T]:
-        """Those that are there now, whatever comes and goes meanwhile, with pauses in between."""
+        """Yield the things that are there now, whatever comes and goes meanwhile, with pauses in between."""
         for number, thing in enumerate(list(things), 1):
             yield thing
             if number % FEW == 0:

@@ -29,5 +29,5 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 def encode_rows(change: Change) -> Encoded:
-    """Some 4 us for each allowed IP."""
+    """Encode rows for the journal; some 4 us for each allowed IP."""
     return {id: encode(row) if row is not None else None for id, row in change.items()}

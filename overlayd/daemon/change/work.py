@@ -33,7 +33,7 @@ class Work:
         self._put = put
 
     def begin(self) -> None:
-        """Any thread may call."""
+        """Have the steps done.  Any thread may call."""
         fault.point("node:journaled")
         self._put(self.steps, self.done)
 

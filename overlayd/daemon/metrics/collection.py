@@ -62,7 +62,7 @@ class Collection:
         self._connected = connected
 
     async def text(self, now: float) -> str:
-        """Everything.  now: Unix seconds."""
+        """All metrics as text.  now: Unix seconds."""
         made: list[str] = []
         async for part in _in_slices(self._node_itself()):
             made.append(part)

@@ -56,7 +56,7 @@ class Endpoint:
             _forget(place)
 
     def admit(self, newcomer: "_Connection") -> bool:
-        """Make room for a connection: whoever came first of those that have asked nothing, or else do not read what
+        """Make room for a connection: the first of those that have asked nothing, or else do not read what
         they were told, has to go.
         """
         if len(self.connections) >= MOST:

@@ -23,7 +23,7 @@ class Requests:
         self.syncs = Histogram(BOUNDS)
 
     def record(self, op: str, result: str, seconds: float) -> None:
-        """A request has been answered."""
+        """Count a request that was answered."""
         self.ended[op, "err" if result == "err" else "ok"] += 1
         found = self.seconds.get((op,))
         if found is None:
@@ -31,7 +31,7 @@ class Requests:
         found.observe(seconds)
 
     async def watch_loop(self) -> None:
-        """Observe how late the loop wakes who wants to be woken, forever."""
+        """Observe how late the loop wakes a sleeper, forever."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + BEAT

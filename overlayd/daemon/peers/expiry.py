@@ -18,7 +18,7 @@ from overlayd.model.rows import Change, Edge
 log = logging.getLogger(__name__)
 
 # Our own constants, in seconds.
-LONGEST_SLEEP = 60.0  # timers do not hear of it when the clock is set: it is looked at this often
+LONGEST_SLEEP = 60.0  # a timer does not notice that the clock is set: it is looked at this often
 RETRY = 5.0  # after a failure
 
 

@@ -4,7 +4,7 @@ Owns: when a name is asked for, and what came of it.  Must not know: requests; i
 
 A name is asked for when its peer is added or gets another endpoint, at the daemon's start, and again with growing
 pauses while it does not resolve or its peer does not answer.  The host's own resolver is asked, so /etc/hosts counts;
-it prefers one of several addresses as RFC 6724 says.  The device hears of an address only when it is not the one
+it prefers one of several addresses as RFC 6724 says.  The device is told of an address only when it is not the one
 before: a peer that has roamed is not called back by a name that has not changed, and never while it answers.  While
 NAT traversal has an endpoint for the peer (`Facts.selected`), that one counts: the name is then one of the ways that
 the next attempt tries, and counts again when an attempt has failed.
@@ -172,7 +172,7 @@ class Resolver(Listener):
         return f"is in {network}, and the tunnel would be led into itself" if network else ""
 
     async def _tell(self) -> None:
-        """Tell the devices what was found, many at once: forever."""
+        """Tell the devices what was found, many at once, forever."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()

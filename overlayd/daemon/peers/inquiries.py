@@ -98,7 +98,7 @@ class Inquiries:
                 await asyncio.wait_for(self._wanted.wait(), RETRY if problem else None)
 
     def _listen(self) -> str:
-        """Be at the address of now.  Returns why not."""
+        """Listen at the address of now.  Returns why not."""
         address = served_address(self._node.state, GLOBAL, devices=self._node.facts.devices)
         if address == self._address:
             return ""

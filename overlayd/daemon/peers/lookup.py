@@ -41,7 +41,7 @@ class Lookups:
             return await answer
 
     def _ask(self, host: str, answer: asyncio.Future[list[Address]], loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread."""
+        """Ask, in a thread, and hand the answer to the loop."""
         addresses: list[Address] = []
         failure: Exception | None = None
         try:

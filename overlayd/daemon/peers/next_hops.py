@@ -35,7 +35,9 @@ class _Peer(NamedTuple):
 
 
 async def faulty_next_hops(node: Node, health: Health) -> list[Finding]:
-    """What is wrong with them.  Who did not answer is asked again, for that may have been long ago, and waited for."""
+    """What is wrong with the neighbours.  One that did not answer is asked again, for that may have been long ago, and
+    waited for.
+    """
     overlay = node.state.overlay
     if overlay is None:
         return []
@@ -58,14 +60,14 @@ async def faulty_next_hops(node: Node, health: Health) -> list[Finding]:
 
 
 def _sent(hops: Collection[NextHop], to: str, *, waits: bool, answers: bool) -> list[Sent]:
-    """Who has not answered by now does not."""
+    """What is sent by neighbours; one that has not answered by now counts as silent."""
     hops = [hop._replace(entry="silent") if hop.entry == "asked" else hop for hop in hops]
     others = any(hop.entry == "fine" for hop in hops)
     return [Sent(hop, to, waits, answers, others) for hop in hops]
 
 
 def _some_peers(health: Health) -> list[_Peer]:
-    """In a worker thread: of 10,000 that takes milliseconds."""
+    """Choose those to look at; in a worker thread, for with 10,000 that takes milliseconds."""
     waiting: list[_Peer] = []
     answering: list[_Peer] = []
     for scope, key, activity in health.peers():

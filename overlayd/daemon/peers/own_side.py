@@ -53,7 +53,7 @@ class OwnSide:
 
     def _device(self, known: Known, asked: Asked, *, direct: bool) -> Device:
         """Our device with the peers that matter, as it was read last; it is believed to have what it was given, for
-        whoever changes that is found out (`upkeep`).
+        `upkeep` finds out who changes that.
         """
         peers = {}
         for peer in known.peers:
