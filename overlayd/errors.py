@@ -1,10 +1,12 @@
 """The exception tree, by who is at fault.
 
-Owns: the kinds of failure that every layer raises.  Must not know: anything of overlayd; how a failure is
-answered (`daemon.handlers` turns these into responses, in one place).
+Owns: the kinds of failure that every layer raises, and how a value is quoted in their messages.  Must not know:
+anything of overlayd; how a failure is answered (`daemon.handlers` turns these into responses, in one place).
 """
 
 import os
+
+LONGEST_QUOTED = 60  # characters, ours
 
 
 class OverlaydError(Exception):
@@ -88,3 +90,8 @@ class StateError(OverlaydError):
 
 class DiskError(StateError):
     """The disk refused an operation; what it holds may be as good as ever, and another try may succeed."""
+
+
+def quoted(text: str) -> str:
+    """A value for an error message: enough of it to recognise it by, with what a terminal would act on escaped."""
+    return repr(text) if len(text) <= LONGEST_QUOTED else f"{text[:LONGEST_QUOTED]!r}..."

@@ -12,7 +12,8 @@ from secrets import token_bytes
 
 from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
 
-LONGEST_QUOTED = 60  # characters, ours
+from overlayd.errors import quoted
+
 KEY_SIZE = 32  # bytes of a key, private or public
 
 # The u-coordinates of the points of low order (Bernstein, "Curve25519: new Diffie-Hellman speed records", appendix), as
@@ -42,9 +43,9 @@ def parse(text: str) -> bytes:
     try:
         key = b64decode(text, validate=True)
     except (Base64Error, ValueError):
-        raise ValueError(f"{_quoted(text)} is not base64") from None
+        raise ValueError(f"{quoted(text)} is not base64") from None
     if len(key) != KEY_SIZE:
-        raise ValueError(f"{_quoted(text)} is {len(key)} bytes, a key is {KEY_SIZE}")
+        raise ValueError(f"{quoted(text)} is {len(key)} bytes, a key is {KEY_SIZE}")
     return key
 
 
@@ -86,7 +87,3 @@ def _require_size(key: bytes) -> None:
     """libsodium reads 32 bytes, however many there are."""
     if len(key) != KEY_SIZE:
         raise ValueError(f"a key is {KEY_SIZE} bytes, not {len(key)}")
-
-
-def _quoted(text: str) -> str:
-    return repr(text) if len(text) <= LONGEST_QUOTED else repr(text[:LONGEST_QUOTED]) + "..."

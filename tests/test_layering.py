@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "fault": set(),
     "wire": {"errors", "_fast"},
     "_fast": {"errors"},
-    "keys": set(),
+    "keys": {"errors"},
     "spelling": set(),
     "proto": {"errors", "keys", "wire", "_fast"},
     "model": {"errors", "keys", "spelling", "_fast"},

@@ -9,10 +9,9 @@ from ipaddress import IPv4Network, ip_address, ip_network
 
 from overlayd import keys
 from overlayd._fast import addresses
-from overlayd.errors import InvalidValue
+from overlayd.errors import InvalidValue, quoted
 from overlayd.model.objects import Address, Network, unmapped
 
-LONGEST_QUOTED = 60  # characters, ours
 MAPPED = 96  # bits before an IPv4 address that is written as IPv6 (RFC 4291, 2.5.5.2)
 KEEPALIVE_MAX = 65535  # seconds, a u16 in linux/wireguard.h
 
@@ -114,11 +113,6 @@ def dns_name(text: str, field: str) -> str:
             "digits, - and _, with no - at either end; other scripts in their form xn--"
         )
     return name
-
-
-def quoted(text: str) -> str:
-    """A value for an error message: enough to recognise it by."""
-    return repr(text) if len(text) <= LONGEST_QUOTED else repr(text[:LONGEST_QUOTED]) + "..."
 
 
 def _require_no_zone(text: str, field: str) -> None:

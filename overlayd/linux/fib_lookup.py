@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
-from overlayd.linux.link import find_link
+from overlayd.linux.link import find_link, link_name
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.linux.route_messages import lookup_body, parse_route
 from overlayd.model.diversions import HERE, Question, Way
@@ -66,7 +66,7 @@ def _way(netlink: Netlink, question: Question, incoming: int, through: int) -> W
     if route.type != rt.RTN_UNICAST or not route.hops:
         return Way("")
     index = route.hops[0][0]
-    name = question.through if index == through else _name(index)
+    name = question.through if index == through else link_name(index)
     plain = question.leaves_for_a_peer and question.flow is None and question.mark is None
     return Way(name, mtu=route.mtu or _mtu(netlink, name) if plain else 0)
 
@@ -74,10 +74,3 @@ def _way(netlink: Netlink, question: Question, incoming: int, through: int) -> W
 def _mtu(netlink: Netlink, name: str) -> int:
     link = find_link(netlink, name)
     return link.mtu if link is not None else 0
-
-
-def _name(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # it has just gone
-        return f"link {index}"

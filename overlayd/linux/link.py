@@ -56,6 +56,14 @@ def link_index(name: str) -> int:
         raise MechanismError("find link", name, errno.ENODEV) from error
 
 
+def link_name(index: int) -> str:
+    """The name of a link, for a person; one that has just gone is called by its index."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return f"link {index}"
+
+
 def delete(name: str) -> None:
     """Delete the link of that name or alternative name if there is one."""
     with Netlink() as netlink:

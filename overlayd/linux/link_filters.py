@@ -7,12 +7,12 @@ Acts in the network namespace that the calling thread is in.
 """
 
 import errno
-import socket
 import struct
 from collections.abc import Container, Iterator, Mapping
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
+from overlayd.linux.link import link_name
 from overlayd.linux.netlink import Netlink
 from overlayd.model.link_filters import LinkFilter
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
@@ -107,11 +107,4 @@ def _filters(body: memoryview, link: str, side: str, shapers: Container[int]) ->
         elif string(parts[_ACT_KIND]) == "mirred":
             does, target = _MIRRED.unpack_from(parameters, _GENERAL.size)
             if does in _REDIRECTS and target not in shapers:
-                yield LinkFilter(link, "redirect", side, _name(target))
-
-
-def _name(index: int) -> str:
-    try:
-        return socket.if_indextoname(index)
-    except OSError:  # it has just gone
-        return f"link {index}"
+                yield LinkFilter(link, "redirect", side, link_name(target))

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from overlayd.errors import OverlaydError, ProtocolError
+from overlayd import errors
+from overlayd.errors import LONGEST_QUOTED, OverlaydError, ProtocolError
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 NEWEST = VERSIONS[-1]
@@ -37,7 +38,6 @@ NAME_TAKEN = 102
 
 LONGEST_ID = 200  # characters, ours, as of every attachment: a container's id has 64
 LONGEST_IFNAME = 15  # bytes: IFNAMSIZ of linux/if.h, less its NUL
-LONGEST_QUOTED = 60  # characters, ours
 
 # SPEC.md, chapter "Parameters"; libcni has the same for names of networks.
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*", re.ASCII)
@@ -186,10 +186,11 @@ def arguments(text: str) -> dict[str, str]:
 
 
 def quoted(value: object) -> str:
-    """A value for an error message: enough to recognise it by."""
-    text = value if isinstance(value, str) else _ENCODER.encode(value).decode()
-    shown = repr(text) if isinstance(value, str) else text
-    return shown if len(text) <= LONGEST_QUOTED else f"{shown[:LONGEST_QUOTED]}..."
+    """A value of a configuration for an error message: enough of it to recognise it by."""
+    if isinstance(value, str):
+        return errors.quoted(value)
+    text = _ENCODER.encode(value).decode()
+    return text if len(text) <= LONGEST_QUOTED else f"{text[:LONGEST_QUOTED]}..."
 
 
 # --- Results ---

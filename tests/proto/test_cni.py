@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from overlayd import errors
 from overlayd.errors import ProtocolError
 from overlayd.proto import cni
 from overlayd.proto.cni import CniError, Environment, Interface, Made
@@ -149,7 +150,7 @@ def test_arguments() -> None:
 
 @given(st.recursive(st.text() | st.integers() | st.none(), st.lists, max_leaves=30))
 def test_what_is_quoted_is_short(value: Any) -> None:
-    assert len(cni.quoted(value)) <= 10 * cni.LONGEST_QUOTED + 6
+    assert len(cni.quoted(value)) <= 10 * errors.LONGEST_QUOTED + 6
 
 
 @given(st.text())

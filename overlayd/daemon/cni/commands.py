@@ -38,6 +38,7 @@ from overlayd.errors import (
     OwnNamespace,
     RequestError,
     StateError,
+    quoted,
 )
 from overlayd.linux import veth
 from overlayd.model import attachments
@@ -316,7 +317,7 @@ class Commands:
         asked = cni_conflist.read(call.config)
         target = Path(call.cni.path)
         if not target.is_absolute():
-            raise CniError(cni.INVALID_ENVIRONMENT, f"{parse.quoted(call.cni.path)} is no absolute path")
+            raise CniError(cni.INVALID_ENVIRONMENT, f"{quoted(call.cni.path)} is no absolute path")
         await readiness.require(self._daemon, asked.service)
         draft = target.with_name(f".{target.name}.new")  # a runtime reads what ends in .conflist
         try:
@@ -386,7 +387,7 @@ def _names(asked: Asked, handle: str) -> list[str]:
         try:
             names.append(parse.dns_name(name, "name"))
         except InvalidValue:
-            log.warning("%s: %s is not a DNS name, and not registered", handle, parse.quoted(name))
+            log.warning("%s: %s is not a DNS name, and not registered", handle, quoted(name))
     return names
 
 

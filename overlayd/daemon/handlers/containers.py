@@ -18,7 +18,15 @@ from overlayd.daemon.change.presence import has_link
 from overlayd.daemon.change.resources import attachment_locks, peers_locks, service_lock
 from overlayd.daemon.handlers.context import Daemon, NodeAsPeer
 from overlayd.daemon.upkeep.reclaim import detach
-from overlayd.errors import InterfaceExists, InvalidValue, MechanismError, NamespaceGone, OwnNamespace, RequestError
+from overlayd.errors import (
+    InterfaceExists,
+    InvalidValue,
+    MechanismError,
+    NamespaceGone,
+    OwnNamespace,
+    RequestError,
+    quoted,
+)
 from overlayd.linux import netns, veth
 from overlayd.model import attachments
 from overlayd.model.attachments import AttachSpec, Place
@@ -115,7 +123,7 @@ async def attach_namespace(
     require_printable(container.path, "handle.path", LONGEST_PATH)
     attachments.require_interface(container.ifname)
     if descriptor is None and not container.path.startswith("/"):
-        raise InvalidValue(f"request.handle.path: {parse.quoted(container.path)} is no absolute path of a namespace")
+        raise InvalidValue(f"request.handle.path: {quoted(container.path)} is no absolute path of a namespace")
     looks = LAST_LOOKS
     while True:
         try:

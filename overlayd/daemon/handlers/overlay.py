@@ -14,7 +14,7 @@ from overlayd import keys, wire
 from overlayd.daemon import parse
 from overlayd.daemon.change.resources import NODE
 from overlayd.daemon.handlers.context import Daemon
-from overlayd.errors import RequestError
+from overlayd.errors import RequestError, quoted
 from overlayd.linux import forwarding
 from overlayd.model import membership, overlay
 from overlayd.model.rows import Overlay
@@ -135,13 +135,13 @@ def _turn_server(server: wire.TurnServer) -> wire.TurnServer:
     try:
         written = turn_uri.read(server.addr)
     except ValueError as error:
-        raise RequestError(f"request.nat.turn_servers.addr: {parse.quoted(server.addr)}: {error}") from None
+        raise RequestError(f"request.nat.turn_servers.addr: {quoted(server.addr)}: {error}") from None
     if server.ca_file and written.transport != "tls":
         raise RequestError(
-            f"request.nat.turn_servers.ca_file: {parse.quoted(server.addr)} has no certificate; with TLS it is turns:"
+            f"request.nat.turn_servers.ca_file: {quoted(server.addr)} has no certificate; with TLS it is turns:"
         )
     if server.ca_file and not server.ca_file.startswith("/"):
-        raise RequestError(f"request.nat.turn_servers.ca_file: {parse.quoted(server.ca_file)} is no absolute path")
+        raise RequestError(f"request.nat.turn_servers.ca_file: {quoted(server.ca_file)} is no absolute path")
     at = parse.server(written.at, "nat.turn_servers.addr", written.default_port)
     return replace(server, addr=str(written._replace(at=at)))
 
