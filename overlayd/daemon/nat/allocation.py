@@ -5,7 +5,8 @@ server (`turn_connection`), how it travels (`turn_transport`), where WireGuard f
 when a peer is relayed (`traversal`).
 
 All servers are asked at once, at an address of each IP version, and the first that gives an allocation has us: a dead
-one costs nothing.  Those of connections begin a little later, since tunnels in datagrams are better.  An allocation of
+one costs nothing.  Those of connections begin a little later, since tunnels in datagrams are better, and so do further
+addresses of one name.  An allocation of
 IPv4 is asked to be one of IPv6 as well (RFC 8656, section 7.1); only where it is none there is one for each.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from overlayd import wire
 from overlayd.daemon.nat.loopback import Loopback
-from overlayd.daemon.nat.reflexive import resolve
+from overlayd.daemon.nat.reflexive import resolve, some
 from overlayd.daemon.nat.turn_connection import TurnConnection
 from overlayd.daemon.nat.turn_transport import Connection, Datagrams, connect, words
 from overlayd.daemon.peers.lookup import Lookups
@@ -39,7 +40,7 @@ FIRST_PAUSE = 1.0  # before those are asked again that do not answer, or end wha
 UNSUPPORTED_PAUSE = 3600.0  # before servers are asked again of which none relays for an IP version
 BOTH = 2.0  # for an allocation of both IP versions, before one of IPv6 is asked for
 ALTERNATES = 3  # servers that one names after the other
-HEAD_START = 1.0  # of datagrams before connections: one may be lost, and is sent again after half of it
+HEAD_START = 1.0  # of what is preferred: a datagram may be lost, and is sent again after half of it
 
 UNSUPPORTED = 440  # RFC 8656, section 18.5: address family not supported
 
@@ -184,7 +185,7 @@ class Allocation:
                 del self._held[version]
 
     async def _ask(self, server: wire.TurnServer, version: int) -> _Asked:
-        """Ask one server, at its preferred address of each IP version.  The failure names the server."""
+        """Ask one server, at its addresses, the preferred ones first.  The failure names the server."""
         at = turn_uri.read(server.addr)
         if at.transport != "udp" and any(turn_uri.read(each.addr).transport == "udp" for each in self._servers):
             await asyncio.sleep(HEAD_START)
@@ -192,15 +193,20 @@ class Allocation:
             found = await resolve(self._lookups, at.at)
         except (OSError, ValueError) as error:
             return _named(server, Failure(0, str(error) or "no answer"))
-        places = {endpoint[0].version: endpoint for endpoint in reversed(found)}.values()
-        won, failed = await _race([self._ask_at(endpoint, at, server, version) for endpoint in places])
+        places = [(order, endpoint) for each in VERSIONS for order, endpoint in enumerate(some(found, each))]
+        won, failed = await _race([self._ask_at(endpoint, at, server, version, order) for order, endpoint in places])
         if won is not None:
             return won
         telling = [each for each in failed if each.failure.code] or failed
         return _named(server, telling[0].failure, telling[0].retry_after)
 
-    async def _ask_at(self, endpoint: Endpoint, at: turn_uri.Server, server: wire.TurnServer, version: int) -> _Asked:
-        """Ask there, or at the server that this one names instead (RFC 8489 section 10), with the same credential."""
+    async def _ask_at(
+        self, endpoint: Endpoint, at: turn_uri.Server, server: wire.TurnServer, version: int, order: int
+    ) -> _Asked:
+        """Ask there, or at the server that this one names instead (RFC 8489 section 10), with the same credential.
+        order: how many addresses are preferred to this one.
+        """
+        await asyncio.sleep(order * HEAD_START)
         asked = {endpoint}
         while True:
             answer = await self._ask_one(endpoint, at, server, version)

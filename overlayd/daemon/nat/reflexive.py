@@ -24,9 +24,10 @@ from overlayd.proto.stun_client import Binding
 
 log = logging.getLogger(__name__)
 
-# Our own constants, seconds.
+# Our own constants, seconds but for ADDRESSES.
 PATIENCE = 5.0  # for an answer: four requests are under way by then
 SHORTEST_INTERVAL = 1.0  # between two rounds, whatever the configuration says
+ADDRESSES = 3  # of one name that are asked, of each IP version
 SOON = 5.0  # after the first round that brought nothing: at boot the network may not be there yet
 
 
@@ -80,35 +81,34 @@ class Reflexive:
                 log.info("seen from outside as %s%s", seen, " (a symmetric NAT)" if self.symmetric else "")
 
     async def _ask_all(self) -> list[Endpoint]:
-        """Ask each server by each of the IP versions that both have."""
-        answers: dict[tuple[int, int], Endpoint] = {}  # by the server's place and the version
+        """Ask each server by all IP versions that both have."""
+        answers: dict[tuple[int, int], Endpoint] = {}  # by the server's place and that of its address
         nothing_known = not self.mapped
 
         def said() -> list[Endpoint]:
             return [answers[key] for key in sorted(answers)]
 
-        async def ask(place: int, at: Endpoint) -> None:
+        async def ask(place: int, number: int, at: Endpoint) -> None:
             if (answer := await self._ask(at)) is not None:
-                answers[place, at[0].version] = answer
+                answers[place, number] = answer
                 if nothing_known:
                     self._take(said())
 
         async def ask_server(place: int, server: str) -> None:
-            await asyncio.gather(*(ask(place, at) for at in await self._places(server)))
+            await asyncio.gather(*(ask(place, *each) for each in enumerate(await self._places(server))))
 
         with self._port.used():
             await asyncio.gather(*(ask_server(place, server) for place, server in enumerate(self._servers)))
         return said()
 
     async def _places(self, server: str) -> list[Endpoint]:
-        """Where to ask a server: at its preferred address of each IP version."""
+        """Where to ask a server: at a few of its addresses, since one may be dead."""
         try:
             found = await resolve(self._lookups, server)
         except (OSError, ValueError) as error:
             log.debug("STUN server %s: %s", server, error or "no answer")
             return []
-        first: dict[int, Endpoint] = {endpoint[0].version: endpoint for endpoint in reversed(found)}
-        return [first[version] for version in sorted(self._port.versions & first.keys())]
+        return [endpoint for version in sorted(self._port.versions) for endpoint in some(found, version)]
 
     async def _ask(self, server: Endpoint) -> Endpoint | None:
         loop = asyncio.get_running_loop()
@@ -143,3 +143,8 @@ async def resolve(lookups: Lookups, server: str) -> list[Endpoint]:
         return [numeric]
     host, _, port = server.rpartition(":")
     return [(address, int(port)) for address in await lookups.addresses(host)]
+
+
+def some(found: Sequence[Endpoint], version: int) -> list[Endpoint]:
+    """The places of an IP version that are asked of all where a server is."""
+    return [endpoint for endpoint in found if endpoint[0].version == version][:ADDRESSES]

@@ -15,7 +15,8 @@ from overlayd.daemon.nat import turn_connection
 from overlayd.daemon.nat.allocation import Allocation
 from overlayd.daemon.nat.relay import Relay
 from overlayd.daemon.peers.lookup import Lookups
-from overlayd.proto import stun
+from overlayd.model.objects import Address
+from overlayd.proto import stun, turn
 from overlayd.proto.stun import Failure, Kind, Message
 
 
@@ -122,6 +123,20 @@ async def test_a_server_that_no_longer_knows_us_at_a_permission_is_asked_anew() 
         allocation._held[4]._asked = -turn_connection.SILENCE  # it was not asked of late
         allocation.permit(b"peer", [(ip_address("192.0.2.7"), 7)])
         await until(lambda: asked.count(stun.ALLOCATE) > before)
+
+
+async def test_a_dead_address_of_a_name_is_not_waited_for(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def addresses_of(self: Lookups, name: str) -> list[Address]:
+        return [ip_address("127.0.0.2"), ip_address("127.0.0.1")]
+
+    monkeypatch.setattr(Lookups, "addresses", addresses_of)
+    relay = relay_at(port, "127.0.0.1")
+    began = asyncio.get_running_loop().time()
+    async with allocating(port, "turn.example") as allocation:
+        await until(lambda: allocation.relayed)
+        assert asyncio.get_running_loop().time() - began < turn.PATIENCE
+    await until(lambda: not relay.server.sessions)
+    relay.close()
 
 
 @pytest.mark.parametrize("nowhere", [("0.0.0.0", 5), ("192.0.2.9", 0), ("224.0.0.1", 5)])

@@ -10,6 +10,7 @@ import pytest
 from overlayd.daemon.nat.reflexive import Reflexive
 from overlayd.daemon.peers.lookup import Lookups
 from overlayd.model.candidates import Endpoint
+from overlayd.model.objects import Address
 from overlayd.proto import stun
 from overlayd.proto.stun import BINDING, XOR_MAPPED_ADDRESS, Kind, Message
 
@@ -99,3 +100,16 @@ async def test_what_is_known_is_replaced_as_a_whole(asking: tuple[Port, Reflexiv
     port.mapped[SERVERS[2]] = (HERE, 4800)
     await until(lambda: not port.listeners)
     await until(lambda: reflexive.mapped == [(HERE, 4800)] * 3)
+
+
+async def test_a_dead_address_of_a_name_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def addresses(self: Lookups, name: str) -> list[Address]:
+        return [ip_address("192.0.2.66"), SERVERS[0][0]]
+
+    monkeypatch.setattr(Lookups, "addresses", addresses)
+    port = Port()
+    port.mapped[SERVERS[0]] = (HERE, 4711)
+    reflexive = Reflexive(port, Lookups(), ["stun.example:3478"], 60.0)  # type: ignore[arg-type]
+    task = asyncio.create_task(reflexive.watch())
+    await until(lambda: reflexive.mapped == [(HERE, 4711)])
+    task.cancel()
