@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from overlayd import __version__
-from overlayd.cli import cluster, cni, completion, lists, tables, top, wgshow
+from overlayd.cli import advice, cluster, cni, completion, lists, tables, top, wgshow
 from overlayd.cli.arguments import EXIT_ERR, EXIT_FINDINGS, EXIT_UNAVAILABLE
 from overlayd.cli.call import NotFound, UsageError, list_requests, parse_request
 from overlayd.cli.columns import Paper, printable
@@ -43,15 +43,9 @@ def run(args: Namespace) -> int:
     except NotFound as error:
         return _fail(EXIT_ERR, printable(str(error)))
     except CallError as error:
-        return _fail(EXIT_ERR, str(error))
-    except Unreachable as error:
-        return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(error.reason, _socket(args))}")
-    except ConnectionLost as error:
-        # Also what a caller who may not use the daemon sees: it accepts, looks at the credentials, and hangs up.
-        reason = PermissionError() if os.geteuid() else ConnectionResetError()
-        return _fail(EXIT_UNAVAILABLE, f"{error}\n{_advice(reason, _socket(args))}")
+        return _fail(EXIT_ERR, "\n".join(filter(None, (str(error), advice.refused(error)))))
     except (OverlaydError, TimeoutError) as error:
-        return _fail(EXIT_UNAVAILABLE, str(error))
+        return _fail(EXIT_UNAVAILABLE, "\n".join(filter(None, (str(error), advice.unavailable(error, _socket(args))))))
     except BrokenPipeError:
         raise
     except OSError as error:  # of a file or a directory that the command was to read or write
@@ -467,30 +461,3 @@ def _paper() -> Paper:
 def _fail(code: int, message: str) -> int:
     print("\n".join(map(printable, f"overlayctl: {message}".split("\n"))), file=sys.stderr)
     return code
-
-
-def _advice(reason: OSError, path: str) -> str:
-    match reason:
-        case FileNotFoundError():
-            return (
-                "There is no such socket: is overlayd running on this node (systemctl status overlayd)?\n"
-                "If it listens elsewhere, name the socket with --socket or OVERLAYD_SOCKET."
-            )
-        case ConnectionRefusedError() if not Path(path).is_socket():
-            return f"{path} is no socket: name overlayd's with --socket or OVERLAYD_SOCKET."
-        case ConnectionRefusedError():
-            return (
-                f"Nobody listens there: overlayd stopped or crashed (journalctl -u overlayd), and left {path} behind."
-            )
-        case PermissionError():
-            return (
-                "overlayd talks to root, to its own user, and to members of the socket's group:\n"
-                f"compare `stat -c %G {path}` with `id -nG`, or use sudo.  Its log says whom it turned away."
-            )
-        case ConnectionResetError():
-            return (
-                "overlayd stopped, was restarted, or hung up since there are too many connections: its log says which\n"
-                "(journalctl -u overlayd), and which process has them."
-            )
-        case _:
-            return "Check that overlayd runs on this node, and the socket's path (--socket, OVERLAYD_SOCKET)."

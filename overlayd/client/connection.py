@@ -23,7 +23,13 @@ UNREAD_EVENTS = 16_384  # a few for each peer of a large cluster
 
 
 class ConnectionLost(OverlaydError):
-    """The connection ended, and with it every call that waited: what the daemon did of them is not known."""
+    """The connection ended, and with it every call that waited: what the daemon did of them is not known.  foreign: for
+    what was said there, which is not this protocol, or no frame of it.
+    """
+
+    def __init__(self, message: str, *, foreign: bool = False) -> None:
+        super().__init__(message)
+        self.foreign = foreign
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -59,7 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         waiting: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._probes.values()]
         for future in waiting:
             if not future.done():
-                future.set_exception(ConnectionLost(self._lost))
+                future.set_exception(ConnectionLost(self._lost, foreign=self._broken is not None))
         self._waiting.clear()
         self._probes.clear()
         self._writable.set()

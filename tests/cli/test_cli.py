@@ -404,4 +404,30 @@ def test_a_hung_daemon_exits_69(canned: Canned, capsys: pytest.CaptureFixture[st
         assert cli.run(["--timeout", "0.1", "status"]) == 69
     finally:
         release.set()
-    assert capsys.readouterr().err == "overlayctl: no answer to status within 0.1 s\n"
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "overlayctl: no answer to status within 0.1 s"
+    assert told[1].startswith("overlayd is there, and busy, stopped (SIGSTOP) or hanging")
+
+
+def test_what_answers_and_is_no_overlayd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "web.sock"))
+        listener.listen()
+
+        def answer() -> None:
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.recv(100)
+                accepted.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        server = threading.Thread(target=answer)
+        server.start()
+        assert cli.run(["--socket", str(tmp_path / "web.sock"), "status"]) == 69
+        server.join()
+    assert f"What answers at {tmp_path}/web.sock is no overlayd" in capsys.readouterr().err
+
+
+def test_a_daemon_that_is_older_than_the_command(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:
+    canned.answer = lambda request: wire.Err("unknown variant `list`, expected one of `status`", code="bad_request")
+    assert cli.run(["peers"]) == 1
+    assert "is older than overlayctl" in capsys.readouterr().err

@@ -156,8 +156,9 @@ def test_who_hangs_up_ends_a_daemon_that_is_at_a_terminal_alone(lab: Lab) -> Non
     member = Member(lab, 6, "hung")
     member.start()
     assert member.node.daemon is not None
-    member.node.daemon.send_signal(signal.SIGHUP)
-    until(lambda: "SIGHUP changes nothing" in member.node.log.read_text(), "SIGHUP is told of")
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        member.node.daemon.send_signal(number)
+        until(lambda name=number.name: f"{name} changes nothing" in member.node.log.read_text(), f"{number} is told of")
     assert member.request("status")["result"] == "status"
     assert member.node.stop() == 0
     at_a_terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
