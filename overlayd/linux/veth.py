@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import ip_interface, ip_network
+from pathlib import Path
 from typing import NamedTuple
 
 from overlayd import fault
@@ -135,7 +136,7 @@ def _complete(host: Netlink, creation: _Creation) -> None:
         try:
             script.finish()
         except MechanismError as error:
-            _make_room(host, veth, error)
+            _make_room(host, creation, error)
         script.go_on(0)
         run(host, [script])
     try:
@@ -230,8 +231,9 @@ def _pair_request(veth: Veth, descriptor: int) -> Request:
     return Request("create veth", veth.name, rt.RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
-def _make_room(host: Netlink, veth: Veth, error: MechanismError) -> None:
+def _make_room(host: Netlink, creation: _Creation, error: MechanismError) -> None:
     """Remove a leftover of ours that keeps a pair from being made; raises what else does."""
+    veth = creation.veth
     if error.errno == errno.EXFULL and veth.bridge is not None:
         full = f"the bridge has {MOST_PORTS} ports, the kernel's limit: attach to another service, or detach first"
         raise MechanismError("attach to bridge", veth.bridge, errno.EXFULL, full) from error
@@ -244,10 +246,27 @@ def _make_room(host: Netlink, veth: Veth, error: MechanismError) -> None:
         return
     taken = "the host has a link of that name without our mark: delete or rename it"
     if leftover is None:
+        with netns.socket_in(creation.descriptor) as inner:
+            if _is_stray(inner, veth):
+                inner.transact([delete_request(veth.interface)])
+                return
         where = f"the namespace of process {veth.netns.pid}" if isinstance(veth.netns, Netns) else veth.netns.path
         present = f"{where} already has an interface {veth.interface}"
         raise Taken("create veth", veth.name, errno.EEXIST, present) from error
     raise MechanismError("create veth", veth.name, errno.EEXIST, taken) from error
+
+
+def _is_stray(inner: Netlink, veth: Veth) -> bool:
+    """Whether the container's interface is the one that we made, and somebody moved its other end to another network
+    namespace: it leads nowhere any more.
+    """
+    link = find_link(inner, veth.interface)
+    if link is None or link.kind != "veth" or link.mac != veth.mac:
+        return False
+    with Path("/proc/thread-self/ns/net").open("rb") as here:
+        body = rt.namespace_id_body(here.fileno())
+        (reply,) = inner.transact([Request("look up", "network namespace", rt.RTM_GETNSID, 0, body)])
+    return link.peer_namespace == rt.NO_NAMESPACE_ID or link.peer_namespace != rt.parse_namespace_id(reply)
 
 
 def _outer_settings(veth: Veth) -> list[bytes]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from lab import Lab, ping
 from lab.cluster import CLUSTER, CLUSTER6, Member, Pair
+from lab.frames import Refused
+from lab.patience import until
 
 
 @pytest.fixture(params=[CLUSTER, CLUSTER6], ids=["ipv4", "ipv6"])
@@ -49,6 +51,32 @@ def test_an_interface_that_has_another_mac(pair: Pair) -> None:
     web.run(remedy.split())
     assert alpha.findings() == []
     ping(web, pair.db_address, 1)
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("into", ["another", "its own"])
+def test_a_host_end_that_somebody_moved_away(pair: Pair, into: str, running: bool) -> None:
+    """What is inside is ours, by its MAC, and leads nowhere: it is made anew."""
+    alpha, elsewhere = pair.alpha, pair.lab.container() if into == "another" else pair.web
+    if not running:
+        alpha.node.stop()
+    alpha.node.run(["ip", "link", "set", f"veth-{pair.web.pid}-s", "netns", str(elsewhere.pid)])
+    if not running:
+        alpha.start()
+    until(lambda: f"veth-{pair.web.pid}-s" in alpha.node.run(["ip", "link"]), alpha.node.log_tail)
+    until(lambda: alpha.findings() == [], lambda: str(alpha.findings()))
+    ping(pair.web, pair.db_address, 1)
+    ping(pair.db, pair.web_address, 1)
+    assert f"veth-{pair.web.pid}-s" not in elsewhere.run(["ip", "link"])
+
+
+def test_an_interface_in_the_way_that_is_not_ours_is_let_be(pair: Pair) -> None:
+    alpha, lab = pair.alpha, pair.lab
+    elsewhere, foreign = lab.container(), lab.container()
+    foreign.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "out", "netns", str(elsewhere.pid)])
+    with pytest.raises(Refused, match="already has an interface eth0"):
+        alpha.attach(foreign, "web")
+    assert "eth0" in foreign.run(["ip", "link"])
 
 
 def moved(member: Member) -> list[str]:
