@@ -152,8 +152,8 @@ class Doctor:
             problem = f"was disturbed: {problem}"
             found.append(Finding("journal-displaced", "warning", "the journal", problem, symptom, remedy))
         if problem := await self._node.journal_obstacle():
-            symptom = "traffic goes on; every request that changes something is refused"
-            remedy = "free space there, or remount it writable; nothing else is needed"
+            symptom = "traffic goes on; requests that change something are refused, or the next start is"
+            remedy = "free space there, remount it writable, or clear the way that is named; nothing else is needed"
             problem = f"cannot be written: {problem}"
             found.append(Finding("journal-unwritable", "error", "the journal", problem, symptom, remedy))
         return found

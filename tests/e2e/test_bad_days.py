@@ -73,6 +73,24 @@ def test_the_doctor_tells_of_a_disk_before_a_request_is_refused(disk: Member) ->
     assert codes() == []
 
 
+@pytest.mark.parametrize("attribute", ["i", "a"])  # appending is not enough: a start cuts what is torn
+def test_an_attribute_of_the_journal_that_forbids_to_write_it_is_told(member: Member, attribute: str) -> None:
+    node = member.node
+    journal = node.data_dir / "journal"
+    subprocess.run(["chattr", f"+{attribute}", journal], check=True)
+    try:
+        if attribute == "i":
+            with pytest.raises(Refused, match=r"Operation not permitted .*lsattr, chattr -i"):
+                member.request("register_dns", name="web", ip="10.200.1.9")
+        (found,) = member.findings()
+        assert (found["code"], found["severity"]) == ("journal-unwritable", "error")
+        assert "cannot be opened: Operation not permitted (errno 1); look at its attributes" in found["problem"]
+    finally:
+        subprocess.run(["chattr", f"-{attribute}", journal], check=True)
+    assert member.findings() == []
+    member.request("register_dns", name="web", ip="10.200.1.9")
+
+
 def test_a_thousand_peers_fit_into_96_mib_without_swap(lab: Lab) -> None:
     with limited(96 * MIB) as enter:
         member = Member(lab, 14, f"small{len(lab.nodes)}")

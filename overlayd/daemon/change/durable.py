@@ -20,6 +20,7 @@ _REMEDIES = {
     errno.ENOSPC: "free space on that file system",
     errno.EDQUOT: "free space or raise the quota",
     errno.EROFS: "find out why the file system is read-only (dmesg) and remount it writable",
+    errno.EPERM: "look at its attributes (lsattr, chattr -i -a) and at security modules",
     errno.EIO: "the disk fails: look at dmesg, and move the data directory to another disk",
 }
 

@@ -30,6 +30,7 @@ refused commit back: a disk that refuses to forget cannot be made to.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -147,8 +148,14 @@ class Journal:
         if shown.f_flag & os.ST_RDONLY:
             return "its file system is read-only"
         room = shown.f_bfree * shown.f_frsize
-        full = shown.f_blocks and room < ROOM  # some have no limit, and say that they have no blocks
-        return f"its file system has room for {room} bytes" if full else ""
+        if shown.f_blocks and room < ROOM:  # some have no limit, and say that they have no blocks
+            return f"its file system has room for {room} bytes"
+        try:
+            os.close(os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # it is made again
+                return str(refused("it cannot be opened", error))
+        return ""
 
     async def close(self) -> None:
         """Finish the commits under way, end the writer thread, release the lock.  Idempotent."""
