@@ -13,7 +13,7 @@ from overlayd._fast.dnsquery import MAX_DATAGRAM
 # Protocol constants.
 HEADER = struct.Struct(">HBBHHHH")  # id, flags and opcode, flags and response code, four counts of records
 MAX_MESSAGE = 65_535  # bytes in a TCP frame
-FORMERR, SERVFAIL, NOTIMP, REFUSED = 1, 2, 4, 5
+FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 1, 2, 3, 4, 5
 REFUSALS = frozenset((FORMERR, SERVFAIL, NOTIMP, REFUSED))  # the server could not or would not; another one may
 NO_REACHABLE_AUTHORITY, OTHER = 22, 0  # RFC 8914 section 4
 

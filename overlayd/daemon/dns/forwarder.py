@@ -200,7 +200,7 @@ class Forwarder:
         if self._asked.get(asked.id) is asked:
             del self._asked[asked.id]
         now = self._loop.time()
-        if answer is not None and servers is self._last:
+        if answer is not None and servers is self._last and not _is_makeshift(answer, asking):
             self._cache.put(asked.query.key, answer, now)
         if answer is None:
             self.loops.doubt(asking)
@@ -226,6 +226,11 @@ class Forwarder:
     def _give(self, waiting: _Waiting, answer: Answer, *, stale: bool = False) -> None:
         response = self._cache.give(answer, waiting.message, waiting.stream, waiting.client, stale)
         waiting.deliver(response, Origin(answer.server, stale))
+
+
+def _is_makeshift(answer: Answer, asked: Sequence[Upstream]) -> bool:
+    """Whether it says that there is nothing for want of the first server, which may know better when it is back."""
+    return (answer.code == dns.NXDOMAIN or answer.empty) and answer.server != str(asked[0])
 
 
 def _failure(servers: Sequence[Upstream], asked: Sequence[Upstream]) -> Answer:

@@ -68,6 +68,28 @@ async def test_an_answer_is_kept_until_the_servers_are_others():
         assert len(cache) == 0
 
 
+async def test_that_there_is_nothing_is_kept_of_the_first_server_alone():
+    """Of another one it is believed only for want of the first, which knows better when it is back."""
+    cache, silent = Cache(10, 10_000), [True]
+    async with (
+        serving(lambda asked: [] if silent else [answer(asked)]) as internal,
+        serving(lambda asked: [nothing(asked)]) as public,
+    ):
+        servers = (internal.upstream, public.upstream)
+        forwarder = forwarding(lambda: servers, cache)
+        assert (await ask(forwarder)).rcode() == dns.rcode.NXDOMAIN and len(cache) == 0
+        silent.clear()
+        assert (await ask(forwarder)).answer and len(cache) == 1
+        servers = (public.upstream, internal.upstream)
+        assert (await ask(forwarder)).rcode() == dns.rcode.NXDOMAIN and len(cache) == 1
+
+
+def nothing(asked):
+    response = dns.message.from_wire(answer(asked, code=dns.rcode.NXDOMAIN))
+    response.authority.append(dns.rrset.from_text("example.org.", 60, "IN", "SOA", "a. b. 1 2 3 4 60"))
+    return response.to_wire()
+
+
 async def test_an_answer_of_servers_that_are_no_more_is_not_kept():
     cache = Cache(10, 10_000)
     async with serving(slow(0.1)) as one:
