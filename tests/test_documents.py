@@ -22,7 +22,7 @@ RUN_BY = {
         *["e2e/test_quick_start.py"] * 8,
         "Makefile",
     ),
-    "cluster": ("e2e/test_manual_blocks.py",) * 3,
+    "cluster": (*("e2e/test_manual_blocks.py",) * 3, "e2e/test_cluster_access.py"),
     "cni": ("e2e/test_cni_runtimes.py",) * 3,
     "fleet": ("e2e/test_fleet.py",) * 6,
     "install": (

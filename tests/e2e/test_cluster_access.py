@@ -1,6 +1,8 @@
 """Who we are to etcd: TLS with certificates that are renewed, users whose tokens expire, roles that forbid."""
 
+import re
 import time
+from pathlib import Path
 
 from lab import Lab, run
 from lab.certificates import OPENSSL, certify
@@ -80,3 +82,44 @@ def test_a_user_whose_token_expires_and_one_who_may_not(lab: Lab) -> None:
         forbidden.options[forbidden.options.index("prod")] = "other"
         forbidden.start("--cluster-cidr", "10.200.0.0/16")
         until(lambda: "permission denied" in forbidden.part.get("error", ""), lambda: forbidden.part)
+
+
+def test_a_role_for_each_node_as_the_page_has_it(lab: Lab) -> None:
+    """All that a node does for itself; only what removes others takes more, and is told."""
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    (block,) = re.findall(r"```\n(etcdctl role add node-1\n.*?)```", page, re.DOTALL)
+    password = lab.directory / "of-each"
+    password.write_text("PASSWORD\n")
+    with Etcd(lab, name="r") as etcd:
+        for words in (["user", "add", "root:r"], ["user", "grant-role", "root", "root"]):
+            etcd.ctl(*words)
+        for name in ("node-1", "node-2"):
+            where = f"export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={etcd.members[0].url}\n"
+            etcd.members[0].node.run(["sh", "-ec", where + block.replace("node-1", name)])
+        etcd.ctl("auth", "enable")
+        etcd.ctl_options = ["--user", "root:r"]
+        one, two = (
+            Site(lab, etcd, name, ["--etcd-user", name, "--etcd-password-file", str(password)])
+            for name in ("node-1", "node-2")
+        )
+        one.start("--cluster-cidr", "10.200.0.0/16")
+        two.start()
+        for site in (one, two):
+            site.join()
+            site.knows(1)
+            site.serve()
+        until(lambda: one.resolve("node-2-web") == two.address, one.node.log_tail)
+        for number in range(600):  # more than one entry of the store takes
+            two.request("register_dns", name=f"{number}-{'long.' * 12}example", ip=two.address)
+        until(lambda: one.resolve(f"599-{'long.' * 12}example") == two.address, one.node.log_tail)
+        assert "/s/name/node-2/1" in etcd.ctl("get", "--prefix", "--keys-only", "/overlayd/prod/s/name/")
+        one.node.overlayctl("cluster", "set", "node_ttl_secs=4")
+        until(
+            lambda: "cluster-janitor" in [each["code"] for each in one.request("doctor")["findings"]], one.node.log_tail
+        )
+        assert "nodes that are gone are not removed: " in one.node.log.read_text()
+        one.node.overlayctl("cluster", "set", "node_ttl_secs=0")
+        two.node.overlayctl("cluster", "leave", "--force")
+        one.knows(0)
+        for site in (one, two):
+            site.node.stop()

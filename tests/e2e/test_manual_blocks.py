@@ -57,7 +57,7 @@ def etcd(lab: Lab) -> Iterator[Etcd]:
 
 
 def test_a_cluster_is_made_and_its_roles_are_given_as_the_page_says(lab: Lab, etcd: Etcd) -> None:
-    start, init, roles = (block.replace("/etc/overlayd", str(lab.directory / "etc")) for block in blocks("cluster"))
+    start, init, roles, _ = (block.replace("/etc/overlayd", str(lab.directory / "etc")) for block in blocks("cluster"))
     readme = next(block for block in blocks("README") if block.startswith("overlayd --etcd"))
     assert readme.split()[:3] == start.split(",")[0].split()[:3], "the same etcd"
     made = [Site(lab, etcd, name) for name in ("alpha", "beta")]

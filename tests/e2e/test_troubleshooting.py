@@ -222,6 +222,7 @@ ELSEWHERE = {
     "cluster-full": "test_a_cluster_without_free_blocks_is_told_and_nothing_stops",
     "cluster-record": "faults",
     "cluster-untold": "test_a_user_whose_token_expires_and_one_who_may_not",
+    "cluster-janitor": "cluster-janitor",
     "cluster-zone": "cluster-zone",
 }
 

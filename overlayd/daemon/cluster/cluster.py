@@ -83,6 +83,7 @@ class Cluster:
         self.rotation = Rotation(node, self.own)
         self.following: Following | None = None
         self.news: News | None = None
+        self.janitor: Janitor | None = None
         self._machine = place.machine
         self._run: Run | None = None
         self._keep_up: KeepUp | None = None
@@ -155,7 +156,8 @@ class Cluster:
                     group.create_task(self.publishing.keep_names(self.own))
                     group.create_task(self.publishing.keep_presence())
                     group.create_task(self._keep_blocks())
-                    group.create_task(Janitor(self.node, self.etcd, news, self.publishing).run())
+                    self.janitor = Janitor(self.node, self.etcd, news, self.publishing)
+                    group.create_task(self.janitor.run())
             except BaseExceptionGroup as bugs:
                 raise bugs.exceptions[0] from bugs
 
@@ -379,7 +381,7 @@ class Cluster:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self.news = self.following = None
+        self.news = self.following = self.janitor = None
 
     def look_again(self) -> None:
         """Confirm again: a person has changed something."""

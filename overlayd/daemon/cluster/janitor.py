@@ -27,7 +27,7 @@ from overlayd.model.cluster_records import (
     write_freed,
 )
 from overlayd.model.rows import Membership
-from overlayd.proto.store_answers import Entry, Unavailable
+from overlayd.proto.store_answers import Denied, Entry, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ async def _held(etcd: Etcd, name: str, record: Entry, instance: str) -> list[Ent
 
 
 class Janitor:
-    """interval: seconds between two readings, of a cluster that removes after `ttl`."""
+    """denied: what of the office our role in the store does not allow; empty when it allows all, or nobody needs it."""
 
     def __init__(self, node: Node, etcd: Etcd, news: News, publishing: Publishing) -> None:
         self._node = node
@@ -81,6 +81,7 @@ class Janitor:
         self._news = news
         self._publishing = publishing
         self._absence: Absence | None = None
+        self.denied = ""
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -91,11 +92,11 @@ class Janitor:
             interval = min(max(ttl / 4, SHORTEST_INTERVAL), LONGEST_INTERVAL)
             await asyncio.sleep(interval * random.uniform(0.9, 1.1) if ttl else LONGEST_INTERVAL / 10)
             if known is None or not ttl or self._news.guarded:
-                self._absence = None
+                self._absence, self.denied = None, ""
                 continue
             try:
                 if not await self._hold_office(known.node):
-                    self._absence = None
+                    self._absence, self.denied = None, ""
                     continue
                 if self._absence is None or self._absence.ttl != ttl:
                     self._absence = Absence(ttl, interval)
@@ -105,10 +106,18 @@ class Janitor:
                 now = asyncio.get_running_loop().time()
                 for name in self._absence.read(members, present, now):
                     await self._remove(name)
+                self.denied = ""
             except OverlaydError as error:
+                if isinstance(error, Denied):
+                    self._deny(str(error))
                 if self._absence is not None:
                     self._absence.failed()
                 log.debug("cluster: janitor: %s", error)
+
+    def _deny(self, why: str) -> None:
+        if why != self.denied:
+            log.warning("cluster: nodes that are gone are not removed: %s", why)
+        self.denied = why
 
     async def _hold_office(self, own: str) -> bool:
         lease = self._publishing.lease

@@ -93,6 +93,11 @@ class Report:
             found.append(
                 Finding("cluster-untold", "warning", what, problem, "", "see to the store, or to our role in it")
             )
+        if cluster.janitor is not None and cluster.janitor.denied:
+            problem = f"has node_ttl_secs, and no janitor that may remove nodes: {cluster.janitor.denied}"
+            symptom = "nodes that are gone stay, with their blocks"
+            remedy = "let the role of one node at least write p/_janitor, s/node/ and s/name/; see docs/cluster.md"
+            found.append(Finding("cluster-janitor", "warning", what, problem, symptom, remedy))
         return found
 
     def _lost_store(self) -> str:
