@@ -25,7 +25,8 @@ from overlayd import wire
 from overlayd.errors import MechanismError, RequestError
 from overlayd.linux.egress import attachment, next_link, source_towards
 from overlayd.linux.netlink import Netlink
-from overlayd.model.objects import Address, Network
+from overlayd.model.endpoints import nobodys
+from overlayd.model.objects import Address, Network, unmapped
 from overlayd.proto.relay import RelayServer, SocketAddress, ToPeer
 from overlayd.proto.relay_peers import Hop, RelayPeers
 from overlayd.proto.stun import TRANSACTION_ID_SIZE
@@ -293,6 +294,11 @@ def _external_address(text: str, field: str) -> Address:
     if colon and port.isdecimal() and (host.count(":") == 0 or host.startswith("[")):
         text = host
     try:
-        return ip_address(text.removeprefix("[").removesuffix("]"))
+        address = unmapped(ip_address(text.removeprefix("[").removesuffix("]")))
+        if "%" in text or (host == text and int(port) > 65535):  # a zone may be any text
+            raise ValueError
     except ValueError:
         raise RequestError(f"{field}: {text!r} is no IP address and port like 192.0.2.1:3478") from None
+    if nobody := nobodys(address):
+        raise RequestError(f"{field}: {address} {nobody}; name an address at which other nodes reach this one")
+    return address

@@ -38,6 +38,10 @@ def config(
     (config(address="192.0.2.1.5"), "external_addr"),
     (config(address="192.0.2.1,192.0.2.2"), "at most one address of IPv4 and one of IPv6"),
     (config(address="192.0.2.1,"), "external_addr"),
+    (config(address="192.0.2.1:65536"), "external_addr"),
+    (config(address="fe80::1%x\ny"), "external_addr: 'fe80::1%x.*no IP address"),
+    (config(address="0.0.0.0:3478"), "external_addr: 0.0.0.0 is the address of nobody"),
+    (config(address="[ff02::1]:3478"), "external_addr: ff02::1 is the address of a group"),
 ])  # fmt: skip
 def test_a_configuration_that_cannot_work_is_refused(broken: RelayServer, says: str) -> None:
     with pytest.raises(RequestError, match=says):
@@ -53,6 +57,7 @@ def test_a_configuration_that_cannot_work_is_refused(broken: RelayServer, says: 
     ("[2001:db8::1]", "2001:db8::1"),
     ("192.0.2.1:3478, [2001:db8::1]:3478", "192.0.2.1 2001:db8::1"),
     ("2001:db8::1,192.0.2.1", "2001:db8::1 192.0.2.1"),
+    ("[::ffff:192.0.2.1]:3478", "192.0.2.1"),
 ])  # fmt: skip
 def test_the_forms_of_an_external_address(text: str, address: str) -> None:
     assert external(text) == address.split()
