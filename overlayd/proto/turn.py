@@ -59,6 +59,10 @@ _ADVICE = {
 }
 _MAY_PASS = {0, 437, 438, 486, 500, 508}
 
+# What some servers say to who asks for both IP versions, though they should give the one that they have.
+_BOTH = (stun.ADDITIONAL_ADDRESS_FAMILY, IPV6_FAMILY)
+_NOT_BOTH = {400, 420, 440}
+
 
 class Allocated(NamedTuple):
     """We can be reached at `relayed`, and at `also` if both were asked for; the server sees us as `mapped`."""
@@ -169,7 +173,7 @@ class TurnClient:
         self._last_sent = now
         self._allocation: _Fields = ((stun.REQUESTED_TRANSPORT, UDP),)
         if both:
-            self._allocation += ((stun.ADDITIONAL_ADDRESS_FAMILY, IPV6_FAMILY),)
+            self._allocation += (_BOTH,)
         elif family == 6:
             self._allocation += ((stun.REQUESTED_ADDRESS_FAMILY, IPV6_FAMILY),)
         self._allocate(now)
@@ -357,6 +361,10 @@ class TurnClient:
             # A former process of ours on the same port died without releasing it.
             self._released_earlier = True
             self._request(stun.REFRESH, ((stun.LIFETIME, 0),), lambda answer, now: self._allocate(now), now)
+            return
+        if answer.code in _NOT_BOTH and _BOTH in self._allocation:
+            self._allocation = self._allocation[:1]
+            self._allocate(now)
             return
         advice = _ADVICE.get(answer.code)
         self._end(

@@ -35,9 +35,9 @@ KEY = stun.long_term_key("node-1", "example.org", "secret")
 class Played:
     """A client, and the server's half of the conversation in the hands of the test."""
 
-    def __init__(self, now: float = 0.0, family: int = 4, *, stream: bool = False) -> None:
+    def __init__(self, now: float = 0.0, family: int = 4, *, both: bool = False, stream: bool = False) -> None:
         self.now = now
-        self.client = TurnClient("node-1", "secret", ids(), now, family=family, stream=stream)
+        self.client = TurnClient("node-1", "secret", ids(), now, family=family, both=both, stream=stream)
 
     def asked(self) -> Message:
         """The only request that the client sends now, checked for its credentials."""
@@ -166,6 +166,18 @@ def test_another_server_is_named_by_one_that_may(challenged: bool) -> None:
     [failed] = played.client.events()
     assert isinstance(failed, Failed)
     assert failed.instead == other
+
+
+@pytest.mark.parametrize("code", [400, 420, 440])
+def test_of_a_server_that_refuses_both_ip_versions_ipv4_is_asked_for(code: int) -> None:
+    played = Played(both=True)
+    request = played.challenge(played.asked())
+    assert request.get(stun.ADDITIONAL_ADDRESS_FAMILY) == 2
+    played.refuse(request, code)
+    request = played.asked()
+    assert request.method == stun.ALLOCATE and request.get(stun.ADDITIONAL_ADDRESS_FAMILY) is None
+    played.refuse(request, code)
+    assert [type(event) for event in played.client.events()] == [Failed]
 
 
 def test_wrong_credentials_are_final() -> None:
