@@ -1,16 +1,19 @@
 """overlayctl on living nodes: what an operator is shown, and what goes into a bug report."""
 
 import json
+import re
 import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from lab import Lab, ping
 from lab.cluster import Member, Pair
 from lab.patience import until
 
-from overlayd import __version__
+from overlayd import __version__, wire
+from overlayd.cli import arguments
 
 
 def test_names_lists_and_wg_of_two_nodes(pair: Pair) -> None:
@@ -36,6 +39,60 @@ def test_names_lists_and_wg_of_two_nodes(pair: Pair) -> None:
             (same,) = [each for each in ours if each[1] == line[1]]
             assert same[:6] == line[:6]
             assert same[8:] == (line[8], "beta")
+
+
+# What the page says that a command prints, as a type, or as the keys that it always has.
+PRINTED: dict[str, Any] = {
+    "status": wire.Status,
+    "nat": wire.NatStatus,
+    "dns list": wire.Dns,
+    "dns query web": wire.DnsAnswer,
+    "services": list[wire.ListedService],
+    "containers": list[wire.ListedContainer],
+    "networks": list[wire.ListedNetwork],
+    "ip": {"pools", "addresses"},
+    "peers": list[wire.StatusPeer],
+    "doctor": list[wire.Finding],
+    "device renew": list[wire.RenewedDevice],
+    "edge list": list[wire.EdgePeer],
+    "edge mint laptop --ttl 1h --node-endpoint 192.0.2.1:51820": wire.EdgeConfig,
+    "cluster status": wire.StatusCluster | None,
+    "top --number 1": {"received", "sent", "peers", "services"},
+    "ready": {"ready", "reason"},
+    "why {web} {db}": {"hops", "way_back"},
+    "ping {db} -c 1": {"address", "milliseconds"},
+    "whoami": {*("pid", "uid", "exe_path", "exe_hash", "namespace_id", "socket", "started_at_unix_ms", "boot_id")},
+    "inspect": {"picture", "journal", "differences"},
+    "version": {"overlayctl", "overlayd"},
+}
+OF_A_CLUSTER = {"cluster nodes", "cluster show", "cluster check", "events"}  # as other tests read them
+
+
+def test_json_is_what_the_page_says(pair: Pair) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    table = page.partition("## In a shell")[2].partition("## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", table, re.MULTILINE)
+    said = {command: text for commands, text in rows for command in re.findall(r"`([^`]+)`", commands)}
+    have_json = set()
+    for each in arguments.COMMANDS:
+        for action in each.actions or (each,):
+            words = each.word if action is each else f"{each.word} {action.word}"
+            have_json |= {words for option in action.options if "--json" in option.names}
+    assert said.keys() == have_json
+    ends = {"web": f"pid:{pair.web.pid}", "db": pair.db_address}
+    tried = set()
+    for command, form in PRINTED.items():
+        (named,) = [each for each in said if f"{command} ".startswith(f"{each} ")]
+        tried.add(named)
+        given = [word.format(**ends) for word in command.split()]
+        printed = pair.alpha.node.try_overlayctl(*given, "--json")[1]
+        if isinstance(form, set):
+            assert form <= json.loads(printed).keys(), command
+            for key in form:
+                assert f"`{key}`" in said[named], (command, key)
+        else:
+            msgspec.json.decode(printed, type=form)
+    assert tried | OF_A_CLUSTER == have_json
 
 
 def test_what_flows_is_shown(pair: Pair) -> None:
