@@ -55,7 +55,7 @@ def _unreachable(reason: OSError, path: str) -> str:
                 "If it listens elsewhere, name the socket with --socket or OVERLAYD_SOCKET."
             )
         case ConnectionRefusedError() if not Path(path).is_socket():
-            return f"{path} is no socket: name overlayd's with --socket or OVERLAYD_SOCKET."
+            return f"{path} is not a socket: name overlayd's with --socket or OVERLAYD_SOCKET."
         case ConnectionRefusedError():
             return (
                 f"Nobody listens there: overlayd stopped or crashed (journalctl -u overlayd), and left {path} behind."

@@ -92,7 +92,7 @@ def read(file: str) -> Published:
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as stream:
             there = os.fstat(stream.fileno())
             if not stat.S_ISREG(there.st_mode):
-                raise StateError(f"{file} is no file, and so no identity file")
+                raise StateError(f"{file} is not a file, and so not an identity file")
             try:
                 return Published(file, there.st_uid, identity.from_json(stream.read(identity.LONGEST_FILE)))
             except StateError as error:

@@ -370,7 +370,7 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
     except ValueError as error:
         raise ConfigError(f"dns-upstream: {error}; write ADDR, ADDR:PORT or [ADDR]:PORT") from error
     if config.metrics and not _is_place(config.metrics):
-        raise ConfigError(f"metrics: {config.metrics!r} is no port, ADDR:PORT, [ADDR]:PORT or path of a socket")
+        raise ConfigError(f"metrics: {config.metrics!r} is not a port, ADDR:PORT, [ADDR]:PORT or path of a socket")
     if config.wireguard_go and not Path(config.wireguard_go).is_absolute():
         raise ConfigError(f"wireguard-go: not an absolute path: {config.wireguard_go}")
     if config.no_probe and config.identity_file:

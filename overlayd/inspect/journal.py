@@ -23,7 +23,7 @@ def read(directory: Path) -> State:
     path = directory / "journal"
     try:
         if path.exists() and not path.is_file():  # which might never end, or never begin
-            raise StateError(f"{path} is no regular file: {_ELSEWHERE}")
+            raise StateError(f"{path} is not a regular file: {_ELSEWHERE}")
         data = path.read_bytes()
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}: {_remedy(directory, error)}") from error

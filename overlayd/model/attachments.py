@@ -154,7 +154,7 @@ def require_interface(name: str) -> None:
     """InvalidValue when Linux takes no interface of that name (dev_valid_name() in net/core/dev.c), or we cannot."""
     require_printable(name, "handle.ifname", LONGEST)
     if not name or name in (".", "..") or any(each in "/:%" or each.isspace() for each in name):
-        raise InvalidValue(f"request.handle.ifname: {name!a} is no name for an interface")
+        raise InvalidValue(f"request.handle.ifname: {name!a} is not a name for an interface")
     if name == "lo":
         raise InvalidValue("request.handle.ifname: lo is the loopback interface of every namespace")
 

@@ -71,7 +71,7 @@ def node_candidates(
 
 
 def peer_candidates(given: Iterable[tuple[str, str, int]]) -> list[Candidate]:
-    """A peer's candidates as a row holds them, the best first.  What is no ip:port of a host, or of no known type, is
+    """A peer's candidates as a row holds them, the best first.  What is not ip:port of a host, or of no known type, is
     left out: it may come from a newer node.
     """
     known = []

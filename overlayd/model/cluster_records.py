@@ -95,7 +95,7 @@ def read_config(value: bytes) -> Config:
         config = _CONFIG.decode(value)
         _network(config.cluster_cidr)
         if config.zone and not _DNS_NAME.fullmatch(config.zone):
-            raise ValueError(f"zone {config.zone[:80]!r} is no DNS name in lower case")
+            raise ValueError(f"zone {config.zone[:80]!r} is not a DNS name in lower case")
     except (msgspec.MsgspecError, ValueError) as error:
         raise BadRecord(f"{CONFIG}: {error}") from error
     if config.format != FORMAT:
@@ -117,10 +117,10 @@ def read_node(name: str, value: bytes, created: int) -> Member:
     except (msgspec.MsgspecError, ValueError) as error:
         raise BadRecord(str(error)) from error
     if record.endpoint and not is_endpoint(record.endpoint):
-        raise BadRecord(f"endpoint {record.endpoint[:80]!r} is no host:port")
+        raise BadRecord(f"endpoint {record.endpoint[:80]!r} is not host:port")
     for candidate in record.candidates:
         if not is_endpoint(candidate.address) or numeric_endpoint(candidate.address) is None:
-            raise BadRecord(f"candidate {candidate.address[:80]!r} is no ip:port")
+            raise BadRecord(f"candidate {candidate.address[:80]!r} is not ip:port")
     return Member(
         name=name,
         instance=record.instance,
@@ -180,7 +180,7 @@ def read_names(part: str, value: bytes) -> MemberNames:
         raise BadRecord(f"{len(names)} names, at most {MOST_NAMES}")
     for name in names:
         if not _DNS_NAME.fullmatch(name):
-            raise BadRecord(f"{name[:80]!r} is no DNS name in lower case")
+            raise BadRecord(f"{name[:80]!r} is not a DNS name in lower case")
     return MemberNames(part=part, names=names)
 
 

@@ -219,7 +219,7 @@ def test_what_was_said_is_not_told_to_the_terminal(words: list[str], capsys: pyt
 def test_a_file_that_is_no_socket_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert cli.run(["--socket", str(tmp_path / "file"), "status"]) == 69
-    assert f"{tmp_path}/file is no socket" in capsys.readouterr().err
+    assert f"{tmp_path}/file is not a socket" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--name", "a b"], ["--name", ""], ["--subnet", "10.0.0.0/99"], ["--subnet", "x"]])

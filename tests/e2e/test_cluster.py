@@ -187,7 +187,7 @@ def test_every_node_serves_the_zone_of_the_cluster_and_one_that_was_given_anothe
         return [each["problem"] for each in findings if each["code"] == "cluster-zone"]
 
     assert beta.resolve("alpha-web.overlay.local") == alpha.address
-    with pytest.raises(Refused, match="is no DNS name"):
+    with pytest.raises(Refused, match="is not a DNS name"):
         alpha.request("cluster_set", key="zone", value="corp..example")
     alpha.request("cluster_set", key="zone", value="Corp.Example.")
     for site in cluster.sites:
@@ -246,7 +246,7 @@ def test_other_addresses_than_the_cluster_has_are_refused(cluster: Cluster) -> N
     [
         (["--etcd", "http://192.0.2.1:2379"], "would send keys, names and passwords in the clear"),
         (["--etcd", "ftp://192.0.2.1"], "write http://HOST:PORT"),
-        (["--etcd", "https://192.0.2.1", "--node", "No_Name"], "is no name of lower-case letters"),
+        (["--etcd", "https://192.0.2.1", "--node", "No_Name"], "is not a name of lower-case letters"),
         (["--etcd", "https://192.0.2.1", "--cluster-cidr", "10.0.0.0/24"], "block_prefix 24 does not divide"),
     ],
 )

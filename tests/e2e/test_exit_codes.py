@@ -112,7 +112,7 @@ def test_what_is_no_journal_is_told_and_stays(lab: Lab, kind: str) -> None:
         case "huge":
             journal.touch(0o600)
             os.truncate(journal, 1 << 33)
-    saying = f"{journal} has {1 << 33} bytes" if kind == "huge" else f"{journal} is no regular file: move it away"
+    saying = f"{journal} has {1 << 33} bytes" if kind == "huge" else f"{journal} is not a regular file: move it away"
     assert_ends(node, BAD_CONFIGURATION, saying, node.daemon_argv())
     assert [each.name for each in node.data_dir.glob("journal*")] == ["journal"]
 

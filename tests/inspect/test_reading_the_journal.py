@@ -54,7 +54,7 @@ async def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         with pytest.raises(StateError, match=says):
             journal.read(directory)
     os.mkfifo(tmp_path / "journal")
-    with pytest.raises(StateError, match="is no regular file"):  # and not waited for
+    with pytest.raises(StateError, match="is not a regular file"):  # and not waited for
         journal.read(tmp_path)
     (tmp_path / "journal").unlink()
     made = Journal.open(tmp_path)

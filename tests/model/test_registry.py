@@ -348,18 +348,18 @@ def test_two_nodes_that_swap_their_keys() -> None:
         (record(1, 1, key="AA=="), "key: 'AA==' is 1 bytes"),
         (record(1, 1, id=-1), "id"),
         (record(1, 1, block="10.200.1.7/24"), "host bits set"),
-        (record(1, 1, endpoint="nowhere"), "is no host:port"),
-        (record(1, 1, endpoint="h:70000"), "is no host:port"),
-        (record(1, 1, candidates=[{"candidate_type": "host", "address": "x:1", "priority": 1}]), "is no ip:port"),
+        (record(1, 1, endpoint="nowhere"), "is not host:port"),
+        (record(1, 1, endpoint="h:70000"), "is not host:port"),
+        (record(1, 1, candidates=[{"candidate_type": "host", "address": "x:1", "priority": 1}]), "is not ip:port"),
         (record(1, 1, candidates=[{"candidate_type": "host", "address": "1.2.3.4:1", "priority": 1}] * 17), "length"),
         (record(1, 1, blocks=[f"10.200.{number}.0/24" for number in range(16)]), "length"),
         (record(1, 1, key="A" * 43 + "="), "no handshake succeeds with it"),
         (record(1, 1, next_key="A" * 43 + "="), "no handshake succeeds with it"),
-        (record(1, 1, endpoint="[fe80::1%lo]:5\nreplace_peers=true\nendpoint=[fe80::2]:5"), "is no host:port"),
-        (record(1, 1, endpoint="[fe80::1%lo]:5"), "is no host:port"),
+        (record(1, 1, endpoint="[fe80::1%lo]:5\nreplace_peers=true\nendpoint=[fe80::2]:5"), "is not host:port"),
+        (record(1, 1, endpoint="[fe80::1%lo]:5"), "is not host:port"),
         (
             record(1, 1, candidates=[{"candidate_type": "host", "address": "[fe80::1%x\n]:1", "priority": 1}]),
-            "no ip:port",
+            "not ip:port",
         ),
         (record(1, 1, block="fd00::%x\nprivate_key=00/64"), "has a zone"),
         (record(1, 1, blocks=["fd00::%x/64"]), "has a zone"),
@@ -473,4 +473,4 @@ def test_more_names_than_a_node_may_serve_are_skipped() -> None:
     found.put("s/name/a", json.dumps({f"n{number}": ["10.0.0.1"] for number in range(2001)}).encode(), 1)
     assert "2001 names, at most 2000" in found.faults["s/name/a"]
     found.put("s/name/a", b'{"Bad_Name!": ["10.0.0.1"]}', 1)
-    assert "no DNS name" in found.faults["s/name/a"]
+    assert "not a DNS name" in found.faults["s/name/a"]

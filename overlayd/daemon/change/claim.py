@@ -93,7 +93,7 @@ def _make(directory: Path) -> None:
     except FileExistsError:
         if not directory.is_dir():
             raise StateError(
-                f"data directory {directory} is no directory: move it away, or change --data-dir"
+                f"data directory {directory} is not a directory: move it away, or change --data-dir"
             ) from None
         return
     sync_directory(directory.parent)
@@ -137,7 +137,7 @@ def _lock(directory: Path) -> int:
     found = os.fstat(lock)
     if not stat.S_ISREG(found.st_mode):
         os.close(lock)
-        raise StateError(f"{path} is no regular file: move it away")
+        raise StateError(f"{path} is not a regular file: move it away")
     if not _is_own(found) or found.st_mode & _OTHERS:
         os.close(lock)
         _remove_lock(directory, found)

@@ -61,7 +61,9 @@ class LogFile:
         others may have written it.
         """
         if not stat.S_ISREG(self.path.lstat().st_mode):
-            raise StateError(f"{self.path} is no regular file: move it away, and put the journal itself in its place")
+            raise StateError(
+                f"{self.path} is not a regular file: move it away, and put the journal itself in its place"
+            )
         self._file = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
         found = os.fstat(self._file)
         require_own(self.path, found)

@@ -45,11 +45,13 @@ def read(config: Config) -> Settings:
     if not config.cluster:
         raise ConfigError("cluster: --etcd needs the name of the cluster as well (--cluster NAME)")
     if not is_node_name(config.cluster):
-        raise ConfigError(f"cluster: {config.cluster!r} is no name of lower-case letters, digits, dots and hyphens")
+        raise ConfigError(f"cluster: {config.cluster!r} is not a name of lower-case letters, digits, dots and hyphens")
     node = config.node or socket.gethostname().lower()
     if not is_node_name(node):
         where = "node" if config.node else "node: the host name"
-        raise ConfigError(f"{where} {node!r} is no name of lower-case letters, digits, dots and hyphens; choose --node")
+        raise ConfigError(
+            f"{where} {node!r} is not a name of lower-case letters, digits, dots and hyphens; choose --node"
+        )
     try:
         servers = tuple(read_url(url, PORT) for url in config.etcd)
     except ValueError as error:
@@ -64,7 +66,7 @@ def read(config: Config) -> Settings:
     if bool(config.etcd_user) != bool(config.etcd_password_file):
         raise ConfigError("etcd-user: needs etcd-password-file, and that needs etcd-user")
     if config.advertise and not is_endpoint(config.advertise):
-        raise ConfigError(f"advertise: {config.advertise!r} is no HOST:PORT")
+        raise ConfigError(f"advertise: {config.advertise!r} is not HOST:PORT")
     at = numeric_endpoint(config.advertise)
     if at is not None and (nobody := nobodys(at[0])):
         raise ConfigError(f"advertise: {at[0]} {nobody}: name an address of this node, or leave it out")

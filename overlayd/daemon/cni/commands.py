@@ -317,7 +317,7 @@ class Commands:
         asked = cni_conflist.read(call.config)
         target = Path(call.cni.path)
         if not target.is_absolute():
-            raise CniError(cni.INVALID_ENVIRONMENT, f"{quoted(call.cni.path)} is no absolute path")
+            raise CniError(cni.INVALID_ENVIRONMENT, f"{quoted(call.cni.path)} is not an absolute path")
         await readiness.require(self._daemon, asked.service)
         draft = target.with_name(f".{target.name}.new")  # a runtime reads what ends in .conflist
         try:

@@ -123,7 +123,7 @@ async def attach_namespace(
     require_printable(container.path, "handle.path", LONGEST_PATH)
     attachments.require_interface(container.ifname)
     if descriptor is None and not container.path.startswith("/"):
-        raise InvalidValue(f"request.handle.path: {quoted(container.path)} is no absolute path of a namespace")
+        raise InvalidValue(f"request.handle.path: {quoted(container.path)} is not an absolute path of a namespace")
     looks = LAST_LOOKS
     while True:
         try:

@@ -141,7 +141,7 @@ def _turn_server(server: wire.TurnServer) -> wire.TurnServer:
             f"request.nat.turn_servers.ca_file: {quoted(server.addr)} has no certificate; with TLS it is turns:"
         )
     if server.ca_file and not server.ca_file.startswith("/"):
-        raise RequestError(f"request.nat.turn_servers.ca_file: {quoted(server.ca_file)} is no absolute path")
+        raise RequestError(f"request.nat.turn_servers.ca_file: {quoted(server.ca_file)} is not an absolute path")
     at = parse.server(written.at, "nat.turn_servers.addr", written.default_port)
     return replace(server, addr=str(written._replace(at=at)))
 

@@ -177,7 +177,7 @@ def _forget(place: str) -> None:
 def _unix(path: str) -> socket.socket:
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise StateError(f"metrics {path}: what is there is no socket, and stays")
+            raise StateError(f"metrics {path}: what is there is not a socket, and stays")
         Path(path).unlink()
     listener = socket.socket(socket.AF_UNIX)
     mask = os.umask(0o117)

@@ -101,11 +101,11 @@ def publish(identity: DaemonProcess, file: Path) -> None:
 
 
 def _require_ours(file: Path) -> None:
-    """StateError when there is a file that is no identity file, which nobody wants to lose."""
+    """StateError when there is a file that is not an identity file, which nobody wants to lose."""
     try:
         if file.exists() and not (file.is_file() and (file.stat().st_size == 0 or _looks_published(file))):
             raise StateError(
-                f"identity-file {file}: what is there is no identity file, and stays: move it away, or change "
+                f"identity-file {file}: what is there is not an identity file, and stays: move it away, or change "
                 "--identity-file"
             )
     except OSError as error:

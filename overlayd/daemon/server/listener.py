@@ -128,7 +128,7 @@ def passed() -> dict[str, socket.socket]:
             held = socket.socket(fileno=descriptor)
         except OSError as error:
             raise StateError(
-                f"LISTEN_FDS is {number}, but descriptor {descriptor} is no socket ({error.strerror}): unset it and "
+                f"LISTEN_FDS is {number}, but descriptor {descriptor} is not a socket ({error.strerror}): unset it and "
                 "LISTEN_PID"
             ) from error
         held.set_inheritable(False)
@@ -136,7 +136,7 @@ def passed() -> dict[str, socket.socket]:
         is_stream = (held.family, held.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
         if not is_stream or not held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise StateError(
-                f"descriptor {descriptor} from the service manager is no listening Unix socket: ListenStream=/PATH"
+                f"descriptor {descriptor} from the service manager is not a listening Unix socket: ListenStream=/PATH"
             )
         found[str(held.getsockname())] = held
     return found
@@ -190,7 +190,9 @@ class Place:
 def _refuse_if_answered(path: str) -> None:
     with suppress(OSError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):  # connect(2) cannot tell a regular file from a socket left behind
-            raise StateError(f"socket {path}: what is there is no socket, and stays: move it away, or change --socket")
+            raise StateError(
+                f"socket {path}: what is there is not a socket, and stays: move it away, or change --socket"
+            )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:

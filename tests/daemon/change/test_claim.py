@@ -67,11 +67,11 @@ def test_what_is_no_directory_or_no_file_is_left_as_it_is(directory: Path) -> No
     file = directory / "file"
     file.touch()
     file.chmod(0o666)
-    with pytest.raises(StateError, match="is no directory: move it away, or change --data-dir"):
+    with pytest.raises(StateError, match="is not a directory: move it away, or change --data-dir"):
         claim(file)
     assert file.stat().st_mode & 0o777 == 0o666
     os.mkfifo(directory / "lock", 0o600)
-    with pytest.raises(StateError, match="lock is no regular file"):
+    with pytest.raises(StateError, match="lock is not a regular file"):
         claim(directory)
 
 

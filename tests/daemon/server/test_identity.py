@@ -140,7 +140,7 @@ def test_a_refusal_names_the_file_and_keeps_what_was_published(me: DaemonProcess
 def test_a_file_that_is_no_identity_file_is_not_replaced(me: DaemonProcess, tmp_path: Path) -> None:
     file = tmp_path / "journal"
     file.write_bytes(b"what nobody wants to lose")
-    with pytest.raises(StateError, match="is no identity file, and stays"):
+    with pytest.raises(StateError, match="is not an identity file, and stays"):
         identity.publish(me, file)
     assert file.read_bytes() == b"what nobody wants to lose" and [*tmp_path.iterdir()] == [file]
     file.write_bytes(b"")

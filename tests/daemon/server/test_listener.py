@@ -107,7 +107,7 @@ def test_what_is_no_socket_is_never_replaced(path: str, kind: str) -> None:
             (place.parent / "target").write_text("precious")
             place.symlink_to("target")
     before = os.lstat(place)
-    with pytest.raises(StateError, match="no socket"):
+    with pytest.raises(StateError, match="not a socket"):
         bind(path, None)
     assert os.path.samestat(os.lstat(place), before)
 
@@ -140,7 +140,7 @@ def test_a_place_that_is_somebody_elses_by_now_is_left_alone(path: str) -> None:
     Path(path).unlink()
     Path(path).write_text("precious")
     assert place.is_lost()
-    with pytest.raises(StateError, match="no socket"):
+    with pytest.raises(StateError, match="not a socket"):
         place.retake()
     place.close()
     assert Path(path).read_text() == "precious"
@@ -148,7 +148,7 @@ def test_a_place_that_is_somebody_elses_by_now_is_left_alone(path: str) -> None:
 
 @pytest.mark.parametrize(
     ("number", "told"),
-    [("x", "LISTEN_FDS is 'x', and no number"), ("", "is '', and no"), ("2", "is 2, but descriptor 3 is no socket")],
+    [("x", "LISTEN_FDS is 'x', and no number"), ("", "is '', and no"), ("2", "is 2, but descriptor 3 is not a socket")],
 )
 def test_wrong_words_of_a_service_manager_are_told(number: str, told: str) -> None:
     code = (
