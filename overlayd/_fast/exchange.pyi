@@ -8,8 +8,8 @@ class Exchange:
     """What came on one connection, and the answers to it.
 
     decode: a frame's body to an object with an `id` and a `request`; raises for what is none.  answers: what answers a
-    request, by its type, as JSON; what it raises is left to whoever is handed the request.  large: bytes from which on
-    a body is not decoded here.
+    request, by its type, as JSON; what it raises is left to the one that is handed the request.  large: bytes from
+    which on a body is not decoded here.
 
     taken: how many frames the last `advance` took.  left: the frame that it could not answer, decoded, or its body when
     that was large or cannot be decoded; None for none.  size: the bytes of that body.

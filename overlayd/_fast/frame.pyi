@@ -36,7 +36,7 @@ class Inbox:
         """Writable free space, never empty, for one read that `received` reports (asyncio.BufferedProtocol.get_buffer).
 
         Write only until the next call on this inbox.  sizehint is ignored.  The inbox grows with what is not taken, so
-        whoever stops taking must stop reading.
+        a caller that stops taking must stop reading.
         """
     def received(self, n: int) -> None:
         """n bytes were written into the window of the last get_buffer; ValueError if that is more than it had."""

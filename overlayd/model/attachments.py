@@ -2,8 +2,8 @@
 
 Owns: Attachment and Isolation rows.  Must not know: veths, namespaces beyond their identity, key generation.
 
-A container is attached by a process of it, once, with all its interfaces; or by its network namespace, as often as it
-shall have interfaces, each under the id of who asked and the interface's name.
+A container is attached by a process of it, once, with all its interfaces; or by its network namespace, once for each
+interface that it is to have, under the id of who asked and the interface's name.
 """
 
 from collections.abc import Callable

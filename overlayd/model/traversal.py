@@ -224,15 +224,15 @@ def next_attempt(failures: int, phase: int, now: float) -> float:
     is a rendezvous.
 
     A NAT is passed only when both sides try at one time, and nobody tells one when the other does.  So both try at the
-    seconds that are `phase` modulo a period which doubles with each failure: whoever tries less often does so when the
-    other one tries too.
+    seconds that are `phase` modulo a period which doubles with each failure: the side that tries less often does so
+    when the other one tries too.
     """
     return _rendezvous(min(FIRST_PERIOD << min(failures, 16), LONGEST_PERIOD), phase, now)
 
 
 def next_review(interval: float, phase: int, now: float) -> float:
     """When a relayed peer's direct ways are tried again, at least a second from `now`, Unix seconds: at most `interval`
-    seconds from one time to the next, if that is 8 or more.  Whoever has a longer interval meets the other one as well.
+    seconds from one time to the next, if that is 8 or more.  A side with a longer interval meets the other one as well.
     """
     period = FIRST_PERIOD
     while 2 * period <= min(interval, LONGEST_PERIOD):

@@ -32,11 +32,11 @@ class ListedService(Value, frozen=True, kw_only=True):
 
 
 class ListedContainer(Value, frozen=True, kw_only=True):
-    """Whoever is attached.  handle: "pid:71", "netns:ID/IFNAME", "guest:ID" or "host:ID".  link: the host end of its
-    veth; mac: of the other end; both of a container in a namespace of its own only.  global_ip: of its second
-    interface.  interface, namespace: the name of the first one, and the path of the namespace that it is in, of a
-    container that is attached by that.  network: what its runtime calls what it is attached to.  names: registered for
-    it.
+    """A container or guest that is attached.  handle: "pid:71", "netns:ID/IFNAME", "guest:ID" or "host:ID".  link: the
+    host end of its veth; mac: of the other end; both of a container in a namespace of its own only.  global_ip: of its
+    second interface.  interface, namespace: the name of the first one, and the path of the namespace that it is in, of
+    a container that is attached by that.  network: what its runtime calls what it is attached to.  names: registered
+    for it.
     """
 
     handle: str

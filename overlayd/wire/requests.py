@@ -96,7 +96,7 @@ class ReleaseIp(_Request, frozen=True, tag="release_ip"):
 class AttachContainer(_Request, frozen=True, tag="attach_container"):
     """Connect a container to a service.  -> attached, or guest_config for a guest_managed handle
 
-    Additions: ip: the address that it shall have, of the service's subnet here.  mac: of its interface.  default_route:
+    Additions: ip: the address that it is to have, of the service's subnet here.  mac: of its interface.  default_route:
     what is for the outside goes through that interface too.  The latter two are of containers in a namespace of their
     own.
     """

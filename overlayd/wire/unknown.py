@@ -3,8 +3,8 @@
 Owns: which they are, what they may have been meant to be, and the request without them.  Must not know: frames, or the
 messages by name; it reads their shapes from the classes.
 
-The typed decoder takes no unknown key, so whoever sends none pays nothing for this.  However many there are, no object
-is made of more than MOST_TOLD of them.
+The typed decoder takes no unknown key, so a client that sends none pays nothing for this.  However many there are, no
+object is made of more than MOST_TOLD of them.
 """
 
 from collections.abc import Iterator, Sequence

@@ -121,7 +121,7 @@ class Journal:
         Raises ValueError for a value that is not JSON: see `log.encode_change`.
 
         then: called by the thread that has made the change durable; it neither waits nor raises.  It hands on to
-        whoever resolves `done`, which is the future then: the loop hears of both together.
+        the one that resolves `done`, which is the future then: the loop hears of both together.
         """
         if self._closing:
             raise StateError(f"{self._path} is closed")

@@ -154,8 +154,8 @@ class Server:
             self._begin()
 
     def account(self, connection: Connection, buffered: int) -> None:
-        """Note how many bytes a connection holds; when all hold too many, whoever holds most is cut off.  Clients that
-        have hung up hold the requests that are still worked on; who holds no more than a turn's bytes is spared.
+        """Note how many bytes a connection holds; when all hold too many, the one that holds most is cut off.  Clients
+        that have hung up hold the requests that are still worked on; who holds no more than a turn's bytes is spared.
         """
         self.buffered += buffered - connection.buffered
         connection.buffered = buffered

@@ -2,9 +2,9 @@
 
 Owns: the order in which those who wait are served.  Must not know: who they are, or what serving is.
 
-Each turn has a cost, and the next turn of whoever had it begins, in a time that only counts costs, no earlier than the
-last one's end.  Who did not ask for a while may begin a little in the past.  So a client that asks for little is served
-before all who ask for much, and these share equally.
+Each turn has a cost, and the next turn of the one that had it begins, in a time that only counts costs, no earlier than
+the last one's end.  Who did not ask for a while may begin a little in the past.  So a client that asks for little is
+served before all who ask for much, and these share equally.
 """
 
 from heapq import heappop, heappush

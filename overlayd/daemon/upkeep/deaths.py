@@ -3,7 +3,7 @@
 Owns: one pidfd a process that was attached, all behind one descriptor on the event loop, and when to try again.  Must
 not know: what is reclaimed, or how.
 
-Of a container that is attached by its namespace no process is known: it has died when its link is gone.  Whoever hears
+No process is known of a container that is attached by its namespace: it has died when its link is gone.  Whoever hears
 of that says so (`lost`).
 """
 

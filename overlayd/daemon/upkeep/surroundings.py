@@ -35,7 +35,7 @@ class Surroundings:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Follow what is set up until the block ends; the host's side is followed by whoever calls `look`."""
+        """Follow what is set up until the block ends; the caller of `look` follows the host's side."""
         with self._node.subscribe(self.follow):
             try:
                 await self.look()
