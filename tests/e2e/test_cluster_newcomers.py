@@ -228,6 +228,32 @@ def test_a_node_that_has_another_name_now_is_told_its_old_one(lab: Lab, plain: E
     site.node.stop()
 
 
+def test_a_host_that_is_called_otherwise_by_now_stays_the_node_that_it_is(lab: Lab, plain: Etcd) -> None:
+    site = Site(lab, plain, "cloud")
+    program, at = site.node.program, site.options.index("--node")
+    del site.options[at : at + 2]
+
+    def start(host: str) -> None:
+        site.node.program = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host, *program]
+        site.start("--cluster-cidr", "10.200.0.0/16")
+        site.state("connected")
+
+    start("ip-10-0-0-7")
+    site.join()
+    block = site.part["block"]
+    site.node.stop()
+    start("ip-10-0-0-8")
+    assert (site.part["node"], site.part["block"]) == ("ip-10-0-0-7", block)
+    assert "this host is called ip-10-0-0-8 now, and stays node ip-10-0-0-7" in site.node.log.read_text()
+    site.request("cluster_leave")
+    site.node.stop()
+    start("ip-10-0-0-8")
+    site.join()
+    assert site.part["node"] == "ip-10-0-0-8"
+    site.request("cluster_leave")
+    site.node.stop()
+
+
 def test_a_machine_in_the_place_of_one_that_burned_is_told_how_to_take_its_name(lab: Lab, plain: Etcd) -> None:
     made = [Site(lab, plain, name) for name in ("keeper", "burned")]
     for site in made:

@@ -23,7 +23,7 @@ from overlayd.daemon.cluster.janitor import NoSuchNode, remove
 from overlayd.daemon.cluster.presence import lives, read_presence
 from overlayd.daemon.cluster.publishing import Place
 from overlayd.daemon.cluster.report import Report
-from overlayd.daemon.cluster.settings import Settings, machine_id
+from overlayd.daemon.cluster.settings import Settings, as_known, machine_id
 from overlayd.daemon.nat.session import Nat
 from overlayd.errors import MechanismError, RequestError
 from overlayd.model import absence, blocks, joining, membership
@@ -289,6 +289,7 @@ class InCluster:
     """What the rest of the daemon has of the cluster."""
 
     def __init__(self, node: Node, nat: Nat, settings: Settings, boot: str, stop: Callable[[], None]) -> None:
+        settings = as_known(settings, node.state.get(Membership))
         etcd = Etcd(settings.servers, settings.node, settings.prefix, settings.files, settings.user)
         place = Place(machine_id(), boot)
         self._cluster = Cluster(node, nat, settings, etcd=etcd, place=place, stop=stop)

@@ -4,6 +4,7 @@ Owns: the form of these settings.  Must not know: where they come from (`daemon.
 """
 
 import hashlib
+import logging
 import socket
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -18,7 +19,9 @@ from overlayd.model import blocks
 from overlayd.model.cluster_records import is_endpoint, is_node_name
 from overlayd.model.endpoints import nobodys
 from overlayd.model.objects import Network
-from overlayd.model.rows import numeric_endpoint
+from overlayd.model.rows import Membership, numeric_endpoint
+
+log = logging.getLogger(__name__)
 
 PORT = 2379  # of etcd's clients (IANA)
 MACHINE_ID = Path("/etc/machine-id")
@@ -26,7 +29,8 @@ MACHINE_ID = Path("/etc/machine-id")
 
 class Settings(NamedTuple):
     """node: our name in the cluster.  cidr, block_prefix: of a cluster that is to be made if there is none; None, 0
-    when it is only to be joined.  advertise: `host:port` where others reach us, empty to find out.
+    when it is only to be joined.  advertise: `host:port` where others reach us, empty to find out.  chosen: whether the
+    name is a person's, or the host's.
     """
 
     servers: tuple[Server, ...]
@@ -38,6 +42,7 @@ class Settings(NamedTuple):
     cidr: Network | None
     block_prefix: int
     advertise: str
+    chosen: bool = True
 
 
 def read(config: Config) -> Settings:
@@ -81,7 +86,26 @@ def read(config: Config) -> Settings:
         cidr=cidr,
         block_prefix=prefix,
         advertise=config.advertise,
+        chosen=bool(config.node),
     )
+
+
+def as_known(settings: Settings, known: Membership | None) -> Settings:
+    """With the name that this node has in the cluster, when only the host is called otherwise by now: names in clouds
+    come and go, and a node that did not start for that would have no network after a reboot.
+    """
+    if settings.chosen or known is None or not known.blocks or known.cluster != settings.cluster:
+        return settings
+    if known.node != settings.node:
+        log.warning(
+            "cluster %s: this host is called %s now, and stays node %s; to have that name, overlayctl cluster leave "
+            "and start again; --node %s keeps this one",
+            known.cluster,
+            settings.node,
+            known.node,
+            known.node,
+        )
+    return settings._replace(node=known.node)
 
 
 def _range(config: Config) -> tuple[Network | None, int]:
