@@ -1,9 +1,11 @@
 """Which default route counts, in a host with several, the MTU that follows, and what leaves the host."""
 
+import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
+from lab.patience import until
 from throwaway import Namespace
 
 from overlayd.linux import rtnetlink as rt
@@ -158,6 +160,8 @@ def netlink() -> Iterator[Netlink]:
             "route add prohibit 192.0.2.128/25",
         )
         with host.entered():
+            # The kernel hears of the carrier by itself, and has no route to an own IPv6 address before.
+            until(lambda: subprocess.check_output(["ip", "-6", "route", "show", "table", "local", "fd00::1"]))
             netlink = Netlink()
         with netlink:
             yield netlink
