@@ -63,6 +63,11 @@ class Packet:
             return len(self.data) >= WIREGUARD_SMALLEST_TRANSPORT
         return WIREGUARD_SIZES.get(kind) == len(self.data)
 
+    def is_carried(self, port: int) -> bool:
+        """Whether a packet is inside that went through the tunnel of `port`: no handshake and no keepalive."""
+        kind = int.from_bytes(self.data[:4], "little")
+        return self.is_wireguard(port) and kind == WIREGUARD_TRANSPORT and len(self.data) > WIREGUARD_SMALLEST_TRANSPORT
+
 
 def read_frame(frame: bytes) -> Packet:
     """Take one Ethernet frame apart; all but IP keeps only its size and data."""
