@@ -25,15 +25,16 @@ MAY_IMPORT = {
     "_fast": {"errors"},
     "keys": {"errors"},
     "spelling": set(),
+    "printing": set(),
     "proto": {"errors", "keys", "wire", "_fast"},
     "model": {"errors", "keys", "spelling", "_fast"},
     "linux": {"errors", "fault", "keys", "_fast", "proto", "model"},
-    "daemon": {"", "errors", "fault", "keys", "spelling", "wire", "_fast", "proto", "model", "linux"},
+    "daemon": {"", "errors", "fault", "keys", "spelling", "printing", "wire", "_fast", "proto", "model", "linux"},
     "client": {"", "errors", "wire", "_fast", "proto"},
     "inspect": {"errors", "keys", "_fast", "proto", "model"},
     "web": {"errors", "wire", "client"},
     "cli": {
-        *("", "errors", "spelling", "wire", "client", "inspect", "web"),
+        *("", "errors", "spelling", "printing", "wire", "client", "inspect", "web"),
         *("proto.cni", "proto.cni_conflist", "model.ends", "daemon.main", "daemon.config"),
     },
 }

@@ -5,15 +5,15 @@ Owns: the words for wrong usage.  Must not know: any command.
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from overlayd.cli.columns import printable
+from overlayd.printing import PrintingParser
 from overlayd.spelling import perhaps_meant
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(PrintingParser):
     """Its commands' parsers are of its class too, and are told as `usage` of what they parsed."""
 
     def error(self, message: str) -> NoReturn:
@@ -23,12 +23,6 @@ class Parser(argparse.ArgumentParser):
             if meant:
                 message = f"{message.partition(' (choose from')[0]}; {meant}"
         super().error("\n".join(map(printable, message.split("\n"))))
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """The library's of Python 3.13 passes over that it cannot be written."""
-        stream = file or sys.stderr
-        if message and stream is not None:
-            stream.write(message)
 
     def parse_args(  # type: ignore[override]  # nobody gives a namespace
         self, args: Sequence[str] | None = None

@@ -20,6 +20,7 @@ from overlayd.daemon.dns.upstreams import Upstream
 from overlayd.errors import RequestError
 from overlayd.linux import sysctl
 from overlayd.model import zone
+from overlayd.printing import PrintingParser
 from overlayd.proto import inquiry
 from overlayd.proto.cni import socket_beside
 from overlayd.proto.envelope import is_consumer_protocol
@@ -112,7 +113,7 @@ example: overlayd --data-dir /var/lib/overlayd --socket /run/overlayd/overlayd.s
 """
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(PrintingParser):
     """Says which option was perhaps meant."""
 
     def error(self, message: str) -> NoReturn:
