@@ -12,7 +12,10 @@ from overlayd.errors import MechanismError
 
 log = logging.getLogger(__name__)
 
-REMEDY = "the limit of processes and threads is used up (TasksMax=, LimitNPROC=, a container's --pids-limit): raise it"
+REMEDY = (
+    "the limit of processes and threads is used up (TasksMax=, LimitNPROC=, a container's --pids-limit), or that of "
+    "memory (LimitAS=, LimitDATA=): raise it"
+)
 
 
 def start(thread: Thread) -> None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EAGAIN, EEXIST, ENOENT, ETIMEDOUT
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Self
 
@@ -43,6 +44,7 @@ _START_DEADLINE = 5.0  # seconds until the process answers; it takes 20 ms on an
 _END_DEADLINE = 2.0  # seconds between SIGTERM and SIGKILL; it takes 10 ms
 _POLL = 0.002  # seconds between two looks at a process that starts
 _OUTPUT_KEPT = 4096  # bytes of the process's output, for the message when it does not come up
+_STACKS = ("goroutine ", "runtime stack:")
 
 
 def missing(configured: str) -> str:
@@ -210,7 +212,11 @@ def _spawn(name: str, configured: str, output: IO[bytes]) -> Process:
 
 def _start_failure(name: str, errno: int, output: IO[bytes], configured: str) -> MechanismError:
     text = os.pread(output.fileno(), _OUTPUT_KEPT, 0).rstrip(b"\0").decode(errors="replace")
-    return MechanismError("create WireGuard device", name, errno, missing(configured) or " ".join(text.split()))
+    # What Go prints when it crashes goes on with the stack of every thread.
+    words = takewhile(lambda line: not line.startswith(_STACKS), text.splitlines())
+    return MechanismError(
+        "create WireGuard device", name, errno, missing(configured) or " ".join(" ".join(words).split())
+    )
 
 
 def _output_file() -> IO[bytes]:

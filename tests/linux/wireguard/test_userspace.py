@@ -447,6 +447,11 @@ class TestFaults(Namespaces):
         assert "operation not permitted" in creation
         assert "TUN" in creation
 
+    def test_a_crash_is_told_without_its_stacks(self, alpha):
+        creation, *_ = created_under(alpha, "prlimit", "--as=300000000")
+        assert "cannot allocate memory" in creation or "out of memory" in creation or "failed to" in creation, creation
+        assert "goroutine" not in creation and "mallocinit" not in creation
+
     @pytest.mark.parametrize(
         "answer, errno",
         [(b"errno=-28\n\n", ENOSPC), (b"errno=28\n\n", ENOSPC), (b"errno=0", EPROTO), (b"", EPROTO), (b"\n\n", EPROTO)],
