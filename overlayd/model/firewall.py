@@ -25,9 +25,9 @@ _AT_LINKS = re.compile(r'\s*type \w+ hook (?:ingress|egress) (?:device ("?[^"\s]
 
 RETURN = ""  # the end of a packet that goes on behind the chain
 
-LOST = ("drop", "reject")  # ends of packets that go no further
+LOST = ("drop", "reject", "queue")  # ends of packets that go no further; see `queues`
 _VERDICTS = {"accept": "accept", "drop": "drop", "reject": "reject", "return": RETURN, "notrack": "notrack"}
-_VERDICTS |= {each: each for each in ("masquerade", "snat", "dnat", "redirect")}
+_VERDICTS |= {each: each for each in ("masquerade", "snat", "dnat", "redirect", "queue")}
 _TARGETS = ("DROP", "REJECT", "NOTRACK", "MASQUERADE", "SNAT", "DNAT", "REDIRECT")  # of xtables
 _OF_SOME = ("set", "mark", "connmark", "owner", "socket")  # matches of xtables that are for what somebody singles out
 _PLAIN = {"counter", "log", "comment", "mangle", "tracking"}  # statements that hold always

@@ -122,6 +122,8 @@ def _target(chain: ChainName, option: str, target: str, rest: Iterator[str], fou
         return [{"notrack": None}]
     if target == "CT" and own[:1] == ["--zone"] and own[1].isdigit():
         return [{"mangle": {"key": {"ct": {"key": "zone"}}, "value": int(own[1])}}]
+    if target == "NFQUEUE":
+        return [_queue(own)]
     if target == "MARK" and own[:1] == ["--set-xmark"]:
         value, mask = _number_and_mask(own[1])
         kept: Any = {"&": [_MARKS["mark"], ~mask & _ALL]}
@@ -129,6 +131,13 @@ def _target(chain: ChainName, option: str, target: str, rest: Iterator[str], fou
     if target in ("MARK", "CONNMARK"):
         return [{"xt": {"type": "target", "name": target}}]
     return [{_VERDICTS[target]: None}] if target in _VERDICTS else []
+
+
+def _queue(options: list[str]) -> Statement:
+    told = dict(zip(options, [*options[1:], ""], strict=True))
+    first, _, last = told.get("--queue-balance", told.get("--queue-num", "0")).partition(":")
+    flags = {"flags": "bypass"} if "--queue-bypass" in told else {}
+    return {"queue": {"num": {"range": [int(first), int(last or first)]}, **flags}}
 
 
 _ALL = 0xFFFF_FFFF

@@ -35,8 +35,11 @@ def describe(chain: BaseChain) -> str:
 
 
 def reason(end: str, by_policy: bool) -> str:
-    """What the chain does.  end: "drop" or "reject"."""
-    return f"has policy {end}" if by_policy else {"drop": "drops", "reject": "rejects"}[end]
+    """What the chain does.  end: one of `firewall.LOST`."""
+    return f"has policy {end}" if by_policy else _DOES[end]
+
+
+_DOES = {"drop": "drops", "reject": "rejects", "queue": "hands packets to a queue (NFQUEUE) that no program reads"}
 
 
 def _is_iptables(chain: BaseChain) -> bool:

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import socket
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,12 +12,13 @@ from ipaddress import ip_network
 import pytest
 from throwaway import Namespace
 
-from overlayd.linux import iptables
+from overlayd.linux import iptables, packet_queues
 from overlayd.linux.nft import Nft
 from overlayd.model.blockers import Traffic, blockers, unseen
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
+from overlayd.model.queues import resolved
 
 DEVICE, BRIDGE, OTHER = (
     Link("zl-a-g", GROUP_DEVICE),
@@ -47,8 +50,9 @@ def look(space: Namespace) -> Iterator[Look]:
     def look(traffic: Traffic = TRAFFIC) -> list[Finding]:
         with space.entered():
             shown = (iptables.ruleset(family, tables) for family, tables in iptables.tables().items())
-            legacy = [found for found in shown if found is not None]
-        return blockers([nft.chains(), *legacy], traffic)
+            rulesets = [nft.chains(), *(found for found in shown if found is not None)]
+            read = packet_queues.being_read()
+        return blockers([resolved(each, read) for each in rulesets], traffic)
 
     yield look
     nft.close()
@@ -380,6 +384,28 @@ def test_arp_between_the_ports_of_a_bridge(look: Look, space: Namespace, hook: s
     assert (found.code, found.severity) == ("arp-blocked", "error")
     take(space, found)
     assert look() == []
+
+
+@needs_iptables
+@pytest.mark.parametrize(("program", "severity"), [("iptables-nft", "warning"), ("iptables-legacy", "error")])
+def test_a_queue_that_no_program_reads(look: Look, space: Namespace, program: str, severity: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    run(space, f"{program} -I FORWARD -j NFQUEUE --queue-num 7")
+    (found,) = look()
+    assert (found.code, found.severity) == ("forward-blocked", severity)
+    assert "a queue (NFQUEUE) that no program reads" in found.problem
+    with space.entered():
+        program_of_queue = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)  # NETLINK_NETFILTER
+    with program_of_queue:
+        # NFQNL_MSG_CONFIG, of which NFQA_CFG_CMD binds (linux/netfilter/nfnetlink_queue.h)
+        program_of_queue.send(struct.pack("=IHHIIBBHHHBxH", 28, 3 << 8 | 2, 5, 1, 0, 0, 0, socket.htons(7), 8, 1, 1, 0))
+        assert struct.unpack_from("=i", program_of_queue.recv(100), 16) == (0,)
+        assert look() == [], "it decides as it likes"
+    take(space, found)
+    assert look() == []
+    run(space, f"{program} -F FORWARD; {program} -I FORWARD -j NFQUEUE --queue-num 7 --queue-bypass")
+    assert [each.severity for each in look()] == ["warning"] * (severity == "warning"), "nft does not show it"
 
 
 @needs_iptables

@@ -18,7 +18,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.daemon.tasks import KeepUp
 from overlayd.daemon.upkeep.surroundings import Surroundings
 from overlayd.errors import MechanismError
-from overlayd.linux import egress, ipsec, iptables, sysctl
+from overlayd.linux import egress, ipsec, iptables, packet_queues, sysctl
 from overlayd.linux.fib_lookup import ways
 from overlayd.linux.link_filters import link_filters
 from overlayd.linux.nft import Nft
@@ -33,6 +33,7 @@ from overlayd.model.link_filters import link_findings
 from overlayd.model.marks import marked
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_VETH
 from overlayd.model.parameters import MUTE, Carries, mute_findings, narrow_findings, uplink_findings
+from overlayd.model.queues import resolved
 from overlayd.model.reverse_paths import reverse_path_filters
 from overlayd.model.rows import Attachment, Change, Overlay, Peer, Service
 
@@ -154,6 +155,8 @@ class HostWatch:
                 found.append(unseen(family, tables, iptables.program(family)))
             else:
                 rulesets.append(legacy)
+        being_read = packet_queues.being_read()
+        rulesets = [resolved(each, being_read) for each in rulesets]
         if way is not None:
             version = traffic.cluster.version
             found += uplink_findings(egress.uplink(way), cluster=version, underlay=traffic.underlay)
