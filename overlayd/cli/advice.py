@@ -15,7 +15,7 @@ compare `stat -c %G {path}` with `id -nG`, or use sudo.  Its log says whom it tu
 
 
 def refused(error: CallError) -> str:
-    """Behind an answer `err`; empty where that says all."""
+    """What to add to an answer `err`; empty where that says all."""
     # As daemons before 0.1 and other implementations name a request that they do not know.
     if "unknown variant" not in str(error) and "unknown request" not in str(error):
         return ""
@@ -23,7 +23,7 @@ def refused(error: CallError) -> str:
 
 
 def unavailable(error: Exception, path: str) -> str:
-    """Behind what kept the daemon from answering; empty where that says all.  path: of the socket."""
+    """What to add to the error that kept the daemon from answering; empty where that says all.  path: of the socket."""
     match error:
         case Unreachable():
             return _unreachable(error.reason, path)

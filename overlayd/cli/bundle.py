@@ -117,7 +117,7 @@ def without_secrets(text: str, secrets: set[str]) -> str:
 
 
 def _secrets(directory: Path) -> tuple[set[str], str]:
-    """What must not be in it; and why that is not known, if it is not."""
+    """The secrets that must not be in the bundle; and why they are not known, if they are not."""
     try:
         return journal.secrets(journal.read(directory)), ""
     except StateError as error:

@@ -98,7 +98,7 @@ def _alternatives(shape: inspect.Type) -> Iterator[inspect.Type]:
 
 
 def _value(shape: inspect.Type, path: str, word: str) -> object:
-    """The JSON value that a word means; the word itself where it makes none: the contract's own check then names it."""
+    """The JSON value that a word means; the word itself if it means none, which the contract's own check then names."""
     match next(_alternatives(shape)):
         case inspect.Metadata():
             return int(word) if re.fullmatch("-?[0-9]{1,40}", word, re.ASCII) else word

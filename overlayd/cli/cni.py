@@ -162,7 +162,7 @@ def _socket(args: Namespace) -> str:
 
 
 def _directory(path: str) -> Path:
-    """That directory, which is made if it is not there, by its absolute path: the daemon's own is another one."""
+    """The absolute path of a directory, which is made if it is missing: the daemon has another working directory."""
     Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path).resolve()
 
@@ -185,7 +185,7 @@ def _is_of_others(file: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """By rename: runtimes may be executing what is there."""
+    """Copy a file, by a rename at the end: runtimes may be executing what is there."""
     draft = target.with_name(f".{target.name}.new")
     try:
         shutil.copyfile(source, draft)

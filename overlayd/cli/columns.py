@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class Paper(NamedTuple):
-    """What is written on.  width: characters of a line, 0 for any number."""
+    """The terminal or file that is written to.  width: characters of a line, 0 for any number."""
 
     width: int = 0
     colours: bool = False
@@ -65,7 +65,7 @@ def coloured(text: str, code: str, paper: Paper) -> str:
 
 
 def printable(text: str) -> str:
-    """The text, with what a terminal would act on in escapes: names are anybody's who may use or serves the socket."""
+    """Escape what a terminal would act on: anybody who may use the socket, or serves it, chooses names."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
@@ -100,7 +100,7 @@ def _narrowed(widths: list[int], columns: Sequence[Column], room: int) -> list[i
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """The last cell is not padded, but cut like the others."""
+    """A row as a line; the last cell is not padded, but cut like the others."""
     return (" " * GAP).join(_cut(cell, width).ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 

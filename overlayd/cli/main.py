@@ -33,7 +33,7 @@ def daemon() -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Have nobody's device in place of a stream that who started us has closed: a socket that got its number would be
+    """Open /dev/null in place of a standard stream that our parent has closed: a socket that got its number would be
     sent our log.
     """
     for descriptor in (0, 1, 2):

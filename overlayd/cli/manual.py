@@ -63,6 +63,6 @@ def _first(text: str | None) -> str:
 
 
 def _text(text: str) -> str:
-    """As it is written, where roff would see requests and hyphens."""
+    """Escape what roff would take for requests and hyphens."""
     lines = text.replace("\\", "\\e").replace("-", "\\-").split("\n")
     return "\n".join(f"\\&{line}" if line.startswith((".", "'")) else line for line in lines)

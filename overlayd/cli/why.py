@@ -126,8 +126,8 @@ def as_json(hops: Sequence[Hop], turned: bool) -> str:
 
 
 class Reply(NamedTuple):
-    """To one ping.  seconds: None when there was none.  error: why it could not be sent.  path, peer: of the peer that
-    it went to, both empty when it went to none.
+    """The reply to one ping.  seconds: None when there was none.  error: why it could not be sent.  path, peer: of the
+    peer that it went to, both empty when it went to none.
     """
 
     address: str
@@ -153,7 +153,7 @@ class Reply(NamedTuple):
 
 
 def pings(known: Known, text: str, count: int, paths: Mapping[str, str]) -> Iterator[Callable[[], Reply]]:
-    """So many pings to an end; each waits for its reply.  paths: of peers, by key."""
+    """Ping an end so many times; each ping waits for its reply.  paths: of peers, by key."""
     end = ends.find(known, text)
     if end.address is None:
         said = end.name or Hop(

@@ -104,7 +104,7 @@ def read(file: str) -> Published:
 
 
 def check_peer(published: Published, peer: Peer) -> None:
-    """What the kernel says, before a word with the other end.  Raises Unverified, of the kind that fits.
+    """Check what the kernel says of the other end, before it is spoken to.  Raises Unverified, of the kind that fits.
 
     The daemon must be root's, ours, or of the user who owns the file.
     """
@@ -120,7 +120,8 @@ def check_peer(published: Published, peer: Peer) -> None:
 
 
 def check_answer(published: Published, answered: DaemonProcess) -> None:
-    """What the other end says of itself, and, where we may look, what it really runs.  Blocking: reads an executable.
+    """Check what the other end says of itself, and, where we may look, what it really runs.  Blocking: reads an
+    executable.
 
     Raises Unverified, of the kind that fits.
     """

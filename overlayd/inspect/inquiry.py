@@ -26,8 +26,8 @@ _LOWEST = 600  # the first port that is tried: below are those of well-known ser
 
 
 def ask(own: Address, question: Question, to: Address, others: Sequence[Address]) -> Answer | None:
-    """The answer of the node at `to`: straight, else by one of the others, who pass the question on.  own: our node
-    address.  None when nobody answers; OSError when we cannot ask.
+    """Ask the node at `to`: straight, else by one of the others, who pass the question on.  Returns its answer.  own:
+    our node address.  None when nobody answers; OSError when we cannot ask.
     """
     with _bound(own) as link:
         answer = _asked(link, {to: question}, _STRAIGHT)
@@ -38,7 +38,7 @@ def ask(own: Address, question: Question, to: Address, others: Sequence[Address]
 
 
 def _bound(own: Address) -> socket.socket:
-    """At a port that only root may have: other nodes answer no others."""
+    """A socket at a port that only root may have: other nodes answer no other port."""
     link = socket.socket(socket.AF_INET if own.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
     try:
         while True:

@@ -169,7 +169,7 @@ def _neighbours(route: IPRoute, names: dict[int, str], ours: Collection[str]) ->
 
 
 def _internet_sockets(ports: Collection[int], own: Collection[str]) -> Iterator[Socket]:
-    """At an address of ours, or a UDP socket at a port of WireGuard's."""
+    """Sockets at an address of ours, and UDP sockets at a port of WireGuard."""
     with DiagSocket() as diag:
         diag.bind()
         for protocol in (socket.IPPROTO_UDP, socket.IPPROTO_TCP):

@@ -16,7 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def inside(path: str | None, work: Callable[[], T]) -> T:
-    """What the work returns, done in the namespace that a file stands for (/proc/PID/ns/net); None: in ours.  OSError
+    """Do work in the namespace of a file (/proc/PID/ns/net), or in ours (None), and return what it returns.  OSError
     when it cannot be entered; else raises what the work does.
     """
     if path is None:

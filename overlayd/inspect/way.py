@@ -340,5 +340,5 @@ def _of_kernel(name: str) -> Device:
 
 
 def _text(key: object) -> str:
-    """A key as it stands in text; pyroute2 has it in base64 already, as bytes."""
+    """A key as text; pyroute2 has it in base64 already, as bytes."""
     return key.decode() if isinstance(key, bytes) else str(key or "")

@@ -36,5 +36,5 @@ def takes_no_edns(response: bytes) -> bool:
 
 
 def frame(message: bytes) -> bytes:
-    """A message as it stands in a TCP stream."""
+    """A message as it is framed in a TCP stream."""
     return len(message).to_bytes(2, "big") + message
