@@ -20,6 +20,7 @@ from overlayd.daemon.change.node import Node
 from overlayd.errors import MechanismError, ProtocolError
 from overlayd.linux import egress
 from overlayd.model.candidates import Endpoint
+from overlayd.model.endpoints import nobodys
 from overlayd.model.layout import endpoint_text
 from overlayd.proto import port_mapping as proto
 from overlayd.proto.port_mapping import Mapping, Refusal
@@ -100,6 +101,9 @@ class PortMapping:
                 answer = await ways[name]()
             except OSError as error:
                 answer = Refusal(error.strerror or str(error))
+            if isinstance(answer, Mapping) and (nobodys(answer.address) or not answer.port):
+                # A router that has no uplink says so at times.
+                answer = Refusal(f"it sends nothing here from {endpoint_text((answer.address, answer.port))}")
             if isinstance(answer, Mapping):
                 self._last_way = name
                 return answer
