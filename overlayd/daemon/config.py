@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, get_args
+from typing import Annotated, Literal, NoReturn, get_args, get_origin
 
 import msgspec
 
@@ -353,8 +353,9 @@ def load(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Confi
             values[several] = [part.strip() for each in written for part in str(each).split(",") if part.strip()]
         config = msgspec.convert(values, Config, strict=False)  # the environment has nothing but text
     except msgspec.ValidationError as error:
-        wrong, _, setting = str(error).partition(" - at `$.")
-        raise ConfigError(f"{setting.rstrip('`')}: {wrong}") from error
+        wrong, _, at = str(error).partition(" - at `$.")
+        setting = at.rstrip("`")
+        raise ConfigError(f"{setting}: {_in_words(setting, values.get(setting)) or wrong}") from error
     except ValueError:
         raise ConfigError(f"payload-protocol: not a number: {protocol}") from None
     if not is_consumer_protocol(config.payload_protocol):
@@ -458,7 +459,8 @@ def _read_file(path: str | None) -> dict[str, object]:
             return {}
         raise ConfigError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise ConfigError(f"{path or CONFIG_FILE}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path or CONFIG_FILE}: {why}") from error
     known = [field.encode_name for field in msgspec.structs.fields(Config)]
     for key in found:
         if key not in known:
@@ -466,3 +468,17 @@ def _read_file(path: str | None) -> dict[str, object]:
             there = f"there is {', '.join(known)}"
             raise ConfigError("; ".join(filter(None, (f"{path or CONFIG_FILE}: unknown setting {key}", there, meant))))
     return found
+
+
+def _in_words(setting: str, given: object) -> str:
+    """What is wrong with a value that is none of its type; empty when nobody knows."""
+    kind = next((each.type for each in msgspec.structs.fields(Config) if each.encode_name == setting), None)
+    if kind is bool:
+        return f"{given!r} is neither true nor false"
+    if kind is str:
+        return f"{given!r} is no text: write it in quotes"
+    if get_origin(kind) is Literal:
+        return f"{given!r} is none of {', '.join(get_args(kind))}"
+    for limits in getattr(kind, "__metadata__", ()):
+        return f"{given!r} is no number from {limits.ge} to {limits.le}"
+    return ""

@@ -97,7 +97,9 @@ def publish(identity: DaemonProcess, file: Path) -> None:
             raise
         _sync_directory(file.parent)
     except OSError as error:
-        raise refusal(f"cannot publish the identity file {file}: {error}", error) from error
+        raise refusal(
+            f"cannot publish the identity file {file}: {error.strerror} (errno {error.errno})", error
+        ) from error
 
 
 def _require_ours(file: Path) -> None:
@@ -109,7 +111,9 @@ def _require_ours(file: Path) -> None:
                 "--identity-file"
             )
     except OSError as error:
-        raise refusal(f"cannot publish the identity file {file}: {error}", error) from error
+        raise refusal(
+            f"cannot publish the identity file {file}: {error.strerror} (errno {error.errno})", error
+        ) from error
 
 
 def _looks_published(file: Path) -> bool:
@@ -130,7 +134,9 @@ def withdraw(identity: DaemonProcess, file: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise refusal(f"cannot remove the identity file {file}: {error}", error) from error
+        raise refusal(
+            f"cannot remove the identity file {file}: {error.strerror} (errno {error.errno})", error
+        ) from error
 
 
 def _hashes(executable: Path) -> tuple[bytes, bytes]:
