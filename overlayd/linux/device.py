@@ -70,7 +70,7 @@ def change(have: Device, want: Device) -> None:
 
 
 def _carry(netlink: Netlink, index: int, add: Collection[Interface], remove: Collection[Interface]) -> None:
-    """As `change_addresses`; then the added ones are the host's own."""
+    """Change addresses, as `change_addresses`, and make the added ones the host's own."""
     change_addresses(netlink, index, add, remove)
     for each in add:
         await_own(netlink, index, each)

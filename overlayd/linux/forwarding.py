@@ -52,7 +52,7 @@ def closed() -> list[int]:
 
 
 def close(versions: Iterable[int]) -> None:
-    """Forward these versions of IP no more."""
+    """Stop forwarding these versions of IP."""
     for version in versions:
         sysctl.write(_HOST[0] if version == 4 else _HOST[1], "0")
 

@@ -15,7 +15,7 @@ from overlayd.model.objects import GROUP_VETH, Address, Interface, scope_of_alia
 
 
 def down(link: rt.Link, name: str = "it") -> list[str]:
-    """name: what the clause calls the link."""
+    """A link that is down.  name: what the clause calls it."""
     return [] if link.flags & rt.IFF_UP else [f"{name} is down"]
 
 
@@ -35,17 +35,17 @@ def no_queue(link: rt.Link) -> list[str]:
 
 
 def other_mac(link: rt.Link, mac: bytes) -> list[str]:
-    """mac: the one that it was given."""
+    """A link with another MAC than the one that it was given."""
     return [] if link.mac == mac else [f"its MAC is {link.mac.hex(':') or 'missing'}, not {mac.hex(':')}"]
 
 
 def other_group(link: rt.Link) -> list[str]:
-    """For the host end of a veth."""
+    """A host end of a veth that is not in our link group."""
     return [] if link.group == GROUP_VETH else [f"it is in link group {link.group:#x}"]
 
 
 def takes_advertisements(link: rt.Link) -> list[str]:
-    """For a link that could be told otherwise."""
+    """A link that takes router advertisements or redirects, and could be told otherwise."""
     takes = link.takes_advertisements and sysctl.is_writable(f"ipv6/conf/{link.name}/accept_ra")
     return ["it takes router advertisements or redirects"] if takes else []
 
@@ -65,13 +65,13 @@ def lost_mac(link: rt.Link, host: View | None) -> list[str]:
 
 
 def lost_host_route(link: rt.Link, address: Interface, host: View) -> list[str]:
-    """For a host end on no bridge: the route to its container."""
+    """A host end on no bridge without the route to its container."""
     there = (link.ifindex, ip_network(address.ip), None) in host.routes
     return [] if there else [f"the route to {address.ip} is gone"]
 
 
 def lost_address(link: rt.Link, gateway: Address, host: View) -> list[str]:
-    """Without it a host end on no bridge passes no reverse path filter."""
+    """A host end on no bridge without an address of its own, which passes no reverse path filter then."""
     there = gateway.version == 6 or (link.ifindex, gateway) in host.near
     return [] if there else [f"its own address {gateway} is gone"]
 

@@ -28,7 +28,7 @@ class Usage(NamedTuple):
 
 
 def usage() -> Usage:
-    """As it is now.  OSError: there is no /proc."""
+    """Read the usage of this process.  OSError: there is no /proc."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return Usage(
         (int(fields[_USER]) + int(fields[_SYSTEM])) / _TICKS,

@@ -315,5 +315,5 @@ def _pause(failed: Sequence[Failed], silent: int) -> float:
 
 
 def _growing(times: int) -> float:
-    """Seconds before the next time, after so many in vain."""
+    """Seconds before the next try, after so many that failed."""
     return min(FIRST_PAUSE * (1 << min(times - 1, 16)), PAUSE)

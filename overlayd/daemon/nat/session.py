@@ -162,7 +162,7 @@ class Nat(Listener):
     # --- from one configuration to the next ---------------------------------------------------------------------------
 
     def _configure(self) -> None:
-        """Be at work as the state says."""
+        """Work as the state says."""
         self.restore_relay()
         overlay = self._node.state.overlay
         setting = None
@@ -211,7 +211,7 @@ class Nat(Listener):
                 self.restore_relay()
 
     async def _forget_selected(self) -> None:
-        """Peers that do not answer go back to what is configured; the others stay where they are."""
+        """Let peers that do not answer go back to what is configured; the others stay where they are."""
         silent = [
             peer.id for key, peer in self._node.state.peers(GLOBAL).items() if not self._health.is_fresh(GLOBAL, key)
         ]

@@ -261,7 +261,7 @@ class Traversal(Listener):
             self._review_later(key)
 
     def _lost(self, key: bytes) -> None:
-        """Nothing vouches for a peer any more."""
+        """Note that nothing vouches for a peer any more."""
         peer, activity = self._peers[key], self._health.activity(GLOBAL, key)
         selected = self._selection.of(peer)
         kept_up = peer.keepalive or (selected is not None and selected.keepalive)
@@ -444,13 +444,13 @@ class Traversal(Listener):
             self._health.publish(wire.NatEndpointChanged(keys.text(key), endpoint_text(shown)))
 
     async def _stay(self, key: bytes, selected: Selected | None) -> None:
-        """No better way was found: the peer keeps the one that it has."""
+        """Let the peer keep the way that it has: no better one was found."""
         if not self._is_relayed(self._peers[key]):
             self._allocation.permit(key, ())
         await self._selection.put(self._peers[key], selected)
 
     async def _give_up(self, key: bytes) -> None:
-        """Back to what is configured, until the next attempt."""
+        """Go back to what is configured, until the next attempt."""
         failures = self._failures.get(key, 0)
         log.log(logging.DEBUG if failures else logging.INFO, "peer %s is not to be reached yet", keys.text(key))
         self._allocation.permit(key, ())

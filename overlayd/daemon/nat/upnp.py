@@ -128,7 +128,7 @@ async def _get(router: IPv4Address, place: Place) -> bytes:
 async def _exchange(
     router: IPv4Address, place: Place, method: str, body: bytes = b"", headers: tuple[tuple[str, str], ...] = ()
 ) -> tuple[int, bytes]:
-    """Status and body of a response."""
+    """Ask, and return status and body of the response."""
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection(str(router), place.port)
         try:

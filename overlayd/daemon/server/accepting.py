@@ -71,7 +71,7 @@ class Accepting:
             place.socket.close()
 
     def resume(self) -> None:
-        """Something has ended, or gives way, so that there may be room again."""
+        """Accept again: something has ended, or gives way, so that there may be room."""
         if self._paused and self._place is not None and not self._full():
             self._paused = False
             self._loop.add_reader(self._place.socket, self._accept)

@@ -117,7 +117,7 @@ def _require_ours(file: Path) -> None:
 
 
 def _looks_published(file: Path) -> bool:
-    """By a key that it has in every version."""
+    """Whether a file is an identity file, by a key that it has in every version."""
     with file.open("rb") as stream:
         return b'"boot_id"' in stream.read(proto.LONGEST_FILE)
 

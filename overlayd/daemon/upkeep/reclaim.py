@@ -81,7 +81,7 @@ def _look(state: State, handles: Iterable[str], gone: set[str]) -> None:
 
 
 def _decision(handle: str, dead: bool, gone: Collection[str]) -> Callable[[Draft], Attachment | None]:
-    """gone: of those that are attached by their namespace, the ones that somebody has looked for in vain."""
+    """gone: of those that are attached by their namespace, the ones that somebody has looked for and not found."""
 
     def decide(draft: Draft) -> Attachment | None:
         found = _attached(draft.state, handle, dead)

@@ -175,7 +175,7 @@ class Sentinel:
         self._monitor.close()
 
     def _hear(self) -> None:
-        """There is something to be read: read it in a moment."""
+        """Have what has come read in a moment."""
         assert self._ready is not None
         ready = {descriptor for descriptor, _ in self._ready.poll(0)}
         for source in self._monitor.sockets:
@@ -207,7 +207,7 @@ class Sentinel:
         return [part for part, each in self._suspicions.items() if each.due <= now and part not in self._busy]
 
     async def _pause(self) -> None:
-        """Until something is due, or may be due earlier."""
+        """Wait until something is due, or may be due earlier."""
         self._woken.clear()
         due = min((each.due for part, each in self._suspicions.items() if part not in self._busy), default=None)
         with suppress(TimeoutError):

@@ -209,7 +209,7 @@ class Userspace:
         return self._drops[device]
 
     def _forget(self, name: str) -> None:
-        """Another process may serve the name from now on."""
+        """Forget what is known of the process that serves a name: another may from now on."""
         self._drops.pop(name, None)
         self._readers.pop(name, None)
         self._silent.discard(name)
@@ -273,8 +273,8 @@ class _Dialogue:
 
 
 def _exchange(connection: socket.socket, operation: bytes) -> tuple[int, bytes]:
-    """Error number and lines of the response.  Raises TimeoutError when it is not there in time, ProtocolError when it
-    is none.
+    """Ask, and return error number and lines of the response.  Raises TimeoutError when it is not there in time,
+    ProtocolError when it is none.
     """
     deadline = time.monotonic() + process.ANSWER_DEADLINE
     connection.sendall(operation)
