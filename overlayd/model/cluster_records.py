@@ -29,6 +29,7 @@ BLOCK, PRESENCE, JANITOR = "b/", "p/", "p/_janitor"
 # From the specification (cluster.md): what exceeds these is skipped.
 LARGEST_VALUE = 64 * 1024  # bytes
 MOST_CANDIDATES, MOST_BLOCKS, MOST_NAMES = 16, 16, 2000
+LONGEST_TTL, HIGHEST_RATE = 2**31, 1e6  # our own: seconds, events a second
 LARGEST_NAMES = 32 * 1024  # bytes of names in one entry, that of others split behind it
 
 # Our own: numbers of records go on from Unix seconds.  One at the end counts for nothing: no node comes so far, and
@@ -75,8 +76,8 @@ class Config(msgspec.Struct, kw_only=True, frozen=True):
     block_prefix: Annotated[int, Meta(ge=1, le=128)]
     service_share: Annotated[int, Meta(ge=0, le=1)] = 1
     zone: str = "overlay.local"
-    node_ttl_secs: Annotated[int, Meta(ge=0, le=2**31)] = 0
-    rate: Annotated[float, Meta(gt=0, le=1e6)] = 10.0
+    node_ttl_secs: Annotated[int, Meta(ge=0, le=LONGEST_TTL)] = 0
+    rate: Annotated[float, Meta(gt=0, le=HIGHEST_RATE)] = 10.0
     history: Annotated[str, Meta(max_length=64)] = ""
 
     @property

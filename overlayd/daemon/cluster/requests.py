@@ -27,7 +27,16 @@ from overlayd.daemon.cluster.settings import Settings, as_known, machine_id
 from overlayd.daemon.nat.session import Nat
 from overlayd.errors import MechanismError, RequestError
 from overlayd.model import absence, blocks, joining, membership
-from overlayd.model.cluster_records import NODE, PRESENCE, BadRecord, read_config, read_node, rewritten
+from overlayd.model.cluster_records import (
+    HIGHEST_RATE,
+    LONGEST_TTL,
+    NODE,
+    PRESENCE,
+    BadRecord,
+    read_config,
+    read_node,
+    rewritten,
+)
 from overlayd.model.objects import GLOBAL
 from overlayd.model.rows import Member, MemberNames, Membership, Peer, Record
 from overlayd.proto.store_answers import StoreError
@@ -42,11 +51,25 @@ def _zone(text: str) -> str:
 
 def _ttl(text: str) -> int:
     ttl = int(text)
+    if not 0 <= ttl <= LONGEST_TTL:
+        raise ValueError
     absence.require_sensible(ttl)
     return ttl
 
 
-SETTABLE: dict[str, Callable[[str], object]] = {"node_ttl_secs": _ttl, "rate": float, "zone": _zone}
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate <= HIGHEST_RATE:  # which no number that is none is
+        raise ValueError
+    return rate
+
+
+# What can be set, and what values it takes.
+SETTABLE: dict[str, tuple[Callable[[str], object], str]] = {
+    "node_ttl_secs": (_ttl, "a whole number of seconds, 0 for never"),
+    "rate": (_rate, "a number of events a second, above 0"),
+    "zone": (_zone, "a DNS name"),
+}
 
 
 async def init(cluster: Cluster, request: wire.InitCluster) -> wire.Response:
@@ -119,13 +142,14 @@ async def nodes(cluster: Cluster, request: wire.ListNodes) -> wire.Response:
 
 
 async def set_value(cluster: Cluster, request: wire.SetCluster) -> wire.Response:
-    convert = SETTABLE.get(request.key)
-    if convert is None:
-        raise RequestError(f"request.key: {request.key!r} cannot be set; there is {', '.join(SETTABLE)}")
+    if request.key not in SETTABLE:
+        meant = perhaps_meant(request.key, SETTABLE) or f"there is {', '.join(SETTABLE)}"
+        raise RequestError(f"request.key: {request.key!r} cannot be set; {meant}")
+    convert, takes = SETTABLE[request.key]
     try:
         value = convert(request.value)
     except ValueError as error:
-        raise RequestError(f"request.value: {request.value!r} is no value of {request.key}") from error
+        raise RequestError(f"request.value: {request.value!r} is no value of {request.key}: give {takes}") from error
 
     def change(before: bytes) -> bytes:
         now = rewritten(before, {request.key: value}, [request.key])
