@@ -4,13 +4,16 @@ Owns: which default route counts, the cost of WireGuard's headers, and the look-
 what is set to that MTU, or why a destination is looked up.  Source: rtnetlink(7), RTM_GETROUTE.
 """
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from typing import Literal
 
 from overlayd.errors import MechanismError
 from overlayd.linux import rtnetlink as rt
 from overlayd.linux import sysctl
+from overlayd.linux.link import link_index
 from overlayd.linux.netlink import Netlink, Request
 from overlayd.linux.route_messages import KernelRoute, lookup_body, parse_route, prefix_length, route_filter
 from overlayd.model.objects import GROUP_BRIDGE, GROUP_DEVICE, GROUP_DOOMED, GROUP_VETH, Address, Network
@@ -136,6 +139,21 @@ def uplink(way: Egress) -> Uplink:
         alone=way.alone,
         ipv6=has_ipv6 and sysctl.read(f"ipv6/conf/{name}/disable_ipv6") == "0",
         has_ipv6=has_ipv6,
+        unused=_unused(name) if has_ipv6 else (),
+    )
+
+
+def _unused(name: str) -> tuple[tuple[str, Literal["deprecated", "duplicate"]], ...]:
+    """The global IPv6 addresses of a link, and why the kernel does without them; none while it uses one."""
+    index = link_index(name)
+    with Netlink() as netlink:
+        bodies = netlink.dump("list addresses", rt.RTM_GETADDR, rt.address_filter(index, socket.AF_INET6))
+        parsed = [*map(rt.parse_address, bodies)]
+    own = [each for each in parsed if each is not None and each.ifindex == index and each.scope == rt.RT_SCOPE_UNIVERSE]
+    if not all(each.flags & (rt.IFA_F_DADFAILED | rt.IFA_F_DEPRECATED) for each in own):
+        return ()
+    return tuple(
+        (str(each.interface), "duplicate" if each.flags & rt.IFA_F_DADFAILED else "deprecated") for each in own
     )
 
 

@@ -5,7 +5,7 @@ parameters are read (`linux.sysctl`); those of our own links, which are put back
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -27,7 +27,8 @@ class Uplink(msgspec.Struct, frozen=True):
     """The link that leads out, as far as its parameters go.
 
     forwards: IPv4.  strict: it takes only what its own route leads back to (rp_filter 1, here or host-wide).  alone: no
-    other link has a default route.  ipv6: it may carry IPv6; has_ipv6: the kernel has IPv6 at all.
+    other link has a default route.  ipv6: it may carry IPv6; has_ipv6: the kernel has IPv6 at all.  unused: its global
+    IPv6 addresses, if the kernel does without all of them, and why.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Uplink(msgspec.Struct, frozen=True):
     alone: bool
     ipv6: bool
     has_ipv6: bool
+    unused: tuple[tuple[str, Literal["deprecated", "duplicate"]], ...] = ()
 
 
 def uplink_findings(uplink: Uplink, *, cluster: int, underlay: frozenset[int]) -> list[Finding]:
@@ -87,7 +89,26 @@ def uplink_findings(uplink: Uplink, *, cluster: int, underlay: frozenset[int]) -
                 remedy=f"sysctl -w net/ipv6/conf/{name}/disable_ipv6=0, or give those peers IPv4 endpoints",
             )
         )
+    if cluster == 6 or 6 in underlay:
+        # A deprecated one still serves tunnels, but masquerade prefers that of another link, which is the overlay's.
+        unused = [each for each in uplink.unused if each[1] == "duplicate" or cluster == 6]
+        found += [_unused(name, address, duplicate=why == "duplicate") for address, why in unused]
     return found
+
+
+def _unused(link: str, address: str, *, duplicate: bool) -> Finding:
+    if duplicate:
+        problem = "is another host's on that link too (dadfailed), so that the kernel does without it"
+        symptom = "nothing is sent over IPv6 by this link"
+        remedy = "give this host or the other one another address"
+    else:
+        problem = "is deprecated (preferred_lft 0), and the link has no other IPv6 address"
+        symptom = "what containers send to the outside carries an address of the overlay, and is not answered"
+        remedy = (
+            f"ip address change {address} dev {link} preferred_lft forever, and find out what lets it expire"
+            " (advertisements of a router, PreferredLifetime= of systemd-networkd)"
+        )
+    return Finding("uplink-address", "error", f"address {address} of {link}", problem, symptom, remedy)
 
 
 MUTE = "8"  # of arp_ignore: no address of this host is told (Documentation/networking/ip-sysctl.rst)

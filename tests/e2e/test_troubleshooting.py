@@ -195,6 +195,7 @@ ELSEWHERE = {
     "peer-silent": "peer-silent",
     "neighbour-silent": "neighbour-silent",
     "discovery-blocked": "discovery-blocked",
+    "uplink-address": "uplink-address",
     "reverse-path-filtered": "reverse-path-filtered",
     "neighbour-told": "neighbour-told",
     "interface-mac": "interface-mac",
