@@ -87,6 +87,9 @@ def test_a_disk_that_refuses_is_worth_another_try_and_a_wrong_or_damaged_one_is_
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         nowhere = ["--data-dir", f"{journal}/data", "--socket", str(node.socket)]
         assert_ends(node, BAD_CONFIGURATION, "Not a directory", [*DAEMON, *nowhere])
+        for place in (f"{journal}/socket", "/proc/socket"):
+            nowhere = ["--data-dir", str(node.data_dir), "--socket", place]
+            assert_ends(node, BAD_CONFIGURATION, f"socket {place}: ", [*DAEMON, *nowhere])
         nowhere = ["--identity-file", f"{disk}/missing/id"]
         assert_ends(node, BAD_CONFIGURATION, "missing/id", node.daemon_argv(*nowhere))
         journal.write_bytes(b"?" * 100)

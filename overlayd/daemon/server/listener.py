@@ -4,6 +4,7 @@ Owns: binding it, who may connect, and who holds its path already.  Must not kno
 """
 
 import ctypes
+import errno
 import grp
 import os
 import pwd
@@ -108,7 +109,7 @@ def bind(path: str, gid: int | None, mode: int = 0o660) -> socket.socket:
         Path(path).chmod(mode)
     except OSError as error:
         listener.close()
-        raise MechanismError("bind socket", path, error.errno or 0) from error
+        raise _refusal("bind socket", path, error) from error
     finally:
         os.umask(mask)
     return listener
@@ -202,5 +203,15 @@ def _refuse_if_answered(path: str) -> None:
         except TimeoutError as error:
             raise InUse(f"somebody holds the socket {path} but does not accept connections") from error
         except OSError as error:
-            raise MechanismError("probe socket", path, error.errno or 0) from error
+            raise _refusal("probe socket", path, error) from error
         raise InUse(f"{path} is served by {credentials(probe)} already")
+
+
+def _refusal(what: str, path: str, error: OSError) -> OverlaydError:
+    """StateError for a path at which no socket can ever be, and so for a setting."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return StateError(
+            f"socket {path}: {error.strerror} (errno {error.errno}): none can be there, name another path (--socket, "
+            "--cni-socket)"
+        )
+    return MechanismError(what, path, error.errno or 0)
