@@ -196,6 +196,12 @@ def router() -> IPv4Address | None:
     return gateway if isinstance(gateway, IPv4Address) else None
 
 
+def leads_out(outside: Address) -> bool:
+    """Whether a route leads to an address that is nobody's."""
+    with Netlink() as netlink:
+        return next_link(netlink, outside) is not None
+
+
 def overlay_mtu(egress: Egress | None) -> int:
     """MTU of the device, the bridges and both ends of every veth, in bytes, at least 1280.
 

@@ -425,13 +425,16 @@ def _unreachable(problem: str, mark: Mark | None, endpoints: list[Address]) -> F
     )
 
 
-def no_way_out(*, lost: bool) -> Finding:
-    """There is no default route through a link with an address.  lost: there was one."""
+def no_way_out(*, lost: bool, version: int | None = None) -> Finding:
+    """There is no default route through a link with an address.  lost: there was one.  version: there is none of this
+    version of IP, which is the overlay's, but one of the other.
+    """
+    kind, whose = (f"IPv{version} ", ", whose addresses are of that version,") if version else ("", "")
     return Finding(
         code="no-way-out",
         severity="warning" if lost else "hint",
         object="this host",
-        problem="has no default route" + (" any more" if lost else ""),
-        symptom="containers reach nothing outside of the overlay",
+        problem=f"has no {kind}default route{' any more' if lost else ''}",
+        symptom=f"containers{whose} reach nothing outside of the overlay",
         remedy="give it one, and the link that it goes through an address (ip route, ip address)",
     )

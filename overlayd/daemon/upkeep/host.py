@@ -24,7 +24,7 @@ from overlayd.linux.link_filters import link_filters
 from overlayd.linux.nft import Nft
 from overlayd.linux.policy_rules import policy_rules
 from overlayd.model.blockers import Traffic, blockers, unseen
-from overlayd.model.diversions import Question, Rule, Way, WayOut, diversions, no_way_out, questions
+from overlayd.model.diversions import OUTSIDE, Question, Rule, Way, WayOut, diversions, no_way_out, questions
 from overlayd.model.findings import Finding
 from overlayd.model.firewall import Link, Ruleset, together
 from overlayd.model.ipsec import ipsec_findings
@@ -75,6 +75,7 @@ class HostWatch:
         self._surroundings = surroundings
         self._dns_port = dns_port
         self._had_way = False  # there was a way out
+        self._had_outside = False  # likewise, of the overlay's version of IP
         self._wanted = asyncio.Event()
 
     @asynccontextmanager
@@ -160,6 +161,10 @@ class HostWatch:
         if way is not None:
             version = traffic.cluster.version
             found += uplink_findings(egress.uplink(way), cluster=version, underlay=traffic.underlay)
+            leads = way.address.version == version or egress.leads_out(OUTSIDE[version])
+            self._had_outside = self._had_outside or leads
+            if self._had_outside and not leads:  # many have an IPv6 overlay on hosts of IPv4 alone, and mean it
+                found.append(no_way_out(lost=True, version=version))
         else:
             found.append(no_way_out(lost=self._had_way))
         if any(each.code == "ipv6-disabled" for each in found):  # which says it already
