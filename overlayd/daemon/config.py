@@ -476,9 +476,9 @@ def _in_words(setting: str, given: object) -> str:
     if kind is bool:
         return f"{given!r} is neither true nor false"
     if kind is str:
-        return f"{given!r} is no text: write it in quotes"
+        return f"{given!r} is not text: write it in quotes"
     if get_origin(kind) is Literal:
         return f"{given!r} is none of {', '.join(get_args(kind))}"
     for limits in getattr(kind, "__metadata__", ()):
-        return f"{given!r} is no number from {limits.ge} to {limits.le}"
+        return f"{given!r} is not a number from {limits.ge} to {limits.le}"
     return ""

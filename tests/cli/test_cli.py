@@ -424,7 +424,7 @@ def test_what_answers_and_is_no_overlayd(tmp_path: Path, capsys: pytest.CaptureF
         server.start()
         assert cli.run(["--socket", str(tmp_path / "web.sock"), "status"]) == 69
         server.join()
-    assert f"What answers at {tmp_path}/web.sock is no overlayd" in capsys.readouterr().err
+    assert f"What answers at {tmp_path}/web.sock is not overlayd" in capsys.readouterr().err
 
 
 def test_a_daemon_that_is_older_than_the_command(canned: Canned, capsys: pytest.CaptureFixture[str]) -> None:

@@ -264,9 +264,9 @@ def test_a_node_that_is_killed_goes_when_the_cluster_wants_that_and_its_block_is
     with pytest.raises(Refused, match=r"node_ttl_secs 1: 4 s is the shortest, 0 is never; .* \(86400 is a day\)"):
         alpha.request("cluster_set", key="node_ttl_secs", value="1")
     for key, value, told in (
-        ("node_ttl_secs", "7d", "'7d' is no value of node_ttl_secs: give a whole number of seconds, 0 for never"),
-        ("node_ttl_secs", "-1", "'-1' is no value of node_ttl_secs"),
-        ("rate", "nan", "'nan' is no value of rate: give a number of events a second, above 0"),
+        ("node_ttl_secs", "7d", "'7d' is not a value of node_ttl_secs: give a whole number of seconds, 0 for never"),
+        ("node_ttl_secs", "-1", "'-1' is not a value of node_ttl_secs"),
+        ("rate", "nan", "'nan' is not a value of rate: give a number of events a second, above 0"),
         ("node_ttl", "9", "'node_ttl' cannot be set; "),
     ):
         with pytest.raises(Refused, match=told):

@@ -149,7 +149,7 @@ async def set_value(cluster: Cluster, request: wire.SetCluster) -> wire.Response
     try:
         value = convert(request.value)
     except ValueError as error:
-        raise RequestError(f"request.value: {request.value!r} is no value of {request.key}: give {takes}") from error
+        raise RequestError(f"request.value: {request.value!r} is not a value of {request.key}: give {takes}") from error
 
     def change(before: bytes) -> bytes:
         now = rewritten(before, {request.key: value}, [request.key])
