@@ -29,7 +29,7 @@ def unavailable(error: Exception, path: str) -> str:
             return _unreachable(error.reason, path)
         case ConnectionLost() if error.foreign:
             return (
-                f"What answers at {path} is no overlayd, or speaks another protocol: see whose socket it is (ss -xlp)."
+                f"What answers at {path} is not overlayd, or speaks another protocol: see whose socket it is (ss -xlp)."
             )
         case ConnectionLost() if os.geteuid():  # it accepts, looks at the credentials, and hangs up
             return _NOT_FOR_ALL.format(path=path)
