@@ -258,10 +258,10 @@ def _make_room(host: Netlink, creation: _Creation, error: MechanismError) -> Non
 
 def _is_stray(inner: Netlink, veth: Veth) -> bool:
     """Whether the container's interface is the one that we made, and somebody moved its other end to another network
-    namespace: it leads nowhere any more.
+    namespace, which takes it down: it leads nowhere any more.  One that is up there is somebody's.
     """
     link = find_link(inner, veth.interface)
-    if link is None or link.kind != "veth" or link.mac != veth.mac:
+    if link is None or link.kind != "veth" or link.mac != veth.mac or link.flags & rt.IFF_LOWER_UP:
         return False
     with Path("/proc/thread-self/ns/net").open("rb") as here:
         body = rt.namespace_id_body(here.fileno())

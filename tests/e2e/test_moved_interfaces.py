@@ -70,6 +70,19 @@ def test_a_host_end_that_somebody_moved_away(pair: Pair, into: str, running: boo
     assert f"veth-{pair.web.pid}-s" not in elsewhere.run(["ip", "link"])
 
 
+def test_a_host_end_that_is_used_elsewhere_is_let_be(pair: Pair) -> None:
+    """As that of another overlayd in another network namespace, which was given a copy of the data directory."""
+    alpha, elsewhere = pair.alpha, pair.lab.container()
+    name = f"veth-{pair.web.pid}-s"
+    alpha.node.stop()
+    alpha.node.run(["ip", "link", "set", name, "netns", str(elsewhere.pid)])
+    elsewhere.run(["ip", "link", "set", name, "up"])
+    alpha.start()
+    until(lambda: any(name in each["object"] for each in alpha.findings()), lambda: str(alpha.findings()))
+    assert f"the namespace of process {pair.web.pid} already has an interface eth0" in alpha.node.log_tail()
+    assert name in elsewhere.run(["ip", "link"])
+
+
 def test_an_interface_in_the_way_that_is_not_ours_is_let_be(pair: Pair) -> None:
     alpha, lab = pair.alpha, pair.lab
     elsewhere, foreign = lab.container(), lab.container()
