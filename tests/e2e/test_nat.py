@@ -120,7 +120,7 @@ def test_two_behind_symmetric_nats_are_relayed(lab: Lab, server: Server) -> None
         start(member, config(server, turn_servers=[server.turn]), "server-reflexive", "relay")
         (relayed,) = member.candidates("relay")
         assert relayed["address"].startswith(f"{server.address}:")
-        assert "(a symmetric NAT)" in member.node.log.read_text()
+        until(lambda member=member: "(a symmetric NAT)" in member.node.log.read_text(), member.node.log_tail)
     two = Two(lab, alpha, beta)
     two.wait_for("relayed")
     two.ping()
