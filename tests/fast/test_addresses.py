@@ -125,7 +125,7 @@ def test_its_place_and_back(network):
 
 
 @pytest.mark.parametrize(
-    ("data", "prefix"), [(b"", 0), (bytes(5), 0), (bytes(4), 33), (bytes(16), -1), (b"\n\0\0\1", 8)]
+    ("data", "prefix"), [(b"", 0), (bytes(5), 0), (bytes(4), 33), (bytes(16), -1), (b"\n\0\0\1", 8), (b"\n\1\0\0", 12)]
 )
 def test_bytes_that_are_no_network_are_refused(data, prefix):
     with pytest.raises(ValueError, match="no network"):

@@ -34,6 +34,7 @@ def bodies(draw: st.DrawFn) -> bytes:
         nested(18, *info, attribute(5, packed(draw(options)))),
         nested(52, *(text(53, name) for name in draw(st.lists(words, max_size=3)))),
         nested(26, *(nested(family, attribute(1, draw(st.binary(max_size=40)))) for family in (2, 10))),
+        u32(13, draw(numbers)),
         attribute(99, draw(st.binary(max_size=9))),
     ]
     if draw(st.booleans()):  # a message of family AF_BRIDGE

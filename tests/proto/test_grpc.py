@@ -188,6 +188,13 @@ def test_who_speaks_no_grpc_is_found_out(wire: bytes, why: str) -> None:
                     call.receive(part)
 
 
+def test_a_call_that_was_broken_off_takes_nothing_more() -> None:
+    call = Call("h:1", "http")
+    call.receive(Server(call).sent(head, lambda connection: connection.reset_stream(1, ErrorCodes.CANCEL)))
+    with pytest.raises(ProtocolError, match="the server takes nothing more"):
+        call.say(b"another")
+
+
 def test_who_wants_an_older_http_gets_it() -> None:
     call = Call("h:1", "http")
     wire = Server(call).sent(lambda connection: connection.reset_stream(1, ErrorCodes.HTTP_1_1_REQUIRED))
