@@ -80,10 +80,15 @@ def test_a_message_without_a_head() -> None:
         LinkAttributes(bytes(15))
 
 
-@pytest.mark.parametrize("kind", [4, 5, 10, 27, 37])
+@pytest.mark.parametrize("kind", [4, 5, 10, 13, 27, 37])
 def test_a_number_of_less_than_four_bytes(kind: int) -> None:
     with pytest.raises(ProtocolError, match="number is cut short"):
         told(bytes(16) + attribute(kind, b"\1\2"))
+
+
+def test_less_than_the_head_of_an_attribute() -> None:
+    with pytest.raises(ProtocolError, match="attribute is cut short"):
+        told(bytes(16) + b"\4\0")
 
 
 def test_the_last_attribute_may_lack_its_padding() -> None:
