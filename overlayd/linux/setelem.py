@@ -55,8 +55,16 @@ _MESSAGE = 500
 _LISTINGS = 16
 
 # Bytes of what a part of a key, or a value, is made of.
-_SIZES = {"classid": 4, "ifname": 16, "ether_addr": 6, "nf_proto": 1, "integer": 16, "ipv4_addr": 4, "ipv6_addr": 16}
-_SIZES["inet_service"] = 2
+_SIZES = {
+    "classid": 4,
+    "ifname": 16,
+    "ether_addr": 6,
+    "nf_proto": 1,
+    "inet_service": 2,
+    "integer": 16,
+    "ipv4_addr": 4,
+    "ipv6_addr": 16,
+}
 _PROTOCOLS = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
 

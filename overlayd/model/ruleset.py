@@ -97,9 +97,9 @@ SETS = {  # by family and name
     # nftables 1.0.6 has no name for the target of a neighbour advertisement, and bare bytes have no type in common with
     # an address: so the source is looked up as bare bytes too.
     ("bridge", "port6"): Set(("ifname", "ether_addr", "integer"), typeof="iifname . ether saddr . @nh,64,128"),
+    ("inet", "tunnels"): Set(("inet_service",)),
 }
 SETS |= {each: Set(("nf_proto",)) for each in OF_HOST}
-SETS["inet", "tunnels"] = Set(("inet_service",))
 for _version, _address in ((4, "ipv4_addr"), (6, "ipv6_addr")):
     SETS |= {
         ("inet", f"cluster{_version}"): Set((_address,), interval=True),
@@ -278,13 +278,10 @@ table inet {NFT_TABLE} {{
         oifgroup {_OURS} return
 {
         _by_version('''
-        ip saddr @cluster4 ip daddr != @cluster4 udp sport @tunnels udp sport LOW masquerade to HIGH
-        ip saddr @cluster4 ip daddr != @cluster4 udp sport @tunnels masquerade to LOW
+        ip saddr @cluster4 ip daddr != @cluster4 udp sport @tunnels udp sport < 32768 masquerade to :32768-65535
+        ip saddr @cluster4 ip daddr != @cluster4 udp sport @tunnels masquerade to :10000-32767
         ip saddr @cluster4 ip daddr != @cluster4 masquerade
 ''')
-        .replace("sport LOW", "sport < 32768")
-        .replace("to LOW", "to :1024-32767")
-        .replace("to HIGH", "to :32768-65535")
     }
     }}
 }}
