@@ -330,7 +330,7 @@ def _told_to_stop() -> asyncio.Event:
     else:
         loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP changes nothing: settings are read at a start")
     for number in (signal.SIGUSR1, signal.SIGUSR2):
-        loop.add_signal_handler(number, log.info, "%s changes nothing: there is no log to open anew", number.name)
+        loop.add_signal_handler(number, log.info, "%s changes nothing: there is no log to open again", number.name)
     return stopping
 
 

@@ -11,6 +11,8 @@ from overlayd.daemon.cluster.cluster import Cluster
 from overlayd.model.findings import Finding
 from overlayd.model.rows import Membership
 
+MOST_FAULTS = 20  # records that the doctor names
+
 
 class Report:
     """Reads a cluster, and changes nothing of it."""
@@ -85,7 +87,7 @@ class Report:
                 Finding(
                     "cluster-record", "warning", f"record {key}", f"is not believed: {why}", "", "repair or remove it"
                 )
-                for key, why in list(cluster.news.registry.faults.items())[:20]
+                for key, why in list(cluster.news.registry.faults.items())[:MOST_FAULTS]
             ]
         found += cluster.growth.findings()
         if cluster.publishing.failure:

@@ -59,7 +59,7 @@ def _ttl(text: str) -> int:
 
 def _rate(text: str) -> float:
     rate = float(text)
-    if not 0 < rate <= HIGHEST_RATE:  # which no number that is none is
+    if not 0 < rate <= HIGHEST_RATE:  # nor "nan", which compares as false
         raise ValueError
     return rate
 

@@ -6,8 +6,8 @@ when a peer is relayed (`traversal`).
 
 All servers are asked at once, at an address of each IP version, and the first that gives an allocation has us: a dead
 one costs nothing.  Those of connections begin a little later, since tunnels in datagrams are better, and so do further
-addresses of one name.  An allocation of
-IPv4 is asked to be one of IPv6 as well (RFC 8656, section 7.1); only where it is none there is one for each.
+addresses of one name.  An allocation of IPv4 is asked to be one of IPv6 as well (RFC 8656, section 7.1); only where it
+is none there is one for each.
 """
 
 import asyncio
